@@ -1,0 +1,80 @@
+"""What a model may know of the items: domains, frozen vectors, how often each was met in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hafvt.data.dataset import Dataset, Domain
+from hafvt.errors import HafvtError
+from hafvt.features.table import FeatureTable
+
+
+class Vectors(NamedTuple):
+    """The frozen vectors of one modality.
+
+    Attributes:
+        rows: (items, e) float32, unit length where present, zero elsewhere.
+        present: (items,) bool.
+    """
+
+    rows: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items as a model sees them.
+
+    Attributes:
+        domains: contiguous slices of the items.
+        vectors: frozen vectors by modality; empty for models of ids alone.
+        counts: (items,) occurrences in the training part, float32.
+    """
+
+    domains: tuple[Domain, ...]
+    vectors: dict[str, Vectors]
+    counts: Tensor
+
+    def __len__(self) -> int:
+        """Returns the number of items over all domains."""
+        return self.domains[-1].stop
+
+    def domain_of(self, items: Tensor) -> Tensor:
+        """Returns the number of the domain of each item index, same shape as `items`."""
+        starts = torch.tensor([d.start for d in self.domains[1:]], device=items.device, dtype=items.dtype)
+        return torch.bucketize(items, starts, right=True)
+
+
+def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> Catalogue:
+    """Reads what the dataset's folder knows of its items.
+
+    Args:
+        data: the dataset.
+        modalities: names of encoded features to read; None reads all there are.
+
+    Raises:
+        HafvtError: a modality is not encoded.
+    """
+    folder = data.folder / "features"
+    found = sorted(p.name for p in folder.iterdir() if (p / "about.json").exists()) if folder.exists() else []
+    names = found if modalities is None else list(modalities)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise HafvtError(
+            f"{data.folder} has no features {', '.join(missing)} (it has: {', '.join(found) or 'none'}): "
+            f"run hafvt encode {data.folder} --{missing[0]} classic"
+        )
+    vectors = {}
+    for name in names:
+        table = FeatureTable.open(folder / name)
+        if len(table.rows) != data.domains[-1].stop:
+            raise HafvtError(f"{folder / name} has {len(table.rows)} rows for {data.domains[-1].stop} items: encode anew")
+        rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
+        vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
+    counts = torch.from_numpy(data.train_counts().astype(np.float32))
+    return Catalogue(domains=data.domains, vectors=vectors, counts=counts)

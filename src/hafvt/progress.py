@@ -29,19 +29,20 @@ def memory_gib() -> float:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, every_s: float = 10.0) -> Iterator[Advance]:
+def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float = 10.0) -> Iterator[Advance]:
     """Shows a bar on a terminal and a plain line every `every_s` seconds elsewhere, both on stderr.
 
     Args:
         title: what is being done.
         total: how many units there are.
         unit: the name of a unit, for the rate.
+        done: how many of them were done before, by a run that was stopped.
         every_s: seconds between two plain lines.
     """
-    start, done, last = time.monotonic(), 0, time.monotonic()
+    start, before, last = time.monotonic(), done, time.monotonic()
 
     def state(note: str) -> str:
-        rate = done / max(time.monotonic() - start, 1e-9)
+        rate = (done - before) / max(time.monotonic() - start, 1e-9)
         return f"{rate:,.0f} {unit}/s  {memory_gib():.1f} GiB  {note}".rstrip()
 
     if console.is_terminal:
@@ -53,7 +54,7 @@ def progress(title: str, total: int, unit: str, every_s: float = 10.0) -> Iterat
             TextColumn("{task.fields[state]}"),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(title, total=total, state="")
+            task = bar.add_task(title, total=total, completed=done, state="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal done
@@ -69,7 +70,7 @@ def progress(title: str, total: int, unit: str, every_s: float = 10.0) -> Iterat
         now = time.monotonic()
         if now - last >= every_s:
             last = now
-            left = (now - start) / max(done, 1) * max(total - done, 0)
+            left = (now - start) / max(done - before, 1) * max(total - done, 0)
             print(f"{title}: {done:,}/{total:,} {unit}  {left:,.0f} s left  {state(note)}", file=sys.stderr, flush=True)
 
     yield advance_plain

@@ -73,7 +73,9 @@ def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> 
     for name in names:
         table = FeatureTable.open(folder / name)
         if len(table.rows) != data.domains[-1].stop:
-            raise HafvtError(f"{folder / name} has {len(table.rows)} rows for {data.domains[-1].stop} items: encode anew")
+            raise HafvtError(
+                f"{folder / name} has {len(table.rows)} rows for {data.domains[-1].stop} items: encode anew"
+            )
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     counts = torch.from_numpy(data.train_counts().astype(np.float32))

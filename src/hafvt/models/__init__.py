@@ -1,0 +1,77 @@
+"""The models by name; to add one, write its file and its line here."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import Catalogue
+from hafvt.models.base import Model
+from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.popularity import Popularity, PopularityConfig
+from hafvt.models.sasrec import SasRec, SasRecConfig
+
+
+class Entry(NamedTuple):
+    """A model and its named configurations."""
+
+    model: type[Any]
+    configurations: dict[str, Any]
+
+
+MODELS: dict[str, Entry] = {
+    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "paper": PAPER}),
+    "sasrec": Entry(SasRec, {"default": SasRecConfig()}),
+    "popularity": Entry(Popularity, {"default": PopularityConfig()}),
+}
+
+
+def configure(name: str, configuration: str = "default", params: dict[str, Any] | None = None) -> Any:
+    """Returns a model's configuration, a frozen dataclass.
+
+    Args:
+        name: of the model.
+        configuration: a named one to start from.
+        params: fields to change.
+
+    Raises:
+        HafvtError: an unknown model, configuration or field, with those that exist.
+    """
+    if name not in MODELS:
+        raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
+    known = MODELS[name].configurations
+    if configuration not in known:
+        raise HafvtError(f"{name} has no configuration {configuration!r}: choose one of {', '.join(known)}")
+    config = known[configuration]
+    names = [field.name for field in fields(config)]
+    for key in params or {}:
+        if key not in names:
+            raise HafvtError(f"{name} has no parameter {key!r}: it has {', '.join(names) or 'none'}")
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in (params or {}).items()}
+    for key, value in values.items():
+        kind = type(getattr(config, key))
+        if kind in (int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
+            raise HafvtError(f"{name}: parameter {key} must be {kind.__name__}, not {value!r}")
+    return replace(config, **values)
+
+
+def build(name: str, catalogue: Catalogue, config: Any) -> Model:
+    """Returns a new model with random weights."""
+    model: Model = MODELS[name].model(catalogue, config)
+    return model
+
+
+def modalities_of(config: Any) -> tuple[str, ...] | None:
+    """Returns the names of the frozen features that a configuration reads; None for all there are."""
+    if not hasattr(config, "modalities"):
+        return ()
+    chosen = config.modalities
+    return None if chosen is None else tuple(name for name in chosen if name != "id")
+
+
+def complete(config: Any, catalogue: Catalogue) -> Any:
+    """Returns the configuration with "all modalities there are" spelt out, so that it keeps its meaning."""
+    if getattr(config, "modalities", ()) is None:
+        return replace(config, modalities=("id", *sorted(catalogue.vectors)))
+    return config

@@ -1,0 +1,38 @@
+# Two commands set everything up: make demo, make test. Only Python 3.11 or newer and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of torch, so that installing never draws in several GB of CUDA packages. Elsewhere than on
+# Linux, and with TORCH set to something else, pip's own choice is taken.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint format bench clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,track,dev]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/hafvt demo --out demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/softmax.py
+	$(BIN)/python benchmarks/prepare.py
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,142 @@
+"""The command line: sub-commands onto plain functions. The only place that parses arguments."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentParser
+
+from hafvt.errors import HafvtError
+from hafvt.progress import console
+
+
+class Command(NamedTuple):
+    """A sub-command.
+
+    Attributes:
+        function: does the work; its docstring is the help, its signature the options.
+        positional: names of the parameters that are given without an option's name.
+        show: turns what the function returns into what is printed.
+    """
+
+    function: Callable[..., Any]
+    positional: tuple[str, ...]
+    show: Callable[[Any], str]
+
+
+def commands() -> dict[str, Command]:
+    """Returns the sub-commands; imported late, so that --help is quick."""
+    from hafvt.data.info import info
+    from hafvt.data.prepare import prepare
+    from hafvt.experiments.demo import demo
+    from hafvt.experiments.doctor import doctor
+    from hafvt.experiments.evaluate import evaluate
+    from hafvt.features.encode import encode
+    from hafvt.training.loop import train
+
+    def encoded(tables: dict[str, Any]) -> str:
+        return "\n".join(
+            f"{name}: {int(t.present.sum()):,} of {len(t.rows):,} items, {t.rows.shape[1]} dimensions" for name, t in tables.items()
+        )
+
+    return {
+        "demo": Command(demo, (), str),
+        "prepare": Command(prepare, (), lambda data: f"{info(data)}\nwrote {data.folder}"),
+        "encode": Command(encode, ("data",), encoded),
+        "info": Command(info, ("data",), str),
+        "train": Command(train, ("model",), str),
+        "evaluate": Command(evaluate, ("run",), str),
+        "doctor": Command(doctor, (), str),
+    }
+
+
+class Parser(ArgumentParser):
+    """Spells options with hyphens in its help, as they are typed."""
+
+    def format_help(self) -> str:
+        """Returns the help."""
+        text: str = super().format_help()
+        return re.sub(r"--[a-z_0-9.]+", lambda match: match[0].replace("_", "-"), text)
+
+
+def parser(known: dict[str, Command]) -> Parser:
+    """Returns the parser of all sub-commands."""
+    top = Parser(prog="hafvt", description="Recommend across domains, with pictures and titles.")
+    subcommands = top.add_subcommands(dest="command", metavar="COMMAND")
+    for name, command in known.items():
+        text = inspect.getdoc(command.function) or ""
+        sub = Parser(description=text.split("\nArgs:")[0].strip())
+        sub.add_argument("--config", action="config", help="a YAML file with any of these options")
+        help_of = dict(re.findall(r"^    (\w+): (.+?)$", text, flags=re.MULTILINE))
+        for positional in command.positional:
+            sub.add_argument(positional, type=str, help=help_of.get(positional, ""))
+        sub.add_function_arguments(command.function, skip=set(command.positional))
+        subcommands.add_subcommand(name, sub, help=text.splitlines()[0])
+    return top
+
+
+def spell_out(arguments: Sequence[str], known: dict[str, Command]) -> list[str]:
+    """Turns what people type into what the parser reads.
+
+    `--min-per-domain 3` becomes `--min_per_domain 3`, a bare `--resume` `--resume true`, and
+    `--precomputed image=FILE title=FILE` one option each.
+    """
+    if not arguments or arguments[0] not in known:
+        return list(arguments)
+    parameters = inspect.signature(known[arguments[0]].function, eval_str=True).parameters
+    spelt = [arguments[0]]
+    mapping = ""  # the option whose NAME=VALUE pairs are being read
+    for number, argument in enumerate(arguments[1:], start=1):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            root, dot, rest = name.partition(".")
+            root = root.replace("-", "_")
+            kind = str(parameters[root].annotation) if root in parameters else ""
+            mapping = root if "dict[" in kind and not dot and not equals else ""
+            if mapping:
+                following = arguments[number + 1] if number + 1 < len(arguments) else ""
+                if not re.match(r"[\w.-]+=", following):
+                    mapping = ""
+                    spelt.append(f"--{root}")
+                continue
+            spelt.append(f"--{root}{dot}{rest}{equals}{value}")
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
+            if "bool" in kind and not equals and following not in ("true", "false"):
+                spelt.append("true")
+        elif mapping and re.match(r"[\w.-]+=", argument):
+            name, _, value = argument.partition("=")
+            spelt.append(f"--{mapping}.{name}={value}")
+        else:
+            spelt.append(argument)
+    return spelt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a sub-command.
+
+    Returns:
+        0 where it succeeded, 1 where the user can mend what went wrong, 130 after Ctrl-C. (The parser itself
+        exits with 2 on a wrong option.)
+    """
+    known = commands()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    settings = parser(known).parse_args(spell_out(given, known))
+    command = known[settings.command]
+    values = settings[settings.command].as_dict()
+    values.pop("config", None)
+    try:
+        print(command.show(command.function(**values)))
+    except HafvtError as error:
+        console.print(f"hafvt {settings.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; a run or an encoding goes on where it was when started again (train: --resume)")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,199 @@
+"""How the items of the demo world look and what they are called.
+
+A picture is a silhouette (the kind of item) filled with a motif in the colours of a palette; a title is made
+of the words of a theme. Nothing of the theme can be seen, and neither palette nor motif can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hafvt.errors import need
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Float = npt.NDArray[np.float64]
+
+SIZE = 128  # pixels, width and height
+GRAIN = 7.0  # standard deviation of the pixel noise, in grey levels
+SLIP = 0.1  # how often a word of a title comes from a theme that is not the item's
+
+PALETTES: tuple[tuple[str, str], ...] = (  # ground, figure
+    ("#e4572e", "#ffe8c9"),
+    ("#17408b", "#8fc9f0"),
+    ("#1f6f4a", "#c4e8b2"),
+    ("#e8b21d", "#6b3d10"),
+    ("#7b2a8c", "#f3a9cf"),
+    ("#2b2f36", "#e9e4da"),
+    ("#0f9a97", "#f58a3c"),
+    ("#a3142b", "#d8c3a0"),
+)
+
+
+@dataclass(frozen=True)
+class Theme:
+    """A mood that both shops share; it shows in the words alone."""
+
+    styles: tuple[str, ...]
+    materials: tuple[str, ...]
+    brands: tuple[str, ...]
+
+
+THEMES = (
+    Theme(("Nautical", "Breezy", "Harbour"), ("sailcloth", "driftwood"), ("Saltmarsh", "Pier & Tide")),
+    Theme(("Nordic", "Hushed", "Fjord"), ("birch", "felt"), ("Lumi", "Nordlys")),
+    Theme(("Moorish", "Gilded", "Bazaar"), ("brass", "kilim"), ("Zellige", "Souk 12")),
+    Theme(("Rustic", "Farmhouse", "Homespun"), ("oak", "burlap"), ("Barnowl", "Hayloft")),
+    Theme(("Retro", "Diner", "Jukebox"), ("vinyl", "chrome"), ("Route 9", "Malt Shop")),
+    Theme(("Botanical", "Wildflower", "Meadow"), ("rattan", "hemp"), ("Fern & Moss", "Petalworks")),
+    Theme(("Industrial", "Workshop", "Foundry"), ("steel", "canvas"), ("Rivet", "Ironside")),
+    Theme(("Zen", "Quiet", "Wabi"), ("bamboo", "stoneware"), ("Kinari", "Sora")),
+    Theme(("Alpine", "Chalet", "Fireside"), ("fleece", "pine"), ("Edelweiss", "Skihaus")),
+    Theme(("Baroque", "Opulent", "Salon"), ("velvet", "damask"), ("Palais", "Maison Ormeaux")),
+    Theme(("Cosmic", "Lunar", "Starlit"), ("lurex", "glass"), ("Orbit", "Nebula Works")),
+    Theme(("Sporty", "Urban", "Sidewalk"), ("mesh", "rubber"), ("Kerb", "Northline")),
+)
+
+TEMPLATES = (
+    "{style} {material} {noun} by {brand}",
+    "{brand} {noun}, {style} {material}",
+    "{noun} in {material} - {style}, {brand}",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of item.
+
+    Attributes:
+        nouns: what titles call it.
+        outline: parts of its silhouette, each "x,y x,y ..." in percent of the picture, x to the right and y
+            down: the corners of a polygon, or two opposite corners of the box around an ellipse.
+    """
+
+    nouns: tuple[str, str]
+    outline: tuple[str, ...]
+
+
+SHOPS: dict[str, tuple[Kind, ...]] = {
+    "garments": (
+        Kind(
+            ("shirt", "tee"),
+            ("30,10 42,17 58,17 70,10 96,32 84,46 74,38 74,92 26,92 26,38 16,46 4,32",),
+        ),
+        Kind(("trousers", "slacks"), ("25,5 75,5 86,95 58,95 50,36 42,95 14,95",)),
+        Kind(
+            ("scarf", "shawl"),
+            ("14,4 86,46", "22,28 48,38 42,80 14,76", "52,38 78,28 90,92 60,96"),
+        ),
+        Kind(("hat", "cap"), ("2,56 98,90", "22,10 78,84")),
+        Kind(("dress", "gown"), ("34,5 44,15 56,15 66,5 68,42 92,95 8,95 32,42",)),
+        Kind(("tote", "bag"), ("12,36 88,36 94,95 6,95", "28,36 34,5 66,5 72,36 64,36 60,14 40,14 36,36")),
+    ),
+    "homeware": (
+        Kind(
+            ("mug", "cup"),
+            ("10,14 70,14 66,90 14,90", "70,26 94,32 92,68 67,76 68,64 80,59 82,42 69,38"),
+        ),
+        Kind(("plate", "platter"), ("3,3 97,97",)),
+        Kind(("cushion", "pillow"), ("4,6 50,13 96,6 88,50 96,94 50,87 4,94 12,50",)),
+        Kind(
+            ("lamp", "lampshade"),
+            ("30,5 70,5 95,60 5,60", "45,60 55,60 55,90 45,90", "26,84 74,97"),
+        ),
+        Kind(("vase", "jug"), ("36,4 64,4 59,24 86,56 70,96 30,96 14,56 41,24",)),
+        Kind(("rug", "runner"), ("18,4 82,4 82,96 18,96",)),
+    ),
+}
+
+
+def _away(x: Float) -> Float:
+    """Returns the distance of `x` to the middle of its unit cell, 0 to 0.5."""
+    return np.abs(x - np.floor(x) - 0.5)
+
+
+MOTIFS: dict[str, Callable[[Float, Float], Float]] = {  # positive on the figure, negative on the ground
+    "stripes": lambda x, y: 0.25 - _away(y),
+    "pinstripes": lambda x, y: 0.16 - _away(1.5 * x),
+    "diagonals": lambda x, y: 0.25 - _away(0.8 * (x + y)),
+    "dots": lambda x, y: 0.3 - np.hypot(_away(x), _away(y)),
+    "checks": lambda x, y: 24 * (_away(x / 2) - 0.25) * (_away(y / 2) - 0.25),
+    "zigzag": lambda x, y: 0.22 - _away(y + _away(x)),
+    "rings": lambda x, y: 0.22 - _away(np.hypot(x - 3, y - 3)),
+    "lattice": lambda x, y: np.maximum(0.09 - _away((x + y) / 2), 0.09 - _away((x - y) / 2)),
+}
+
+
+@cache
+def _silhouette(kind: Kind) -> Image.Image:
+    """Returns a grey picture that is white inside the silhouette, with soft edges."""
+    from PIL import Image, ImageDraw
+
+    big = 4 * SIZE
+    mask = Image.new("L", (big, big))
+    draw = ImageDraw.Draw(mask)
+    for part in kind.outline:
+        percent = np.array([corner.split(",") for corner in part.split()], dtype=float)
+        corners = [(x, y) for x, y in big * (0.08 + 0.84 * percent / 100)]
+        if len(corners) == 2:
+            draw.ellipse(corners, fill=255)
+        else:
+            draw.polygon(corners, fill=255)
+    return mask.resize((SIZE, SIZE), Image.Resampling.BOX)
+
+
+def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generator) -> Image.Image:
+    """Draws an item; scale, angle, place, tint, light and grain differ from draw to draw.
+
+    Args:
+        kind: whose silhouette.
+        palette: number of the palette, see `PALETTES`.
+        motif: number of the motif, in the order of `MOTIFS`.
+        random: where the variation comes from.
+
+    Returns:
+        An RGB picture of SIZE x SIZE pixels.
+
+    Raises:
+        HafvtError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageColor
+    except ImportError:
+        raise need("encode", "pillow") from None
+    turn, scale, tilt = random.uniform(-0.15, 0.15), random.uniform(5, 7.5), random.uniform(-6, 6)
+    down, right = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
+    x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.3, 0.3)
+    y = 3 + scale * (down * np.cos(turn) - right * np.sin(turn)) + random.uniform(-0.3, 0.3)
+    figure = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
+    inks = np.array([ImageColor.getrgb(colour) for colour in PALETTES[palette]]) + random.normal(
+        0, 14, (2, 3)
+    )
+    cloth = (inks[0] * (1 - figure) + inks[1] * figure) * (1.05 - 0.25 * (down + 0.5))[..., None]
+    inside = (
+        np.asarray(_silhouette(kind).rotate(tilt, Image.Resampling.BILINEAR), dtype=float)[..., None] / 255
+    )
+    wall = random.uniform(228, 246) + random.normal(0, 3, 3)
+    pixels = wall * (1 - inside) + cloth * inside + random.normal(0, GRAIN, (SIZE, SIZE, 1))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
+
+
+def write_title(kind: Kind, theme: int, random: np.random.Generator) -> str:
+    """Returns a title of an item: words of its theme, now and then one of another."""
+
+    def word(part: str) -> str:
+        slips = random.random() < SLIP
+        source = THEMES[random.integers(len(THEMES)) if slips else theme]
+        return str(random.choice(getattr(source, part)))
+
+    title = str(random.choice(TEMPLATES)).format(
+        style=word("styles"), material=word("materials"), brand=word("brands"), noun=random.choice(kind.nouns)
+    )
+    return title[0].upper() + title[1:]

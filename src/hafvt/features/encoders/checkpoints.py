@@ -1,0 +1,65 @@
+"""Checkpoints of others: a local folder or an id on the Hugging Face hub, safetensors only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from hafvt.errors import HafvtError
+from hafvt.files import sha256
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device of a name; "auto" is the GPU where there is one.
+
+    Raises:
+        HafvtError: torch does not know or have the device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise HafvtError(f"device {name!r} cannot be used ({_first_line(error)}): say cpu or auto") from None
+
+
+def checkpoint_sha256(name: str) -> dict[str, str]:
+    """Returns the SHA-256 of each weights file of a local checkpoint by name; nothing for a hub id."""
+    folder = Path(name)
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@contextmanager
+def loading(kind: str, name: str) -> Iterator[None]:
+    """Turns whatever goes wrong while a checkpoint loads into one line, and keeps the loaders quiet.
+
+    Raises:
+        HafvtError: the name is empty, looks like a folder and is none, or the block failed.
+    """
+    remedy = "give a local folder with safetensors weights, or a hub id that can be reached or is cached"
+    if not name:
+        raise HafvtError(f"the encoder {kind} needs a checkpoint: say {kind}:FOLDER or {kind}:HUB_ID")
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise HafvtError(f"{kind}:{name}: there is no such folder: {remedy}")
+    loggers = [logging.getLogger(package) for package in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    except HafvtError:
+        raise
+    except Exception as error:  # the loaders raise nearly anything for a missing or damaged file
+        raise HafvtError(f"{kind}:{name} cannot be loaded ({_first_line(error)}): {remedy}") from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,207 @@
+"""Pictures from outside: checked, opened, reduced. Hostile until proven harmless."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hafvt.errors import HafvtError, need
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 20_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+# A pipe must not block us and the last step of the path must not be swapped for a link after the check.
+_OPEN_FLAGS = (
+    os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)
+
+
+class PictureError(HafvtError):
+    """Why a picture cannot be used, in a few words."""
+
+
+def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
+    """Opens a picture of an item table.
+
+    The path must lead to a regular file inside `root`, links resolved. The format is known by content, not
+    by name; the size is read from the header before anything is decoded. The first frame counts.
+
+    Args:
+        root: the folder that relative paths start from; None where the dataset has none.
+        value: the path as it stands in the item table.
+        side: larger pictures are reduced so that their shorter side has this many pixels; smaller ones stay.
+
+    Returns:
+        The picture in RGB, turned as its EXIF orientation says, transparency laid on white.
+
+    Raises:
+        PictureError: the picture cannot be used, for whatever reason that lies in the path or the bytes.
+        HafvtError: Pillow is not installed.
+    """
+    data = _read(root, value)
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise need("encode", "pillow") from None
+    try:
+        with _quiet(Image.DecompressionBombWarning), Image.open(BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise PictureError(f"{width} x {height} pixels are too many")
+            image.draft("RGB", (side, side))  # JPEG: decodes at 1/2, 1/4 or 1/8 where that is still enough
+            return _reduced(_upright(_rgb(image), _orientation(image)), side)
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"not a picture ({', '.join(FORMATS)} are read)") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise PictureError("its pixels are too many") from None
+    except Exception as error:  # decoders raise nearly anything for broken bytes
+        reason = " ".join(str(error).split())[:100]
+        raise PictureError(f"broken picture ({reason or type(error).__name__})") from None
+
+
+def thumbnail_data_uri(root: Path | None, value: str, side: int) -> str | None:
+    """Returns a picture as a data: URI for reports: a JPEG made anew, at most `side` pixels wide and high.
+
+    Args:
+        root: see `open_picture`.
+        value: see `open_picture`.
+        side: the longest side in pixels.
+
+    Returns:
+        The URI; None where the picture cannot be opened.
+    """
+    try:
+        picture = open_picture(root, value, side)
+    except PictureError:
+        return None
+    picture.thumbnail((side, side))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _read(root: Path | None, value: str) -> bytes:
+    """Returns the bytes of the file, read once."""
+    if root is None:
+        raise PictureError("the dataset has no picture folder")
+    if value.lower().startswith(("http://", "https://")):
+        raise PictureError("not fetched yet: a web address")
+    if ".." in Path(value).parts:
+        raise PictureError("leads outside the picture folder")
+    try:
+        root = root.resolve()
+        path = (root / value).resolve(strict=True)
+        if not path.is_relative_to(root):
+            raise PictureError("leads outside the picture folder")
+        with open(path, "rb", opener=lambda name, _: os.open(name, _OPEN_FLAGS)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PictureError("not a regular file")
+            data = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise PictureError("no such file") from None
+    except IsADirectoryError:
+        raise PictureError("not a regular file") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+        raise PictureError(f"cannot be read ({getattr(error, 'strerror', None) or 'bad path'})") from None
+    if len(data) > MAX_BYTES:
+        raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def _rgb(image: Image) -> Image:
+    """Decodes to RGB; transparency is laid on white, 16 bits become 8 by scaling, not by clipping."""
+    from PIL import Image
+
+    image.load()
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(layered, mask=layered.getchannel("A"))
+        return flat
+    return image.convert("RGB")
+
+
+def _orientation(image: Image) -> int:
+    """Returns the EXIF orientation, 1 where there is none; damaged EXIF does not make a picture unusable."""
+    from PIL.ExifTags import Base
+
+    try:
+        return int(image.getexif().get(Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    """Undoes an EXIF orientation."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _reduced(image: Image, side: int) -> Image:
+    """Scales down until the shorter side has `side` pixels."""
+    from PIL.Image import Resampling
+
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Resampling.BICUBIC, reducing_gap=2.0)
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _quiet(bomb: type[Warning]) -> Iterator[None]:
+    """Silences the decoders' warnings, but makes `bomb` an error.
+
+    `warnings.catch_warnings` alone is not for threads: they would restore each other's filters. Here the
+    first one in sets them and the last one out restores them.
+    """
+    global _quiet_depth, _quiet_filters
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", bomb)
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)

@@ -1,0 +1,235 @@
+"""HAF-VT: Hierarchical Attention Fusion of Visual and Textual Representations (arXiv 2504.15085).
+
+A history S is seen as D + 1 sequences: S^X, S^Y, ... (the items of one domain each) and S^{X+Y} (all of them). In
+each, an item stands for M modalities: its id (learned) and its picture and title (frozen). So there are (D + 1) x M
+branches, nine for the paper's two domains. A branch attends over its sequence (1, 3), takes the last state h,
+compares it with its modality's vectors of the candidates by cosine (2), and a softmax makes a probability (4-6).
+Modalities are mixed by weights that sum to 1 (7); each sequence has a negative log-likelihood (8); the loss (9) and
+the score (10) add the sequences, the target's own domain with weight 1, the other domains with lambda1, the merged
+sequence with lambda2.
+
+What the paper leaves open is a field of `HafVtConfig`, or decided here:
+
+* (4-6) have no temperature: `temperature`, 1 in the literal reading.
+* (9) and (10) speak of one target domain X. We train one model for all: the loss is the mean of (9) with each domain
+  as X in turn.
+* (10) needs P^Y(x) for an item x of X, which no equation defines: the last state of S^Y is compared with the vectors
+  of X, softmax over X. A sequence without items says nothing and adds nothing.
+* P^{X+Y} is a softmax over all items, restricted to X without renormalising.
+* All next items of a sequence are targets, under a causal mask.
+* An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that have
+  one, so that it is neither favoured nor hurt. As similarity is linear in the candidate, that is its vector: the mean.
+  In a history it is the same vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import Catalogue, Vectors
+from hafvt.models.base import Model
+from hafvt.models.layers import Dropout, causal_attention, last, next_items, view
+from hafvt.ops.catalogue_softmax import log_partition, mixture_nll, target_log_probability
+
+
+@dataclass(frozen=True)
+class HafVtConfig:
+    """Hyperparameters of HAF-VT."""
+
+    modalities: tuple[str, ...] | None = None
+    """Modalities to use: "id" and names of encoded features; None uses the id and all that is encoded."""
+    max_length: int = 50
+    """Longest merged history, in items; older ones are cut."""
+    id_width: int = 256
+    """Width q of the learned item vectors."""
+    content_width: int = 256
+    """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them as they are."""
+    temperature: float = 0.1
+    """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
+    weights: tuple[float, ...] | Literal["learned", "equal"] = "learned"
+    """alpha, beta, 1-alpha-beta of (7), in the order of the modalities; "learned" fits them, per sequence."""
+    lambda1: float = 0.1
+    """Weight of the other domains' sequences in (9) and (10)."""
+    lambda2: float = 1.0
+    """Weight of the merged sequence in (9) and (10)."""
+    residual: bool = True
+    """Adds the item's own vector to the attention's output."""
+    positions: bool = True
+    """Adds a learned vector per position to the attention's input."""
+    dropout: float = 0.3
+    """Dropout rate on the attention's input and output."""
+
+
+PAPER = HafVtConfig(
+    content_width=0, temperature=1.0, weights="equal", residual=False, positions=False
+)
+"""The literal reading: softmax of the plain cosine, attention alone, equal weights."""
+
+
+class AttentionLayer(nn.Module):
+    """The attention layer of one branch, equations (1) and (3)."""
+
+    def __init__(self, width: int, config: HafVtConfig) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.residual = config.residual
+        self.positions = nn.Parameter(torch.zeros(config.max_length, width)) if config.positions else None
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns H of (1), (B, T, d) -> (B, T, d)."""
+        attended = x if self.positions is None else x + self.positions[: x.shape[1]]
+        q, k, v = self.qkv(self.dropout(attended))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each
+        h = self.dropout(causal_attention(q, k, v)[:, 0])
+        return x + h if self.residual else h
+
+
+def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
+    """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
+
+    Args:
+        vectors: of one modality.
+        catalogue: for its domains.
+        width: see `HafVtConfig.content_width`.
+    """
+    rows, present = vectors
+    if width:
+        centred = rows - rows[present].mean(0)
+        _, directions = torch.linalg.eigh(centred[present].T @ centred[present])  # ascending
+        rows = F.normalize(centred @ directions[:, -width:], dim=1)
+    rows = rows.clone()
+    for domain in catalogue.domains:
+        here = slice(domain.start, domain.stop)
+        if present[here].any():
+            rows[here][~present[here]] = rows[here][present[here]].mean(0)
+        else:
+            rows[here] = 0
+    return rows
+
+
+class HafVt(Model):
+    """See the module's docstring. Sequences are numbered by their domain; the last one is the merged sequence."""
+
+    def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
+        super().__init__()
+        self.config, self.domains = config, catalogue.domains
+        self.max_length = config.max_length
+        self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
+        absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
+        if absent:
+            raise HafvtError(f"no features {', '.join(absent)}: encode them, or leave them out of --params.modalities")
+        widths = []
+        for modality in self.modalities:
+            if modality == "id":
+                self.ids = nn.Embedding(len(catalogue), config.id_width)
+                nn.init.normal_(self.ids.weight, std=config.id_width**-0.5)
+                widths.append(config.id_width)
+            else:
+                rows = prepare_vectors(catalogue.vectors[modality], catalogue, config.content_width)
+                self.register_buffer(f"frozen_{modality}", rows, persistent=False)
+                widths.append(rows.shape[1])
+        sequences = len(self.domains) + 1
+        self.layers = nn.ModuleList(
+            nn.ModuleList(AttentionLayer(width, config) for width in widths) for _ in range(sequences)
+        )
+        if config.weights == "learned":
+            self.mix = nn.Parameter(torch.zeros(sequences, len(widths)))
+        else:
+            fixed = [1.0] * len(widths) if config.weights == "equal" else list(config.weights)
+            if len(fixed) != len(widths):
+                raise HafvtError(f"{len(fixed)} weights for the modalities {', '.join(self.modalities)}: give {len(widths)}")
+            self.register_buffer("mix", torch.tensor(fixed).log().expand(sequences, -1).clone(), persistent=False)
+
+    def log_weights(self) -> Tensor:
+        """Returns log alpha, log beta, ... of (7) for each sequence, (D + 1, M)."""
+        return torch.log_softmax(self.mix, dim=1)
+
+    def tables(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns, per modality, the vectors of items in a history and as candidates, (V, d) each."""
+        found = []
+        for modality in self.modalities:
+            if modality == "id":
+                found.append((self.ids.weight, F.normalize(self.ids.weight, dim=1)))
+            else:
+                rows = getattr(self, f"frozen_{modality}")
+                found.append((rows, rows))
+        return found
+
+    def sequences(self, batch: Batch) -> list[Batch]:
+        """Returns S^X, S^Y, ... and S^{X+Y}."""
+        if len(self.domains) == 1:
+            return [batch, batch]
+        starts = torch.tensor([d.start for d in self.domains[1:]], device=batch.items.device)
+        domain = torch.bucketize(batch.items, starts, right=True)
+        return [*(view(batch, domain == number) for number in range(len(self.domains))), batch]
+
+    def candidates(self, sequence: int) -> slice:
+        """Returns the items that a sequence's next item is sought among: its domain's, or all."""
+        if sequence < len(self.domains):
+            return slice(self.domains[sequence].start, self.domains[sequence].stop)
+        return slice(0, self.domains[-1].stop)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
+        tables = self.tables()
+        log_weights = self.log_weights()
+        terms = []
+        for number, sequence in enumerate(self.sequences(batch)):
+            inputs, mask, targets = next_items(sequence)
+            among = self.candidates(number)
+            log_p = []
+            for layer, (items, candidates) in zip(self.layers[number], tables, strict=True):
+                h = layer(F.embedding(inputs.items, items))[mask]  # (N, d)
+                log_p.append(
+                    target_log_probability(
+                        F.normalize(h.float(), dim=1),
+                        candidates[among],
+                        targets - among.start,
+                        1 / self.config.temperature,
+                    )
+                )
+            nll = mixture_nll(log_weights[number], torch.stack(log_p, dim=1))  # (7), (N,)
+            terms.append(nll.sum() / max(len(targets), 1))  # (8)
+        share = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
+        return share * torch.stack(terms[:-1]).sum() + self.config.lambda2 * terms[-1]
+
+    def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
+        """Yields what each branch adds to the score (10), (B, C): modality by modality, sequence by sequence."""
+        among = self.candidates(domain)
+        tables, weights = self.tables(), self.log_weights().exp()
+        for number, sequence in enumerate(self.sequences(batch)):
+            merged = number == len(self.domains)
+            factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
+            support = self.candidates(number) if merged else among
+            said = (sequence.lengths > 0)[:, None]
+            for modality, (items, table) in enumerate(tables):
+                h = self.layers[number][modality](F.embedding(sequence.items, items))
+                h = F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
+                if candidates is None:
+                    cosine = h @ table[among].T  # (2), (B, C)
+                else:
+                    cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
+                scale = 1 / self.config.temperature
+                if candidates is None and support == among:
+                    p = torch.softmax(scale * cosine, dim=1)  # (4-6)
+                else:
+                    p = torch.exp(scale * cosine - log_partition(h, table[support], scale)[:, None])
+                yield factor * weights[number, modality] * p * said
+
+    def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
+        """Equation (10), see `Model.scores`: a sum of probabilities over sequences and modalities."""
+        return sum(self.branches(batch, domain, candidates), start=torch.zeros((), device=batch.items.device))
+
+    def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
+        """Returns the share of each branch in the scores of candidates, (B, C, D + 1, M), summing to 1."""
+        parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
+        shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
+        return shares.unflatten(2, (len(self.domains) + 1, -1))

@@ -1,0 +1,87 @@
+"""Ranks by counting and the best k, with ties that favour nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**20  # scores that are looked at at a time: bounds the temporary memory
+
+
+def ranks(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tensor:
+    """Returns the rank of each row's target among its candidates, by counting, without sorting.
+
+    The rank is 1 + (candidates scored higher) + half of (other candidates scored the same): the mean rank
+    over all orders of the tied. A constant scorer over C candidates gets (C + 1) / 2. NaN counts as worse
+    than any number: a target scored NaN has the last rank.
+
+    Args:
+        scores: (B, C) one column per candidate.
+        target: (B,) column of the target, int64.
+        ignore: (B, S) columns that are no candidates, int64; negative numbers, repetitions and the target
+            itself have no effect, so each may serve as padding.
+
+    Returns:
+        (B,) float64, from 1 to the number of candidates.
+    """
+    threshold = scores.gather(1, target[:, None])  # (B, 1)
+    higher = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    same, candidates = higher.clone(), higher + scores.shape[1]
+    for part in _slices(scores.shape[1], len(scores)):
+        higher += (scores[:, part] > threshold).sum(1)
+        same += (scores[:, part] == threshold).sum(1)
+    if ignore is not None:
+        columns = ignore.sort(1).values
+        left_out = (columns >= 0) & (columns != target[:, None])
+        left_out[:, 1:] &= columns[:, 1:] != columns[:, :-1]  # each column once
+        taken = scores.gather(1, columns.clamp(min=0))
+        higher -= ((taken > threshold) & left_out).sum(1)
+        same -= ((taken == threshold) & left_out).sum(1)
+        candidates -= left_out.sum(1)
+    counted = 1 + higher.double() + 0.5 * (same - 1).double()  # the target ties with itself
+    return torch.where(threshold[:, 0].isnan(), candidates.double(), counted)
+
+
+def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the k best candidates of each row, best first.
+
+    Equal scores are listed by ascending column, and of equal scores at the cut the lowest columns stay: the
+    list is the same on every run and machine, but it does favour low columns. Use `ranks` to measure.
+
+    Args:
+        scores: (B, C) floating point.
+        k: how many, at least 1.
+        ignore: (B, S) columns never to list, int64, padded with negative numbers.
+
+    Returns:
+        Values and columns, (B, k) each. Scores of -inf or NaN are never listed; where too few candidates
+        are left, the rest holds -inf and column -1.
+    """
+    values = scores.new_full((len(scores), k), -torch.inf)
+    columns = torch.full((len(scores), k), -1, dtype=torch.int64, device=scores.device)
+    size = min(k, scores.shape[1])
+    for rows in _slices(len(scores), scores.shape[1]):
+        candidates = scores[rows].nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # a copy
+        if ignore is not None:
+            row, slot = (ignore[rows] >= 0).nonzero(as_tuple=True)
+            candidates[row, ignore[rows][row, slot]] = -torch.inf
+        cut = candidates.topk(size).values[:, -1:]
+        above, level = candidates > cut, candidates == cut
+        room = size - above.sum(1, keepdim=True)
+        chosen = above | (
+            level & (level.cumsum(1, dtype=torch.int32) <= room)
+        )  # topk alone picks any of the tied
+        found = chosen.nonzero()[:, 1].view(-1, size)
+        best, order = candidates.gather(1, found).sort(dim=1, descending=True, stable=True)
+        values[rows, :size] = best
+        columns[rows, :size] = found.gather(1, order).masked_fill(best == -torch.inf, -1)
+    return values, columns
+
+
+def _slices(length: int, width: int) -> Iterator[slice]:
+    """Cuts a dimension of so many entries so that `CHUNK` is kept, where each entry holds `width` scores."""
+    step = max(1, CHUNK // max(1, width))
+    for start in range(0, length, step):
+        yield slice(start, start + step)

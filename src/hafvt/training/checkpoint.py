@@ -1,0 +1,71 @@
+"""Checkpoints: one safetensors file each, its state as JSON in the header; never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hafvt.errors import HafvtError
+from hafvt.files import atomic_file
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Writes tensors and a JSON-able state, atomically."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(held, temporary, metadata={"state": json.dumps(state)})
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns what `save` wrote.
+
+    Raises:
+        HafvtError: the file is missing or damaged.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            state = json.loads((file.metadata() or {})["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+    except FileNotFoundError:
+        raise HafvtError(f"{path} does not exist: train the model first") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise HafvtError(f"{path} is damaged ({error}): train the model anew") from None
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Returns the weights and the optimiser's state as flat named tensors."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if optimizer is not None:
+        for index, slot in optimizer.state_dict()["state"].items():
+            for key, value in slot.items():
+                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Puts back what `pack` took.
+
+    Raises:
+        HafvtError: the tensors are of another model.
+    """
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise HafvtError(f"the weights do not fit the model ({first}): was the dataset prepared anew?") from None
+    if optimizer is None:
+        return
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            slots.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})

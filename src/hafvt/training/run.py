@@ -1,0 +1,96 @@
+"""A run: the folder that training leaves behind, and how to read it back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafvt.data.dataset import Dataset
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import read_catalogue
+from hafvt.files import read_json, sha256
+from hafvt.models import MODELS, build, modalities_of
+from hafvt.models.base import Model
+from hafvt.training.checkpoint import load, unpack
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it was trained on.
+
+    Attributes:
+        folder: config.yaml, metrics.jsonl, model.json, model.safetensors, checkpoint/.
+        name: of the model.
+        config: its hyperparameters, the dataclass beside the model.
+        model: with the weights of the best validation, in evaluation mode.
+        data: the dataset.
+        about: everything that model.json says.
+    """
+
+    folder: Path
+    name: str
+    config: Any
+    model: Model
+    data: Dataset
+    about: dict[str, Any]
+
+
+def fingerprint(data: Dataset) -> str:
+    """Returns a hash that changes with the histories, the catalogue or the split."""
+    hashes = data.manifest["sha256"]
+    return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_ends.npy"))
+
+
+def feature_hashes(data: Dataset, modalities: tuple[str, ...]) -> dict[str, str]:
+    """Returns a hash of the frozen vectors of each modality."""
+    return {name: sha256(data.folder / "features" / name / "rows.npy")[:12] for name in modalities}
+
+
+def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
+    """Opens a finished run.
+
+    Args:
+        folder: what `train` wrote.
+        data: the dataset, where it is no longer in the place that the run remembers.
+
+    Raises:
+        HafvtError: the run is unfinished or damaged, or the dataset is not the one it was trained on.
+    """
+    folder = Path(folder)
+    if not (folder / "model.json").exists():
+        unfinished = (folder / "checkpoint").exists()
+        remedy = "finish it with hafvt train ... --resume true" if unfinished else "train a model into it first"
+        raise HafvtError(f"{folder} holds no finished run: {remedy}")
+    about = read_json(folder / "model.json")
+    if not isinstance(data, Dataset):
+        data = Dataset.open(data or about["data"])
+    if fingerprint(data) != about["dataset"]:
+        raise HafvtError(f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data")
+    if feature_hashes(data, tuple(about["training"]["features"])) != about["training"]["features"]:
+        raise HafvtError(f"{data.folder}: features were encoded anew since {folder} was trained: train it anew")
+    kind = type(next(iter(MODELS[about["model"]].configurations.values())))
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
+    config = kind(**values)
+    model = build(about["model"], read_catalogue(data, modalities_of(config)), config)
+    tensors, _ = load(folder / "model.safetensors")
+    unpack(tensors, model, None)
+    model.eval()
+    return Run(folder, about["model"], config, model, data, about)
+
+
+def describe(name: str, model: Model, config: Any, training: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """Returns what model.json says of a finished run."""
+    return {
+        "model": name,
+        "config": asdict(config),
+        "data": str(Path(training["data"]).resolve()),
+        "dataset": training["dataset"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": training,
+        "best": best,
+        "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
+    }

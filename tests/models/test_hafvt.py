@@ -1,0 +1,154 @@
+"""HAF-VT against the equations, and what no equation shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.batches import Batch, gather
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
+from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig, prepare_vectors
+from tests.reference import hafvt as reference
+
+CONFIGS = {
+    "default": HafVtConfig(id_width=10, content_width=6, dropout=0.0),
+    "paper": replace(PAPER, id_width=10, dropout=0.0),
+    "ids": HafVtConfig(modalities=("id",), id_width=10, dropout=0.0, lambda1=0.7),
+    "weights": HafVtConfig(id_width=10, content_width=0, dropout=0.0, weights=(0.2, 0.5, 0.3), positions=False),
+}
+
+
+def build(data, config: HafVtConfig, seed: int = 0) -> HafVt:
+    torch.manual_seed(seed)
+    model = HafVt(read_catalogue(data), config)
+    for name, p in model.named_parameters():
+        if "ids" not in name:  # positions and mix start at 0, which would hide them from the test
+            torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def arrays(model: HafVt):
+    """The model's weights as the reference wants them."""
+    f64 = lambda t: t.detach().double().numpy()  # noqa: E731
+    layers = [[{k: f64(v) for k, v in layer.state_dict().items()} for layer in row] for row in model.layers]
+    return {
+        "domains": [(d.start, d.stop) for d in model.domains],
+        "tables": [(f64(a), f64(b)) for a, b in model.tables()],
+        "layers": layers,
+        "weights": f64(model.log_weights().exp()),
+        "tau": model.config.temperature,
+        "lambda1": model.config.lambda1,
+        "lambda2": model.config.lambda2,
+        "residual": model.config.residual,
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("sizes", [(30, 20), (9, 7, 11), (25,)])
+def test_loss_and_scores_are_the_equations(make_small, name, sizes):
+    data = make_small(users=7, sizes=sizes)
+    model = build(data, CONFIGS[name])
+    numbers = arrays(model)
+    histories = [list(data.items[a:b]) for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)]
+    histories.append([0, 1, 2, 0])  # one domain alone
+    flat = np.concatenate(histories).astype(np.int32)
+    stops = np.cumsum([len(h) for h in histories])
+    batch = gather(flat, stops - [len(h) for h in histories], stops)
+    expected = reference.loss(histories, **numbers)
+    assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
+    for domain in range(len(sizes)):
+        rows = [reference.scores(history, domain, **numbers) for history in histories]
+        found = model.scores(batch, domain).detach().numpy()
+        np.testing.assert_allclose(found, rows, atol=1e-5)
+    one = Batch(batch.items[-1:, :4], batch.lengths[-1:])  # batch of one, no padding
+    np.testing.assert_allclose(model.scores(one, 0).detach().numpy()[0], reference.scores(histories[-1], 0, **numbers), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_candidates_score_as_in_the_whole(small, name):
+    model = build(small, CONFIGS[name])
+    batch = gather(small.items, small.offsets[:5], small.offsets[1:6])
+    candidates = torch.randint(30, 50, (5, 8))
+    whole = model.scores(batch, 1)
+    torch.testing.assert_close(model.scores(batch, 1, candidates), whole.gather(1, candidates - 30))
+
+
+def test_shares_sum_to_one_and_follow_the_lambdas(small):
+    model = build(small, CONFIGS["default"])
+    batch = gather(small.items, small.offsets[:5], small.offsets[1:6])
+    shares = model.shares(batch, 0, torch.randint(0, 30, (5, 4)))
+    assert shares.shape == (5, 4, 3, 3)
+    torch.testing.assert_close(shares.sum((2, 3)), torch.ones(5, 4))
+    alone = build(small, replace(CONFIGS["default"], lambda1=0.0, lambda2=0.0)).shares(batch, 0, torch.zeros(5, 1, dtype=torch.int64))
+    assert alone[:, :, 1:].abs().max() == 0
+
+
+def test_a_sequence_without_items_adds_nothing(small):
+    model = build(small, CONFIGS["default"])
+    own = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+    parts = torch.stack(list(model.branches(own, 0)), 1).unflatten(1, (3, 3))
+    assert parts[0, 1].abs().max() == 0  # no item of the other domain
+    empty = Batch(torch.tensor([[0]]), torch.tensor([0]))
+    assert model.scores(empty, 0).unique().tolist() == [0.0]
+
+
+def test_padding_and_batch_mates_change_nothing(small):
+    model = build(small, CONFIGS["default"])
+    alone = gather(small.items, small.offsets[:1], small.offsets[1:2])
+    wide = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
+    torch.testing.assert_close(model.scores(wide, 0), model.scores(alone, 0))
+    both = gather(small.items, small.offsets[:9], small.offsets[1:10])
+    torch.testing.assert_close(model.scores(both, 0)[:1], model.scores(alone, 0))
+    torch.testing.assert_close(model.loss(wide), model.loss(alone))
+
+
+def test_the_future_does_not_reach_a_state(small):
+    model = build(small, CONFIGS["default"])
+    table = model.tables()[0][0]
+    items = torch.tensor([[1, 2, 3, 4, 5]])
+    changed = torch.tensor([[1, 2, 3, 9, 8]])
+    layer = model.layers[2][0]
+    before, after = (layer(torch.nn.functional.embedding(x, table)) for x in (items, changed))
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert not torch.equal(before[:, 3:], after[:, 3:])
+
+
+def test_a_missing_picture_is_neither_favoured_nor_hurt(small):
+    catalogue = read_catalogue(small)
+    rows = prepare_vectors(catalogue.vectors["image"], catalogue, 0)
+    present = catalogue.vectors["image"].present
+    assert (~present).any()
+    h = torch.nn.functional.normalize(torch.randn(4, rows.shape[1]), dim=1)
+    for domain in catalogue.domains:
+        here = torch.arange(domain.start, domain.stop)
+        similar = h @ rows[here].T
+        missing = ~present[here]
+        mean = similar[:, ~missing].mean(1, keepdim=True)
+        torch.testing.assert_close(similar[:, missing], mean.expand(-1, int(missing.sum())))
+
+
+def test_rotation_keeps_centred_similarity_when_wide_enough():
+    random = torch.randn(50, 6)
+    rows = torch.nn.functional.normalize(random, dim=1)
+    catalogue = Catalogue((reference_domain(50),), {}, torch.zeros(50))
+    rotated = prepare_vectors(Vectors(rows, torch.ones(50, dtype=torch.bool)), catalogue, 6)
+    centred = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+    torch.testing.assert_close(rotated @ rotated.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
+
+
+def reference_domain(size: int):
+    from hafvt.data.dataset import Domain
+
+    return Domain("all", 0, size)
+
+
+def test_unencoded_modalities_are_refused(make_small):
+    data = make_small(with_features=False)
+    with pytest.raises(HafvtError, match="image"):
+        HafVt(read_catalogue(data), HafVtConfig(modalities=("id", "image")))
+    with pytest.raises(HafvtError, match="2 weights"):
+        HafVt(read_catalogue(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))

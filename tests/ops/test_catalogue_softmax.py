@@ -1,0 +1,298 @@
+"""Every implementation gives the numbers of the formula in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from hafvt.errors import HafvtError
+from hafvt.ops import catalogue_softmax as ops
+from hafvt.ops.catalogue_softmax import Implementation, log_partition, mixture_nll, target_log_probability
+
+IMPLS: tuple[Implementation, ...] = ("attention", "chunked", "plain")
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+# Errors against float64 on the same rounded inputs. Values: absolute, for |z| up to 100. Gradients: relative to
+# the largest entry; in bfloat16 the probabilities and the gradients themselves are rounded to 2**-9.
+VALUE = {torch.float32: 5e-5, torch.bfloat16: 4e-3, torch.float64: 1e-11}
+GRADIENT = {torch.float32: 5e-5, torch.bfloat16: 1.5e-2, torch.float64: 1e-11}
+
+SHAPES = [(7, 13, 5), (1, 1, 1), (1, 37, 3), (33, 1, 17), (70, 1029, 9), (259, 515, 33), (3, 40, 300)]
+
+
+@pytest.fixture(params=IMPLS)
+def impl(request: pytest.FixtureRequest) -> Implementation:
+    if request.param == "attention" and not ops._has_attention("cpu", torch.float32):
+        pytest.skip(f"torch {torch.__version__} has no such attention on this machine")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ops.TILES, "cpu", (64, 100))
+
+
+def unit(rows: int, d: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(
+        torch.randn(rows, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1
+    )
+
+
+def values_and_gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """The results of f and the gradients of a sum with unequal weights, one of them zero."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    values = f(*leaves)
+    weights = torch.linspace(-1, 2, len(values), dtype=values.dtype)
+    weights[-1] = 0 if len(values) > 1 else 1
+    return [values.detach(), *torch.autograd.grad((weights * values).sum(), leaves)]
+
+
+def assert_close(
+    got: list[Tensor], expected: list[Tensor], h: Tensor, scale: Tensor, dtype: torch.dtype
+) -> None:
+    """Compares values and the gradients of h, table and scale; that of scale is a sum whose terms may cancel."""
+    terms = (expected[1] * h / scale).abs()
+    sizes = [VALUE[dtype] / GRADIENT[dtype], expected[1].abs().max(), expected[2].abs().max(), terms.sum()]
+    for n, (a, b, size) in enumerate(zip(got, expected, sizes, strict=True)):
+        a, b = a.double(), b.double()
+        allowed = GRADIENT[dtype] * max(1e-3, float(size))
+        assert (a - b).abs().max() <= allowed, f"output {n}: {(a - b).abs().max()} > {allowed}"
+
+
+def reference(h: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    return torch.logsumexp(scale * h @ table.T, dim=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "v", "d"), SHAPES)
+@pytest.mark.parametrize("scale", [0.5, 16.0, 100.0])
+def test_values_and_all_gradients(
+    impl: Implementation, dtype: torch.dtype, n: int, v: int, d: int, scale: float
+) -> None:
+    table, s = unit(v, d, 1).to(dtype), torch.tensor(scale, dtype=torch.float64)
+    q = (scale * unit(n, d, 0)).to(dtype)  # rounded once: what is tested is what comes after
+    h = q.double() / scale
+    got = values_and_gradients(lambda h, t, s: log_partition(h, t, s, impl), [h, table, s])
+    assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert [x.dtype for x in got[1:]] == [h.dtype, dtype, s.dtype]
+    assert_close(got, values_and_gradients(reference, [h, table.double(), s]), h, s, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_target_log_probability(impl: Implementation, dtype: torch.dtype) -> None:
+    h, table = unit(50, 12, 0), unit(31, 12, 1).to(dtype)
+    targets = torch.arange(50) % 29  # some twice, some never
+    h = (8 * h).to(dtype).double() / 8
+    s = torch.tensor(8.0, dtype=torch.float64)
+    got = values_and_gradients(lambda h, t, s: target_log_probability(h, t, targets, s, impl), [h, table, s])
+
+    def formula(h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return torch.log_softmax(s * h @ t.T, 1)[torch.arange(50), targets]
+
+    assert_close(got, values_and_gradients(formula, [h, table.double(), s]), h, s, dtype)
+
+
+def test_gradcheck(impl: Implementation) -> None:
+    h, table, scale = unit(5, 3, 0), unit(4, 3, 1), torch.tensor(2.0, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (h, table, scale)]
+    targets = torch.tensor([0, 3, 3, 1, 2])
+    torch.autograd.gradcheck(lambda h, t, s: target_log_probability(h, t, targets, s, impl), leaves)
+
+
+@pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_only_what_needs_a_gradient_gets_one(impl: Implementation, which: tuple[bool, ...]) -> None:
+    leaves = [unit(6, 4, 0), unit(9, 4, 1), torch.tensor(3.0, dtype=torch.float64)]
+    expected = values_and_gradients(reference, leaves)
+    leaves = [x.clone().requires_grad_(needs) for x, needs in zip(leaves, which, strict=True)]
+    values = log_partition(*leaves, impl)  # type: ignore[arg-type]
+    assert values.requires_grad == any(which)
+    torch.testing.assert_close(values.detach(), expected[0])
+    if any(which):
+        weights = torch.linspace(-1, 2, 6, dtype=torch.float64)
+        weights[-1] = 0
+        (weights * values).sum().backward()
+    for leaf, gradient in zip(leaves, expected[1:], strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad, gradient)
+        else:
+            assert leaf.grad is None
+
+
+def test_slices_and_other_strides(impl: Implementation) -> None:
+    big, wide = unit(40, 6, 0), unit(5, 12, 1)
+    whole = big.clone().requires_grad_()
+    views = {
+        "rows of a bigger table": (wide[:, :6], whole[11:29]),
+        "every other column": (wide[:, ::2], whole[11:29]),
+        "transposed": (big[:5], unit(6, 18, 2).T),
+        "one row for all": (big[:1].expand(5, 6), whole[11:29]),
+    }
+    one = torch.tensor(1.0, dtype=torch.float64)
+    for name, (h, table) in views.items():
+        torch.testing.assert_close(log_partition(h, table, 1.0, impl), reference(h, table, one), msg=name)
+    log_partition(wide[:, :6], whole[11:29], 1.0, impl).sum().backward()
+    assert whole.grad is not None
+    assert whole.grad[:11].abs().max() == 0
+    assert whole.grad[29:].abs().max() == 0
+    assert whole.grad[11:29].abs().min() > 0
+
+
+def test_no_queries(impl: Implementation) -> None:
+    h, table = torch.zeros(0, 4, requires_grad=True), unit(9, 4, 1).float().requires_grad_()
+    values = target_log_probability(h, table, torch.zeros(0, dtype=torch.int64), 2.0, impl)
+    assert values.shape == (0,)
+    values.sum().backward()
+    assert table.grad is not None
+    assert table.grad.abs().max() == 0
+
+
+def test_huge_logits_neither_overflow_nor_vanish(impl: Implementation) -> None:
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    h = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    values, grad_h, grad_table = values_and_gradients(lambda h, t: log_partition(h, t, 3e4, impl), [h, table])
+    torch.testing.assert_close(values, torch.tensor([3e4, 3e4]))
+    torch.testing.assert_close(grad_h, -3e4 * torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    torch.testing.assert_close(grad_table, -3e4 * torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_queries_are_rounded_once_after_scaling() -> None:
+    h, table = unit(9, 8, 0).float(), unit(20, 8, 1).bfloat16()
+    scaled = (h * 1.7).bfloat16()
+    assert torch.equal(log_partition(h, table, 1.7), log_partition(scaled, table))
+
+
+@pytest.mark.parametrize("impl", ["auto", "chunked"])
+def test_autocast_changes_nothing(impl: Implementation) -> None:
+    def run() -> list[Tensor]:
+        h, table = unit(9, 8, 0).float(), unit(20, 8, 1).float()
+        return values_and_gradients(
+            lambda h, t: target_log_probability(h, t, torch.arange(9), 30.0, impl), [h, table]
+        )
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_inputs_same_bits(impl: Implementation, dtype: torch.dtype) -> None:
+    h, table = unit(800, 24, 0).float(), unit(1500, 24, 1).to(dtype)
+    targets, scale = torch.arange(800) % 7, torch.tensor(20.0)
+
+    def run() -> list[Tensor]:
+        return values_and_gradients(
+            lambda *x: target_log_probability(*x[:2], targets, x[2], impl), [h, table, scale]
+        )
+
+    first = run()
+    for _ in range(3):
+        for a, b in zip(first, run(), strict=True):
+            assert torch.equal(a, b)
+
+
+def peak_bytes(f: Callable[[], object]) -> int:
+    """The most bytes that tensors held at a time, over what they held before, kernels' scratch included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        f()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    assert events
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_memory_does_not_grow_with_the_catalogue(
+    impl: Implementation, learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ops.TILES, "cpu", (256, 1024))
+    n, d, v = 300, 16, (8_000, 64_000)
+
+    def extra(v: int) -> int:
+        h = unit(n, d, 0).float().requires_grad_()
+        table = unit(v, d, 1).float().requires_grad_(learned)
+        log_partition(h[:2], table, 10.0, impl)  # what is done once only
+        peak = peak_bytes(lambda: log_partition(h, table, 10.0, impl).sum().backward())
+        # The table's gradient is its caller's; an (V,) vector beside it is the kernel's log-partition.
+        return peak - learned * 4 * v * (d + 2)
+
+    small, large = map(extra, v)
+    if impl == "plain":
+        assert large - small >= n * (v[1] - v[0]) * 4  # the measure does see stored logits
+    else:
+        assert large <= 1.1 * small
+
+
+def test_auto_is_attention_where_it_is_and_chunked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, table = unit(30, 5, 0).float(), unit(200, 5, 1).float()
+
+    def auto_is(impl: Implementation) -> bool:
+        return torch.equal(log_partition(h, table, 9.0), log_partition(h, table, 9.0, impl))
+
+    if ops._has_attention("cpu", torch.float32):
+        assert auto_is("attention")
+    monkeypatch.setattr(ops, "_has_attention", lambda *_: False)
+    assert auto_is("chunked")
+    with pytest.raises(HafvtError, match="impl='auto'"):
+        log_partition(h, table, 9.0, "attention")
+
+
+def test_attention_is_asked_for_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ops._has_attention.__wrapped__
+    flash = ops._flash
+    assert not ask("cuda", torch.bfloat16)
+    assert not ask("cpu", torch.float16)
+    assert ask("cpu", torch.float32) == ops._has_attention("cpu", torch.float32)
+    monkeypatch.setattr(ops, "_flash", lambda q, k, v, bias: flash(q, k, v))  # forgets the bias
+    assert not ask("cpu", torch.float32)
+
+    def gone(*_: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(ops, "_flash", gone)
+    assert not ask("cpu", torch.float32)
+
+
+def test_compute_dtype_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: False, raising=False)
+    assert ops.compute_dtype(cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert ops.compute_dtype(cpu) == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert ops.compute_dtype(cpu) == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert ops.compute_dtype(cuda) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert ops.compute_dtype(cuda) == torch.float32
+    assert ops.compute_dtype(torch.device("meta")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("h", "table"), [((4, 3), (9, 2)), ((4, 3), (0, 3)), ((3,), (9, 3)), ((4, 3), (9, 3, 1))], ids=str
+)
+def test_shapes_that_do_not_fit(impl: Implementation, h: tuple[int, ...], table: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        log_partition(torch.zeros(h), torch.zeros(table), 1.0, impl)
+    with pytest.raises(ValueError, match="expected"):
+        target_log_probability(
+            torch.zeros(h), torch.zeros(table), torch.zeros(4, dtype=torch.int64), 1.0, impl
+        )
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+def test_mixture(per_query: bool) -> None:
+    p = torch.tensor([[0.5, 0.2, 1e-30], [0.1, 0.9, 0.3]], dtype=torch.float64)
+    w = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64)
+    log_w = w.log().expand(2, 3) if per_query else w.log()
+    log_p = p.log().requires_grad_()
+    nll = mixture_nll(log_w, log_p)
+    torch.testing.assert_close(nll, -(p @ w).log())
+    nll.sum().backward()
+    torch.testing.assert_close(log_p.grad, -(w * p) / (p @ w)[:, None])  # finite, nought where the weight is

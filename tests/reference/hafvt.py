@@ -1,0 +1,79 @@
+"""HAF-VT's equations in plain numpy and float64, one history at a time, written from the paper."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(F, layer, residual):
+    """(1), (3): F (t, d) -> H (t, d), causal."""
+    W, b, P = layer["qkv.weight"], layer["qkv.bias"], layer.get("positions")
+    x = F if P is None else F + P[: len(F)]
+    q, k, v = np.split(x @ W.T + b, 3, axis=1)
+    z = q @ k.T / np.sqrt(F.shape[1])
+    z[np.triu_indices(len(F), 1)] = -np.inf
+    h = softmax(z) @ v
+    return F + h if residual else h
+
+
+def cosine(h, E):
+    """(2), where a row of E that stands for a missing picture keeps its length below 1."""
+    return E @ (h / np.linalg.norm(h))
+
+
+def sequences(history, domains):
+    """S^X, S^Y, ..., S^{X+Y}."""
+    return [[i for i in history if start <= i < stop] for start, stop in domains] + [list(history)]
+
+
+def mixture(h, tables, among, weights, tau):
+    """(4)-(7): one state per modality -> P over the items `among`."""
+    return sum(w * softmax(cosine(state, E[among]) / tau) for w, state, (_, E) in zip(weights, h, tables, strict=True))
+
+
+def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, residual):
+    """(8), (9): each term a mean over its targets, each domain the X of (9) in turn."""
+    total = domains[-1][1]
+    sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
+    for history in histories:
+        for s, sequence in enumerate(sequences(history, domains)):
+            among = np.arange(*domains[s]) if s < len(domains) else np.arange(total)
+            for t in range(len(sequence) - 1):
+                h = [
+                    attention(inputs[sequence[: t + 1]], layer, residual)[-1]
+                    for layer, (inputs, _) in zip(layers[s], tables, strict=True)
+                ]
+                p = mixture(h, tables, among, weights[s], tau)
+                sums[s] -= np.log(p[sequence[t + 1] - among[0]])
+                counts[s] += 1
+    terms = sums / np.maximum(counts, 1)
+    return np.mean(
+        [
+            terms[x] + lambda1 * sum(terms[y] for y in range(len(domains)) if y != x) + lambda2 * terms[-1]
+            for x in range(len(domains))
+        ]
+    )
+
+
+def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, residual):
+    """(10): scores of all items of a domain."""
+    mine = np.arange(*domains[domain])
+    everything = np.arange(domains[-1][1])
+    found = np.zeros(len(mine))
+    for s, sequence in enumerate(sequences(history, domains)):
+        if not sequence:
+            continue
+        h = [
+            attention(inputs[sequence], layer, residual)[-1]
+            for layer, (inputs, _) in zip(layers[s], tables, strict=True)
+        ]
+        if s == len(domains):
+            found += lambda2 * mixture(h, tables, everything, weights[s], tau)[mine]
+        else:
+            found += (1 if s == domain else lambda1) * mixture(h, tables, mine, weights[s], tau)
+    return found

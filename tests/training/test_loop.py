@@ -1,0 +1,165 @@
+"""Training: it learns, it can be killed at any moment, it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.dataset import Dataset
+from hafvt.errors import HafvtError
+from hafvt.evaluation.metrics import mean_mrr
+from hafvt.evaluation.protocols import full
+from hafvt.training.checkpoint import load
+from hafvt.training.loop import train
+from hafvt.training.run import open_run
+
+PARAMS = {"hafvt": {"id_width": 8, "content_width": 6}, "sasrec": {"width": 8}, "popularity": {}}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load(a / "model.safetensors")[0], load(b / "model.safetensors")[0]
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def lines(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+@pytest.mark.parametrize("model", PARAMS)
+def test_a_run_is_complete_and_learns(small, tmp_path, model):
+    run = train(model, small.folder, tmp_path / "run", params=PARAMS[model], epochs=30, batch_size=8, patience=0, learning_rate=0.01)
+    assert not run.model.training
+    for name in ("config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "ranks.parquet", "report.html"):
+        assert (run.folder / name).stat().st_size > 0, name
+    about = json.loads((run.folder / "model.json").read_text())
+    best = max(line["valid_mrr"] for line in lines(run.folder) if "valid_mrr" in line)
+    assert about["best"]["valid_mrr"] == best
+    opened = open_run(run.folder)
+    assert mean_mrr(full(opened.model, small, small.valid)) == pytest.approx(best)
+    if model != "popularity":
+        curve = lines(run.folder)
+        assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(small, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train("hafvt", small, tmp_path / name, params=PARAMS["hafvt"], epochs=2, batch_size=8, seed=seed)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert not same_weights(tmp_path / "a", tmp_path / "c")
+
+
+SCRIPT = """
+import sys
+from hafvt.training.loop import train
+train("hafvt", sys.argv[1], sys.argv[2], params={"id_width": 8, "content_width": 6}, epochs=40, batch_size=4,
+      validate_every=3, patience=0, resume=True, checkpoint_every=0.05)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_ends_with_the_same_bits(small, tmp_path, how):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", SCRIPT, str(small.folder), str(out)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(120) == 0
+    stopped, stops = tmp_path / "stopped", 0
+    for wanted in (1, 9, 20):  # three stops, the later ones deeper into the run
+        process = start(stopped)
+        while process.poll() is None and not deep_enough(stopped, wanted):
+            time.sleep(0.005)
+        process.send_signal(how)
+        stops += process.wait(120) != 0
+    assert stops >= 2
+    assert start(stopped).wait(120) == 0
+    assert same_weights(tmp_path / "whole", stopped)
+    assert lines(stopped) == lines(tmp_path / "whole")
+
+
+def deep_enough(folder: Path, epochs: int) -> bool:
+    path = folder / "metrics.jsonl"
+    held = (folder / "checkpoint" / "last.safetensors").exists()
+    return held and path.exists() and len(path.read_text().splitlines()) >= epochs
+
+
+def test_a_finished_run_can_be_trained_longer(small, tmp_path):
+    settings = {"params": PARAMS["sasrec"], "batch_size": 8, "patience": 0}
+    train("sasrec", small, tmp_path / "long", epochs=6, **settings)
+    train("sasrec", small, tmp_path / "grown", epochs=4, **settings)
+    train("sasrec", small, tmp_path / "grown", epochs=6, resume=True, **settings)
+    assert same_weights(tmp_path / "long", tmp_path / "grown")
+
+
+def test_test_targets_are_not_looked_at_in_training(small, tmp_path):
+    """Other test targets, same weights and same curve."""
+    train("hafvt", small, tmp_path / "a", params=PARAMS["hafvt"], epochs=3, batch_size=8)
+    items = np.array(small.items)
+    items[small.test] = (items[small.test] + 11) % small.domains[-1].stop
+    changed = Dataset(**{**vars(small), "items": items})
+    train("hafvt", changed, tmp_path / "b", params=PARAMS["hafvt"], epochs=3, batch_size=8)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_early_stop_keeps_the_best(small, tmp_path):
+    run = train("sasrec", small, tmp_path / "run", params=PARAMS["sasrec"], epochs=200, batch_size=8, learning_rate=0.02, validate_every=1, patience=2)
+    curve = lines(run.folder)
+    assert len(curve) < 200
+    best = max(range(len(curve)), key=lambda n: curve[n]["valid_mrr"])
+    assert run.about["best"]["epoch"] == best + 1 == len(curve) - 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "hafvd"}, "choose one of hafvt"),
+        ({"configuration": "papr"}, "default, paper"),
+        ({"params": {"temprature": 1}}, "no parameter 'temprature'.*temperature"),
+        ({"params": {"id_width": "wide"}}, "id_width must be int"),
+        ({"epochs": 0}, "--epochs must be above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be above 0"),
+        ({"device": "tpu"}, "cpu, cuda or auto"),
+        ({"data": "nowhere"}, "does not exist"),
+    ],
+)
+def test_wrong_settings_are_named(small, tmp_path, changes, said):
+    settings = {"model": "hafvt", "data": small, "out": tmp_path / "run", "epochs": 1, **changes}
+    with pytest.raises(HafvtError, match=said):
+        train(**settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(small, tmp_path):
+    settings = {"params": PARAMS["sasrec"], "epochs": 1}
+    train("sasrec", small, tmp_path / "run", **settings)
+    with pytest.raises(HafvtError, match="holds a run already"):
+        train("sasrec", small, tmp_path / "run", **settings)
+    with pytest.raises(HafvtError, match="seed was 0"):
+        train("sasrec", small, tmp_path / "run", seed=1, resume=True, **settings)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(HafvtError, match="not empty"):
+        train("sasrec", small, tmp_path / "mine", **settings)
+
+
+def test_damage_is_named(small, make_small, tmp_path):
+    run = train("sasrec", small, tmp_path / "run", params=PARAMS["sasrec"], epochs=1)
+    with pytest.raises(HafvtError, match="not the dataset"):
+        open_run(run.folder, make_small(seed=5))
+    (run.folder / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(HafvtError, match="damaged"):
+        open_run(run.folder)
+    with pytest.raises(HafvtError, match="no finished run"):
+        open_run(tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -12,6 +13,8 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hafvt.data.tables import Table, read_tables
 from hafvt.errors import HafvtError, InputError
@@ -270,3 +273,30 @@ def test_a_mixed_column_of_a_data_frame() -> None:
         {"user_id": pd.Series(["x", 3], dtype=object), "item_id": ["a", "b"], "timestamp": [1, 2]}
     )
     fails(frame, "'user_id'", "one type")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.sampled_from(
+                [b",", b"\n", b'"', b"\r", b"a", b"1", b"\xff", b"{", b"}", b"[", b":", b"\x1f", b"null"]
+            ),
+            st.sampled_from([HEADER.encode(), b'{"user_id":1,"item_id":2,"timestamp":3}\n', b"2024-01-01"]),
+            st.binary(max_size=3),
+        ),
+        max_size=20,
+    ),
+    name=st.sampled_from(["log.csv", "log.jsonl", "log.csv.gz", "log.jsonl.gz"]),
+)
+def test_whatever_a_file_holds_is_read_or_refused_in_one_line(parts: list[bytes], name: str) -> None:
+    content = b"".join(parts)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / name, gzip.compress(content) if name.endswith(".gz") else content)
+        try:
+            table = interactions(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(table.frame) > 0
+            assert table.frame.null_count().sum_horizontal().item() == 0

@@ -17,8 +17,8 @@ from hafvt.ops.catalogue_softmax import Implementation, log_partition, mixture_n
 IMPLS: tuple[Implementation, ...] = ("attention", "chunked", "plain")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
-# Errors against float64 on the same rounded inputs. Values: absolute, for |z| up to 100. Gradients: relative to
-# the largest entry; in bfloat16 the probabilities and the gradients themselves are rounded to 2**-9.
+# Errors against float64 on the same rounded inputs. Values: absolute, for |z| up to 100. Gradients: relative
+# to the largest entry; in bfloat16 the probabilities and the gradients themselves are rounded to 2**-9.
 VALUE = {torch.float32: 5e-5, torch.bfloat16: 4e-3, torch.float64: 1e-11}
 GRADIENT = {torch.float32: 5e-5, torch.bfloat16: 1.5e-2, torch.float64: 1e-11}
 
@@ -55,7 +55,7 @@ def values_and_gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list
 def assert_close(
     got: list[Tensor], expected: list[Tensor], h: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> None:
-    """Compares values and the gradients of h, table and scale; that of scale is a sum whose terms may cancel."""
+    """Compares values and gradients of h, table and scale; that of scale is a sum whose terms may cancel."""
     terms = (expected[1] * h / scale).abs()
     sizes = [VALUE[dtype] / GRADIENT[dtype], expected[1].abs().max(), expected[2].abs().max(), terms.sum()]
     for n, (a, b, size) in enumerate(zip(got, expected, sizes, strict=True)):

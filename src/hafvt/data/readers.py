@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,29 +41,33 @@ class Origin:
     kind: str
     delimiter: str = ","
 
-    def row(self, index: int) -> int:
+    def row(self, index: int) -> int | None:
         """Returns the row number, as a person counts, of the value row with this index (from 0).
 
         Rows count from 1; in a CSV file the header is row 1, blank rows count, and a record that spans
-        several lines counts once. Blank lines of a JSONL file count, too.
+        several lines counts once. Blank lines of a JSONL file count, too. None where the row is not found
+        again: in files with stray quotes or control characters.
         """
-        if self.kind == "csv":
-            return next(islice(self.records(), index + 1, None))[0]
-        if self.kind == "jsonl":
-            return next(islice(self.records(), index, None))[0]
-        return index + 1
+        if self.kind not in ("csv", "jsonl"):
+            return index + 1
+        header = self.kind == "csv"
+        return next((number for number, _ in islice(self.records(), index + header, None)), None)
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields row number and fields of a text file's records, header included, blank ones left out."""
+        """Yields row number and fields of a text file's records, header included, blank ones left out.
+
+        Ends early where Python's reader cannot follow (a field of more than 128 KiB).
+        """
         assert self.file is not None
         lines = _lines(self.file)
         if self.kind == "csv":
             rows: Iterator[list[str]] = csv.reader((f"{line}\n" for line in lines), delimiter=self.delimiter)
         else:
             rows = ([line.strip()] for line in lines)
-        for number, fields in enumerate(rows, start=1):
-            if any(fields):
-                yield number, fields
+        with suppress(csv.Error):
+            for number, fields in enumerate(rows, start=1):
+                if any(fields):
+                    yield number, fields
 
 
 class Raw(NamedTuple):
@@ -159,7 +164,7 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
     if first.startswith("{"):
         raise InputError("its name says CSV but it holds JSON", "Rename it to .jsonl", file=path, row=1)
     origin = Origin(path, "csv", max(",;\t", key=unquoted.count))
-    header = next(csv.reader([first], delimiter=origin.delimiter), [])
+    header = _header(first, origin)
     names = [name for name in wanted if name in header]
     twice = [name for name in names if header.count(name) > 1]
     if twice:
@@ -183,21 +188,25 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
     return Raw(frame.filter(~blank) if blank.any() else frame, header, origin)
 
 
+def _header(line: str, origin: Origin) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=origin.delimiter), [])
+    except csv.Error as error:
+        remedy = "Write a line of column names that ends in a line feed"
+        raise InputError(f"not a header ({error})", remedy, file=origin.file, row=1, value=line) from None
+
+
 def _malformed_csv(origin: Origin, header: list[str], error: Exception | None = None) -> InputError | None:
     """Returns what is wrong with the first malformed record, if there is one."""
     bad_text = "utf" in str(error).lower()
-    try:
-        for row, fields in origin.records():
-            if len(fields) != len(header):
-                problem = f"{len(fields)} fields where the header has {len(header)}"
-                return InputError(
-                    problem, "Mend the row; quote fields that hold the delimiter", file=origin.file, row=row
-                )
-            for column, value in zip(header, fields, strict=True):
-                if bad_text and "\ufffd" in value:
-                    return _not_utf8(origin, row, column, value)
-    except csv.Error:
-        pass
+    for row, fields in origin.records():
+        if len(fields) != len(header):
+            problem = f"{len(fields)} fields where the header has {len(header)}"
+            remedy = "Mend the row; quote fields that hold the delimiter"
+            return InputError(problem, remedy, file=origin.file, row=row)
+        for column, value in zip(header, fields, strict=True):
+            if bad_text and "\ufffd" in value:
+                return _not_utf8(origin, row, column, value)
     return None
 
 

@@ -71,7 +71,7 @@ class ClassicPictures:
 
     def finish(self, rows: Float32, present: Bool) -> Float32:
         """Returns the projections (items, at most 256) of the descriptors of all items."""
-        from sklearn.decomposition import PCA
+        from sklearn.utils.extmath import randomized_svd
 
         found = np.flatnonzero(present)
         if len(found) > FIT_ROWS:
@@ -83,13 +83,11 @@ class ClassicPictures:
         for block in np.split(np.arange(len(mean)), np.cumsum(BLOCKS)[:-1]):
             scale[block] = 1 / max(float(np.sqrt(np.square(sample[:, block]).sum(axis=1).mean())), 1e-9)
         width = min(WIDTH, *sample.shape)
-        # one power iteration more than needed costs little and makes the small components reproducible
-        pca = PCA(width, svd_solver="randomized", iterated_power=5, random_state=self.seed)
-        pca.fit(sample * scale)
+        _, _, axes = randomized_svd(sample * scale, width, n_iter=5, random_state=self.seed)  # (width, d)
         out = np.zeros((len(rows), width), dtype=np.float32)
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
-            out[part] = pca.transform((rows[part] - mean) * scale) * present[part, None]
+            out[part] = ((rows[part] - mean) * scale) @ axes.T * present[part, None]
         return out
 
 
@@ -118,8 +116,8 @@ class ClassicTitles:
     def encode(self, values: list[str]) -> Float32:
         """Returns the vectors (n, at most 256) of all n titles of a dataset."""
         from scipy.sparse import hstack
-        from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.utils.extmath import randomized_svd
 
         shared = {"sublinear_tf": True, "max_features": self.FEATURES, "dtype": np.float32}
         # words or runs of signs, of any length, so that no title is without a token
@@ -127,8 +125,8 @@ class ClassicTitles:
         characters = TfidfVectorizer(ngram_range=(3, 5), analyzer="char_wb", **shared)
         grams = hstack([words.fit_transform(values), characters.fit_transform(values)], format="csr")
         width = min(WIDTH, *grams.shape)
-        rows: Float32 = TruncatedSVD(width, random_state=self.seed).fit_transform(grams).astype(np.float32)
-        return rows
+        left, sizes, _ = randomized_svd(grams, width, n_iter=5, random_state=self.seed)
+        return np.asarray(left * sizes, dtype=np.float32)
 
     def finish(self, rows: Float32, present: Bool) -> Float32:
         """Returns the rows as they are."""

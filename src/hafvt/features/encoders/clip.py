@@ -33,12 +33,11 @@ class ClipPictures:
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
         self.model, self.settings = _load(argument, pick_device(device))
         with loading("clip", argument):
-            from transformers import AutoImageProcessor
+            import transformers
 
+            auto: Any = transformers.AutoImageProcessor
             # Pillow's path everywhere, so that vectors do not depend on whether torchvision is installed
-            self.processor = AutoImageProcessor.from_pretrained(
-                argument, backend="pil", trust_remote_code=False
-            )
+            self.processor = auto.from_pretrained(argument, backend="pil", trust_remote_code=False)
 
     @torch.inference_mode()
     def encode(self, values: list[Image]) -> Float32:

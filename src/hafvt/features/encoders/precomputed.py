@@ -51,7 +51,9 @@ def _read_npz(path: Path) -> tuple[list[str], Float32]:
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {name: _read_array(path, archive, name) for name in ("ids", "embeddings")}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except HafvtError:
+        raise
+    except Exception as error:  # zipfile and numpy raise nearly anything for broken bytes
         raise HafvtError(f"{path} is damaged or no .npz file ({error}): write it with numpy.savez") from None
     ids, rows = arrays["ids"], arrays["embeddings"]
     if ids.ndim != 1 or ids.dtype.kind not in "Uiu":

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hafvt.data.splits import Split, by_time, leave_one_out
+from hafvt.errors import HafvtError
+
+HISTORIES = st.lists(st.lists(st.integers(0, 30), max_size=8).map(sorted), min_size=1, max_size=12)
+SHARES = st.floats(0.05, 0.45)
+
+
+def flat(histories: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.cumsum([0, *(len(h) for h in histories)])
+    return offsets, np.array([time for h in histories for time in h], dtype=np.int64)
+
+
+def trained_on(split: Split, offsets: np.ndarray) -> set[int]:
+    spans = zip(offsets[:-1], split.train_ends, strict=True)
+    return {position for start, length in spans for position in range(start, start + length)}
+
+
+def test_leave_one_out() -> None:
+    split = leave_one_out(np.array([0, 4, 6, 6, 9, 10]))
+    assert split.train_ends.tolist() == [2, 2, 0, 1, 1]
+    assert split.valid.tolist() == [2, 7]
+    assert split.test.tolist() == [3, 8]
+
+
+@given(histories=HISTORIES)
+def test_leave_one_out_uses_each_interaction_once(histories: list[list[int]]) -> None:
+    offsets, times = flat(histories)
+    split = leave_one_out(offsets)
+    parts = [trained_on(split, offsets), set(split.valid.tolist()), set(split.test.tolist())]
+    assert sum(map(len, parts)) == len(times)
+    assert set.union(*parts) == set(range(len(times)))
+    assert not set(offsets[:-1].tolist()) & (parts[1] | parts[2])  # a target has a history
+
+
+def test_by_time() -> None:
+    offsets, times = flat([[1, 2, 3, 4, 9], [5, 6, 10], [8, 9], [7]])
+    split = by_time(offsets, times, valid_share=0.2, test_share=0.2)
+    # 11 interactions; cuts at the 7th and the 9th smallest of 1 2 3 4 5 6 7 8 9 9 10 (counted from 0): 8 and 9
+    assert split.train_ends.tolist() == [4, 2, 0, 1]
+    assert split.valid.tolist() == []  # 8 has no history
+    assert split.test.tolist() == [4, 7, 9]
+
+
+@given(histories=HISTORIES, valid_share=SHARES, test_share=SHARES)
+def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_share: float) -> None:
+    offsets, times = flat(histories)
+    assume(len(times))
+    try:
+        split = by_time(offsets, times, valid_share=valid_share, test_share=test_share)
+    except HafvtError:
+        ranked = sorted(times)  # only where the smallest time reaches up to the first cut
+        assert (
+            ranked[min(int(np.ceil((1 - valid_share - test_share) * len(times) - 1e-9)), len(times) - 1)]
+            == ranked[0]
+        )
+        return
+    trained, valid, test = trained_on(split, offsets), split.valid.tolist(), split.test.tolist()
+    assert trained
+    later = sorted(set(range(len(times))) - trained)
+    assert max(times[list(trained)]) < min(times[later])
+    if valid and test:
+        assert max(times[valid]) < min(times[test])
+    firsts = set(offsets[:-1].tolist())
+    assert not firsts & {*valid, *test}
+    missing = set(later) - {*valid, *test}
+    assert missing <= firsts  # only what has no history is no target
+    assert np.sum(times >= min(times[later])) >= (valid_share + test_share) * len(times) - 1
+
+
+def test_large_times_are_cut_exactly() -> None:
+    start = 1_700_000_000_000_000_000
+    offsets, times = np.array([0, 10]), start + np.arange(10)
+    split = by_time(offsets, times, valid_share=0.1, test_share=0.1)
+    assert (split.train_ends.tolist(), split.valid.tolist(), split.test.tolist()) == ([8], [8], [9])
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(HafvtError, match="nothing to train on"):
+        by_time(np.array([0, 4]), np.array([5, 5, 5, 5]), valid_share=0.1, test_share=0.1)

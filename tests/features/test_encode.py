@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hafvt.data.dataset import Dataset
+from hafvt.errors import HafvtError
+from hafvt.features.encode import encode
+from hafvt.features.encoders.classic import ClassicPictures
+from hafvt.files import read_json
+
+from .conftest import write_catalogue, write_pictures
+
+
+def problems(data: Dataset, name: str) -> list[dict[str, str]]:
+    with (data.folder / "features" / name / "problems.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a table that must not depend on how often it was interrupted."""
+    return {name: (folder / name).read_bytes() for name in ("rows.npy", "present.npy", "problems.csv")}
+
+
+def test_a_table_has_unit_rows_a_mask_provenance_and_every_problem(pictured: Dataset) -> None:
+    tables = encode(pictured, image="classic", title="classic", batch_size=5)
+    image, title = tables["image"], tables["title"]
+    assert image.present.tolist() == [n not in (3, 5, 7) for n in range(12)]
+    assert title.present.tolist() == [n != 3 for n in range(12)]
+    for table in tables.values():
+        assert table.rows.dtype == np.float16
+        norms = np.linalg.norm(table.rows.astype(np.float32), axis=1)
+        np.testing.assert_allclose(norms, table.present, atol=2e-3)
+    assert problems(pictured, "image") == [
+        {"item_id": "a3", "value": "", "problem": "no picture given"},
+        {"item_id": "a5", "value": "5.jpg", "problem": "not a picture (JPEG, PNG, WEBP, GIF, BMP are read)"},
+        {"item_id": "a7", "value": "7.jpg", "problem": "no such file"},
+    ]
+    assert problems(pictured, "title") == [{"item_id": "a3", "value": "", "problem": "no title given"}]
+    assert image.about["counts"] == {"items": 12, "encoded": 9, "missing": 1, "broken": 2}
+    assert image.about["encoder"] == "classic"
+    assert {"pillow", "scikit-image", "python"} <= image.about["versions"].keys()
+    assert len(image.about["source"]["sha256"]) == 64
+    assert sorted(p.name for p in (pictured.folder / "features").iterdir()) == ["image", "title"]
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_stood_there(pictured: Dataset) -> None:
+    encode(pictured, image="classic", title="classic")
+    features = pictured.folder / "features"
+    first = {name: contents(features / name) for name in ("image", "title")}
+    encode(pictured.folder, image="classic", title="classic")
+    assert {name: contents(features / name) for name in ("image", "title")} == first
+
+
+SLOW_RUN = """
+import sys, time
+from hafvt.features.encode import encode
+from hafvt.features.encoders.classic import ClassicPictures
+
+original, calls = ClassicPictures.encode, 0
+
+def slow(self, values):
+    global calls
+    calls += 1
+    if calls == 4:
+        print("stuck", flush=True)
+        time.sleep(60)
+    return original(self, values)
+
+ClassicPictures.encode = slow
+encode(sys.argv[1], image="classic", batch_size=4)
+"""
+
+
+def kill_in_the_fourth_batch(folder: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-c", SLOW_RUN, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"stuck\n"
+        run.send_signal(signal.SIGKILL)
+
+
+def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{n}.jpg" for n in range(22)]
+    write_pictures(tmp_path / "pictures", names)
+    (tmp_path / "pictures" / "2.jpg").write_text("broken early")
+    (tmp_path / "pictures" / "20.jpg").write_text("broken late")
+    whole, killed = (
+        write_catalogue(tmp_path / name, [None] * 22, [*names], tmp_path / "pictures")
+        for name in ("whole", "killed")
+    )
+    encode(whole, image="classic", batch_size=4)
+    kill_in_the_fourth_batch(killed.folder)
+    features = killed.folder / "features"
+    assert [path.name for path in features.iterdir()] == [".image.partial"]
+    # what a kill in the middle of a batch leaves beyond the count must not show
+    with (features / ".image.partial" / "problems.csv").open("a") as file:
+        file.write("half a li")
+    raw = np.lib.format.open_memmap(features / ".image.partial" / "raw.npy", mode="r+")
+    raw[12:17] = 7
+    raw.flush()
+
+    seen = 0
+    original = ClassicPictures.encode
+
+    def counting(self: ClassicPictures, values: list[Any]) -> Any:
+        nonlocal seen
+        seen += len(values)
+        return original(self, values)
+
+    monkeypatch.setattr(ClassicPictures, "encode", counting)
+    encode(killed, image="classic", batch_size=4)
+    assert seen == 22 - 12 - 1  # three batches were settled, one of the others is broken
+    assert contents(features / "image") == contents(whole.folder / "features" / "image")
+    about = [read_json(d.folder / "features" / "image" / "about.json") for d in (whole, killed)]
+    assert about[0]["counts"] == about[1]["counts"] == {"items": 22, "encoded": 20, "missing": 0, "broken": 2}
+    assert [path.name for path in features.iterdir()] == ["image"]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}])
+def test_a_partial_of_other_settings_is_discarded(
+    pictured: Dataset, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ClassicPictures, "finish", fail)
+        encode(pictured, image="classic", batch_size=4)
+    seen = 0
+    original = ClassicPictures.encode
+
+    def counting(self: ClassicPictures, values: list[Any]) -> Any:
+        nonlocal seen
+        seen += len(values)
+        return original(self, values)
+
+    monkeypatch.setattr(ClassicPictures, "encode", counting)
+    encode(pictured, image="classic", **{"batch_size": 4, **changed})  # type: ignore[arg-type]
+    assert seen == 9
+
+
+def test_an_older_table_stays_until_the_new_one_is_whole(
+    pictured: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pictured.folder / "features" / "image"
+    encode(pictured, image="classic")
+    before = contents(table)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassicPictures, "finish", fail)
+    with pytest.raises(KeyboardInterrupt):
+        encode(pictured, image="classic", seed=5)
+    assert contents(table) == before
+
+
+def test_vectors_that_are_zero_or_not_finite_are_reported_and_absent(
+    pictured: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode_oddly(self: ClassicPictures, values: list[Any]) -> Any:
+        rows = np.ones((len(values), 4), dtype=np.float32)
+        rows[0], rows[1, 0], rows[2] = 0, np.nan, 1e30  # the last is large, yet has a direction
+        return rows
+
+    monkeypatch.setattr(ClassicPictures, "encode", encode_oddly)
+    monkeypatch.setattr(ClassicPictures, "finish", lambda self, rows, present: rows)
+    table = encode(pictured, image="classic")["image"]
+    assert not table.present[:2].any()
+    assert table.present[2]
+    assert not np.asarray(table.rows[:2]).any()
+    np.testing.assert_allclose(table.rows[2].astype(np.float32), 0.5, atol=1e-3)
+    assert [row["item_id"] for row in problems(pictured, "image")] == ["a0", "a1", "a3", "a5", "a7"]
+    assert "zero or not finite" in problems(pictured, "image")[0]["problem"]
+
+
+def test_a_vector_that_the_fit_loses_is_reported(pictured: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(self: ClassicPictures, rows: Any, present: Any) -> Any:
+        out = np.array(rows[:, :8])
+        out[4] = 0
+        return out
+
+    monkeypatch.setattr(ClassicPictures, "finish", finish)
+    table = encode(pictured, image="classic")["image"]
+    assert not table.present[4]
+    assert problems(pictured, "image")[-1]["item_id"] == "a4"
+    assert table.about["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3}
+
+
+def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    data = write_catalogue(tmp_path / "data", ["", "  ", None], ["a.jpg", "b.jpg", "c.jpg"], None)
+    with pytest.raises(
+        HafvtError, match=r"image: none of the 3 items .* 'a0', .*: the dataset has no picture folder"
+    ):
+        encode(data, image="classic")
+    with pytest.raises(HafvtError, match="title: none of the 3 items .*: no title given"):
+        encode(data, title="classic")
+    assert list((data.folder / "features").iterdir()) == []
+
+
+def test_wrong_arguments_are_refused_before_any_work(pictured: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(HafvtError, match="nothing to encode"):
+        encode(pictured)
+    with pytest.raises(HafvtError, match="batch_size is 0"):
+        encode(pictured, title="classic", batch_size=0)
+    with pytest.raises(HafvtError, match="modality '../x'"):
+        encode(pictured, precomputed={"../x": tmp_path / "x.npz"})
+    with pytest.raises(HafvtError, match="both an encoder and a precomputed file"):
+        encode(pictured, title="classic", precomputed={"title": tmp_path / "x.npz"})
+    with pytest.raises(HafvtError, match="no title encoder 'nonsense'"):
+        encode(pictured, image="classic", title="nonsense")
+    assert not (pictured.folder / "features").exists()
+
+
+def test_long_work_shows_its_progress_on_stderr(
+    pictured: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("hafvt.progress.time.monotonic", lambda: now + 20 * next(ticks))
+    encode(pictured, image="classic", batch_size=4)
+    captured = capsys.readouterr()
+    assert "image classic: 4/12 items" in captured.err
+    assert captured.out == ""

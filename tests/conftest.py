@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,25 @@ def shared_data() -> Path:
 
 
 def write_small(
-    folder: Path, *, users: int = 40, sizes: tuple[int, ...] = (30, 20), seed: int = 0, with_features: bool = True
+    folder: Path,
+    *,
+    users: int = 40,
+    sizes: tuple[int, ...] = (30, 20),
+    seed: int = 0,
+    with_features: bool = True,
 ) -> Dataset:
     """Writes random histories in which each item tends to follow its predecessor, with frozen vectors."""
     random = np.random.default_rng(seed)
     stops = np.cumsum(sizes)
-    domains = [Domain(f"d{n}", int(stop - size), int(stop)) for n, (size, stop) in enumerate(zip(sizes, stops, strict=True))]
+    domains = [
+        Domain(f"d{n}", int(stop - size), int(stop))
+        for n, (size, stop) in enumerate(zip(sizes, stops, strict=True))
+    ]
     total = int(stops[-1])
     lengths = random.integers(4, 12, users)
     offsets = np.concatenate([[0], lengths.cumsum()])
     items = np.empty(offsets[-1], dtype=np.int32)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         items[start] = random.integers(total)
         for slot in range(start + 1, stop):
             items[slot] = (items[slot - 1] + 7) % total if random.random() < 0.8 else random.integers(total)

@@ -41,7 +41,8 @@ def commands() -> dict[str, Command]:
 
     def encoded(tables: dict[str, Any]) -> str:
         return "\n".join(
-            f"{name}: {int(t.present.sum()):,} of {len(t.rows):,} items, {t.rows.shape[1]} dimensions" for name, t in tables.items()
+            f"{name}: {int(t.present.sum()):,} of {len(t.rows):,} items, {t.rows.shape[1]} dimensions"
+            for name, t in tables.items()
         )
 
     return {
@@ -58,9 +59,9 @@ def commands() -> dict[str, Command]:
 class Parser(ArgumentParser):
     """Spells options with hyphens in its help, as they are typed."""
 
-    def format_help(self) -> str:
+    def format_help(self, *arguments: Any, **named: Any) -> str:
         """Returns the help."""
-        text: str = super().format_help()
+        text = super().format_help(*arguments, **named)
         return re.sub(r"--[a-z_0-9.]+", lambda match: match[0].replace("_", "-"), text)
 
 
@@ -132,10 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(command.show(command.function(**values)))
     except HafvtError as error:
-        console.print(f"hafvt {settings.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"hafvt {settings.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return 1
     except KeyboardInterrupt:
-        console.print("stopped; a run or an encoding goes on where it was when started again (train: --resume)")
+        console.print(
+            "stopped; a run or an encoding goes on where it was when started again (train: --resume)"
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

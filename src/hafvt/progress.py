@@ -71,6 +71,10 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
         if now - last >= every_s:
             last = now
             left = (now - start) / max(done - before, 1) * max(total - done, 0)
-            print(f"{title}: {done:,}/{total:,} {unit}  {left:,.0f} s left  {state(note)}", file=sys.stderr, flush=True)
+            print(
+                f"{title}: {done:,}/{total:,} {unit}  {left:,.0f} s left  {state(note)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance_plain

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,7 +54,7 @@ def test_every_order_of_ties_is_equally_likely() -> None:
 @given(rows=ROWS)
 def test_ties_are_counted_as_by_hand(rows: list[Row]) -> None:
     rows = histories(rows)
-    pairs = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if a[0] == b[0]]
+    pairs = [(a, b) for a, b in pairwise(rows) if a[0] == b[0]]
     expected = Ties(len(pairs), sum(a[2] == b[2] for a, b in pairs), len(rows) - len(set(rows)))
     assert count_ties(*arrays(rows)) == expected
 

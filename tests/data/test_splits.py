@@ -42,7 +42,7 @@ def test_leave_one_out_uses_each_interaction_once(histories: list[list[int]]) ->
 def test_by_time() -> None:
     offsets, times = flat([[1, 2, 3, 4, 9], [5, 6, 10], [8, 9], [7]])
     split = by_time(offsets, times, valid_share=0.2, test_share=0.2)
-    # 11 interactions; cuts at the 7th and the 9th smallest of 1 2 3 4 5 6 7 8 9 9 10 (counted from 0): 8 and 9
+    # The cuts are numbers 7 and 9, from 0, of 1 2 3 4 5 6 7 8 9 9 10.
     assert split.train_ends.tolist() == [4, 2, 0, 1]
     assert split.valid.tolist() == []  # 8 has no history
     assert split.test.tolist() == [4, 7, 9]

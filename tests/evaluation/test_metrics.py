@@ -57,7 +57,9 @@ def test_intervals_are_over_users_not_targets():
     random = np.random.default_rng(1)
     ranks = random.integers(1, 50, 200)
     once = summarise(ranks_of(ranks, [0] * 200), ["x"])["x"]["MRR"]
-    copies = summarise(ranks_of(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])["x"]["MRR"]
+    copies = summarise(ranks_of(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])["x"][
+        "MRR"
+    ]
     assert copies.high - copies.low == pytest.approx(once.high - once.low)
 
 
@@ -92,7 +94,9 @@ def test_full_ranking_by_hand(small, exclude_seen):
         scores = table[int(history[-1])]
         banned = set(history.tolist()) if exclude_seen else set()
         others = [i for i in range(domain.start, domain.stop) if i != target and i not in banned]
-        expected = 1 + sum(float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in others)
+        expected = 1 + sum(
+            float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in others
+        )
         assert found.ranks[row] == expected
         assert found.users[row] == user
         assert small.domains[found.domains[row]] == domain

@@ -18,7 +18,13 @@ def rows(batch: Batch) -> list[list[int]]:
 def test_next_items_pairs_each_item_with_its_successor():
     inputs, mask, targets = next_items(BATCH)
     assert rows(inputs) == [[3, 8, 1, 9], [7], []]
-    assert list(zip(inputs.items[mask].tolist(), targets.tolist(), strict=True)) == [(3, 8), (8, 1), (1, 9), (9, 2), (7, 6)]
+    assert list(zip(inputs.items[mask].tolist(), targets.tolist(), strict=True)) == [
+        (3, 8),
+        (8, 1),
+        (1, 9),
+        (9, 2),
+        (7, 6),
+    ]
 
 
 def test_view_keeps_order_and_drops_padding():

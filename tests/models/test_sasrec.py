@@ -37,7 +37,9 @@ def reference_states(history, w, heads, blocks):
             outs.append(softmax(z) @ v)
         x = x + np.concatenate(outs, 1) @ b["project.weight"].T + b["project.bias"]
         inner = norm(x, b["norm2.weight"], b["norm2.bias"]) @ b["inner.weight"].T + b["inner.bias"]
-        gelu = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in inner.ravel()]).reshape(inner.shape)
+        gelu = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in inner.ravel()]).reshape(
+            inner.shape
+        )
         x = x + gelu @ b["outer.weight"].T + b["outer.bias"]
     return norm(x, w["norm.weight"], w["norm.bias"])
 
@@ -76,4 +78,8 @@ def test_popularity_counts_training_alone(small):
             counts[item] += 1
     batch = gather(small.items, small.offsets[:3], small.offsets[1:4])
     assert model.scores(batch, 1).tolist() == [counts[30:].tolist()] * 3
-    assert model.scores(batch, 0, torch.tensor([[2], [4], [2]])).tolist() == [[counts[2]], [counts[4]], [counts[2]]]
+    assert model.scores(batch, 0, torch.tensor([[2], [4], [2]])).tolist() == [
+        [counts[2]],
+        [counts[4]],
+        [counts[2]],
+    ]

@@ -10,7 +10,7 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def attention(F, layer, residual):
+def attention(F, layer):
     """(1), (3): F (t, d) -> H (t, d), causal."""
     W, b, P = layer["qkv.weight"], layer["qkv.bias"], layer.get("positions")
     x = F if P is None else F + P[: len(F)]
@@ -18,7 +18,7 @@ def attention(F, layer, residual):
     z = q @ k.T / np.sqrt(F.shape[1])
     z[np.triu_indices(len(F), 1)] = -np.inf
     h = softmax(z) @ v
-    return F + h if residual else h
+    return F @ layer["own.weight"].T + h if "own.weight" in layer else h
 
 
 def cosine(h, E):
@@ -33,10 +33,13 @@ def sequences(history, domains):
 
 def mixture(h, tables, among, weights, tau):
     """(4)-(7): one state per modality -> P over the items `among`."""
-    return sum(w * softmax(cosine(state, E[among]) / tau) for w, state, (_, E) in zip(weights, h, tables, strict=True))
+    return sum(
+        w * softmax(cosine(state, E[among]) / tau)
+        for w, state, (_, E) in zip(weights, h, tables, strict=True)
+    )
 
 
-def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, residual):
+def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
     """(8), (9): each term a mean over its targets, each domain the X of (9) in turn."""
     total = domains[-1][1]
     sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
@@ -45,7 +48,7 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, res
             among = np.arange(*domains[s]) if s < len(domains) else np.arange(total)
             for t in range(len(sequence) - 1):
                 h = [
-                    attention(inputs[sequence[: t + 1]], layer, residual)[-1]
+                    attention(inputs[sequence[: t + 1]], layer)[-1]
                     for layer, (inputs, _) in zip(layers[s], tables, strict=True)
                 ]
                 p = mixture(h, tables, among, weights[s], tau)
@@ -60,7 +63,7 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, res
     )
 
 
-def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, residual):
+def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2):
     """(10): scores of all items of a domain."""
     mine = np.arange(*domains[domain])
     everything = np.arange(domains[-1][1])
@@ -69,7 +72,7 @@ def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lamb
         if not sequence:
             continue
         h = [
-            attention(inputs[sequence], layer, residual)[-1]
+            attention(inputs[sequence], layer)[-1]
             for layer, (inputs, _) in zip(layers[s], tables, strict=True)
         ]
         if s == len(domains):

@@ -37,9 +37,25 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("model", PARAMS)
 def test_a_run_is_complete_and_learns(small, tmp_path, model):
-    run = train(model, small.folder, tmp_path / "run", params=PARAMS[model], epochs=30, batch_size=8, patience=0, learning_rate=0.01)
+    run = train(
+        model,
+        small.folder,
+        tmp_path / "run",
+        params=PARAMS[model],
+        epochs=30,
+        batch_size=8,
+        patience=0,
+        learning_rate=0.01,
+    )
     assert not run.model.training
-    for name in ("config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "ranks.parquet", "report.html"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "ranks.parquet",
+        "report.html",
+    ):
         assert (run.folder / name).stat().st_size > 0, name
     about = json.loads((run.folder / "model.json").read_text())
     best = max(line["valid_mrr"] for line in lines(run.folder) if "valid_mrr" in line)
@@ -114,7 +130,17 @@ def test_test_targets_are_not_looked_at_in_training(small, tmp_path):
 
 
 def test_early_stop_keeps_the_best(small, tmp_path):
-    run = train("sasrec", small, tmp_path / "run", params=PARAMS["sasrec"], epochs=200, batch_size=8, learning_rate=0.02, validate_every=1, patience=2)
+    run = train(
+        "sasrec",
+        small,
+        tmp_path / "run",
+        params=PARAMS["sasrec"],
+        epochs=200,
+        batch_size=8,
+        learning_rate=0.02,
+        validate_every=1,
+        patience=2,
+    )
     curve = lines(run.folder)
     assert len(curve) < 200
     best = max(range(len(curve)), key=lambda n: curve[n]["valid_mrr"])

@@ -1,0 +1,1 @@
+"""Rows of interactions and items become a dataset."""

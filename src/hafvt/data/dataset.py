@@ -85,8 +85,13 @@ class Dataset:
             try:
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise HafvtError(f"{path} is missing or damaged ({error}): prepare the dataset anew") from None
-        if len(arrays["items"]) != manifest["interactions"] or len(arrays["offsets"]) != manifest["users"] + 1:
+                raise HafvtError(
+                    f"{path} is missing or damaged ({error}): prepare the dataset anew"
+                ) from None
+        if (
+            len(arrays["items"]) != manifest["interactions"]
+            or len(arrays["offsets"]) != manifest["users"] + 1
+        ):
             raise HafvtError(f"{folder}: its arrays and its manifest disagree: prepare the dataset anew")
         domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in manifest["domains"])
         return cls(folder=folder, manifest=manifest, domains=domains, **arrays)
@@ -169,7 +174,7 @@ def write_dataset(
         about: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
     """
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "items": items.astype(np.int32, copy=False),
         "times": times.astype(np.int64, copy=False),
         "offsets": offsets.astype(np.int64, copy=False),

@@ -22,8 +22,8 @@ Counts = dict[str, int | str]
 
 
 def prepare(
-    interactions: Any,
-    items: Any = None,
+    interactions: str | Path | Any,
+    items: str | Path | Any | None = None,
     out: str | Path = "dataset",
     *,
     columns: dict[str, str] | None = None,

@@ -75,5 +75,7 @@ def seen_columns(data: Dataset, targets: Int64, domain: Domain) -> torch.Tensor:
     columns = history.items - domain.start
     outside = (columns < 0) | (columns >= len(domain))
     outside |= torch.arange(columns.shape[1]) >= history.lengths[:, None]
-    outside |= columns == torch.from_numpy(np.asarray(data.items)[targets].astype(np.int64) - domain.start)[:, None]
+    outside |= (
+        columns == torch.from_numpy(np.asarray(data.items)[targets].astype(np.int64) - domain.start)[:, None]
+    )
     return columns.masked_fill(outside, -1)

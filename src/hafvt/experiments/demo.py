@@ -55,7 +55,9 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
     """
     started = time.monotonic()
     folder = Path(out)
-    interactions, items = generate_world(folder / "world", users=users, items_per_shop=items_per_shop, seed=seed)
+    interactions, items = generate_world(
+        folder / "world", users=users, items_per_shop=items_per_shop, seed=seed
+    )
     data = prepare(interactions, items, folder / "data", min_per_domain=3, seed=seed, overwrite=True)
     encode(data, image="classic", title="classic", seed=seed)
     # Each demo trains anew, in a folder of its own: a run is never overwritten.
@@ -67,5 +69,13 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
         found = evaluate(runs / name)
         results[name] = found.results
         parts[name] = (open_run(runs / name).model, found.results, runs / name)
-    write_report(folder / "report.html", parts, data, [f"a generated world of {users:,} users, seed {seed}; every target ranked among all items of its domain"])
+    write_report(
+        folder / "report.html",
+        parts,
+        data,
+        [
+            f"a generated world of {users:,} users, seed {seed}; "
+            "every target ranked among all items of its domain"
+        ],
+    )
     return Demo(results, folder, time.monotonic() - started)

@@ -15,7 +15,17 @@ EXTRAS = {
     "track": ("tensorboard",),
     "tune": ("optuna",),
 }
-CORE = ("hafvt", "torch", "numpy", "polars", "narwhals", "safetensors", "lightning-fabric", "jsonargparse", "rich")
+CORE = (
+    "hafvt",
+    "torch",
+    "numpy",
+    "polars",
+    "narwhals",
+    "safetensors",
+    "lightning-fabric",
+    "jsonargparse",
+    "rich",
+)
 
 
 def doctor() -> str:
@@ -31,10 +41,11 @@ def doctor() -> str:
             return "missing"
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = str(compute_dtype(device)).removeprefix("torch.")
     lines = [
         f"machine   {platform.system()} {platform.machine()}, Python {platform.python_version()}",
         f"compute   {torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, "
-        f"{torch.get_num_threads()} threads, {str(compute_dtype(device)).removeprefix('torch.')} with --precision auto",
+        f"{torch.get_num_threads()} threads, {dtype} with --precision auto",
         f"core      {', '.join(f'{package} {found(package)}' for package in CORE)}",
     ]
     for extra, packages in EXTRAS.items():

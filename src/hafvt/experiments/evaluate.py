@@ -36,7 +36,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         """The table, in per cent."""
-        return f"{plain_table({self.model: self.results})}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
+        table = plain_table({self.model: self.results})
+        return f"{table}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
 
 
 def evaluate(
@@ -50,8 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Ranks every target of a finished run and writes ranks.parquet and report.html.
 
-    Ranks are counted among all items of the target's domain, ties at half; MRR, NDCG@5, NDCG@10 and HR@1/5/10 come
-    with 95 % bootstrap intervals over users, per domain and as the mean of the domains.
+    Ranks are counted among all items of the target's domain, ties at half; MRR, NDCG@5, NDCG@10 and HR@1/5/10
+    come with 95 % bootstrap intervals over users, per domain and as the mean of the domains.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
@@ -75,7 +76,12 @@ def evaluate(
     place = torch.device(device)
     with progress(f"evaluate {opened.name}", len(positions), "targets") as advance:
         ranks = full(
-            opened.model.to(place), opened.data, positions, exclude_seen=exclude_seen, device=place, advance=advance
+            opened.model.to(place),
+            opened.data,
+            positions,
+            exclude_seen=exclude_seen,
+            device=place,
+            advance=advance,
         )
     folder, what = opened.folder, f"{split} targets"
     if split != "test" or exclude_seen:

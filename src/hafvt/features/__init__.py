@@ -1,0 +1,1 @@
+"""Pictures and titles become frozen vectors."""

@@ -63,7 +63,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x with a share `rate` of its entries zeroed and the rest scaled up; x itself in evaluation."""
+        """Returns x with a share `rate` of its entries zeroed, the rest scaled up; in evaluation x itself."""
         if not self.training or self.rate == 0:
             return x
         if x.device.type != "cpu":

@@ -3,7 +3,7 @@
 Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018. Departures from the paper and its code,
 each because it makes the yardstick stronger or plainer:
 
-* loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn negative;
+* loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
 * both inputs of a block's sub-layers are normalised (pre-norm) instead of the query alone;
 * attention has an output projection, the feed-forward part is four times as wide and uses GELU;
 * histories are right-padded, so a causal mask is all the masking there is.
@@ -57,7 +57,7 @@ class Block(nn.Module):
             for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
         )
         x = x + self.dropout(self.project(causal_attention(q, k, v).transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm2(x)))))
+        return torch.add(x, self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm2(x))))))
 
 
 class SasRec(Model):

@@ -51,7 +51,9 @@ def write_report(
     )
 
 
-def report(folder: Path, name: str, model: Model, data: Dataset, ranks: Ranks, what: str = "test targets") -> Results:
+def report(
+    folder: Path, name: str, model: Model, data: Dataset, ranks: Ranks, what: str = "test targets"
+) -> Results:
     """Writes ranks.parquet, results.json and report.html of one model's ranks.
 
     Args:
@@ -70,10 +72,17 @@ def report(folder: Path, name: str, model: Model, data: Dataset, ranks: Ranks, w
     sizes = ", ".join(f"{len(d):,} {d.name}" for d in data.domains)
     people = len(np.unique(ranks.users))
     said = (
-        f"{len(ranks.ranks):,} {what} of {people:,} users, each ranked among all items of its domain ({sizes}); "
+        f"{len(ranks.ranks):,} {what} of {people:,} users, each ranked among all items of its domain "
+        f"({sizes}); "
         "ties count half; intervals: 95 % bootstrap over users"
     )
-    write_json(folder / "results.json", {"protocol": said, "results": {d: {m: asdict(f) for m, f in row.items()} for d, row in results.items()}})
+    write_json(
+        folder / "results.json",
+        {
+            "protocol": said,
+            "results": {d: {m: asdict(f) for m, f in row.items()} for d, row in results.items()},
+        },
+    )
     write_report(folder / "report.html", {name: (model, results, folder)}, data, [said])
     return results
 
@@ -87,7 +96,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
 
 
 def people(model: Model, data: Dataset, seed: int = 0) -> list[Person]:
-    """Returns test users, drawn by the seed alone, with their histories and what the model recommends them."""
+    """Returns test users, drawn by the seed alone, with histories and what the model recommends them."""
     random = np.random.default_rng(seed)
     chosen = random.choice(np.asarray(data.test), size=min(PEOPLE, len(data.test)), replace=False)
     return [person(model, data, int(position)) for position in chosen]

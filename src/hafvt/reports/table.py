@@ -54,7 +54,9 @@ def best_models(results: Mapping[str, Results], domain: str, metric: str) -> set
         for name, result in results.items()
         if metric in result.get(domain, {}) and math.isfinite(result[domain][metric].value)
     }
-    return {name for name, value in found.items() if value == max(found.values())} if len(found) > 1 else set()
+    return (
+        {name for name, value in found.items() if value == max(found.values())} if len(found) > 1 else set()
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
@@ -111,7 +113,9 @@ def plain_table(results: Mapping[str, Results]) -> str:
             table.append(cells)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
-        "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+        "  ".join(
+            [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        )
         for cells in table
     ]
     legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if len(results) > 1 else "")

@@ -30,7 +30,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except FileNotFoundError:
@@ -60,7 +60,9 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise HafvtError(f"the weights do not fit the model ({first}): was the dataset prepared anew?") from None
+        raise HafvtError(
+            f"the weights do not fit the model ({first}): was the dataset prepared anew?"
+        ) from None
     if optimizer is None:
         return
     slots: dict[int, dict[str, Tensor]] = {}

@@ -26,7 +26,6 @@ from hafvt.evaluation.protocols import full
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
 from hafvt.models import build, complete, configure, modalities_of
-from hafvt.models.base import Model
 from hafvt.ops.catalogue_softmax import compute_dtype
 from hafvt.progress import progress
 from hafvt.reports.run import report
@@ -71,9 +70,9 @@ def train(
 ) -> Run:
     """Trains a model; the weights of the best validation MRR are kept. Test targets are never looked at.
 
-    The folder `out` gets config.yaml, metrics.jsonl, checkpoint/, and at the end model.safetensors and model.json. A
-    run that was stopped or killed goes on with `resume` and ends with the same weights, bit for bit, on the same
-    machine.
+    The folder `out` gets config.yaml, metrics.jsonl, checkpoint/, and at the end model.safetensors, model.json,
+    and of the test targets ranks.parquet, results.json and report.html. A run that was stopped or killed goes on
+    with `resume` and ends with the same weights, bit for bit, on the same machine.
 
     Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0
 
@@ -132,7 +131,9 @@ def train(
     if not weights:
         epochs = validate_every = 1
     if len(batches) == 0:
-        raise HafvtError(f"{dataset.folder}: no user has two training interactions: prepare it with other filters")
+        raise HafvtError(
+            f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
+        )
     optimizer = torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay) if weights else None
     state = Progress()
     net.to(fabric.device)
@@ -153,7 +154,10 @@ def train(
     log = _Log(out, tensorboard)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     total = epochs * len(batches) * batch_size
-    with progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance, _stoppable() as stop:
+    with (
+        progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance,
+        _stoppable() as stop,
+    ):
         mrr = state.best_mrr
         while not _finished(state, epochs, validate_every, patience):
             net.train()
@@ -175,7 +179,11 @@ def train(
                 if stop():
                     raise KeyboardInterrupt
             state.epoch += 1
-            line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "loss": state.loss / len(batches)}
+            line: dict[str, Any] = {
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": state.loss / len(batches),
+            }
             if state.epoch % validate_every == 0 or state.epoch == epochs:
                 ranks = full(net, dataset, dataset.valid, device=fabric.device)
                 mrr = mean_mrr(ranks)
@@ -238,7 +246,9 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
     other = [key for key in settings if key not in ignored and held.get(key) != settings[key]]
     if other:
         was = ", ".join(f"{key} was {held.get(key)!r}" for key in other)
-        raise HafvtError(f"{out} holds a run of other settings ({was}): resume with those, or choose another folder")
+        raise HafvtError(
+            f"{out} holds a run of other settings ({was}): resume with those, or choose another folder"
+        )
 
 
 def _finished(state: Progress, epochs: int, validate_every: int, patience: int) -> bool:
@@ -263,7 +273,7 @@ def _truncate(path: Path, state: Progress) -> None:
 def _finite(loss: float, state: Progress, learning_rate: float) -> float:
     if not math.isfinite(loss):
         raise HafvtError(
-            f"the loss is {loss} at step {state.step}: train with a lower --learning-rate than {learning_rate}"
+            f"the loss is {loss} at step {state.step}: choose a --learning-rate below {learning_rate}"
         )
     return loss
 
@@ -275,7 +285,7 @@ def _note(state: Progress, mrr: float) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a question, so that a step is never cut in half; asked twice, they act."""
+    """Turns Ctrl-C and SIGTERM into a question, so that no step is cut in half; asked twice, they act."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

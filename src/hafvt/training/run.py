@@ -63,15 +63,21 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     folder = Path(folder)
     if not (folder / "model.json").exists():
         unfinished = (folder / "checkpoint").exists()
-        remedy = "finish it with hafvt train ... --resume true" if unfinished else "train a model into it first"
+        remedy = (
+            "finish it with hafvt train ... --resume true" if unfinished else "train a model into it first"
+        )
         raise HafvtError(f"{folder} holds no finished run: {remedy}")
     about = read_json(folder / "model.json")
     if not isinstance(data, Dataset):
         data = Dataset.open(data or about["data"])
     if fingerprint(data) != about["dataset"]:
-        raise HafvtError(f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data")
+        raise HafvtError(
+            f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data"
+        )
     if feature_hashes(data, tuple(about["training"]["features"])) != about["training"]["features"]:
-        raise HafvtError(f"{data.folder}: features were encoded anew since {folder} was trained: train it anew")
+        raise HafvtError(
+            f"{data.folder}: features were encoded anew since {folder} was trained: train it anew"
+        )
     kind = type(next(iter(MODELS[about["model"]].configurations.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
     config = kind(**values)
@@ -82,7 +88,9 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     return Run(folder, about["model"], config, model, data, about)
 
 
-def describe(name: str, model: Model, config: Any, training: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    name: str, model: Model, config: Any, training: dict[str, Any], best: dict[str, Any]
+) -> dict[str, Any]:
     """Returns what model.json says of a finished run."""
     return {
         "model": name,

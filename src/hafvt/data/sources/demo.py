@@ -39,6 +39,7 @@ SHORTEST, LONGEST, MEAN = 8, 30, 16  # purchases of a customer
 LEAST = 3  # of them in each shop
 MISSING = 0.02  # share of items without a picture; as many others lack a title
 CUSTOMERS = 1000  # simulated together, which bounds the memory
+NOREP = False
 DAY = 86_400
 OPENING = 1_640_995_200  # 2022-01-01 in seconds since 1970
 
@@ -190,7 +191,8 @@ def go_shopping(items: Items, users: int, random: np.random.Generator) -> tuple[
             odds += random.gumbel(size=odds.shape)  # the largest is now a draw from the softmax
             bought[rows, step] = goods[odds.argmax(axis=1)]
         now = np.flatnonzero(step < lengths)
-        liking[now, bought[now, step]] = -np.inf  # nobody buys the same item twice
+        if NOREP:
+            liking[now, bought[now, step]] = -np.inf  # nobody buys the same item twice
     return bought, clock(opens, random)
 
 
@@ -205,8 +207,8 @@ def plan_visits(lengths: Int, random: np.random.Generator) -> Int:
 
 def influence(items: Items, goods: Int, before: Int, same_session: Bool) -> Float:
     """Returns what the purchase before adds to the log-odds of each of `goods`, (users, goods)."""
-    matches = (items.theme[goods] == items.theme[before][:, None]).astype(float)
-    matches += items.palette[goods] == items.palette[before][:, None]
+    looks = (items.theme, items.palette, items.motif)
+    matches = sum((look[goods] == look[before][:, None]).astype(float) for look in looks)
     follows = items.kind[goods] == (items.kind[before][:, None] + 1) % KINDS
     added: Float = MATCHES * matches * same_session[:, None] + FOLLOWS * follows
     return added

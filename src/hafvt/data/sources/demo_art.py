@@ -47,18 +47,18 @@ class Theme:
 
 
 THEMES = (
-    Theme(("Nautical", "Breezy", "Harbour"), ("sailcloth", "driftwood"), ("Saltmarsh", "Pier & Tide")),
-    Theme(("Nordic", "Hushed", "Fjord"), ("birch", "felt"), ("Lumi", "Nordlys")),
-    Theme(("Moorish", "Gilded", "Bazaar"), ("brass", "kilim"), ("Zellige", "Souk 12")),
-    Theme(("Rustic", "Farmhouse", "Homespun"), ("oak", "burlap"), ("Barnowl", "Hayloft")),
-    Theme(("Retro", "Diner", "Jukebox"), ("vinyl", "chrome"), ("Route 9", "Malt Shop")),
-    Theme(("Botanical", "Wildflower", "Meadow"), ("rattan", "hemp"), ("Fern & Moss", "Petalworks")),
-    Theme(("Industrial", "Workshop", "Foundry"), ("steel", "canvas"), ("Rivet", "Ironside")),
-    Theme(("Zen", "Quiet", "Wabi"), ("bamboo", "stoneware"), ("Kinari", "Sora")),
-    Theme(("Alpine", "Chalet", "Fireside"), ("fleece", "pine"), ("Edelweiss", "Skihaus")),
-    Theme(("Baroque", "Opulent", "Salon"), ("velvet", "damask"), ("Palais", "Maison Ormeaux")),
-    Theme(("Cosmic", "Lunar", "Starlit"), ("lurex", "glass"), ("Orbit", "Nebula Works")),
-    Theme(("Sporty", "Urban", "Sidewalk"), ("mesh", "rubber"), ("Kerb", "Northline")),
+    Theme(("Nautical", "Breezy"), ("sailcloth", "driftwood"), ("Saltmarsh", "Pier & Tide")),
+    Theme(("Nordic", "Hushed"), ("birch", "felt"), ("Lumi", "Nordlys")),
+    Theme(("Moorish", "Gilded"), ("brass", "kilim"), ("Zellige", "Souk 12")),
+    Theme(("Rustic", "Farmhouse"), ("oak", "burlap"), ("Barnowl", "Hayloft")),
+    Theme(("Retro", "Diner"), ("vinyl", "chrome"), ("Route 9", "Malt Shop")),
+    Theme(("Botanical", "Wildflower"), ("rattan", "hemp"), ("Fern & Moss", "Petalworks")),
+    Theme(("Industrial", "Workshop"), ("steel", "canvas"), ("Rivet", "Ironside")),
+    Theme(("Zen", "Quiet"), ("bamboo", "stoneware"), ("Kinari", "Sora")),
+    Theme(("Alpine", "Chalet"), ("fleece", "pine"), ("Edelweiss", "Skihaus")),
+    Theme(("Baroque", "Opulent"), ("velvet", "damask"), ("Palais", "Maison Ormeaux")),
+    Theme(("Cosmic", "Lunar"), ("lurex", "glass"), ("Orbit", "Nebula Works")),
+    Theme(("Sporty", "Urban"), ("mesh", "rubber"), ("Kerb", "Northline")),
 )
 
 TEMPLATES = (
@@ -168,10 +168,10 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
         from PIL import Image, ImageColor
     except ImportError:
         raise need("encode", "pillow") from None
-    turn, scale, tilt = random.uniform(-0.15, 0.15), random.uniform(5, 7.5), random.uniform(-6, 6)
+    turn, scale, tilt = random.uniform(-0.08, 0.08), random.uniform(5.5, 6.5), random.uniform(-4, 4)
     down, right = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
-    x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.3, 0.3)
-    y = 3 + scale * (down * np.cos(turn) - right * np.sin(turn)) + random.uniform(-0.3, 0.3)
+    x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.15, 0.15)
+    y = 3 + scale * (down * np.cos(turn) - right * np.sin(turn)) + random.uniform(-0.15, 0.15)
     figure = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
     inks = np.array([ImageColor.getrgb(colour) for colour in PALETTES[palette]]) + random.normal(
         0, 14, (2, 3)

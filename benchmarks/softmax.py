@@ -1,0 +1,158 @@
+"""How fast, and in how much memory, is the softmax over a catalogue? Run: python benchmarks/softmax.py [--quick].
+
+For each implementation, dtype, catalogue size and width: forward and backward of `log_partition`, with a frozen
+table (gradients of the queries alone) and a learned one. The full run writes results/softmax.md and .json
+beside this file; --quick only prints.
+
+Rates count useful operations alike for all, whatever each computes anew: with N queries, V items and width d
+2NVd for the log-partition, 2NVd for the gradient of the queries, 4NVd more for that of a learned table. (Stored
+logits need but 2NVd for the latter: "plain" is flattered in learned mode.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hafvt.files import atomic_file, write_json
+from hafvt.ops.catalogue_softmax import compute_dtype, log_partition
+from hafvt.progress import progress
+
+RESULTS = Path(__file__).parent / "results"
+QUERIES = 1024
+IMPLS = (("attention", "float32"), ("attention", "bfloat16"), ("chunked", "float32"), ("chunked", "bfloat16"))
+IMPLS += (("plain", "float32"),)  # the reference computes in float32 whatever the table is stored in
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the softmax over a catalogue.")
+    parser.add_argument("--quick", action="store_true", help="the smallest catalogue only; writes nothing")
+    quick = parser.parse_args().quick
+    sizes, widths = ((8_000,), (256,)) if quick else ((8_000, 24_000, 64_000), (256, 512))
+    cases = list(itertools.product(widths, sizes, (False, True), IMPLS))
+    machine = describe()
+    rows = []
+    with progress("softmax", len(cases), "cases") as advance:
+        for d, v, learned, (impl, dtype) in cases:
+            rows.append(measure(v, d, learned, impl, dtype))
+            advance(1, f"{impl} {dtype}")
+    machine["load_at_end"] = round(os.getloadavg()[0], 1)
+    text = markdown(machine, rows)
+    print(text)
+    if not quick:
+        write_json(RESULTS / "softmax.json", {"machine": machine, "queries": QUERIES, "rows": rows})
+        with atomic_file(RESULTS / "softmax.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def measure(v: int, d: int, learned: bool, impl: Any, dtype: str) -> dict[str, Any]:
+    """Returns seconds, extra peak memory and rate of one case."""
+    torch.manual_seed(0)
+    h = torch.nn.functional.normalize(torch.randn(QUERIES, d), dim=1).requires_grad_()
+    table = (
+        torch.nn.functional.normalize(torch.randn(v, d), dim=1)
+        .to(getattr(torch, dtype))
+        .requires_grad_(learned)
+    )
+
+    def step() -> None:
+        h.grad = table.grad = None
+        log_partition(h, table, 20.0, impl).sum().backward()
+
+    peak = peak_bytes(step)  # warms up as well
+    seconds = best_seconds(step)
+    operations = (8 if learned else 4) * QUERIES * v * d
+    return {
+        "d": d,
+        "v": v,
+        "table": "learned" if learned else "frozen",
+        "impl": impl,
+        "dtype": dtype,
+        "seconds": round(seconds, 4),
+        "peak_mib": round(peak / 2**20, 1),
+        "gflop_per_s": round(operations / seconds / 1e9, 1),
+    }
+
+
+def best_seconds(step: Callable[[], object]) -> float:
+    """Returns the shortest of at least two runs and at most 1.5 seconds: the one that was disturbed least."""
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < 1.5:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """Returns the most bytes tensors held at a time over what they held before, scratch and gradients included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        step()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Returns the GFLOP/s of a plain square product."""
+    a = torch.randn(2048, 2048).to(dtype)
+    best_seconds(lambda: a @ a)
+    return round(2 * 2048**3 / best_seconds(lambda: a @ a) / 1e9, 1)
+
+
+def describe() -> dict[str, Any]:
+    """Returns what the figures depend on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    return {
+        "cpu": fields.get("model name", platform.processor()),
+        "flags": [flag for flag in FLAGS if flag in fields.get("flags", "").split()],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compute_dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch."),
+        "load_at_start": round(os.getloadavg()[0], 1),
+        "matmul_gflop_per_s": {name: matmul_rate(getattr(torch, name)) for name in ("float32", "bfloat16")},
+    }
+
+
+def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Returns the description and the table."""
+    rates = machine["matmul_gflop_per_s"]
+    lines = [
+        "# Softmax over a catalogue: forward and backward",
+        "",
+        f"{machine['cpu']} ({', '.join(machine['flags'])}), {machine['threads']} threads on {machine['cores']} cores, "
+        f"torch {machine['torch']}, Python {machine['python']}; `compute_dtype`: {machine['compute_dtype']}. "
+        f"Load before and after: {machine['load_at_start']} and {machine['load_at_end']} "
+        "(above the number of cores: others were computing too, and the figures are low).",
+        "",
+        f"{QUERIES:,} queries. A plain matrix product runs at {rates['float32']:.0f} GFLOP/s in float32 and "
+        f"{rates['bfloat16']:.0f} in bfloat16; the last column is the rate beside that. Operations are the useful "
+        "ones, counted alike for all; memory is the peak beyond queries and table, gradients included.",
+        "",
+        "| width | items | table | implementation | dtype | time, ms | extra memory, MiB | GFLOP/s | of a product |",
+        "|---:|---:|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['d']} | {row['v']:,} | {row['table']} | {row['impl']} | {row['dtype']} "
+            f"| {1e3 * row['seconds']:,.0f} | {row['peak_mib']:,.1f} | {row['gflop_per_s']:.0f} "
+            f"| {row['gflop_per_s'] / rates[row['dtype']]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hafvt.data.dataset import Dataset
+from hafvt.data.info import Lengths, info
+from hafvt.data.order import Ties
+from hafvt.data.prepare import prepare
+from hafvt.files import write_json
+
+ITEMS = pl.DataFrame(
+    {
+        "item_id": ["a", "b", "c", "x", "y"],
+        "domain": ["tea", "tea", "tea", "cups", "cups"],
+        "title": ["A", None, "C", "X", None],
+        "image": ["a.jpg", None, None, None, None],
+    }
+)
+ROWS = [
+    *[("u", item, time) for time, item in enumerate("aabx")],
+    *[("v", item, 5) for item in "yay"],
+    ("w", "a", 1),
+]
+DAY = 86_400
+
+
+def make(folder: Path, start: int = 0) -> Dataset:
+    log = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
+    return prepare(log.with_columns(pl.col("timestamp") * DAY + start), ITEMS, folder, min_per_domain=0)
+
+
+def test_counts(tmp_path: Path) -> None:
+    found = info(make(tmp_path / "out"))
+    cups, tea = found.domains
+    assert (found.users, found.items, found.interactions) == (3, 5, 8)
+    assert found.lengths == Lengths(1, 3.0, 8 / 3, 4)
+    assert (cups.items, cups.interactions, cups.users, cups.never_met, cups.titled, cups.pictured) == (
+        2,
+        3,
+        2,
+        0,
+        1,
+        0,
+    )
+    assert (tea.items, tea.interactions, tea.users, tea.never_met, tea.titled, tea.pictured) == (
+        3,
+        5,
+        3,
+        1,
+        2,
+        1,
+    )
+    assert tea.lengths == Lengths(1, 1.0, 5 / 3, 3)
+    assert found.overlap == {("cups", "tea"): 2}
+    assert found.ties == Ties(neighbours=5, tied=2, duplicates=1)
+    assert found.ties_order == "random"
+    assert found.span == (0, 5 * DAY)
+    assert cups.valid_targets + tea.valid_targets == 2
+    assert cups.test_targets + tea.test_targets == 2
+    assert cups.test_targets >= 1  # the last of u
+
+
+def test_a_path_will_do_and_features_are_counted(tmp_path: Path) -> None:
+    data = make(tmp_path / "out")
+    present = np.array([True, False, True, False, False])
+    folder = data.folder / "features" / "title"
+    folder.mkdir(parents=True)
+    np.save(folder / "rows.npy", np.zeros((5, 4), dtype=np.float16))
+    np.save(folder / "present.npy", present)
+    write_json(folder / "about.json", {})
+    found = info(str(data.folder))
+    assert [domain.features for domain in found.domains] == [{"title": 1}, {"title": 1}]
+    assert "with features 'title'" in str(found)
+
+
+def test_the_text(tmp_path: Path) -> None:
+    text = str(info(make(tmp_path / "a")))
+    assert "3 users, 5 items, 8 interactions" in text
+    assert "users of cups and tea: 2 (66.7% of all users)" in text
+    assert "merged histories: 1 to 4 interactions, median 3, mean 2.7" in text
+    assert "equal times: 2 of 5 pairs of neighbours (40.0%), put in random order" in text
+    assert "repeated interactions (same user, item, time): 1" in text
+    assert f"times: 0 to {5 * DAY:,}" in text
+    table = [line for line in text.splitlines()[2:14] if line]
+    assert len({len(line) for line in table}) == 1  # aligned
+    dated = str(info(make(tmp_path / "b", start=1_700_000_000)))
+    assert "times: 2023-11-14 22:13:20 UTC to 2023-11-19 22:13:20 UTC" in dated
+
+
+def test_three_domains_overlap_in_pairs_and_in_all(tmp_path: Path) -> None:
+    rows = [("u", "a"), ("u", "b"), ("u", "c"), ("v", "a"), ("v", "b"), ("w", "c")]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    log = log.with_columns(timestamp=1, domain=pl.col("item_id").str.to_uppercase())
+    found = info(prepare(log, None, tmp_path / "out", min_per_domain=0))
+    expected = {("A", "B"): 2, ("A", "C"): 1, ("B", "C"): 1, ("A", "B", "C"): 1}
+    assert found.overlap == expected
+
+
+def test_one_domain_and_a_dataset_that_prepare_did_not_make(small: Dataset, tmp_path: Path) -> None:
+    log = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
+    single = info(prepare(log, None, tmp_path / "out"))
+    assert single.overlap == {}
+    assert [domain.name for domain in single.domains] == ["all"]
+    found = info(small)
+    assert (found.ties_order, found.ties.tied) == ("unknown", 0)
+    assert "in an unknown order" in str(found)
+
+
+def test_real_data(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "movielens-posters"
+    found = info(
+        prepare(folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "out", min_per_domain=3)
+    )
+    assert sum(domain.pictured for domain in found.domains) == 2_208
+    assert found.overlap[("action", "drama")] == found.users
+
+
+@pytest.mark.parametrize("part", ["valid_targets", "test_targets"])
+def test_targets_add_up(small: Dataset, part: str) -> None:
+    assert sum(getattr(domain, part) for domain in info(small).domains) == small.users

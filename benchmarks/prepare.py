@@ -49,7 +49,7 @@ def generate(folder: Path, interactions: int) -> None:
                     "timestamp": 1_300_000_000 + random.integers(0, 3_000, size) * 86_400,
                 }
             )
-            chunk = chunk.with_columns("A" + pl.col("user_id").cast(pl.String).str.zfill(13))
+            chunk = chunk.with_columns(user_id="A" + pl.col("user_id").cast(pl.String).str.zfill(13))
             chunk.write_csv(file, include_header=start == 0)
 
 

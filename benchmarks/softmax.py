@@ -1,12 +1,14 @@
-"""How fast, and in how much memory, is the softmax over a catalogue? Run: python benchmarks/softmax.py [--quick].
+"""How fast, and in how much memory, is the softmax over a catalogue?
 
-For each implementation, dtype, catalogue size and width: forward and backward of `log_partition`, with a frozen
-table (gradients of the queries alone) and a learned one. The full run writes results/softmax.md and .json
-beside this file; --quick only prints.
+Run: python benchmarks/softmax.py [--quick]
 
-Rates count useful operations alike for all, whatever each computes anew: with N queries, V items and width d
-2NVd for the log-partition, 2NVd for the gradient of the queries, 4NVd more for that of a learned table. (Stored
-logits need but 2NVd for the latter: "plain" is flattered in learned mode.)
+For each implementation, dtype, catalogue size and width: forward and backward of `log_partition`, with a
+frozen table (gradients of the queries alone) and a learned one. The full run writes results/softmax.md and
+.json beside this file; --quick only prints.
+
+Rates count useful operations, alike for all, whatever each computes anew: with N queries, V items and width d
+2NVd for the log-partition, 2NVd for the gradient of the queries, 4NVd more for that of a learned table. (With
+stored logits 2NVd are enough for the latter: "plain" is flattered in learned mode.)
 """
 
 from __future__ import annotations
@@ -24,13 +26,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hafvt.files import atomic_file, write_json
-from hafvt.ops.catalogue_softmax import compute_dtype, log_partition
+from hafvt.ops.catalogue_softmax import Implementation, compute_dtype, log_partition
 from hafvt.progress import progress
 
 RESULTS = Path(__file__).parent / "results"
 QUERIES = 1024
-IMPLS = (("attention", "float32"), ("attention", "bfloat16"), ("chunked", "float32"), ("chunked", "bfloat16"))
-IMPLS += (("plain", "float32"),)  # the reference computes in float32 whatever the table is stored in
+IMPLS: tuple[tuple[Implementation, str], ...] = (
+    ("attention", "float32"),
+    ("attention", "bfloat16"),
+    ("chunked", "float32"),
+    ("chunked", "bfloat16"),
+    ("plain", "float32"),  # the reference computes in float32 whatever the table is stored in
+)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -55,7 +62,7 @@ def main() -> None:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def measure(v: int, d: int, learned: bool, impl: Any, dtype: str) -> dict[str, Any]:
+def measure(v: int, d: int, learned: bool, impl: Implementation, dtype: str) -> dict[str, Any]:
     """Returns seconds, extra peak memory and rate of one case."""
     torch.manual_seed(0)
     h = torch.nn.functional.normalize(torch.randn(QUERIES, d), dim=1).requires_grad_()
@@ -67,7 +74,7 @@ def measure(v: int, d: int, learned: bool, impl: Any, dtype: str) -> dict[str, A
 
     def step() -> None:
         h.grad = table.grad = None
-        log_partition(h, table, 20.0, impl).sum().backward()
+        torch.autograd.backward(log_partition(h, table, 20.0, impl).sum())
 
     peak = peak_bytes(step)  # warms up as well
     seconds = best_seconds(step)
@@ -95,11 +102,11 @@ def best_seconds(step: Callable[[], object]) -> float:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """Returns the most bytes tensors held at a time over what they held before, scratch and gradients included."""
+    """Returns the most bytes that tensors held at a time, over what they held before; scratch included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         step()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    return max(itertools.accumulate(int(e.nbytes()) for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
@@ -133,16 +140,16 @@ def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Softmax over a catalogue: forward and backward",
         "",
-        f"{machine['cpu']} ({', '.join(machine['flags'])}), {machine['threads']} threads on {machine['cores']} cores, "
-        f"torch {machine['torch']}, Python {machine['python']}; `compute_dtype`: {machine['compute_dtype']}. "
-        f"Load before and after: {machine['load_at_start']} and {machine['load_at_end']} "
-        "(above the number of cores: others were computing too, and the figures are low).",
+        f"{machine['cpu']} ({', '.join(machine['flags'])}), {machine['threads']} threads, "
+        f"{machine['cores']} cores, torch {machine['torch']}, Python {machine['python']}; `compute_dtype`: "
+        f"{machine['compute_dtype']}. Load before and after: {machine['load_at_start']} and "
+        f"{machine['load_at_end']} (above the number of cores: others computed too, and times are too long).",
         "",
         f"{QUERIES:,} queries. A plain matrix product runs at {rates['float32']:.0f} GFLOP/s in float32 and "
-        f"{rates['bfloat16']:.0f} in bfloat16; the last column is the rate beside that. Operations are the useful "
-        "ones, counted alike for all; memory is the peak beyond queries and table, gradients included.",
+        f"{rates['bfloat16']:.0f} in bfloat16; the last column is the rate beside that. Operations are the "
+        "useful ones, alike for all; memory is the peak beyond queries and table, gradients included.",
         "",
-        "| width | items | table | implementation | dtype | time, ms | extra memory, MiB | GFLOP/s | of a product |",
+        "| width | items | table | implementation | dtype | ms | extra MiB | GFLOP/s | of a product |",
         "|---:|---:|---|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:

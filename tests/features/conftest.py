@@ -61,7 +61,7 @@ def write_catalogue(
 
 @pytest.fixture
 def pictured(tmp_path: Path) -> Dataset:
-    """Twelve items: number 3 has neither picture nor title, 5 a broken picture, 7 a picture that is not there."""
+    """Twelve items: 3 has neither picture nor title, 5 a broken picture, 7 one that is not there."""
     names = [f"{n}.jpg" for n in range(12)]
     write_pictures(tmp_path / "pictures", names)
     (tmp_path / "pictures" / "5.jpg").write_text("not a picture")

@@ -136,9 +136,10 @@ def test_a_partial_of_other_settings_is_discarded(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(ClassicPictures, "finish", fail)
-        encode(pictured, image="classic", batch_size=4)
+        with pytest.raises(KeyboardInterrupt):
+            encode(pictured, image="classic", batch_size=4)
     seen = 0
     original = ClassicPictures.encode
 
@@ -206,7 +207,7 @@ def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) 
         HafvtError, match=r"image: none of the 3 items .* 'a0', .*: the dataset has no picture folder"
     ):
         encode(data, image="classic")
-    with pytest.raises(HafvtError, match="title: none of the 3 items .*: no title given"):
+    with pytest.raises(HafvtError, match=r"title: none of the 3 items .*: no title given"):
         encode(data, title="classic")
     assert list((data.folder / "features").iterdir()) == []
 
@@ -216,7 +217,7 @@ def test_wrong_arguments_are_refused_before_any_work(pictured: Dataset, tmp_path
         encode(pictured)
     with pytest.raises(HafvtError, match="batch_size is 0"):
         encode(pictured, title="classic", batch_size=0)
-    with pytest.raises(HafvtError, match="modality '../x'"):
+    with pytest.raises(HafvtError, match=r"modality '\.\./x'"):
         encode(pictured, precomputed={"../x": tmp_path / "x.npz"})
     with pytest.raises(HafvtError, match="both an encoder and a precomputed file"):
         encode(pictured, title="classic", precomputed={"title": tmp_path / "x.npz"})

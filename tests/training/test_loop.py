@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
@@ -123,7 +123,7 @@ def test_test_targets_are_not_looked_at_in_training(small, tmp_path):
     train("hafvt", small, tmp_path / "a", params=PARAMS["hafvt"], epochs=3, batch_size=8)
     items = np.array(small.items)
     items[small.test] = (items[small.test] + 11) % small.domains[-1].stop
-    changed = Dataset(**{**vars(small), "items": items})
+    changed = replace(small, items=items)
     train("hafvt", changed, tmp_path / "b", params=PARAMS["hafvt"], epochs=3, batch_size=8)
     assert same_weights(tmp_path / "a", tmp_path / "b")
     assert lines(tmp_path / "a") == lines(tmp_path / "b")

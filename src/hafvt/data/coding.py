@@ -11,7 +11,7 @@ import polars as pl
 
 from hafvt.data.dataset import Int32
 from hafvt.data.tables import Table
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import HafvtError
 
 ONLY_DOMAIN = "all"  # the name of the domain where no table names any
 
@@ -95,17 +95,13 @@ def _item_table(log: Table, items: Table | None) -> pl.DataFrame:
     """Returns item_id, domain, title, image, one row per item in no particular order."""
     table = _listed_items(items) if items else log.frame.select("item_id").unique()
     if "domain" not in table.columns and "domain" in log.frame.columns:
+        _check_one_domain(log)
         pairs = log.frame.select("item_id", "domain").unique()
-        if pairs["item_id"].is_duplicated().any():
-            raise _two_domains(log, log.frame, pairs)
         table = table.join(pairs, on="item_id", how="left", maintain_order="left")
         missing = table["domain"].is_null()
         if items and missing.any():
-            index = missing.arg_max()
-            assert index is not None
             remedy = "Remove it, or give the items a column of domains"
-            problem = "no interaction tells the domain of this item"
-            raise items.error(index, "item_id", table["item_id"][index], problem, remedy)
+            raise items.error(missing, "item_id", "no interaction tells the domain of this item", remedy)
     absent = [name for name in ("title", "image") if name not in table.columns]
     table = table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
     if "domain" not in table.columns:
@@ -114,42 +110,33 @@ def _item_table(log: Table, items: Table | None) -> pl.DataFrame:
 
 
 def _listed_items(items: Table) -> pl.DataFrame:
+    """Returns the items, each listed once."""
     again = ~items.frame["item_id"].is_first_distinct()
-    if not again.any():
-        return items.frame
-    index = again.arg_max()
-    assert index is not None
-    value = items.frame["item_id"][index]
-    if "domain" in items.frame.columns:
-        same = items.frame.filter(pl.col("item_id") == value)["domain"].unique()
-        if len(same) > 1:
-            problem, remedy = "this item is in two domains", "Give the item of each domain an id of its own"
-            raise items.error(index, "item_id", value, problem, remedy)
-    raise items.error(index, "item_id", value, "this item is listed before", "Keep one row per item")
+    if again.any():
+        if "domain" in items.frame.columns:
+            _check_one_domain(items)
+        raise items.error(again, "item_id", "this item is listed before", "Keep one row per item")
+    return items.frame
 
 
-def _two_domains(log: Table, frame: pl.DataFrame, pairs: pl.DataFrame) -> InputError:
-    """Returns the error for the first interaction that puts an item into another domain than one before."""
-    torn = pairs.filter(pl.col("item_id").is_duplicated())["item_id"].unique()
-    rows = frame.select("item_id", "domain").with_row_index().filter(pl.col("item_id").is_in(torn.implode()))
-    bad = rows.filter(pl.col("domain") != pl.col("domain").first().over("item_id"))
-    index, item, _ = bad.row(0)
-    problem, remedy = "this item is in two domains", "Give the item of each domain an id of its own"
-    return log.error(index, "item_id", item, problem, remedy)
+def _check_one_domain(table: Table) -> None:
+    """Raises InputError where a row puts an item into another domain than a row before."""
+    pairs = table.frame.select("item_id", "domain").unique()
+    if pairs["item_id"].is_duplicated().any():
+        other = pl.col("domain") != pl.col("domain").first().over("item_id")
+        remedy = "Give the item of each domain an id of its own"
+        torn = table.frame.select(other.alias("torn"))["torn"]
+        raise table.error(torn, "item_id", "this item is in two domains", remedy)
 
 
 def _item_codes(log: Table, table: pl.DataFrame) -> Int32:
     """Returns the row of `table` of each interaction's item."""
     codes = log.frame["item_id"].cast(pl.Enum(table["item_id"]), strict=False)
-    if codes.null_count():
-        index = codes.is_null().arg_max()
-        assert index is not None
-        value = log.frame["item_id"][index]
-        count = (
-            f"{codes.null_count():,} of {len(codes):,} interactions are of items that the items table lacks"
+    if count := codes.null_count():
+        problem = (
+            f"unknown item; {count:,} of {len(codes):,} interactions are of items not in the items table"
         )
-        remedy = "Add the items or remove their interactions"
-        raise log.error(index, "item_id", value, f"unknown item; {count}", remedy)
+        raise log.error(codes.is_null(), "item_id", problem, "Add the items or remove their interactions")
     return _codes(codes)
 
 
@@ -160,6 +147,6 @@ def _check_domains(log: Table, items: Int32, item_domains: Int32, domains: list[
     said = log.frame["domain"].cast(pl.Enum(domains), strict=False)
     wrong = said.is_null().to_numpy() | (_codes(said.fill_null(domains[0])) != item_domains[items])
     if wrong.any():
-        index = int(wrong.argmax())
-        problem = f"the items table says {domains[item_domains[items[index]]]!r}"
-        raise log.error(index, "domain", log.frame["domain"][index], problem, "Make the two tables agree")
+        right = domains[item_domains[items[wrong.argmax()]]]
+        problem = f"the items table says {right!r}"
+        raise log.error(pl.Series(wrong), "domain", problem, "Make the two tables agree")

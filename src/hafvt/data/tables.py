@@ -36,9 +36,10 @@ class Table:
     names: dict[str, str]
     origin: Origin
 
-    def error(self, index: int, column: str, value: object, problem: str, remedy: str) -> InputError:
-        """Returns the error for the value at row `index` (from 0) of our `column`."""
-        row, name = self.origin.row(index), self.names[column]
+    def error(self, bad: pl.Series, column: str, problem: str, remedy: str) -> InputError:
+        """Returns the error for our `column` in the first of the rows where `bad`, a mask, is true."""
+        index = bad.arg_true()[0]
+        row, name, value = self.origin.row(index), self.names[column], self.frame[column][index]
         return InputError(problem, remedy, file=self.origin.file, row=row, column=name, value=value)
 
 
@@ -95,21 +96,15 @@ def _checked(table: Table, name: str) -> pl.Series:
     column = table.frame[name]
     if name == "timestamp":
         parsed, problem = _seconds(column), "not a time"
-        remedy = (
-            "Give numbers, or dates and times as 2024-12-31 or 2024-12-31T23:59:59Z, one kind in all rows"
-        )
+        remedy = "Give numbers, or times as 2024-12-31 or 2024-12-31T23:59:59Z, one kind in all rows"
     else:
         parsed, problem, remedy = _text(table, name), f"an empty {name}", "Fill it in or remove the row"
     if name in ("title", "image"):
         return parsed
     bad = parsed.is_null()
     if bad.any():
-        index = bad.arg_max()
-        assert index is not None
-        value = column[index]
-        if value is None or value == "":
-            problem, value = f"an empty {name}", ""
-        raise table.error(index, name, value, problem, remedy)
+        empty = column.filter(bad)[0] in (None, "")
+        raise table.error(bad, name, f"an empty {name}" if empty else problem, remedy)
     return parsed
 
 
@@ -124,11 +119,7 @@ def _text(table: Table, name: str) -> pl.Series:
         remedy = "Give text or whole numbers, without empty cells"
         problem = f"a {name} cannot be of type {column.dtype}"
         raise InputError(problem, remedy, file=table.origin.file, column=table.names[name])
-    text = (
-        column.cast(pl.String)
-        if plain
-        else pl.Series(name, [None], dtype=pl.String).new_from_index(0, len(column))
-    )
+    text = column.cast(pl.String) if plain else _nulls(column, pl.String)
     return text.replace("", None) if (text == "").any() else text
 
 
@@ -152,7 +143,12 @@ def _seconds(column: pl.Series) -> pl.Series:
         micros = column.cast(pl.Datetime("us")) if column.dtype == pl.Date else column
         ticks = micros.dt.timestamp("us")
         return ticks // 1_000_000 if (ticks % 1_000_000 == 0).all() else ticks / 1_000_000
-    return pl.Series(column.name, [None], dtype=pl.Int64).new_from_index(0, len(column))
+    return _nulls(column, pl.Int64)
+
+
+def _nulls(column: pl.Series, dtype: type[pl.DataType]) -> pl.Series:
+    """Returns a column of nulls of the same name and length."""
+    return pl.repeat(None, len(column), dtype=dtype, eager=True).alias(column.name)
 
 
 def _finite(column: pl.Series) -> pl.Series:

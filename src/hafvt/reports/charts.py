@@ -142,7 +142,7 @@ def stacked_bar(shares: Sequence[tuple[str, int, int, float]], label: str) -> st
         if share > 0:
             parts.append(
                 f'<rect class="seg {colour(hue)} m{shade % SHADES}" x="{200 * at:.2f}" height="14" '
-                f'width="{200 * share:.2f}"><title>{escape(name)}: {share:.1%}</title></rect>'
+                f'width="{200 * share:.2f}"><title>{escape(name)}: {100 * share:.1f} %</title></rect>'
             )
         at += share
     return (

@@ -78,7 +78,7 @@ def _results(results: Mapping[str, Results]) -> str:
         for name, meaning in MEANINGS.items()
         if any(metric.split("@")[0] == name for metric in metrics)
     )
-    best = "; the best of each domain is marked" if len(results) > 1 else ""
+    best = "; the best is marked" if len(results) > 1 else ""
     return (
         f'<section aria-labelledby="results"><h2 id="results">Results</h2>{_headline(results)}'
         '<div class="scroll" tabindex="0" role="region" aria-labelledby="results"><table class="results">'

@@ -194,22 +194,23 @@ def _why(
     branches: Mapping[str, int],
     modalities: Mapping[str, int],
 ) -> str:
-    """Returns the bar of the shares and a table to unfold: sequences down, modalities across."""
+    """Returns the bar of the shares and a table to unfold: branches down, modalities across."""
     if not shares:
         return ""
     ordered = sorted(shares.items(), key=lambda entry: (branches[entry[0][0]], modalities[entry[0][1]]))
     segments = [(f"{b}, {m}", branches[b], modalities[m], share) for (b, m), share in ordered]
     most = max(segments, key=lambda segment: segment[3])
-    bar = stacked_bar(segments, f"Shares of the score; most from {most[0]}: {most[3]:.0%}")
+    bar = stacked_bar(segments, f"Shares of the score; most from {most[0]}: {100 * most[3]:.0f} %")
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in modalities)
     rows = []
     for branch in branches:
         cells = [shares.get((branch, modality), 0.0) for modality in modalities]
         figures = "".join(f"<td>{100 * share:.1f}</td>" for share in (*cells, sum(cells)))
-        rows.append(f'<tr><th scope="row">{text(branch)}</th>{figures}</tr>')
+        heading = f'<th colspan="{len(modalities) + 1}" scope="rowgroup">{text(branch)}</th>'
+        rows.append(f"<tbody><tr>{heading}</tr><tr>{figures}</tr></tbody>")
     return (
-        f"{bar}<details><summary><b>Why?</b> <span>{text(most[0])} {most[3]:.0%}</span></summary>"
+        f"{bar}<details><summary><b>Why?</b> <span>{text(most[0])} {100 * most[3]:.0f} %</span></summary>"
         f'<p>{text(item.name)} <span class="soft">({text(item.item_id)})</span></p>'
-        f"<table><caption>Share of the score, %</caption><thead><tr><td></td>{head}"
-        f'<th scope="col">all</th></tr></thead><tbody>{"".join(rows)}</tbody></table></details>'
+        f"<table><caption>Share of the score, %</caption><thead><tr>{head}"
+        f'<th scope="col">all</th></tr></thead>{"".join(rows)}</table></details>'
     )

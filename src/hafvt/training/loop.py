@@ -70,8 +70,8 @@ def train(
 ) -> Run:
     """Trains a model; the weights of the best validation MRR are kept. Test targets are never looked at.
 
-    The folder `out` gets config.yaml, metrics.jsonl, checkpoint/, and at the end model.safetensors, model.json,
-    and of the test targets ranks.parquet, results.json and report.html. A run that was stopped or killed goes on
+    The folder `out` gets config.yaml, metrics.jsonl and checkpoint/, at the end model.safetensors, model.json
+    and, of the test targets, ranks.parquet, results.json and report.html. A run that was stopped goes on
     with `resume` and ends with the same weights, bit for bit, on the same machine.
 
     Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0

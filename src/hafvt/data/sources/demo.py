@@ -40,6 +40,7 @@ LEAST = 3  # of them in each shop
 MISSING = 0.02  # share of items without a picture; as many others lack a title
 CUSTOMERS = 1000  # simulated together, which bounds the memory
 NOREP = False
+WRITTEN = {"interactions.csv", "items.csv", "pictures"}
 DAY = 86_400
 OPENING = 1_640_995_200  # 2022-01-01 in seconds since 1970
 
@@ -75,7 +76,7 @@ def generate_world(
     """Writes the world to a new folder: `interactions.csv`, `items.csv` and `pictures/`.
 
     Args:
-        folder: where to; a folder that exists is replaced only if it is empty.
+        folder: where to; what is there is replaced if it is nothing but an earlier world.
         users: number of customers.
         items_per_shop: number of items of each of the two shops.
         seed: the same seed gives the same bytes.
@@ -85,14 +86,14 @@ def generate_world(
         (item_id, domain, title, image as a path relative to the folder).
 
     Raises:
-        HafvtError: the folder holds something, a number is too small, or Pillow is missing.
+        HafvtError: the folder holds something else, a number is too small, or Pillow is missing.
     """
     folder = Path(folder)
     if users < 1 or items_per_shop < LONGEST:
         raise HafvtError(
             f"a demo world needs at least 1 user and {LONGEST} items per shop: raise the numbers"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and {path.name for path in folder.iterdir()} - WRITTEN:
         raise HafvtError(f"{folder} is not empty: choose another folder for the demo world or empty it")
     of_items, of_users = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     items = invent_items(items_per_shop, of_items)

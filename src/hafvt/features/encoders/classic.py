@@ -102,7 +102,7 @@ class ClassicTitles:
 
     packages: tuple[str, ...] = ("scikit-learn", "numpy")
     whole = True
-    FEATURES = 100_000  # most frequent n-grams kept, of words and of characters each
+    FEATURES = 50_000  # most frequent n-grams kept, of words and of characters each
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
         _no_argument(argument)
@@ -125,7 +125,7 @@ class ClassicTitles:
         characters = TfidfVectorizer(ngram_range=(3, 5), analyzer="char_wb", **shared)
         grams = hstack([words.fit_transform(values), characters.fit_transform(values)], format="csr")
         width = min(WIDTH, *grams.shape)
-        left, sizes, _ = randomized_svd(grams, width, n_iter=2, random_state=self.seed)
+        left, sizes, _ = randomized_svd(grams, width, n_iter=5, random_state=self.seed)
         return np.asarray(left * sizes, dtype=np.float32)
 
     def finish(self, rows: Float32, present: Bool) -> Float32:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,3 +122,14 @@ def test_an_unknown_encoder_or_device_is_refused() -> None:
         make_encoder("title", "classic:x", "cpu", 0)
     with pytest.raises(HafvtError, match="device 'toaster' cannot be used"):
         make_encoder("title", "clip:x", "toaster", 0)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint("clip"), tmp_path / "clip")
+    weights = load_file(tmp_path / "clip" / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HafvtError, match=r"lacks weights, e\.g\. text_projection\.weight"):
+        make_encoder("image", f"clip:{tmp_path / 'clip'}", "cpu", 0)

@@ -133,9 +133,7 @@ def _item_codes(log: Table, table: pl.DataFrame) -> Int32:
     """Returns the row of `table` of each interaction's item."""
     codes = log.frame["item_id"].cast(pl.Enum(table["item_id"]), strict=False)
     if count := codes.null_count():
-        problem = (
-            f"unknown item; {count:,} of {len(codes):,} interactions are of items not in the items table"
-        )
+        problem = f"unknown item; {count:,} of {len(codes):,} interactions have items that the table lacks"
         raise log.error(codes.is_null(), "item_id", problem, "Add the items or remove their interactions")
     return _codes(codes)
 

@@ -61,7 +61,11 @@ def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> 
         HafvtError: a modality is not encoded.
     """
     folder = data.folder / "features"
-    found = sorted(p.name for p in folder.iterdir() if (p / "about.json").exists()) if folder.exists() else []
+    found = (
+        sorted(p.name for p in folder.iterdir() if p.name[0] != "." and (p / "about.json").exists())
+        if folder.exists()
+        else []
+    )
     names = found if modalities is None else list(modalities)
     missing = [name for name in names if name not in found]
     if missing:

@@ -35,7 +35,7 @@ def checkpoint_sha256(name: str) -> dict[str, str]:
 
 @contextmanager
 def loading(kind: str, name: str) -> Iterator[None]:
-    """Turns whatever goes wrong while a checkpoint loads into one line, and keeps the loaders quiet.
+    """Turns whatever goes wrong while a checkpoint loads into one line.
 
     Raises:
         HafvtError: the name is empty, looks like a folder and is none, or the block failed.
@@ -45,19 +45,17 @@ def loading(kind: str, name: str) -> Iterator[None]:
         raise HafvtError(f"the encoder {kind} needs a checkpoint: say {kind}:FOLDER or {kind}:HUB_ID")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise HafvtError(f"{kind}:{name}: there is no such folder: {remedy}")
-    loggers = [logging.getLogger(package) for package in ("transformers", "sentence_transformers")]
-    levels = [logger.level for logger in loggers]
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        hub.setLevel(logging.ERROR)  # one line for each try to reach the hub is too many
         yield
     except HafvtError:
         raise
     except Exception as error:  # the loaders raise nearly anything for a missing or damaged file
         raise HafvtError(f"{kind}:{name} cannot be loaded ({_first_line(error)}): {remedy}") from None
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        hub.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

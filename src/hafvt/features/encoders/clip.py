@@ -93,9 +93,13 @@ def _load(name: str, device: torch.device) -> tuple[Any, dict[str, Any]]:
     except ImportError:
         raise need("encode", "transformers") from None
     with loading("clip", name):
-        model = transformers.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        model, report = transformers.AutoModel.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise HafvtError(f"clip:{name} is a {model.config.model_type}: give a CLIP or SigLIP checkpoint")
+        if report["missing_keys"]:  # they would be drawn at random
+            raise HafvtError(f"clip:{name} lacks weights, e.g. {min(report['missing_keys'])}: fetch it anew")
     settings = {
         "encoder": "clip",
         "checkpoint": name,

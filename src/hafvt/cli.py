@@ -71,7 +71,8 @@ def parser(known: dict[str, Command]) -> Parser:
     subcommands = top.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in known.items():
         text = inspect.getdoc(command.function) or ""
-        sub = Parser(description=text.split("\nArgs:")[0].strip())
+        said, _, example = text.partition("\nExample: ")
+        sub = Parser(description=said.strip(), epilog=f"Example: {example.splitlines()[0]}")
         sub.add_argument("--config", action="config", help="a YAML file with any of these options")
         help_of = dict(re.findall(r"^    (\w+): (.+?)$", text, flags=re.MULTILINE))
         for positional in command.positional:

@@ -101,6 +101,8 @@ class Info:
 def info(data: str | Path | Dataset) -> Info:
     """Counts what a dataset holds.
 
+    Example: hafvt info data/movies
+
     Args:
         data: a dataset or its folder.
 

@@ -49,6 +49,8 @@ def prepare(
     tells nothing. The same rows, settings and seed give the same bits, whatever the type of the input and,
     unless `ties` is "input", whatever the order of the rows.
 
+    Example: hafvt prepare --interactions log.csv.gz --items items.csv --out data/movies
+
     Args:
         interactions: user_id, item_id, timestamp and, optionally, domain: a path to CSV, JSONL (both also
             as .gz or .zst) or Parquet, or a data frame.

@@ -49,6 +49,8 @@ def encode(
     A run that was killed goes on where it stopped when it is repeated with the same settings, and ends with
     the same bits. A missing or broken picture or title stops nothing: it is listed in problems.csv.
 
+    Example: hafvt encode data/movies --image classic --title classic
+
     Args:
         data: the dataset or its folder.
         image: encoder of the pictures: "classic" or "clip:CHECKPOINT".

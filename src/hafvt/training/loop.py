@@ -56,7 +56,7 @@ def train(
     configuration: str = "default",
     params: dict[str, Any] | None = None,
     epochs: int = 100,
-    batch_size: int = 256,
+    batch_size: int = 64,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     validate_every: int = 2,

@@ -1,0 +1,95 @@
+"""The command line: what people type, what they read, how it exits."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from hafvt.cli import commands, main, spell_out
+from hafvt.data.sources.demo import generate_world
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["prepare", "--min-per-domain", "3"], ["prepare", "--min_per_domain", "3"]),
+        (["prepare", "--min-per-domain=3"], ["prepare", "--min_per_domain=3"]),
+        (["train", "hafvt", "--resume"], ["train", "hafvt", "--resume", "true"]),
+        (
+            ["train", "hafvt", "--resume", "--seed", "1"],
+            ["train", "hafvt", "--resume", "true", "--seed", "1"],
+        ),
+        (["train", "hafvt", "--resume", "false"], ["train", "hafvt", "--resume", "false"]),
+        (
+            ["train", "hafvt", "--params.id_width", "8"],
+            ["train", "hafvt", "--params.id_width", "8"],
+        ),
+        (
+            ["encode", "d", "--precomputed", "image=a-b.npz", "title=c=d.npz"],
+            ["encode", "d", "--precomputed.image=a-b.npz", "--precomputed.title=c=d.npz"],
+        ),
+        (
+            ["prepare", "--columns", "user_id=customer", "--out", "x"],
+            ["prepare", "--columns.user_id=customer", "--out", "x"],
+        ),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_spelling(typed, read):
+    assert spell_out(typed, commands()) == read
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"hafvt {name}" in text
+    assert re.search(r"Example:\s+hafvt", text), "no example"
+    assert not re.search(r"--\w+_\w+", text), "an option is spelt with an underscore"
+
+
+def test_the_main_job_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generate_world("world", users=120, items_per_shop=40)
+    steps = [
+        "prepare --interactions world/interactions.csv --items world/items.csv --min-per-domain 3 --out data",
+        "info data",
+        "encode data --image classic --title classic",
+        "train hafvt --data data --out run --epochs 2 --params.id_width 8 --params.content_width 8",
+        "train sasrec --data data --out sas --epochs 1 --params.width 8",
+        "evaluate run --exclude-seen",
+        "evaluate run --split valid",
+    ]
+    for step in steps:
+        assert main(step.split()) == 0, step
+    out = capsys.readouterr().out
+    assert "MRR" in out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["results"]["overall"]) == {"MRR", "NDCG@5", "NDCG@10", "HR@1", "HR@5", "HR@10"}
+    for folder in ("run", "run/test-unseen", "run/valid", "sas"):
+        assert (tmp_path / folder / "report.html").stat().st_size > 10_000
+    assert main(["train", "sasrec", "--data", "data", "--out", "run"]) == 1
+    error = capsys.readouterr().err
+    assert "holds a run already" in error
+    assert "Traceback" not in error
+    assert main(["train", "sasrec", "--data", "nowhere", "--out", "other"]) == 1
+
+
+def test_a_yaml_file_gives_options_and_a_flag_overrides_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generate_world("world", users=60, items_per_shop=30)
+    lines = ["interactions: world/interactions.csv", "items: world/items.csv", "out: data", "last: 9"]
+    (tmp_path / "prepare.yaml").write_text("\n".join(lines))
+    assert main(["prepare", "--config", "prepare.yaml", "--last", "7"]) == 0
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["settings"]["last"] == 7
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(SystemExit) as stopped:
+        main(["info", "data", "--colour", "red"])
+    assert stopped.value.code == 2

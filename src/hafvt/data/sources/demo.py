@@ -1,12 +1,12 @@
 """A small generated world of two shops, "garments" and "homeware", that share their customers.
 
 Every item is of one kind (a shirt, a mug), has colours and a motif that only its picture shows, and a theme
-(Nordic, Retro, ...) that only the words of its title tell. Every customer likes some palettes, some motifs
-and some themes better than the rest, and the same ones in both shops: what somebody wears tells what plates
-they buy. People shop in sessions that wander between the shops; within a session they match the theme and
-the colours of what they have just bought, and some kinds follow upon others (trousers upon a shirt, a plate
-upon a mug). A few items are popular and most are not, so many are bought too rarely to be known by their id
-alone.
+(Nordic, Retro, ...) and a brand that only its title tells. Every customer likes some palettes, motifs, themes
+and brands better than the rest, and the same ones in both shops: what somebody wears tells what plates they
+buy. Sometimes the looks decide and sometimes the words, so neither pictures nor titles tell the whole story.
+People shop in sessions that wander between the shops; within a session they match what they have just bought,
+and some kinds follow upon others (trousers upon a shirt, a plate upon a mug). A few items are popular and
+most are not, so many are bought too rarely to be known by their id alone.
 
 A few items have no picture, a few no title, and the ids say nothing.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.sources.demo_art import MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
+from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_folder
 from hafvt.progress import progress
@@ -31,7 +31,7 @@ Bool = npt.NDArray[np.bool_]
 
 KINDS = 6  # of each shop
 LIKES = (3.0, 1.8)  # how much the favourite and the second favourite add to the log-odds of a purchase
-MATCHES = 1.6  # what the theme, and the palette, of the purchase before adds within a session
+MATCHES = 1.6  # what each match with the purchase before adds within a session
 FOLLOWS = 1.2  # what it adds to be of the kind that follows upon the purchase before
 SKEW = 0.6  # an item's base popularity is its rank to the power -SKEW
 SESSION = 0.35  # chance that a purchase opens a session of its own
@@ -39,7 +39,7 @@ SHORTEST, LONGEST, MEAN = 8, 30, 16  # purchases of a customer
 LEAST = 3  # of them in each shop
 MISSING = 0.02  # share of items without a picture; as many others lack a title
 CUSTOMERS = 1000  # simulated together, which bounds the memory
-NOREP = False
+LOOKS = 0.5  # how often it is the looks that decide
 WRITTEN = {"interactions.csv", "items.csv", "pictures"}
 DAY = 86_400
 OPENING = 1_640_995_200  # 2022-01-01 in seconds since 1970
@@ -55,6 +55,7 @@ class Items:
         palette: (n,) number of the palette.
         motif: (n,) number of the motif.
         theme: (n,) number of the theme.
+        brand: (n,) number of the brand.
         appeal: (n,) log of the base popularity.
     """
 
@@ -63,11 +64,18 @@ class Items:
     palette: Int
     motif: Int
     theme: Int
+    brand: Int
     appeal: Float
 
     def __len__(self) -> int:
         """Returns the number of items."""
         return len(self.shop)
+
+    @property
+    def tastes(self) -> tuple[tuple[Int, int], ...]:
+        """Attributes that are to taste and how many values each has: two of words, then two of looks."""
+        words = (self.theme, len(THEMES)), (self.brand, len(BRANDS))
+        return *words, (self.palette, len(PALETTES)), (self.motif, len(MOTIFS))
 
 
 def generate_world(
@@ -124,6 +132,7 @@ def invent_items(per_shop: int, random: np.random.Generator) -> Items:
         palette=random.integers(len(PALETTES), size=n),
         motif=random.integers(len(MOTIFS), size=n),
         theme=random.integers(len(THEMES), size=n),
+        brand=random.integers(len(BRANDS), size=n),
         appeal=-SKEW * np.log(1.0 + ranks),
     )
 
@@ -147,7 +156,7 @@ def describe_items(
         for item, item_id in enumerate(item_ids):
             domain, kinds = shops[items.shop[item]]
             kind = kinds[items.kind[item]]
-            title = write_title(kind, int(items.theme[item]), random)
+            title = write_title(kind, int(items.theme[item]), int(items.brand[item]), random)
             picture = draw_picture(kind, int(items.palette[item]), int(items.motif[item]), random)
             image = None if item in blind else f"pictures/{item_id}.jpg"
             if image:
@@ -171,29 +180,25 @@ def go_shopping(items: Items, users: int, random: np.random.Generator) -> tuple[
         What they bought, oldest first, (users, LONGEST), -1 after the last purchase, and when, in seconds.
     """
     lengths = np.minimum(SHORTEST + random.geometric(1 / (MEAN - SHORTEST + 1), users) - 1, LONGEST)
-    liking = items.appeal + sum(
-        favourites(users, n, random)[:, values]
-        for n, values in (
-            (len(PALETTES), items.palette),
-            (len(MOTIFS), items.motif),
-            (len(THEMES), items.theme),
-        )
-    )  # (users, items)
+    liking = np.tile(items.appeal, (2, users, 1))  # (motives, users, items)
+    for number, (values, n) in enumerate(items.tastes):
+        liking[number // 2] += favourites(users, n, random)[:, values]
     shops = plan_visits(lengths, random)
     opens = random.random((users, LONGEST)) < SESSION  # this purchase opens a session
+    motives = (random.random((users, LONGEST)) < LOOKS).astype(np.int64)  # 0: words decide, 1: looks
     bought = np.full((users, LONGEST), -1)
     for step in range(LONGEST):
         for shop in (0, 1):
             rows = np.flatnonzero((shops[:, step] == shop) & (step < lengths))
             goods = np.flatnonzero(items.shop == shop)
-            odds = liking[np.ix_(rows, goods)]
+            motive = motives[rows, step]
+            odds = liking[motive[:, None], rows[:, None], goods]
             if step > 0:
-                odds += influence(items, goods, bought[rows, step - 1], ~opens[rows, step])
+                odds += influence(items, goods, bought[rows, step - 1], motive, ~opens[rows, step])
             odds += random.gumbel(size=odds.shape)  # the largest is now a draw from the softmax
             bought[rows, step] = goods[odds.argmax(axis=1)]
         now = np.flatnonzero(step < lengths)
-        if NOREP:
-            liking[now, bought[now, step]] = -np.inf  # nobody buys the same item twice
+        liking[:, now, bought[now, step]] = -np.inf  # nobody buys the same item twice
     return bought, clock(opens, random)
 
 
@@ -206,12 +211,12 @@ def plan_visits(lengths: Int, random: np.random.Generator) -> Int:
     return (order.argsort(axis=1).argsort(axis=1) >= first[:, None]).astype(np.int64)
 
 
-def influence(items: Items, goods: Int, before: Int, same_session: Bool) -> Float:
+def influence(items: Items, goods: Int, before: Int, motive: Int, same_session: Bool) -> Float:
     """Returns what the purchase before adds to the log-odds of each of `goods`, (users, goods)."""
-    looks = (items.theme, items.palette, items.motif)
-    matches = sum((look[goods] == look[before][:, None]).astype(float) for look in looks)
-    follows = items.kind[goods] == (items.kind[before][:, None] + 1) % KINDS
-    added: Float = MATCHES * matches * same_session[:, None] + FOLLOWS * follows
+    added: Float = FOLLOWS * (items.kind[goods] == (items.kind[before][:, None] + 1) % KINDS)
+    for number, (values, _) in enumerate(items.tastes):
+        counts = same_session & (motive == number // 2)
+        added += MATCHES * (counts[:, None] & (values[goods] == values[before][:, None]))
     return added
 
 

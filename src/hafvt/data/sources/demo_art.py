@@ -1,7 +1,7 @@
 """How the items of the demo world look and what they are called.
 
-A picture is a silhouette (the kind of item) filled with a motif in the colours of a palette; a title is made
-of the words of a theme. Nothing of the theme can be seen, and neither palette nor motif can be read.
+A picture is a silhouette (the kind of item) filled with a motif in the colours of a palette; a title names
+the kind, the brand, and words of a theme. Neither theme nor brand can be seen, nor palette or motif read.
 """
 
 from __future__ import annotations
@@ -41,25 +41,21 @@ PALETTES: tuple[tuple[str, str], ...] = (  # ground, figure
 class Theme:
     """A mood that both shops share; it shows in the words alone."""
 
-    styles: tuple[str, ...]
-    materials: tuple[str, ...]
-    brands: tuple[str, ...]
+    styles: tuple[str, str]
+    materials: tuple[str, str]
 
 
 THEMES = (
-    Theme(("Nautical", "Breezy"), ("sailcloth", "driftwood"), ("Saltmarsh", "Pier & Tide")),
-    Theme(("Nordic", "Hushed"), ("birch", "felt"), ("Lumi", "Nordlys")),
-    Theme(("Moorish", "Gilded"), ("brass", "kilim"), ("Zellige", "Souk 12")),
-    Theme(("Rustic", "Farmhouse"), ("oak", "burlap"), ("Barnowl", "Hayloft")),
-    Theme(("Retro", "Diner"), ("vinyl", "chrome"), ("Route 9", "Malt Shop")),
-    Theme(("Botanical", "Wildflower"), ("rattan", "hemp"), ("Fern & Moss", "Petalworks")),
-    Theme(("Industrial", "Workshop"), ("steel", "canvas"), ("Rivet", "Ironside")),
-    Theme(("Zen", "Quiet"), ("bamboo", "stoneware"), ("Kinari", "Sora")),
-    Theme(("Alpine", "Chalet"), ("fleece", "pine"), ("Edelweiss", "Skihaus")),
-    Theme(("Baroque", "Opulent"), ("velvet", "damask"), ("Palais", "Maison Ormeaux")),
-    Theme(("Cosmic", "Lunar"), ("lurex", "glass"), ("Orbit", "Nebula Works")),
-    Theme(("Sporty", "Urban"), ("mesh", "rubber"), ("Kerb", "Northline")),
+    Theme(("Nautical", "Breezy"), ("sailcloth", "driftwood")),
+    Theme(("Nordic", "Hushed"), ("birch", "felt")),
+    Theme(("Moorish", "Gilded"), ("brass", "kilim")),
+    Theme(("Rustic", "Farmhouse"), ("oak", "burlap")),
+    Theme(("Retro", "Diner"), ("vinyl", "chrome")),
+    Theme(("Botanical", "Wildflower"), ("rattan", "hemp")),
+    Theme(("Industrial", "Workshop"), ("steel", "canvas")),
+    Theme(("Alpine", "Chalet"), ("fleece", "pine")),
 )
+BRANDS = ("Saltmarsh", "Lumi", "Zellige", "Hayloft", "Rivet", "Kinari", "Orbit", "Palais")
 
 TEMPLATES = (
     "{style} {material} {noun} by {brand}",
@@ -185,8 +181,8 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
 
-def write_title(kind: Kind, theme: int, random: np.random.Generator) -> str:
-    """Returns a title of an item: words of its theme, now and then one of another."""
+def write_title(kind: Kind, theme: int, brand: int, random: np.random.Generator) -> str:
+    """Returns a title of an item: its brand and words of its theme, now and then one of another."""
 
     def word(part: str) -> str:
         slips = random.random() < SLIP
@@ -194,6 +190,6 @@ def write_title(kind: Kind, theme: int, random: np.random.Generator) -> str:
         return str(random.choice(getattr(source, part)))
 
     title = str(random.choice(TEMPLATES)).format(
-        style=word("styles"), material=word("materials"), brand=word("brands"), noun=random.choice(kind.nouns)
+        style=word("styles"), material=word("materials"), brand=BRANDS[brand], noun=random.choice(kind.nouns)
     )
     return title[0].upper() + title[1:]

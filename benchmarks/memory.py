@@ -3,8 +3,8 @@
     python benchmarks/memory.py
 
 Each size runs in a process of its own. "tables" are what must be held per item whatever the method: the item
-vectors (learned and frozen) and, of the learned ones, gradient and both moments of Adam. "beside" is the peak of the
-steps above what the process held before the model was built, tables taken off.
+vectors (learned and frozen) and, of the learned ones, gradient and both moments of Adam. "beside" is the peak
+of the steps above what the process held before the model was built, tables taken off.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(items: int) -> dict[str, float]:
     catalogue = Catalogue(domains, vectors, torch.ones(items))
     model = HafVt(catalogue, HafVtConfig(content_width=0))
     del vectors, catalogue
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     for _ in range(3):
         batch = Batch(torch.randint(0, items, (USERS, LENGTH + 1)), torch.full((USERS,), LENGTH + 1))
         optimizer.zero_grad()

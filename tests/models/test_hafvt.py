@@ -41,7 +41,7 @@ def arrays(model: HafVt):
     layers = [flat[n : n + count] for n in range(0, len(flat), count)]
     return {
         "domains": [(d.start, d.stop) for d in model.domains],
-        "tables": [(f64(a), f64(b)) for a, b in model.tables()],
+        "tables": [(f64(model.table(m)), f64(model.compared(m))) for m in range(count)],
         "layers": layers,
         "weights": f64(model.log_weights().exp()),
         "tau": model.config.temperature,
@@ -115,7 +115,7 @@ def test_padding_and_batch_mates_change_nothing(small):
 
 def test_the_future_does_not_reach_a_state(small):
     model = build(small, CONFIGS["default"])
-    table = model.tables()[0][0]
+    table = model.table(0)
     items = torch.tensor([[1, 2, 3, 4, 5]])
     changed = torch.tensor([[1, 2, 3, 9, 8]])
     layer = model.layers[-3]  # of the ids of the merged sequence

@@ -40,7 +40,8 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, causal_attention, last, next_items, view
-from hafvt.ops.catalogue_softmax import log_partition, mixture_nll, target_log_probability
+from hafvt.ops.catalogue_softmax import Ask, log_partition, mixture_nll, target_log_probabilities
+from hafvt.ops.lookup import look_up
 
 
 @dataclass(frozen=True)
@@ -162,16 +163,16 @@ class HafVt(Model):
         """Returns log alpha, log beta, ... of (7) for each sequence, (D + 1, M)."""
         return torch.log_softmax(self.mix, dim=1)
 
-    def tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns, per modality, the vectors of items in a history and as candidates, (V, d) each."""
-        found = []
-        for modality in self.modalities:
-            if modality == "id":
-                found.append((self.ids.weight, F.normalize(self.ids.weight, dim=1)))
-            else:
-                rows = getattr(self, f"frozen_{modality}")
-                found.append((rows, rows))
+    def table(self, modality: int) -> Tensor:
+        """Returns the vectors of all items, (V, d)."""
+        name = self.modalities[modality]
+        found: Tensor = self.ids.weight if name == "id" else getattr(self, f"frozen_{name}")
         return found
+
+    def compared(self, modality: int) -> Tensor:
+        """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
+        table = self.table(modality)
+        return F.normalize(table, dim=1) if self.modalities[modality] == "id" else table
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns S^X, S^Y, ... and S^{X+Y}."""
@@ -189,39 +190,35 @@ class HafVt(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
-        tables = self.tables()
-        log_weights = self.log_weights()
+        pairs = [next_items(sequence) for sequence in self.sequences(batch)]
+        log_p = []
+        for modality, name in enumerate(self.modalities):
+            table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
+            asks = []
+            for number, (items, (_, mask, targets)) in enumerate(zip(histories, pairs, strict=True)):
+                h = self.branch(number, modality, items)[mask]  # (N, d)
+                asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
+            scale = 1 / self.config.temperature
+            log_p.append(target_log_probabilities(asks, table, scale, unit=name == "id"))
         terms = []
-        for number, sequence in enumerate(self.sequences(batch)):
-            inputs, mask, targets = next_items(sequence)
-            among = self.candidates(number)
-            log_p = []
-            for modality, (items, candidates) in enumerate(tables):
-                h = self.branch(number, modality, F.embedding(inputs.items, items))[mask]  # (N, d)
-                log_p.append(
-                    target_log_probability(
-                        F.normalize(h.float(), dim=1),
-                        candidates[among],
-                        targets - among.start,
-                        1 / self.config.temperature,
-                    )
-                )
-            nll = mixture_nll(log_weights[number], torch.stack(log_p, dim=1))  # (7), (N,)
-            terms.append(nll.sum() / max(len(targets), 1))  # (8)
+        for log_weights, of_modalities in zip(self.log_weights(), zip(*log_p, strict=True), strict=True):
+            nll = mixture_nll(log_weights, torch.stack(of_modalities, dim=1))  # (7), (N,)
+            terms.append(nll.sum() / max(len(nll), 1))  # (8)
         share = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         return share * torch.stack(terms[:-1]).sum() + self.config.lambda2 * terms[-1]
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among = self.candidates(domain)
-        tables, weights = self.tables(), self.log_weights().exp()
+        weights = self.log_weights().exp()
+        tables = [self.compared(modality) for modality in range(len(self.modalities))]
         for number, sequence in enumerate(self.sequences(batch)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
             support = self.candidates(number) if merged else among
             said = (sequence.lengths > 0)[:, None]
-            for modality, (items, table) in enumerate(tables):
-                h = self.branch(number, modality, F.embedding(sequence.items, items))
+            for modality, table in enumerate(tables):
+                h = self.branch(number, modality, F.embedding(sequence.items, self.table(modality)))
                 h = F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
                 if candidates is None:
                     cosine = h @ table[among].T  # (2), (B, C)

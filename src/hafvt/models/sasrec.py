@@ -21,6 +21,7 @@ from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, causal_attention, last, next_items
 from hafvt.ops.catalogue_softmax import target_log_probability
+from hafvt.ops.lookup import look_up
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class SasRec(Model):
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def states(self, items: Tensor) -> Tensor:
-        """Returns the state after each item, (B, T) -> (B, T, d)."""
-        x = self.items(items) + self.positions.weight[: items.shape[1]]  # (B, T, d)
+        """Returns the state after each item, from the items' vectors, (B, T, d) -> (B, T, d)."""
+        x = items + self.positions.weight[: items.shape[1]]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
@@ -89,12 +90,13 @@ class SasRec(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Mean of -log softmax(h_t E^T) at the next item, over all real positions."""
         inputs, mask, targets = next_items(batch)
-        h = self.states(inputs.items)[mask]  # (N, d)
-        return -target_log_probability(h, self.items.weight, targets).mean()
+        table, (items,) = look_up(self.items.weight, inputs.items)  # (V, d), (B, T, d)
+        h = self.states(items)[mask]  # (N, d)
+        return -target_log_probability(h, table, targets).mean()
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: h . E[item]."""
-        h = last(self.states(batch.items), batch.lengths).float()  # (B, d)
+        h = last(self.states(self.items(batch.items)), batch.lengths).float()  # (B, d)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", h, self.items(candidates))
         chosen = self.domains[domain]

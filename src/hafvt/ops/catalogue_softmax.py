@@ -1,21 +1,25 @@
 """Softmax over a whole catalogue, logits never stored.
 
-The loss of a recommender needs, of the logits `z[i, j] = scale * h[i] . table[j]` of N queries over V items,
-only `logsumexp_j z[i, j]` and its gradients. Three implementations give the same numbers:
+The loss of a recommender needs, of the logits `z[i, j] = scale * h[i] . table[j]` of N queries over V
+items, only the target's and `logsumexp_j z[i, j]`, with their gradients. Three implementations give the same
+numbers:
 
 * plain: the formula, the reference. It stores the N * V logits several times over.
 * attention: attention with queries h and keys = values = table returns `sum_j softmax(z)[i, j] table[j]`, the
   gradient of the log-partition towards h, and flash attention returns the log-partition besides. So one call
   is forward and backward where the table is frozen. The gradient of a learned table is a second call with the
   roles swapped.
-* chunked: tile after tile of the logits, computed anew in the backward pass.
+* chunked: the same with plain products, tile after tile of the logits.
+
+Beside the gradient of a learned table nothing grows with the catalogue: its rows are brought to unit length
+and to the dtype of the products tile by tile, and several sets of queries share one table and one gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +31,18 @@ from hafvt.errors import HafvtError
 Implementation = Literal["auto", "attention", "chunked", "plain"]
 
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 16384)}  # queries x items of one tile of "chunked"
+ROWS = 4096  # of a table that are normalised or converted at a time for "attention"
+
+
+class Ask(NamedTuple):
+    """Queries for the softmax over a part of a table."""
+
+    h: Tensor
+    """(N, d) queries."""
+    targets: Tensor
+    """(N,) row numbers of the whole table, int64, each within `among`."""
+    among: slice
+    """The rows that the softmax is over, start:stop."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -49,8 +65,9 @@ def log_partition(
 ) -> Tensor:
     """Returns `logsumexp_j(scale * h[i] . table[j])`, with exact gradients for h, table and scale.
 
-    It is computed in the table's dtype: `scale * h` is rounded to it once, so h is best given in float32;
-    logits, sums and results are float32 at least. The same inputs give the same bits.
+    Products are computed in the table's dtype, or autocast's where that is on: `scale * h` is rounded to it
+    once, so h is best given in float32; logits, sums and results are float32 at least. The same inputs give
+    the same bits.
 
     Args:
         h: (N, d) queries.
@@ -65,8 +82,7 @@ def log_partition(
         ValueError: the shapes do not fit each other or the table is empty.
         HafvtError: "attention" is asked for where there is none.
     """
-    _check(h, table)
-    return _log_partition(_queries(h, table, scale), table, impl)
+    return -_ask([(h, None, slice(0, len(table)))], table, scale, impl, unit=False)[0]
 
 
 def target_log_probability(
@@ -88,11 +104,34 @@ def target_log_probability(
         ValueError: the shapes do not fit each other or the table is empty.
         HafvtError: "attention" is asked for where there is none.
     """
-    _check(h, table)
-    q = _queries(h, table, scale)
-    wide = _wide(table.dtype)
-    logits = (q.to(wide) * functional.embedding(targets, table).to(wide)).sum(1)
-    return logits - _log_partition(q, table, impl)
+    return target_log_probabilities([Ask(h, targets, slice(0, len(table)))], table, scale, impl)[0]
+
+
+def target_log_probabilities(
+    asks: Sequence[Ask],
+    table: Tensor,
+    scale: float | Tensor = 1.0,
+    impl: Implementation = "auto",
+    *,
+    unit: bool = False,
+) -> list[Tensor]:
+    """Returns `target_log_probability` of each ask; a learned table gets one gradient for all of them.
+
+    Args:
+        asks: queries, their targets, and the rows that they are sought among.
+        table: (V, d) item vectors.
+        scale: see `log_partition`.
+        impl: see `log_partition`.
+        unit: the table's rows count with unit length.
+
+    Returns:
+        One tensor (N,) per ask.
+
+    Raises:
+        ValueError: the shapes do not fit each other or a part of the table is empty.
+        HafvtError: "attention" is asked for where there is none.
+    """
+    return _ask(asks, table, scale, impl, unit)
 
 
 def mixture_nll(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
@@ -108,35 +147,181 @@ def mixture_nll(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
     return -torch.logsumexp(log_weights + log_probabilities, dim=-1)
 
 
-def _check(h: Tensor, table: Tensor) -> None:
-    # A flash kernel would read beyond the end of what does not fit.
-    if h.ndim != 2 or table.ndim != 2 or h.shape[1] != table.shape[1] or len(table) == 0:
-        raise ValueError(
-            f"queries {tuple(h.shape)} and table {tuple(table.shape)}: expected (N, d) and (V > 0, d)"
+def _ask(
+    asks: Sequence[tuple[Tensor, Tensor | None, slice]],
+    table: Tensor,
+    scale: float | Tensor,
+    impl: Implementation,
+    unit: bool,
+) -> list[Tensor]:
+    """Returns the target's log-probability of each ask; without targets minus the log-partition."""
+    dtype = _product_dtype(table)
+    has_attention = _has_attention(table.device.type, dtype)
+    if impl == "attention" and not has_attention:
+        raise HafvtError(
+            f"torch {torch.__version__} has no flash attention with log-partition for {dtype} on "
+            f"{table.device.type}: use impl='auto'"
         )
+    queries = []
+    for h, _, among in asks:
+        # A flash kernel would read beyond the end of what does not fit.
+        inside = 0 <= among.start < among.stop <= len(table)
+        if h.ndim != 2 or table.ndim != 2 or h.shape[1] != table.shape[1] or not inside:
+            raise ValueError(
+                f"queries {tuple(h.shape)} and rows {among.start}:{among.stop} of {tuple(table.shape)}: "
+                "expected (N, d) and (V > 0, d)"
+            )
+        # Autograd takes the gradients back to h and scale.
+        queries.append((h.to(_wide(dtype)) * scale).to(dtype))
+    parts = [(targets, among) for _, targets, among in asks]
+    if impl == "plain":
+        return _plain(queries, parts, table.to(dtype), unit)
+    attention = has_attention and impl != "chunked"
+    return list(_LogProbability.apply(table, parts, attention, unit, *queries))  # type: ignore[no-untyped-call]
+
+
+def _product_dtype(table: Tensor) -> torch.dtype:
+    device = table.device.type
+    if torch.is_autocast_enabled(device) and table.dtype == torch.float32:
+        return torch.get_autocast_dtype(device)
+    return table.dtype
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _queries(h: Tensor, table: Tensor, scale: float | Tensor) -> Tensor:
-    """The scaled queries in the table's dtype; autograd takes the gradients back to h and scale."""
-    return (h.to(_wide(table.dtype)) * scale).to(table.dtype)
+def _plain(
+    queries: Sequence[Tensor], parts: Sequence[tuple[Tensor | None, slice]], table: Tensor, unit: bool
+) -> list[Tensor]:
+    rows = functional.normalize(table, dim=1) if unit else table
+    found = []
+    for q, (targets, among) in zip(queries, parts, strict=True):
+        log_p = -_matmul(q, rows[among].T).logsumexp(1)
+        if targets is not None:
+            log_p = log_p + (q.to(log_p.dtype) * rows[targets].to(log_p.dtype)).sum(1)
+        found.append(log_p)
+    return found
 
 
-def _log_partition(q: Tensor, table: Tensor, impl: Implementation) -> Tensor:
-    has_attention = _has_attention(table.device.type, table.dtype)
-    if impl == "attention" and not has_attention:
-        raise HafvtError(
-            f"torch {torch.__version__} has no flash attention with log-partition for {table.dtype} on "
-            f"{table.device.type}: use impl='auto'"
-        )
-    if impl == "plain":
-        return _matmul(q, table.T).logsumexp(1)
-    if impl == "chunked" or not has_attention or len(q) == 0:  # the kernel divides by the number of queries
-        return _Chunked.apply(q, table)  # type: ignore[no-any-return, no-untyped-call]
-    return _Attention.apply(q, table)  # type: ignore[no-any-return, no-untyped-call]
+class _LogProbability(torch.autograd.Function):
+    """Target's logit minus log-partition, by tiles of the table; by attention or by plain products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        table: Tensor,
+        parts: list[tuple[Tensor | None, slice]],
+        attention: bool,
+        unit: bool,
+        *queries: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.parts, ctx.attention, ctx.unit = parts, attention, unit
+        learns = any(ctx.needs_input_grad[4:])
+        found, lses, means = [], [], []
+        for q, (targets, among) in zip(queries, parts, strict=True):
+            lse = torch.full((len(q),), -torch.inf, dtype=_wide(q.dtype), device=q.device)
+            mean = torch.zeros_like(q, dtype=lse.dtype) if learns else None  # of the rows, under the softmax
+            for items in _tiles(table, q, among, attention, unit):
+                part, part_mean = _attend(q, _rows(table, items, q.dtype, unit), attention, learns)
+                total = torch.logaddexp(lse, part)
+                if mean is not None and part_mean is not None:
+                    mean.mul_((lse - total).exp_()[:, None])
+                    mean.addcmul_(part_mean.to(mean.dtype), (part - total).exp_()[:, None])
+                lse = total
+            log_p = -lse
+            if targets is not None:
+                rows = _rows(table, targets, q.dtype, unit).to(lse.dtype)  # (N, d)
+                log_p += (q.to(lse.dtype) * rows).sum(1)
+                mean = None if mean is None else rows.sub_(mean)
+            elif mean is not None:
+                mean.neg_()
+            found.append(log_p)
+            lses.append(lse)
+            means.append(mean)
+        ctx.save_for_backward(table, *queries, *lses, *means)
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        table, *saved = ctx.saved_tensors
+        n = len(grads)
+        queries, lses, means = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        grad_queries = [
+            (grad[:, None] * mean).to(q.dtype) if needed else None
+            for q, mean, grad, needed in zip(queries, means, grads, ctx.needs_input_grad[4:], strict=True)
+        ]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, *grad_queries
+        grad_table = torch.zeros_like(table, dtype=_wide(table.dtype))
+        for q, lse, grad, (targets, among) in zip(queries, lses, grads, ctx.parts, strict=True):
+            for items in _tiles(table, q, among, ctx.attention, ctx.unit) if len(q) else ():
+                rows = _rows(table, items, q.dtype, ctx.unit)
+                change = _attend_back(q, rows, lse, grad, ctx.attention).to(grad_table.dtype)
+                grad_table[items] -= _through_unit(change, table[items], ctx.unit)
+            if targets is not None:
+                change = grad[:, None] * q.to(grad.dtype)
+                grad_table.index_add_(0, targets, _through_unit(change, table[targets], ctx.unit))
+        return grad_table.to(table.dtype), None, None, None, *grad_queries
+
+
+def _tiles(table: Tensor, q: Tensor, among: slice, attention: bool, unit: bool) -> Iterator[slice]:
+    """Yields the parts of `among` that are taken at a time; all of it where no row must be changed first."""
+    copied = unit or q.dtype != table.dtype
+    size = (ROWS if copied else len(table)) if attention else TILES["cuda" if table.is_cuda else "cpu"][1]
+    for start in range(among.start, among.stop, size):
+        yield slice(start, min(start + size, among.stop))
+
+
+def _rows(table: Tensor, items: slice | Tensor, dtype: torch.dtype, unit: bool) -> Tensor:
+    rows = table[items]
+    if unit:
+        rows = functional.normalize(rows, dim=1)
+    return rows.to(dtype)
+
+
+def _through_unit(change: Tensor, rows: Tensor, unit: bool) -> Tensor:
+    """Takes the gradient of normalised rows back to the rows."""
+    if not unit:
+        return change
+    rows = rows.to(change.dtype)
+    length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    direction = rows / length
+    return (change - (change * direction).sum(1, keepdim=True) * direction) / length
+
+
+def _attend(q: Tensor, rows: Tensor, attention: bool, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns the log-partition over `rows`, (N,), and their mean under the softmax, (N, d)."""
+    if len(q) == 0:  # the kernel divides by the number of queries
+        return torch.zeros(0, dtype=_wide(q.dtype), device=q.device), torch.zeros_like(q)
+    if attention:
+        mean, lse = _flash(q, rows, rows)
+        return lse, mean
+    lses, means = [], []
+    height = TILES["cuda" if q.is_cuda else "cpu"][0]
+    for start in range(0, len(q), height):
+        z = _matmul(q[start : start + height], rows.T)
+        lses.append(z.logsumexp(1))
+        if learns:
+            means.append(_matmul(z.sub_(lses[-1][:, None]).exp_(), rows))
+    return torch.cat(lses), torch.cat(means) if learns else None
+
+
+def _attend_back(q: Tensor, rows: Tensor, lse: Tensor, grad: Tensor, attention: bool) -> Tensor:
+    """Returns `sum_i exp(z_ij - lse_i) grad_i q_i`, the gradient of the log-partitions at `rows`, (V, d)."""
+    if attention:
+        # Attention of the items over the queries, times its own partition, which is at most N because no
+        # exp(z_ij - lse_i) exceeds one.
+        mean, log_mass = _flash(rows, q, (grad[:, None] * q).to(q.dtype), bias=-lse)
+        return mean.to(lse.dtype).mul_(log_mass.exp()[:, None])
+    change = torch.zeros_like(rows, dtype=lse.dtype)
+    height = TILES["cuda" if q.is_cuda else "cpu"][0]
+    for start in range(0, len(q), height):
+        part, its_lse, its_grad = (x[start : start + height] for x in (q, lse, grad))
+        p = _matmul(part, rows.T).sub_(its_lse[:, None]).exp_().mul_(its_grad[:, None])
+        change += _matmul(p.T, part)
+    return change
 
 
 def _flash(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -167,67 +352,6 @@ def _has_attention(device_type: str, dtype: torch.dtype) -> bool:
     logits = x.double() @ x.double().T + bias
     right = torch.allclose(lse.double(), logits.logsumexp(1), atol=1e-3)
     return right and torch.allclose(out.double(), logits.softmax(1) @ x.double(), atol=2e-2)
-
-
-class _Attention(torch.autograd.Function):
-    """Log-partition by flash attention."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, table: Tensor) -> Tensor:
-        out, lse = _flash(q, table, table)
-        ctx.save_for_backward(q, table, lse, out if ctx.needs_input_grad[0] else None)
-        return lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        q, table, lse, out = ctx.saved_tensors
-        grad_q = grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_q = (grad[:, None] * out).to(q.dtype)
-        if ctx.needs_input_grad[1]:
-            # d/d table[j] = sum_i exp(z_ij - lse_i) grad_i q_i: attention of the items over the queries,
-            # times its own partition, which is at most N because no exp(z_ij - lse_i) exceeds one.
-            grad_table, log_mass = _flash(table, q, (grad[:, None] * q).to(q.dtype), bias=-lse)
-            grad_table.mul_(log_mass.exp()[:, None])
-        return grad_q, grad_table
-
-
-class _Chunked(torch.autograd.Function):
-    """Log-partition by tiles of the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, table: Tensor) -> Tensor:
-        lse = torch.full((len(q),), -torch.inf, dtype=_wide(q.dtype), device=q.device)
-        for rows, items in _tiles(q, table):
-            lse[rows] = torch.logaddexp(lse[rows], _matmul(q[rows], table[items].T).logsumexp(1))
-        ctx.save_for_backward(q, table, lse)
-        return lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        q, table, lse = ctx.saved_tensors
-        needs_q, needs_table = ctx.needs_input_grad
-        grad_q = torch.zeros_like(q, dtype=lse.dtype) if needs_q else None
-        grad_table = torch.zeros_like(table, dtype=lse.dtype) if needs_table else None
-        for rows, items in _tiles(q, table):
-            p = _matmul(q[rows], table[items].T).sub_(lse[rows, None]).exp_().mul_(grad[rows, None])
-            if grad_q is not None:
-                grad_q[rows] += _matmul(p, table[items])
-            if grad_table is not None:
-                grad_table[items] += _matmul(p.T, q[rows])
-        return (
-            None if grad_q is None else grad_q.to(q.dtype),
-            None if grad_table is None else grad_table.to(table.dtype),
-        )
-
-
-def _tiles(q: Tensor, table: Tensor) -> Iterator[tuple[slice, slice]]:
-    height, width = TILES["cuda" if q.is_cuda else "cpu"]
-    for row in range(0, len(q), height):
-        for item in range(0, len(table), width):
-            yield slice(row, row + height), slice(item, item + width)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -134,7 +134,11 @@ def train(
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
-    optimizer = torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay) if weights else None
+    optimizer = (  # fused, as the plain one makes temporary copies as large as the item table
+        torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        if weights
+        else None
+    )
     state = Progress()
     net.to(fabric.device)
     last_path, best_path = out / "checkpoint" / "last.safetensors", out / "checkpoint" / "best.safetensors"

@@ -52,9 +52,9 @@ class HafVtConfig:
     """Modalities to use: "id" and names of encoded features; None uses the id and all encoded ones."""
     max_length: int = 50
     """Longest merged history, in items; older ones are cut."""
-    id_width: int = 256
+    id_width: int = 128
     """Width q of the learned item vectors."""
-    content_width: int = 256
+    content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     temperature: float = 0.1
     """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
@@ -68,11 +68,13 @@ class HafVtConfig:
     """Adds the item's own vector, through a learned matrix, to the attention's output."""
     positions: bool = True
     """Adds a learned vector per position to the attention's input."""
-    dropout: float = 0.3
+    dropout: float = 0.2
     """Dropout rate on the attention's input and output."""
 
 
-PAPER = HafVtConfig(content_width=0, temperature=1.0, weights="equal", residual=False, positions=False)
+PAPER = HafVtConfig(
+    id_width=256, content_width=0, temperature=1.0, weights="equal", residual=False, positions=False
+)
 """The literal reading: softmax of the plain cosine, attention alone, equal weights."""
 
 

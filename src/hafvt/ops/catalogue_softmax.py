@@ -276,9 +276,7 @@ def _tiles(table: Tensor, q: Tensor, among: slice, attention: bool, unit: bool) 
 
 def _rows(table: Tensor, items: slice | Tensor, dtype: torch.dtype, unit: bool) -> Tensor:
     rows = table[items]
-    if unit:
-        rows = functional.normalize(rows, dim=1)
-    return rows.to(dtype)
+    return (functional.normalize(rows, dim=1) if unit else rows).to(dtype)
 
 
 def _through_unit(change: Tensor, rows: Tensor, unit: bool) -> Tensor:
@@ -286,7 +284,7 @@ def _through_unit(change: Tensor, rows: Tensor, unit: bool) -> Tensor:
     if not unit:
         return change
     rows = rows.to(change.dtype)
-    length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     direction = rows / length
     return (change - (change * direction).sum(1, keepdim=True) * direction) / length
 

@@ -125,6 +125,7 @@ def train(
     }
     torch.manual_seed(seed)
     net = build(model, catalogue, config)
+    del catalogue  # the model holds the frozen vectors as it needs them
     _claim(out, settings, resume)
     weights = [p for p in net.parameters() if p.requires_grad]
     batches = TrainBatches(dataset, batch_size, net.max_length + 1, seed)

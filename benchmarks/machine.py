@@ -1,0 +1,39 @@
+"""What the figures of a benchmark depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafvt.ops.catalogue_softmax import compute_dtype
+
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe() -> dict[str, Any]:
+    """Returns processor, cores, threads and versions."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    return {
+        "cpu": fields.get("model name", platform.processor()),
+        "flags": [flag for flag in FLAGS if flag in fields.get("flags", "").split()],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compute_dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch."),
+    }
+
+
+def sentence(machine: dict[str, Any]) -> str:
+    """Returns the description as one line of Markdown."""
+    return (
+        f"{machine['cpu']} ({', '.join(machine['flags'])}), {machine['cores']} cores, "
+        f"{machine['threads']} thread(s), torch {machine['torch']}, Python {machine['python']}; "
+        f"`compute_dtype`: {machine['compute_dtype']}."
+    )

@@ -31,9 +31,9 @@ Bool = npt.NDArray[np.bool_]
 
 KINDS = 6  # of each shop
 LIKES = (3.0, 1.8)  # how much the favourite and the second favourite add to the log-odds of a purchase
-MATCHES = 1.6  # what each match with the purchase before adds within a session
+MATCHES = 2.4  # what each match with the purchase before adds within a session
 FOLLOWS = 1.2  # what it adds to be of the kind that follows upon the purchase before
-SKEW = 0.6  # an item's base popularity is its rank to the power -SKEW
+SKEW = 0.4  # an item's base popularity is its rank to the power -SKEW
 SESSION = 0.35  # chance that a purchase opens a session of its own
 SHORTEST, LONGEST, MEAN = 8, 30, 16  # purchases of a customer
 LEAST = 3  # of them in each shop

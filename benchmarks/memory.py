@@ -3,12 +3,15 @@
     python benchmarks/memory.py
 
 Each size runs in a process of its own. "tables" are what must be held per item whatever the method: the item
-vectors (learned and frozen) and, of the learned ones, gradient and both moments of Adam. "beside" is the peak
-of the steps above what the process held before the model was built, tables taken off.
+vectors (learned and frozen) and, of the learned ones, gradient and both moments of Adam. "peak" is how far
+the resident memory of the process rose above what it was before the model was built, "beside" the peak
+without the tables (it falls where the rest is at its highest before the gradient of the table is there).
+"step" is exact: the most that torch's tensors took during a fourth step over what they held before it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import subprocess
@@ -18,6 +21,7 @@ from pathlib import Path
 SIZES = (8_000, 16_000, 32_000, 64_000)
 USERS, LENGTH, WIDTH = 64, 50, 256
 MIB = 2**20
+HEADER = ["items", "tables (MiB)", "peak (MiB)", "beside (MiB)", "step (MiB)"]
 
 
 def peak() -> float:
@@ -28,6 +32,7 @@ def peak() -> float:
 def measure(items: int) -> dict[str, float]:
     """Takes three steps on random histories over so many items, half of them in each domain."""
     import torch
+    from torch.profiler import ProfilerActivity, profile
 
     from hafvt.data.batches import Batch
     from hafvt.data.dataset import Domain
@@ -48,26 +53,59 @@ def measure(items: int) -> dict[str, float]:
     model = HafVt(catalogue, HafVtConfig(content_width=0))
     del vectors, catalogue
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    for _ in range(3):
+
+    def step() -> None:
         batch = Batch(torch.randint(0, items, (USERS, LENGTH + 1)), torch.full((USERS,), LENGTH + 1))
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
-    tables = items * WIDTH * 4 * (4 + 2) / MIB
+
+    for _ in range(3):
+        step()
     grown = peak() - before
-    return {"items": items, "tables_mib": tables, "peak_mib": grown, "beside_mib": grown - tables}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        step()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = (int(e.nbytes()) for e in sorted(events, key=lambda e: e.start_ns()))
+    tables = items * WIDTH * 4 * (4 + 2) / MIB
+    found = {"items": items, "tables_mib": tables, "peak_mib": grown, "beside_mib": grown - tables}
+    return {**found, "step_mib": max(itertools.accumulate(sizes)) / MIB}
 
 
 def main() -> None:
-    """Prints the table and writes benchmarks/results/memory.json."""
+    """Prints the table; writes results/memory.md and .json."""
+    from machine import describe, sentence
+
+    from hafvt.files import atomic_file, write_json
+    from hafvt.reports.table import markdown_table
+
     rows = []
     for items in SIZES:
         command = [sys.executable, __file__, str(items)]
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(found.stdout))
         print("  ".join(f"{key} {value:,.0f}" for key, value in rows[-1].items()), flush=True)
-    path = Path(__file__).parent / "results" / "memory.json"
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    results, machine = Path(__file__).parent / "results", describe()
+    cells = [[f"{value:,.0f}" for value in row.values()] for row in rows]
+    lines = [
+        "# Peak memory of a HAF-VT training step",
+        "",
+        "`python benchmarks/memory.py`",
+        "",
+        sentence(machine),
+    ]
+    lines += [
+        f"Steps of {USERS} histories of {LENGTH} items, width {WIDTH}, ids with pictures and titles; each "
+        "size in a process of its own. Tables: the item vectors and, of the learned ones, gradient and both "
+        "moments of Adam. Peak: rise of the resident memory over three steps; beside: the same without the "
+        "tables (it falls where the rest is at its highest before the gradient of the table is there). "
+        "Step: the most that torch's tensors took during a step over what they held before it.",
+        "",
+        markdown_table(HEADER, cells, text_columns=0),
+    ]
+    write_json(results / "memory.json", {"machine": machine, "rows": rows})
+    with atomic_file(results / "memory.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

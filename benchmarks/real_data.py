@@ -3,8 +3,8 @@
     python benchmarks/real_data.py --shared ../shared/data --work /tmp/real [--only TEXT] [--jobs 2]
 
 Prepares and encodes each data set, then trains every run of `RUNS` by the command line, one thread each and
-`--jobs` side by side. What was stopped goes on when the command is given again, what is finished is left as it
-is. Whenever a run ends, results/real_data.md and .json are written anew from the runs that are finished.
+`--jobs` side by side. What was stopped goes on when the command is given again, what is finished is left as
+it is. Whenever a run ends, results/real_data.md and .json are written anew from the runs that are finished.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from machine import describe, sentence
 
-from hafvt.evaluation.metrics import Figure, Results
+from hafvt.evaluation.metrics import Results
 from hafvt.files import atomic_file, read_json, write_json
+from hafvt.reports.run import read_results
 from hafvt.reports.table import markdown_table, percent, results_markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,10 +119,7 @@ def write_results(work: Path) -> str:
             if not (out / "results.json").exists():
                 continue
             held, model = read_json(out / "results.json"), read_json(out / "model.json")
-            results[name] = {
-                domain: {metric: Figure(**figure) for metric, figure in metrics.items()}
-                for domain, metrics in held["results"].items()
-            }
+            results[name] = read_results(out)
             best = model["best"]
             lines_of = {"data": data, "run": name, "command": f"hafvt train {options}"}
             found.append({**lines_of, "best": best, "parameters": model["parameters"], **held})

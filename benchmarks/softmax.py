@@ -17,17 +17,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe, sentence
 from torch.profiler import ProfilerActivity, profile
 
 from hafvt.files import atomic_file, write_json
-from hafvt.ops.catalogue_softmax import Implementation, compute_dtype, log_partition
+from hafvt.ops.catalogue_softmax import Implementation, log_partition
 from hafvt.progress import progress
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,6 @@ IMPLS: tuple[tuple[Implementation, str], ...] = (
     ("chunked", "bfloat16"),
     ("plain", "float32"),  # the reference computes in float32 whatever the table is stored in
 )
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     sizes, widths = ((8_000,), (256,)) if quick else ((8_000, 24_000, 64_000), (256, 512))
     cases = list(itertools.product(widths, sizes, (False, True), IMPLS))
-    machine = describe()
+    machine = setting()
     rows = []
     with progress("softmax", len(cases), "cases") as advance:
         for d, v, learned, (impl, dtype) in cases:
@@ -122,19 +121,10 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return round(2 * 1024**3 / best_seconds(lambda: a @ a.T) / 1e9, 1)
 
 
-def describe() -> dict[str, Any]:
+def setting() -> dict[str, Any]:
     """Returns what the figures depend on."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
     return {
-        "cpu": fields.get("model name", platform.processor()),
-        "flags": [flag for flag in FLAGS if flag in fields.get("flags", "").split()],
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "compute_dtype": str(compute_dtype(torch.device("cpu"))).removeprefix("torch."),
+        **describe(),
         "clock": "CPU time" if torch.get_num_threads() == 1 else "wall-clock time",
         "load_at_start": round(os.getloadavg()[0], 1),
         "matmul_gflop_per_s": {name: matmul_rate(getattr(torch, name)) for name in ("float32", "bfloat16")},
@@ -147,9 +137,7 @@ def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Softmax over a catalogue: forward and backward",
         "",
-        f"{machine['cpu']} ({', '.join(machine['flags'])}), {machine['threads']} thread(s), "
-        f"{machine['cores']} cores, torch {machine['torch']}, Python {machine['python']}; `compute_dtype`: "
-        f"{machine['compute_dtype']}. Times are {machine['clock']}; load before and after: "
+        f"{sentence(machine)} Times are {machine['clock']}; load before and after: "
         f"{machine['load_at_start']} and {machine['load_at_end']} (above the number of cores others computed "
         "too, which lengthens times, those of the wall clock above all).",
         "",

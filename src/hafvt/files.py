@@ -48,7 +48,11 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         if path.exists():
             old = temporary.with_suffix(".old")
             path.replace(old)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                old.replace(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(path)

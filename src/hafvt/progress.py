@@ -43,7 +43,7 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
 
     def state(note: str) -> str:
         rate = (done - before) / max(time.monotonic() - start, 1e-9)
-        return f"{rate:,.0f} {unit}/s  {memory_gib():.1f} GiB  {note}".rstrip()
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s  {memory_gib():.1f} GiB  {note}".rstrip()
 
     if console.is_terminal:
         columns = (

@@ -12,9 +12,9 @@ import torch
 
 from hafvt.data.batches import gather
 from hafvt.data.dataset import Dataset
-from hafvt.evaluation.metrics import Ranks, Results, summarise
+from hafvt.evaluation.metrics import Figure, Ranks, Results, summarise
 from hafvt.features.images import thumbnail_data_uri
-from hafvt.files import write_json
+from hafvt.files import read_json, write_json
 from hafvt.models.base import Model
 from hafvt.models.hafvt import HafVt
 from hafvt.ops import ranking
@@ -85,6 +85,12 @@ def report(
     )
     write_report(folder / "report.html", {name: (model, results, folder)}, data, [said])
     return results
+
+
+def read_results(folder: Path) -> Results:
+    """Returns the metrics that `report` wrote into a folder."""
+    held = read_json(folder / "results.json")["results"]
+    return {domain: {metric: Figure(**f) for metric, f in row.items()} for domain, row in held.items()}
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

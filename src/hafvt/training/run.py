@@ -15,6 +15,8 @@ from hafvt.features.catalogue import read_catalogue
 from hafvt.files import read_json, sha256
 from hafvt.models import MODELS, build, modalities_of
 from hafvt.models.base import Model
+from hafvt.reports.run import read_results
+from hafvt.reports.table import plain_table
 from hafvt.training.checkpoint import load, unpack
 
 
@@ -37,6 +39,18 @@ class Run:
     model: Model
     data: Dataset
     about: dict[str, Any]
+
+    def __str__(self) -> str:
+        """How long it trained, the table of the test targets in per cent, and where everything is."""
+        best, lines = self.about["best"], []
+        if self.about["parameters"]:
+            lines.append(
+                f"best epoch {best['epoch']} of {best['epochs']}, validation MRR {best['valid_mrr']:.2%}, "
+                f"{self.about['parameters']:,} parameters, {best['seconds']:,.0f} s"
+            )
+        if (self.folder / "results.json").exists():
+            lines.append(plain_table({self.name: read_results(self.folder)}))
+        return "\n".join([*lines, f"wrote weights, ranks and report.html to {self.folder}"])
 
 
 def fingerprint(data: Dataset) -> str:

@@ -159,3 +159,10 @@ def test_unencoded_modalities_are_refused(make_small):
         HafVt(read_catalogue(data), HafVtConfig(modalities=("id", "image")))
     with pytest.raises(HafvtError, match="2 weights"):
         HafVt(read_catalogue(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))
+
+
+def test_the_paper_configuration_is_what_the_paper_says():
+    assert (PAPER.id_width, PAPER.content_width, PAPER.dropout) == (256, 0, 0.3)
+    assert (PAPER.temperature, PAPER.weights) == (1.0, "equal")
+    assert not PAPER.residual
+    assert not PAPER.positions

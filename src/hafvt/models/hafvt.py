@@ -73,9 +73,15 @@ class HafVtConfig:
 
 
 PAPER = HafVtConfig(
-    id_width=256, content_width=0, temperature=1.0, weights="equal", residual=False, positions=False
+    id_width=256,
+    content_width=0,
+    temperature=1.0,
+    weights="equal",
+    residual=False,
+    positions=False,
+    dropout=0.3,
 )
-"""The literal reading: softmax of the plain cosine, attention alone, equal weights."""
+"""The literal reading: softmax of the plain cosine, attention alone, equal weights; q and dropout of the paper."""
 
 
 class AttentionLayer(nn.Module):

@@ -68,7 +68,7 @@ def train(
     tensorboard: bool = False,
     checkpoint_every: float = 300.0,
 ) -> Run:
-    """Trains a model; the weights of the best validation MRR are kept. Test targets are never looked at.
+    """Trains a model; the weights of the best validation MRR are kept; test is touched once, at the end.
 
     The folder `out` gets config.yaml, metrics.jsonl and checkpoint/, at the end model.safetensors, model.json
     and, of the test targets, ranks.parquet, results.json and report.html. A run that was stopped goes on

@@ -81,7 +81,7 @@ PAPER = HafVtConfig(
     positions=False,
     dropout=0.3,
 )
-"""The literal reading: softmax of the plain cosine, attention alone, equal weights; q and dropout of the paper."""
+"""The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
 
 
 class AttentionLayer(nn.Module):

@@ -33,9 +33,11 @@ def commands() -> dict[str, Command]:
     """Returns the sub-commands; imported late, so that --help is quick."""
     from hafvt.data.info import info
     from hafvt.data.prepare import prepare
+    from hafvt.data.sources.c2dsr import prepare_c2dsr
     from hafvt.experiments.demo import demo
     from hafvt.experiments.doctor import doctor
     from hafvt.experiments.evaluate import evaluate
+    from hafvt.experiments.paper import paper
     from hafvt.features.encode import encode
     from hafvt.training.loop import train
 
@@ -48,10 +50,12 @@ def commands() -> dict[str, Command]:
     return {
         "demo": Command(demo, (), str),
         "prepare": Command(prepare, (), lambda data: f"{info(data)}\nwrote {data.folder}"),
+        "prepare-c2dsr": Command(prepare_c2dsr, ("release",), str),
         "encode": Command(encode, ("data",), encoded),
         "info": Command(info, ("data",), str),
         "train": Command(train, ("model",), str),
         "evaluate": Command(evaluate, ("run",), str),
+        "paper": Command(paper, ("table",), str),
         "doctor": Command(doctor, (), str),
     }
 

@@ -162,7 +162,7 @@ def write_dataset(
     Args:
         folder: where to.
         domains: the domains, contiguous and ascending from item 0.
-        item_table: item_id, domain, title, image, one row per item in catalogue order.
+        item_table: item_id, domain, title, image and what else is known, one row per item in catalogue order.
         user_ids: the users' own ids in the order of `offsets`.
         items: see `Dataset`, as are times, offsets, train_ends, valid and test.
         times: see `Dataset`.
@@ -185,7 +185,8 @@ def write_dataset(
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        item_table.select("item_id", "domain", "title", "image").write_parquet(temporary / "items.parquet")
+        columns = ["item_id", "domain", "title", "image"]
+        item_table.select(*columns, pl.exclude(columns)).write_parquet(temporary / "items.parquet")
         user_ids.alias("user_id").to_frame().write_parquet(temporary / "users.parquet")
         manifest = {
             "format": FORMAT,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,13 @@ class Ranks:
             table.write_parquet(temporary)
 
 
+def joined(parts: Sequence[Ranks]) -> Ranks:
+    """Returns the ranks of several sets of targets as one, in the order of their positions."""
+    order = np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")
+    names = [field.name for field in fields(Ranks)]
+    return Ranks(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in names))
+
+
 def reciprocal(ranks: Float64) -> Float64:
     """Returns 1 / rank, without cut-off: its mean is the MRR."""
     return 1 / ranks
@@ -86,6 +93,12 @@ METRICS: dict[str, Callable[[Float64], Float64]] = {
     "HR@5": hit(5),
     "HR@10": hit(10),
 }
+
+
+def domain_mrrs(ranks: Ranks, domains: int) -> list[float]:
+    """Returns the MRR of each domain, 0 where it has no targets."""
+    found = [ranks.ranks[ranks.domains == d] for d in range(domains)]
+    return [float(reciprocal(part).mean()) if len(part) else 0.0 for part in found]
 
 
 def mean_mrr(ranks: Ranks) -> float:

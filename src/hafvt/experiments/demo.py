@@ -68,7 +68,7 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
         train(name, data, runs / name, seed=seed, **budget)  # type: ignore[arg-type]
         found = evaluate(runs / name)
         results[name] = found.results
-        parts[name] = (open_run(runs / name).model, found.results, runs / name)
+        parts[name] = (open_run(runs / name).models, found.results, runs / name)
     write_report(
         folder / "report.html",
         parts,

@@ -10,12 +10,14 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Ranks, Results
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.metrics import Ranks, Results, summarise
+from hafvt.evaluation.protocols import Protocol, checked, ranked
 from hafvt.progress import progress
 from hafvt.reports.run import report
 from hafvt.reports.table import plain_table
 from hafvt.training.run import open_run
+
+NOTICEABLE = 0.001  # of 1: by how much the rule for ties may change a figure without a warning
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,44 @@ class Evaluation:
         model: name of the model.
         results: per domain and overall, each metric with its 95 % interval.
         ranks: of every target.
+        half: under c2dsr, the same with ties at half: what the rule for ties would hide; else empty.
         folder: where ranks.parquet and report.html were written.
     """
 
     model: str
     results: Results
     ranks: Ranks
+    half: Results
     folder: Path
+
+    @property
+    def flattered(self) -> float:
+        """By how much, of 1, c2dsr's rule lifts a figure at most; 0 where it is no more than 0.1 points."""
+        gaps = [
+            self.results[domain][metric].value - figure.value
+            for domain, row in self.half.items()
+            for metric, figure in row.items()
+        ]
+        return max((gap for gap in gaps if abs(gap) > NOTICEABLE), default=0.0, key=abs)
 
     def __str__(self) -> str:
         """The table, in per cent."""
-        table = plain_table({self.model: self.results})
+        if self.half:
+            table = plain_table({f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half})
+        else:
+            table = plain_table({self.model: self.results})
+        if self.flattered:
+            table += (
+                f"\nWARNING: c2dsr's rule for ties flatters {self.model} by up to {100 * self.flattered:.2f} "
+                "points: report the figures with ties at half"
+            )
         return f"{table}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
 
 
 def evaluate(
     run: str | Path,
     *,
-    protocol: Literal["full"] = "full",
+    protocol: Protocol = "full",
     split: Literal["test", "valid"] = "test",
     exclude_seen: bool = False,
     data: str | Path | Dataset | None = None,
@@ -51,14 +73,16 @@ def evaluate(
 ) -> Evaluation:
     """Ranks every target of a finished run and writes ranks.parquet and report.html.
 
-    Ranks are counted among all items of the target's domain, ties at half; MRR, NDCG@5, NDCG@10 and HR@1/5/10
-    come with 95 % bootstrap intervals over users, per domain and as the mean of the domains.
+    By default ranks are counted among all items of the target's domain, ties at half; MRR, NDCG@5, NDCG@10
+    and HR@1/5/10 come with 95 % bootstrap intervals over users, per domain and as the mean of the domains.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
     Args:
         run: the folder that train wrote.
-        protocol: full ranks among all items of the target's domain.
+        protocol: full ranks among all items of the target's domain; c2dsr as the paper's tables do, among 999
+            negatives drawn with replacement, where what comes within 1e-5 counts for the target (beside it
+            stand the figures with ties at half); strict among 999 distinct items that the user never had.
         split: test or valid. Choose nothing by test.
         exclude_seen: leave items of the history out of the candidates.
         data: the dataset, where it has moved since training.
@@ -67,26 +91,37 @@ def evaluate(
     Raises:
         HafvtError: no finished run, or the dataset is not the one it was trained on.
     """
-    if protocol != "full":
-        raise HafvtError(f"no protocol {protocol!r}: choose full")
+    checked(protocol)
+    if exclude_seen and protocol != "full":
+        raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
     opened = open_run(run, data)
-    positions = opened.data.test if split == "test" else opened.data.valid
-    if len(positions) == 0:
+    targets = len(opened.data.test if split == "test" else opened.data.valid)
+    if targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
     place = torch.device(device)
-    with progress(f"evaluate {opened.name}", len(positions), "targets") as advance:
-        ranks = full(
-            opened.model.to(place),
+    with progress(f"evaluate {opened.name}", targets, "targets") as advance:
+        half, ranks = ranked(
+            [model.to(place) for model in opened.models],
             opened.data,
-            positions,
+            split,
+            protocol,
             exclude_seen=exclude_seen,
             device=place,
             advance=advance,
         )
+    # What training wrote into the run's folder, of test by its own protocol, is replaced by its like alone.
     folder, what = opened.folder, f"{split} targets"
-    if split != "test" or exclude_seen:
-        folder = folder / f"{split}{'-unseen' if exclude_seen else ''}"
+    own = opened.about["training"].get("protocol", "full")
+    words: list[str] = [] if split == "test" and protocol == own and not exclude_seen else [split]
+    words += [protocol] if protocol != own else []
+    words += ["unseen"] if exclude_seen else []
+    if words:
+        folder = folder / "-".join(words)
         folder.mkdir(exist_ok=True)
         what += " (items of the history left out)" if exclude_seen else ""
-    results = report(folder, opened.name, opened.model.cpu(), opened.data, ranks, what)
-    return Evaluation(opened.name, results, ranks, folder)
+    models = [model.cpu() for model in opened.models]
+    results = report(folder, opened.name, models, opened.data, ranks, what, protocol)
+    names = [domain.name for domain in opened.data.domains]
+    return Evaluation(
+        opened.name, results, ranks, summarise(half, names) if protocol == "c2dsr" else {}, folder
+    )

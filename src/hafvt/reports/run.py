@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from hafvt.data.batches import gather
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.metrics import Figure, Ranks, Results, summarise
+from hafvt.evaluation.protocols import Protocol, among
 from hafvt.features.images import thumbnail_data_uri
 from hafvt.files import read_json, write_json
 from hafvt.models.base import Model
@@ -27,7 +28,7 @@ THUMBNAIL = 112  # pixels a side
 
 def write_report(
     path: str | Path,
-    runs: dict[str, tuple[Model, Results, Path]],
+    runs: Mapping[str, tuple[Sequence[Model], Results, Path]],
     data: Dataset,
     notes: Sequence[str] = (),
 ) -> None:
@@ -35,46 +36,51 @@ def write_report(
 
     Args:
         path: of the page.
-        runs: by name: the model, its results, and its folder for the training curve. The people's
-            recommendations are those of the first.
+        runs: by name: the model of each domain, its results, and its folder for the training curve. What
+            people are recommended is what the first says.
         data: the dataset.
         notes: lines below the table.
     """
-    model = next(iter(runs.values()))[0]
+    models = next(iter(runs.values()))[0]
     write_page(
         path,
         title=f"{' and '.join(d.name for d in data.domains)}: {', '.join(runs)}",
         results={name: results for name, (_, results, _) in runs.items()},
         curves={name: read_curve(folder / "metrics.jsonl") for name, (_, _, folder) in runs.items()},
-        people=people(model, data),
+        people=people(models, data),
         notes=notes,
     )
 
 
 def report(
-    folder: Path, name: str, model: Model, data: Dataset, ranks: Ranks, what: str = "test targets"
+    folder: Path,
+    name: str,
+    models: Sequence[Model],
+    data: Dataset,
+    ranks: Ranks,
+    what: str = "test targets",
+    protocol: Protocol = "full",
 ) -> Results:
     """Writes ranks.parquet, results.json and report.html of one model's ranks.
 
     Args:
         folder: where to; the training curve is looked for in its metrics.jsonl.
         name: of the model.
-        model: for the examples on the page.
+        models: that of each domain, for the examples on the page.
         data: the dataset.
         ranks: of the targets.
-        what: the targets and candidates, in words.
+        what: the targets, in words.
+        protocol: how they were ranked.
 
     Returns:
         The metrics per domain and overall.
     """
     results = summarise(ranks, [domain.name for domain in data.domains])
     ranks.write(folder / "ranks.parquet", data)
-    sizes = ", ".join(f"{len(d):,} {d.name}" for d in data.domains)
     people = len(np.unique(ranks.users))
     said = (
-        f"{len(ranks.ranks):,} {what} of {people:,} users, each ranked among all items of its domain "
-        f"({sizes}); "
-        "ties count half; intervals: 95 % bootstrap over users"
+        f"{len(ranks.ranks):,} {what} of {people:,} users, each ranked among {among(data, protocol)}; "
+        "intervals: 95 % bootstrap over users"
     )
     write_json(
         folder / "results.json",
@@ -83,7 +89,7 @@ def report(
             "results": {d: {m: asdict(f) for m, f in row.items()} for d, row in results.items()},
         },
     )
-    write_report(folder / "report.html", {name: (model, results, folder)}, data, [said])
+    write_report(folder / "report.html", {name: (models, results, folder)}, data, [said])
     return results
 
 
@@ -101,20 +107,20 @@ def read_curve(path: Path) -> list[CurvePoint]:
     return [CurvePoint(line["epoch"], line["loss"], line.get("valid_mrr")) for line in lines]
 
 
-def people(model: Model, data: Dataset, seed: int = 0) -> list[Person]:
+def people(models: Sequence[Model], data: Dataset, seed: int = 0) -> list[Person]:
     """Returns test users, drawn by the seed alone, with histories and what the model recommends them."""
     random = np.random.default_rng(seed)
     chosen = random.choice(np.asarray(data.test), size=min(PEOPLE, len(data.test)), replace=False)
-    return [person(model, data, int(position)) for position in chosen]
+    return [person(models, data, int(position)) for position in chosen]
 
 
-def person(model: Model, data: Dataset, position: int) -> Person:
+def person(models: Sequence[Model], data: Dataset, position: int) -> Person:
     """Returns one user, as of right before the target at a position."""
     user = int(data.user_of(np.array([position]))[0])
-    start = max(int(data.offsets[user]), position - model.max_length)
     target = int(data.items[position])
     number, domain = next((n, d) for n, d in enumerate(data.domains) if d.start <= target < d.stop)
-    model.eval()
+    model = models[number].eval()
+    start = max(int(data.offsets[user]), position - model.max_length)
     with torch.inference_mode():
         batch = gather(data.items, np.array([start]), np.array([position]))
         scores = model.scores(batch, number)  # (1, C)

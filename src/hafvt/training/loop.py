@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from lightning_fabric import Fabric
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, need
-from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
+from hafvt.evaluation.protocols import Protocol, checked, ranked
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
 from hafvt.models import build, complete, configure, modalities_of
@@ -30,7 +30,7 @@ from hafvt.ops.catalogue_softmax import compute_dtype
 from hafvt.progress import progress
 from hafvt.reports.run import report
 from hafvt.training.checkpoint import load, pack, save, unpack
-from hafvt.training.run import Run, describe, feature_hashes, fingerprint, open_run
+from hafvt.training.run import Run, describe, feature_hashes, fingerprint, open_run, weight_files
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -44,8 +44,9 @@ class Progress:
     step: int = 0  # optimiser steps done
     loss: float = 0.0  # sum of the losses of this epoch's batches
     seconds: float = 0.0  # time spent training and validating
-    best_epoch: int = 0  # epochs done at the best validation
-    best_mrr: float = -1.0
+    # Of what is selected, one for all domains or, under c2dsr, one for each:
+    best_epochs: list[int] = field(default_factory=list)  # epochs done at the best validation
+    best_mrrs: list[float] = field(default_factory=list)
 
 
 def train(
@@ -59,8 +60,9 @@ def train(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
-    validate_every: int = 2,
-    patience: int = 5,
+    protocol: Protocol = "full",
+    validate_every: int | None = None,
+    patience: int | None = None,
     seed: int = 0,
     precision: Precision = "auto",
     device: str = "auto",
@@ -86,8 +88,11 @@ def train(
         batch_size: users per step.
         learning_rate: of Adam.
         weight_decay: L2 coefficient of Adam.
-        validate_every: epochs between two validations.
-        patience: stop after so many validations without a better one; 0 never stops early.
+        protocol: how validation and, at the end, test rank their targets: full, c2dsr or strict, see
+            evaluate. Under c2dsr each domain keeps the weights of its own best epoch.
+        validate_every: epochs between two validations; default: 2, and 5 under c2dsr.
+        patience: stop after so many validations without a better one; 0 never stops early; default: 5, and 0
+            under c2dsr.
         seed: of weights, order and dropout.
         precision: bf16 or fp32; auto takes bf16 where the hardware multiplies it natively.
         device: cpu, cuda, or auto.
@@ -102,6 +107,9 @@ def train(
         HafvtError: a wrong setting, an `out` that is in use, or a dataset that lacks what the model needs.
     """
     out = Path(out)
+    checked(protocol)
+    validate_every = (5 if protocol == "c2dsr" else 2) if validate_every is None else validate_every
+    patience = (0 if protocol == "c2dsr" else 5) if patience is None else patience
     _check(epochs=epochs, batch_size=batch_size, validate_every=validate_every, learning_rate=learning_rate)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     config = configure(model, configuration, params)
@@ -117,6 +125,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
+        "protocol": protocol,
         "validate_every": validate_every,
         "patience": patience,
         "seed": seed,
@@ -140,9 +149,11 @@ def train(
         if weights
         else None
     )
-    state = Progress()
+    selected = len(dataset.domains) if protocol == "c2dsr" else 1
+    state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
     net.to(fabric.device)
-    last_path, best_path = out / "checkpoint" / "last.safetensors", out / "checkpoint" / "best.safetensors"
+    last_path = out / "checkpoint" / "last.safetensors"
+    best_paths = [out / "checkpoint" / f"best{number or ''}.safetensors" for number in range(selected)]
     if last_path.exists():
         tensors, held = load(last_path)
         unpack(tensors, net, optimizer)
@@ -163,7 +174,7 @@ def train(
         progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance,
         _stoppable() as stop,
     ):
-        mrr = state.best_mrr
+        mrr = -1.0
         while not _finished(state, epochs, validate_every, patience):
             net.train()
             for batch in batches.epoch(state.epoch, first=state.batch):
@@ -190,24 +201,31 @@ def train(
                 "loss": state.loss / len(batches),
             }
             if state.epoch % validate_every == 0 or state.epoch == epochs:
-                ranks = full(net, dataset, dataset.valid, device=fabric.device)
-                mrr = mean_mrr(ranks)
-                line["valid_mrr"] = mrr
-                if mrr > state.best_mrr:
-                    state.best_mrr, state.best_epoch = mrr, state.epoch
-                    save(best_path, pack(net, None), {"epoch": state.epoch, "valid_mrr": mrr})
+                _, ranks = ranked(
+                    [net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device
+                )
+                mrr = line["valid_mrr"] = mean_mrr(ranks)
+                mrrs = domain_mrrs(ranks, selected) if selected > 1 else [mrr]
+                for number, found in enumerate(mrrs):
+                    if found > state.best_mrrs[number]:
+                        state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
+                        save(best_paths[number], pack(net, None), {"epoch": state.epoch, "valid_mrr": found})
             state.seconds = time.monotonic() - started
             log.write({**line, "seconds": round(state.seconds, 2)})
             state.batch, state.loss = 0, 0.0
             checkpoint()
             saved = time.monotonic()
-    tensors, best = load(best_path)
-    save(out / "model.safetensors", tensors, best)
+    for path, name in zip(best_paths, weight_files(selected), strict=True):
+        save(out / name, *load(path))
+    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": sum(state.best_mrrs) / selected}
+    if selected > 1:
+        best["of_each_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
     best["seconds"], best["epochs"], best["steps"] = round(state.seconds, 1), state.epoch, state.step
     write_json(out / "model.json", describe(model, net, config, settings, best))
     run = open_run(out, dataset)
     if len(dataset.test) > 0:  # the one time that the test targets are looked at
-        report(out, model, run.model, dataset, full(run.model, dataset, dataset.test))
+        _, ranks = ranked(run.models, dataset, "test", protocol)
+        report(out, model, run.models, dataset, ranks, protocol=protocol)
     return run
 
 
@@ -257,7 +275,7 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 def _finished(state: Progress, epochs: int, validate_every: int, patience: int) -> bool:
-    waited = (state.epoch - state.best_epoch) // validate_every
+    waited = (state.epoch - max(state.best_epochs)) // validate_every
     return state.epoch >= epochs or 0 < patience <= waited
 
 
@@ -284,7 +302,8 @@ def _finite(loss: float, state: Progress, learning_rate: float) -> float:
 
 
 def _note(state: Progress, mrr: float) -> str:
-    found = f"  valid MRR {mrr:.2%} (best {state.best_mrr:.2%})" if state.best_mrr >= 0 else ""
+    best = sum(state.best_mrrs) / len(state.best_mrrs)
+    found = f"  valid MRR {mrr:.2%} (best {best:.2%})" if mrr >= 0 else f"  best MRR {best:.2%}" * (best >= 0)
     return f"epoch {state.epoch + 1}  loss {state.loss / max(state.batch, 1):.4f}{found}"
 
 

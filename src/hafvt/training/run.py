@@ -28,7 +28,8 @@ class Run:
         folder: config.yaml, metrics.jsonl, model.json, model.safetensors, checkpoint/.
         name: of the model.
         config: its hyperparameters, the dataclass beside the model.
-        model: with the weights of the best validation, in evaluation mode.
+        models: one for each domain, with the weights of the best validation, in evaluation mode: the same for
+            all, save under the protocol c2dsr, where each domain has its own best epoch.
         data: the dataset.
         about: everything that model.json says.
     """
@@ -36,9 +37,14 @@ class Run:
     folder: Path
     name: str
     config: Any
-    model: Model
+    models: tuple[Model, ...]
     data: Dataset
     about: dict[str, Any]
+
+    @property
+    def model(self) -> Model:
+        """The model of the first domain, which is that of all save under the protocol c2dsr."""
+        return self.models[0]
 
     def __str__(self) -> str:
         """How long it trained, the table of the test targets in per cent, and where everything is."""
@@ -62,6 +68,11 @@ def fingerprint(data: Dataset) -> str:
 def feature_hashes(data: Dataset, modalities: tuple[str, ...]) -> dict[str, str]:
     """Returns a hash of the frozen vectors of each modality."""
     return {name: sha256(data.folder / "features" / name / "rows.npy")[:12] for name in modalities}
+
+
+def weight_files(count: int) -> list[str]:
+    """Returns the names of the files of weights, one for all domains or one for each."""
+    return [f"model{number or ''}.safetensors" for number in range(count)]
 
 
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
@@ -95,11 +106,15 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     kind = type(next(iter(MODELS[about["model"]].configurations.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
     config = kind(**values)
-    model = build(about["model"], read_catalogue(data, modalities_of(config)), config)
-    tensors, _ = load(folder / "model.safetensors")
-    unpack(tensors, model, None)
-    model.eval()
-    return Run(folder, about["model"], config, model, data, about)
+    catalogue = read_catalogue(data, modalities_of(config))
+    found = []
+    for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
+        model = build(about["model"], catalogue, config)
+        tensors, _ = load(folder / name)
+        unpack(tensors, model, None)
+        found.append(model.eval())
+    models = found if len(found) > 1 else found * len(data.domains)
+    return Run(folder, about["model"], config, tuple(models), data, about)
 
 
 def describe(

@@ -1,0 +1,86 @@
+"""What a rebuilt scenario should hold beside what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hafvt.data.dataset import Dataset, Int64
+
+DAY = 86_400
+SHARE = 3  # items that a sequence holds of each domain, at least
+LENGTHS = "6 to 15"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A property: what is expected of it (nothing, where nobody published it), and what was found."""
+
+    what: str
+    expected: str
+    found: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether the two agree, in a word."""
+        return "" if not self.expected else "ok" if self.expected == self.found else "differs"
+
+
+def checks_table(checks: Sequence[Check]) -> str:
+    """Returns a table for the terminal."""
+    rows = [("property", "expected", "found", "")]
+    rows += [(check.what, check.expected or "-", check.found, check.verdict) for check in checks]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def structure(data: Dataset, days: int | None) -> list[Check]:
+    """Checks the sequences of validation and test.
+
+    Args:
+        data: a dataset each of whose rows is one sequence, named USER#SEQUENCE.
+        days: the longest span of a sequence.
+
+    Returns:
+        What models.md 9.2 counts of C2DSR's release: lengths with the target, items of each domain, repeats,
+        disjoint users, span in days.
+    """
+    targets = np.concatenate([data.valid, data.test])
+    rows = data.user_of(targets)
+    starts, stops = data.offsets[rows], targets + 1
+    lengths = stops - starts
+    slots = (
+        np.repeat(starts, lengths) + np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    )
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    items, times = np.asarray(data.items)[slots], np.asarray(data.times)[slots]
+    domain = np.searchsorted([d.start for d in data.domains], items, side="right") - 1
+    met = np.bincount(owner * len(data.domains) + domain, minlength=len(rows) * len(data.domains))
+    fewest = met.reshape(len(rows), -1).min(initial=met.max(initial=0))
+    distinct = len(np.unique(owner.astype(np.int64) * data.domains[-1].stop + items))
+    spans = np.zeros(len(rows))
+    if len(slots):
+        firsts = lengths.cumsum() - lengths
+        spans = np.maximum.reduceat(times, firsts) - np.minimum.reduceat(times, firsts)
+    users = [people(data, positions) for positions in (data.valid, data.test)]
+    span = f"{lengths.min()} to {lengths.max()}" if len(lengths) else ""
+    return [
+        Check("lengths of validation and test", LENGTHS, span),
+        Check("fewest items of a domain in one", f"{SHARE}", f"{fewest}"),
+        Check("repeated items in one", "0", f"{len(items) - distinct:,}"),
+        Check("users of both validation and test", "0", f"{len(users[0] & users[1]):,}"),
+        Check(
+            "sequences longer than the window",
+            "0" if days else "",
+            f"{int((spans > (days or np.inf) * DAY).sum()):,}",
+        ),
+    ]
+
+
+def people(data: Dataset, positions: Int64) -> set[str]:
+    """Returns the users behind the sequences of targets."""
+    return {str(name).rpartition("#")[0] for name in data.user_ids.gather(data.user_of(positions))}

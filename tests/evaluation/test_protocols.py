@@ -1,0 +1,276 @@
+"""The three protocols: negatives, rules for ties, what may not change a figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.dataset import write_dataset
+from hafvt.errors import HafvtError
+from hafvt.evaluation.metrics import summarise
+from hafvt.evaluation.negatives import COUNT, negatives
+from hafvt.evaluation.protocols import ranked
+from hafvt.experiments.evaluate import evaluate
+from hafvt.models.base import Model
+from hafvt.training.loop import train
+
+
+class Scorer(Model):
+    """Scores by a rule of user-free numbers: a table over items, or noise."""
+
+    max_length = 50
+
+    def __init__(self, data, table=None):
+        super().__init__()
+        self.data, self.table = data, table
+
+    def loss(self, batch):
+        raise NotImplementedError
+
+    def scores(self, batch, domain, candidates=None):
+        part = self.data.domains[domain]
+        if candidates is None:
+            candidates = torch.arange(part.start, part.stop).expand(len(batch.items), -1)
+        return torch.rand(candidates.shape) if self.table is None else self.table[candidates]
+
+
+@pytest.fixture
+def big(make_small):
+    """Two domains that have more than 999 items."""
+    return make_small(sizes=(1500, 2500), users=1500, with_features=False)
+
+
+def test_negatives_are_the_protocols(big):
+    for split, positions in (("valid", big.valid), ("test", big.test)):
+        loose, strict = negatives(big, split, "c2dsr"), negatives(big, split, "strict")
+        assert loose.shape == strict.shape == (len(positions), COUNT)
+        for row, position in enumerate(positions):
+            target = big.items[position]
+            domain = next(d for d in big.domains if d.start <= target < d.stop)
+            for drawn in (loose[row], strict[row]):
+                assert (drawn >= domain.start).all()
+                assert (drawn < domain.stop).all()
+                assert target not in drawn
+            start = big.offsets[big.user_of(position)]
+            assert len(np.unique(strict[row])) == COUNT
+            assert not np.isin(strict[row], big.items[start:position]).any()
+        assert (np.array([len(np.unique(row)) for row in loose]) < COUNT).mean() > 0.9  # with replacement
+        counts = np.bincount(loose.ravel(), minlength=4000)
+        assert counts[:1500].min() > 0
+        assert counts[1500:].min() > 0
+
+
+def test_negatives_are_drawn_once_and_a_change_of_them_is_seen(big):
+    first = np.array(negatives(big, "test", "c2dsr"))
+    path = big.folder / "negatives" / "c2dsr-test.npy"
+    written = path.stat().st_mtime_ns
+    assert (negatives(big, "test", "c2dsr") == first).all()
+    assert path.stat().st_mtime_ns == written
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(HafvtError, match="is damaged"):
+        negatives(big, "test", "c2dsr")
+    path.unlink()
+    with pytest.raises(HafvtError, match="is damaged"):
+        negatives(big, "test", "c2dsr")
+    path.with_suffix(".json").unlink()
+    assert (negatives(big, "test", "c2dsr") == first).all()
+
+
+def test_a_small_domain_has_fewer_strict_negatives(small):
+    drawn = negatives(small, "test", "strict")
+    for row, position in enumerate(small.test):
+        target = small.items[position]
+        domain = next(d for d in small.domains if d.start <= target < d.stop)
+        seen = small.items[small.offsets[small.user_of(position)] : position + 1]
+        expected = set(range(domain.start, domain.stop)) - set(seen.tolist())
+        assert set(drawn[row][drawn[row] >= 0].tolist()) == expected
+        assert (drawn[row] >= 0).sum() == len(expected)
+    half, _ = ranked([Scorer(small, torch.zeros(50))] * 2, small, "test", "strict")
+    assert (half.candidates == 1 + (drawn >= 0).sum(1)).all()
+    np.testing.assert_allclose(half.ranks, (half.candidates + 1) / 2)
+
+
+def test_a_constant_scorer_is_perfect_by_c2dsrs_rule_alone(big):
+    half, own = ranked([Scorer(big, torch.zeros(4000))] * 2, big, "test", "c2dsr")
+    assert (own.ranks == 1).all()
+    assert (half.ranks == 500.5).all()
+    assert summarise(half, ["a", "b"])["overall"]["MRR"].value == pytest.approx(0.002, abs=1e-4)
+    strict, same = ranked([Scorer(big, torch.zeros(4000))] * 2, big, "test", "strict")
+    assert (strict.ranks == 500.5).all()
+    assert (same.ranks == strict.ranks).all()
+
+
+def test_a_random_scorer_has_the_known_figures(big):
+    torch.manual_seed(0)
+    found = {"MRR": [], "NDCG@5": [], "NDCG@10": []}
+    for _ in range(12):  # 18,000 targets
+        _, own = ranked([Scorer(big)] * 2, big, "test", "c2dsr")
+        for metric, figure in summarise(own, ["a", "b"], resamples=2)["overall"].items():
+            if metric in found:
+                found[metric].append(figure.value)
+    n = 12 * len(big.test)
+    for metric, expected, deviation in (
+        ("MRR", 0.00749, 0.0405),
+        ("NDCG@5", 0.00295, 0.0482),
+        ("NDCG@10", 0.00454, 0.0525),
+    ):
+        assert np.mean(found[metric]) == pytest.approx(expected, abs=4 * deviation / n**0.5), metric
+
+
+def test_the_margin_counts_for_the_target_only_within_it(small):
+    table = torch.linspace(0, 1, 50).double()
+    half, own = ranked([Scorer(small, table)] * 2, small, "test", "c2dsr")
+    drawn = negatives(small, "test", "c2dsr")
+    target = small.items[small.test][:, None]
+    np.testing.assert_array_equal(own.ranks, 1 + (drawn > target).sum(1))
+    np.testing.assert_array_equal(half.ranks, own.ranks)  # no two items score alike
+    _, close = ranked([Scorer(small, table * 1e-5)] * 2, small, "test", "c2dsr")
+    assert (close.ranks == 1).all()
+
+
+@pytest.mark.parametrize("protocol", ["full", "c2dsr", "strict"])
+def test_each_domain_is_ranked_by_its_own_model(small, protocol):
+    torch.manual_seed(0)
+    tables = [torch.rand(50), torch.rand(50)]
+    models = [Scorer(small, table) for table in tables]
+    both, _ = ranked(models, small, "test", protocol)
+    for number, model in enumerate(models):
+        alone, _ = ranked([model] * 2, small, "test", protocol)
+        mine = alone.domains == number
+        assert mine.any()
+        np.testing.assert_array_equal(both.ranks[mine], alone.ranks[mine])
+    np.testing.assert_array_equal(both.positions, small.test)
+
+
+def test_training_and_evaluating_by_c2dsrs_protocol(small, tmp_path):
+    run = train("sasrec", small, tmp_path / "run", params={"width": 8}, epochs=12, protocol="c2dsr")
+    best = run.about["best"]
+    assert best["epochs"] == 12  # nothing stops early
+    assert all(epoch in (5, 10, 12) for epoch in best["of_each_domain"]["epochs"])
+    assert len(run.models) == 2
+    found = evaluate(run.folder, protocol="c2dsr", split="valid")
+    for domain, mrr in zip(small.domains, best["of_each_domain"]["valid_mrrs"], strict=True):
+        assert found.results[domain.name]["MRR"].value == pytest.approx(mrr)
+    evaluate(run.folder, protocol="strict")
+    assert (run.folder / "strict" / "results.json").exists() or (run.folder / "test-strict").exists()
+    with pytest.raises(HafvtError, match="no protocol"):
+        evaluate(run.folder, protocol="fair")  # type: ignore[arg-type]
+    with pytest.raises(HafvtError, match="--exclude-seen"):
+        evaluate(run.folder, protocol="strict", exclude_seen=True)
+
+
+def test_flattery_is_told(small, tmp_path):
+    run = train("popularity", small, tmp_path / "run")
+    found = evaluate(run.folder, protocol="c2dsr")
+    assert found.flattered > 0.001  # items of equal count are ties
+    assert "WARNING: c2dsr's rule for ties flatters popularity" in str(found)
+    assert "ties at half" in str(found)
+    assert "WARNING" not in str(evaluate(run.folder, protocol="strict"))
+
+
+MODELS = {
+    "hafvt": {"id_width": 8, "content_width": 6},
+    "hafvt ids": {"id_width": 8, "modalities": ("id",)},
+    "sasrec": {"width": 8, "heads": 2},
+    "popularity": {},
+}
+
+
+def relabelled(data, folder, items, users):
+    """Writes the same histories with items and users numbered otherwise; features follow the items."""
+    order = np.argsort(users)  # the old user of each new one
+    lengths = np.diff(data.offsets)[order]
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    old = np.concatenate([np.arange(data.offsets[u], data.offsets[u + 1]) for u in order])
+    where = np.empty(len(old), dtype=np.int64)
+    where[old] = np.arange(len(old))
+    made = write_dataset(
+        folder,
+        domains=list(data.domains),
+        item_table=data.item_table[np.argsort(items)],
+        user_ids=data.user_ids[order],
+        items=items[data.items[old]],
+        times=data.times[old],
+        offsets=offsets,
+        train_ends=data.train_ends[order],
+        valid=np.sort(where[data.valid]),
+        test=np.sort(where[data.test]),
+    )
+    return made, old
+
+
+def with_model(name, data, folder):
+    """Trains an epoch, then draws weights so large that no two scores are within rounding of each other."""
+    model = train(name.split()[0], data, folder, params=MODELS[name], epochs=1).model
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def carried(model, made, items):
+    """Gives a model over other numbers of the items: every row of a table of the catalogue moves along."""
+    size, back = made.domains[-1].stop, np.argsort(items)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim and tensor.shape[0] == size:
+            tensor.data = tensor.data[back]
+    return model
+
+
+@pytest.mark.parametrize("protocol", ["full", "strict"])
+@pytest.mark.parametrize("name", MODELS)
+def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, protocol):
+    random = np.random.default_rng(3)
+    small = make_small(sizes=(31, 21))  # 52 rows: no other table of a model has so many
+    model = with_model(name, small, tmp_path / "run")
+    half, _ = ranked([model] * 2, small, "test", "full")
+    items = np.concatenate([d.start + random.permutation(len(d)) for d in small.domains]).astype(np.int32)
+    made, old = relabelled(small, tmp_path / "made", items, random.permutation(small.users))
+    carried(model, made, items)
+    again, _ = ranked([model] * 2, made, "test", "full")
+    places = np.searchsorted(small.test, old[made.test])
+    np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
+    if protocol == "strict":  # small domains: all that was never met is among the negatives
+        again, _ = ranked([model] * 2, made, "test", "strict")
+        carried(model, small, np.argsort(items))
+        half, _ = ranked([model] * 2, small, "test", "strict")
+        np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, monkeypatch):
+    model = with_model(name, small, tmp_path / "run")
+    half, _ = ranked([model] * 2, small, "test")
+    monkeypatch.setattr("hafvt.evaluation.protocols.SCORES", 1)  # sixteen to a batch
+    small_batches, _ = ranked([model] * 2, small, "test")
+    np.testing.assert_allclose(small_batches.ranks, half.ranks, atol=1e-6)
+    from hafvt.data import batches
+
+    gather = batches.gather
+
+    def padded(items, starts, stops):
+        batch = gather(items, starts, stops)
+        return batches.Batch(torch.nn.functional.pad(batch.items, (0, 3), value=7), batch.lengths)
+
+    monkeypatch.setattr("hafvt.data.batches.gather", padded)
+    wide, _ = ranked([model] * 2, small, "test")
+    np.testing.assert_allclose(wide.ranks, half.ranks, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("protocol", ["full", "c2dsr", "strict"])
+def test_what_comes_after_a_target_changes_nothing_at_all(make_small, tmp_path, name, protocol):
+    data = make_small()
+    model = with_model(name, data, tmp_path / "run")
+    before, _ = ranked([model] * 2, data, "valid", protocol)
+    # What follows each validation target, the test target, becomes another item.
+    changed = np.array(data.items)
+    for position in data.test:
+        domain = next(d for d in data.domains if d.start <= changed[position] < d.stop)
+        changed[position] = domain.start + (changed[position] - domain.start + 5) % len(domain)
+    np.save(data.folder / "items.npy", changed)
+    after, _ = ranked([model] * 2, type(data).open(data.folder), "valid", protocol)
+    assert (after.ranks == before.ranks).all()

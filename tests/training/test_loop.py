@@ -154,6 +154,7 @@ def test_early_stop_keeps_the_best(small, tmp_path):
         ({"configuration": "papr"}, "default, paper"),
         ({"params": {"temprature": 1}}, "no parameter 'temprature'.*temperature"),
         ({"params": {"id_width": "wide"}}, "id_width must be int"),
+        ({"params": {"modalities": ["id", "smell"]}}, "has no features smell.*--precomputed smell=FILE"),
         ({"epochs": 0}, "--epochs must be above 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be above 0"),
         ({"device": "tpu"}, "cpu, cuda or auto"),
@@ -164,6 +165,13 @@ def test_wrong_settings_are_named(small, tmp_path, changes, said):
     settings = {"model": "hafvt", "data": small, "out": tmp_path / "run", "epochs": 1, **changes}
     with pytest.raises(HafvtError, match=said):
         train(**settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_without_training_histories_leaves_no_run(small, tmp_path):
+    short = replace(small, train_ends=np.ones_like(small.train_ends))
+    with pytest.raises(HafvtError, match="no user has two training interactions"):
+        train("sasrec", short, tmp_path / "run", params=PARAMS["sasrec"])
     assert not (tmp_path / "run").exists()
 
 

@@ -69,9 +69,11 @@ def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> 
     names = found if modalities is None else list(modalities)
     missing = [name for name in names if name not in found]
     if missing:
+        name = missing[0]
+        how = f"--{name} classic" if name in ("image", "title") else f"--precomputed {name}=FILE"
         raise HafvtError(
             f"{data.folder} has no features {', '.join(missing)} (it has: {', '.join(found) or 'none'}): "
-            f"run hafvt encode {data.folder} --{missing[0]} classic"
+            f"run hafvt encode {data.folder} {how}"
         )
     vectors = {}
     for name in names:

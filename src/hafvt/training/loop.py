@@ -135,15 +135,15 @@ def train(
     torch.manual_seed(seed)
     net = build(model, catalogue, config)
     del catalogue  # the model holds the frozen vectors as it needs them
-    _claim(out, settings, resume)
-    weights = [p for p in net.parameters() if p.requires_grad]
     batches = TrainBatches(dataset, batch_size, net.max_length + 1, seed)
-    if not weights:
-        epochs = validate_every = 1
     if len(batches) == 0:
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
+    _claim(out, settings, resume)
+    weights = [p for p in net.parameters() if p.requires_grad]
+    if not weights:
+        epochs = validate_every = 1
     optimizer = (  # fused, as the plain one makes temporary copies as large as the item table
         torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
         if weights

@@ -174,7 +174,9 @@ def test_flattery_is_told(small, tmp_path):
 MODELS = {
     "hafvt": {"id_width": 8, "content_width": 6},
     "hafvt ids": {"id_width": 8, "modalities": ("id",)},
+    "gru4rec": {"width": 8},
     "sasrec": {"width": 8, "heads": 2},
+    "srgnn": {"width": 8},
     "popularity": {},
 }
 

@@ -22,7 +22,13 @@ from hafvt.training.checkpoint import load
 from hafvt.training.loop import train
 from hafvt.training.run import open_run
 
-PARAMS = {"hafvt": {"id_width": 8, "content_width": 6}, "sasrec": {"width": 8}, "popularity": {}}
+PARAMS = {
+    "hafvt": {"id_width": 8, "content_width": 6},
+    "gru4rec": {"width": 8},
+    "sasrec": {"width": 8},
+    "srgnn": {"width": 8},
+    "popularity": {},
+}
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
+from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from hafvt.models.popularity import Popularity, PopularityConfig
 from hafvt.models.sasrec import SasRec, SasRecConfig
+from hafvt.models.srgnn import SrGnn, SrGnnConfig
 
 
 class Entry(NamedTuple):
@@ -22,7 +24,9 @@ class Entry(NamedTuple):
 
 MODELS: dict[str, Entry] = {
     "hafvt": Entry(HafVt, {"default": HafVtConfig(), "paper": PAPER}),
+    "gru4rec": Entry(Gru4Rec, {"default": Gru4RecConfig()}),
     "sasrec": Entry(SasRec, {"default": SasRecConfig()}),
+    "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),
     "popularity": Entry(Popularity, {"default": PopularityConfig()}),
 }
 

@@ -1,0 +1,143 @@
+"""GRU4Rec on the merged history.
+
+Hidasi and others, Session-based Recommendations with Recurrent Neural Networks, ICLR 2016; losses: Hidasi and
+Karatzoglou, Recurrent Neural Networks with Top-k Gains, CIKM 2018, and the authors' PyTorch code. The item
+table is both input and output ("constrained embedding", which all their best settings use). Departures from
+their code:
+
+* a batch holds whole histories, right-padded, in place of sessions that run in parallel, step by step;
+* loss "catalogue", the default: cross-entropy over all items of the target's domain, without sampling.
+  "cross-entropy" and "bpr-max" are theirs: the negatives of a target are the targets of the other histories
+  at the same step and `samples` items drawn by popularity;
+* the dropped state is not carried on to the next step, so that the recurrence runs in one call;
+* Adam in place of Adagrad with momentum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import Catalogue
+from hafvt.models.base import Model
+from hafvt.models.layers import Dropout, last, next_items
+from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
+
+LOSSES = ("catalogue", "cross-entropy", "bpr-max")
+TINY = 1e-24  # theirs
+
+
+@dataclass(frozen=True)
+class Gru4RecConfig:
+    """Hyperparameters of GRU4Rec."""
+
+    max_length: int = 50
+    """Longest history, in items; older ones are cut."""
+    width: int = 128
+    """Width d of items and states."""
+    layers: int = 1
+    """Number of GRU layers."""
+    dropout_embed: float = 0.2
+    """Dropout rate on the items' vectors."""
+    dropout_hidden: float = 0.2
+    """Dropout rate on the states."""
+    loss: Literal["catalogue", "cross-entropy", "bpr-max"] = "catalogue"
+    """See above."""
+    samples: int = 2048
+    """Negatives drawn for a batch; for the two sampled losses."""
+    sample_alpha: float = 0.5
+    """They are drawn in proportion to popularity to this power."""
+    logq: float = 1.0
+    """Strength of the correction for how often an item is drawn; for "cross-entropy"."""
+    bpreg: float = 1.0
+    """Weight of the negatives' squared scores; for "bpr-max"."""
+
+
+class Gru4Rec(Model):
+    """A GRU over the merged history; an item's score is its dot product with the last state, and a bias."""
+
+    popularity: Tensor
+
+    def __init__(self, catalogue: Catalogue, config: Gru4RecConfig) -> None:
+        super().__init__()
+        if config.loss not in LOSSES:
+            raise HafvtError(f"no loss {config.loss!r}: choose one of {', '.join(LOSSES)}")
+        self.config, self.domains = config, catalogue.domains
+        self.max_length = config.max_length
+        self.items = nn.Embedding(len(catalogue), config.width)  # W_y
+        self.bias = nn.Embedding(len(catalogue), 1)  # B_y
+        self.gru = nn.GRU(config.width, config.width, config.layers, batch_first=True)
+        self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
+        self.register_buffer("popularity", catalogue.counts / catalogue.counts.sum().clamp(min=1))
+        bound = (6 / (len(catalogue) + config.width)) ** 0.5
+        nn.init.uniform_(self.items.weight, -bound, bound)
+        nn.init.zeros_(self.bias.weight)
+        for name, weight in self.gru.named_parameters():
+            if name.startswith("weight"):
+                nn.init.uniform_(weight, -((6 / (2 * config.width)) ** 0.5), (6 / (2 * config.width)) ** 0.5)
+            else:
+                nn.init.zeros_(weight)
+
+    def states(self, items: Tensor) -> Tensor:
+        """Returns the state after each item, (B, T) -> (B, T, d)."""
+        h: Tensor = self.drop_hidden(self.gru(self.drop_embed(self.items(items)))[0])
+        return h
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over all next items of the chosen loss."""
+        inputs, mask, targets = next_items(batch)
+        h = self.states(inputs.items)  # (B, T, d)
+        if self.config.loss != "catalogue":
+            return self.sampled_loss(h, mask, batch.items[:, 1:])
+        # The bias is one more column of the table, against a 1 in the state.
+        table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
+        h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
+        asks = []
+        for domain in self.domains:
+            here = (targets >= domain.start) & (targets < domain.stop)
+            asks.append(Ask(h[here], targets[here], slice(domain.start, domain.stop)))
+        return -torch.cat(target_log_probabilities(asks, table)).sum() / max(len(targets), 1)
+
+    def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with log-Q correction, or BPR-max, against sampled negatives.
+
+        Args:
+            h: (B, T, d) states.
+            mask: (B, T) which of them have a next item.
+            targets: (B, T) the next items; anything where there is none.
+        """
+        config = self.config
+        weights = self.popularity**config.sample_alpha * (self.popularity > 0)
+        drawn = torch.multinomial(weights, config.samples, replacement=True)  # (S,)
+        h, mask, targets = h.transpose(0, 1), mask.T, targets.T  # (T, B, d), (T, B), (T, B)
+        beside = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B)
+        extra = h @ self.items(drawn).T + self.bias(drawn)[:, 0]  # (T, B, S)
+        scores = torch.cat([beside, extra], dim=2)  # (T, B, B + S), the target on the diagonal
+        own = torch.eye(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)  # (B, B + S)
+        absent = F.pad(~mask, (0, config.samples))[:, None]  # (T, 1, B + S): histories that have ended
+        if config.loss == "cross-entropy":
+            q = self.popularity[targets], self.popularity[drawn].expand(len(h), -1) ** config.sample_alpha
+            scores = scores - config.logq * torch.cat(q, dim=1).clamp(min=TINY).log()[:, None]
+            log_p = torch.log_softmax(scores.masked_fill(absent & ~own, -torch.inf), dim=2)
+            return -log_p.diagonal(dim1=1, dim2=2)[mask].mean()
+        weight = torch.softmax(scores.masked_fill(absent | own, -torch.inf), dim=2)  # of the negatives alone
+        target = scores.diagonal(dim1=1, dim2=2)[..., None]  # (T, B, 1)
+        wins = (weight * torch.sigmoid(target - scores)).sum(2)
+        held = (weight * scores.square()).sum(2)
+        loss: Tensor = (config.bpreg * held - (wins + TINY).log())[mask].mean()
+        return loss
+
+    def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
+        """See `Model.scores`: h . W_y[item] + B_y[item]."""
+        h = last(self.states(batch.items), batch.lengths).float()  # (B, d)
+        if candidates is not None:
+            return torch.einsum("bd,bcd->bc", h, self.items(candidates)) + self.bias(candidates)[..., 0]
+        chosen = self.domains[domain]
+        rows = slice(chosen.start, chosen.stop)
+        return h @ self.items.weight[rows].T + self.bias.weight[rows, 0]

@@ -1,0 +1,90 @@
+"""GRU4Rec against its equations in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.batches import Batch, gather
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import read_catalogue
+from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
+from tests.reference import gru4rec as reference
+
+QUIET = {"dropout_embed": 0.0, "dropout_hidden": 0.0}
+
+
+def made(data, **changes):
+    torch.manual_seed(0)
+    model = Gru4Rec(read_catalogue(data), Gru4RecConfig(**{"width": 7, "layers": 2, **QUIET, **changes}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def numbers(model):
+    w = {name: t.double().numpy() for name, t in model.state_dict().items()}
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    layers = [[w[f"gru.{name}_l{n}"] for name in names] for n in range(model.config.layers)]
+    return w["items.weight"], w["bias.weight"][:, 0], layers
+
+
+def some(data, rows):
+    starts, stops = data.offsets[rows], data.offsets[rows + 1]
+    histories = [list(data.items[a:b]) for a, b in zip(starts, stops, strict=True)]
+    return histories, gather(data.items, starts, stops)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [7]])
+def test_loss_and_scores_are_the_equations(small, rows):
+    model = made(small)
+    histories, batch = some(small, np.array(rows))
+    items, bias, layers = numbers(model)
+    domains = [(d.start, d.stop) for d in small.domains]
+    expected = reference.catalogue_loss(histories, items, bias, layers, domains)
+    assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
+    for number, (start, stop) in enumerate(domains):
+        found = model.scores(batch, number).detach().numpy()
+        for row, history in zip(found, histories, strict=True):
+            h = reference.states(history, items, layers)[-1]
+            np.testing.assert_allclose(row, items[start:stop] @ h + bias[start:stop], atol=1e-5)
+        some_of_them = torch.tensor([[stop - 1, start + 2]]).expand(len(rows), 2)
+        np.testing.assert_allclose(
+            model.scores(batch, number, some_of_them).detach().numpy(), found[:, [-1, 2]], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "bpr-max"])
+def test_the_sampled_losses_are_the_equations(small, kind, monkeypatch):
+    model = made(small, loss=kind, samples=6, sample_alpha=0.3, logq=0.8, bpreg=0.7)
+    drawn = torch.tensor([3, 8, 8, 41, 20, 0])
+    monkeypatch.setattr(torch, "multinomial", lambda *given, **named: drawn)
+    histories, batch = some(small, np.arange(5))
+    items, bias, layers = numbers(model)
+    popularity = model.popularity.double().numpy()
+    expected = reference.sampled_loss(
+        histories, items, bias, layers, drawn.numpy(), popularity, kind, 0.3, 0.8, 0.7
+    )
+    assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_only_items_of_training_are_drawn(small):
+    model = made(small, loss="bpr-max", samples=5000)
+    seen = model.popularity > 0
+    drawn = torch.multinomial(model.popularity**0.5 * seen, 5000, replacement=True)
+    assert seen[drawn].all()
+    assert torch.isfinite(model.loss(some(small, np.arange(4))[1]))
+
+
+def test_an_empty_history_says_no_more_than_the_bias(small):
+    model = made(small).eval()
+    empty = Batch(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]))
+    np.testing.assert_allclose(
+        model.scores(empty, 0).detach().numpy()[0], model.bias.weight.detach().numpy()[:30, 0], atol=1e-6
+    )
+
+
+def test_a_loss_that_is_not_known(small):
+    with pytest.raises(HafvtError, match="catalogue, cross-entropy, bpr-max"):
+        made(small, loss="top1")

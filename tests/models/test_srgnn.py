@@ -1,0 +1,85 @@
+"""SR-GNN against its equations in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.batches import Batch
+from hafvt.features.catalogue import read_catalogue
+from hafvt.models.srgnn import SrGnn, SrGnnConfig, graphs
+from tests.reference import srgnn as reference
+
+HISTORIES = [[3, 41, 3, 8, 41, 3, 3], [45, 31], [9], [7, 12, 7, 12, 7, 12, 33, 34]]  # repeats, one domain
+
+
+def made(data, **changes):
+    torch.manual_seed(0)
+    model = SrGnn(read_catalogue(data), SrGnnConfig(**{"width": 6, **changes}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model, {name: t.double().numpy() for name, t in model.state_dict().items()}
+
+
+def as_batch(histories, pad=7):
+    width = max(map(len, histories))
+    rows = [history + [pad] * (width - len(history)) for history in histories]
+    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("hybrid", [True, False])
+@pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[2:3]])
+def test_scores_are_the_equations(small, steps, hybrid, histories):
+    model, w = made(small, steps=steps, hybrid=hybrid)
+    for number, domain in enumerate(small.domains):
+        found = model.scores(as_batch(histories), number).detach().numpy()
+        for row, history in zip(found, histories, strict=True):
+            s = reference.session(np.array(history), w, steps, hybrid)
+            np.testing.assert_allclose(row, w["items.weight"][domain.start : domain.stop] @ s, atol=1e-5)
+        some = torch.tensor([[domain.stop - 1, domain.start + 2]]).expand(len(histories), 2)
+        alone = model.scores(as_batch(histories), number, some).detach().numpy()
+        np.testing.assert_allclose(alone, found[:, [-1, 2]], atol=1e-6)
+
+
+def test_the_loss_of_every_prefix_is_the_equations(small):
+    model, w = made(small, prefixes=100)
+    expected = [
+        reference.prefix_loss(np.array(history), length, w, 1, True)
+        for history in HISTORIES
+        for length in range(1, len(history))
+    ]
+    assert model.loss(as_batch(HISTORIES)).item() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_prefixes_are_drawn_alike_often(small, monkeypatch):
+    model, _ = made(small, prefixes=2)
+    seen = []
+
+    def prefix_loss(batch, row, length):
+        seen.extend(zip(row.tolist(), length.tolist(), strict=True))
+        return torch.zeros(())
+
+    monkeypatch.setattr(model, "prefix_loss", prefix_loss)
+    for _ in range(300):
+        model.loss(as_batch(HISTORIES))
+    counts = {pair: seen.count(pair) for pair in set(seen)}
+    assert set(counts) == {(r, n) for r, history in enumerate(HISTORIES) for n in range(1, len(history))}
+    assert counts[1, 1] == 300  # all that there are
+    assert all(60 <= counts[0, n] <= 140 for n in range(1, 7))  # 2 of 6: 100 expected
+
+
+def test_sequences_without_a_next_item_have_no_loss(small):
+    model, _ = made(small)
+    assert model.loss(as_batch([[5], [9]])).item() == 0
+
+
+def test_a_graph_is_the_sessions(small):
+    node, a_in, a_out = graphs(as_batch([[4, 6, 4, 8, 6, 4]]))
+    assert node.tolist() == [[0, 1, 0, 3, 1, 0]]
+    # 4 -> 6, 6 -> 4, 4 -> 8, 8 -> 6; the second 6 -> 4 counts once
+    assert a_out[0, 0].tolist() == [0, 0.5, 0, 0.5, 0, 0]
+    assert a_in[0, 1].tolist() == [0.5, 0, 0, 0.5, 0, 0]
+    assert a_in[0, 0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert not a_out[0, [2, 4, 5]].any()

@@ -27,6 +27,8 @@ PARAMS = {
     "gru4rec": {"width": 8},
     "sasrec": {"width": 8},
     "srgnn": {"width": 8},
+    "pinet": {"width": 8},
+    "psjnet": {"width": 8},
     "popularity": {},
 }
 

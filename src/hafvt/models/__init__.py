@@ -10,7 +10,9 @@ from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.popularity import Popularity, PopularityConfig
+from hafvt.models.psjnet import PsjNet, PsjNetConfig
 from hafvt.models.sasrec import SasRec, SasRecConfig
 from hafvt.models.srgnn import SrGnn, SrGnnConfig
 
@@ -27,6 +29,8 @@ MODELS: dict[str, Entry] = {
     "gru4rec": Entry(Gru4Rec, {"default": Gru4RecConfig()}),
     "sasrec": Entry(SasRec, {"default": SasRecConfig()}),
     "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),
+    "pinet": Entry(PiNet, {"default": PiNetConfig()}),
+    "psjnet": Entry(PsjNet, {"default": PsjNetConfig()}),
     "popularity": Entry(Popularity, {"default": PopularityConfig()}),
 }
 

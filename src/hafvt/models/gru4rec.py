@@ -125,7 +125,8 @@ class Gru4Rec(Model):
             q = self.popularity[targets], self.popularity[drawn].expand(len(h), -1) ** config.sample_alpha
             scores = scores - config.logq * torch.cat(q, dim=1).clamp(min=TINY).log()[:, None]
             log_p = torch.log_softmax(scores.masked_fill(absent & ~own, -torch.inf), dim=2)
-            return -log_p.diagonal(dim1=1, dim2=2)[mask].mean()
+            found: Tensor = log_p.diagonal(dim1=1, dim2=2)[mask]
+            return -found.mean()
         weight = torch.softmax(scores.masked_fill(absent | own, -torch.inf), dim=2)  # of the negatives alone
         target = scores.diagonal(dim1=1, dim2=2)[..., None]  # (T, B, 1)
         wins = (weight * torch.sigmoid(target - scores)).sum(2)
@@ -137,7 +138,8 @@ class Gru4Rec(Model):
         """See `Model.scores`: h . W_y[item] + B_y[item]."""
         h = last(self.states(batch.items), batch.lengths).float()  # (B, d)
         if candidates is not None:
-            return torch.einsum("bd,bcd->bc", h, self.items(candidates)) + self.bias(candidates)[..., 0]
+            of_candidates: Tensor = torch.einsum("bd,bcd->bc", h, self.items(candidates))
+            return of_candidates + self.bias(candidates)[..., 0]
         chosen = self.domains[domain]
         rows = slice(chosen.start, chosen.stop)
         return h @ self.items.weight[rows].T + self.bias.weight[rows, 0]

@@ -1,4 +1,4 @@
-"""What several models share: pairs of history and next item, views of one domain, dropout, last states."""
+"""What several models share: pairs of history and next item, views of one domain, last states, a GRU."""
 
 from __future__ import annotations
 
@@ -48,6 +48,51 @@ def last(states: Tensor, lengths: Tensor) -> Tensor:
     """
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
     return states.gather(1, index)[:, 0] * (lengths > 0)[:, None]
+
+
+def known(states: Tensor, counts: Tensor) -> Tensor:
+    """Returns, for each slot, the state after so many items, zeros after none.
+
+    Args:
+        states: (B, S, d).
+        counts: (B, T) from 0 to S.
+
+    Returns:
+        (B, T, d)
+    """
+    padded = F.pad(states, (0, 0, 1, 0))
+    return padded.gather(1, counts[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+class ResetFirstGru(nn.Module):
+    """A GRU that resets the state before the product, as its first paper and TensorFlow 1 do.
+
+    [r; u] = sigmoid([x; h] W_g + b_g);  c = tanh([x; r * h] W_c + b_c);  h' = u * h + (1 - u) * c
+    (torch's own resets after the product.) Gate biases start at 1, so that a state is kept at first.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.gates = nn.Linear(inputs + width, 2 * width)
+        self.candidate = nn.Linear(inputs + width, width)
+        nn.init.xavier_normal_(self.gates.weight)
+        nn.init.xavier_normal_(self.candidate.weight)
+        nn.init.ones_(self.gates.bias)
+        nn.init.zeros_(self.candidate.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the state after each input, (B, T, inputs) -> (B, T, width)."""
+        w_g, w_c = self.gates.weight, self.candidate.weight
+        gates = F.linear(x, w_g[:, : self.inputs], self.gates.bias).unbind(1)  # T times (B, 2 width)
+        candidates = F.linear(x, w_c[:, : self.inputs], self.candidate.bias).unbind(1)
+        w_g, w_c = w_g[:, self.inputs :].T, w_c[:, self.inputs :].T
+        h, states = x.new_zeros(len(x), w_c.shape[1]), []
+        for gate, candidate in zip(gates, candidates, strict=True):
+            r, u = torch.sigmoid(torch.addmm(gate, h, w_g)).chunk(2, dim=1)
+            h = torch.lerp(torch.tanh(torch.addmm(candidate, r * h, w_c)), h, u)
+            states.append(h)
+        return torch.stack(states, dim=1)
 
 
 class Dropout(nn.Module):

@@ -1,0 +1,71 @@
+"""pi-Net (PSJNet-I) and PSJNet-II against their equations in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError
+from hafvt.features.catalogue import read_catalogue
+from hafvt.models.pinet import PiNet, PiNetConfig
+from hafvt.models.psjnet import PsjNet, PsjNetConfig
+from tests.reference import psjnet as reference
+
+BORDER = 30
+HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9], [7, 12, 7], [33, 2]]  # one domain empty, length one
+MODELS = {
+    "pinet": (PiNet, PiNetConfig, reference.pinet_logits),
+    "psjnet": (PsjNet, PsjNetConfig, reference.psjnet_logits),
+}
+
+
+def made(data, name, **changes):
+    torch.manual_seed(0)
+    kind, config, logits = MODELS[name]
+    model = kind(read_catalogue(data), config(**{"width": 5, "roles": 3, "dropout": 0.0, **changes}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, logits
+
+
+def as_batch(histories, pad=44):
+    width = max(map(len, histories))
+    rows = [history + [pad] * (width - len(history)) for history in histories]
+    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("changes", [{}, {"roles": 1}, {"code_v_f": True}], ids=str)
+@pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[1:2]], ids=["many", "one"])
+def test_loss_and_scores_are_the_equations(small, name, changes, histories):
+    model, w, logits = made(small, name, **changes)
+    expected = reference.loss(histories, logits, w, BORDER)
+    assert model.loss(as_batch(histories)).item() == pytest.approx(expected, abs=1e-5)
+    for domain in range(2):
+        found = model.scores(as_batch(histories), domain).detach().numpy()
+        for row, history in zip(found, histories, strict=True):
+            np.testing.assert_allclose(row, logits(history, domain, w, BORDER), atol=1e-5)
+        part = small.domains[domain]
+        some = torch.tensor([[part.stop - 1, part.start + 2]]).expand(len(histories), 2)
+        alone = model.scores(as_batch(histories), domain, some).detach().numpy()
+        np.testing.assert_allclose(alone, found[:, [-1, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_empty_history_says_the_bias_and_gradients_are_finite(small, name):
+    model, w, _ = made(small, name)
+    empty = Batch(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]))
+    for domain in range(2):
+        found = model.scores(empty, domain).detach().numpy()[0]
+        np.testing.assert_allclose(found, w[f"outputs.{domain}.bias"], atol=1e-6)
+    model.loss(as_batch(HISTORIES)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert model.loss(as_batch([[4], [40]])).item() == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_three_domains_are_refused(make_small, name):
+    with pytest.raises(HafvtError, match="defined for two domains, not 3"):
+        made(make_small(sizes=(10, 10, 10)), name)

@@ -138,8 +138,9 @@ class Gru4Rec(Model):
         """See `Model.scores`: h . W_y[item] + B_y[item]."""
         h = last(self.states(batch.items), batch.lengths).float()  # (B, d)
         if candidates is not None:
-            of_candidates: Tensor = torch.einsum("bd,bcd->bc", h, self.items(candidates))
-            return of_candidates + self.bias(candidates)[..., 0]
+            products = torch.einsum("bd,bcd->bc", h, self.items(candidates))
+            scores: Tensor = products + self.bias(candidates)[..., 0]
+            return scores
         chosen = self.domains[domain]
         rows = slice(chosen.start, chosen.stop)
         return h @ self.items.weight[rows].T + self.bias.weight[rows, 0]

@@ -33,7 +33,9 @@ def commands() -> dict[str, Command]:
     """Returns the sub-commands; imported late, so that --help is quick."""
     from hafvt.data.info import info
     from hafvt.data.prepare import prepare
+    from hafvt.data.sources.amazon import prepare_amazon
     from hafvt.data.sources.c2dsr import prepare_c2dsr
+    from hafvt.data.sources.fetch import fetch
     from hafvt.experiments.demo import demo
     from hafvt.experiments.doctor import doctor
     from hafvt.experiments.evaluate import evaluate
@@ -50,6 +52,8 @@ def commands() -> dict[str, Command]:
     return {
         "demo": Command(demo, (), str),
         "prepare": Command(prepare, (), lambda data: f"{info(data)}\nwrote {data.folder}"),
+        "fetch": Command(fetch, ("what",), str),
+        "prepare-amazon": Command(prepare_amazon, ("raw",), str),
         "prepare-c2dsr": Command(prepare_c2dsr, ("release",), str),
         "encode": Command(encode, ("data",), encoded),
         "info": Command(info, ("data",), str),

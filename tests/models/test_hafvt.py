@@ -64,13 +64,12 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     expected = reference.loss(histories, **numbers)
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
     for domain in range(len(sizes)):
-        rows = [reference.scores(history, domain, **numbers) for history in histories]
+        rows = np.log([reference.scores(history, domain, **numbers) for history in histories])
         found = model.scores(batch, domain).detach().numpy()
         np.testing.assert_allclose(found, rows, atol=1e-5)
     one = Batch(batch.items[-1:, :4], batch.lengths[-1:])  # batch of one, no padding
-    np.testing.assert_allclose(
-        model.scores(one, 0).detach().numpy()[0], reference.scores(histories[-1], 0, **numbers), atol=1e-5
-    )
+    expected = np.log(reference.scores(histories[-1], 0, **numbers))
+    np.testing.assert_allclose(model.scores(one, 0).detach().numpy()[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -100,7 +99,7 @@ def test_a_sequence_without_items_adds_nothing(small):
     parts = torch.stack(list(model.branches(own, 0)), 1).unflatten(1, (3, 3))
     assert parts[0, 1].abs().max() == 0  # no item of the other domain
     empty = Batch(torch.tensor([[0]]), torch.tensor([0]))
-    assert model.scores(empty, 0).unique().tolist() == [0.0]
+    assert len(model.scores(empty, 0).unique()) == 1
 
 
 def test_padding_and_batch_mates_change_nothing(small):

@@ -51,7 +51,8 @@ class Evaluation:
     def __str__(self) -> str:
         """The table, in per cent."""
         if self.half:
-            table = plain_table({f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half})
+            rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half}
+            table = plain_table(rows, stars=False)
         else:
             table = plain_table({self.model: self.results})
         if self.flattered:

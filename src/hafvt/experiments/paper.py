@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.sources.c2dsr import prepare_c2dsr, scenario_of, table1_checks
-from hafvt.data.sources.checks import Check, checks_table
+from hafvt.data.sources.c2dsr import prepare_c2dsr
+from hafvt.data.sources.checks import Check, checks_table, scenario_of, table1_checks
 from hafvt.errors import HafvtError
 
 

@@ -240,8 +240,13 @@ class HafVt(Model):
                 yield factor * weights[number, modality] * p * said
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """Equation (10), see `Model.scores`: a sum of probabilities over sequences and modalities."""
-        return sum(self.branches(batch, domain, candidates), start=torch.zeros((), device=batch.items.device))
+        """The log of equation (10), see `Model.scores`: of a sum of probabilities over all branches.
+
+        Ranks are those of (10) itself. But a rule that takes scores for equal where they differ by less than
+        1e-5, such as C2DSR's, would take most of its probabilities for equal.
+        """
+        start = torch.zeros((), device=batch.items.device)
+        return sum(self.branches(batch, domain, candidates), start=start).clamp(min=1e-30).log()
 
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
         """Returns the share of each branch in the scores of candidates, (B, C, D + 1, M), summing to 1."""

@@ -94,12 +94,14 @@ def results_markdown(results: Mapping[str, Results]) -> str:
     return markdown_table(["domain", "model", *(f"{metric} (%)" for metric in metrics)], rows, text_columns=2)
 
 
-def plain_table(results: Mapping[str, Results]) -> str:
+def plain_table(results: Mapping[str, Results], *, stars: bool = True) -> str:
     """Returns a table for the terminal: in %, ± half the 95 % interval, a star at the best of a domain.
 
     Args:
         results: by model: per domain and "overall", each metric.
+        stars: mark the best; not where the rows are one model's by several rules.
     """
+    stars = stars and len(results) > 1
     metrics = metrics_of(results)
     table = []
     for domain in domains_of(results):
@@ -108,7 +110,7 @@ def plain_table(results: Mapping[str, Results]) -> str:
             cells = [f"  {name}"]
             for metric in metrics:
                 figure = results[name][domain].get(metric, Figure(math.nan))
-                star = "*" if name in best_models(results, domain, metric) else " "
+                star = "*" if stars and name in best_models(results, domain, metric) else " "
                 cells.append(f"{percent(figure.value)}{_margin(figure)}{star}")
             table.append(cells)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -118,5 +120,5 @@ def plain_table(results: Mapping[str, Results]) -> str:
         )
         for cells in table
     ]
-    legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if len(results) > 1 else "")
+    legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if stars else "")
     return "\n".join([*(line.rstrip() for line in lines), legend])

@@ -14,49 +14,20 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import Dataset, Domain, write_dataset
+from hafvt.data.dataset import Domain, write_dataset
 from hafvt.data.order import count_ties
 from hafvt.data.readers import read
-from hafvt.data.sources.checks import Check, checks_table, structure
+from hafvt.data.sources.checks import SCENARIOS, Prepared, structure, table1_checks
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import sha256
 
 PARTS = ("train", "valid", "test")
-
-
-class Scenario(NamedTuple):
-    """What the paper's Table 1 says of a scenario.
-
-    Attributes:
-        domains: names, X first.
-        items: of each domain.
-        train: sequences.
-        valid: targets in each domain.
-        test: targets in each domain.
-        length: mean.
-        days: the longest span of a sequence.
-    """
-
-    domains: tuple[str, str]
-    items: tuple[int, int]
-    train: int
-    valid: tuple[int, int]
-    test: tuple[int, int]
-    length: float
-    days: int
-
-
-SCENARIOS = (
-    Scenario(("food", "kitchen"), (29_207, 34_886), 34_117, (2_722, 5_451), (2_747, 5_659), 9.91, 365),
-    Scenario(("movie", "book"), (36_845, 63_937), 58_515, (2_032, 5_612), (1_978, 5_730), 11.98, 30),
-)
 
 
 class Sequence(NamedTuple):
@@ -65,24 +36,6 @@ class Sequence(NamedTuple):
     name: str
     items: list[int]
     times: list[int]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A dataset, and what was checked of it."""
-
-    dataset: Dataset
-    checks: tuple[Check, ...]
-    missing: int
-
-    def __str__(self) -> str:
-        """The checks, what is missing, and where the dataset is."""
-        lines = [checks_table(self.checks)]
-        if self.missing:
-            lines.append(
-                f"{self.missing:,} training sequences are missing: the training file is there only in part"
-            )
-        return "\n".join([*lines, f"wrote {self.dataset.folder}"])
 
 
 def prepare_c2dsr(
@@ -169,45 +122,9 @@ def prepare_c2dsr(
         overwrite=overwrite,
     )
     missing = max(known.train - len(parts[0]), 0) if known else 0
-    return Prepared(
-        dataset, tuple(table1_checks(dataset) + structure(dataset, known.days if known else None)), missing
-    )
-
-
-def scenario_of(data: Dataset) -> Scenario | None:
-    """Returns the scenario of the paper that a dataset is, by its numbers of items."""
-    return next((s for s in SCENARIOS if s.items == tuple(map(len, data.domains))), None)
-
-
-def table1_checks(data: Dataset) -> list[Check]:
-    """Returns the rows of the paper's Table 1 beside what a dataset of two domains holds."""
-    known = scenario_of(data)
-    starts = np.array([d.start for d in data.domains])
-    counts = {
-        split: np.bincount(
-            np.searchsorted(starts, data.items[positions], side="right") - 1, minlength=len(starts)
-        )
-        for split, positions in (("valid", data.valid), ("test", data.test))
-    }
-    checks = [
-        Check(f"items of {d.name}", f"{known.items[n]:,}" if known else "", f"{len(d):,}")
-        for n, d in enumerate(data.domains)
-    ]
-    trained = int((np.asarray(data.train_ends) > 1).sum())
-    checks.append(Check("training sequences", f"{known.train:,}" if known else "", f"{trained:,}"))
-    for split, label in (("valid", "validation"), ("test", "test")):
-        expected = (known.valid if split == "valid" else known.test) if known else None
-        checks += [
-            Check(
-                f"{label} targets in {d.name}",
-                f"{expected[n]:,}" if expected else "",
-                f"{counts[split][n]:,}",
-            )
-            for n, d in enumerate(data.domains)
-        ]
-    mean = len(data.items) / max(data.users, 1)
-    checks.append(Check("mean length", f"{known.length:.2f}" if known else "", f"{mean:.2f}"))
-    return checks
+    said = f"{missing:,} training sequences are missing: the training file is there only in part"
+    checks = table1_checks(dataset) + structure(dataset, known.days if known else None)
+    return Prepared(dataset, tuple(checks), (said,) if missing else ())
 
 
 def _one(folder: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,34 @@ from hafvt.data.dataset import Dataset, Int64
 DAY = 86_400
 SHARE = 3  # items that a sequence holds of each domain, at least
 LENGTHS = "6 to 15"
+
+
+class Scenario(NamedTuple):
+    """What the paper's Table 1 says of a scenario.
+
+    Attributes:
+        domains: names, X first.
+        items: of each domain.
+        train: sequences.
+        valid: targets in each domain.
+        test: targets in each domain.
+        length: mean.
+        days: the longest span of a sequence.
+    """
+
+    domains: tuple[str, str]
+    items: tuple[int, int]
+    train: int
+    valid: tuple[int, int]
+    test: tuple[int, int]
+    length: float
+    days: int
+
+
+SCENARIOS = (
+    Scenario(("food", "kitchen"), (29_207, 34_886), 34_117, (2_722, 5_451), (2_747, 5_659), 9.91, 365),
+    Scenario(("movie", "book"), (36_845, 63_937), 58_515, (2_032, 5_612), (1_978, 5_730), 11.98, 30),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,19 @@ class Check:
         return "" if not self.expected else "ok" if self.expected == self.found else "differs"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset, what was checked of it, and what else is to be said."""
+
+    dataset: Dataset
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The checks, the notes, and where the dataset is."""
+        return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
+
+
 def checks_table(checks: Sequence[Check]) -> str:
     """Returns a table for the terminal."""
     rows = [("property", "expected", "found", "")]
@@ -36,6 +78,43 @@ def checks_table(checks: Sequence[Check]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def scenario_of(data: Dataset) -> Scenario | None:
+    """Returns the scenario of the paper that a dataset is, by its numbers of items or its domains' names."""
+    names, sizes = tuple(d.name for d in data.domains), tuple(map(len, data.domains))
+    return next((s for s in SCENARIOS if sizes == s.items or names == s.domains), None)
+
+
+def table1_checks(data: Dataset) -> list[Check]:
+    """Returns the rows of the paper's Table 1 beside what a dataset of two domains holds."""
+    known = scenario_of(data)
+    starts = np.array([d.start for d in data.domains])
+    counts = {
+        split: np.bincount(
+            np.searchsorted(starts, data.items[positions], side="right") - 1, minlength=len(starts)
+        )
+        for split, positions in (("valid", data.valid), ("test", data.test))
+    }
+    checks = [
+        Check(f"items of {d.name}", f"{known.items[n]:,}" if known else "", f"{len(d):,}")
+        for n, d in enumerate(data.domains)
+    ]
+    trained = int((np.asarray(data.train_ends) > 1).sum())
+    checks.append(Check("training sequences", f"{known.train:,}" if known else "", f"{trained:,}"))
+    for split, label in (("valid", "validation"), ("test", "test")):
+        expected = (known.valid if split == "valid" else known.test) if known else None
+        checks += [
+            Check(
+                f"{label} targets in {d.name}",
+                f"{expected[n]:,}" if expected else "",
+                f"{counts[split][n]:,}",
+            )
+            for n, d in enumerate(data.domains)
+        ]
+    mean = len(data.items) / max(data.users, 1)
+    checks.append(Check("mean length", f"{known.length:.2f}" if known else "", f"{mean:.2f}"))
+    return checks
 
 
 def structure(data: Dataset, days: int | None) -> list[Check]:

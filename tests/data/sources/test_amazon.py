@@ -1,0 +1,260 @@
+"""The paper's scenarios from raw dumps of three years, made here in the publishers' formats."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import json
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hafvt.data.dataset import Dataset
+from hafvt.data.sources import fetch as fetch_module
+from hafvt.data.sources.amazon import blocks, prepare_amazon
+from hafvt.data.sources.amazon_lines import product_of, review_of
+from hafvt.data.sources.fetch import fetch
+from hafvt.data.sources.web import Web
+from hafvt.errors import HafvtError, InputError
+from hafvt.features.encode import encode
+from hafvt.training.loop import train
+from tests.data.sources.hostile_server import HostileServer
+from tests.data.sources.miniature import CATEGORIES, DAY, START, asin, dump, gzipped, ratings, reviews
+
+YEARS = (2014, 2018, 2023)
+EASY = {"domains": CATEGORIES, "min_interactions": 5}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Writes the files of a year as they come, names as the publisher's."""
+
+    def raw(year, **changed):
+        folder = tmp_path / f"raw{year}"
+        folder.mkdir(exist_ok=True)
+        for name, body in dump(year, "http://a.org").items():
+            if not name.startswith("p/"):
+                (folder / name.rpartition("/")[2]).write_bytes(body)
+        for name, body in changed.items():
+            (folder / name.replace("__", ".")).write_bytes(body)
+        return folder
+
+    return raw
+
+
+def histories(data):
+    """Each sequence: name -> item ids and times."""
+    ids = data.item_table["item_id"].to_numpy()
+    bounds = zip(data.user_ids, data.offsets[:-1], data.offsets[1:], strict=True)
+    return {n: list(zip(ids[data.items[a:b]], data.times[a:b].tolist(), strict=True)) for n, a, b in bounds}
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_from_the_publishers_server_to_a_trained_model(year, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_module, "Web", partial(Web, sleep=lambda seconds: None))
+    with closing(HostileServer()) as server:
+        base = server.url("files")
+        server.files = dump(year, base)
+        get = partial(fetch, allow_private=True, per_second=1e6)
+        get(f"amazon-{year}", tmp_path / "raw", categories=list(CATEGORIES.values()), base_url=base)
+        found = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
+        pictures = get("pictures", tmp_path / "pictures", data=tmp_path / "data")
+    assert str(found).count("1 broken (row 12)") == 2
+    assert str(found).count("1 broken (row 10)") == 2
+    data = Dataset.open(tmp_path / "data")
+    table = data.item_table
+    assert len(table) == 48
+    assert table["domain"].unique(maintain_order=True).to_list() == list(CATEGORIES)
+    of = {row["item_id"]: row for row in table.iter_rows(named=True)}
+    assert of[asin("food", 3)]["title"] == "Food & more no. 3"
+    assert of[asin("food", 1)]["title"] is None
+    assert of[asin("food", 2)]["title"] == (None if year == 2018 else 'It\'s a "q"')
+    assert of[asin("food", 2)]["brand"] == "Acme"
+    assert of[asin("kitchen", 0)]["categories"] == ["All", "kitchen"]
+    related = of[asin("kitchen", 0)]["also_bought"]
+    assert related == (None if year == 2023 else [asin("kitchen", 1)])
+    tiffs, dead = 2 * len(range(4, 23, 5)), 2
+    assert (pictures.files, pictures.failed, pictures.without) == (48 - tiffs - dead, tiffs + dead, 0)
+    tables = encode(data.folder, image="classic", title="classic")
+    assert int(tables["image"].present.sum()) == 48 - tiffs - dead
+    untitled = int(table["title"].is_null().sum())
+    assert untitled == (12 if year == 2018 else 6)
+    assert int(tables["title"].present.sum()) == 48 - untitled
+    train("hafvt", data=data.folder, out=tmp_path / "run", epochs=1, protocol="strict")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results
+
+
+def test_sequences_by_the_papers_rules(raw, tmp_path):
+    found = prepare_amazon(raw(2014), tmp_path / "data", **EASY)
+    data = found.dataset
+    log = {name: {(u, i): t for u, i, t in rows} for name, rows in reviews().items()}
+    food = data.domains[0].stop
+    users = []
+    for row, (name, events) in enumerate(histories(data).items()):
+        user = name.rpartition("#")[0]
+        times = [time for _, time in events]
+        assert times == sorted(times)
+        assert times[-1] - times[0] <= 365 * DAY
+        assert len({item for item, _ in events}) == len(events) <= 15
+        items = data.items[data.offsets[row] : data.offsets[row + 1]]
+        assert min((items < food).sum(), (items >= food).sum()) >= 3
+        assert all(log["food" if item[1:3] == "FO" else "kitchen"][user, item] == t for item, t in events)
+        users.append(user)
+    assert set(users) == {user for user, _, _ in reviews()["kitchen"]}
+    held = np.sort(np.concatenate([data.valid, data.test]))
+    assert len(held) == len(set(users)) == 60
+    assert abs(len(data.valid) - len(data.test)) <= 1
+    last = {user: row for row, user in enumerate(users)}
+    assert (held == np.sort(data.offsets[1:][list(last.values())] - 1)).all()
+    trained = np.diff(data.offsets) * ~np.isin(np.arange(data.users), list(last.values()))
+    assert (data.train_ends == trained).all()
+    assert "training sequences" in str(found)
+
+
+def test_same_seed_same_bytes_and_c2dsrs_ties(raw, tmp_path):
+    folder = raw(2014)
+    rows = {name: [(u, i, START + 5 * DAY) for u, i, _ in log][:400] for name, log in reviews().items()}
+    for name, category in CATEGORIES.items():
+        (folder / f"reviews_{category}.json.gz").unlink()
+        (folder / f"ratings_{category}.csv").write_text(ratings(2014, rows[name]))
+    easy = EASY | {"min_interactions": 1}
+    one = prepare_amazon(folder, tmp_path / "a", **easy).dataset
+    two = prepare_amazon(folder, tmp_path / "b", **easy).dataset
+    assert one.manifest["sha256"] == two.manifest["sha256"]
+    tied = prepare_amazon(folder, tmp_path / "c", ties="c2dsr", **easy).dataset
+    targets = [np.concatenate([d.valid, d.test]) for d in (one, tied)]
+    assert (tied.items[targets[1]] >= tied.domains[0].stop).all()
+    assert 0.2 < (one.items[targets[0]] >= one.domains[0].stop).mean() < 0.8
+
+
+def test_blocks_end_by_length_and_by_time_and_reach_back():
+    users = np.array([0] * 7 + [1] * 5, dtype=np.int32)
+    times = DAY * np.array([0, 1, 2, 3, 4, 5, 6, 0, 100, 300, 400, 900])
+    stops, begins = blocks(users, times, 365, 3)
+    assert list(zip(begins, stops, strict=True)) == [(0, 3), (3, 6), (4, 7), (7, 10), (8, 11), (11, 12)]
+    stops, begins = blocks(users, times, None, 4)
+    assert list(zip(begins, stops, strict=True)) == [(0, 4), (3, 7), (7, 11), (8, 12)]
+    assert len(blocks(users[:0], times[:0], 365, 3)[0]) == 0
+
+
+def test_core_and_overlap(raw, tmp_path):
+    found = prepare_amazon(raw(2018), tmp_path / "data", domains=CATEGORIES, min_interactions=15)
+    assert len(np.unique(found.dataset.items)) == sum(map(len, found.dataset.domains))
+    assert not any(name.startswith("ALONE") for name in found.dataset.user_ids)
+    assert found.notes[0].startswith("read: 80 users, 48 items, 1,")
+    with pytest.raises(HafvtError, match=r"no sequence is left:\n  read: .* users"):
+        prepare_amazon(raw(2018), tmp_path / "none", domains=CATEGORIES, min_interactions=1000)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_ratings_of_every_year_are_the_same_reviews(raw, tmp_path, year):
+    folder = raw(year)
+    want = histories(prepare_amazon(folder, tmp_path / "json", **EASY).dataset)
+    for path in folder.iterdir():
+        if "meta" not in path.name:
+            path.unlink()
+    for name, category in CATEGORIES.items():
+        body = ratings(year, reviews()[name]).encode()
+        (folder / f"ratings_{category}.csv.gz").write_bytes(gzip.compress(body))
+    found = histories(prepare_amazon(folder, tmp_path / "csv", **EASY).dataset)
+    assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in want.items()}
+
+
+def test_one_broken_line_in_many_is_counted_and_named(raw, tmp_path):
+    rows = reviews()["food"]
+    lines = [f"{u},{i},5.0,{t}" for u, i, t in rows * 20]
+    lines[9000] = "A,B"
+    folder = raw(2014)
+    (folder / "reviews_Grocery_and_Gourmet_Food.json.gz").unlink()
+    (folder / "ratings_Grocery_and_Gourmet_Food.csv.gz").write_bytes(gzipped(lines))
+    said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
+    assert f"{len(lines):,} lines, 1 broken (row 9001)" in said
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"<html>\n" * 500, "100 of the first 100 lines are not in a publisher's format"),
+        (b"PK\x03\x04" + bytes(5000), "first 1 lines"),
+        (b"", "empty"),
+        (gzip.compress(b'{"a": 1}\n' * 300), "not in a publisher"),
+        (gzip.compress(b'{"reviewerID": "A"}\n' * 900)[:60], "cannot be read|not in a publisher"),
+        (b"__import__('os').system('touch /tmp/owned')\n" * 200, "not in a publisher"),
+    ],
+    ids=["html", "zip", "empty", "other fields", "cut", "code"],
+)
+def test_a_file_in_the_wrong_format_is_refused(raw, tmp_path, body, told):
+    folder = raw(2014, reviews_Home_and_Kitchen__json__gz=body)
+    with pytest.raises(InputError, match=f"reviews_Home_and_Kitchen.json.gz.*({told})"):
+        prepare_amazon(folder, tmp_path / "data", **EASY)
+    folder = raw(2014, meta_Home_and_Kitchen__json__gz=body)
+    with pytest.raises(InputError, match=f"meta_Home_and_Kitchen.json.gz.*({told})"):
+        prepare_amazon(folder, tmp_path / "data", **EASY)
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_products_and_with_an_item_of_two_categories(raw, tmp_path):
+    folder = raw(2014)
+    (folder / "meta_Home_and_Kitchen.json.gz").unlink()
+    path = folder / "reviews_Home_and_Kitchen.json.gz"
+    shared = json.dumps({"reviewerID": "A0001USER", "asin": asin("food", 0), "unixReviewTime": START})
+    path.write_bytes(path.read_bytes() + gzipped([shared]))
+    said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
+    assert "no products of Home_and_Kitchen" in said
+    assert "1 items are of two categories" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"window": "week"}, "choose year, month, none"),
+        ({"domains": {}}, "NAME=CATEGORY"),
+        ({"domains": {"a": "Books", "b": "Books"}}, "no category twice"),
+        ({"domains": {"a": "Books", "b": "Music"}}, "has no reviews of Books"),
+        ({"max_length": 1}, "--max-length at 2"),
+    ],
+)
+def test_wrong_settings(raw, tmp_path, settings, told):
+    with pytest.raises(HafvtError, match=told):
+        prepare_amazon(raw(2014), tmp_path / "data", **(EASY | settings))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(HafvtError, match="exists already"):
+        prepare_amazon(raw(2014), tmp_path / "data", overwrite=True, **EASY)
+
+
+def test_two_files_of_one_category(raw, tmp_path):
+    folder = raw(2014)
+    (folder / "ratings_Home_and_Kitchen.csv").write_text("x")
+    with pytest.raises(HafvtError, match="hold the same category"):
+        prepare_amazon(folder, tmp_path / "data", **EASY)
+
+
+def test_lines():
+    assert review_of('{"user_id": "U1", "parent_asin": "B1", "asin": "V", "timestamp": 1588687728923}') == (
+        "U1", "B1", 1588687728,
+    )  # fmt: skip
+    spaced = '{"user_id": "a b", "asin": "B", "timestamp": 5}'
+    for line in ('{"user_id": "U"}', "[]", "{" * 9000, spaced, "1", ""):
+        with pytest.raises((ValueError, TypeError, SyntaxError, RecursionError, MemoryError)):
+            review_of(line)
+    product = product_of("{'asin': 'B1', 'title': 'Caf\\u00e9 &lt;b&gt;\\n x', 'imUrl': 'ftp://x'}", None)
+    assert product[:3] == ("B1", "Café <b> x", None)
+    assert product_of("{'asin': 'B1'}", {"B2"}) is None
+    with pytest.raises(ValueError, match="cut off"):
+        product_of("{'asin': 'B1', 'ti", {"B2"})
+
+
+def test_the_table_of_products_holds_what_is_known(raw, tmp_path):
+    data = prepare_amazon(raw(2018), tmp_path / "data", **EASY).dataset
+    schema = data.item_table.schema
+    assert schema["also_bought"] == schema["bought_together"] == pl.List(pl.String)
+    assert {"image_url", "categories", "brand", "also_viewed", "buy_after_viewing"} <= set(schema)
+
+
+def test_the_command_line_can_be_built():
+    assert "\n\nExample: hafvt prepare-amazon raw" in inspect.getdoc(prepare_amazon)

@@ -36,6 +36,7 @@ def commands() -> dict[str, Command]:
     from hafvt.data.sources.amazon import prepare_amazon
     from hafvt.data.sources.c2dsr import prepare_c2dsr
     from hafvt.data.sources.fetch import fetch
+    from hafvt.experiments.compare import ablate, compare
     from hafvt.experiments.demo import demo
     from hafvt.experiments.doctor import doctor
     from hafvt.experiments.evaluate import evaluate
@@ -59,6 +60,8 @@ def commands() -> dict[str, Command]:
         "info": Command(info, ("data",), str),
         "train": Command(train, ("model",), str),
         "evaluate": Command(evaluate, ("run",), str),
+        "compare": Command(compare, ("data",), str),
+        "ablate": Command(ablate, ("data",), str),
         "paper": Command(paper, ("table",), str),
         "doctor": Command(doctor, (), str),
     }

@@ -28,6 +28,17 @@ def memory_gib() -> float:
     return 0.0
 
 
+def peak_gib() -> float:
+    """Returns the most resident memory of this process so far in GiB (0 where the system does not tell)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return 0.0
+
+
 @contextmanager
 def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float = 10.0) -> Iterator[Advance]:
     """Shows a bar on a terminal and a plain line every `every_s` seconds elsewhere, both on stderr.

@@ -21,6 +21,7 @@ CONFIGS = {
     "weights": HafVtConfig(
         id_width=10, content_width=0, dropout=0.0, weights=(0.2, 0.5, 0.3), positions=False
     ),
+    "merged": HafVtConfig(id_width=10, dropout=0.0, hierarchy=False),
 }
 
 
@@ -39,11 +40,12 @@ def arrays(model: HafVt):
     flat = [{k: f64(v) for k, v in layer.state_dict().items()} for layer in model.layers]
     count = len(model.modalities)
     layers = [flat[n : n + count] for n in range(0, len(flat), count)]
+    absent = len(model.domains) + 1 - len(layers)
     return {
         "domains": [(d.start, d.stop) for d in model.domains],
         "tables": [(f64(model.table(m)), f64(model.compared(m))) for m in range(count)],
-        "layers": layers,
-        "weights": f64(model.log_weights().exp()),
+        "layers": [None] * absent + layers,
+        "weights": [None] * absent + list(f64(model.log_weights().exp())),
         "tau": model.config.temperature,
         "lambda1": model.config.lambda1,
         "lambda2": model.config.lambda2,

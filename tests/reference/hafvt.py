@@ -45,6 +45,8 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
     sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
     for history in histories:
         for s, sequence in enumerate(sequences(history, domains)):
+            if layers[s] is None:
+                continue
             among = np.arange(*domains[s]) if s < len(domains) else np.arange(total)
             for t in range(len(sequence) - 1):
                 h = [
@@ -69,7 +71,7 @@ def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lamb
     everything = np.arange(domains[-1][1])
     found = np.zeros(len(mine))
     for s, sequence in enumerate(sequences(history, domains)):
-        if not sequence:
+        if not sequence or layers[s] is None:
             continue
         h = [
             attention(inputs[sequence], layer)[-1]

@@ -64,6 +64,8 @@ class HafVtConfig:
     """Weight of the other domains' sequences in (9) and (10)."""
     lambda2: float = 1.0
     """Weight of the merged sequence in (9) and (10)."""
+    hierarchy: bool = True
+    """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
     residual: bool = True
     """Adds the item's own vector, through a learned matrix, to the attention's output."""
     positions: bool = True
@@ -148,7 +150,9 @@ class HafVt(Model):
                 rows = prepare_vectors(catalogue.vectors[modality], catalogue, config.content_width)
                 self.register_buffer(f"frozen_{modality}", rows, persistent=False)
                 widths.append(rows.shape[1])
-        sequences = len(self.domains) + 1
+        merged = len(self.domains)
+        self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
+        sequences = len(self.used)
         self.layers = nn.ModuleList(
             AttentionLayer(width, config) for _ in range(sequences) for width in widths
         )
@@ -164,11 +168,11 @@ class HafVt(Model):
 
     def branch(self, sequence: int, modality: int, items: Tensor) -> Tensor:
         """Returns H of (1) for one branch, (B, T, d) -> (B, T, d)."""
-        h: Tensor = self.layers[sequence * len(self.modalities) + modality](items)
+        h: Tensor = self.layers[self.used.index(sequence) * len(self.modalities) + modality](items)
         return h
 
     def log_weights(self) -> Tensor:
-        """Returns log alpha, log beta, ... of (7) for each sequence, (D + 1, M)."""
+        """Returns log alpha, log beta, ... of (7) for each sequence in use, (S, M)."""
         return torch.log_softmax(self.mix, dim=1)
 
     def table(self, modality: int) -> Tensor:
@@ -183,9 +187,9 @@ class HafVt(Model):
         return F.normalize(table, dim=1) if self.modalities[modality] == "id" else table
 
     def sequences(self, batch: Batch) -> list[Batch]:
-        """Returns S^X, S^Y, ... and S^{X+Y}."""
-        if len(self.domains) == 1:
-            return [batch, batch]
+        """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
+        if len(self.domains) == 1 or len(self.used) == 1:
+            return [batch] * len(self.used)
         starts = torch.tensor([d.start for d in self.domains[1:]], device=batch.items.device)
         domain = torch.bucketize(batch.items, starts, right=True)
         return [*(view(batch, domain == number) for number in range(len(self.domains))), batch]
@@ -203,7 +207,7 @@ class HafVt(Model):
         for modality, name in enumerate(self.modalities):
             table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
             asks = []
-            for number, (items, (_, mask, targets)) in enumerate(zip(histories, pairs, strict=True)):
+            for number, items, (_, mask, targets) in zip(self.used, histories, pairs, strict=True):
                 h = self.branch(number, modality, items)[mask]  # (N, d)
                 asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
             scale = 1 / self.config.temperature
@@ -213,14 +217,14 @@ class HafVt(Model):
             nll = mixture_nll(log_weights, torch.stack(of_modalities, dim=1))  # (7), (N,)
             terms.append(nll.sum() / max(len(nll), 1))  # (8)
         share = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
-        return share * torch.stack(terms[:-1]).sum() + self.config.lambda2 * terms[-1]
+        return share * sum(terms[:-1], start=torch.zeros_like(terms[-1])) + self.config.lambda2 * terms[-1]
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among = self.candidates(domain)
         weights = self.log_weights().exp()
         tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        for number, sequence in enumerate(self.sequences(batch)):
+        for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
             support = self.candidates(number) if merged else among
@@ -237,7 +241,7 @@ class HafVt(Model):
                     p = torch.softmax(scale * cosine, dim=1)  # (4-6)
                 else:
                     p = torch.exp(scale * cosine - log_partition(h, table[support], scale)[:, None])
-                yield factor * weights[number, modality] * p * said
+                yield factor * weights[row, modality] * p * said
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """The log of equation (10), see `Model.scores`: of a sum of probabilities over all branches.
@@ -249,7 +253,7 @@ class HafVt(Model):
         return sum(self.branches(batch, domain, candidates), start=start).clamp(min=1e-30).log()
 
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
-        """Returns the share of each branch in the scores of candidates, (B, C, D + 1, M), summing to 1."""
+        """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1."""
         parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
         shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
-        return shares.view(*shares.shape[:2], len(self.domains) + 1, -1)
+        return shares.view(*shares.shape[:2], len(self.used), -1)

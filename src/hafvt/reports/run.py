@@ -130,7 +130,8 @@ def person(models: Sequence[Model], data: Dataset, position: int) -> Person:
         shares: list[dict[tuple[str, str], float]] = [{} for _ in range(items.shape[1])]
         if isinstance(model, HafVt):
             parts = model.shares(batch, number, items)[0]  # (k, sequences, M)
-            sequences = [f"{d.name} history" for d in data.domains] + ["merged history"]
+            names = [f"{d.name} history" for d in data.domains] + ["merged history"]
+            sequences = [names[number] for number in model.used]
             for row, share in enumerate(shares):
                 for s, sequence in enumerate(sequences):
                     for m, modality in enumerate(model.modalities):

@@ -27,7 +27,7 @@ from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
 from hafvt.models import build, complete, configure, modalities_of
 from hafvt.ops.catalogue_softmax import compute_dtype
-from hafvt.progress import progress
+from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
 from hafvt.training.checkpoint import load, pack, save, unpack
 from hafvt.training.run import Run, describe, feature_hashes, fingerprint, open_run, weight_files
@@ -67,6 +67,7 @@ def train(
     precision: Precision = "auto",
     device: str = "auto",
     resume: bool = False,
+    test: bool = True,
     tensorboard: bool = False,
     checkpoint_every: float = 300.0,
 ) -> Run:
@@ -97,6 +98,7 @@ def train(
         precision: bf16 or fp32; auto takes bf16 where the hardware multiplies it natively.
         device: cpu, cuda, or auto.
         resume: go on with the run that is in `out`, or start it if there is none.
+        test: rank the test targets at the end; not where a search for hyperparameters compares runs.
         tensorboard: also write TensorBoard events into `out` (extra: track).
         checkpoint_every: seconds between checkpoints within an epoch; one is written after every epoch too.
 
@@ -221,9 +223,10 @@ def train(
     if selected > 1:
         best["of_each_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
     best["seconds"], best["epochs"], best["steps"] = round(state.seconds, 1), state.epoch, state.step
+    best["peak_gib"] = round(_peak_gib(fabric.device), 3)
     write_json(out / "model.json", describe(model, net, config, settings, best))
     run = open_run(out, dataset)
-    if len(dataset.test) > 0:  # the one time that the test targets are looked at
+    if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
         _, ranks = ranked(run.models, dataset, "test", protocol)
         report(out, model, run.models, dataset, ranks, protocol=protocol)
     return run
@@ -272,6 +275,13 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
         raise HafvtError(
             f"{out} holds a run of other settings ({was}): resume with those, or choose another folder"
         )
+
+
+def _peak_gib(device: torch.device) -> float:
+    """Returns the most memory that this process held, on a GPU that of torch's tensors there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return peak_gib()
 
 
 def _finished(state: Progress, epochs: int, validate_every: int, patience: int) -> bool:

@@ -1,0 +1,267 @@
+"""`hafvt compare` and `hafvt ablate`: models, or parts of HAF-VT, on equal terms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from hafvt.data.dataset import Dataset
+from hafvt.data.sources.checks import scenario_of
+from hafvt.errors import HafvtError
+from hafvt.evaluation.protocols import Protocol, among, checked
+from hafvt.evaluation.significance import Paired
+from hafvt.experiments.contest import BUDGETS, COLUMNS, Budget, Entry, Outcome, against_best_other, contest
+from hafvt.experiments.published import ABLATION, TABLES
+from hafvt.features.catalogue import read_catalogue
+from hafvt.files import atomic_file, write_json
+from hafvt.models import MODELS, build, configure, modalities_of
+from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
+from hafvt.reports.table import markdown_table
+
+SURE = 0.05  # below it, a difference is no chance
+
+ORIGINAL = "original"
+PARTS = {  # Table 4: what is on beside the ids
+    ORIGINAL: ((), False),
+    "+ visual": (("image",), False),
+    "+ textual": (("title",), False),
+    "+ textual, hierarchy": (("title",), True),
+    "+ visual, hierarchy": (("image",), True),
+    "+ textual, visual, hierarchy": (("image", "title"), True),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found; as text, its tables."""
+
+    outcomes: tuple[Outcome, ...]
+    text: str
+    folder: Path
+
+    def __str__(self) -> str:
+        """The tables, and where they are."""
+        return f"{self.text}\nwrote {self.folder / 'compare.md'}, compare.tex and compare.json"
+
+
+def compare(
+    data: str | Path | Dataset,
+    out: str | Path,
+    *,
+    models: list[str] | None = None,
+    budget: Literal["small", "full"] = "full",
+    protocol: Protocol = "full",
+    jobs: int | None = None,
+) -> Comparison:
+    """Compares models on equal terms: the same split, negatives, budget, search and selection for all.
+
+    For each model a learning rate is chosen by validation among as many as the budget says, then it is
+    trained with as many seeds. Beside the figures stand paired tests over users against the best other model
+    (bootstrap and Wilcoxon, Holm-corrected within a column), time, memory and parameters. Where scenario and
+    protocol are the paper's, its own rows stand below ours. Started again, it goes on where it was.
+
+    Example: hafvt compare data/movies --out compare/movies --budget small
+
+    Args:
+        data: the dataset; encode it first, so that HAF-VT sees pictures and titles.
+        out: folder of the runs, of compare.md, compare.tex and compare.json.
+        models: names; default: all. One that cannot take this many domains is left out, and said so.
+        budget: small (1 seed, 12 epochs, histories of 20 items) or full (3 seeds, 100 epochs, 50 items).
+        protocol: full, c2dsr or strict, see evaluate.
+        jobs: trainings side by side; default: one for each processor.
+
+    Raises:
+        HafvtError: a wrong setting, or a training failed; what is finished is kept.
+    """
+    checked(protocol)
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    entries = [Entry(name, name) for name in models or MODELS]
+    left_out = []
+    for entry in list(entries):
+        try:
+            _built(dataset, entry)
+        except HafvtError as error:
+            if models:
+                raise
+            entries.remove(entry)
+            left_out.append(f"{entry.label} is left out: {error}")
+    return _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, left_out)
+
+
+def ablate(
+    data: str | Path | Dataset,
+    out: str | Path,
+    *,
+    budget: Literal["small", "full"] = "full",
+    protocol: Protocol = "full",
+    jobs: int | None = None,
+) -> Comparison:
+    """Switches titles, pictures and hierarchical attention of HAF-VT on and off, as the paper's Table 4 does.
+
+    The original framework attends to the merged history of ids alone. All variants get the same budget,
+    search and tests as the models of compare; ablate.svg shows them.
+
+    Example: hafvt ablate data/movies --out ablate/movies --budget small
+
+    Args:
+        data: the dataset, with the features image and title.
+        out: folder of the runs, of compare.md, compare.tex, compare.json and ablate.svg.
+        budget: small or full, see compare.
+        protocol: full, c2dsr or strict, see evaluate.
+        jobs: trainings side by side; default: one for each processor.
+
+    Raises:
+        HafvtError: a feature is missing, a wrong setting, or a training failed.
+    """
+    checked(protocol)
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    entries = [
+        Entry(label, "hafvt", params={"modalities": ("id", *seen), "hierarchy": hierarchy})
+        for label, (seen, hierarchy) in PARTS.items()
+    ]
+    read_catalogue(dataset, ("image", "title"))  # what is missing is told before hours of training
+    found = _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, [])
+    domain = dataset.domains[0].name
+    bars: list[tuple[str, float, float | None, float | None]] = []
+    for outcome in found.outcomes:
+        figure = outcome.results[0][domain]["MRR"]
+        one = len(outcome.results) == 1
+        bounds = (figure.low, figure.high) if one else _bounds(*outcome.figure(domain, "MRR"))
+        low, high = (None if bound is None else 100 * bound for bound in bounds)
+        bars.append((outcome.entry.label, 100 * outcome.figure(domain, "MRR")[0], low, high))
+    with atomic_file(Path(out) / "ablate.svg") as temporary:
+        temporary.write_text(bars_svg(f"MRR (%) on {domain}", bars), encoding="utf-8")
+    return found
+
+
+def _bounds(mean: float, deviation: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if deviation is None else (mean - deviation, mean + deviation)
+
+
+def _budget(name: str) -> Budget:
+    if name not in BUDGETS:
+        raise HafvtError(f"--budget {name}: choose {', '.join(BUDGETS)}")
+    return BUDGETS[name]
+
+
+def _built(data: Dataset, entry: Entry) -> None:
+    """Builds a model and forgets it, so that what it cannot do is known before anything is trained."""
+    config = configure(entry.model, entry.configuration, entry.params)
+    build(entry.model, read_catalogue(data, modalities_of(config)), config)
+
+
+def _comparison(
+    data: Dataset,
+    out: Path,
+    entries: Sequence[Entry],
+    budget: Budget,
+    protocol: Protocol,
+    jobs: int | None,
+    left_out: Sequence[str],
+) -> Comparison:
+    outcomes = contest(data, out, entries, budget, protocol, (os.cpu_count() or 1) if jobs is None else jobs)
+    tests = against_best_other(outcomes)
+    domains = [d.name for d in data.domains if d.name in outcomes[0].results[0]]
+    columns = [(domain, metric) for domain in domains for metric in COLUMNS]
+    rows = []
+    scenario = scenario_of(data) if protocol == "c2dsr" else None
+    published = TABLES[scenario.domains] if scenario else {}
+    for outcome in outcomes:
+        marks = []
+        for domain, metric in columns:
+            best = max(other.figure(domain, metric)[0] for other in outcomes)
+            test = tests.get((outcome.entry.label, domain, metric))
+            sure = test is not None and max(test.bootstrap, test.wilcoxon) < SURE
+            leads = outcome.figure(domain, metric)[0] == best
+            marks.append(("significant" if sure else "best") if leads and len(outcomes) > 1 else "")
+        figures = [outcome.figure(*column) for column in columns]
+        percents = tuple((100 * m, None if sd is None else 100 * sd) for m, sd in figures)
+        rows.append(Row(outcome.entry.label, percents, tuple(marks)))
+        if outcome.entry.label in published and len(domains) == 2:
+            told = published[outcome.entry.label]
+            rows.append(Row(f"{outcome.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True))
+        if scenario and scenario.domains == ("movie", "book") and outcome.entry.label in ABLATION:
+            told = (ABLATION[outcome.entry.label], *(float("nan"),) * 5)
+            rows.append(Row(f"{outcome.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True))
+    said = (
+        f"{len(data.test):,} test targets, each ranked among {among(data, protocol)}; in %, mean"
+        f"{' ± standard deviation over the seeds' if budget.seeds > 1 else ''}; bold: best of a column; *: "
+        "better than the best other by bootstrap and Wilcoxon over users, p < .05 after Holm's correction."
+    )
+    text = "\n".join(
+        [
+            f"Budget of each model: {budget}.",
+            "",
+            said,
+            "",
+            figures_markdown(domains, COLUMNS, rows),
+            _costs(outcomes),
+            *left_out,
+        ]
+    )
+    with atomic_file(out / "compare.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with atomic_file(out / "compare.tex") as temporary:
+        temporary.write_text(figures_latex(domains, COLUMNS, rows, said), encoding="utf-8")
+    write_json(out / "compare.json", _json(outcomes, tests, budget, protocol, columns))
+    return Comparison(tuple(outcomes), text, out)
+
+
+def _costs(outcomes: Sequence[Outcome]) -> str:
+    """Returns the table of what was chosen and what it took."""
+    header = ["model", "learning rate (validation MRR, %)", "best epochs", "parameters", "minutes", "GiB"]
+    cells = []
+    for o in outcomes:
+        tried = ", ".join(
+            f"{'**' * (rate == o.learning_rate)}{rate:g}{'**' * (rate == o.learning_rate)} ({100 * mrr:.2f})"
+            for rate, mrr in o.tried.items()
+        )
+        epochs = ", ".join(map(str, o.epochs))
+        cells.append(
+            [
+                o.entry.label,
+                tried or "–",
+                epochs,
+                f"{o.parameters:,}",
+                f"{o.seconds / 60:.1f}",
+                f"{o.peak_gib:.2f}",
+            ]
+        )
+    return markdown_table(header, cells, text_columns=2)
+
+
+def _json(
+    outcomes: Sequence[Outcome],
+    tests: dict[tuple[str, str, str], Paired],
+    budget: Budget,
+    protocol: str,
+    columns: Sequence[tuple[str, str]],
+) -> dict[str, object]:
+    return {
+        "protocol": protocol,
+        "budget": asdict(budget),
+        "models": [
+            {
+                **asdict(o.entry),
+                "learning_rate": o.learning_rate,
+                "tried": {f"{rate:g}": mrr for rate, mrr in o.tried.items()},
+                "best_epochs": o.epochs,
+                "seconds": o.seconds,
+                "peak_gib": o.peak_gib,
+                "parameters": o.parameters,
+                "results": [
+                    {d: {m: asdict(f) for m, f in row.items()} for d, row in result.items()}
+                    for result in o.results
+                ],
+                "against_best_other": {
+                    f"{domain} {metric}": asdict(tests[o.entry.label, domain, metric])
+                    for domain, metric in columns
+                    if (o.entry.label, domain, metric) in tests
+                },
+            }
+            for o in outcomes
+        ],
+    }

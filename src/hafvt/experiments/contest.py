@@ -1,0 +1,306 @@
+"""Several models on equal terms: one data set, protocol, budget and selection; resumable, side by side."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from hafvt.data.dataset import Dataset
+from hafvt.errors import HafvtError
+from hafvt.evaluation.metrics import METRICS, Float64, Results
+from hafvt.evaluation.protocols import Protocol
+from hafvt.evaluation.significance import Paired, holm, paired
+from hafvt.files import read_json, write_json
+from hafvt.models import configure
+from hafvt.progress import Advance, progress
+from hafvt.reports.run import read_results
+from hafvt.training.run import fingerprint
+
+COLUMNS = ("MRR", "NDCG@5", "NDCG@10")  # those of the paper's tables
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every model of a contest gets.
+
+    Attributes:
+        epochs: at most.
+        learning_rates: tried for each model; the one of the highest validation MRR is taken.
+        search_epochs: of each try.
+        seeds: trainings with the rate that was chosen.
+        max_length: longest history, in items.
+        batch_size: histories per step.
+        validate_every: epochs between two validations.
+        patience: validations without a better one that end a training.
+    """
+
+    epochs: int
+    learning_rates: tuple[float, ...]
+    search_epochs: int
+    seeds: int
+    max_length: int
+    batch_size: int
+    validate_every: int
+    patience: int
+
+    def __str__(self) -> str:
+        """One line."""
+        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        return (
+            f"{self.seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} items, "
+            f"batches of {self.batch_size}; learning rate of {rates}, by validation after "
+            f"{self.search_epochs} epochs; validation every {self.validate_every} epochs, "
+            f"patience {self.patience}"
+        )
+
+
+BUDGETS = {
+    "small": Budget(12, (1e-3, 3e-3), 3, 1, 20, 128, 3, 2),
+    "full": Budget(100, (1e-3, 5e-4, 1e-4), 20, 3, 50, 128, 5, 4),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that takes part, under a label, with parameters of its own."""
+
+    label: str
+    model: str
+    configuration: str = "default"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an entry.
+
+    Attributes:
+        entry: who.
+        learning_rate: chosen.
+        tried: validation MRR by learning rate, after the search.
+        results: of each seed.
+        users: by domain and metric, (users,): each user's mean over their targets and the seeds.
+        epochs: best epoch of each seed.
+        seconds: of training, mean of the seeds.
+        peak_gib: memory of a training, the largest of the seeds.
+        parameters: how many.
+    """
+
+    entry: Entry
+    learning_rate: float
+    tried: dict[float, float]
+    results: tuple[Results, ...]
+    users: dict[tuple[str, str], Float64] = field(repr=False)
+    epochs: tuple[int, ...] = ()
+    seconds: float = 0.0
+    peak_gib: float = 0.0
+    parameters: int = 0
+
+    def figure(self, domain: str, metric: str) -> tuple[float, float | None]:
+        """Returns mean and standard deviation over the seeds; None for the latter where there is one."""
+        values = [result[domain][metric].value for result in self.results]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+class Trainings:
+    """Runs `hafvt train` in processes of their own; what is finished is not run again."""
+
+    def __init__(self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, threads: int) -> None:
+        self.data, self.out, self.protocol, self.budget, self.threads = data, out, protocol, budget, threads
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+        self.lock = threading.Lock()
+
+    def train(self, entry: Entry, rate: float, seed: int, epochs: int, test: bool) -> Path:
+        """Trains one model, or goes on with it, and returns its folder."""
+        folder = self.out / "runs" / slug(entry.label) / f"rate{rate:g}-seed{seed}"
+        if (folder / "model.json").exists():
+            done = read_json(folder / "model.json")["training"]["epochs"]
+            if done >= epochs and (not test or (folder / "results.json").exists()):
+                return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        params = dict(entry.params)
+        if hasattr(configure(entry.model, entry.configuration), "max_length"):
+            params.setdefault("max_length", self.budget.max_length)
+        options = {
+            "data": self.data.folder,
+            "out": folder,
+            "configuration": entry.configuration,
+            "epochs": epochs,
+            "batch_size": self.budget.batch_size,
+            "learning_rate": rate,
+            "protocol": self.protocol,
+            "validate_every": self.budget.validate_every,
+            "patience": self.budget.patience,
+            "seed": seed,
+            "test": str(test).lower(),
+            "resume": "true",
+            **{f"params.{name}": _spelt(value) for name, value in params.items()},
+        }
+        command = [sys.executable, "-m", "hafvt", "train", entry.model]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        log = folder.with_suffix(".log")
+        with log.open("ab") as file, self.lock:
+            if self.stopped:
+                raise KeyboardInterrupt
+            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            self.running.add(process)
+        code = process.wait()
+        self.running.discard(process)
+        if self.stopped:
+            raise KeyboardInterrupt
+        if code:
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise HafvtError(
+                f"{entry.label} ended with {code}: {said[-1] if said else ''} (all of it: {log})"
+            )
+        return folder
+
+    def stop(self) -> None:
+        """Asks the trainings to stop; they leave a state to go on from."""
+        with self.lock:
+            self.stopped = True
+        for process in list(self.running):
+            process.terminate()
+        for process in list(self.running):
+            process.wait()
+
+    def outcome(self, entry: Entry, advance: Advance) -> Outcome:
+        """Searches, trains and reads what came of it."""
+        fixed = entry.model == "popularity"  # nothing to search, and all seeds are one
+        rates = self.budget.learning_rates[:1] if fixed else self.budget.learning_rates
+        tried: dict[float, float] = {}
+        for rate in rates:
+            if len(rates) > 1:
+                folder = self.train(entry, rate, 0, self.budget.search_epochs, test=False)
+                tried[rate] = searched(folder, self.budget.search_epochs)
+                advance(1, entry.label)
+        best = max(tried, key=tried.__getitem__) if tried else rates[0]
+        folders = []
+        for seed in range(1 if fixed else self.budget.seeds):
+            folders.append(self.train(entry, best, seed, self.budget.epochs, test=True))
+            advance(1, entry.label)
+        told = [read_json(folder / "model.json") for folder in folders]
+        return Outcome(
+            entry,
+            best,
+            tried,
+            tuple(read_results(folder) for folder in folders),
+            _of_users(folders),
+            tuple(one["best"]["epoch"] for one in told),
+            float(np.mean([one["best"]["seconds"] for one in told])),
+            max(one["best"]["peak_gib"] for one in told),
+            told[0]["parameters"],
+        )
+
+
+def contest(
+    data: Dataset, out: Path, entries: Sequence[Entry], budget: Budget, protocol: Protocol, jobs: int
+) -> list[Outcome]:
+    """Trains and evaluates all entries, or goes on with it.
+
+    Args:
+        data: the data set.
+        out: folder for the runs and for settings.json, which says what they are runs of.
+        entries: who takes part; their labels differ.
+        budget: what each of them gets.
+        protocol: how targets are ranked, in validation and test.
+        jobs: trainings side by side; each has its share of the processors.
+
+    Raises:
+        HafvtError: `out` holds another contest, or a training failed.
+    """
+    if jobs < 1:
+        raise HafvtError(f"--jobs {jobs}: give 1 or more")
+    settings = {"dataset": fingerprint(data), "protocol": protocol, "budget": asdict(budget)}
+    path = out / "settings.json"
+    if path.exists():
+        if read_json(path) != _plain(settings):
+            raise HafvtError(f"{out} holds runs of other data, protocol or budget: choose another folder")
+    elif out.exists() and any(out.iterdir()):
+        raise HafvtError(f"{out} is not empty and holds no comparison: choose another folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    trainings = Trainings(data, out, protocol, budget, max((os.cpu_count() or 1) // jobs, 1))
+    rates = len(budget.learning_rates) if len(budget.learning_rates) > 1 else 0
+    total = sum(1 if e.model == "popularity" else rates + budget.seeds for e in entries)
+    with progress("compare", total, "trainings", every_s=60.0) as advance, ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = {pool.submit(trainings.outcome, entry, advance): entry.label for entry in entries}
+            found = {futures[future]: future.result() for future in as_completed(futures)}
+        except BaseException:
+            trainings.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [found[entry.label] for entry in entries]
+
+
+def against_best_other(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, str], Paired]:
+    """Returns each model's paired tests, p-values Holm-corrected within a column.
+
+    Returns:
+        By label, domain and metric: the model against the best of the others there.
+    """
+    found: dict[tuple[str, str, str], Paired] = {}
+    if len(outcomes) < 2:
+        return found
+    for domain, metric in dict.fromkeys(key for outcome in outcomes for key in outcome.users):
+        tests = {}
+        for outcome in outcomes:
+            others = [other for other in outcomes if other is not outcome]
+            best = max(others, key=lambda other: other.figure(domain, metric)[0])
+            tests[outcome.entry.label] = paired(outcome.users[domain, metric] - best.users[domain, metric])
+        bootstrap = holm([test.bootstrap for test in tests.values()])
+        wilcoxon = holm([test.wilcoxon for test in tests.values()])
+        for (label, test), b, w in zip(tests.items(), bootstrap, wilcoxon, strict=True):
+            found[label, domain, metric] = Paired(test.difference, test.low, test.high, b, w)
+    return found
+
+
+def slug(label: str) -> str:
+    """Returns a label as the name of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+
+
+def searched(folder: Path, epochs: int) -> float:
+    """Returns the best validation MRR of the first epochs, so that a longer training changes no choice."""
+    lines = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
+    return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
+
+
+def _spelt(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple | list) else str(value)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as JSON gives them back."""
+    budget = {k: list(v) if isinstance(v, tuple) else v for k, v in settings["budget"].items()}
+    return {**settings, "budget": budget}
+
+
+def _of_users(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:
+    """Returns each user's mean of each metric over their targets in a domain and over the seeds."""
+    values = pl.concat(
+        pl.read_parquet(folder / "ranks.parquet", columns=["user_id", "domain", "rank"]) for folder in folders
+    )
+    ranks = values["rank"].to_numpy()
+    columns = [pl.Series(metric, METRICS[metric](ranks)) for metric in COLUMNS]
+    means = values.with_columns(columns).group_by("domain", "user_id").agg(pl.mean(*COLUMNS)).sort("user_id")
+    return {
+        (str(domain), metric): part[metric].to_numpy()
+        for (domain,), part in means.group_by("domain", maintain_order=True)
+        for metric in COLUMNS
+    }

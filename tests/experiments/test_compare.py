@@ -1,0 +1,201 @@
+"""Comparisons: equal terms for all, choice by validation alone, resumed without a second training."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from hafvt.data.sources.checks import SCENARIOS
+from hafvt.errors import HafvtError
+from hafvt.evaluation.metrics import Figure
+from hafvt.experiments import compare as compare_module
+from hafvt.experiments import contest as contest_module
+from hafvt.experiments.compare import PARTS, ablate, compare
+from hafvt.experiments.contest import Budget, Entry, Outcome, against_best_other, searched, slug
+from hafvt.experiments.paper import paper
+from hafvt.experiments.published import TABLES
+from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
+from tests.conftest import write_small
+
+QUICK = Budget(2, (1e-3, 1e-2), 1, 2, 6, 16, 1, 0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setitem(contest_module.BUDGETS, "small", QUICK)
+
+
+def test_a_comparison_from_search_to_tables(make_small, tmp_path):
+    data = make_small()
+    found = compare(data.folder, tmp_path / "out", models=["sasrec", "popularity"], budget="small", jobs=2)
+    runs = tmp_path / "out" / "runs"
+    assert sorted(path.name for path in runs.glob("*/*/")) == [
+        "rate0.001-seed0",
+        "rate0.001-seed0",
+        *(["rate0.01-seed0", "rate0.01-seed1"] if (runs / "sasrec" / "rate0.01-seed1").exists() else []),
+        *(["rate0.001-seed1", "rate0.01-seed0"] if (runs / "sasrec" / "rate0.001-seed1").exists() else []),
+    ]
+    sasrec = found.outcomes[0]
+    assert sasrec.learning_rate == max(sasrec.tried, key=sasrec.tried.get)
+    worse = min(sasrec.tried, key=sasrec.tried.get)
+    assert not (runs / "sasrec" / f"rate{worse:g}-seed0" / "results.json").exists()  # test is not looked at
+    values = [
+        json.loads((runs / "sasrec" / f"rate{sasrec.learning_rate:g}-seed{s}" / "results.json").read_text())
+        for s in (0, 1)
+    ]
+    mrrs = [100 * value["results"]["d0"]["MRR"]["value"] for value in values]
+    assert f"{np.mean(mrrs):.2f} ± {np.std(mrrs, ddof=1):.2f}" in str(found)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "compare.md",
+        "compare.tex",
+        "compare.json",
+    }
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [model["label"] for model in told["models"]] == ["sasrec", "popularity"]
+    tests = told["models"][0]["against_best_other"]["d0 MRR"]
+    assert tests["difference"] == pytest.approx((np.mean(mrrs) - 100 * figure(told, 1)) / 100, abs=1e-6)
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    again = compare(data.folder, tmp_path / "out", models=["sasrec", "popularity"], budget="small")
+    assert str(again) == str(found)
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    with pytest.raises(HafvtError, match="other data, protocol or budget"):
+        compare(data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="strict")
+
+
+def figure(told, number):
+    return told["models"][number]["results"][0]["d0"]["MRR"]["value"]
+
+
+def test_a_killed_comparison_goes_on_and_ends_alike(make_small, tmp_path):
+    data = make_small(users=300)
+    code = (
+        "from hafvt.experiments import contest\n"
+        "from hafvt.experiments.compare import compare\n"
+        f"contest.BUDGETS['small'] = contest.{QUICK!r}\n"
+        f"compare({str(data.folder)!r}, {str(tmp_path / 'a')!r}, models=['gru4rec'], budget='small')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("a/runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    held = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
+    whole = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")
+    assert held.outcomes[0].results == whole.outcomes[0].results
+    assert held.outcomes[0].tried == whole.outcomes[0].tried
+
+
+def test_a_training_that_fails_is_named(make_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(contest_module, "configure", lambda *_: object())
+    with pytest.raises(HafvtError, match=r"popularity ended with 1: .*no model|popularity ended"):
+        contest_module.contest(
+            make_small(), tmp_path / "out", [Entry("popularity", "nonsense")], QUICK, "full", 1
+        )
+
+
+def test_wrong_settings(make_small, tmp_path):
+    data = make_small()
+    for settings, told in (
+        ({"budget": "huge"}, "choose small, full"),
+        ({"models": ["bert"]}, "no model 'bert'"),
+        ({"protocol": "mine"}, "protocol"),
+        ({"jobs": 0, "models": ["popularity"], "budget": "small"}, "--jobs 0"),
+    ):
+        with pytest.raises(HafvtError, match=told):
+            compare(data.folder, tmp_path / "out", **settings)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(HafvtError, match="holds no comparison"):
+        compare(data.folder, tmp_path / "full", models=["popularity"], budget="small")
+
+
+def test_models_of_two_domains_are_left_out_of_three_and_said_so(make_small, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "MODELS", dict.fromkeys(("popularity", "psjnet")))
+    found = compare(make_small(sizes=(20, 15, 10)).folder, tmp_path / "out", budget="small")
+    assert [outcome.entry.label for outcome in found.outcomes] == ["popularity"]
+    assert re.search(r"psjnet is left out: .*two domains", str(found))
+
+
+def test_ablation_switches_what_it_says(tmp_path, monkeypatch):
+    data = write_small(tmp_path / "data")
+    monkeypatch.setitem(contest_module.BUDGETS, "small", Budget(1, (1e-2,), 1, 1, 6, 64, 1, 0))
+    found = ablate(data.folder, tmp_path / "out", budget="small", jobs=2)
+    assert [outcome.entry.label for outcome in found.outcomes] == list(PARTS)
+    sizes = {outcome.entry.label: outcome.parameters for outcome in found.outcomes}
+    assert sizes["original"] < sizes["+ visual"] < sizes["+ visual, hierarchy"]
+    figure = ElementTree.fromstring((tmp_path / "out" / "ablate.svg").read_text())
+    texts = [element.text for element in figure.iter() if element.tag.endswith("text")]
+    assert set(PARTS) <= set(texts)
+    for outcome in found.outcomes:
+        assert f"{100 * outcome.figure('d0', 'MRR')[0]:.2f}" in texts
+    bare = write_small(tmp_path / "bare", with_features=False)
+    with pytest.raises(HafvtError, match="no features image"):
+        ablate(bare.folder, tmp_path / "none", budget="small")
+
+
+def test_the_papers_rows_stand_beside_ours_where_they_may(make_small, tmp_path, monkeypatch):
+    data = make_small()
+    monkeypatch.setattr(compare_module, "MODELS", dict.fromkeys(("popularity", "gru4rec")))
+    plain = paper("table2", data=data.folder, out=tmp_path / "plain", budget="small")
+    assert "paper" not in str(plain).replace("paper/", "").split("wrote")[0]
+    scenario = compare_module.scenario_of(data)
+    assert scenario is None
+    monkeypatch.setattr(compare_module, "scenario_of", lambda data: SCENARIOS[0])
+    told = paper("table2", data=data.folder, out=tmp_path / "plain", budget="small")
+    assert "*gru4rec, paper*" in str(told)
+    assert all(f"*{value:.2f}*" in str(told) for value in TABLES["food", "kitchen"]["gru4rec"])
+    with pytest.raises(HafvtError, match="needs --out"):
+        paper("table3", data=data.folder)
+
+
+def outcome(label, value, users):
+    return Outcome(
+        Entry(label, label),
+        1e-3,
+        {},
+        ({"x": {"MRR": Figure(value)}},),
+        {("x", "MRR"): users},
+    )
+
+
+def test_each_model_meets_the_best_of_the_others():
+    random = np.random.default_rng(0)
+    users = {name: random.random(300) + shift for name, shift in (("a", 0.0), ("b", 0.3), ("c", 0.1))}
+    tests = against_best_other([outcome(n, float(u.mean()), u) for n, u in users.items()])
+    assert tests["b", "x", "MRR"].difference == pytest.approx((users["b"] - users["c"]).mean())
+    assert tests["a", "x", "MRR"].difference == pytest.approx((users["a"] - users["b"]).mean())
+    assert tests["b", "x", "MRR"].wilcoxon < 0.05
+    assert against_best_other([outcome("a", 0.1, users["a"])]) == {}
+
+
+def test_the_search_looks_at_its_own_epochs_alone(tmp_path):
+    lines = [{"epoch": 1, "valid_mrr": 0.2}, {"epoch": 2}, {"epoch": 3, "valid_mrr": 0.1}]
+    lines.append({"epoch": 6, "valid_mrr": 0.9})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert searched(tmp_path, 3) == 0.2
+    assert slug("+ textual, Hierarchy/..") == "textual-hierarchy"
+
+
+def test_tables_escape_and_mark():
+    rows = [
+        Row("a_b|c", ((12.345, 0.5), (float("nan"), None)), ("significant", "")),
+        Row("paper", ((1.0, None), (2.0, None)), ("", ""), published=True),
+    ]
+    text = figures_markdown(["x&y"], ["MRR", "NDCG@5"], rows)
+    assert "| a_b\\|c | **12.35 ± 0.50**\\* | – |" in text or "**12.34 ± 0.50**\\*" in text
+    assert "| *paper* | *1.00* | *2.00* |" in text
+    tex = figures_latex(["x&y"], ["MRR", "NDCG@5"], rows, "100 % {sure}")
+    assert "a\\_b|c" in tex
+    assert "x\\&y" in tex
+    assert "100 \\% \\{sure\\}" in tex
+    assert tex.count("\\\\\n") == 4
+    ElementTree.fromstring(bars_svg("a < b", [("x & y", 3.0, 2.0, 4.0), ("z", 0.0, None, None)]))

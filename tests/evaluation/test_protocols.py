@@ -12,6 +12,7 @@ from hafvt.evaluation.metrics import summarise
 from hafvt.evaluation.negatives import COUNT, negatives
 from hafvt.evaluation.protocols import ranked
 from hafvt.experiments.evaluate import evaluate
+from hafvt.features.catalogue import read_catalogue
 from hafvt.models.base import Model
 from hafvt.training.loop import train
 
@@ -179,6 +180,8 @@ MODELS = {
     "srgnn": {"width": 8},
     "pinet": {"width": 8},
     "psjnet": {"width": 8},
+    "mifn": {"width": 8},
+    "tricdr": {"width": 8, "pretrain_steps": 2},
     "popularity": {},
 }
 
@@ -216,10 +219,15 @@ def with_model(name, data, folder):
 
 
 def carried(model, made, items):
-    """Gives a model over other numbers of the items: every row of a table of the catalogue moves along."""
+    """Returns a model over other numbers of the items: every row of a table of the catalogue moves along."""
+    if model.uses_relations:  # links hold numbers of items: they are read anew
+        fresh = type(model)(read_catalogue(made, (), relations=True), model.config).eval()
+        for new, old in zip(fresh.parameters(), model.parameters(), strict=True):
+            new.data = old.data.clone()
+        model = fresh
     size, back = made.domains[-1].stop, np.argsort(items)
     orders = {size: back, **{len(d): back[d.start : d.stop] - d.start for d in made.domains}}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in [*model.parameters(), *([] if model.uses_relations else model.buffers())]:
         if tensor.ndim and tensor.shape[0] in orders:
             tensor.data = tensor.data[orders[tensor.shape[0]]]
     return model
@@ -234,13 +242,13 @@ def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, p
     half, _ = ranked([model] * 2, small, "test", "full")
     items = np.concatenate([d.start + random.permutation(len(d)) for d in small.domains]).astype(np.int32)
     made, old = relabelled(small, tmp_path / "made", items, random.permutation(small.users))
-    carried(model, made, items)
+    model = carried(model, made, items)
     again, _ = ranked([model] * 2, made, "test", "full")
     places = np.searchsorted(small.test, old[made.test])
     np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
     if protocol == "strict":  # small domains: all that was never met is among the negatives
         again, _ = ranked([model] * 2, made, "test", "strict")
-        carried(model, small, np.argsort(items))
+        model = carried(model, small, np.argsort(items))
         half, _ = ranked([model] * 2, small, "test", "strict")
         np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
 

@@ -29,6 +29,8 @@ PARAMS = {
     "srgnn": {"width": 8},
     "pinet": {"width": 8},
     "psjnet": {"width": 8},
+    "mifn": {"width": 8},
+    "tricdr": {"width": 8, "pretrain_steps": 2},
     "popularity": {},
 }
 

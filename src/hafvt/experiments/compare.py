@@ -17,7 +17,7 @@ from hafvt.experiments.contest import BUDGETS, COLUMNS, Budget, Entry, Outcome, 
 from hafvt.experiments.published import ABLATION, TABLES
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
-from hafvt.models import MODELS, build, configure, modalities_of
+from hafvt.models import MODELS, build, configure, modalities_of, uses_relations
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
 from hafvt.reports.table import markdown_table
 
@@ -150,7 +150,8 @@ def _budget(name: str) -> Budget:
 def _built(data: Dataset, entry: Entry) -> None:
     """Builds a model and forgets it, so that what it cannot do is known before anything is trained."""
     config = configure(entry.model, entry.configuration, entry.params)
-    build(entry.model, read_catalogue(data, modalities_of(config)), config)
+    catalogue = read_catalogue(data, modalities_of(config), relations=uses_relations(entry.model))
+    build(entry.model, catalogue, config)
 
 
 def _comparison(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.errors import HafvtError
+from hafvt.features.relations import read_relations
 from hafvt.features.table import FeatureTable
 
 
@@ -34,11 +36,13 @@ class Catalogue:
         domains: contiguous slices of the items.
         vectors: frozen vectors by modality; empty for models of ids alone.
         counts: (items,) occurrences in the training part, float32.
+        relations: links between items by name, see `read_relations`; empty unless a model asks for them.
     """
 
     domains: tuple[Domain, ...]
     vectors: dict[str, Vectors]
     counts: Tensor
+    relations: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Returns the number of items over all domains."""
@@ -50,12 +54,15 @@ class Catalogue:
         return torch.bucketize(items, starts, right=True)
 
 
-def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> Catalogue:
+def read_catalogue(
+    data: Dataset, modalities: tuple[str, ...] | None = None, *, relations: bool = False
+) -> Catalogue:
     """Reads what the dataset's folder knows of its items.
 
     Args:
         data: the dataset.
         modalities: names of encoded features to read; None reads all there are.
+        relations: read the links between items too.
 
     Raises:
         HafvtError: a modality is not encoded.
@@ -85,4 +92,5 @@ def read_catalogue(data: Dataset, modalities: tuple[str, ...] | None = None) -> 
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     counts = torch.from_numpy(data.train_counts().astype(np.float32))
-    return Catalogue(domains=data.domains, vectors=vectors, counts=counts)
+    links = read_relations(data) if relations else {}
+    return Catalogue(domains=data.domains, vectors=vectors, counts=counts, relations=links)

@@ -10,11 +10,13 @@ from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.mifn import Mifn, MifnConfig
 from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.popularity import Popularity, PopularityConfig
 from hafvt.models.psjnet import PsjNet, PsjNetConfig
 from hafvt.models.sasrec import SasRec, SasRecConfig
 from hafvt.models.srgnn import SrGnn, SrGnnConfig
+from hafvt.models.tricdr import TriCdr, TriCdrConfig
 
 
 class Entry(NamedTuple):
@@ -31,6 +33,8 @@ MODELS: dict[str, Entry] = {
     "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),
     "pinet": Entry(PiNet, {"default": PiNetConfig()}),
     "psjnet": Entry(PsjNet, {"default": PsjNetConfig()}),
+    "mifn": Entry(Mifn, {"default": MifnConfig()}),
+    "tricdr": Entry(TriCdr, {"default": TriCdrConfig()}),
     "popularity": Entry(Popularity, {"default": PopularityConfig()}),
 }
 
@@ -76,6 +80,11 @@ def modalities_of(config: Any) -> tuple[str, ...] | None:
         return ()
     chosen = config.modalities
     return None if chosen is None else tuple(name for name in chosen if name != "id")
+
+
+def uses_relations(name: str) -> bool:
+    """Returns whether a model wants the links between items in its catalogue."""
+    return bool(MODELS[name].model.uses_relations)
 
 
 def complete(config: Any, catalogue: Catalogue) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,9 +15,13 @@ class Model(nn.Module, ABC):
 
     Attributes:
         max_length: the longest history it reads, in items; callers cut older ones off.
+        uses_relations: whether it wants the links between items in its catalogue.
+        notes: what a report on it should say.
     """
 
     max_length: int
+    uses_relations: ClassVar[bool] = False
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

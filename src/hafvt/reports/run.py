@@ -89,7 +89,7 @@ def report(
             "results": {d: {m: asdict(f) for m, f in row.items()} for d, row in results.items()},
         },
     )
-    write_report(folder / "report.html", {name: (models, results, folder)}, data, [said])
+    write_report(folder / "report.html", {name: (models, results, folder)}, data, [said, *models[0].notes])
     return results
 
 

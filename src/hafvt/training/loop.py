@@ -25,7 +25,7 @@ from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, checked, ranked
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
-from hafvt.models import build, complete, configure, modalities_of
+from hafvt.models import build, complete, configure, modalities_of, uses_relations
 from hafvt.ops.catalogue_softmax import compute_dtype
 from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
@@ -80,7 +80,7 @@ def train(
     Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0
 
     Args:
-        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet or popularity.
+        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or popularity.
         data: a dataset folder, made by prepare and encode.
         out: the run's folder.
         configuration: a named configuration of the model, such as default or paper.
@@ -116,7 +116,7 @@ def train(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     config = configure(model, configuration, params)
     fabric, dtype = _fabric(device, precision)
-    catalogue = read_catalogue(dataset, modalities_of(config))
+    catalogue = read_catalogue(dataset, modalities_of(config), relations=uses_relations(model))
     config = complete(config, catalogue)
     settings: dict[str, Any] = {
         "model": model,

@@ -13,7 +13,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import read_json, sha256
-from hafvt.models import MODELS, build, modalities_of
+from hafvt.models import MODELS, build, modalities_of, uses_relations
 from hafvt.models.base import Model
 from hafvt.reports.run import read_results
 from hafvt.reports.table import plain_table
@@ -106,7 +106,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     kind = type(next(iter(MODELS[about["model"]].configurations.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
     config = kind(**values)
-    catalogue = read_catalogue(data, modalities_of(config))
+    catalogue = read_catalogue(data, modalities_of(config), relations=uses_relations(about["model"]))
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         model = build(about["model"], catalogue, config)

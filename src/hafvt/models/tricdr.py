@@ -127,8 +127,9 @@ class Direction(nn.Module):
         sum, + triplet_weight * mean max(0, |s - m| - |s - g| + margin)
         """
         m, s, g = (head(x).float() for head, x in zip(self.heads, triple, strict=True))
+        nothing: Tensor = m.sum()
         if len(m) == 0:
-            return m.sum()
+            return nothing
         rates, t = self.config.contrast_rates, self.config.contrast_temperature
         pairs = zip(rates, ((m, s), (m, g), (s, g)), strict=True)
         alike = torch.stack([rate / sum(rates) * nt_xent(a, b, t) for rate, (a, b) in pairs]).sum()

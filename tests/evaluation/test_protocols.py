@@ -182,6 +182,7 @@ MODELS = {
     "psjnet": {"width": 8},
     "mifn": {"width": 8},
     "tricdr": {"width": 8, "pretrain_steps": 2},
+    "c2dsr": {"width": 8},
     "popularity": {},
 }
 

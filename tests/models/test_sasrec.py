@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from hafvt.data.batches import Batch, gather
+from hafvt.errors import HafvtError
 from hafvt.features.catalogue import read_catalogue
+from hafvt.models.layers import Dropout, causal_attention
 from hafvt.models.popularity import Popularity, PopularityConfig
-from hafvt.models.sasrec import SasRec, SasRecConfig
+from hafvt.models.sasrec import PAPER, SasRec, SasRecConfig, unseen
+from tests.reference import sasrec as reference
 
 
 def norm(x, w, b):
@@ -83,3 +88,62 @@ def test_popularity_counts_training_alone(small):
         [counts[4]],
         [counts[2]],
     ]
+
+
+HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 14, 15, 16, 33]]
+
+
+def as_batch(histories, pad=7):
+    width = max(map(len, histories))
+    rows = [history + [pad] * (width - len(history)) for history in histories]
+    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[2:3]], ids=["many", "one"])
+def test_the_paper_configuration_is_the_authors_code(small, heads, histories, monkeypatch):
+    torch.manual_seed(0)
+    config = replace(PAPER, width=6, heads=heads, dropout=0.0, max_length=9)
+    model = SasRec(read_catalogue(small), config)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    w = {name: t.double().numpy() for name, t in model.state_dict().items()}
+    for domain, part in enumerate(small.domains):
+        found = model.scores(as_batch(histories), domain).detach().numpy()
+        for row, history in zip(found, histories, strict=True):
+            h = reference.states(history, w, 9, 2, heads)[-1]
+            np.testing.assert_allclose(row, w["items.weight"][part.start : part.stop] @ h, atol=1e-5)
+    batch = as_batch(histories)
+    drawn = torch.randint(50, (len(histories), batch.items.shape[1] - 1))
+    monkeypatch.setattr("hafvt.models.sasrec.unseen", lambda *_: drawn)
+    rows = [others[: len(h) - 1] for others, h in zip(drawn.tolist(), histories, strict=True)]
+    losses = [reference.binary_loss(h, o, w, 9, 2, heads) for h, o in zip(histories, rows, strict=True)]
+    expected = sum(losses) / sum(len(h) - 1 for h in histories)
+    assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_attention_weights_are_dropped_in_training(small):
+    torch.manual_seed(0)
+    q = torch.randn(2, 1, 5, 4)
+    dropout = Dropout(0.5)
+    mean = torch.stack([causal_attention(q, q, q, dropout) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, causal_attention(q, q, q), atol=0.1, rtol=0.1)
+    assert not torch.equal(causal_attention(q, q, q, dropout), causal_attention(q, q, q))
+    assert torch.equal(causal_attention(q, q, q, dropout.eval()), causal_attention(q, q, q))
+
+
+def test_a_drawn_item_is_any_unseen_one_of_the_targets_domain(make_small):
+    data = make_small(sizes=(4, 5))
+    torch.manual_seed(0)
+    batch = as_batch([[0, 2, 2, 5, 8, 2], [4, 5, 6, 7, 8]], pad=1)
+    drawn = torch.stack([unseen(batch, batch.items[:, 1:], data.domains) for _ in range(3000)])
+    for slot, target in enumerate([2, 2, 5, 8, 2]):
+        values, times = drawn[:, 0, slot].unique(return_counts=True)
+        assert values.tolist() == ([1, 3] if target < 4 else [4, 6, 7])
+        assert (abs(times / 3000 - 1 / len(values)) < 0.04).all()
+    assert set(drawn[:, 1, :4].flatten().tolist()) == {8}  # the history holds its domain whole
+
+
+def test_an_unknown_loss_is_refused(small):
+    with pytest.raises(HafvtError, match="choose catalogue or binary"):
+        SasRec(read_catalogue(small), SasRecConfig(loss="hinge"))

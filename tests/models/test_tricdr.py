@@ -130,3 +130,18 @@ def test_an_empty_history_and_histories_without_targets(small):
 def test_three_domains_are_refused(make_small):
     with pytest.raises(HafvtError, match="defined for two domains, not 3"):
         made(make_small(sizes=(10, 10, 10)))
+
+
+def test_normalising_over_candidates_is_a_switch(small):
+    few, more = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
+    for code_normalise in (False, True):
+        model, w, config = made(small, code_normalise=code_normalise)
+        batch = as_batch(HISTORIES[:1])
+        found = model.scores(batch, 0, few)
+        alike = torch.allclose(found, model.scores(batch, 0, more)[:, :2], atol=1e-6)
+        assert alike != code_normalise
+        if code_normalise:
+            table = w["own.0.items.weight"][few[0]]
+            u = reference.user(HISTORIES[0], 0, w, BORDER, config)
+            expected = table / np.linalg.norm(table, axis=0) @ u / config.temperature
+            np.testing.assert_allclose(found[0].detach().numpy(), expected, atol=1e-5)

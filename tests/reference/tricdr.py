@@ -69,11 +69,16 @@ def triple(history, domain, w, border, config):
     return np.array([attend(f, q, mean, w, f"directions.{domain}.attention") for f in (m, s, g)])
 
 
-def logits(history, domain, w, border, config):
+def user(history, domain, w, border, config):
+    """The user's vector, of unit length."""
     x = linear(triple(history, domain, w, border, config).ravel(), w, f"directions.{domain}.fuse.0")
     u = linear(np.where(x > 0, x, 0.01 * x), w, f"directions.{domain}.fuse.2")
+    return u / np.linalg.norm(u)
+
+
+def logits(history, domain, w, border, config):
     table = w[f"own.{domain}.items.weight"]
-    cosines = table @ u / (np.linalg.norm(table, axis=1) * np.linalg.norm(u))
+    cosines = table @ user(history, domain, w, border, config) / np.linalg.norm(table, axis=1)
     return cosines / config.temperature
 
 

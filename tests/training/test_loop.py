@@ -31,6 +31,7 @@ PARAMS = {
     "psjnet": {"width": 8},
     "mifn": {"width": 8},
     "tricdr": {"width": 8, "pretrain_steps": 2},
+    "c2dsr": {"width": 8},
     "popularity": {},
 }
 

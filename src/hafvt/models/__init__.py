@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
+from hafvt.models.c2dsr import C2dsr, C2dsrConfig
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
-from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.hafvt import PAPER as HAFVT_PAPER
+from hafvt.models.hafvt import HafVt, HafVtConfig
 from hafvt.models.mifn import Mifn, MifnConfig
 from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.popularity import Popularity, PopularityConfig
 from hafvt.models.psjnet import PsjNet, PsjNetConfig
+from hafvt.models.sasrec import PAPER as SASREC_PAPER
 from hafvt.models.sasrec import SasRec, SasRecConfig
 from hafvt.models.srgnn import SrGnn, SrGnnConfig
 from hafvt.models.tricdr import TriCdr, TriCdrConfig
@@ -27,14 +30,15 @@ class Entry(NamedTuple):
 
 
 MODELS: dict[str, Entry] = {
-    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "paper": PAPER}),
+    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "paper": HAFVT_PAPER}),
     "gru4rec": Entry(Gru4Rec, {"default": Gru4RecConfig()}),
-    "sasrec": Entry(SasRec, {"default": SasRecConfig()}),
+    "sasrec": Entry(SasRec, {"default": SasRecConfig(), "paper": SASREC_PAPER}),
     "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),
     "pinet": Entry(PiNet, {"default": PiNetConfig()}),
     "psjnet": Entry(PsjNet, {"default": PsjNetConfig()}),
     "mifn": Entry(Mifn, {"default": MifnConfig()}),
     "tricdr": Entry(TriCdr, {"default": TriCdrConfig()}),
+    "c2dsr": Entry(C2dsr, {"default": C2dsrConfig()}),
     "popularity": Entry(Popularity, {"default": PopularityConfig()}),
 }
 

@@ -120,9 +120,14 @@ class Dropout(nn.Module):
         return x * kept.view(x.shape)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt(d) + causal mask) v, each (B, heads, T, d).
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None = None) -> Tensor:
+    """Returns dropout(softmax(q k^T / sqrt(d) + causal mask)) v, each (B, heads, T, d).
 
     With right padding no further mask is needed: a real slot never looks ahead, so it never meets padding.
     """
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if dropout is None or not dropout.training or dropout.rate == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, T, T)
+    late = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    found: Tensor = dropout(torch.softmax(scores.masked_fill(late, -torch.inf), dim=-1)) @ v
+    return found

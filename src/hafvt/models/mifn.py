@@ -6,8 +6,9 @@ roles; a knowledge transfer unit lets the items around the history in a graph pa
 generated from all items of a domain or copied from the graph, as a gate says. Departures from their code:
 
 * it cannot run, as it reshapes the 2 * 5 messages of 5 relations to 12: here there are two for each relation
-  there is. Its dropout stays on at evaluation, and edges are lost after the first one that leaves the graph:
-  neither is repeated. No random nodes fill a graph up;
+  there is. Its dropout stays on at evaluation (`code_dropout` does so, too, so that scores change from call
+  to call), and edges are lost after the first one that leaves the graph, which is not repeated. No random
+  nodes fill a graph up;
 * the relations are those of the items' table (also_bought, ...), else the training's own "transition";
   without any, a graph is the history's items alone. Each item keeps its `links` most frequent successors in a
   relation; nodes are the history's items, newest first, then those within `hops` steps, strongest links
@@ -62,6 +63,8 @@ class MifnConfig:
     """How far from the history a graph reaches."""
     prefixes: int = 2
     """Prefixes of each history that a training step takes."""
+    code_dropout: bool = False
+    """The authors' code leaves dropout on at evaluation."""
 
 
 class Graph(NamedTuple):
@@ -306,6 +309,12 @@ class Mifn(Model):
         self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in catalogue.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
+
+    def train(self, mode: bool = True) -> Mifn:
+        """Sets training or evaluation mode; dropout stays on where the configuration says so."""
+        super().train(mode)
+        self.dropout.train(mode or self.config.code_dropout)
+        return self
 
     def read(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Returns each domain's state and what it transfers after each merged slot, (B, T, d) each."""

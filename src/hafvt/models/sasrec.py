@@ -1,25 +1,33 @@
-"""SASRec on the merged history, trained with cross-entropy over the whole catalogue.
+"""SASRec on the merged history.
 
-Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018. Departures from the paper and its code,
-each because it makes the yardstick stronger or plainer:
+Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018. The default departs from the paper and
+its code wherever that makes the yardstick stronger or plainer:
 
 * loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
 * both inputs of a block's sub-layers are normalised (pre-norm) instead of the query alone;
 * attention has an output projection, the feed-forward part is four times as wide and uses GELU;
-* histories are right-padded, so a causal mask is all the masking there is.
+* positions count from the oldest item, and item vectors enter as they are.
+
+`original=True` and `loss="binary"`, together the configuration "paper", take all of that back: then states
+and loss are those of the authors' code, but for two things that change no figure of theirs: histories are
+right-padded, so that a causal mask is all there is, and the drawn item is one of the target's domain.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.data.dataset import Domain
+from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, last, next_items
+from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots
 from hafvt.ops.catalogue_softmax import target_log_probability
 from hafvt.ops.lookup import look_up
 
@@ -38,6 +46,47 @@ class SasRecConfig:
     """Attention heads per block."""
     dropout: float = 0.3
     """Dropout rate on the input and on both sub-layers' outputs."""
+    original: bool = False
+    """The paper's blocks, input and positions; see above."""
+    loss: Literal["catalogue", "binary"] = "catalogue"
+    """See above."""
+
+
+PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, original=True, loss="binary")
+
+
+class OriginalBlock(nn.Module):
+    """The paper's block: the query alone is normalised, and the residual adds it so.
+
+    q = LN_1(x);  y = LN_2(softmax(q W_q (x W_k)^T / sqrt(d / heads)) x W_v + q)  (4), (5)
+    x' = relu(y W_1) W_2 + y                                                       (6) to (8)
+
+    Args:
+        width: d, also of the feed-forward part.
+        heads: of the attention.
+        dropout: its rate, on attention weights, inner and outer.
+        project: adds the output projection of PyTorch's attention, as C2DSR and others do.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, project: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-8), nn.LayerNorm(width, eps=1e-8)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.project = nn.Linear(width, width) if project else nn.Identity()
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the block's output, (B, T, d) -> (B, T, d)."""
+        normed = self.norm1(x)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
+            for part in (self.query(normed), self.key(x), self.value(x))
+        )
+        found = causal_attention(q, k, v, self.dropout).transpose(1, 2).flatten(2)
+        y = self.norm2(self.project(found) + normed)
+        return torch.add(y, self.dropout(self.outer(self.dropout(torch.relu(self.inner(y))))))
 
 
 class Block(nn.Module):
@@ -66,21 +115,28 @@ class SasRec(Model):
 
     def __init__(self, catalogue: Catalogue, config: SasRecConfig) -> None:
         super().__init__()
+        if config.loss not in ("catalogue", "binary"):
+            raise HafvtError(f"no loss {config.loss!r}: choose catalogue or binary")
         self.config, self.domains = config, catalogue.domains
         self.max_length = config.max_length
         self.items = nn.Embedding(len(catalogue), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
         self.dropout = Dropout(config.dropout)
+        block = OriginalBlock if config.original else Block
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout) for _ in range(config.blocks)
+            block(config.width, config.heads, config.dropout) for _ in range(config.blocks)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-8 if config.original else 1e-5)
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
 
-    def states(self, items: Tensor) -> Tensor:
+    def states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Returns the state after each item, from the items' vectors, (B, T, d) -> (B, T, d)."""
-        x = items + self.positions.weight[: items.shape[1]]
+        if self.config.original:  # the latest item stands at the last position
+            place = torch.arange(items.shape[1], device=items.device) - lengths[:, None]  # (B, T)
+            x = items * self.config.width**0.5 + self.positions(place % self.max_length)
+        else:
+            x = items + self.positions.weight[: items.shape[1]]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
@@ -88,16 +144,52 @@ class SasRec(Model):
         return normed
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean of -log softmax(h_t E^T) at the next item, over all real positions."""
+        """The mean of the chosen loss over all real positions.
+
+        catalogue: -log softmax(h_t E^T) at the next item.
+        binary: -log sigmoid(h_t . e) - log(1 - sigmoid(h_t . e')), e' drawn from the rest of its domain.
+        """
         inputs, mask, targets = next_items(batch)
         table, (items,) = look_up(self.items.weight, inputs.items)  # (V, d), (B, T, d)
-        h = self.states(items)[mask]  # (N, d)
-        return -target_log_probability(h, table, targets).mean()
+        h = self.states(items, inputs.lengths)[mask]  # (N, d)
+        if self.config.loss == "catalogue":
+            return -target_log_probability(h, table, targets).mean()
+        drawn = unseen(batch, batch.items[:, 1:], self.domains)[mask]
+        wins, loses = ((h * table[item]).sum(1) for item in (targets, drawn))  # (N,)
+        return (F.softplus(-wins) + F.softplus(loses)).mean()
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: h . E[item]."""
-        h = last(self.states(self.items(batch.items)), batch.lengths).float()  # (B, d)
+        h = last(self.states(self.items(batch.items), batch.lengths), batch.lengths).float()  # (B, d)
         if candidates is not None:
             return torch.einsum("bd,bcd->bc", h, self.items(candidates))
         chosen = self.domains[domain]
         return h @ self.items.weight[chosen.start : chosen.stop].T
+
+
+def unseen(batch: Batch, targets: Tensor, domains: tuple[Domain, ...]) -> Tensor:
+    """Draws, for each target, an item of its domain that its sequence does not hold, each as likely.
+
+    Args:
+        batch: whole sequences.
+        targets: (B, T) items.
+        domains: of the catalogue. One that a sequence holds whole gives its last item.
+
+    Returns:
+        (B, T)
+    """
+    drawn = torch.zeros_like(targets)
+    real = slots(batch.lengths, batch.items.shape[1])
+    for domain in domains:
+        seen = batch.items.masked_fill(~real | (batch.items < domain.start), domain.stop).sort(1).values
+        again = F.pad(seen[:, 1:] == seen[:, :-1], (1, 0)) | (seen >= domain.stop)
+        seen = seen.masked_fill(again, domain.stop).sort(1).values  # (B, T') distinct, then the domain's end
+        rest = (len(domain) - (seen < domain.stop).sum(1)).clamp(min=1)[:, None]  # (B, 1)
+        number = (torch.rand(targets.shape, device=targets.device) * rest).long().clamp(max=rest - 1)
+        # The n-th unseen item lies behind as many seen ones as have at most n unseen ones before them.
+        before = seen - domain.start - torch.arange(seen.shape[1], device=seen.device)
+        before = before.masked_fill(seen >= domain.stop, len(domain))
+        item = domain.start + number + torch.searchsorted(before, number, right=True)
+        here = (targets >= domain.start) & (targets < domain.stop)
+        drawn = torch.where(here, item.clamp(max=domain.stop - 1), drawn)
+    return drawn

@@ -18,8 +18,9 @@ target's. `Attention` and `Direction` state the equations. Departures from the a
   summary of a sequence without items. TCL takes the latest drawn prefix of each history and direction, if
   both domains are in it (theirs: the whole sequence);
 * cross-entropy over all items of the target domain instead of binary cross-entropy against one drawn;
-* two slips are not repeated: its prediction normalises item vectors over the candidates, so that an item's
-  score depends on the others; its training stops where the test result is best.
+* two slips are not repeated: its prediction normalises each dimension of the items' vectors over the
+  candidates, so that an item's score depends on the others (`code_normalise` does so, too); its training
+  stops where the test result is best.
 
 It is defined for two domains.
 """
@@ -75,6 +76,8 @@ class TriCdrConfig:
     """Weight of the triplet loss, 0 for none."""
     triplet_margin: float = 4.0
     """By how much the source is to be nearer to the mixed sequence than to the target's."""
+    code_normalise: bool = False
+    """Scores as the authors' code has them: an item's depends on the other candidates."""
 
 
 class Attention(nn.Module):
@@ -178,9 +181,10 @@ class TriCdr(Model):
         sides, own, tables = two_sides(batch, self.domains), [], []
         for encoder, side, domain in zip(self.own, sides, self.domains, strict=True):
             table, (items,) = look_up(encoder.items.weight, numbered(side.batch, domain).items)
-            own.append(encoder.states(items))
+            own.append(encoder.states(items, side.batch.lengths))
             tables.append(table)
-        return States(sides, self.mixed.states(self.mixed.items(batch.items)), own, tables)
+        mixed = self.mixed.states(self.mixed.items(batch.items), batch.lengths)
+        return States(sides, mixed, own, tables)
 
     def triple(self, states: States, domain: int, row: Tensor, slot: Tensor) -> tuple[list[Tensor], Tensor]:
         """Returns what the attention finds in each sequence up to chosen merged slots.
@@ -257,10 +261,11 @@ class TriCdr(Model):
         states = self.read(batch)
         triple, _ = self.triple(states, domain, row, (batch.lengths - 1).clamp(min=0))
         u: Tensor = self.directions[domain].user(triple) / self.config.temperature  # (B, d)
-        table = F.normalize(states.tables[domain], dim=1)
+        dim = -2 if self.config.code_normalise else -1
         if candidates is None:
-            return u @ table.T
-        return torch.einsum("bd,bcd->bc", u, table[candidates - self.domains[domain].start])
+            return u @ F.normalize(states.tables[domain], dim=dim).T
+        found = F.normalize(states.tables[domain][candidates - self.domains[domain].start], dim=dim)
+        return torch.einsum("bd,bcd->bc", u, found)  # (B, C)
 
 
 def numbered(batch: Batch, domain: Domain) -> Batch:

@@ -80,7 +80,7 @@ def train(
     Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0
 
     Args:
-        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or popularity.
+        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr or popularity.
         data: a dataset folder, made by prepare and encode.
         out: the run's folder.
         configuration: a named configuration of the model, such as default or paper.

@@ -1,0 +1,43 @@
+"""The model that docs/models.md adds is added as it says, and works."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import hafvt
+from hafvt.models import MODELS, Entry
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+FILE, LINE = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_every_model_and_switch_is_in_the_documentation():
+    names = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE)
+    assert names == list(MODELS)
+    for models, field in re.findall(r"^\| ((?:`\w+`,? ?)+)`?--params\.(\w+) ", TEXT, flags=re.MULTILINE):
+        for name in re.findall(r"\w+", models):
+            assert hasattr(MODELS[name].configurations["default"], field)
+
+
+def test_a_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeypatch):
+    assert len(FILE.splitlines()) < 60
+    assert len(LINE.splitlines()) == 1
+    path = tmp_path / "fading.py"
+    path.write_text(FILE, encoding="utf-8")
+    spec = spec_from_file_location("fading", path)
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fading", module)  # where dataclasses look for types
+    spec.loader.exec_module(module)
+    added = eval(f"{{{LINE}}}", {**vars(module), "Entry": Entry})
+    for name, entry in added.items():
+        monkeypatch.setitem(MODELS, name, entry)
+    small = make_small(users=200)
+    assert list(added) == ["fading"]
+    hafvt.train("fading", small, tmp_path / "run", epochs=8, batch_size=16, learning_rate=0.03)
+    hafvt.train("popularity", small, tmp_path / "popularity")
+    results = [hafvt.evaluate(tmp_path / name).results for name in ("run", "popularity")]
+    learnt, counted = (result["overall"]["MRR"].value for result in results)
+    assert learnt > 1.5 * counted

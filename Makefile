@@ -33,6 +33,7 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/softmax.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py
 
 clean:

@@ -55,16 +55,16 @@ def test_loss_and_scores_are_the_equations(small, rows):
         )
 
 
-@pytest.mark.parametrize("kind", ["cross-entropy", "bpr-max"])
-def test_the_sampled_losses_are_the_equations(small, kind, monkeypatch):
-    model = made(small, loss=kind, samples=6, sample_alpha=0.3, logq=0.8, bpreg=0.7)
+@pytest.mark.parametrize(("kind", "elu"), [("cross-entropy", 0.0), ("bpr-max", 0.0), ("bpr-max", 0.5)])
+def test_the_sampled_losses_are_the_equations(small, kind, elu, monkeypatch):
+    model = made(small, loss=kind, samples=6, sample_alpha=0.3, logq=0.8, bpreg=0.7, elu=elu)
     drawn = torch.tensor([3, 8, 8, 41, 20, 0])
     monkeypatch.setattr(torch, "multinomial", lambda *given, **named: drawn)
     histories, batch = some(small, np.arange(5))
     items, bias, layers = numbers(model)
     popularity = model.popularity.double().numpy()
     expected = reference.sampled_loss(
-        histories, items, bias, layers, drawn.numpy(), popularity, kind, 0.3, 0.8, 0.7
+        histories, items, bias, layers, drawn.numpy(), popularity, kind, 0.3, 0.8, 0.7, elu
     )
     assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
 

@@ -39,7 +39,7 @@ def catalogue_loss(histories, items, bias, layers, domains):
     return np.mean(losses)
 
 
-def sampled_loss(histories, items, bias, layers, drawn, popularity, kind, alpha, logq, bpreg):
+def sampled_loss(histories, items, bias, layers, drawn, popularity, kind, alpha, logq, bpreg, elu):
     """Step by step: the histories that are still running, their targets, and the drawn items."""
     all_states = [states(history[:-1], items, layers) for history in histories]
     losses = []
@@ -53,6 +53,8 @@ def sampled_loss(histories, items, bias, layers, drawn, popularity, kind, alpha,
             if kind == "cross-entropy":
                 losses.append(-log_softmax(scores - logq * np.log(np.maximum(q, 1e-24)))[row])
                 continue
+            if elu:
+                scores = np.where(scores > 0, scores, elu * (np.exp(scores) - 1))
             others = np.delete(scores, row)
             weight = np.exp(log_softmax(others))
             wins = (weight * sigmoid(scores[row] - others)).sum()

@@ -57,6 +57,8 @@ class Gru4RecConfig:
     """Strength of the correction for how often an item is drawn; for "cross-entropy"."""
     bpreg: float = 1.0
     """Weight of the negatives' squared scores; for "bpr-max"."""
+    elu: float = 0.0
+    """Scores below 0 are bent by an ELU of this alpha, 0 for none; for "bpr-max"."""
 
 
 class Gru4Rec(Model):
@@ -127,6 +129,7 @@ class Gru4Rec(Model):
             log_p = torch.log_softmax(scores.masked_fill(absent & ~own, -torch.inf), dim=2)
             found: Tensor = log_p.diagonal(dim1=1, dim2=2)[mask]
             return -found.mean()
+        scores = F.elu(scores, config.elu) if config.elu > 0 else scores
         weight = torch.softmax(scores.masked_fill(absent | own, -torch.inf), dim=2)  # of the negatives alone
         target = scores.diagonal(dim1=1, dim2=2)[..., None]  # (T, B, 1)
         wins = (weight * torch.sigmoid(target - scores)).sum(2)

@@ -1,15 +1,14 @@
-"""The tables of all models on the two real data sets, and the ablation of HAF-VT.
+"""The tables of all models on the two real data sets, and the ablation of HAF-VT where there are pictures.
 
     python benchmarks/tables.py --shared ../shared/data --work /tmp/real [--only TEXT]
 
-Prepares and encodes each data set, runs `hafvt compare` and `hafvt ablate` on it with the small budget, and
-copies their tables to results/. What was stopped goes on when the command is given again.
+Prepares and encodes each data set, runs `hafvt compare` or `hafvt ablate` on it with the small budget, and
+copies the tables to results/. What was stopped goes on when the command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
@@ -27,11 +26,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
     parser.add_argument("--only", default="", help="only what holds this text, such as compare-movielens")
     given = parser.parse_args()
-    for what in ("compare", "ablate"):
-        for name in PREPARE:
-            if given.only in f"{what}-{name}":
-                make_data(given.shared / name, given.work / "data" / name)
-                run(what, name, given.work)
+    jobs = [("compare", name) for name in PREPARE] + [("ablate", "movielens-posters")]
+    for what, name in jobs:
+        if given.only in f"{what}-{name}":
+            make_data(given.shared / name, given.work / "data" / name)
+            run(what, name, given.work)
 
 
 def run(what: str, name: str, work: Path) -> None:
@@ -49,12 +48,10 @@ def run(what: str, name: str, work: Path) -> None:
         "not in them.",
         "",
     ]
-    with atomic_file(RESULTS / f"{what}-{name}.md") as path:
-        text = (out / f"{what}.md").read_text(encoding="utf-8")
-        path.write_text("\n".join(head) + text, encoding="utf-8")
-    for found in [*out.glob(f"{what}.json"), *out.glob(f"{what}.tex"), *out.glob(f"{what}.svg")]:
+    for found in sorted([*out.glob("compare.*"), *out.glob("ablate.svg")]):
+        text = found.read_text(encoding="utf-8")
         with atomic_file(RESULTS / f"{what}-{name}{found.suffix}") as path:
-            shutil.copyfile(found, path)
+            path.write_text("\n".join(head) + text if found.suffix == ".md" else text, encoding="utf-8")
 
 
 if __name__ == "__main__":

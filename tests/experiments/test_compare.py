@@ -22,6 +22,9 @@ from hafvt.experiments.compare import PARTS, ablate, compare
 from hafvt.experiments.contest import Budget, Entry, Outcome, against_best_other, searched, slug
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
+from hafvt.models import MODELS
+from hafvt.models.popularity import Popularity
+from hafvt.models.sasrec import SasRecConfig
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
 from tests.conftest import write_small
 
@@ -33,7 +36,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(contest_module.BUDGETS, "small", QUICK)
 
 
-def test_a_comparison_from_search_to_tables(make_small, tmp_path):
+def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
     data = make_small()
     found = compare(data.folder, tmp_path / "out", models=["sasrec", "popularity"], budget="small", jobs=2)
     runs = tmp_path / "out" / "runs"
@@ -68,6 +71,10 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     with pytest.raises(HafvtError, match="other data, protocol or budget"):
         compare(data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="strict")
+    wide = MODELS["sasrec"]._replace(configurations={"default": SasRecConfig(width=16)})
+    monkeypatch.setitem(MODELS, "sasrec", wide)  # as a later release may have it
+    with pytest.raises(HafvtError, match=r"rate0.*holds a run with width=128, now 16: move it away"):
+        compare(data.folder, tmp_path / "out", models=["sasrec"], budget="small")
 
 
 def figure(told, number):
@@ -120,9 +127,11 @@ def test_wrong_settings(make_small, tmp_path):
 
 def test_models_of_two_domains_are_left_out_of_three_and_said_so(make_small, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_module, "MODELS", dict.fromkeys(("popularity", "psjnet")))
+    monkeypatch.setattr(Popularity, "notes", ("what it counts",))
     found = compare(make_small(sizes=(20, 15, 10)).folder, tmp_path / "out", budget="small")
     assert [outcome.entry.label for outcome in found.outcomes] == ["popularity"]
     assert re.search(r"psjnet is left out: .*two domains", str(found))
+    assert "\npopularity: what it counts\n" in str(found)
 
 
 def test_ablation_switches_what_it_says(tmp_path, monkeypatch):

@@ -79,16 +79,16 @@ def compare(
     checked(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     entries = [Entry(name, name) for name in models or MODELS]
-    left_out = []
+    remarks = []
     for entry in list(entries):
         try:
-            _built(dataset, entry)
+            remarks += [f"{entry.label}: {note}" for note in _built(dataset, entry)]
         except HafvtError as error:
             if models:
                 raise
             entries.remove(entry)
-            left_out.append(f"{entry.label} is left out: {error}")
-    return _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, left_out)
+            remarks.append(f"{entry.label} is left out: {error}")
+    return _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, remarks)
 
 
 def ablate(
@@ -147,11 +147,11 @@ def _budget(name: str) -> Budget:
     return BUDGETS[name]
 
 
-def _built(data: Dataset, entry: Entry) -> None:
-    """Builds a model and forgets it, so that what it cannot do is known before anything is trained."""
+def _built(data: Dataset, entry: Entry) -> tuple[str, ...]:
+    """Builds a model, so that what it cannot do is known before anything is trained; returns its notes."""
     config = configure(entry.model, entry.configuration, entry.params)
     catalogue = read_catalogue(data, modalities_of(config), relations=uses_relations(entry.model))
-    build(entry.model, catalogue, config)
+    return build(entry.model, catalogue, config).notes
 
 
 def _comparison(
@@ -161,7 +161,7 @@ def _comparison(
     budget: Budget,
     protocol: Protocol,
     jobs: int | None,
-    left_out: Sequence[str],
+    remarks: Sequence[str],
 ) -> Comparison:
     outcomes = contest(data, out, entries, budget, protocol, (os.cpu_count() or 1) if jobs is None else jobs)
     tests = against_best_other(outcomes)
@@ -200,7 +200,7 @@ def _comparison(
             "",
             figures_markdown(domains, COLUMNS, rows),
             _costs(outcomes),
-            *left_out,
+            *(f"\n{remark}" for remark in remarks),
         ]
     )
     with atomic_file(out / "compare.md") as temporary:

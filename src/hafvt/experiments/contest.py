@@ -125,14 +125,17 @@ class Trainings:
     def train(self, entry: Entry, rate: float, seed: int, epochs: int, test: bool) -> Path:
         """Trains one model, or goes on with it, and returns its folder."""
         folder = self.out / "runs" / slug(entry.label) / f"rate{rate:g}-seed{seed}"
+        config = configure(entry.model, entry.configuration)
+        params = dict(entry.params)
+        if hasattr(config, "max_length"):
+            params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
-            done = read_json(folder / "model.json")["training"]["epochs"]
+            about = read_json(folder / "model.json")
+            _same_config(folder, about["config"], configure(entry.model, entry.configuration, params))
+            done = about["training"]["epochs"]
             if done >= epochs and (not test or (folder / "results.json").exists()):
                 return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        params = dict(entry.params)
-        if hasattr(configure(entry.model, entry.configuration), "max_length"):
-            params.setdefault("max_length", self.budget.max_length)
         options = {
             "data": self.data.folder,
             "out": folder,
@@ -279,6 +282,19 @@ def searched(folder: Path, epochs: int) -> float:
     """Returns the best validation MRR of the first epochs, so that a longer training changes no choice."""
     lines = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
     return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
+
+
+def _same_config(folder: Path, found: dict[str, Any], wanted: Any) -> None:
+    """Refuses a finished run of other hyperparameters, such as those of an older release.
+
+    Raises:
+        HafvtError: it is one.
+    """
+    for key, value in asdict(wanted).items():
+        now = list(value) if isinstance(value, tuple) else value
+        if now is not None and found.get(key) != now:  # None is spelt out in a run
+            told = f"{key}={found.get(key)}, now {now}"
+            raise HafvtError(f"{folder} holds a run with {told}: move it away, or choose another folder")
 
 
 def _spelt(value: Any) -> str:

@@ -292,8 +292,8 @@ def _same_config(folder: Path, found: dict[str, Any], wanted: Any) -> None:
     """
     for key, value in asdict(wanted).items():
         now = list(value) if isinstance(value, tuple) else value
-        if now is not None and found.get(key) != now:  # None is spelt out in a run
-            told = f"{key}={found.get(key)}, now {now}"
+        if now is not None and found.get(key, now) != now:  # None is spelt out in a run
+            told = f"{key}={found[key]}, now {now}"
             raise HafvtError(f"{folder} holds a run with {told}: move it away, or choose another folder")
 
 

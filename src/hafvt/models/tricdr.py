@@ -73,7 +73,7 @@ class TriCdrConfig:
     contrast_temperature: float = 0.1
     """Its temperature."""
     triplet_weight: float = 1.0
-    """Weight of the triplet loss, 0 for none (theirs: 5 or 10; validation MRR on movielens-posters is lower)."""
+    """Weight of the triplet loss, 0 for none (theirs: 5 or 10, worse in validation on films)."""
     triplet_margin: float = 4.0
     """By how much the source is to be nearer to the mixed sequence than to the target's."""
     code_normalise: bool = False

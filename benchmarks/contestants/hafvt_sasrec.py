@@ -1,0 +1,69 @@
+"""Our SASRec, by `hafvt train`'s own loop."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from common import (
+    BATCH,
+    BLOCKS,
+    DROPOUT,
+    HEADS,
+    LENGTH,
+    RATE,
+    WIDTH,
+    K,
+    Meter,
+    arguments,
+    read,
+    right_padded,
+    write,
+)
+
+from hafvt import train
+from hafvt.data.batches import Batch
+from hafvt.data.dataset import Dataset
+from hafvt.ops.ranking import top_k
+
+
+def main() -> None:
+    given = arguments()
+    log = read(given.log)
+    data = Dataset.open(given.log.parent / "data")
+    params = {
+        "max_length": LENGTH + 1,  # counting the last target
+        "width": WIDTH,
+        "blocks": BLOCKS,
+        "heads": HEADS,
+        "dropout": DROPOUT,
+    }
+    with Meter() as training:
+        run = train(
+            "sasrec",
+            data,
+            given.out / "run",
+            params=params,
+            epochs=given.passes,
+            batch_size=BATCH,
+            learning_rate=RATE,
+            validate_every=given.passes,
+            patience=0,
+            test=False,
+        )
+    model = run.model
+    with Meter() as ranking, torch.inference_mode():
+        tops = []
+        for cut in range(0, len(log.history), 256):
+            rows = log.history[cut : cut + 256]
+            batch = Batch(
+                torch.from_numpy(right_padded(rows, LENGTH, 0)), torch.tensor([len(row) for row in rows])
+            )
+            scores = torch.cat([model.scores(batch, number) for number in range(len(data.domains))], dim=1)
+            tops.append(top_k(scores, K)[1].numpy())
+    write(given.out, log, given.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Our SASRec beside those of RecTools, RePlay and RecBole: one log, width, length, loss and number of passes.
+
+    python benchmarks/peers.py --shared ../shared/data --work /tmp/peers [--passes 5] [--only rectools ...]
+
+Each runs in a process, and the peers in virtual environments of their own, which are made on the first call;
+one after the other, each with all processors. What is finished is left as it is: a call that was stopped goes
+on where it was. The log is amazon-food-kitchen, histories of at most 20 items, the last one the test target,
+ranked among all items of both domains. Writes results/peers.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contestants.common import BATCH, BLOCKS, DROPOUT, HEADS, LENGTH, RATE, WIDTH
+from machine import describe, sentence
+from real_data import RESULTS, make_data
+
+from hafvt.data.dataset import Dataset
+from hafvt.files import atomic_file, read_json, write_json
+from hafvt.reports.table import markdown_table
+
+HERE = Path(__file__).parent / "contestants"
+NEEDS = {  # what each peer's environment holds beside torch
+    "rectools": ["rectools[torch]==0.19.0"],
+    "replay": ["replay-rec[torch]==0.22.0"],
+    "recbole": ["recbole==1.2.1", "setuptools<81", "numpy<2", "pandas<2.3"],
+}
+TORCH = "torch==2.13.0"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="SASRec of hafvt, RecTools, RePlay and RecBole.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for environments, log and runs")
+    parser.add_argument("--passes", type=int, default=5, help="over the training sequences")
+    parser.add_argument("--only", nargs="+", default=["hafvt", *NEEDS], help="of hafvt, rectools, ...")
+    given = parser.parse_args()
+    data = given.work / "data"
+    source = given.shared / "amazon-food-kitchen"
+    make_data(source, given.work / source.name)
+    if not data.exists():
+        data.symlink_to(source.name)
+    log = given.work / "log.npz"
+    targets = write_log(Dataset.open(data), log)
+    found: dict[str, dict[str, Any]] = {}
+    for name in ["hafvt", *NEEDS]:
+        out = given.work / f"{name}-{given.passes}"
+        if name in given.only and not (out / "figures.json").exists():
+            command = [python(name, given.work), HERE / f"{name}_sasrec.py", "--log", log, "--out", out]
+            subprocess.run([*map(str, command), "--passes", str(given.passes)], check=True)
+        if (out / "figures.json").exists():
+            found[name] = {
+                **read_json(out / "figures.json"),
+                "NDCG@10": ndcg(np.load(out / "top.npy"), targets),
+            }
+            print(name, found[name], flush=True)
+    if len(found) == 1 + len(NEEDS):
+        write(found, given.passes)
+
+
+def write_log(data: Dataset, path: Path) -> np.ndarray:
+    """Writes what all are given, and returns the test targets."""
+    train, history, targets = [], [], []
+    for start, end, test in zip(data.offsets[:-1], data.train_ends, data.test, strict=True):
+        row = np.asarray(data.items[start : start + end])[-LENGTH - 1 :]
+        if len(row) >= 2:
+            train.append(row)
+        history.append(np.asarray(data.items[start:test])[-LENGTH:])
+        targets.append(data.items[test])
+    rows = {"train": train, "history": history}
+    arrays = {name: np.concatenate(part) for name, part in rows.items()}
+    offsets = {f"{name}_offsets": np.cumsum([0, *map(len, part)]) for name, part in rows.items()}
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, items=data.domains[-1].stop, **arrays, **offsets)
+    return np.array(targets)
+
+
+def python(name: str, work: Path) -> Path:
+    """Returns the interpreter of a contestant, made on the first call."""
+    if name == "hafvt":
+        return Path(sys.executable)
+    folder = work / "environments" / name
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, TORCH], check=True)
+        subprocess.run([*pip, TORCH, *NEEDS[name]], check=True)
+        (folder / "ready").touch()
+    return folder / "bin" / "python"
+
+
+def ndcg(top: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the mean NDCG@10 of lists of ten, (users, 10)."""
+    hit, place = (top == targets[:, None]).nonzero()
+    assert len(np.unique(hit)) == len(hit)
+    return float((1 / np.log2(place + 2)).sum() / len(targets))
+
+
+def write(found: dict[str, dict[str, Any]], passes: int) -> None:
+    """Writes the table."""
+    machine = describe()
+    best = max(row["targets_per_cpu_s"] for name, row in found.items() if name != "hafvt")
+    rows = [
+        [
+            row["version"],
+            f"{row['targets_per_cpu_s']:,.0f}",
+            f"{row['targets_per_cpu_s'] / best:.2f}",
+            f"{row['train_wall_s']:,.0f}",
+            f"{row['train_gib_above_start']:.2f}",
+            f"{row['rank_histories_per_cpu_s']:,.0f}",
+            f"{100 * row['NDCG@10']:.2f}",
+        ]
+        for row in found.values()
+    ]
+    header = ["system", "targets per CPU-s", "of the best peer", "wall, s", "GiB above start"]
+    header += ["ranked histories per CPU-s", "NDCG@10, %"]
+    text = [
+        "# SASRec of four libraries",
+        "",
+        "`python benchmarks/peers.py --shared ../shared/data --work DIR`: amazon-food-kitchen, "
+        f"{passes} passes, exact cross-entropy over 28,095 items, width {WIDTH}, {BLOCKS} blocks of {HEADS} "
+        f"heads, dropout {DROPOUT}, histories of {LENGTH} items, batches of {BATCH} histories (RecBole: "
+        f"{16 * BATCH} prefixes), Adam at {RATE}.",
+        "",
+        sentence(machine),
+        "",
+        markdown_table(header, rows),
+    ]
+    with atomic_file(RESULTS / "peers.md") as path:
+        path.write_text("\n".join(text), encoding="utf-8")
+    write_json(RESULTS / "peers.json", {"machine": machine, "passes": passes, "systems": found})
+
+
+if __name__ == "__main__":
+    main()

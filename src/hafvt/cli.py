@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import sys
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 where it succeeded, 1 where the user can mend what went wrong, 130 after Ctrl-C. (The parser itself
         exits with 2 on a wrong option.)
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of choices that are ours
     known = commands()
     given = sys.argv[1:] if arguments is None else list(arguments)
     settings = parser(known).parse_args(spell_out(given, known))

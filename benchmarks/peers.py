@@ -25,7 +25,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.files import atomic_file, read_json, write_json
 from hafvt.reports.table import markdown_table
 
-HERE = Path(__file__).parent / "contestants"
+HERE = Path(__file__).resolve().parent / "contestants"
 NEEDS = {  # what each peer's environment holds beside torch
     "rectools": ["rectools[torch]==0.19.0"],
     "replay": ["replay-rec[torch]==0.22.0"],
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5, help="over the training sequences")
     parser.add_argument("--only", nargs="+", default=["hafvt", *NEEDS], help="of hafvt, rectools, ...")
     given = parser.parse_args()
+    given.work = given.work.resolve()
     data = given.work / "data"
     source = given.shared / "amazon-food-kitchen"
     make_data(source, given.work / source.name)
@@ -53,7 +54,9 @@ def main() -> None:
         out = given.work / f"{name}-{given.passes}"
         if name in given.only and not (out / "figures.json").exists():
             command = [python(name, given.work), HERE / f"{name}_sasrec.py", "--log", log, "--out", out]
-            subprocess.run([*map(str, command), "--passes", str(given.passes)], check=True)
+            out.mkdir(exist_ok=True)
+            # Some leave files where they are started.
+            subprocess.run([*map(str, command), "--passes", str(given.passes)], check=True, cwd=out)
         if (out / "figures.json").exists():
             found[name] = {
                 **read_json(out / "figures.json"),

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, write_dataset
 from hafvt.files import write_json
 
@@ -28,6 +29,13 @@ def shared_data() -> Path:
     if not SHARED.exists():
         pytest.skip(f"the real data are not at {SHARED}")
     return SHARED
+
+
+def as_batch(histories: list[list[int]], pad: int = 44, width: int = 0) -> Batch:
+    """Returns histories as a batch whose padding holds an item's number, which must not matter."""
+    width = max(width, *map(len, histories))
+    rows = [history + [pad] * (width - len(history)) for history in histories]
+    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 def write_small(

@@ -9,6 +9,7 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.features.catalogue import read_catalogue
 from hafvt.models.c2dsr import C2dsr, C2dsrConfig
+from tests.conftest import as_batch
 from tests.reference import c2dsr as reference
 
 HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9], [7, 12, 7], [33, 2], [41, 7, 33, 11, 44]]
@@ -35,12 +36,6 @@ def graphs_of(data, counts=False):
     own = [reference.part(history, domain) for history in histories for domain in data.domains]
     total = data.domains[-1].stop
     return [reference.transitions(some, total, counts) for some in (histories, own)]
-
-
-def as_batch(histories, pad=44, width=0):
-    width = max(width, *map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 def loss_and_wrong(model, histories, monkeypatch):

@@ -12,6 +12,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import read_catalogue
 from hafvt.models.mifn import Mifn, MifnConfig
+from tests.conftest import as_batch
 from tests.reference import mifn as reference
 
 BORDER = 30
@@ -46,12 +47,6 @@ def made(data, kind="transitions", **changes):
     names = {"transitions": ["transition"], "table": ["also_bought", "buy_after"], "none": []}[kind]
     edges = {name: catalogue.relations[name].tolist() for name in names} or {"none": []}
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, edges
-
-
-def as_batch(histories, pad=44, width=0):
-    width = max(width, *map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 @pytest.mark.parametrize(

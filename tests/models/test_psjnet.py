@@ -11,6 +11,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import read_catalogue
 from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.psjnet import PsjNet, PsjNetConfig
+from tests.conftest import as_batch
 from tests.reference import psjnet as reference
 
 BORDER = 30
@@ -28,12 +29,6 @@ def made(data, name, **changes):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, logits
-
-
-def as_batch(histories, pad=44):
-    width = max(map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,6 +15,7 @@ from hafvt.features.catalogue import read_catalogue
 from hafvt.models.layers import Dropout, causal_attention
 from hafvt.models.popularity import Popularity, PopularityConfig
 from hafvt.models.sasrec import PAPER, SasRec, SasRecConfig, unseen
+from tests.conftest import as_batch
 from tests.reference import sasrec as reference
 
 
@@ -91,12 +92,6 @@ def test_popularity_counts_training_alone(small):
 
 
 HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 14, 15, 16, 33]]
-
-
-def as_batch(histories, pad=7):
-    width = max(map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 @pytest.mark.parametrize("heads", [1, 3])

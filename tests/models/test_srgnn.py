@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hafvt.data.batches import Batch
 from hafvt.features.catalogue import read_catalogue
 from hafvt.models.srgnn import SrGnn, SrGnnConfig, graphs
+from tests.conftest import as_batch
 from tests.reference import srgnn as reference
 
 HISTORIES = [[3, 41, 3, 8, 41, 3, 3], [45, 31], [9], [7, 12, 7, 12, 7, 12, 33, 34]]  # repeats, one domain
@@ -20,12 +20,6 @@ def made(data, **changes):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {name: t.double().numpy() for name, t in model.state_dict().items()}
-
-
-def as_batch(histories, pad=7):
-    width = max(map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 @pytest.mark.parametrize("steps", [1, 3])

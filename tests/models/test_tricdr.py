@@ -10,6 +10,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import read_catalogue
 from hafvt.models.tricdr import TriCdr, TriCdrConfig
+from tests.conftest import as_batch
 from tests.reference import tricdr as reference
 
 BORDER = 30
@@ -36,12 +37,6 @@ def made(data, **changes):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, config
-
-
-def as_batch(histories, pad=44, width=0):
-    width = max(width, *map(len, histories))
-    rows = [history + [pad] * (width - len(history)) for history in histories]
-    return Batch(torch.tensor(rows), torch.tensor([len(history) for history in histories]))
 
 
 @some_histories

@@ -17,9 +17,10 @@ from hafvt.experiments.contest import BUDGETS, COLUMNS, Budget, Entry, Outcome, 
 from hafvt.experiments.published import ABLATION, TABLES
 from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
-from hafvt.models import MODELS, build, configure, modalities_of, uses_relations
+from hafvt.models import MODELS, build, configure
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
 from hafvt.reports.table import markdown_table
+from hafvt.training.run import catalogue_of
 
 SURE = 0.05  # below it, a difference is no chance
 
@@ -150,8 +151,7 @@ def _budget(name: str) -> Budget:
 def _built(data: Dataset, entry: Entry) -> tuple[str, ...]:
     """Builds a model, so that what it cannot do is known before anything is trained; returns its notes."""
     config = configure(entry.model, entry.configuration, entry.params)
-    catalogue = read_catalogue(data, modalities_of(config), relations=uses_relations(entry.model))
-    return build(entry.model, catalogue, config).notes
+    return build(entry.model, catalogue_of(data, entry.model, config), config).notes
 
 
 def _comparison(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 import torch
@@ -52,3 +54,40 @@ def _listed(data: Dataset, name: str) -> Tensor:
     links = table.select("source", item_id=name).explode("item_id").join(numbers, on="item_id", how="inner")
     links = links.filter(pl.col("source") != pl.col("target")).sort("source", "target")
     return torch.from_numpy(links.select("source", "target").cast(pl.Int64).to_numpy().copy())
+
+
+def link_tables(relations: Mapping[str, Tensor], counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the `count` most frequent links of each item in each relation.
+
+    Args:
+        relations: (n, 2) directed edges by name; one that is given twice weighs more.
+        counts: (items,) how often each item was met, which breaks ties; what is still tied across the limit
+            is left out, as an item's number must not matter.
+        count: K.
+
+    Returns:
+        Links (items, R, K), -1 where there are fewer; which of them a single training step made, same shape.
+    """
+    items = len(counts)
+    links = torch.full((items, len(relations), count), -1)
+    single = torch.zeros(links.shape, dtype=torch.bool)
+    for r, (name, edges) in enumerate(relations.items()):
+        edges = edges[edges[:, 0] != edges[:, 1]]
+        pairs, times = torch.unique(edges[:, 0] * items + edges[:, 1], return_counts=True)
+        source, target = pairs // items, pairs % items
+        order = torch.from_numpy(np.lexsort((-counts[target].numpy(), -times.numpy(), source.numpy())))
+        source, target, times = source[order], target[order], times[order]
+        first = torch.searchsorted(source, source)
+        rank = torch.arange(len(source)) - first
+        tied = torch.stack([source, times, counts[target].long()])
+        _, group, sizes = torch.unique_consecutive(tied, dim=1, return_inverse=True, return_counts=True)
+        keep = sizes.cumsum(0)[group] - first <= count  # the last of its group is within the limit
+        links[source[keep], r, rank[keep]] = target[keep]
+        single[source[keep], r, rank[keep]] = (times[keep] == 1) & (name == TRANSITION)
+    return links, single
+
+
+def graph_relations(relations: Mapping[str, Tensor]) -> list[str]:
+    """Returns the relations that make the graph: those of the items' table, or else training transitions."""
+    listed = [name for name in relations if name not in (TRANSITION, WITHIN)]
+    return listed or [name for name in relations if name == TRANSITION]

@@ -86,11 +86,6 @@ def modalities_of(config: Any) -> tuple[str, ...] | None:
     return None if chosen is None else tuple(name for name in chosen if name != "id")
 
 
-def uses_relations(name: str) -> bool:
-    """Returns whether a model wants the links between items in its catalogue."""
-    return bool(MODELS[name].model.uses_relations)
-
-
 def complete(config: Any, catalogue: Catalogue) -> Any:
     """Returns the configuration with "all modalities there are" spelt out, so that it keeps its meaning."""
     if getattr(config, "modalities", ()) is None:

@@ -27,6 +27,19 @@ def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     return inputs, mask, batch.items[:, 1:][mask]
 
 
+def drawn_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    """Draws prefixes of sequences that have a next item: `count` of each row or all it has, each as likely.
+
+    Returns:
+        The row (N,) and the last slot (N,) of each, both ascending.
+    """
+    places = slots((batch.lengths - 1).clamp(min=0), batch.items.shape[1] - 1)  # (B, T-1)
+    # Of each row those with the lowest random numbers.
+    chance = torch.rand(places.shape, device=places.device).masked_fill(~places, 2.0)
+    row, slot = ((chance.argsort(1).argsort(1) < count) & places).nonzero(as_tuple=True)
+    return row, slot
+
+
 def view(batch: Batch, keep: Tensor) -> Batch:
     """Returns the sub-sequences of the kept items, in their order, again right-padded.
 

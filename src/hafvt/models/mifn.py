@@ -26,19 +26,18 @@ It is defined for two domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.catalogue import Catalogue
+from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, known, slots
+from hafvt.models.layers import Dropout, ResetFirstGru, drawn_prefixes, known, slots
 from hafvt.models.pinet import only_two, two_sides
 from hafvt.ops.catalogue_softmax import target_log_probability
 
@@ -77,43 +76,6 @@ class Graph(NamedTuple):
 
     nodes: Tensor
     adjacency: Tensor
-
-
-def link_tables(relations: Mapping[str, Tensor], counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the `count` most frequent links of each item in each relation.
-
-    Args:
-        relations: (n, 2) directed edges by name; one that is given twice weighs more.
-        counts: (items,) how often each item was met, which breaks ties; what is still tied across the limit
-            is left out, as an item's number must not matter.
-        count: K.
-
-    Returns:
-        Links (items, R, K), -1 where there are fewer; which of them a single training step made, same shape.
-    """
-    items = len(counts)
-    links = torch.full((items, len(relations), count), -1)
-    single = torch.zeros(links.shape, dtype=torch.bool)
-    for r, (name, edges) in enumerate(relations.items()):
-        edges = edges[edges[:, 0] != edges[:, 1]]
-        pairs, times = torch.unique(edges[:, 0] * items + edges[:, 1], return_counts=True)
-        source, target = pairs // items, pairs % items
-        order = torch.from_numpy(np.lexsort((-counts[target].numpy(), -times.numpy(), source.numpy())))
-        source, target, times = source[order], target[order], times[order]
-        first = torch.searchsorted(source, source)
-        rank = torch.arange(len(source)) - first
-        tied = torch.stack([source, times, counts[target].long()])
-        _, group, sizes = torch.unique_consecutive(tied, dim=1, return_inverse=True, return_counts=True)
-        keep = sizes.cumsum(0)[group] - first <= count  # the last of its group is within the limit
-        links[source[keep], r, rank[keep]] = target[keep]
-        single[source[keep], r, rank[keep]] = (times[keep] == 1) & (name == "transition")
-    return links, single
-
-
-def graph_relations(relations: Mapping[str, Tensor]) -> list[str]:
-    """Returns the relations that make the graph: those of the items' table, or else training transitions."""
-    listed = [name for name in relations if not name.startswith("transition")]
-    return listed or [name for name in relations if name == "transition"]
 
 
 def first_distinct(candidates: Tensor, count: int) -> Tensor:
@@ -378,13 +340,8 @@ class Mifn(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """See `prefix_loss`, over drawn prefixes of each sequence."""
-        targets = (batch.lengths - 1).clamp(min=0)  # (B,) how many next items a sequence has
-        places = slots(targets, batch.items.shape[1] - 1)  # (B, T-1)
-        # `prefixes` places of each row, or all it has, each as likely: those with the lowest random numbers.
-        chance = torch.rand(places.shape, device=places.device).masked_fill(~places, 2.0)
-        rank = chance.argsort(1).argsort(1)
-        row, place = ((rank < self.config.prefixes) & places).nonzero(as_tuple=True)
-        return self.prefix_loss(batch, row, place + 1) if len(row) else self.items.weight.sum() * 0
+        row, slot = drawn_prefixes(batch, self.config.prefixes)
+        return self.prefix_loss(batch, row, slot + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Mean of -log P(next item) - [next item not in the graph] log(P_S + 1e-4); P = P_G g + P_S s.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
-from hafvt.models.layers import last, slots
+from hafvt.models.layers import drawn_prefixes, last, slots
 from hafvt.ops.catalogue_softmax import target_log_probability
 from hafvt.ops.lookup import look_up
 
@@ -96,14 +96,8 @@ class SrGnn(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Equation (10) over drawn prefixes of each sequence."""
-        targets = (batch.lengths - 1).clamp(min=0)  # (B,) how many next items a sequence has
-        count = int(targets.sum().clamp(max=self.config.prefixes * len(targets)))
-        places = slots(targets, batch.items.shape[1] - 1)  # (B, T-1)
-        # `prefixes` places of each row, or all it has, each as likely: those with the lowest random numbers.
-        chance = torch.rand(places.shape, device=places.device).masked_fill(~places, 2.0)
-        rank = chance.argsort(1).argsort(1)
-        row, place = ((rank < self.config.prefixes) & places).nonzero(as_tuple=True)
-        return self.prefix_loss(batch, row, place + 1) if count else self.items.weight.sum() * 0
+        row, slot = drawn_prefixes(batch, self.config.prefixes)
+        return self.prefix_loss(batch, row, slot + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Mean of -log softmax(s_h E^T) at the item after each prefix, (8) to (10).

@@ -38,7 +38,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
-from hafvt.models.layers import known, next_items, slots
+from hafvt.models.layers import drawn_prefixes, known, next_items
 from hafvt.models.pinet import Side, only_two, two_sides
 from hafvt.models.psjnet import softmax_of_first
 from hafvt.models.sasrec import SasRec, SasRecConfig
@@ -214,10 +214,7 @@ class TriCdr(Model):
             self.steps += 1
         if pretraining:
             return self.encoder_loss(batch)
-        # `prefixes` places of each row, or all it has, each as likely: those with the lowest random numbers.
-        places = slots((batch.lengths - 1).clamp(min=0), batch.items.shape[1] - 1)  # (B, T-1)
-        chance = torch.rand(places.shape, device=places.device).masked_fill(~places, 2.0)
-        row, slot = ((chance.argsort(1).argsort(1) < self.config.prefixes) & places).nonzero(as_tuple=True)
+        row, slot = drawn_prefixes(batch, self.config.prefixes)
         return self.prefix_loss(batch, row, slot)
 
     def encoder_loss(self, batch: Batch) -> Tensor:

@@ -23,14 +23,21 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, need
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, checked, ranked
-from hafvt.features.catalogue import read_catalogue
 from hafvt.files import atomic_file, write_json
-from hafvt.models import build, complete, configure, modalities_of, uses_relations
+from hafvt.models import build, complete, configure
 from hafvt.ops.catalogue_softmax import compute_dtype
 from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
 from hafvt.training.checkpoint import load, pack, save, unpack
-from hafvt.training.run import Run, describe, feature_hashes, fingerprint, open_run, weight_files
+from hafvt.training.run import (
+    Run,
+    catalogue_of,
+    describe,
+    feature_hashes,
+    fingerprint,
+    open_run,
+    weight_files,
+)
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -116,7 +123,7 @@ def train(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     config = configure(model, configuration, params)
     fabric, dtype = _fabric(device, precision)
-    catalogue = read_catalogue(dataset, modalities_of(config), relations=uses_relations(model))
+    catalogue = catalogue_of(dataset, model, config)
     config = complete(config, catalogue)
     settings: dict[str, Any] = {
         "model": model,

@@ -11,9 +11,9 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.catalogue import Catalogue, read_catalogue
 from hafvt.files import read_json, sha256
-from hafvt.models import MODELS, build, modalities_of, uses_relations
+from hafvt.models import MODELS, build, modalities_of
 from hafvt.models.base import Model
 from hafvt.reports.run import read_results
 from hafvt.reports.table import plain_table
@@ -75,6 +75,15 @@ def weight_files(count: int) -> list[str]:
     return [f"model{number or ''}.safetensors" for number in range(count)]
 
 
+def catalogue_of(data: Dataset, model: str, config: Any) -> Catalogue:
+    """Reads what a model in a configuration wants to know of a dataset's items.
+
+    Raises:
+        HafvtError: a modality is not encoded.
+    """
+    return read_catalogue(data, modalities_of(config), relations=MODELS[model].model.uses_relations)
+
+
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
     """Opens a finished run.
 
@@ -106,7 +115,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     kind = type(next(iter(MODELS[about["model"]].configurations.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
     config = kind(**values)
-    catalogue = read_catalogue(data, modalities_of(config), relations=uses_relations(about["model"]))
+    catalogue = catalogue_of(data, about["model"], config)
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         model = build(about["model"], catalogue, config)

@@ -27,7 +27,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, last, next_items
-from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
+from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
 
 LOSSES = ("catalogue", "cross-entropy", "bpr-max")
 TINY = 1e-24  # theirs
@@ -103,8 +103,9 @@ class Gru4Rec(Model):
         asks = []
         for domain in self.domains:
             here = (targets >= domain.start) & (targets < domain.stop)
-            asks.append(Ask(h[here], targets[here], slice(domain.start, domain.stop)))
-        return -torch.cat(target_log_probabilities(asks, table)).sum() / max(len(targets), 1)
+            among = slice(domain.start, domain.stop)
+            asks.append(Ask(h[here], targets[here], among, share=1 / max(len(targets), 1)))
+        return catalogue_nll(asks, table)
 
     def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with log-Q correction, or BPR-max, against sampled negatives.

@@ -40,8 +40,9 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, causal_attention, last, next_items, view
-from hafvt.ops.catalogue_softmax import Ask, log_partition, mixture_nll, target_log_probabilities
+from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
+from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class HafVtConfig:
     """Adds a learned vector per position to the attention's input."""
     dropout: float = 0.2
     """Dropout rate on the attention's input and output."""
+    sampled: int = 0
+    """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
 
 PAPER = HafVtConfig(
@@ -130,10 +133,13 @@ def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tenso
 class HafVt(Model):
     """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
 
+    popularity: Tensor
+
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains = config, catalogue.domains
         self.max_length = config.max_length
+        self.register_buffer("popularity", catalogue.counts, persistent=False)
         self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
         absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
         if absent:
@@ -163,7 +169,10 @@ class HafVt(Model):
             if len(fixed) != len(widths):
                 raise HafvtError(f"{len(fixed)} weights for the modalities {', '.join(self.modalities)}")
             self.register_buffer(
-                "mix", torch.tensor(fixed).log().expand(sequences, -1).clone(), persistent=False
+                # A weight of 0 has a logarithm, too: 1e-35 adds nothing to a probability.
+                "mix",
+                torch.tensor(fixed).log().clamp(min=-80).expand(sequences, -1).clone(),
+                persistent=False,
             )
 
     def branch(self, sequence: int, modality: int, items: Tensor) -> Tensor:
@@ -203,21 +212,51 @@ class HafVt(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
         pairs = [next_items(sequence) for sequence in self.sequences(batch)]
-        log_p = []
+        scale, log_weights = 1 / self.config.temperature, self.log_weights()
+        of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
+        factors = [self.config.lambda2 if n == len(self.domains) else of_domain for n in self.used]  # (9)
+        # The ids last: the gradient of their table is cheapest where the loss is made.
+        *others, last = sorted(range(len(self.modalities)), key=lambda m: self.modalities[m] == "id")
+        if self.config.sampled:
+            return self.sampled_loss(pairs, factors)
+        said: list[list[Tensor]] = [[] for _ in self.used]  # per sequence, (N,) per modality: log w p
+        for modality in others:
+            table, asks = self.asks(modality, pairs)
+            for row, log_p in enumerate(target_log_probabilities(asks, table, scale)):
+                said[row].append(log_weights[row, modality] + log_p)
+        table, asks = self.asks(last, pairs)
+        loss = torch.zeros((), device=table.device)
+        for row, (ask, factor) in enumerate(zip(asks, factors, strict=True)):
+            share = factor / max(len(ask.targets), 1)  # (8) is a mean
+            # (7), log sum_m w_m p_m = log w_last + log(beside + p_last)
+            beside = torch.stack(said[row]).logsumexp(0) - log_weights[row, last] if others else None
+            asks[row] = ask._replace(share=share, beside=beside)
+            loss = loss - share * len(ask.targets) * log_weights[row, last]
+        return loss + catalogue_nll(asks, table, scale, unit=self.modalities[last] == "id")
+
+    def sampled_loss(self, pairs: list[tuple[Batch, Tensor, Tensor]], factors: list[float]) -> Tensor:
+        """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
+        samples = [draw(self.popularity, self.candidates(n), self.config.sampled) for n in self.used]
+        of_modalities = []
         for modality, name in enumerate(self.modalities):
-            table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
-            asks = []
-            for number, items, (_, mask, targets) in zip(self.used, histories, pairs, strict=True):
-                h = self.branch(number, modality, items)[mask]  # (N, d)
-                asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
-            scale = 1 / self.config.temperature
-            log_p.append(target_log_probabilities(asks, table, scale, unit=name == "id"))
-        terms = []
-        for log_weights, of_modalities in zip(self.log_weights(), zip(*log_p, strict=True), strict=True):
-            nll = mixture_nll(log_weights, torch.stack(of_modalities, dim=1))  # (7), (N,)
-            terms.append(nll.sum() / max(len(nll), 1))  # (8)
-        share = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
-        return share * sum(terms[:-1], start=torch.zeros_like(terms[-1])) + self.config.lambda2 * terms[-1]
+            table, asks = self.asks(modality, pairs)
+            scale, unit = 1 / self.config.temperature, name == "id"
+            of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit))
+        loss = torch.zeros((), device=self.mix.device)
+        for row, (log_weights, factor) in enumerate(zip(self.log_weights(), factors, strict=True)):
+            log_p = torch.stack([of_modality[row] for of_modality in of_modalities], dim=1)  # (N, M)
+            mixed = (log_weights + log_p).logsumexp(1)  # (7), (N,)
+            loss = loss - factor * mixed.sum() / max(len(mixed), 1)
+        return loss
+
+    def asks(self, modality: int, pairs: list[tuple[Batch, Tensor, Tensor]]) -> tuple[Tensor, list[Ask]]:
+        """Returns a modality's table, (V, d), and what each sequence asks of it; pairs: see `next_items`."""
+        table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
+        asks = []
+        for number, items, (_, mask, targets) in zip(self.used, histories, pairs, strict=True):
+            h = self.branch(number, modality, items)[mask]  # (N, d)
+            asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
+        return table, asks
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""

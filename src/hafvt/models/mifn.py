@@ -39,7 +39,7 @@ from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, ResetFirstGru, drawn_prefixes, known, slots
 from hafvt.models.pinet import only_two, two_sides
-from hafvt.ops.catalogue_softmax import target_log_probability
+from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
 
 TINY = 1e-30
 
@@ -366,7 +366,8 @@ class Mifn(Model):
                 continue
             table = decoder.table()  # type: ignore[operator]
             queries = F.pad(self.dropout(state[mine]).float(), (0, 1), value=1.0)
-            plain = target_log_probability(queries, table, target[mine] - domain.start)
+            ask = Ask(queries, target[mine] - domain.start, slice(0, len(table)))
+            (plain,) = target_log_probabilities([ask], table)
             plain, found = plain + F.logsigmoid(-copy[mine]), (g * hit)[mine].sum(1)
             copied = F.logsigmoid(copy[mine]) + found.clamp(min=TINY).log()
             inside = hit[mine].any(1)

@@ -29,7 +29,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, ResetFirstGru, known, last, next_items, slots, view
-from hafvt.ops.catalogue_softmax import target_log_probability
+from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ class PiNet(Model):
 def nll(states: Tensor, output: nn.Module, targets: Tensor) -> Tensor:
     """Returns the sum of -log softmax(W states + b) at targets, the bias as one more column of W."""
     table = torch.cat([output.weight, output.bias[:, None]], dim=1)  # type: ignore[list-item, index]
-    return -target_log_probability(F.pad(states.float(), (0, 1), value=1.0), table, targets).sum()
+    queries = F.pad(states.float(), (0, 1), value=1.0)
+    return catalogue_nll([Ask(queries, targets, slice(0, len(table)))], table)
 
 
 def chosen_scores(state: Tensor, output: nn.Module, candidates: Tensor | None, start: int) -> Tensor:

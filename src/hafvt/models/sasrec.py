@@ -28,8 +28,9 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots
-from hafvt.ops.catalogue_softmax import target_log_probability
+from hafvt.ops.catalogue_softmax import Ask, mean_nll
 from hafvt.ops.lookup import look_up
+from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class SasRecConfig:
     """The paper's blocks, input and positions; see above."""
     loss: Literal["catalogue", "binary"] = "catalogue"
     """See above."""
+    sampled: int = 0
+    """Items drawn at each step for the loss "catalogue", with log-q correction; 0 takes all items."""
 
 
 PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, original=True, loss="binary")
@@ -113,12 +116,15 @@ class Block(nn.Module):
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is the dot product with the last state."""
 
+    popularity: Tensor
+
     def __init__(self, catalogue: Catalogue, config: SasRecConfig) -> None:
         super().__init__()
         if config.loss not in ("catalogue", "binary"):
             raise HafvtError(f"no loss {config.loss!r}: choose catalogue or binary")
         self.config, self.domains = config, catalogue.domains
         self.max_length = config.max_length
+        self.register_buffer("popularity", catalogue.counts, persistent=False)
         self.items = nn.Embedding(len(catalogue), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
         self.dropout = Dropout(config.dropout)
@@ -152,8 +158,13 @@ class SasRec(Model):
         inputs, mask, targets = next_items(batch)
         table, (items,) = look_up(self.items.weight, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
+        if self.config.loss == "catalogue" and self.config.sampled:
+            whole = slice(0, len(table))
+            sample = draw(self.popularity, whole, self.config.sampled)
+            (log_p,) = sampled_log_probabilities([Ask(h, targets, whole)], [sample], table)
+            return -log_p.sum() / max(len(log_p), 1)
         if self.config.loss == "catalogue":
-            return -target_log_probability(h, table, targets).mean()
+            return mean_nll(h, table, targets)
         drawn = unseen(batch, batch.items[:, 1:], self.domains)[mask]
         wins, loses = ((h * table[item]).sum(1) for item in (targets, drawn))  # (N,)
         return (F.softplus(-wins) + F.softplus(loses)).mean()

@@ -22,7 +22,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
 from hafvt.models.layers import drawn_prefixes, last, slots
-from hafvt.ops.catalogue_softmax import target_log_probability
+from hafvt.ops.catalogue_softmax import mean_nll
 from hafvt.ops.lookup import look_up
 
 
@@ -110,7 +110,7 @@ class SrGnn(Model):
         prefix = Batch(batch.items[row, : int(length.max())], length)
         table, (items,) = look_up(self.items.weight, prefix.items)  # (V, d), (N, T, d)
         s = self.session(items, prefix)
-        return -target_log_probability(s.float(), table, batch.items[row, length]).mean()
+        return mean_nll(s.float(), table, batch.items[row, length])
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Equation (8), see `Model.scores`: s_h . v_i."""

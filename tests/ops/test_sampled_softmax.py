@@ -1,0 +1,68 @@
+"""The sampled softmax is right on average, and as exact as its sample is large."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
+from hafvt.ops.sampled_softmax import Sample, draw, sampled_log_probabilities
+
+V, D, N = 50, 6, 20
+GENERATOR = torch.Generator().manual_seed(0)
+TABLE = torch.randn(V, D, generator=GENERATOR)
+H = torch.randn(N, D, generator=GENERATOR)
+PART = slice(10, 40)
+TARGETS = torch.arange(N) + 12
+POPULARITY = torch.arange(V) ** 2
+
+
+def test_the_sum_of_exponentials_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    (exact,) = target_log_probabilities([Ask(H, TARGETS, PART)], TABLE, 0.5)
+    estimates = []
+    for _ in range(2000):
+        sample = draw(POPULARITY, PART, 20)
+        (log_p,) = sampled_log_probabilities([Ask(H, TARGETS, PART)], [sample], TABLE, 0.5)
+        estimates.append((-log_p).exp())  # partition over the target's exponential: linear in the estimate
+    mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
+    # The target is left out of the sample and counted as itself, so nothing else biases the sum.
+    assert ((mean - (-exact).exp()).abs() <= 4 * deviation).all()
+
+
+def test_a_sample_of_every_item_once_is_exact() -> None:
+    every = Sample(torch.arange(PART.start, PART.stop), torch.zeros(30))
+    for unit in (False, True):
+        leaves = [H.clone().requires_grad_(), TABLE.clone().requires_grad_()]
+        other = [x.detach().clone().requires_grad_() for x in leaves]
+        (got,) = sampled_log_probabilities(
+            [Ask(leaves[0], TARGETS, PART)], [every], leaves[1], 2.0, unit=unit
+        )
+        (exact,) = target_log_probabilities([Ask(other[0], TARGETS, PART)], other[1], 2.0, unit=unit)
+        torch.testing.assert_close(got, exact)
+        got.sum().backward()
+        exact.sum().backward()
+        for a, b in zip(leaves, other, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_draws_stay_in_their_part_and_follow_popularity() -> None:
+    torch.manual_seed(0)
+    sample = draw(POPULARITY, PART, 100_000)
+    assert sample.items.min() >= PART.start
+    assert sample.items.max() < PART.stop
+    drawn = torch.bincount(sample.items, minlength=V)[PART].float()
+    rate = torch.zeros(V).scatter(0, sample.items, sample.log_rate.exp())[PART]
+    assert rate[-1] > 7 * rate[0]
+    torch.testing.assert_close(drawn, rate, rtol=0.1, atol=0)
+
+
+def test_a_catalogue_of_one_item() -> None:
+    table = torch.ones(1, 2, requires_grad=True)
+    sample = draw(torch.zeros(1), slice(0, 1), 3)
+    targets: Tensor = torch.zeros(2, dtype=torch.int64)
+    (log_p,) = sampled_log_probabilities([Ask(torch.ones(2, 2), targets, slice(0, 1))], [sample], table)
+    log_p.sum().backward()
+    assert torch.equal(log_p, torch.zeros(2))
+    assert table.grad is not None
+    assert torch.equal(table.grad, torch.zeros(1, 2))

@@ -1,11 +1,15 @@
-"""Time and memory of `prepare` on a generated log: python benchmarks/prepare.py [INTERACTIONS].
+"""Time and memory of preparing and evaluating a big generated log.
 
-A log of two domains with about one user per 20 and one item per 100 interactions, items drawn with skewed
-popularity, goes as CSV into a temporary folder; a fresh process prepares it. Prints one line of JSON.
+    python benchmarks/prepare.py [INTERACTIONS]
+
+A log of two domains with one user per 20 and one item per 100 interactions, items drawn with skewed popularity,
+goes as CSV into a temporary folder. A fresh process prepares it; another ranks the test target of every user
+among all items of its domain, by popularity and by an untrained SASRec of width 64 (which takes as long as a
+trained one). By default 20 million interactions of 1 million users; that run alone writes results/prepare.md
+and .json.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from machine import describe, sentence
 
+from hafvt.files import atomic_file, write_json
+from hafvt.reports.table import markdown_table
+
+RESULTS = Path(__file__).parent / "results"
+FULL = 20_000_000
 PREPARE = """
 import json, resource, sys, time
 from hafvt.data.prepare import prepare
@@ -25,6 +35,28 @@ print(json.dumps({
     "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     "users": data.users, "items": data.domains[-1].stop, "kept": len(data.items),
     "tied": data.manifest["ties"]["tied"],
+}))
+"""
+EVALUATE = """
+import json, resource, sys, time
+import numpy as np
+from hafvt.data.dataset import Dataset
+from hafvt.evaluation.protocols import full
+from hafvt.models import build, configure
+from hafvt.progress import progress
+from hafvt.training.run import catalogue_of
+data, name, params = Dataset.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+config = configure(name, params=params)
+model = build(name, catalogue_of(data, name, config), config)
+positions = np.asarray(data.test)
+start = time.perf_counter()
+with progress(f"rank {name}", len(positions), "histories") as advance:
+    ranks = full(model, data, positions, advance=advance)
+print(json.dumps({
+    "wall_s": round(time.perf_counter() - start, 1),
+    "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    "histories": len(positions),
+    "mean_rank": round(float(ranks.ranks.mean()), 1),
 }))
 """
 CHUNK = 1_000_000
@@ -54,7 +86,7 @@ def generate(folder: Path, interactions: int) -> None:
 
 
 def main() -> None:
-    interactions = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000_000
+    interactions = int(sys.argv[1]) if len(sys.argv) > 1 else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
@@ -62,12 +94,44 @@ def main() -> None:
         generated = round(time.perf_counter() - start, 1)
         size = round((folder / "interactions.csv").stat().st_size / 2**20)
         print(f"{interactions:,} interactions, {size:,} MiB, generated in {generated} s", file=sys.stderr)
-        paths = [folder / "interactions.csv", folder / "items.csv", folder / "out"]
-        run = subprocess.run(
-            [sys.executable, "-c", PREPARE, *map(str, paths)], stdout=subprocess.PIPE, check=True
-        )
-        given = {"interactions": interactions, "csv_mib": size, "cpus": os.cpu_count()}
-        print(json.dumps({**given, **json.loads(run.stdout)}))
+        out = folder / "out"
+        found = {"prepare": call(PREPARE, folder / "interactions.csv", folder / "items.csv", out)}
+        for model, params in (("popularity", {}), ("sasrec", {"width": 64, "max_length": 20})):
+            found[model] = call(EVALUATE, out, model, json.dumps(params))
+    print(json.dumps({"interactions": interactions, "csv_mib": size, **found}))
+    if interactions == FULL:
+        write(interactions, size, found)
+
+
+def call(script: str, *arguments: object) -> dict[str, float]:
+    """Runs a script in a process of its own and returns the JSON that it prints."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def write(interactions: int, size: int, found: dict[str, dict[str, float]]) -> None:
+    """Writes the table."""
+    machine, made = describe(), found["prepare"]
+    rows = [["`prepare`", f"{made['wall_s']:,.0f}", f"{made['peak_rss_gib']:.1f}", "–"]]
+    for model in ("popularity", "sasrec"):
+        row = found[model]
+        cells = [f"ranking, {model}", f"{row['wall_s']:,.0f}", f"{row['peak_rss_gib']:.1f}"]
+        rows.append([*cells, f"{row['histories'] / row['wall_s']:,.0f}"])
+    text = [
+        "# A big log, prepared and evaluated",
+        "",
+        f"`python benchmarks/prepare.py`: {interactions:,} interactions in a CSV of {size:,} MiB, "
+        f"{made['users']:,} users, {made['items']:,} items in two domains. Each test target is ranked among all "
+        "items of its domain.",
+        "",
+        sentence(machine),
+        "",
+        markdown_table(["step", "wall, s", "peak memory of the process, GiB", "histories/s"], rows),
+    ]
+    with atomic_file(RESULTS / "prepare.md") as path:
+        path.write_text("\n".join(text), encoding="utf-8")
+    write_json(RESULTS / "prepare.json", {"machine": machine, "interactions": interactions, "steps": found})
 
 
 if __name__ == "__main__":

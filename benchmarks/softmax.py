@@ -1,15 +1,16 @@
-"""How fast, and in how much memory, is the softmax over a catalogue?
+"""How close to the machine's limit is the softmax over a catalogue, and how does it grow?
 
 Run: python benchmarks/softmax.py [--quick]
 
-For each implementation, dtype, catalogue size and width: forward and backward of `log_partition`, with a
-frozen table (gradients of the queries alone) and a learned one. The full run writes results/softmax.md and
+For each implementation, dtype, catalogue size and width: the loss and its gradients, `catalogue_nll`, with a
+frozen table (gradient of the queries alone) and a learned one. The full run writes results/softmax.md and
 .json beside this file; --quick only prints. With OMP_NUM_THREADS=1 the time is CPU time, which others' work
 on the machine disturbs little.
 
-Rates count useful operations, alike for all, whatever each computes anew: with N queries, V items and width d
-2NVd for the log-partition, 2NVd for the gradient of the queries, 4NVd more for that of a learned table. (With
-stored logits 2NVd are enough for the latter: "plain" is flattered in learned mode.)
+Rates count what cannot be done without: with N queries, V items and width d 2NVd operations for the logits,
+2NVd for the gradient of the queries, 2NVd more for that of a learned table. Memory is the most that tensors
+held at a time beyond queries and table, without what has the table's size: its gradient, its rows in the
+dtype of the products, their lengths.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from machine import describe, sentence
 from torch.profiler import ProfilerActivity, profile
 
 from hafvt.files import atomic_file, write_json
-from hafvt.ops.catalogue_softmax import Implementation, log_partition
+from hafvt.ops.catalogue_softmax import Implementation, mean_nll
 from hafvt.progress import progress
 
 RESULTS = Path(__file__).parent / "results"
-QUERIES = 1024
+QUERIES = 2048
+SIZES, WIDTHS = (4_000, 16_000, 64_000, 256_000), (64, 128, 256, 512)
+LARGEST_PLAIN = 64_000  # beyond, stored logits take many gigabytes
 IMPLS: tuple[tuple[Implementation, str], ...] = (
-    ("attention", "float32"),
-    ("attention", "bfloat16"),
-    ("chunked", "float32"),
-    ("chunked", "bfloat16"),
+    ("tiles", "bfloat16"),
+    ("tiles", "float32"),
     ("plain", "float32"),  # the reference computes in float32 whatever the table is stored in
 )
 
@@ -45,12 +46,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the softmax over a catalogue.")
     parser.add_argument("--quick", action="store_true", help="the smallest catalogue only; writes nothing")
     quick = parser.parse_args().quick
-    sizes, widths = ((8_000,), (256,)) if quick else ((8_000, 24_000, 64_000), (256, 512))
-    cases = list(itertools.product(widths, sizes, (False, True), IMPLS))
+    sizes, widths = ((4_000, 16_000), (64,)) if quick else (SIZES, WIDTHS)
+    cases = [
+        case
+        for case in itertools.product(widths, (True, False), IMPLS, sizes)
+        if case[2][0] != "plain" or (case[3] <= LARGEST_PLAIN and case[0] in (64, 256))
+    ]
     machine = setting()
     rows = []
     with progress("softmax", len(cases), "cases") as advance:
-        for d, v, learned, (impl, dtype) in cases:
+        for d, learned, (impl, dtype), v in cases:
             rows.append(measure(v, d, learned, impl, dtype))
             advance(1, f"{impl} {dtype}")
     machine["load_at_end"] = round(os.getloadavg()[0], 1)
@@ -66,19 +71,18 @@ def measure(v: int, d: int, learned: bool, impl: Implementation, dtype: str) -> 
     """Returns seconds, extra peak memory and rate of one case."""
     torch.manual_seed(0)
     h = torch.nn.functional.normalize(torch.randn(QUERIES, d), dim=1).requires_grad_()
-    table = (
-        torch.nn.functional.normalize(torch.randn(v, d), dim=1)
-        .to(getattr(torch, dtype))
-        .requires_grad_(learned)
-    )
+    table = torch.nn.functional.normalize(torch.randn(v, d), dim=1).requires_grad_(learned)
+    targets = torch.randint(v, (QUERIES,))
 
     def step() -> None:
         h.grad = table.grad = None
-        torch.autograd.backward(log_partition(h, table, 20.0, impl).sum())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = mean_nll(h, table, targets, 20.0, impl)
+        loss.backward()
 
-    peak = peak_bytes(step)  # warms up as well
+    tables = v * (d * (4 * learned + 2 * (dtype == "bfloat16")) + 4)
+    peak = peak_bytes(step) - tables  # warms up as well
     seconds = best_seconds(step)
-    operations = (8 if learned else 4) * QUERIES * v * d
     return {
         "d": d,
         "v": v,
@@ -86,8 +90,9 @@ def measure(v: int, d: int, learned: bool, impl: Implementation, dtype: str) -> 
         "impl": impl,
         "dtype": dtype,
         "seconds": round(seconds, 4),
-        "peak_mib": round(peak / 2**20, 1),
-        "gflop_per_s": round(operations / seconds / 1e9, 1),
+        "ns_per_target_and_item": round(1e9 * seconds / QUERIES / v, 3),
+        "extra_mib": round(peak / 2**20, 1),
+        "gflop_per_s": round((6 if learned else 4) * QUERIES * v * d / seconds / 1e9, 1),
     }
 
 
@@ -115,10 +120,13 @@ def peak_bytes(step: Callable[[], object]) -> int:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Returns the GFLOP/s of a plain product of the logits' layout, (n, n) by (n, n) transposed."""
-    a = torch.randn(1024, 1024).to(dtype)
-    best_seconds(lambda: a @ a.T)
-    return round(2 * 1024**3 / best_seconds(lambda: a @ a.T) / 1e9, 1)
+    """Returns the GFLOP/s of plain square products, the best of three sizes."""
+    rates = []
+    for n in (1024, 2048, 4096):
+        a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+        best_seconds(lambda a=a, b=b: a @ b)
+        rates.append(2 * n**3 / best_seconds(lambda a=a, b=b: a @ b) / 1e9)
+    return round(max(rates), 1)
 
 
 def setting() -> dict[str, Any]:
@@ -135,24 +143,26 @@ def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Returns the description and the table."""
     rates = machine["matmul_gflop_per_s"]
     lines = [
-        "# Softmax over a catalogue: forward and backward",
+        "# Softmax over a catalogue: loss and gradients",
         "",
-        f"{sentence(machine)} Times are {machine['clock']}; load before and after: "
-        f"{machine['load_at_start']} and {machine['load_at_end']} (above the number of cores others computed "
-        "too, which lengthens times, those of the wall clock above all).",
+        f"`python benchmarks/softmax.py`. {sentence(machine)} Times are {machine['clock']}; load before and "
+        f"after: {machine['load_at_start']} and {machine['load_at_end']} (above the number of threads others "
+        "computed too, which lengthens times, those of the wall clock above all).",
         "",
         f"{QUERIES:,} queries. A plain matrix product runs at {rates['float32']:.0f} GFLOP/s in float32 and "
-        f"{rates['bfloat16']:.0f} in bfloat16; the last column is the rate beside that. Operations are the "
-        "useful ones, alike for all; memory is the peak beyond queries and table, gradients included.",
+        f"{rates['bfloat16']:.0f} in bfloat16, the best of three sizes; the last column is the rate beside "
+        "that. Operations are those that cannot be done without; extra memory is without what has the "
+        "table's size. `plain` stores the logits.",
         "",
-        "| width | items | table | implementation | dtype | ms | extra MiB | GFLOP/s | of a product |",
-        "|---:|---:|---|---|---|---:|---:|---:|---:|",
+        "| width | table | implementation | dtype | items | ms | ns per target and item | extra MiB "
+        "| GFLOP/s | of a product |",
+        "|---:|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         lines.append(
-            f"| {row['d']} | {row['v']:,} | {row['table']} | {row['impl']} | {row['dtype']} "
-            f"| {1e3 * row['seconds']:,.0f} | {row['peak_mib']:,.1f} | {row['gflop_per_s']:.0f} "
-            f"| {row['gflop_per_s'] / rates[row['dtype']]:.2f} |"
+            f"| {row['d']} | {row['table']} | {row['impl']} | {row['dtype']} | {row['v']:,} "
+            f"| {1e3 * row['seconds']:,.0f} | {row['ns_per_target_and_item']:.2f} | {row['extra_mib']:,.1f} "
+            f"| {row['gflop_per_s']:.0f} | {row['gflop_per_s'] / rates[row['dtype']]:.2f} |"
         )
     return "\n".join(lines)
 

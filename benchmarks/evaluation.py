@@ -1,0 +1,135 @@
+"""How many histories a second are ranked against a whole catalogue, and in how much memory.
+
+    python benchmarks/evaluation.py [--items 28500]
+
+One target per history among all items of two domains of very unequal size, so that nearly each is ranked
+among the whole catalogue; histories of 20 items, untrained models (which takes as long), all processors.
+Writes results/evaluation.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from contestants.common import Meter
+from machine import describe, sentence
+from real_data import RESULTS
+
+from hafvt.data.dataset import Dataset, Domain, write_dataset
+from hafvt.evaluation.protocols import full
+from hafvt.features.catalogue import Catalogue, Vectors
+from hafvt.files import atomic_file, write_json
+from hafvt.models import build, configure
+from hafvt.reports.table import markdown_table
+
+USERS, LENGTH, OTHER = 20_000, 20, 100
+CASES = {
+    "sasrec": {"width": 64, "max_length": LENGTH},
+    "hafvt": {"id_width": 64, "content_width": 64, "max_length": LENGTH},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of full ranking.")
+    parser.add_argument("--items", type=int, default=28_500)
+    items: int = parser.parse_args().items
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = generate(Path(folder) / "data", items)
+        here = torch.ones(items, dtype=torch.bool)
+        torch.manual_seed(0)
+        vectors = {
+            name: Vectors(F.normalize(torch.randn(items, 512), dim=1), here) for name in ("image", "title")
+        }
+        catalogue = Catalogue(data.domains, vectors, torch.ones(items))
+        for name, params in CASES.items():
+            model = build(name, catalogue, configure(name, params=params))
+            positions = np.asarray(data.test)[: USERS if name == "sasrec" else USERS // 5]
+            full(model, data, positions[:500])
+            with Meter() as meter:
+                full(model, data, positions)
+            found[name] = {
+                "histories": len(positions),
+                "histories_per_s": len(positions) / meter.wall_s,
+                "histories_per_cpu_s": len(positions) / meter.cpu_s,
+                "mib_above_start": 1024 * meter.above_gib,
+                "mib_of_all_scores": len(positions) * items * 4 / 2**20,
+            }
+            print(name, found[name], flush=True)
+    write(found, items)
+
+
+def generate(folder: Path, items: int) -> Dataset:
+    """Writes random histories; a handful of items make the other domain."""
+    random = np.random.default_rng(0)
+    domains = [Domain("first", 0, items - OTHER), Domain("second", items - OTHER, items)]
+    table = pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(items)],
+            "domain": ["first"] * (items - OTHER) + ["second"] * OTHER,
+            "title": [f"title {n}" for n in range(items)],
+            "image": [None] * items,
+        },
+        schema_overrides={"image": pl.String},
+    )
+    length = LENGTH + 2
+    offsets = np.arange(USERS + 1) * length
+    return write_dataset(
+        folder,
+        domains=domains,
+        item_table=table,
+        user_ids=pl.Series([f"u{n}" for n in range(USERS)]),
+        items=random.integers(items, size=USERS * length).astype(np.int32),
+        times=np.arange(USERS * length),
+        offsets=offsets,
+        train_ends=np.full(USERS, LENGTH),
+        valid=offsets[1:] - 2,
+        test=offsets[1:] - 1,
+    )
+
+
+def write(found: dict[str, dict[str, Any]], items: int) -> None:
+    """Writes the table."""
+    machine = describe()
+    rows = [
+        [
+            f"{name}, width 64" + (", three modalities" if name == "hafvt" else ""),
+            f"{row['histories']:,}",
+            f"{row['histories_per_s']:,.0f}",
+            f"{row['histories_per_cpu_s']:,.0f}",
+            f"{row['mib_above_start']:,.0f}",
+            f"{row['mib_of_all_scores']:,.0f}",
+        ]
+        for name, row in found.items()
+    ]
+    header = [
+        "model",
+        "histories",
+        "histories/s",
+        "per CPU-s",
+        "MiB above start",
+        "MiB all scores would take",
+    ]
+    text = [
+        "# Ranking against the whole catalogue",
+        "",
+        f"`python benchmarks/evaluation.py`: {items:,} items, histories of {LENGTH} items.",
+        "",
+        sentence(machine),
+        "",
+        markdown_table(header, rows),
+    ]
+    with atomic_file(RESULTS / "evaluation.md") as path:
+        path.write_text("\n".join(text), encoding="utf-8")
+    write_json(RESULTS / "evaluation.json", {"machine": machine, "items": items, "models": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""HAF-VT beside a plain PyTorch HAF-VT, which stores its logits and knows no bfloat16.
+
+    python benchmarks/plain.py --shared ../shared/data --work /tmp/plain [--passes 1]
+
+Two comparisons, each contestant in a process of its own with all processors: some steps over 64,000 generated
+items with a picture and a title each, and whole passes over amazon-food-kitchen, with the quality reached on
+its validation targets. The plain model is the same but for its loss, which is written as the equations are.
+What is finished is left as it is. Writes results/plain.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from contestants.common import Meter
+from machine import describe, sentence
+from real_data import RESULTS, make_data
+from torch import Tensor
+
+from hafvt.data.batches import Batch, TrainBatches
+from hafvt.data.dataset import Dataset, Domain
+from hafvt.evaluation.metrics import mean_mrr, summarise
+from hafvt.evaluation.protocols import full
+from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
+from hafvt.files import atomic_file, read_json, write_json
+from hafvt.models.hafvt import HafVt, HafVtConfig
+from hafvt.models.layers import next_items
+from hafvt.ops import catalogue_softmax
+from hafvt.reports.table import markdown_table
+
+ITEMS, BATCH, LENGTH, STEPS = 64_000, 64, 20, 5
+DATA = "amazon-food-kitchen"
+CASES = ("steps", "passes")
+
+
+class PlainHafVt(HafVt):
+    """HAF-VT with the loss (9) as it is written: every logit stored, float32, autograd."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See `HafVt.loss`."""
+        of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
+        loss = torch.zeros(())
+        for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
+            inputs, mask, targets = next_items(sequence)
+            among = self.candidates(number)
+            log_p = []
+            for modality in range(len(self.modalities)):
+                h = self.branch(number, modality, F.embedding(inputs.items, self.table(modality)))[mask]
+                logits = F.normalize(h, dim=1) @ self.compared(modality)[among].T / self.config.temperature
+                found = torch.log_softmax(logits, dim=1)  # (N, V)
+                log_p.append(found.gather(1, targets[:, None] - among.start)[:, 0])
+            mixture = (self.log_weights()[row] + torch.stack(log_p, dim=1)).logsumexp(1)
+            factor = self.config.lambda2 if number == len(self.domains) else of_domain
+            loss = loss - factor * mixture.sum() / max(len(mixture), 1)
+        return loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="HAF-VT beside a plain PyTorch HAF-VT.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the data set and the figures")
+    parser.add_argument("--passes", type=int, default=1, help="over the training sequences")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "SYSTEM"), help="measure in this process")
+    given = parser.parse_args()
+    if given.one:
+        case, system = given.one
+        write_json(given.work / f"{case}-{system}.json", measure(case, system, given.work, given.passes))
+        return
+    make_data(given.shared / DATA, given.work / DATA)
+    found: dict[str, dict[str, Any]] = {}
+    for case in CASES:
+        for system in ("hafvt", "plain"):
+            path = given.work / f"{case}-{system}.json"
+            if not path.exists():
+                command = [sys.executable, __file__, "--work", given.work, "--passes", given.passes]
+                subprocess.run([*map(str, command), "--one", case, system], check=True)
+            found[f"{case} {system}"] = read_json(path)
+            print(case, system, found[f"{case} {system}"], flush=True)
+    write(found, given.passes)
+
+
+def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
+    """Returns speed, memory above start, share of the time in the softmax and, after passes, quality."""
+    torch.manual_seed(0)
+    kind = HafVt if system == "hafvt" else PlainHafVt
+    if case == "steps":
+        domains = (Domain("x", 0, ITEMS // 2), Domain("y", ITEMS // 2, ITEMS))
+        here = torch.ones(ITEMS, dtype=torch.bool)
+        vectors = {
+            name: Vectors(F.normalize(torch.randn(ITEMS, 128), dim=1), here) for name in ("image", "title")
+        }
+        catalogue = Catalogue(domains, vectors, torch.ones(ITEMS))
+        random = [torch.randint(ITEMS, (BATCH, LENGTH + 1)) for _ in range(STEPS)]
+        batches = [Batch(items, torch.full((BATCH,), LENGTH + 1)) for items in random]
+    else:
+        data = Dataset.open(work / DATA)
+        catalogue = read_catalogue(data)
+        order = TrainBatches(data, BATCH, LENGTH + 1, seed=0)
+        batches = [batch for number in range(passes) for batch in order.epoch(number)]
+    model = kind(catalogue, HafVtConfig(max_length=LENGTH))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
+    bf16 = catalogue_softmax.compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"
+    spent = timed_softmax() if system == "hafvt" else [float("nan")]
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
+            loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+
+    if case == "steps":
+        with Meter() as first:  # the memory is that of the first step, which makes the optimiser's tables too
+            step(batches[0])
+    spent[0] *= 0
+    with Meter() as training:
+        for batch in batches:
+            step(batch)
+    targets = sum(int((batch.lengths - 1).sum()) for batch in batches)
+    figures = {
+        "targets": targets,
+        "targets_per_cpu_s": targets / training.cpu_s,
+        "wall_s": training.wall_s,
+        "ms_per_step": 1000 * training.wall_s / len(batches),
+        "gib_above_start": first.above_gib if case == "steps" else training.above_gib,
+        "share_in_softmax": spent[0] / training.wall_s,
+    }
+    if case == "passes":
+        ranks = full(model, data, data.valid)
+        results = summarise(ranks, [d.name for d in data.domains], resamples=1)
+        figures |= {"valid_mrr": mean_mrr(ranks), "valid_ndcg10": results["overall"]["NDCG@10"].value}
+    return figures
+
+
+def timed_softmax() -> list[float]:
+    """Makes the model's softmaxes count the seconds that they take; all their gradients are made there."""
+    from hafvt.models import hafvt
+
+    spent = [0.0]
+
+    def timed(function: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            found = function(*args, **options)
+            spent[0] += time.perf_counter() - start
+            return found
+
+        return run
+
+    for name in ("catalogue_nll", "target_log_probabilities"):
+        setattr(hafvt, name, timed(getattr(hafvt, name)))
+    return spent
+
+
+def write(found: dict[str, dict[str, Any]], passes: int) -> None:
+    """Writes the tables."""
+    machine, parts = describe(), []
+    titles = {
+        "steps": f"Steps over {ITEMS:,} generated items: ids, pictures, titles, width 128 each; batches of "
+        f"{BATCH} histories of {LENGTH} items",
+        "passes": f"{passes} pass(es) over {DATA} (28,095 items; ids and titles, width 128)",
+    }
+    for case in CASES:
+        rows = []
+        yardstick = found[f"{case} plain"]
+        for system in ("hafvt", "plain"):
+            row = found[f"{case} {system}"]
+            cells = [system, f"{row['ms_per_step']:,.0f}"]
+            cells += [f"{yardstick['ms_per_step'] / row['ms_per_step']:.1f}"]
+            cells += [f"{row['targets_per_cpu_s']:,.0f}", f"{row['wall_s']:,.1f}"]
+            cells += [f"{row['gib_above_start']:.2f}"]
+            cells += [f"{100 * row['share_in_softmax']:.0f}" if system == "hafvt" else "–"]
+            if case == "passes":
+                cells += [f"{100 * row['valid_mrr']:.2f}", f"{100 * row['valid_ndcg10']:.2f}"]
+            rows.append(cells)
+        header = ["system", "ms per step", "times as fast", "targets per CPU-s", "wall, s"]
+        header += ["GiB above start", "of the time in softmaxes, %"]
+        header += ["validation MRR, %", "NDCG@10, %"] * (case == "passes")
+        parts += [f"## {titles[case]}", "", markdown_table(header, rows), ""]
+    text = [
+        "# HAF-VT beside a plain PyTorch HAF-VT",
+        "",
+        "`python benchmarks/plain.py --shared ../shared/data --work DIR`. The plain one stores its logits "
+        "and computes in float32; everything but the loss is the same code.",
+        "",
+        sentence(machine),
+        "",
+        *parts,
+    ]
+    with atomic_file(RESULTS / "plain.md") as path:
+        path.write_text("\n".join(text), encoding="utf-8")
+    write_json(RESULTS / "plain.json", {"machine": machine, "passes": passes, "systems": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,11 @@
 
     python benchmarks/prepare.py [INTERACTIONS]
 
-A log of two domains with one user per 20 and one item per 100 interactions, items drawn with skewed popularity,
-goes as CSV into a temporary folder. A fresh process prepares it; another ranks the test target of every user
-among all items of its domain, by popularity and by an untrained SASRec of width 64 (which takes as long as a
-trained one). By default 20 million interactions of 1 million users; that run alone writes results/prepare.md
-and .json.
+A log of two domains with one user per 20 and one item per 100 interactions, items drawn with skewed
+popularity, goes as CSV into a temporary folder. A fresh process prepares it; another ranks the test target of
+every user among all items of its domain, by popularity and by an untrained SASRec of width 64 (which takes as
+long as a trained one). By default 20 million interactions of 1 million users; that run alone writes
+results/prepare.md and .json.
 """
 
 import json
@@ -122,8 +122,8 @@ def write(interactions: int, size: int, found: dict[str, dict[str, float]]) -> N
         "# A big log, prepared and evaluated",
         "",
         f"`python benchmarks/prepare.py`: {interactions:,} interactions in a CSV of {size:,} MiB, "
-        f"{made['users']:,} users, {made['items']:,} items in two domains. Each test target is ranked among all "
-        "items of its domain.",
+        f"{made['users']:,} users, {made['items']:,} items in two domains. Each test target is ranked "
+        "among all items of its domain.",
         "",
         sentence(machine),
         "",

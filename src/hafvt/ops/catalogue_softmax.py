@@ -243,7 +243,7 @@ class _Nll(torch.autograd.Function):
         ):
             grad_q = torch.zeros_like(q, dtype=loss.dtype)
             grad_beside = None if beside is None else torch.zeros_like(beside)
-            for here, tile in _sweep(q, rows[among], safe, means=True):
+            for here, tile in _sweep(q, rows[among], safe, means=True, hold=change is not None):
                 row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
                 log_p = (part * row).sum(1) - tile.lse  # (r,)
                 grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
@@ -285,7 +285,7 @@ class _LogProbability(torch.autograd.Function):
         for q, (targets, among) in zip(queries, parts, strict=True):
             log_p = torch.zeros(len(q), dtype=_wide(q.dtype), device=q.device)
             mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
-            for here, tile in _sweep(q, rows[among], safe, means=learns):
+            for here, tile in _sweep(q, rows[among], safe, means=learns, hold=False):
                 log_p[here] = -tile.lse
                 if mean is not None:
                     mean[here] = -tile.mean
@@ -313,7 +313,7 @@ class _LogProbability(torch.autograd.Function):
         change = torch.zeros_like(table, dtype=_wide(rows.dtype))
         for q, grad, (targets, among) in zip(queries, grads, ctx.parts, strict=True):
             with torch.autocast(q.device.type, enabled=False):
-                for here, tile in _sweep(q, rows[among], safe, means=False):
+                for here, tile in _sweep(q, rows[among], safe, means=False, hold=True):
                     tile.add_to(change[among], grad[here], -q[here].to(change.dtype))
             if targets is not None:
                 change.index_add_(0, targets, grad[:, None] * q.to(change.dtype))
@@ -324,6 +324,7 @@ class _Tile(NamedTuple):
     """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
 
     held: list[tuple[slice, Tensor]]
+    """Items and their exponentials, (r, items); nothing where they are not kept."""
     log_factor: Tensor
     lse: Tensor
     mean: Tensor
@@ -336,25 +337,38 @@ class _Tile(NamedTuple):
             change[items] += torch.mm(exponentials.T, weighed)
 
 
-def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool) -> Iterator[tuple[slice, _Tile]]:
-    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last."""
+def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> Iterator[tuple[slice, _Tile]]:
+    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
+
+    Args:
+        q: (N, d) queries.
+        rows: (V, d) items.
+        safe: no exponential overflows.
+        means: whether the rows' means are wanted.
+        hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
+    """
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]
-    height = max(1, min(most, HELD[device] // len(rows), len(q)))
+    hold = hold or not safe
+    height = max(1, min(most, len(q), HELD[device] // len(rows) if hold else most))
     cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
-    buffer = q.new_empty(height * len(rows))
+    buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
     wide = _wide(q.dtype)
     for start in range(0, len(q), height):
         part = q[start : start + height]
         r = len(part)
-        held = [(cut, buffer[r * cut.start : r * cut.stop].view(r, -1)) for cut in cuts]
+        starts = [r * cut.start if hold else 0 for cut in cuts]
+        tiles = [
+            buffer[at : at + r * (cut.stop - cut.start)].view(r, -1)
+            for at, cut in zip(starts, cuts, strict=True)
+        ]
         shift = torch.zeros(r, 1, dtype=q.dtype, device=q.device)
         if not safe:
-            for cut, z in held:
+            for cut, z in zip(cuts, tiles, strict=True):
                 torch.mm(part, rows[cut].T, out=z)
-            shift = torch.stack([z.amax(1) for _, z in held]).amax(0)[:, None]
+            shift = torch.stack([z.amax(1) for z in tiles]).amax(0)[:, None]
         total, mean = shift.new_zeros(r, dtype=wide), shift.new_zeros(part.shape, dtype=wide)
-        for cut, z in held:
+        for cut, z in zip(cuts, tiles, strict=True):
             if safe:
                 torch.mm(part, rows[cut].T, out=z)
             else:
@@ -363,6 +377,7 @@ def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool) -> Iterator[tupl
             if means:
                 mean += torch.mm(z, rows[cut])
         log_total = total.log()
+        held = list(zip(cuts, tiles, strict=True)) if hold else []
         lse = log_total + shift[:, 0]
         yield slice(start, start + r), _Tile(held, -log_total, lse, mean.div_(total[:, None]))
 

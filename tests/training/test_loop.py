@@ -18,6 +18,7 @@ import torch
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
+from hafvt.models import MODELS
 from hafvt.training.checkpoint import load
 from hafvt.training.loop import train
 from hafvt.training.run import open_run
@@ -76,6 +77,36 @@ def test_a_run_is_complete_and_learns(small, tmp_path, model):
     if model != "popularity":
         curve = lines(run.folder)
         assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+@pytest.mark.parametrize("model", [name for name in PARAMS if name != "popularity"])
+def test_bfloat16_is_what_the_loss_is_computed_in(small, tmp_path, model, monkeypatch):
+    """And it changes the losses a little: not at all would mean that it is not used."""
+    seen = set()
+    kind = MODELS[model].model
+
+    def loss(self, batch):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return original(self, batch)
+
+    original = kind.loss
+    monkeypatch.setattr(kind, "loss", loss)
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        seen.clear()
+        train(
+            model,
+            small.folder,
+            tmp_path / precision,
+            params=PARAMS[model],
+            epochs=3,
+            precision=precision,
+            test=False,
+        )
+        assert seen == {precision == "bf16"}
+        curves[precision] = [line["loss"] for line in lines(tmp_path / precision)]
+    assert curves["bf16"] != curves["fp32"]
+    assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(small, tmp_path):

@@ -186,7 +186,10 @@ class C2dsr(Model):
         if not some.any():
             return states.new_zeros(())
         s = mean_of(states, slots(counts, states.shape[1]))[some]
-        true, false = (self.discriminators[number](s, mean_of(h, others)[some]) for h in merged)
+        # Autocast knows nothing of bilinear forms.
+        true, false = (
+            self.discriminators[number](s.float(), mean_of(h, others)[some].float()) for h in merged
+        )
         loss: Tensor = (F.softplus(-true) + F.softplus(false)).mean()
         return loss
 

@@ -260,27 +260,28 @@ class HafVt(Model):
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
-        among = self.candidates(domain)
-        weights = self.log_weights().exp()
+        among, log_weights = self.candidates(domain), self.log_weights()
+        scale = 1 / self.config.temperature
         tables = [self.compared(modality) for modality in range(len(self.modalities))]
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
-            support = self.candidates(number) if merged else among
-            said = (sequence.lengths > 0)[:, None]
+            # The softmax of the merged sequence is over the other domains, too.
+            rest = [self.candidates(n) for n in range(len(self.domains)) if merged and n != domain]
             for modality, table in enumerate(tables):
                 h = self.branch(number, modality, F.embedding(sequence.items, self.table(modality)))
-                h = F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
+                h = scale * F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
                 if candidates is None:
-                    cosine = h @ table[among].T  # (2), (B, C)
+                    z = h @ table[among].T  # (2), (B, C)
+                    lse = z.logsumexp(1)
                 else:
-                    cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
-                scale = 1 / self.config.temperature
-                if candidates is None and support == among:
-                    p = torch.softmax(scale * cosine, dim=1)  # (4-6)
-                else:
-                    p = torch.exp(scale * cosine - log_partition(h, table[support], scale)[:, None])
-                yield factor * weights[row, modality] * p * said
+                    z = torch.einsum("bd,bcd->bc", h, table[candidates])
+                    lse = log_partition(h, table[among])
+                for part in rest:
+                    lse = torch.logaddexp(lse, log_partition(h, table[part]))
+                # (4-6) and their weight in one: an empty sequence says nothing.
+                lse = lse - log_weights[row, modality] - torch.tensor(factor).log()
+                yield z.sub_(lse.masked_fill(sequence.lengths == 0, torch.inf)[:, None]).exp_()
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """The log of equation (10), see `Model.scores`: of a sum of probabilities over all branches.
@@ -288,8 +289,11 @@ class HafVt(Model):
         Ranks are those of (10) itself. But a rule that takes scores for equal where they differ by less than
         1e-5, such as C2DSR's, would take most of its probabilities for equal.
         """
-        start = torch.zeros((), device=batch.items.device)
-        return sum(self.branches(batch, domain, candidates), start=start).clamp(min=1e-30).log()
+        branches = self.branches(batch, domain, candidates)
+        total = next(branches)
+        for part in branches:
+            total += part
+        return total.clamp_(min=1e-30).log_()
 
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
         """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1."""

@@ -77,6 +77,12 @@ def known(states: Tensor, counts: Tensor) -> Tensor:
     return padded.gather(1, counts[:, :, None].expand(-1, -1, states.shape[2]))
 
 
+def blend(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Returns start + weight * (end - start) in the wider of the two dtypes, which differ under autocast."""
+    dtype = torch.promote_types(start.dtype, end.dtype)
+    return torch.lerp(start.to(dtype), end.to(dtype), weight.to(dtype))
+
+
 class ResetFirstGru(nn.Module):
     """A GRU that resets the state before the product, as its first paper and TensorFlow 1 do.
 
@@ -100,10 +106,11 @@ class ResetFirstGru(nn.Module):
         gates = F.linear(x, w_g[:, : self.inputs], self.gates.bias).unbind(1)  # T times (B, 2 width)
         candidates = F.linear(x, w_c[:, : self.inputs], self.candidate.bias).unbind(1)
         w_g, w_c = w_g[:, self.inputs :].T, w_c[:, self.inputs :].T
-        h, states = x.new_zeros(len(x), w_c.shape[1]), []
+        h, states = w_c.new_zeros(len(x), w_c.shape[1]), []  # kept in float32 under autocast
         for gate, candidate in zip(gates, candidates, strict=True):
             r, u = torch.sigmoid(torch.addmm(gate, h, w_g)).chunk(2, dim=1)
-            h = torch.lerp(torch.tanh(torch.addmm(candidate, r * h, w_c)), h, u)
+            c = torch.tanh(torch.addmm(candidate, r * h, w_c))
+            h = blend(c, h, u)
             states.append(h)
         return torch.stack(states, dim=1)
 

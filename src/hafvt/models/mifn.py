@@ -37,7 +37,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.catalogue import Catalogue
 from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, drawn_prefixes, known, slots
+from hafvt.models.layers import Dropout, ResetFirstGru, blend, drawn_prefixes, known, slots
 from hafvt.models.pinet import only_two, two_sides
 from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
 
@@ -118,7 +118,7 @@ class Behaviour(nn.Module):
         s, states = own.new_zeros(len(own), d), []
         for f_item, c_item in zip(f_of_items.unbind(1), c_of_items.unbind(1), strict=True):
             f = torch.sigmoid(torch.addmm(f_item, s, w_f))
-            s = torch.lerp(s, torch.tanh(torch.addmm(c_item, s, w_c)), f)
+            s = blend(s, torch.tanh(torch.addmm(c_item, s, w_c)), f)
             states.append(s)
         transferred: Tensor = self.transfer(torch.stack(states, dim=1))
         return transferred
@@ -194,7 +194,7 @@ class Knowledge(nn.Module):
             dim=2,
         )  # (P, N, 2 R d)
         r, u = torch.sigmoid(self.cell.gates(torch.cat([n, e], dim=2))).chunk(2, dim=2)
-        return torch.lerp(torch.tanh(self.cell.candidate(torch.cat([n, r * e], dim=2))), e, u)
+        return blend(torch.tanh(self.cell.candidate(torch.cat([n, r * e], dim=2))), e, u)
 
 
 class Choice(NamedTuple):

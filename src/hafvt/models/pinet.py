@@ -28,7 +28,7 @@ from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, known, last, next_items, slots, view
+from hafvt.models.layers import Dropout, ResetFirstGru, blend, known, last, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
 
 
@@ -120,7 +120,7 @@ class Filter(nn.Module):
         for f_item, c_item in zip(f_of_items.unbind(1), c_of_items.unbind(1), strict=True):
             f = torch.sigmoid(torch.addmm(f_item, s, w_f)[:, None] + f_of_users)  # (B, K, d)
             c = torch.tanh(torch.addmm(c_item, s, w_c)[:, None] + c_of_users)
-            s = torch.lerp(c, s[:, None], f).mean(1)
+            s = blend(c, s[:, None], f).mean(1)
             states.append(s)
         return torch.stack(states, dim=1)
 

@@ -31,7 +31,7 @@ from torch.nn import functional
 Implementation = Literal["tiles", "plain"]
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
-HELD = {"cpu": 2**25, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
+HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
 ROWS = 4096  # of a table that are normalised or converted at a time
 SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
 

@@ -190,7 +190,8 @@ def train(
                 if optimizer is not None:
                     torch.manual_seed((seed << 32) + state.step)  # so that any step can be taken again alike
                     optimizer.zero_grad(set_to_none=True)
-                    loss = wrapped.loss(batch.to(fabric.device))
+                    with fabric.autocast():  # a marked method that is not `forward` gets none of itself
+                        loss = wrapped.loss(batch.to(fabric.device))
                     fabric.backward(loss)
                     optimizer.step()
                     state.loss += _finite(float(loss.detach()), state, learning_rate)

@@ -30,8 +30,16 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
+# The peers get environments of their own under WORK; SHARED holds the real data. Takes about two hours.
+SHARED ?= ../shared/data
+WORK ?= $(or $(TMPDIR),/tmp)/hafvt-bench
 bench: $(VENV)/.ready
+	mkdir -p "$(WORK)"
 	$(BIN)/python benchmarks/softmax.py
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/peers.py --shared "$(SHARED)" --work "$(WORK)"
+	$(BIN)/python benchmarks/plain.py --shared "$(SHARED)" --work "$(WORK)"
+	$(BIN)/python benchmarks/accuracy.py --shared "$(SHARED)" --work "$(WORK)/accuracy"
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py

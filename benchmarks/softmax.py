@@ -10,7 +10,7 @@ on the machine disturbs little.
 Rates count what cannot be done without: with N queries, V items and width d 2NVd operations for the logits,
 2NVd for the gradient of the queries, 2NVd more for that of a learned table. Memory is the most that tensors
 held at a time beyond queries and table, without what has the table's size: its gradient, its rows in the
-dtype of the products, their lengths.
+dtype of the products.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(v: int, d: int, learned: bool, impl: Implementation, dtype: str) -> 
             loss = mean_nll(h, table, targets, 20.0, impl)
         loss.backward()
 
-    tables = v * (d * (4 * learned + 2 * (dtype == "bfloat16")) + 4)
+    tables = v * d * (4 * learned + 2 * (dtype == "bfloat16"))
     peak = peak_bytes(step) - tables  # warms up as well
     seconds = best_seconds(step)
     return {

@@ -360,8 +360,8 @@ def test_memory_does_not_grow_with_the_catalogue(
         step([Ask(h[:2], torch.arange(2), slice(0, v))])  # what is done once only
         table.grad = None
         peak = peak_bytes(lambda: step(asks))
-        # Tables aside: the gradient, the rows of unit length; and the rows' lengths.
-        return peak - 4 * v * (learned * 2 * d + 1)
+        # Tables aside: the gradient and the rows of unit length.
+        return peak - 4 * v * learned * 2 * d
 
     small, large = map(extra, v)
     if impl == "plain":

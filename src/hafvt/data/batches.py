@@ -28,10 +28,15 @@ class Batch(NamedTuple):
         return Batch(self.items.to(device), self.lengths.to(device))
 
 
-def gather(items: np.ndarray, starts: Int64, stops: Int64) -> Batch:
-    """Returns the slices items[start:stop] as one batch, (B, max length)."""
+def few(width: int) -> int:
+    """Returns a width rounded up, so that few come up: kernels for each size met take memory that stays."""
+    return -(-width // 8) * 8
+
+
+def gather(items: np.ndarray, starts: Int64, stops: Int64, width: int | None = None) -> Batch:
+    """Returns the slices items[start:stop] as one batch, (B, width), by default as wide as the longest."""
     lengths = stops - starts
-    width = int(lengths.max(initial=1))
+    width = int(lengths.max(initial=1)) if width is None else width
     slots = np.arange(width)[None, :]
     inside = slots < lengths[:, None]  # (B, T)
     padded = np.where(inside, items[np.where(inside, starts[:, None] + slots, 0)], 0)
@@ -58,6 +63,7 @@ class TrainBatches:
         users = np.flatnonzero(lengths >= 2)  # one input and one target at least
         stops = np.asarray(data.offsets[:-1]) + data.train_ends
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
+        self.max_length = max_length
         self.starts, self.stops = (stops - lengths)[users], stops[users]
 
     def __len__(self) -> int:
@@ -79,7 +85,9 @@ class TrainBatches:
         cuts = np.arange(0, len(order), self.batch_size)
         for cut in random.permutation(cuts)[first:]:
             rows = order[cut : cut + self.batch_size]
-            yield gather(self.items, self.starts[rows], self.stops[rows])
+            longest = int((self.stops - self.starts)[rows].max())
+            width = min(few(longest - 1) + 1, self.max_length)
+            yield gather(self.items, self.starts[rows], self.stops[rows], width)
 
 
 def target_batches(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hafvt.data.batches import Batch
+from hafvt.data.batches import Batch, few
 
 
 def slots(lengths: Tensor, width: int) -> Tensor:
@@ -49,7 +49,7 @@ def view(batch: Batch, keep: Tensor) -> Batch:
     """
     keep = keep & slots(batch.lengths, batch.items.shape[1])
     lengths = keep.sum(1)
-    width = max(int(lengths.max()), 1)
+    width = min(few(max(int(lengths.max()), 1)), keep.shape[1])
     order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :width]  # (B, width)
     return Batch(batch.items.gather(1, order).masked_fill(~slots(lengths, width), 0), lengths)
 

@@ -32,6 +32,7 @@ Implementation = Literal["tiles", "plain"]
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
 HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
+MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
 ROWS = 4096  # of a table that are normalised or converted at a time
 SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
 
@@ -324,7 +325,7 @@ class _Tile(NamedTuple):
     """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
 
     held: list[tuple[slice, Tensor]]
-    """Items and their exponentials, (r, items); nothing where they are not kept."""
+    """Items and their exponentials, (r or more, items); nothing where they are not kept."""
     log_factor: Tensor
     lse: Tensor
     mean: Tensor
@@ -333,6 +334,7 @@ class _Tile(NamedTuple):
     def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
         """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d)."""
         weighed = ((grad * self.log_factor.exp())[:, None] * q).to(self.held[0][1].dtype)  # (r, d)
+        weighed = functional.pad(weighed, (0, 0, 0, len(self.held[0][1]) - len(weighed)))
         for items, exponentials in self.held:
             change[items] += torch.mm(exponentials.T, weighed)
 
@@ -350,12 +352,16 @@ def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> I
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]
     hold = hold or not safe
-    height = max(1, min(most, len(q), HELD[device] // len(rows) if hold else most))
+    height = max(1, min(most, HELD[device] // len(rows))) if hold else most
+    multiple = min(MULTIPLE, height)
+    height = min(height // multiple, -(-len(q) // multiple)) * multiple
     cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
     buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
     wide = _wide(q.dtype)
-    for start in range(0, len(q), height):
+    for start in range(0, len(q), max(height, 1)):
         part = q[start : start + height]
+        real = len(part)
+        part = functional.pad(part, (0, 0, 0, -real % multiple))  # (r, d)
         r = len(part)
         starts = [r * cut.start if hold else 0 for cut in cuts]
         tiles = [
@@ -379,7 +385,8 @@ def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> I
         log_total = total.log()
         held = list(zip(cuts, tiles, strict=True)) if hold else []
         lse = log_total + shift[:, 0]
-        yield slice(start, start + r), _Tile(held, -log_total, lse, mean.div_(total[:, None]))
+        mean.div_(total[:, None])
+        yield slice(start, start + real), _Tile(held, -log_total[:real], lse[:real], mean[:real])
 
 
 def _prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
@@ -395,9 +402,11 @@ def _prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Ten
 
 
 def _longest(rows: Tensor) -> float:
-    if len(rows) == 0:
-        return 0.0
-    return float(torch.linalg.vector_norm(rows, dim=1, dtype=_wide(rows.dtype)).max())
+    longest = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
+    for start in range(0, len(rows), ROWS):  # norms of bfloat16 are taken of a copy in float32
+        part = rows[start : start + ROWS].to(longest.dtype)
+        longest = torch.maximum(longest, torch.linalg.vector_norm(part, dim=1).max())
+    return float(longest)
 
 
 def _through_unit(change: Tensor, table: Tensor, unit: bool) -> Tensor:

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import describe, sentence
-from real_data import PREPARE, RESULTS, call, make_data
+from machine import describe, record, sentence
+from real_data import PREPARE, call, make_data
 
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.files import read_json
 from hafvt.reports.table import markdown_table
 
 EPOCHS = {
@@ -109,9 +109,7 @@ def write(work: Path, seeds: int) -> str:
             markdown_table(header, rows, text_columns=4),
         ]
     )
-    write_json(RESULTS / "accuracy.json", {"machine": machine, "epochs": list(EPOCHS.values()), "rows": held})
-    with atomic_file(RESULTS / "accuracy.md") as path:
-        path.write_text(text, encoding="utf-8")
+    record("accuracy", text, {"machine": machine, "epochs": list(EPOCHS.values()), "rows": held})
     return text
 
 

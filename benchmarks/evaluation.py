@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import torch.nn.functional as F
 from contestants.common import Meter
-from machine import describe, sentence
-from real_data import RESULTS
+from generated import write_histories
+from machine import describe, record, sentence
 
-from hafvt.data.dataset import Dataset, Domain, write_dataset
+from hafvt.data.dataset import Dataset, Domain
 from hafvt.evaluation.protocols import full
 from hafvt.features.catalogue import Catalogue, Vectors
-from hafvt.files import atomic_file, write_json
 from hafvt.models import build, configure
 from hafvt.reports.table import markdown_table
 
@@ -70,29 +68,7 @@ def generate(folder: Path, items: int) -> Dataset:
     """Writes random histories; a handful of items make the other domain."""
     random = np.random.default_rng(0)
     domains = [Domain("first", 0, items - OTHER), Domain("second", items - OTHER, items)]
-    table = pl.DataFrame(
-        {
-            "item_id": [f"i{n}" for n in range(items)],
-            "domain": ["first"] * (items - OTHER) + ["second"] * OTHER,
-            "title": [f"title {n}" for n in range(items)],
-            "image": [None] * items,
-        },
-        schema_overrides={"image": pl.String},
-    )
-    length = LENGTH + 2
-    offsets = np.arange(USERS + 1) * length
-    return write_dataset(
-        folder,
-        domains=domains,
-        item_table=table,
-        user_ids=pl.Series([f"u{n}" for n in range(USERS)]),
-        items=random.integers(items, size=USERS * length).astype(np.int32),
-        times=np.arange(USERS * length),
-        offsets=offsets,
-        train_ends=np.full(USERS, LENGTH),
-        valid=offsets[1:] - 2,
-        test=offsets[1:] - 1,
-    )
+    return write_histories(folder, domains, random.integers(items, size=(USERS, LENGTH + 2)))
 
 
 def write(found: dict[str, dict[str, Any]], items: int) -> None:
@@ -126,9 +102,7 @@ def write(found: dict[str, dict[str, Any]], items: int) -> None:
         "",
         markdown_table(header, rows),
     ]
-    with atomic_file(RESULTS / "evaluation.md") as path:
-        path.write_text("\n".join(text), encoding="utf-8")
-    write_json(RESULTS / "evaluation.json", {"machine": machine, "items": items, "models": found})
+    record("evaluation", "\n".join(text), {"machine": machine, "items": items, "models": found})
 
 
 if __name__ == "__main__":

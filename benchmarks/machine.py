@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from hafvt.ops.catalogue_softmax import compute_dtype
+from hafvt.files import atomic_file, write_json
+from hafvt.ops.precision import compute_dtype
+
+RESULTS = Path(__file__).parent / "results"
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -37,3 +40,10 @@ def sentence(machine: dict[str, Any]) -> str:
         f"{machine['threads']} thread(s), torch {machine['torch']}, Python {machine['python']}; "
         f"`compute_dtype`: {machine['compute_dtype']}."
     )
+
+
+def record(name: str, text: str, facts: dict[str, Any]) -> None:
+    """Writes what a benchmark found: results/NAME.md and .json."""
+    write_json(RESULTS / f"{name}.json", facts)
+    with atomic_file(RESULTS / f"{name}.md") as path:
+        path.write_text(text, encoding="utf-8")

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from contestants.common import BATCH, BLOCKS, DROPOUT, HEADS, LENGTH, RATE, WIDTH
-from machine import describe, sentence
-from real_data import RESULTS, make_data
+from machine import describe, record, sentence
+from real_data import make_data
 
 from hafvt.data.dataset import Dataset
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.files import atomic_file, read_json
 from hafvt.reports.table import markdown_table
 
 HERE = Path(__file__).resolve().parent / "contestants"
@@ -135,9 +135,7 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
         "",
         markdown_table(header, rows),
     ]
-    with atomic_file(RESULTS / "peers.md") as path:
-        path.write_text("\n".join(text), encoding="utf-8")
-    write_json(RESULTS / "peers.json", {"machine": machine, "passes": passes, "systems": found})
+    record("peers", "\n".join(text), {"machine": machine, "passes": passes, "systems": found})
 
 
 if __name__ == "__main__":

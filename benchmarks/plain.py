@@ -21,8 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from contestants.common import Meter
-from machine import describe, sentence
-from real_data import RESULTS, make_data
+from machine import describe, record, sentence
+from real_data import make_data
 from torch import Tensor
 
 from hafvt.data.batches import Batch, TrainBatches
@@ -30,10 +30,10 @@ from hafvt.data.dataset import Dataset, Domain
 from hafvt.evaluation.metrics import mean_mrr, summarise
 from hafvt.evaluation.protocols import full
 from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.files import read_json, write_json
 from hafvt.models.hafvt import HafVt, HafVtConfig
 from hafvt.models.layers import next_items
-from hafvt.ops import catalogue_softmax
+from hafvt.ops.precision import compute_dtype
 from hafvt.reports.table import markdown_table
 
 ITEMS, BATCH, LENGTH, STEPS = 64_000, 64, 20, 5
@@ -108,7 +108,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
     model = kind(catalogue, HafVtConfig(max_length=LENGTH))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
-    bf16 = catalogue_softmax.compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"
+    bf16 = compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"
     spent = timed_softmax() if system == "hafvt" else [0.0]
 
     def step(batch: Batch) -> None:
@@ -196,9 +196,7 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
         "",
         *parts,
     ]
-    with atomic_file(RESULTS / "plain.md") as path:
-        path.write_text("\n".join(text), encoding="utf-8")
-    write_json(RESULTS / "plain.json", {"machine": machine, "passes": passes, "systems": found})
+    record("plain", "\n".join(text), {"machine": machine, "passes": passes, "systems": found})
 
 
 if __name__ == "__main__":

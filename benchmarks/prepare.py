@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from machine import describe, sentence
+from machine import describe, record, sentence
 
-from hafvt.files import atomic_file, write_json
 from hafvt.reports.table import markdown_table
 
-RESULTS = Path(__file__).parent / "results"
 FULL = 20_000_000
 PREPARE = """
 import json, resource, sys, time
@@ -129,9 +127,7 @@ def write(interactions: int, size: int, found: dict[str, dict[str, float]]) -> N
         "",
         markdown_table(["step", "wall, s", "peak memory of the process, GiB", "histories/s"], rows),
     ]
-    with atomic_file(RESULTS / "prepare.md") as path:
-        path.write_text("\n".join(text), encoding="utf-8")
-    write_json(RESULTS / "prepare.json", {"machine": machine, "interactions": interactions, "steps": found})
+    record("prepare", "\n".join(text), {"machine": machine, "interactions": interactions, "steps": found})
 
 
 if __name__ == "__main__":

@@ -18,20 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
-from machine import describe, sentence
+from generated import write_histories
+from machine import describe, record, sentence
 from torch.profiler import ProfilerActivity, profile
 
 from hafvt.data.batches import Batch, TrainBatches
-from hafvt.data.dataset import Dataset, Domain, write_dataset
+from hafvt.data.dataset import Dataset, Domain
 from hafvt.features.catalogue import read_catalogue
-from hafvt.files import atomic_file, write_json
 from hafvt.models import MODELS, build, complete, configure
 from hafvt.models.base import Model
 from hafvt.reports.table import markdown_table
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH, LENGTH, BATCH, ITEMS, USERS = 64, 20, 128, 8000, 4096
 
 
@@ -61,28 +59,7 @@ def generate(folder: Path) -> Dataset:
         items[:, slot] = (items[:, slot - 1] + step) % ITEMS
     half = ITEMS // 2
     domains = [Domain("first", 0, half), Domain("second", half, ITEMS)]
-    table = pl.DataFrame(
-        {
-            "item_id": [f"i{n}" for n in range(ITEMS)],
-            "domain": ["first"] * half + ["second"] * half,
-            "title": [f"title {n}" for n in range(ITEMS)],
-            "image": [None] * ITEMS,
-        },
-        schema_overrides={"image": pl.String},
-    )
-    offsets = np.arange(USERS + 1) * length
-    return write_dataset(
-        folder,
-        domains=domains,
-        item_table=table,
-        user_ids=pl.Series([f"u{n}" for n in range(USERS)]),
-        items=items.ravel(),
-        times=np.arange(items.size),
-        offsets=offsets,
-        train_ends=np.full(USERS, LENGTH),
-        valid=offsets[1:] - 2,
-        test=offsets[1:] - 1,
-    )
+    return write_histories(folder, domains, items)
 
 
 def measure(name: str, data: Dataset, steps: int) -> dict[str, Any]:
@@ -169,9 +146,7 @@ def write(found: dict[str, dict[str, Any]]) -> None:
         "others all of them.",
         "",
     ]
-    with atomic_file(RESULTS / "steps.md") as path:
-        path.write_text("\n".join(text), encoding="utf-8")
-    write_json(RESULTS / "steps.json", {"machine": machine, "models": found})
+    record("steps", "\n".join(text), {"machine": machine, "models": found})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from hafvt.ops import catalogue_softmax as ops
+from hafvt.ops import tiles
 from hafvt.ops.catalogue_softmax import (
     Ask,
     Implementation,
@@ -40,7 +40,7 @@ def impl(request: pytest.FixtureRequest) -> Implementation:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ops.TILES, "cpu", (64, 100))
+    monkeypatch.setitem(tiles.TILES, "cpu", (64, 100))
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
@@ -209,7 +209,7 @@ def test_autocast_computes_in_its_dtype(impl: Implementation) -> None:
 def test_several_asks_of_one_table(
     impl: Implementation, dtype: torch.dtype, unit_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "ROWS", 16)
+    monkeypatch.setattr(tiles, "ROWS", 16)
     lengths = torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]
     table = (unit(90, 12, 0) * lengths).to(dtype)
     parts = (slice(0, 41), slice(41, 90), slice(0, 90), slice(7, 8))
@@ -252,15 +252,15 @@ def nll_by_formula(asks: list[Ask], table: Tensor, scale: Tensor, unit_rows: boo
     return total
 
 
-@pytest.mark.parametrize("safe", [0.0, ops.SAFE], ids=["any logits", "small logits"])
+@pytest.mark.parametrize("safe", [0.0, tiles.SAFE], ids=["any logits", "small logits"])
 @pytest.mark.parametrize("unit_rows", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_loss_and_its_gradients(
     impl: Implementation, dtype: torch.dtype, unit_rows: bool, safe: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "ROWS", 16)
-    monkeypatch.setattr(ops, "SAFE", safe)
-    monkeypatch.setitem(ops.HELD, "cpu", 400)  # four queries at a time
+    monkeypatch.setattr(tiles, "ROWS", 16)
+    monkeypatch.setattr(tiles, "SAFE", safe)
+    monkeypatch.setitem(tiles.HELD, "cpu", 400)  # four queries at a time
     table = (unit(90, 12, 0) * torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]).to(dtype)
     parts = (slice(0, 41), slice(41, 90), slice(0, 90))
     counts = (8, 0, 70)
@@ -346,7 +346,7 @@ def peak_bytes(f: Callable[[], object]) -> int:
 def test_memory_does_not_grow_with_the_catalogue(
     impl: Implementation, learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ops.HELD, "cpu", 2**19)
+    monkeypatch.setitem(tiles.HELD, "cpu", 2**19)
     n, d, v = 300, 16, (8_000, 64_000)
 
     def extra(v: int) -> int:
@@ -368,22 +368,6 @@ def test_memory_does_not_grow_with_the_catalogue(
         assert large - small >= n * (v[1] - v[0]) * 4  # the measure does see stored logits
     else:
         assert large <= 1.1 * small
-
-
-def test_compute_dtype_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, check, lambda: False, raising=False)
-    assert ops.compute_dtype(cpu) == torch.float32
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert ops.compute_dtype(cpu) == torch.bfloat16
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert ops.compute_dtype(cpu) == torch.float32
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert ops.compute_dtype(cuda) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert ops.compute_dtype(cuda) == torch.float32
-    assert ops.compute_dtype(torch.device("meta")) == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ that, not the sums, is the error of a log-partition.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,13 +28,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-Implementation = Literal["tiles", "plain"]
+from hafvt.ops.tiles import prepared, sweep, through_unit, wide
 
-TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
-HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
-MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
-ROWS = 4096  # of a table that are normalised or converted at a time
-SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
+Implementation = Literal["tiles", "plain"]
 
 
 class Ask(NamedTuple):
@@ -50,21 +46,6 @@ class Ask(NamedTuple):
     """What each target counts in `catalogue_nll`: 1 / N for a mean."""
     beside: Tensor | None = None
     """(N,) log of what other components of a mixture give the target, for `catalogue_nll`."""
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Returns the faster of bfloat16 and float32 on a device, by what its hardware multiplies natively.
-
-    A question of capability, never a timing, so that the same machine always computes the same bits.
-    """
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: they may go away
-        native = any(getattr(torch.cpu, check, bool)() for check in checks)
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
 
 
 def catalogue_nll(
@@ -99,7 +80,7 @@ def catalogue_nll(
         return total
     queries = [_query(ask.h, ask.among, table, scale) for ask in asks]
     parts = [(ask.targets, ask.among, ask.share) for ask in asks]
-    beside = [None if ask.beside is None else ask.beside.to(_wide(table.dtype)) for ask in asks]
+    beside = [None if ask.beside is None else ask.beside.to(wide(table.dtype)) for ask in asks]
     with torch.autocast(table.device.type, enabled=False):
         found: Tensor = _Nll.apply(table, parts, unit, *queries, *beside)  # type: ignore[no-untyped-call]
     return found
@@ -204,11 +185,7 @@ def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Ten
     dtype, device = table.dtype, table.device.type
     if torch.is_autocast_enabled(device) and dtype == torch.float32:
         dtype = torch.get_autocast_dtype(device)
-    return (h.to(_wide(dtype)) * scale).to(dtype)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return (h.to(wide(dtype)) * scale).to(dtype)
 
 
 def _plain(
@@ -217,7 +194,7 @@ def _plain(
     found = []
     with torch.autocast(table.device.type, enabled=False):
         for q, (targets, among) in zip(queries, parts, strict=True):
-            rows = (functional.normalize(table, dim=1) if unit else table).to(q.dtype).to(_wide(q.dtype))
+            rows = (functional.normalize(table, dim=1) if unit else table).to(q.dtype).to(wide(q.dtype))
             log_p = -(q.to(rows.dtype) @ rows[among].T).logsumexp(1)
             found.append(log_p if targets is None else log_p + (q.to(rows.dtype) * rows[targets]).sum(1))
     return found
@@ -235,16 +212,16 @@ class _Nll(torch.autograd.Function):
         *queries_and_beside: Tensor | None,
     ) -> Tensor:
         queries: Any = queries_and_beside[: len(parts)]
-        rows, safe = _prepared(table, queries, unit)
-        change = torch.zeros_like(table, dtype=_wide(rows.dtype)) if ctx.needs_input_grad[0] else None
-        loss = torch.zeros((), dtype=_wide(rows.dtype), device=table.device)
+        rows, safe = prepared(table, queries, unit)
+        change = torch.zeros_like(table, dtype=wide(rows.dtype)) if ctx.needs_input_grad[0] else None
+        loss = torch.zeros((), dtype=wide(rows.dtype), device=table.device)
         gradients = []
         for q, beside, (targets, among, share) in zip(
             queries, queries_and_beside[len(parts) :], parts, strict=True
         ):
             grad_q = torch.zeros_like(q, dtype=loss.dtype)
             grad_beside = None if beside is None else torch.zeros_like(beside)
-            for here, tile in _sweep(q, rows[among], safe, means=True, hold=change is not None):
+            for here, tile in sweep(q, rows[among], safe, means=True, hold=change is not None):
                 row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
                 log_p = (part * row).sum(1) - tile.lse  # (r,)
                 grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
@@ -260,7 +237,7 @@ class _Nll(torch.autograd.Function):
                     change.index_add_(0, targets[here], grad[:, None] * part)
             gradients.append((grad_q.to(q.dtype), grad_beside))
         if change is not None:
-            change = _through_unit(change, table, unit).to(table.dtype)
+            change = through_unit(change, table, unit).to(table.dtype)
         ctx.save_for_backward(change, *(grad for grad, _ in gradients), *(grad for _, grad in gradients))
         return loss
 
@@ -281,12 +258,12 @@ class _LogProbability(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.parts, ctx.unit = parts, unit
         learns = any(ctx.needs_input_grad[3:])
-        rows, safe = _prepared(table, queries, unit)
+        rows, safe = prepared(table, queries, unit)
         found, means = [], []
         for q, (targets, among) in zip(queries, parts, strict=True):
-            log_p = torch.zeros(len(q), dtype=_wide(q.dtype), device=q.device)
+            log_p = torch.zeros(len(q), dtype=wide(q.dtype), device=q.device)
             mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
-            for here, tile in _sweep(q, rows[among], safe, means=learns, hold=False):
+            for here, tile in sweep(q, rows[among], safe, means=learns, hold=False):
                 log_p[here] = -tile.lse
                 if mean is not None:
                     mean[here] = -tile.mean
@@ -310,110 +287,12 @@ class _LogProbability(torch.autograd.Function):
         ]
         if not ctx.needs_input_grad[0]:
             return None, None, None, *grad_queries
-        rows, safe = _prepared(table, queries, ctx.unit)
-        change = torch.zeros_like(table, dtype=_wide(rows.dtype))
+        rows, safe = prepared(table, queries, ctx.unit)
+        change = torch.zeros_like(table, dtype=wide(rows.dtype))
         for q, grad, (targets, among) in zip(queries, grads, ctx.parts, strict=True):
             with torch.autocast(q.device.type, enabled=False):
-                for here, tile in _sweep(q, rows[among], safe, means=False, hold=True):
+                for here, tile in sweep(q, rows[among], safe, means=False, hold=True):
                     tile.add_to(change[among], grad[here], -q[here].to(change.dtype))
             if targets is not None:
                 change.index_add_(0, targets, grad[:, None] * q.to(change.dtype))
-        return _through_unit(change, table, ctx.unit).to(table.dtype), None, None, *grad_queries
-
-
-class _Tile(NamedTuple):
-    """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
-
-    held: list[tuple[slice, Tensor]]
-    """Items and their exponentials, (r or more, items); nothing where they are not kept."""
-    log_factor: Tensor
-    lse: Tensor
-    mean: Tensor
-    """(r, d) of the rows under the softmax, zeros where not asked for."""
-
-    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
-        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d)."""
-        weighed = ((grad * self.log_factor.exp())[:, None] * q).to(self.held[0][1].dtype)  # (r, d)
-        weighed = functional.pad(weighed, (0, 0, 0, len(self.held[0][1]) - len(weighed)))
-        for items, exponentials in self.held:
-            change[items] += torch.mm(exponentials.T, weighed)
-
-
-def _sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> Iterator[tuple[slice, _Tile]]:
-    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
-
-    Args:
-        q: (N, d) queries.
-        rows: (V, d) items.
-        safe: no exponential overflows.
-        means: whether the rows' means are wanted.
-        hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
-    """
-    device = "cuda" if q.is_cuda else "cpu"
-    most, width = TILES[device]
-    hold = hold or not safe
-    height = max(1, min(most, HELD[device] // len(rows))) if hold else most
-    multiple = min(MULTIPLE, height)
-    height = min(height // multiple, -(-len(q) // multiple)) * multiple
-    cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
-    buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
-    wide = _wide(q.dtype)
-    for start in range(0, len(q), max(height, 1)):
-        part = q[start : start + height]
-        real = len(part)
-        part = functional.pad(part, (0, 0, 0, -real % multiple))  # (r, d)
-        r = len(part)
-        starts = [r * cut.start if hold else 0 for cut in cuts]
-        tiles = [
-            buffer[at : at + r * (cut.stop - cut.start)].view(r, -1)
-            for at, cut in zip(starts, cuts, strict=True)
-        ]
-        shift = torch.zeros(r, 1, dtype=q.dtype, device=q.device)
-        if not safe:
-            for cut, z in zip(cuts, tiles, strict=True):
-                torch.mm(part, rows[cut].T, out=z)
-            shift = torch.stack([z.amax(1) for z in tiles]).amax(0)[:, None]
-        total, mean = shift.new_zeros(r, dtype=wide), shift.new_zeros(part.shape, dtype=wide)
-        for cut, z in zip(cuts, tiles, strict=True):
-            if safe:
-                torch.mm(part, rows[cut].T, out=z)
-            else:
-                z.sub_(shift)
-            total += z.exp_().sum(1)
-            if means:
-                mean += torch.mm(z, rows[cut])
-        log_total = total.log()
-        held = list(zip(cuts, tiles, strict=True)) if hold else []
-        lse = log_total + shift[:, 0]
-        mean.div_(total[:, None])
-        yield slice(start, start + real), _Tile(held, -log_total[:real], lse[:real], mean[:real])
-
-
-def _prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
-    """Returns the rows as they enter the products, and whether no logit is too large for its exponential."""
-    rows = table
-    if unit or queries[0].dtype != table.dtype:
-        rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)
-        for start in range(0, len(table), ROWS):
-            part = table[start : start + ROWS]
-            rows[start : start + ROWS] = functional.normalize(part, dim=1) if unit else part
-    longest = [_longest(q) for q in queries]
-    return rows, bool(max(longest) * (1 if unit else _longest(rows)) < SAFE)
-
-
-def _longest(rows: Tensor) -> float:
-    longest = torch.zeros((), dtype=_wide(rows.dtype), device=rows.device)
-    for start in range(0, len(rows), ROWS):  # norms of bfloat16 are taken of a copy in float32
-        part = rows[start : start + ROWS].to(longest.dtype)
-        longest = torch.maximum(longest, torch.linalg.vector_norm(part, dim=1).max())
-    return float(longest)
-
-
-def _through_unit(change: Tensor, table: Tensor, unit: bool) -> Tensor:
-    """Takes the gradient of normalised rows back to the rows, in place."""
-    for start in range(0, len(table) if unit else 0, ROWS):
-        part, rows = change[start : start + ROWS], table[start : start + ROWS].to(change.dtype)
-        length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        direction = rows / length
-        part.sub_((part * direction).sum(1, keepdim=True) * direction).div_(length)
-    return change
+        return through_unit(change, table, ctx.unit).to(table.dtype), None, None, *grad_queries

@@ -25,7 +25,7 @@ from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, checked, ranked
 from hafvt.files import atomic_file, write_json
 from hafvt.models import build, complete, configure
-from hafvt.ops.catalogue_softmax import compute_dtype
+from hafvt.ops.precision import compute_dtype
 from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
 from hafvt.training.checkpoint import load, pack, save, unpack
@@ -168,10 +168,8 @@ def train(
         unpack(tensors, net, optimizer)
         state = Progress(**held)
     _truncate(out / "metrics.jsonl", state)
-    wrapped: Any = net
     if optimizer is not None:
-        wrapped, optimizer = fabric.setup(net, optimizer)
-        wrapped.mark_forward_method("loss")
+        _, optimizer = fabric.setup(net, optimizer)
 
     def checkpoint() -> None:
         save(last_path, pack(net, optimizer), asdict(state))
@@ -190,8 +188,8 @@ def train(
                 if optimizer is not None:
                     torch.manual_seed((seed << 32) + state.step)  # so that any step can be taken again alike
                     optimizer.zero_grad(set_to_none=True)
-                    with fabric.autocast():  # a marked method that is not `forward` gets none of itself
-                        loss = wrapped.loss(batch.to(fabric.device))
+                    with fabric.autocast():  # Fabric itself gives it to `forward` alone
+                        loss = net.loss(batch.to(fabric.device))
                     fabric.backward(loss)
                     optimizer.step()
                     state.loss += _finite(float(loss.detach()), state, learning_rate)

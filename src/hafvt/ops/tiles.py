@@ -1,0 +1,119 @@
+"""The softmax of queries over items, tile after tile; see `catalogue_softmax`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
+HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
+MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
+ROWS = 4096  # of a table that are normalised or converted at a time
+SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of sums: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Tile(NamedTuple):
+    """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
+
+    held: list[tuple[slice, Tensor]]
+    """Items and their exponentials, (r or more, items); nothing where they are not kept."""
+    log_factor: Tensor
+    lse: Tensor
+    mean: Tensor
+    """(r, d) of the rows under the softmax, zeros where not asked for."""
+
+    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
+        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d)."""
+        weighed = ((grad * self.log_factor.exp())[:, None] * q).to(self.held[0][1].dtype)  # (r, d)
+        weighed = functional.pad(weighed, (0, 0, 0, len(self.held[0][1]) - len(weighed)))
+        for items, exponentials in self.held:
+            change[items] += torch.mm(exponentials.T, weighed)
+
+
+def sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> Iterator[tuple[slice, Tile]]:
+    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
+
+    Args:
+        q: (N, d) queries.
+        rows: (V, d) items.
+        safe: no exponential overflows.
+        means: whether the rows' means are wanted.
+        hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
+    """
+    device = "cuda" if q.is_cuda else "cpu"
+    most, width = TILES[device]
+    hold = hold or not safe
+    height = max(1, min(most, HELD[device] // len(rows))) if hold else most
+    multiple = min(MULTIPLE, height)
+    height = min(height // multiple, -(-len(q) // multiple)) * multiple
+    cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
+    buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
+    sums = wide(q.dtype)
+    for start in range(0, len(q), max(height, 1)):
+        part = q[start : start + height]
+        real = len(part)
+        part = functional.pad(part, (0, 0, 0, -real % multiple))  # (r, d)
+        r = len(part)
+        starts = [r * cut.start if hold else 0 for cut in cuts]
+        tiles = [
+            buffer[at : at + r * (cut.stop - cut.start)].view(r, -1)
+            for at, cut in zip(starts, cuts, strict=True)
+        ]
+        shift = torch.zeros(r, 1, dtype=q.dtype, device=q.device)
+        if not safe:
+            for cut, z in zip(cuts, tiles, strict=True):
+                torch.mm(part, rows[cut].T, out=z)
+            shift = torch.stack([z.amax(1) for z in tiles]).amax(0)[:, None]
+        total, mean = shift.new_zeros(r, dtype=sums), shift.new_zeros(part.shape, dtype=sums)
+        for cut, z in zip(cuts, tiles, strict=True):
+            if safe:
+                torch.mm(part, rows[cut].T, out=z)
+            else:
+                z.sub_(shift)
+            total += z.exp_().sum(1)
+            if means:
+                mean += torch.mm(z, rows[cut])
+        log_total = total.log()
+        held = list(zip(cuts, tiles, strict=True)) if hold else []
+        lse = log_total + shift[:, 0]
+        mean.div_(total[:, None])
+        yield slice(start, start + real), Tile(held, -log_total[:real], lse[:real], mean[:real])
+
+
+def prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
+    """Returns the rows as they enter the products, and whether no logit is too large for its exponential."""
+    rows = table
+    if unit or queries[0].dtype != table.dtype:
+        rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)
+        for start in range(0, len(table), ROWS):
+            part = table[start : start + ROWS]
+            rows[start : start + ROWS] = functional.normalize(part, dim=1) if unit else part
+    longest = [_longest(q) for q in queries]
+    return rows, bool(max(longest) * (1 if unit else _longest(rows)) < SAFE)
+
+
+def _longest(rows: Tensor) -> float:
+    longest = torch.zeros((), dtype=wide(rows.dtype), device=rows.device)
+    for start in range(0, len(rows), ROWS):  # norms of bfloat16 are taken of a copy in float32
+        part = rows[start : start + ROWS].to(longest.dtype)
+        longest = torch.maximum(longest, torch.linalg.vector_norm(part, dim=1).max())
+    return float(longest)
+
+
+def through_unit(change: Tensor, table: Tensor, unit: bool) -> Tensor:
+    """Takes the gradient of normalised rows back to the rows, in place."""
+    for start in range(0, len(table) if unit else 0, ROWS):
+        part, rows = change[start : start + ROWS], table[start : start + ROWS].to(change.dtype)
+        length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        direction = rows / length
+        part.sub_((part * direction).sum(1, keepdim=True) * direction).div_(length)
+    return change

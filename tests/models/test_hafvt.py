@@ -104,6 +104,22 @@ def test_a_sequence_without_items_adds_nothing(small):
     assert len(model.scores(empty, 0).unique()) == 1
 
 
+def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(small):
+    model = build(small, CONFIGS["default"])
+    batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
+    found = model.attention(batch)
+    assert found.shape == (2, 3, 3, 6)
+    torch.testing.assert_close(found[0].sum(2), torch.ones(3, 3))
+    assert found[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
+    assert found[1, 0].abs().max() == 0  # nothing of this domain
+    weights = found[0, 2, 0, :5] @ model.ids(batch.items[0, :5])  # through the merged ids' branch by hand
+    layer = model.layers[6]
+    value = layer.qkv.weight[20:], layer.qkv.bias[20:]
+    shifted = found[0, 2, 0, :5] @ layer.positions[:5]
+    by_hand = (weights + shifted) @ value[0].T + value[1] + layer.own(model.ids(batch.items[0, 4]))
+    torch.testing.assert_close(layer(model.ids(batch.items[:1, :5]))[0, -1], by_hand)
+
+
 def test_padding_and_batch_mates_change_nothing(small):
     model = build(small, CONFIGS["default"])
     alone = gather(small.items, small.offsets[:1], small.offsets[1:2])

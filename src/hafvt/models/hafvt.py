@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, last, next_items, view
+from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
@@ -106,6 +106,14 @@ class AttentionLayer(nn.Module):
         h = self.dropout(causal_attention(q, k, v)[:, 0])
         return h if self.own is None else torch.add(self.own(x), h)
 
+    def weights(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns what the last real slot attends to, (B, T, d) -> (B, T); zeros in rows without items."""
+        attended = x if self.positions is None else x + self.positions[: x.shape[1]]
+        q, k, _ = self.qkv(attended).chunk(3, dim=2)  # (B, T, d) each
+        z = torch.einsum("bd,btd->bt", last(q, lengths) * q.shape[2] ** -0.5, k)
+        real = slots(lengths, x.shape[1])
+        return torch.softmax(z.masked_fill(~real, -torch.inf), dim=1).nan_to_num(0.0)
+
 
 def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
     """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
@@ -128,6 +136,19 @@ def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tenso
         else:
             rows[here] = 0
     return rows
+
+
+class Query(NamedTuple):
+    """What a branch asks: `log_weight + log softmax(h . e)` is the log of what it adds to (10)."""
+
+    sequence: int
+    modality: int
+    h: Tensor
+    """(B, d), of unit length divided by the temperature."""
+    log_weight: Tensor
+    """(), the log of its lambda times its share of (7)."""
+    silent: Tensor
+    """(B,) whether its sequence has no items."""
 
 
 class HafVt(Model):
@@ -258,30 +279,56 @@ class HafVt(Model):
             asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
         return table, asks
 
-    def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
-        among, log_weights = self.candidates(domain), self.log_weights()
-        scale = 1 / self.config.temperature
-        tables = [self.compared(modality) for modality in range(len(self.modalities))]
+    def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
+        """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
+        log_weights, scale = self.log_weights(), 1 / self.config.temperature
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
-            # The softmax of the merged sequence is over the other domains, too.
-            rest = [self.candidates(n) for n in range(len(self.domains)) if merged and n != domain]
-            for modality, table in enumerate(tables):
+            for modality in range(len(self.modalities)):
                 h = self.branch(number, modality, F.embedding(sequence.items, self.table(modality)))
                 h = scale * F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
-                if candidates is None:
-                    z = h @ table[among].T  # (2), (B, C)
-                    lse = z.logsumexp(1)
-                else:
-                    z = torch.einsum("bd,bcd->bc", h, table[candidates])
-                    lse = log_partition(h, table[among])
-                for part in rest:
-                    lse = torch.logaddexp(lse, log_partition(h, table[part]))
-                # (4-6) and their weight in one: an empty sequence says nothing.
-                lse = lse - log_weights[row, modality] - torch.tensor(factor).log()
-                yield z.sub_(lse.masked_fill(sequence.lengths == 0, torch.inf)[:, None]).exp_()
+                weight = log_weights[row, modality] + torch.tensor(factor).log()
+                yield Query(number, modality, h, weight, sequence.lengths == 0)
+
+    def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
+        """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
+        among, whole = self.candidates(domain), range(len(self.domains))
+        tables = [self.compared(modality) for modality in range(len(self.modalities))]
+        for number, modality, h, log_weight, silent in self.queries(batch, domain):
+            table = tables[modality]
+            if candidates is None:
+                z = h @ table[among].T  # (2), (B, C)
+                lse = z.logsumexp(1)
+            else:
+                z = torch.einsum("bd,bcd->bc", h, table[candidates])
+                lse = log_partition(h, table[among])
+            if number == len(self.domains):  # its softmax is over the other domains, too
+                for other in whole:
+                    if other != domain:
+                        lse = torch.logaddexp(lse, log_partition(h, table[self.candidates(other)]))
+            # (4-6) and their weight in one: an empty sequence says nothing.
+            yield z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None]).exp_()
+
+    def attention(self, batch: Batch) -> Tensor:
+        """Returns what the last state of each branch attends to, (B, S, M, T), over the merged history.
+
+        Each row over T sums to 1, or to 0 where the branch's sequence has no items.
+        """
+        rows, width = batch.items.shape
+        found = torch.zeros(rows, len(self.used), len(self.modalities), width, device=batch.items.device)
+        for row, number in enumerate(self.used):
+            keep = slots(batch.lengths, batch.items.shape[1])
+            if number < len(self.domains):
+                among = self.candidates(number)
+                keep &= (batch.items >= among.start) & (batch.items < among.stop)
+            sequence = view(batch, keep)
+            places = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : sequence.items.shape[1]]
+            for modality in range(len(self.modalities)):
+                layer: Any = self.layers[row * len(self.modalities) + modality]
+                weights = layer.weights(F.embedding(sequence.items, self.table(modality)), sequence.lengths)
+                found[:, row, modality].scatter_(1, places, weights.float())
+        return found
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """The log of equation (10), see `Model.scores`: of a sum of probabilities over all branches.

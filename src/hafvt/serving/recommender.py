@@ -1,0 +1,237 @@
+"""`Recommender`: what a trained model recommends to anybody, on the user's own ids, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from hafvt.data.dataset import Dataset, Int64
+from hafvt.errors import HafvtError
+from hafvt.serving.scorer import Float32, Scorer
+from hafvt.serving.shelf import Item, Shelf
+
+SCORES = 4_000_000  # scores held at a time: histories in a batch x items of a domain
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A recommended item and its score, which is higher the better."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is recommended for one history.
+
+    Attributes:
+        items: best first; fewer than k where fewer are left.
+        by: "model"; or "popularity", where the history has no known item.
+        unknown: ids of the history that the catalogue does not have; they were skipped.
+    """
+
+    items: tuple[Recommended, ...]
+    by: Literal["model", "popularity"]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an item has its score for a history.
+
+    Attributes:
+        item: which.
+        score: as `recommend` gives it.
+        rank: among all items of its domain, ties at half.
+        history: the known items that the model read, oldest first.
+        shares: of the score by (sequence, modality), summing to 1.
+        attention: by (sequence, modality), for each item of `history`; sums to 1, or to 0 where the sequence
+            has no items.
+        unknown: see `Answer`.
+    """
+
+    item: Item
+    score: float
+    rank: float
+    history: tuple[Item, ...]
+    shares: dict[tuple[str, str], float] = field(repr=False)
+    attention: dict[tuple[str, str], tuple[float, ...]] = field(repr=False)
+    unknown: tuple[str, ...] = ()
+
+
+class Recommender:
+    """Recommends by histories of item ids, oldest first, from any mix of domains.
+
+    Example:
+        recommender = Recommender.open("runs/hafvt")
+        recommender.recommend([["tt0111161", "tt0068646"]], "drama", k=10)
+
+    Args:
+        scorer: ranks the items.
+        shelf: the items as people know them.
+    """
+
+    def __init__(self, scorer: Scorer, shelf: Shelf) -> None:
+        self.scorer, self.shelf = scorer, shelf
+
+    @classmethod
+    def open(cls, folder: str | Path, data: str | Path | Dataset | None = None) -> Self:
+        """Opens a run, or what `export` made of one.
+
+        Args:
+            folder: of the run or the export.
+            data: the dataset, where it is no longer in the place that the run remembers.
+
+        Raises:
+            HafvtError: there is no finished run.
+        """
+        from hafvt.serving.torch_scorer import TorchScorer  # late: an export does without torch
+        from hafvt.training.run import open_run
+
+        run = open_run(folder, data)
+        shelf = Shelf(run.data.item_table, run.data.domains, run.data.train_counts(), run.data.image_root)
+        return cls(TorchScorer(run), shelf)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The names of the domains."""
+        return tuple(domain.name for domain in self.shelf.domains)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        domain: str,
+        k: int = 10,
+        *,
+        exclude: Sequence[Sequence[str]] | None = None,
+        seen: bool = False,
+    ) -> list[Answer]:
+        """Recommends for each history the k best items of a domain, by exact scores of all of them.
+
+        Equal scores are listed by the catalogue's order, which is random.
+
+        Args:
+            histories: item ids, oldest first; may be empty, then popularity decides.
+            domain: whose items are recommended.
+            k: how many.
+            exclude: ids never to recommend, for each history.
+            seen: whether items of the history may be recommended again.
+
+        Raises:
+            HafvtError: no such domain, k below 1, or `exclude` of another length.
+        """
+        number = self.shelf.domain_number(domain)
+        if k < 1:
+            raise HafvtError(f"k is {k}: give 1 or more")
+        if exclude is not None and len(exclude) != len(histories):
+            raise HafvtError(f"{len(exclude)} lists to exclude for {len(histories)} histories: give one each")
+        start, stop = self.shelf.domains[number].start, self.shelf.domains[number].stop
+        known = [self.shelf.find(history) for history in histories]
+        answers = []
+        size = max(1, SCORES // (stop - start))
+        for cut in range(0, len(known), size):
+            part = known[cut : cut + size]
+            scores = self.scores([numbers for numbers, _ in part], number)
+            for row, (numbers, unknown) in enumerate(part):
+                out = self.shelf.find(exclude[cut + row])[0] if exclude is not None else numbers[:0]
+                if not seen:
+                    out = np.concatenate([out, numbers])
+                out = out[(out >= start) & (out < stop)] - start
+                best = top_k(scores[row], k, out)
+                listed = tuple(
+                    Recommended(self.shelf.item(start + int(column)), float(scores[row, column]))
+                    for column in best
+                )
+                answers.append(Answer(listed, "model" if len(numbers) else "popularity", tuple(unknown)))
+        return answers
+
+    def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
+        """Returns the scores of all items of a domain, (B, C), popularity's for empty histories.
+
+        Args:
+            histories: item numbers, oldest first; only the last `max_length` are read.
+            domain: its number.
+        """
+        chosen = self.shelf.domains[domain]
+        found = np.empty((len(histories), len(chosen)), dtype=np.float32)
+        empty = np.array([len(history) == 0 for history in histories], dtype=bool)
+        found[empty] = np.log1p(self.shelf.met[chosen.start : chosen.stop]).astype(np.float32)
+        if not empty.all():
+            rows = [history[-self.scorer.max_length :] for history in histories if len(history)]
+            found[~empty] = self.scorer.scores(*padded(rows), domain)
+        return found
+
+    def explain(self, history: Sequence[str], item: str) -> Explanation:
+        """Tells why an item has its score for a history.
+
+        Raises:
+            HafvtError: the model cannot explain itself, or the item or all of the history is unknown.
+        """
+        if not self.scorer.sequences:
+            raise HafvtError(f"{self.scorer.name} cannot say where its scores come from: use hafvt")
+        (target,), (numbers, unknown) = self.number_of(item), self.shelf.find(history)
+        if not len(numbers):
+            raise HafvtError("the history has no known item: popularity alone decides then")
+        numbers = numbers[-self.scorer.max_length :]
+        domain = next(n for n, d in enumerate(self.shelf.domains) if d.start <= target < d.stop)
+        column = int(target) - self.shelf.domains[domain].start
+        scores = self.scores([numbers], domain)[0]
+        told = self.scorer.explain(numbers, domain, np.array([target]))
+        pairs = [
+            (s, m, (sequence, modality))
+            for s, sequence in enumerate(self.scorer.sequences)
+            for m, modality in enumerate(self.scorer.modalities)
+        ]
+        return Explanation(
+            item=self.shelf.item(int(target)),
+            score=float(scores[column]),
+            rank=float(1 + (scores > scores[column]).sum() + ((scores == scores[column]).sum() - 1) / 2),
+            history=tuple(self.shelf.item(int(number)) for number in numbers),
+            shares={pair: float(told.shares[0, s, m]) for s, m, pair in pairs},
+            attention={pair: tuple(told.attention[s, m].tolist()) for s, m, pair in pairs},
+            unknown=tuple(unknown),
+        )
+
+    def number_of(self, item_id: str) -> Int64:
+        """Returns the number of an item, (1,).
+
+        Raises:
+            HafvtError: it is unknown.
+        """
+        numbers, unknown = self.shelf.find([item_id])
+        if unknown:
+            raise HafvtError(f"no item {item_id[:80]!r} in the catalogue")
+        return numbers
+
+
+def padded(histories: Sequence[Int64]) -> tuple[Int64, Int64]:
+    """Returns histories as right-padded rows, (B, T), and their lengths, (B,)."""
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    rows = np.zeros((len(histories), int(lengths.max(initial=1))), dtype=np.int64)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(histories)
+    return rows, lengths
+
+
+def top_k(scores: Float32, k: int, without: Int64) -> Int64:
+    """Returns the columns of the k best scores, best first, equal ones by ascending column.
+
+    Args:
+        scores: (C,); NaN and -inf are never listed.
+        k: at most so many.
+        without: columns never to list.
+    """
+    scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    scores[without] = -np.inf
+    size = min(k, len(scores))
+    cut = np.partition(scores, len(scores) - size)[len(scores) - size]
+    above = np.flatnonzero(scores > cut)
+    level = np.flatnonzero(scores == cut)[: size - len(above)]
+    chosen = np.sort(np.concatenate([above, level]))
+    chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
+    found: Int64 = chosen[scores[chosen] > -np.inf].astype(np.int64)
+    return found

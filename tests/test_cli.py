@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+import hafvt
 from hafvt.cli import commands, main, spell_out
 from hafvt.data.sources.demo import generate_world
 
@@ -93,3 +96,35 @@ def test_an_unknown_option_is_refused():
     with pytest.raises(SystemExit) as stopped:
         main(["info", "data", "--colour", "red"])
     assert stopped.value.code == 2
+
+
+def test_every_command_is_a_name_of_the_package_too():
+    assert sorted(hafvt.__all__) == sorted(hafvt.HOMES)
+    for name in hafvt.__all__:
+        assert getattr(hafvt, name).__name__ == name
+        assert name in dir(hafvt)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hafvt.nothing  # noqa: B018
+
+
+def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python where torch, and what stands on it, cannot be imported."""
+    blocked = ("torch", "lightning_fabric", "transformers", "sentence_transformers")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n{code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_what_does_not_need_torch_starts_without_it(small):
+    modules = "hafvt, hafvt.cli, hafvt.serving.recommender, hafvt.serving.scorer, hafvt.serving.shelf"
+    assert without_torch(f"import {modules}\nhafvt.Recommender, hafvt.HafvtError").stderr == ""
+    for arguments, said in ((["--help"], "Trains a model"), (["info", str(small.folder)], "40")):
+        ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [["train", "hafvt", "--data", "d", "--out", "o"], ["train", "--help"]])
+def test_what_needs_torch_says_so_in_one_line(arguments):
+    ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
+    assert ended.returncode == 1
+    assert ended.stderr == "hafvt train: this needs torch: pip install torch\n"

@@ -42,7 +42,7 @@ def documented() -> list[list[str]]:
 @pytest.mark.parametrize("arguments", documented(), ids=" ".join)
 def test_a_documented_command_is_understood(arguments):
     known = commands()
-    assert parser(known).parse_args(spell_out(arguments, known)).command == arguments[0]
+    assert parser(known, arguments[0]).parse_args(spell_out(arguments, known)).command == arguments[0]
 
 
 @pytest.fixture

@@ -1,24 +1,31 @@
 """hafvt: recommend across domains, with pictures and titles.
 
-The functions behind the commands, each with the command's name and arguments.
+The functions behind the commands, each with the command's name and arguments. They are imported when they are
+first asked for: what does not need torch starts without it.
 """
 
-from hafvt.data.dataset import Dataset
-from hafvt.data.info import info
-from hafvt.data.prepare import prepare
-from hafvt.data.sources.c2dsr import prepare_c2dsr
-from hafvt.errors import HafvtError, InputError
-from hafvt.experiments.demo import demo
-from hafvt.experiments.doctor import doctor
-from hafvt.experiments.evaluate import evaluate
-from hafvt.experiments.paper import paper
-from hafvt.features.encode import encode
-from hafvt.training.loop import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hafvt.data.dataset import Dataset
+    from hafvt.data.info import info
+    from hafvt.data.prepare import prepare
+    from hafvt.data.sources.c2dsr import prepare_c2dsr
+    from hafvt.errors import HafvtError, InputError
+    from hafvt.experiments.demo import demo
+    from hafvt.experiments.doctor import doctor
+    from hafvt.experiments.evaluate import evaluate
+    from hafvt.experiments.paper import paper
+    from hafvt.features.encode import encode
+    from hafvt.serving.recommender import Recommender
+    from hafvt.training.loop import train
 
 __all__ = [
     "Dataset",
     "HafvtError",
     "InputError",
+    "Recommender",
     "demo",
     "doctor",
     "encode",
@@ -29,3 +36,31 @@ __all__ = [
     "prepare_c2dsr",
     "train",
 ]
+
+HOMES = {
+    "Dataset": "hafvt.data.dataset",
+    "HafvtError": "hafvt.errors",
+    "InputError": "hafvt.errors",
+    "Recommender": "hafvt.serving.recommender",
+    "demo": "hafvt.experiments.demo",
+    "doctor": "hafvt.experiments.doctor",
+    "encode": "hafvt.features.encode",
+    "evaluate": "hafvt.experiments.evaluate",
+    "info": "hafvt.data.info",
+    "paper": "hafvt.experiments.paper",
+    "prepare": "hafvt.data.prepare",
+    "prepare_c2dsr": "hafvt.data.sources.c2dsr",
+    "train": "hafvt.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of `__all__`."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'hafvt' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Returns the names that are there or can be had."""
+    return sorted({*globals(), *__all__})

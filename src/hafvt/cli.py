@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
@@ -20,30 +24,37 @@ class Command(NamedTuple):
     """A sub-command.
 
     Attributes:
-        function: does the work; its docstring is the help, its signature the options.
+        target: "module:function" of what does the work. Its docstring is the help, its signature the options.
         positional: names of the parameters that are given without an option's name.
         show: turns what the function returns into what is printed.
     """
 
-    function: Callable[..., Any]
-    positional: tuple[str, ...]
-    show: Callable[[Any], str]
+    target: str
+    positional: tuple[str, ...] = ()
+    show: Callable[[Any], str] = str
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What does the work; only now is it imported, and torch with it where it needs that."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), name)
+        return function
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring, read without importing it, so that --help is quick."""
+        module, _, name = self.target.partition(":")
+        spec = find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+        raise AssertionError(f"{module} has no function {name}")
 
 
 def commands() -> dict[str, Command]:
-    """Returns the sub-commands; imported late, so that --help is quick."""
-    from hafvt.data.info import info
-    from hafvt.data.prepare import prepare
-    from hafvt.data.sources.amazon import prepare_amazon
-    from hafvt.data.sources.c2dsr import prepare_c2dsr
-    from hafvt.data.sources.fetch import fetch
-    from hafvt.experiments.compare import ablate, compare
-    from hafvt.experiments.demo import demo
-    from hafvt.experiments.doctor import doctor
-    from hafvt.experiments.evaluate import evaluate
-    from hafvt.experiments.paper import paper
-    from hafvt.features.encode import encode
-    from hafvt.training.loop import train
+    """Returns the sub-commands by name."""
 
     def encoded(tables: dict[str, Any]) -> str:
         return "\n".join(
@@ -51,20 +62,25 @@ def commands() -> dict[str, Command]:
             for name, t in tables.items()
         )
 
+    def prepared(data: Any) -> str:
+        from hafvt.data.info import info
+
+        return f"{info(data)}\nwrote {data.folder}"
+
     return {
-        "demo": Command(demo, (), str),
-        "prepare": Command(prepare, (), lambda data: f"{info(data)}\nwrote {data.folder}"),
-        "fetch": Command(fetch, ("what",), str),
-        "prepare-amazon": Command(prepare_amazon, ("raw",), str),
-        "prepare-c2dsr": Command(prepare_c2dsr, ("release",), str),
-        "encode": Command(encode, ("data",), encoded),
-        "info": Command(info, ("data",), str),
-        "train": Command(train, ("model",), str),
-        "evaluate": Command(evaluate, ("run",), str),
-        "compare": Command(compare, ("data",), str),
-        "ablate": Command(ablate, ("data",), str),
-        "paper": Command(paper, ("table",), str),
-        "doctor": Command(doctor, (), str),
+        "demo": Command("hafvt.experiments.demo:demo"),
+        "prepare": Command("hafvt.data.prepare:prepare", (), prepared),
+        "fetch": Command("hafvt.data.sources.fetch:fetch", ("what",)),
+        "prepare-amazon": Command("hafvt.data.sources.amazon:prepare_amazon", ("raw",)),
+        "prepare-c2dsr": Command("hafvt.data.sources.c2dsr:prepare_c2dsr", ("release",)),
+        "encode": Command("hafvt.features.encode:encode", ("data",), encoded),
+        "info": Command("hafvt.data.info:info", ("data",)),
+        "train": Command("hafvt.training.loop:train", ("model",)),
+        "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
+        "compare": Command("hafvt.experiments.compare:compare", ("data",)),
+        "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
+        "paper": Command("hafvt.experiments.paper:paper", ("table",)),
+        "doctor": Command("hafvt.experiments.doctor:doctor"),
     }
 
 
@@ -77,11 +93,14 @@ class Parser(ArgumentParser):
         return re.sub(r"--[a-z_0-9.]+", lambda match: match[0].replace("_", "-"), text)
 
 
-def parser(known: dict[str, Command]) -> Parser:
-    """Returns the parser of all sub-commands."""
+def parser(known: dict[str, Command], chosen: str) -> Parser:
+    """Returns the parser of all sub-commands; of the chosen one with its options."""
     top = Parser(prog="hafvt", description="Recommend across domains, with pictures and titles.")
     subcommands = top.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in known.items():
+        if name != chosen:
+            subcommands.add_subcommand(name, Parser(), help=command.summary)
+            continue
         text = inspect.getdoc(command.function) or ""
         said, _, example = text.partition("\nExample: ")
         sub = Parser(description=said.strip(), epilog=f"Example: {example.splitlines()[0]}")
@@ -140,16 +159,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of choices that are ours
     known = commands()
     given = sys.argv[1:] if arguments is None else list(arguments)
-    settings = parser(known).parse_args(spell_out(given, known))
-    command = known[settings.command]
-    values = settings[settings.command].as_dict()
-    values.pop("config", None)
+    chosen = given[0] if given and given[0] in known else ""
     try:
-        print(command.show(command.function(**values)))
+        settings = parser(known, chosen).parse_args(spell_out(given, known))
+        values = settings[chosen].as_dict()
+        values.pop("config", None)
+        print(known[chosen].show(known[chosen].function(**values)))
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        console.print(f"hafvt {chosen}: this needs torch: pip install torch", style="red", soft_wrap=True)
+        return 1
     except HafvtError as error:
-        console.print(
-            f"hafvt {settings.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"hafvt {chosen}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print(

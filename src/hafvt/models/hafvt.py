@@ -22,8 +22,8 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   vector: the mean. In a history it is the same vector.
 * An item that training never met (held out, or added later) has an id whose vector was never fitted. When
   scores are made, it has no id: the share of the id in (7) is given to its other modalities, in proportion,
-  and in a history its id counts as zero. The softmaxes (4-6) are over the items that training met, and such an
-  item is measured by the same scale; so the scores of the others are the same, whoever is added.
+  and in a history its id counts as zero. The softmaxes (4-6) are over the items that training met, and such
+  an item is measured by the same scale; so the scores of the others are the same, whoever is added.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
   itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
   fifth of SASRec's.
@@ -382,7 +382,7 @@ class HafVt(Model):
         return shares.view(*shares.shape[:2], len(self.used), -1)
 
     def grow(self, catalogue: Catalogue, numbers: Tensor) -> HafVt:
-        """Returns this model over a catalogue of more items, in evaluation mode; old scores stay what they are.
+        """Returns this model over a catalogue of more items, in evaluation mode; old scores stay as they are.
 
         Args:
             catalogue: the items of this model and new ones, which have a count of 0.

@@ -112,9 +112,7 @@ def evaluate(
     if exclude_seen and protocol != "full":
         raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
     if cold and (protocol != "full" or split != "test" or exclude_seen):
-        raise HafvtError(
-            "--cold goes with no other protocol, split or --exclude-seen: leave them out"
-        )
+        raise HafvtError("--cold goes with no other protocol, split or --exclude-seen: leave them out")
     opened = open_run(run, data)
     if cold:
         ranks, results, chance = rank_cold(opened, torch.device(device))

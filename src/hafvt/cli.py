@@ -77,6 +77,7 @@ def commands() -> dict[str, Command]:
         "info": Command("hafvt.data.info:info", ("data",)),
         "train": Command("hafvt.training.loop:train", ("model",)),
         "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
+        "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
         "compare": Command("hafvt.experiments.compare:compare", ("data",)),
         "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
         "paper": Command("hafvt.experiments.paper:paper", ("table",)),

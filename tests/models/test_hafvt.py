@@ -65,12 +65,16 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     batch = gather(flat, stops - [len(h) for h in histories], stops)
     expected = reference.loss(histories, **numbers)
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
+    seen = {"met": ~model.unmet.numpy(), "content": [name != "id" for name in model.modalities]}
+    assert not seen["met"].all()  # else nothing of what is special about them would be tested
+    floor = 1e-30  # what has no probability at all
     for domain in range(len(sizes)):
-        rows = np.log([reference.scores(history, domain, **numbers) for history in histories])
+        rows = [reference.scores(history, domain, **numbers, **seen) for history in histories]
+        rows = np.log(np.maximum(rows, floor))
         found = model.scores(batch, domain).detach().numpy()
         np.testing.assert_allclose(found, rows, atol=1e-5)
     one = Batch(batch.items[-1:, :4], batch.lengths[-1:])  # batch of one, no padding
-    expected = np.log(reference.scores(histories[-1], 0, **numbers))
+    expected = np.log(np.maximum(reference.scores(histories[-1], 0, **numbers, **seen), floor))
     np.testing.assert_allclose(model.scores(one, 0).detach().numpy()[0], expected, atol=1e-5)
 
 

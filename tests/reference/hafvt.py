@@ -65,8 +65,26 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
     )
 
 
-def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2):
+def with_unmet(h, tables, among, weights, tau, met, content):
+    """(4)-(7) as scores are made: softmaxes over what was met; an item never met has no id.
+
+    met: (V,) bool; content: per modality whether it is no id.
+    """
+    rest = sum(w for w, known in zip(weights, content, strict=True) if known)
+    found = np.zeros(len(among))
+    for w, state, (_, E), known in zip(weights, h, tables, content, strict=True):
+        e = np.exp(cosine(state, E[among]) / tau)
+        p = e / e[met[among]].sum()
+        found += np.where(met[among], w * p, w / rest * p if known else 0)
+    return found
+
+
+def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, met, content):
     """(10): scores of all items of a domain."""
+    tables = [
+        (inputs if known else inputs * met[:, None], E)
+        for (inputs, E), known in zip(tables, content, strict=True)
+    ]
     mine = np.arange(*domains[domain])
     everything = np.arange(domains[-1][1])
     found = np.zeros(len(mine))
@@ -78,7 +96,8 @@ def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lamb
             for layer, (inputs, _) in zip(layers[s], tables, strict=True)
         ]
         if s == len(domains):
-            found += lambda2 * mixture(h, tables, everything, weights[s], tau)[mine]
+            found += lambda2 * with_unmet(h, tables, everything, weights[s], tau, met, content)[mine]
         else:
-            found += (1 if s == domain else lambda1) * mixture(h, tables, mine, weights[s], tau)
+            factor = 1 if s == domain else lambda1
+            found += factor * with_unmet(h, tables, mine, weights[s], tau, met, content)
     return found

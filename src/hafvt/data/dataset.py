@@ -53,6 +53,8 @@ class Dataset:
         train_ends: (users,) how many leading interactions of each user may be trained on.
         valid: (n,) positions of the validation targets, ascending.
         test: (n,) positions of the test targets, ascending.
+        cold: (n, 3) targets among the items that were held out of all histories: user, position in the
+            flat array of what came next, item; its history is `items[offsets[user]:position]`.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Dataset:
     train_ends: Int64 = field(repr=False)
     valid: Int64 = field(repr=False)
     test: Int64 = field(repr=False)
+    cold: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -80,7 +83,7 @@ class Dataset:
                 "prepare the dataset anew with this version of hafvt"
             )
         arrays = {}
-        for name in ARRAYS:
+        for name in (*ARRAYS, "cold") if manifest.get("cold_targets") else ARRAYS:
             path = folder / f"{name}.npy"
             try:
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -153,6 +156,7 @@ def write_dataset(
     train_ends: Int64,
     valid: Int64,
     test: Int64,
+    cold: Int64 | None = None,
     image_root: Path | None = None,
     about: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -170,6 +174,7 @@ def write_dataset(
         train_ends: see `Dataset`.
         valid: see `Dataset`.
         test: see `Dataset`.
+        cold: see `Dataset`.
         image_root: the folder that relative picture paths start from.
         about: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
@@ -182,6 +187,8 @@ def write_dataset(
         "valid": valid.astype(np.int64, copy=False),
         "test": test.astype(np.int64, copy=False),
     }
+    if cold is not None and len(cold):
+        arrays["cold"] = cold.astype(np.int64, copy=False)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
@@ -195,6 +202,7 @@ def write_dataset(
             "interactions": len(items),
             "valid_targets": len(valid),
             "test_targets": len(test),
+            "cold_targets": len(arrays.get("cold", ())),
             "image_root": str(image_root.resolve()) if image_root else None,
             **(about or {}),
             "sha256": {path.name: sha256(path) for path in sorted(temporary.iterdir())},

@@ -81,6 +81,7 @@ class Info:
         ties: equal times of neighbouring interactions, and repeated interactions.
         ties_order: "random" or "input"; "unknown" for a dataset that `prepare` did not make.
         span: first and last time, as they are stored.
+        held_out: items held out of training, and targets among them.
     """
 
     users: int
@@ -92,6 +93,7 @@ class Info:
     ties: Ties
     ties_order: str
     span: tuple[int, int]
+    held_out: tuple[int, int]
 
     def __str__(self) -> str:
         """Returns a plain text table."""
@@ -155,6 +157,7 @@ def info(data: str | Path | Dataset) -> Info:
         ties=ties,
         ties_order=said["order"] if said else "unknown",
         span=(int(data.times.min()), int(data.times.max())),
+        held_out=(data.manifest.get("held_out_items", 0), len(data.cold)),
     )
 
 
@@ -213,6 +216,8 @@ def _lines(found: Info) -> list[str]:
         f"{order.get(found.ties_order, 'in an unknown order')}"
     )
     lines.append(f"repeated interactions (same user, item, time): {duplicates:,}")
+    if found.held_out[0]:
+        lines.append("held out of training: {:,} items, {:,} targets among them".format(*found.held_out))
     return lines
 
 

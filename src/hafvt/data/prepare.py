@@ -11,6 +11,7 @@ import numpy as np
 from hafvt.data.coding import Log, code
 from hafvt.data.dataset import Dataset, Domain, Int32, write_dataset
 from hafvt.data.filters import active_everywhere, core, last_of_each
+from hafvt.data.held_out import cold_targets, draw_items
 from hafvt.data.order import count_ties, offsets_of, sort_histories
 from hafvt.data.splits import by_time, leave_one_out
 from hafvt.data.tables import Table, read_tables
@@ -34,6 +35,7 @@ def prepare(
     split: Literal["leave-one-out", "time"] = "leave-one-out",
     valid_share: float = 0.1,
     test_share: float = 0.1,
+    hold_out_items: float = 0.0,
     ties: Literal["random", "input"] = "random",
     seed: int = 0,
     overwrite: bool = False,
@@ -65,8 +67,10 @@ def prepare(
         split: "leave-one-out" (last: test, last but one: validation) or "time" (two moments for all users).
         valid_share: share of the interactions in the window of validation, for --split time.
         test_share: share of the interactions in the window of test, for --split time.
+        hold_out_items: share of each domain's items, drawn by the seed, whose interactions are taken out of
+            all histories, such as 0.1; `evaluate --cold` ranks those that follow a user's training part.
         ties: order of a user's interactions at the same time: "random" (from the seed) or as in the "input".
-        seed: of the numbering and of the order of ties.
+        seed: of the numbering, of the order of ties and of the items that are held out.
         overwrite: replace a dataset folder that exists.
 
     Raises:
@@ -75,6 +79,10 @@ def prepare(
     """
     out = Path(out)
     _check_settings(out, min_per_domain, min_per_item, last, split, valid_share, test_share, overwrite)
+    if not 0 <= hold_out_items < 1:
+        raise HafvtError(
+            f"--hold-out-items is {hold_out_items:g}: give a share from 0 to below 1, such as 0.1"
+        )
     settings = {
         "columns": columns or {},
         "domains": domains,
@@ -84,6 +92,7 @@ def prepare(
         "split": split,
         "valid_share": valid_share if split == "time" else None,
         "test_share": test_share if split == "time" else None,
+        "hold_out_items": hold_out_items,
         "ties": ties,
         "seed": seed,
     }
@@ -110,6 +119,10 @@ def prepare(
         if last is not None:
             log = _take(log, last_of_each(log.users, last))
             counts.append(_counts(f"last={last}", log))
+        whole, held_out = log, draw_items(log.item_domains, hold_out_items, seed)
+        if hold_out_items:
+            log = _take(log, np.flatnonzero(~held_out[log.items]))
+            counts.append(_counts(f"hold_out_items={hold_out_items:g}", log))
         advance(note="filtered and sorted")
 
         offsets = offsets_of(log.users, len(log.user_ids))
@@ -117,6 +130,7 @@ def prepare(
             parts = by_time(offsets, log.times, valid_share=valid_share, test_share=test_share)
         else:
             parts = leave_one_out(offsets)
+        cold = cold_targets(whole.users, whole.items, held_out, offsets, parts.train_ends)
         found = count_ties(log.users, log.items, log.times)
         about = {
             "settings": settings,
@@ -124,6 +138,7 @@ def prepare(
             "counts": counts,
             "ties": {"order": ties, "neighbours": found.neighbours, "tied": found.tied},
             "duplicates": found.duplicates,
+            "held_out_items": int(held_out.sum()),
         }
         advance(note="split")
 
@@ -137,6 +152,7 @@ def prepare(
             times=np.floor(log.times).astype(np.int64),
             offsets=offsets,
             **parts._asdict(),
+            cold=cold,
             image_root=image_root,
             about=about,
             overwrite=overwrite,

@@ -69,6 +69,27 @@ def read_tables(interactions: Any, items: Any, columns: dict[str, str]) -> tuple
     return log, catalogue
 
 
+def read_items(items: Any, columns: dict[str, str]) -> Table:
+    """Reads and checks a table of items that comes without interactions.
+
+    Args:
+        items: a path or data frame with item_id and, optionally, domain, title and image.
+        columns: our name -> the input's name.
+
+    Raises:
+        InputError: the table or a value in it is wrong.
+        HafvtError: `columns` has a name that is not ours or an input's name that the table lacks.
+    """
+    known = COLUMNS["items"]
+    if unknown := [name for name in columns if name not in known]:
+        raise HafvtError(f"--columns: {unknown[0]!r} is none of our names: use {', '.join(known)}")
+    table = _read_table(items, "items", columns)
+    for ours, theirs in columns.items():
+        if table.names.get(ours) != theirs:
+            raise HafvtError(f"--columns: the table has no column {theirs!r} for {ours}: correct the name")
+    return table
+
+
 def _read_table(source: Any, role: str, columns: dict[str, str]) -> Table:
     candidates = {ours: (columns.get(ours, ours), ours) for ours in COLUMNS[role]}
     raw = read(source, list(dict.fromkeys(name for pair in candidates.values() for name in pair)))

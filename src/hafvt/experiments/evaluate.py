@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Ranks, Results, summarise
 from hafvt.evaluation.protocols import Protocol, checked, ranked
+from hafvt.experiments.cold import rank_cold
 from hafvt.progress import progress
 from hafvt.reports.run import report
 from hafvt.reports.table import plain_table
@@ -30,6 +31,7 @@ class Evaluation:
         ranks: of every target.
         half: under c2dsr, the same with ties at half: what the rule for ties would hide; else empty.
         folder: where ranks.parquet and report.html were written.
+        chance: under --cold, what a random order is expected to have; else empty.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Evaluation:
     ranks: Ranks
     half: Results
     folder: Path
+    chance: Results = field(default_factory=dict)
 
     @property
     def flattered(self) -> float:
@@ -50,6 +53,16 @@ class Evaluation:
 
     def __str__(self) -> str:
         """The table, in per cent."""
+        if self.chance:
+            table = plain_table({self.model: self.results, "a random order": self.chance}, stars=False)
+            times = ", ".join(
+                f"{row['MRR'].value / self.chance[name]['MRR'].value:.1f} times {name}"
+                for name, row in self.results.items()
+            )
+            return (
+                f"{table}\nMRR over items that training never met, beside a random order's: {times}\n"
+                f"wrote ranks.parquet and results.json to {self.folder}"
+            )
         if self.half:
             rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half}
             table = plain_table(rows, stars=False)
@@ -69,6 +82,7 @@ def evaluate(
     protocol: Protocol = "full",
     split: Literal["test", "valid"] = "test",
     exclude_seen: bool = False,
+    cold: bool = False,
     data: str | Path | Dataset | None = None,
     device: str = "cpu",
 ) -> Evaluation:
@@ -86,6 +100,8 @@ def evaluate(
             stand the figures with ties at half); strict among 999 distinct items that the user never had.
         split: test or valid. Choose nothing by test.
         exclude_seen: leave items of the history out of the candidates.
+        cold: rank the items that `prepare --hold-out-items` held out of training instead, among all items of
+            their domain, ties at half; prints the figures of a random order beside.
         data: the dataset, where it has moved since training.
         device: cpu or cuda.
 
@@ -95,7 +111,12 @@ def evaluate(
     checked(protocol)
     if exclude_seen and protocol != "full":
         raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
+    if cold and (protocol != "full" or split != "test" or exclude_seen):
+        raise HafvtError("--cold goes with no other protocol, split or --exclude-seen: leave them out")
     opened = open_run(run, data)
+    if cold:
+        ranks, results, chance = rank_cold(opened, torch.device(device))
+        return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", chance)
     targets = len(opened.data.test if split == "test" else opened.data.valid)
     if targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")

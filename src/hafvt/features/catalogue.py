@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,15 @@ class Catalogue:
     def __len__(self) -> int:
         """Returns the number of items over all domains."""
         return self.domains[-1].stop
+
+    @cached_property
+    def unmet(self) -> Tensor:
+        """Which items training never met, (items,) bool; none of a domain of which it met none."""
+        found = self.counts == 0
+        for domain in self.domains:
+            here = slice(domain.start, domain.stop)
+            found[here] &= ~found[here].all()
+        return found
 
     def domain_of(self, items: Tensor) -> Tensor:
         """Returns the number of the domain of each item index, same shape as `items`."""

@@ -107,18 +107,19 @@ def _encode(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: i
     }
     partial = Partial(data.folder / "features" / name, items, about)
     step = items if encoder.whole else batch_size
-    load = _picture_loader(data.image_root) if name == "image" else _load_title
+    load = loader(name, data.image_root)
     with (
         ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
         progress(f"{name} {spec}", items, "items", done=partial.done) as advance,
     ):
-        for start, loaded in _load_ahead(pool, load, values, partial.done, step):
+        for start, loaded in load_ahead(pool, load, values, partial.done, step):
             begin = time.monotonic()
             good = np.array([i for i, one in enumerate(loaded) if not one.problem], dtype=np.int64)
             problems = {i: one.problem for i, one in enumerate(loaded) if one.problem}
             rows = np.empty((0, 0), dtype=np.float32)
             if len(good):
                 rows = encoder.encode([loaded[i].content for i in good])
+                partial.keep(encoder.fit)  # before the rows count as done
                 usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
                 problems |= {int(i): "its vector is zero or not finite" for i in good[~usable]}
                 good, rows = good[usable], rows[usable]
@@ -129,7 +130,9 @@ def _encode(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: i
             partial.append(stop, start + good, rows, listed, time.monotonic() - begin)
             advance(stop - start)
     raw, present = partial.rows()
-    return partial.publish(encoder.finish(raw, present), present, item_ids)
+    finished = encoder.finish(raw, present)
+    partial.keep(encoder.fit)
+    return partial.publish(finished, present, item_ids)
 
 
 def _take(data: Dataset, name: str, path: Path) -> FeatureTable:
@@ -168,7 +171,7 @@ def _take(data: Dataset, name: str, path: Path) -> FeatureTable:
     return partial.publish(*partial.rows(), item_ids.to_list())
 
 
-def _load_ahead(
+def load_ahead(
     pool: ThreadPoolExecutor,
     load: Callable[[str | None], Loaded],
     values: list[str | None],
@@ -186,8 +189,10 @@ def _load_ahead(
         yield start, list(loaded)
 
 
-def _picture_loader(root: Path | None) -> Callable[[str | None], Loaded]:
-    def load(value: str | None) -> Loaded:
+def loader(name: str, root: Path | None) -> Callable[[str | None], Loaded]:
+    """Returns what reads a picture, whose path starts from `root`, or a title, of a row of the item table."""
+
+    def picture(value: str | None) -> Loaded:
         if value is None or not value.strip():
             return Loaded(None, "no picture given")
         try:
@@ -195,10 +200,9 @@ def _picture_loader(root: Path | None) -> Callable[[str | None], Loaded]:
         except PictureError as error:
             return Loaded(None, str(error))
 
-    return load
+    def title(value: str | None) -> Loaded:
+        if value is None or not value.strip():
+            return Loaded(None, "no title given")
+        return Loaded(value.strip(), "")
 
-
-def _load_title(value: str | None) -> Loaded:
-    if value is None or not value.strip():
-        return Loaded(None, "no title given")
-    return Loaded(value.strip(), "")
+    return picture if name == "image" else title

@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 
 from hafvt.errors import HafvtError
 from hafvt.features.table import FeatureTable
-from hafvt.files import read_json, write_json
+from hafvt.files import atomic_file, read_json, write_json
 
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -95,6 +95,12 @@ class Partial:
         self.state["done"] = stop
         write_json(self.folder / "state.json", self.state)
 
+    def keep(self, fit: dict[str, npt.NDArray[Any]]) -> None:
+        """Keeps what an encoder was fitted to; it becomes fit.npz of the table."""
+        if fit:
+            with atomic_file(self.folder / "fit.npz") as temporary, temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **fit)
+
     def rows(self) -> tuple[Float32, Bool]:
         """Returns the raw rows (items, d), memory-mapped, and which items have one, (items,).
 
@@ -136,6 +142,8 @@ class Partial:
             raise self._empty()
         np.save(table / "present.npy", kept, allow_pickle=False)
         shutil.copyfile(self.folder / "problems.csv", table / "problems.csv")
+        if (self.folder / "fit.npz").exists():
+            shutil.copyfile(self.folder / "fit.npz", table / "fit.npz")
         counts = {
             "items": self.items,
             "encoded": int(kept.sum()),

@@ -20,6 +20,10 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 * An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that
   have one, so that it is neither favoured nor hurt. As similarity is linear in the candidate, that is its
   vector: the mean. In a history it is the same vector.
+* An item that training never met (held out, or added later) has an id whose vector was never fitted. When
+  scores are made, it has no id: the share of the id in (7) is given to its other modalities, in proportion,
+  and in a history its id counts as zero. The softmaxes (4-6) are over the items that training met, and such
+  an item is measured by the same scale; so the scores of the others are the same, whoever is added.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
   itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
   fifth of SASRec's.
@@ -118,23 +122,25 @@ class AttentionLayer(nn.Module):
 def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
     """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
 
+    Centre, directions and means are those of the items that training met, so that others change nothing.
+
     Args:
         vectors: of one modality.
-        catalogue: for its domains.
+        catalogue: for its domains, and for which items training met.
         width: see `HafVtConfig.content_width`.
     """
     rows, present = vectors
+    fit = present & ~catalogue.unmet
+    fit = fit if fit.any() else present
     if width:
-        centred = rows - rows[present].mean(0)
-        _, directions = torch.linalg.eigh(centred[present].T @ centred[present])  # ascending
+        centred = rows - rows[fit].mean(0)
+        _, directions = torch.linalg.eigh(centred[fit].T @ centred[fit])  # ascending
         rows = F.normalize(centred @ directions[:, -width:], dim=1)
     rows = rows.clone()
     for domain in catalogue.domains:
         here = slice(domain.start, domain.stop)
-        if present[here].any():
-            rows[here][~present[here]] = rows[here][present[here]].mean(0)
-        else:
-            rows[here] = 0
+        mean = rows[here][fit[here]].mean(0) if fit[here].any() else torch.zeros_like(rows[0])
+        rows[here][~present[here]] = mean
     return rows
 
 
@@ -149,18 +155,24 @@ class Query(NamedTuple):
     """(), the log of its lambda times its share of (7)."""
     silent: Tensor
     """(B,) whether its sequence has no items."""
+    bonus: Tensor
+    """(), added to `log_weight` for an item that training never met: -inf for its id."""
 
 
 class HafVt(Model):
     """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
 
     popularity: Tensor
+    unmet: Tensor
+    """(V,) which items training never met."""
 
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains = config, catalogue.domains
         self.max_length = config.max_length
         self.register_buffer("popularity", catalogue.counts, persistent=False)
+        self.register_buffer("unmet", catalogue.unmet, persistent=False)
+        self.all_met = not bool(self.unmet.any())
         self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
         absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
         if absent:
@@ -215,6 +227,18 @@ class HafVt(Model):
         """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
         table = self.table(modality)
         return F.normalize(table, dim=1) if self.modalities[modality] == "id" else table
+
+    def inputs(self, modality: int, items: Tensor) -> Tensor:
+        """Returns the vectors of a history's items, (B, T, d): an id that was never fitted counts as zero."""
+        found = F.embedding(items, self.table(modality))
+        if self.all_met or self.modalities[modality] != "id":
+            return found
+        return found.masked_fill(self.unmet[items][..., None], 0.0)
+
+    def met(self, table: Tensor, domain: int) -> Tensor:
+        """Returns the rows of a domain's items that training met, which the softmaxes are over."""
+        here = self.candidates(domain)
+        return table[here] if self.all_met else table[here][~self.unmet[here]]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -282,33 +306,42 @@ class HafVt(Model):
     def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
         """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
         log_weights, scale = self.log_weights(), 1 / self.config.temperature
+        content = [number for number, name in enumerate(self.modalities) if name != "id"]
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
             for modality in range(len(self.modalities)):
-                h = self.branch(number, modality, F.embedding(sequence.items, self.table(modality)))
+                h = self.branch(number, modality, self.inputs(modality, sequence.items))
                 h = scale * F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
                 weight = log_weights[row, modality] + torch.tensor(factor).log()
-                yield Query(number, modality, h, weight, sequence.lengths == 0)
+                # The others share what the id leaves: 1 / (1 - alpha).
+                others = log_weights[row, content].logsumexp(0)
+                bonus = -others if modality in content else torch.full_like(others, -torch.inf)
+                yield Query(number, modality, h, weight, sequence.lengths == 0, bonus)
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among, whole = self.candidates(domain), range(len(self.domains))
         tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        for number, modality, h, log_weight, silent in self.queries(batch, domain):
+        met = [[self.met(table, number) for number in whole] for table in tables]
+        new = self.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
+        for number, modality, h, log_weight, silent, bonus in self.queries(batch, domain):
             table = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
-                lse = z.logsumexp(1)
+                lse = (z if self.all_met else z[:, ~new]).logsumexp(1)
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
-                lse = log_partition(h, table[among])
+                lse = log_partition(h, met[modality][domain])
             if number == len(self.domains):  # its softmax is over the other domains, too
                 for other in whole:
                     if other != domain:
-                        lse = torch.logaddexp(lse, log_partition(h, table[self.candidates(other)]))
+                        lse = torch.logaddexp(lse, log_partition(h, met[modality][other]))
             # (4-6) and their weight in one: an empty sequence says nothing.
-            yield z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None]).exp_()
+            z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])
+            if not self.all_met:
+                z.add_(torch.where(new, bonus, 0.0))
+            yield z.exp_()
 
     def attention(self, batch: Batch) -> Tensor:
         """Returns what the last state of each branch attends to, (B, S, M, T), over the merged history.
@@ -326,7 +359,7 @@ class HafVt(Model):
             places = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : sequence.items.shape[1]]
             for modality in range(len(self.modalities)):
                 layer: Any = self.layers[row * len(self.modalities) + modality]
-                weights = layer.weights(F.embedding(sequence.items, self.table(modality)), sequence.lengths)
+                weights = layer.weights(self.inputs(modality, sequence.items), sequence.lengths)
                 found[:, row, modality].scatter_(1, places, weights.float())
         return found
 
@@ -347,3 +380,18 @@ class HafVt(Model):
         parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
         shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
         return shares.view(*shares.shape[:2], len(self.used), -1)
+
+    def grow(self, catalogue: Catalogue, numbers: Tensor) -> HafVt:
+        """Returns this model over a catalogue of more items, in evaluation mode; old scores stay as they are.
+
+        Args:
+            catalogue: the items of this model and new ones, which have a count of 0.
+            numbers: (V,) the number in it of each item of this model.
+        """
+        grown, weights = HafVt(catalogue, self.config), self.state_dict()
+        if "id" in self.modalities:
+            rows = torch.zeros_like(grown.ids.weight)
+            rows[numbers] = self.ids.weight
+            weights["ids.weight"] = rows.detach()
+        grown.load_state_dict(weights)
+        return grown.eval()

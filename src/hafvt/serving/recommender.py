@@ -90,11 +90,11 @@ class Recommender:
         Raises:
             HafvtError: there is no finished run.
         """
-        from hafvt.serving.torch_scorer import TorchScorer  # late: an export does without torch
+        from hafvt.serving.additions import grown  # late: an export does without torch
+        from hafvt.serving.torch_scorer import TorchScorer
         from hafvt.training.run import open_run
 
-        run = open_run(folder, data)
-        shelf = Shelf(run.data.item_table, run.data.domains, run.data.train_counts(), run.data.image_root)
+        run, shelf = grown(open_run(folder, data))
         return cls(TorchScorer(run), shelf)
 
     @property

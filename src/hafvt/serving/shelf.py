@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Item:
         item_id: its own id.
         domain: name of its domain.
         title: None where it has none.
-        image: path of its picture below the shelf's picture folder, None where it has none.
+        image: path of its picture below `Shelf.root` of its number, None where it has none.
         met: how often training met it; 0 for one added later.
     """
 
@@ -42,12 +42,14 @@ class Shelf:
         domains: contiguous slices.
         met: (items,) how often training met each.
         image_root: the folder that relative picture paths start from.
+        roots: another such folder, by the number of the item: of items that were added.
     """
 
     table: pl.DataFrame
     domains: tuple[Domain, ...]
     met: Int64
     image_root: Path | None
+    roots: dict[int, Path] = field(default_factory=dict)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -58,6 +60,10 @@ class Shelf:
         """Returns the item with a number."""
         item_id, domain, title, image = self.table.select("item_id", "domain", "title", "image").row(number)
         return Item(item_id, domain, title, image, int(self.met[number]))
+
+    def root(self, number: int) -> Path | None:
+        """Returns the folder that an item's picture path starts from."""
+        return self.roots.get(number, self.image_root)
 
     def find(self, item_ids: Iterable[str]) -> tuple[Int64, list[str]]:
         """Returns the numbers of the known ids, in their order, and the ids that are unknown."""

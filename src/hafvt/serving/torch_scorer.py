@@ -25,6 +25,7 @@ class TorchScorer:
         self.sequences: tuple[str, ...] = ()
         self.modalities: tuple[str, ...] = ()
         if isinstance(run.model, HafVt):
+            self.domains = run.model.domains  # with items that were added
             names = (*(domain.name for domain in self.domains), "all domains")
             self.sequences = tuple(names[number] for number in run.model.used)
             self.modalities = run.model.modalities

@@ -25,11 +25,14 @@ class Encoder(Protocol):
             resumed.
         packages: the distributions whose versions belong to the provenance.
         whole: whether it must see all items in one batch, as an encoder fitted on the texts must.
+        fit: arrays that it was fitted to; empty before, and where nothing is fitted. They are kept beside the
+            vectors: an encoder that is given them describes items that come later alike.
     """
 
     settings: dict[str, Any]
     packages: tuple[str, ...]
     whole: bool
+    fit: dict[str, npt.NDArray[Any]]
 
     def encode(self, values: list[Any]) -> Float32:
         """Returns the raw rows (n, d) of n RGB pictures or n titles; one row depends on its batch alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class ClassicPictures:
             raise need("encode", str(error.name)) from None
         self.settings: dict[str, Any] = {"encoder": "classic", "side": SIDE, "width": WIDTH, "seed": seed}
         self.seed = seed
+        self.fit: dict[str, npt.NDArray[Any]] = {}
 
     def encode(self, values: list[Image]) -> Float32:
         """Returns the descriptors (n, 2196) of n RGB pictures."""
@@ -71,6 +73,16 @@ class ClassicPictures:
 
     def finish(self, rows: Float32, present: Bool) -> Float32:
         """Returns the projections (items, at most 256) of the descriptors of all items."""
+        if not self.fit:
+            self._fit(rows, present)
+        mean, scale, axes = (self.fit[name] for name in ("mean", "scale", "axes"))
+        out = np.zeros((len(rows), len(axes)), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            out[part] = ((rows[part] - mean) * scale) @ axes.T * present[part, None]
+        return out
+
+    def _fit(self, rows: Float32, present: Bool) -> None:
         from sklearn.utils.extmath import randomized_svd
 
         found = np.flatnonzero(present)
@@ -84,11 +96,7 @@ class ClassicPictures:
             scale[block] = 1 / max(float(np.sqrt(np.square(sample[:, block]).sum(axis=1).mean())), 1e-9)
         width = min(WIDTH, *sample.shape)
         _, _, axes = randomized_svd(sample * scale, width, n_iter=5, random_state=self.seed)  # (width, d)
-        out = np.zeros((len(rows), width), dtype=np.float32)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            out[part] = ((rows[part] - mean) * scale) @ axes.T * present[part, None]
-        return out
+        self.fit = {"mean": mean, "scale": scale, "axes": axes}
 
 
 class ClassicTitles:
@@ -112,21 +120,36 @@ class ClassicTitles:
             raise need("encode", str(error.name)) from None
         self.settings: dict[str, Any] = {"encoder": "classic", "width": WIDTH, "seed": seed}
         self.seed = seed
+        self.fit: dict[str, npt.NDArray[Any]] = {}
 
     def encode(self, values: list[str]) -> Float32:
-        """Returns the vectors (n, at most 256) of all n titles of a dataset."""
+        """Returns the vectors (n, at most 256) of all n titles of a dataset; once fitted, of any titles."""
         from scipy.sparse import hstack
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.utils.extmath import randomized_svd
 
-        shared = {"sublinear_tf": True, "max_features": self.FEATURES, "dtype": np.float32}
+        shared = {"sublinear_tf": True, "dtype": np.float32}
         # words or runs of signs, of any length, so that no title is without a token
-        words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]+", **shared)
-        characters = TfidfVectorizer(ngram_range=(3, 5), analyzer="char_wb", **shared)
-        grams = hstack([words.fit_transform(values), characters.fit_transform(values)], format="csr")
-        width = min(WIDTH, *grams.shape)
-        left, sizes, _ = randomized_svd(grams, width, n_iter=5, random_state=self.seed)
-        return np.asarray(left * sizes, dtype=np.float32)
+        kinds = {
+            "words": {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]+"},
+            "characters": {"ngram_range": (3, 5), "analyzer": "char_wb"},
+        }
+        fitted, parts = bool(self.fit), []
+        for name, settings in kinds.items():
+            if fitted:
+                vectorizer = TfidfVectorizer(**settings, **shared, vocabulary=_unpacked(self.fit[name]))
+                vectorizer.idf_ = self.fit[f"{name}_idf"]
+                parts.append(vectorizer.transform(values))
+            else:
+                vectorizer = TfidfVectorizer(**settings, **shared, max_features=self.FEATURES)
+                parts.append(vectorizer.fit_transform(values))
+                self.fit[name] = _packed(vectorizer.get_feature_names_out().tolist())
+                self.fit[f"{name}_idf"] = vectorizer.idf_
+        grams = hstack(parts, format="csr")
+        if not fitted:
+            width = min(WIDTH, *grams.shape)
+            _, _, self.fit["axes"] = randomized_svd(grams, width, n_iter=5, random_state=self.seed)
+        return np.asarray(grams @ self.fit["axes"].T, dtype=np.float32)
 
     def finish(self, rows: Float32, present: Bool) -> Float32:
         """Returns the rows as they are."""
@@ -142,6 +165,17 @@ def _histograms(colours: Float32, bins: tuple[int, int, int]) -> Float32:
     flat = (quarters + size * np.arange(4 * n)[:, None]).ravel()
     counts = np.bincount(flat, minlength=4 * n * size).reshape(n, 4 * size)
     return (counts / (half * half)).astype(np.float32)
+
+
+def _packed(texts: list[str]) -> npt.NDArray[np.uint8]:
+    """Returns texts of any length as bytes: an array of text is as wide as its longest."""
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+
+def _unpacked(packed: npt.NDArray[np.uint8]) -> list[str]:
+    """Returns what `_packed` took."""
+    texts: list[str] = json.loads(packed.tobytes())
+    return texts
 
 
 def _no_argument(argument: str) -> None:

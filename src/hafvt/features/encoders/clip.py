@@ -31,6 +31,7 @@ class ClipPictures:
     whole = False
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
+        self.fit: dict[str, npt.NDArray[Any]] = {}
         self.model, self.settings = _load(argument, pick_device(device))
         with loading("clip", argument):
             import transformers
@@ -63,6 +64,7 @@ class ClipTitles:
     whole = False
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
+        self.fit: dict[str, npt.NDArray[Any]] = {}
         self.model, self.settings = _load(argument, pick_device(device))
         with loading("clip", argument):
             from transformers import AutoTokenizer

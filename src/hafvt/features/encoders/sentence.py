@@ -31,6 +31,7 @@ class SentenceTitles:
     whole = False
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
+        self.fit: dict[str, npt.NDArray[Any]] = {}
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:

@@ -43,6 +43,7 @@ def commands() -> dict[str, Command]:
     from hafvt.experiments.evaluate import evaluate
     from hafvt.experiments.paper import paper
     from hafvt.features.encode import encode
+    from hafvt.serving.server import serve
     from hafvt.training.loop import train
 
     def encoded(tables: dict[str, Any]) -> str:
@@ -61,6 +62,7 @@ def commands() -> dict[str, Command]:
         "info": Command(info, ("data",), str),
         "train": Command(train, ("model",), str),
         "evaluate": Command(evaluate, ("run",), str),
+        "serve": Command(serve, ("run",), str),
         "compare": Command(compare, ("data",), str),
         "ablate": Command(ablate, ("data",), str),
         "paper": Command(paper, ("table",), str),

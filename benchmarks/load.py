@@ -205,7 +205,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 {sentence(found["machine"])}
 The load comes from the same machine: {found["clients"]} clients in a closed loop, `POST /recommend` for
-histories of real people, ten items each; model `{found["run"]["model"]}`. The model is loaded anew in the middle.
+histories of real people, ten items each. Model: `{found["run"]["model"]}`, loaded anew in the middle.
 
 | | |
 | --- | ---: |

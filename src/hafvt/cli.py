@@ -78,6 +78,7 @@ def commands() -> dict[str, Command]:
         "train": Command("hafvt.training.loop:train", ("model",)),
         "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
         "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
+        "serve": Command("hafvt.serving.server:serve", ("run",)),
         "compare": Command("hafvt.experiments.compare:compare", ("data",)),
         "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
         "paper": Command("hafvt.experiments.paper:paper", ("table",)),

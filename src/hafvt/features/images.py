@@ -76,25 +76,31 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
         raise PictureError(f"broken picture ({reason or type(error).__name__})") from None
 
 
-def thumbnail_data_uri(root: Path | None, value: str, side: int) -> str | None:
-    """Returns a picture as a data: URI for reports: a JPEG made anew, at most `side` pixels wide and high.
+def thumbnail(root: Path | None, value: str, side: int) -> bytes:
+    """Returns a picture as a JPEG made anew, at most `side` pixels wide and high.
 
     Args:
         root: see `open_picture`.
         value: see `open_picture`.
         side: the longest side in pixels.
 
-    Returns:
-        The URI; None where the picture cannot be opened.
+    Raises:
+        PictureError: see `open_picture`.
     """
-    try:
-        picture = open_picture(root, value, side)
-    except PictureError:
-        return None
+    picture = open_picture(root, value, side)
     picture.thumbnail((side, side))
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def thumbnail_data_uri(root: Path | None, value: str, side: int) -> str | None:
+    """Returns a `thumbnail` as a data: URI for reports; None where the picture cannot be opened."""
+    try:
+        jpeg = thumbnail(root, value, side)
+    except PictureError:
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _read(root: Path | None, value: str) -> bytes:

@@ -105,18 +105,32 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns H of (1), (B, T, d) -> (B, T, d)."""
-        attended = x if self.positions is None else x + self.positions[: x.shape[1]]
-        q, k, v = self.qkv(self.dropout(attended))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each
+        q, k, v = self.qkv(self.dropout(self.attended(x)))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each
         h = self.dropout(causal_attention(q, k, v)[:, 0])
         return h if self.own is None else torch.add(self.own(x), h)
 
     def weights(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Returns what the last real slot attends to, (B, T, d) -> (B, T); zeros in rows without items."""
-        attended = x if self.positions is None else x + self.positions[: x.shape[1]]
-        q, k, _ = self.qkv(attended).chunk(3, dim=2)  # (B, T, d) each
-        z = torch.einsum("bd,btd->bt", last(q, lengths) * q.shape[2] ** -0.5, k)
+        """Returns what the last real slot attends to, (B, T, d) -> (B, T); zeros in rows without items.
+
+        q . (K x + b) = (K' q) . x + q . b, of which the last part is the same for all slots and falls out of
+        the softmax: one product with K per row in place of one per item.
+        """
+        attended = self.attended(x)
+        (q_of, k_of, _), (q_bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q = F.linear(last(attended, lengths), q_of, q_bias) * x.shape[2] ** -0.5  # (B, d)
+        z = torch.einsum("bd,btd->bt", q @ k_of, attended)
         real = slots(lengths, x.shape[1])
         return torch.softmax(z.masked_fill(~real, -torch.inf), dim=1).nan_to_num(0.0)
+
+    def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns the last state of (1) in evaluation, (B, T, d) -> (B, d), without all the others."""
+        mixed = torch.einsum("bt,btd->bd", self.weights(x, lengths), self.attended(x))
+        h = F.linear(mixed, self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2])
+        return h if self.own is None else torch.add(self.own(last(x, lengths)), h)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Returns what is attended to: the items and their positions, (B, T, d) -> (B, T, d)."""
+        return x if self.positions is None else x + self.positions[: x.shape[1]]
 
 
 def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
@@ -311,8 +325,9 @@ class HafVt(Model):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
             for modality in range(len(self.modalities)):
-                h = self.branch(number, modality, self.inputs(modality, sequence.items))
-                h = scale * F.normalize(last(h, sequence.lengths).float(), dim=1)  # (B, d)
+                layer: Any = self.layers[row * len(self.modalities) + modality]
+                items = self.inputs(modality, sequence.items)
+                h = scale * F.normalize(layer.last_state(items, sequence.lengths).float(), dim=1)  # (B, d)
                 weight = log_weights[row, modality] + torch.tensor(factor).log()
                 # The others share what the id leaves: 1 / (1 - alpha).
                 others = log_weights[row, content].logsumexp(0)

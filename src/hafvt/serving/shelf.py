@@ -56,9 +56,14 @@ class Shelf:
         """The number of each item by its own id."""
         return {item_id: number for number, item_id in enumerate(self.table["item_id"].to_list())}
 
+    @cached_property
+    def columns(self) -> tuple[pl.Series, ...]:
+        """What `item` tells: reading a value of a series is a hundred times quicker than a row."""
+        return tuple(self.table[name] for name in ("item_id", "domain", "title", "image"))
+
     def item(self, number: int) -> Item:
         """Returns the item with a number."""
-        item_id, domain, title, image = self.table.select("item_id", "domain", "title", "image").row(number)
+        item_id, domain, title, image = (column[number] for column in self.columns)
         return Item(item_id, domain, title, image, int(self.met[number]))
 
     def root(self, number: int) -> Path | None:

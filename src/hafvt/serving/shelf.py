@@ -63,7 +63,7 @@ class Shelf:
 
     def item(self, number: int) -> Item:
         """Returns the item with a number."""
-        item_id, domain, title, image = (column[number] for column in self.columns)
+        item_id, domain, title, image = (column[int(number)] for column in self.columns)
         return Item(item_id, domain, title, image, int(self.met[number]))
 
     def root(self, number: int) -> Path | None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import hafvt
-from hafvt.cli import commands, main, spell_out
+from hafvt.cli import commands, main, parser, spell_out
 from hafvt.data.sources.demo import generate_world
 
 
@@ -37,11 +37,39 @@ from hafvt.data.sources.demo import generate_world
             ["prepare", "--columns", "user_id=customer", "--out", "x"],
             ["prepare", "--columns.user_id=customer", "--out", "x"],
         ),
+        (
+            ["recommend", "run", "--history", "007", "null", "é[", "--k", "3"],
+            ["recommend", "run", '--history=["007", "null", "\\U000000e9["]', "--k", "3"],
+        ),
+        (["recommend", "run", "--history", "--seen"], ["recommend", "run", "--history=[]", "--seen", "true"]),
+        (["compare", "d", "--models", '["a", "b"]'], ["compare", "d", "--models", '["a", "b"]']),
         (["--help"], ["--help"]),
     ],
 )
 def test_spelling(typed, read):
     assert spell_out(typed, commands()) == read
+
+
+def test_ids_are_text_however_they_look():
+    ids = [
+        "007",
+        "null",
+        "1e5",
+        "[a",
+        "{a: 1}",
+        "a: b",
+        "",
+        " a ",
+        "é\U0001f600",
+        "-5",
+        "\\n\x01\x85\u2028'\"",
+    ]
+    known = commands()
+    for word in ids:
+        typed = ["recommend", "run", "--user", word, "--history", word, *ids]
+        read = parser(known, "recommend").parse_args(spell_out(typed, known))["recommend"]
+        assert read["history"] == [word, *ids]
+        assert read["user"] == (None if word == "null" else word)
 
 
 @pytest.mark.parametrize("name", commands())

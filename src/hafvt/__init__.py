@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hafvt.experiments.evaluate import evaluate
     from hafvt.experiments.paper import paper
     from hafvt.features.encode import encode
+    from hafvt.serving.explain import explain
+    from hafvt.serving.files import recommend
     from hafvt.serving.recommender import Recommender
     from hafvt.training.loop import train
 
@@ -30,10 +32,12 @@ __all__ = [
     "doctor",
     "encode",
     "evaluate",
+    "explain",
     "info",
     "paper",
     "prepare",
     "prepare_c2dsr",
+    "recommend",
     "train",
 ]
 
@@ -46,10 +50,12 @@ HOMES = {
     "doctor": "hafvt.experiments.doctor",
     "encode": "hafvt.features.encode",
     "evaluate": "hafvt.experiments.evaluate",
+    "explain": "hafvt.serving.explain",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",
     "prepare": "hafvt.data.prepare",
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
+    "recommend": "hafvt.serving.files",
     "train": "hafvt.training.loop",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +79,8 @@ def commands() -> dict[str, Command]:
         "info": Command("hafvt.data.info:info", ("data",)),
         "train": Command("hafvt.training.loop:train", ("model",)),
         "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
+        "recommend": Command("hafvt.serving.files:recommend", ("run",)),
+        "explain": Command("hafvt.serving.explain:explain", ("run",)),
         "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
         "serve": Command("hafvt.serving.server:serve", ("run",)),
         "compare": Command("hafvt.experiments.compare:compare", ("data",)),
@@ -118,36 +122,38 @@ def parser(known: dict[str, Command], chosen: str) -> Parser:
 def spell_out(arguments: Sequence[str], known: dict[str, Command]) -> list[str]:
     """Turns what people type into what the parser reads.
 
-    `--min-per-domain 3` becomes `--min_per_domain 3`, a bare `--resume` `--resume true`, and
-    `--precomputed image=FILE title=FILE` one option each.
+    `--min-per-domain 3` becomes `--min_per_domain 3`, a bare `--resume` `--resume true`, `--precomputed
+    image=FILE title=FILE` one option each, and `--models a b` one list, whose values are text as they stand.
     """
     if not arguments or arguments[0] not in known:
         return list(arguments)
     parameters = inspect.signature(known[arguments[0]].function, eval_str=True).parameters
-    spelt = [arguments[0]]
-    mapping = ""  # the option whose NAME=VALUE pairs are being read
-    for number, argument in enumerate(arguments[1:], start=1):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            root, dot, rest = name.partition(".")
-            root = root.replace("-", "_")
-            kind = str(parameters[root].annotation) if root in parameters else ""
-            mapping = root if "dict[" in kind and not dot and not equals else ""
-            if mapping:
-                following = arguments[number + 1] if number + 1 < len(arguments) else ""
-                if not re.match(r"[\w.-]+=", following):
-                    mapping = ""
-                    spelt.append(f"--{root}")
-                continue
-            spelt.append(f"--{root}{dot}{rest}{equals}{value}")
-            following = arguments[number + 1] if number + 1 < len(arguments) else ""
-            if "bool" in kind and not equals and following not in ("true", "false"):
-                spelt.append("true")
-        elif mapping and re.match(r"[\w.-]+=", argument):
-            name, _, value = argument.partition("=")
-            spelt.append(f"--{mapping}.{name}={value}")
-        else:
+    spelt, rest = [arguments[0]], list(arguments[1:])
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
             spelt.append(argument)
+            continue
+        name, equals, value = argument[2:].partition("=")
+        root, dot, key = name.partition(".")
+        root = root.replace("-", "_")
+        kind = str(parameters[root].annotation) if root in parameters else ""
+        follows = len(list(takewhile(lambda word: not word.startswith("--"), rest)))
+        pairs = len(list(takewhile(lambda word: re.match(r"[\w.-]+=", word), rest)))
+        if "dict[" in kind and not dot and not equals and pairs:
+            for pair in rest[:pairs]:
+                name, _, value = pair.partition("=")
+                spelt.append(f"--{root}.{name}={value}")
+            del rest[:pairs]
+        elif "list[" in kind and not equals and not (follows == 1 and re.match(r'\[.*"\]$', rest[0])):
+            quoted = json.dumps(rest[:follows], ensure_ascii=False)
+            quoted = re.sub("[^ -~]", lambda match: f"\\U{ord(match[0]):08x}", quoted)  # as YAML writes it
+            spelt.append(f"--{root}={quoted}")
+            del rest[:follows]
+        else:
+            spelt.append(f"--{root}{dot}{key}{equals}{value}")
+            if "bool" in kind and not equals and rest[:1] not in (["true"], ["false"]):
+                spelt.append("true")
     return spelt
 
 
@@ -166,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parser(known, chosen).parse_args(spell_out(given, known))
         values = settings[chosen].as_dict()
         values.pop("config", None)
-        print(known[chosen].show(known[chosen].function(**values)))
+        if said := known[chosen].show(known[chosen].function(**values)):
+            print(said)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -99,7 +99,7 @@ def read(source: Any, wanted: Sequence[str]) -> Raw:
     if not isinstance(source, str | Path):
         return _read_frame(source, wanted)
     path = Path(source)
-    origin = Origin(path, _kind(path))
+    origin = Origin(path, kind_of(path))
     try:
         if origin.kind == "csv":
             return _read_csv(path, wanted)
@@ -111,10 +111,10 @@ def read(source: Any, wanted: Sequence[str]) -> Raw:
             scan.select(n for n in wanted if n in columns).collect(engine="streaming"), columns, origin
         )
     except UNREADABLE as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """Returns "csv", "jsonl" or "parquet", after a look at the first bytes."""
     if not path.is_file():
         problem = "is a folder, not a file" if path.is_dir() else "no such file"
@@ -129,7 +129,7 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if not head:
         raise InputError("the file is empty", "Write it again", file=path)
     found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), "text")
@@ -142,9 +142,12 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _lines(path: Path, count: int | None = None) -> Iterator[str]:
-    """Yields the lines of a text file, unpacked; what is not UTF-8 becomes U+FFFD."""
-    scan = pl.scan_csv(
+def scan_lines(path: Path, count: int | None = None) -> pl.LazyFrame:
+    """Returns the lines of a text file as a column "line", unpacked, null where blank.
+
+    What is not UTF-8 becomes U+FFFD.
+    """
+    return pl.scan_csv(
         path,
         has_header=False,
         schema={"line": pl.String},
@@ -155,7 +158,10 @@ def _lines(path: Path, count: int | None = None) -> Iterator[str]:
         glob=False,
         n_rows=count,
     )
-    yield from scan.collect(engine="streaming")["line"].fill_null("")
+
+
+def _lines(path: Path, count: int | None = None) -> Iterator[str]:
+    yield from scan_lines(path, count).collect(engine="streaming")["line"].fill_null("")
 
 
 def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
@@ -181,7 +187,7 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
     try:
         frame = scan.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise _malformed_csv(origin, header, error) or _unreadable(path, error) from None
+        raise _malformed_csv(origin, header, error) or unreadable(path, error) from None
     blank = frame.drop_in_place("\0blank")
     if (frame.drop_in_place("\0short") & ~blank).any() and (wrong := _malformed_csv(origin, header)):
         raise wrong
@@ -217,7 +223,7 @@ def _read_jsonl(origin: Origin, path: Path, wanted: Sequence[str]) -> Raw:
         frame = pl.scan_ndjson(source, schema=dict.fromkeys(wanted, pl.String)).collect(engine="streaming")
         first = json.loads(next(origin.records())[1][0]) if len(frame) else {}
     except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:
-        raise _malformed_jsonl(origin, error) or _unreadable(path, error) from None
+        raise _malformed_jsonl(origin, error) or unreadable(path, error) from None
     found = [name for name in wanted if name in first or frame[name].null_count() < len(frame)]
     return Raw(frame.select(found), list(first), origin)
 
@@ -245,7 +251,8 @@ def _not_utf8(origin: Origin, row: int, column: str | None, value: str) -> Input
     )
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Returns the error for a file that one of `UNREADABLE` came of."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return InputError(f"it cannot be read ({reason})", "Check it, or fetch or write it again", file=path)
 

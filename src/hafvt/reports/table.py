@@ -8,8 +8,8 @@ from itertools import chain
 
 from hafvt.evaluation.metrics import Figure, Results
 
-__all__ = ["Figure", "best_models", "domains_of", "interval", "markdown_table", "metrics_of", "percent"]
-__all__ += ["plain_table", "results_markdown"]
+__all__ = ["Figure", "aligned", "best_models", "domains_of", "interval", "markdown_table", "metrics_of"]
+__all__ += ["percent", "plain_table", "results_markdown"]
 
 ABSENT = "–"
 
@@ -113,12 +113,18 @@ def plain_table(results: Mapping[str, Results], *, stars: bool = True) -> str:
                 star = "*" if stars and name in best_models(results, domain, metric) else " "
                 cells.append(f"{percent(figure.value)}{_margin(figure)}{star}")
             table.append(cells)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        )
-        for cells in table
-    ]
     legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if stars else "")
-    return "\n".join([*(line.rstrip() for line in lines), legend])
+    return "\n".join([*aligned(table), legend])
+
+
+def aligned(rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """Returns rows of cells as lines: so many leading columns are set left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        for cells in rows
+    )
+    return [line.rstrip() for line in lines]

@@ -11,6 +11,7 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.errors import HafvtError
+from hafvt.serving import text
 from hafvt.serving.scorer import Float32, Scorer
 from hafvt.serving.shelf import Item, Shelf
 
@@ -39,6 +40,10 @@ class Answer:
     by: Literal["model", "popularity"]
     unknown: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """The items, a line each, and what was unknown."""
+        return text.of_answer(self)
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -62,6 +67,10 @@ class Explanation:
     shares: dict[tuple[str, str], float] = field(repr=False)
     attention: dict[tuple[str, str], tuple[float, ...]] = field(repr=False)
     unknown: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The shares in per cent, and the items of the history that were attended to most."""
+        return text.of_explanation(self)
 
 
 class Recommender:

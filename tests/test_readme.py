@@ -94,10 +94,27 @@ def test_the_steps_on_real_data(project, name, monkeypatch, capsys):
         assert main(quick(step)) == 0, step
     assert "NDCG@10" in capsys.readouterr().out
     assert (project / "runs" / f"{name}-hafvt" / "report.html").exists()
+    if name == "movies":
+        recommending()
+        said = capsys.readouterr().out
+        assert "attention in %" in said
+        top = pl.read_parquet(project / "top.parquet")
+        assert top.group_by("user_id", "domain", maintain_order=True).len().rows() == [
+            ("u1", "drama", 10),
+            ("u2", "action", 5),
+        ]
+
+
+def recommending():
+    """Does what the section about recommending says, with the run that is there."""
+    Path("histories.jsonl").write_text(block_with('"history"'), encoding="utf-8")
+    for step in lines_of(block_with("hafvt recommend")):
+        assert main(step) == 0, step
+    exec(compile(block_with("import Recommender"), "README.md", "exec"), {})
 
 
 def test_the_python_snippet(project, monkeypatch, capsys):
-    (snippet,) = [block for language, block in BLOCKS if language == "python"]
+    snippet = block_with("import generate_world")
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(project)
     train = hafvt.train

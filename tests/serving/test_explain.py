@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from hafvt import explain, train
+from hafvt import explain
 from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.serving.recommender import Explanation
 from hafvt.serving.shelf import Item
-from tests.conftest import write_small
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explain")
-    small = {"id_width": 8, "content_width": 6}
-    return train("hafvt", write_small(folder / "data"), folder / "run", params=small, epochs=1, test=False)
-
-
-def test_the_table_holds_the_shares_and_what_was_attended_to(run, capsys):
-    history = ["i3", "007", *(f"i{n}" for n in range(30, 44)), "i7"]
-    assert main(["explain", str(run.folder), "--item", "i5", "--history", *history]) == 0
+def test_the_table_holds_the_shares_and_what_was_attended_to(served_run, capsys):
+    history = ["i3", "007", *(f"i{n}" for n in range(30, 44)), "i8"]
+    assert main(["explain", str(served_run), "--item", "i5", "--history", *history]) == 0
     said = capsys.readouterr().out
-    told = explain(run.folder, "i5", history=history)
+    told = explain(served_run, "i5", history=history)
     assert said == f"{told}\n"
     lines = said.splitlines()
-    assert lines[0] == "i5  title 5"
+    assert lines[0] == "i5  Wars of stars"
     assert f"rank {told.rank:g} in d0" in lines[1]
     shares = {line.split("  ")[0]: line.split()[-4:] for line in lines[4:8]}
     for sequence in ("d0", "d1", "all domains"):
@@ -69,17 +61,18 @@ def test_what_weighs_most_stands_first():
     ]
 
 
-def test_a_user_of_the_dataset(run):
-    stop = int(run.data.offsets[5])
-    history = [f"i{n}" for n in run.data.items[run.data.offsets[4] : stop]]
-    assert explain(run.folder, "i5", user="u4") == explain(run.folder, "i5", history=history)
+def test_a_user_of_the_dataset(served_run, served_data):
+    stop = int(served_data.offsets[5])
+    items = served_data.items[served_data.offsets[4] : stop]
+    history = [served_data.item_table["item_id"][int(n)] for n in items]
+    assert explain(served_run, "i5", user="u4") == explain(served_run, "i5", history=history)
     with pytest.raises(HafvtError, match="no user 'nobody'"):
-        explain(run.folder, "i5", user="nobody")
+        explain(served_run, "i5", user="nobody")
 
 
-def test_whose_history_must_be_clear(run):
+def test_whose_history_must_be_clear(served_run):
     for settings in ({}, {"history": ["i1"], "user": "u1"}):
         with pytest.raises(HafvtError, match=r"either --history ID ID .* or --user USER"):
-            explain(run.folder, "i5", **settings)
+            explain(served_run, "i5", **settings)
     with pytest.raises(HafvtError, match="no known item"):
-        explain(run.folder, "i5", history=[])
+        explain(served_run, "i5", history=[])

@@ -164,6 +164,14 @@ def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
         recommend(run, histories=histories, domain="d0")
 
 
+def test_the_input_is_not_overwritten(run, histories, monkeypatch):
+    monkeypatch.chdir(histories.parent)
+    before = histories.read_text()
+    with pytest.raises(HafvtError, match="holds the histories"):
+        recommend(run, histories=histories, domain="d0", out="histories.jsonl")
+    assert histories.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -120,7 +120,7 @@ def recommend(
         user: in place of a file, a user of the dataset, with all that it knows of them.
         domain: whose items; needed unless each history says so, or there is one only.
         k: how many for each history.
-        out: the file to write: .jsonl, .csv or .parquet; default: stdout, of a file as JSONL.
+        out: the file to write or to replace: .jsonl, .csv or .parquet; default: stdout, of a file as JSONL.
         seen: recommend items of the history again.
         exclude: ids never to recommend.
         columns: our names and the table's names where they differ, such as user_id=customer.
@@ -139,6 +139,12 @@ def recommend(
     target = None if out is None else Path(out)
     if target is not None and (target.suffix.lower() not in SUFFIXES or target.is_dir()):
         raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
+    if (
+        target is not None
+        and isinstance(histories, str | Path)
+        and target.resolve() == Path(histories).resolve()
+    ):
+        raise HafvtError(f"--out {target} holds the histories: name another file")
     recommender = Recommender.open(run, data)
     domains = recommender.domains
     if domain is not None:

@@ -124,6 +124,69 @@ def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(smal
     torch.testing.assert_close(layer(model.ids(batch.items[:1, :5]))[0, -1], by_hand)
 
 
+def never_met(catalogue: Catalogue, *items: int) -> Catalogue:
+    """The catalogue, had training met all items but these."""
+    counts = torch.ones(len(catalogue))
+    counts[list(items)] = 0
+    return replace(catalogue, counts=counts)
+
+
+def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
+    catalogue = read_catalogue(small)
+    whole = {  # of all items: the mean that stands for an absent picture is one of those that were met
+        name: Vectors(torch.where(has[:, None], rows, rows[has][0]), torch.ones(50, dtype=torch.bool))
+        for name, (rows, has) in catalogue.vectors.items()
+    }
+    catalogue = replace(catalogue, counts=torch.ones(50), vectors=whole)
+    torch.manual_seed(0)
+    whole = HafVt(catalogue, replace(CONFIGS["default"], content_width=0)).eval()
+    torch.nn.init.normal_(whole.mix)
+    some = HafVt(never_met(catalogue, 4, 37), whole.config).eval()
+    some.load_state_dict(whole.state_dict())
+    batch = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3]))
+    before, after = (
+        torch.stack(list(m.branches(batch, 1)), 1)[0].unflatten(0, (3, 3)) for m in (whole, some)
+    )
+    assert after[:, 0, 7].abs().max() == 0
+    gone = before[1, 0, 7] / whole.log_weights()[1, 0].exp()  # its probability by the id in its own domain
+    torch.testing.assert_close(after[1, 0, :7], before[1, 0, :7] / (1 - gone))
+    alpha = whole.log_weights().exp()[:, :1]
+    expected = before[1, 2] / (1 - before[1, 2, 7] / whole.log_weights()[1, 2].exp())
+    torch.testing.assert_close(after[1, 2, :7], expected[:7], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(after[1, 2, 7], expected[7] / (1 - alpha[1, 0]), rtol=1e-4, atol=1e-8)
+    shares = some.shares(batch, 1, torch.tensor([[37, 36]]))[0]
+    torch.testing.assert_close(shares.sum((1, 2)), torch.ones(2))
+    torch.testing.assert_close(shares[0], after[:, :, 7] / after[:, :, 7].sum())
+
+
+def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
+    catalogue = never_met(read_catalogue(small), 3)
+    ids = HafVt(catalogue, CONFIGS["ids"]).eval()
+    before = ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0).detach()
+    assert before[0, 3] == before.min() == np.log(np.float32(1e-30))  # no probability at all
+    with torch.no_grad():
+        ids.ids.weight[3] += 1
+    torch.testing.assert_close(ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0), before)
+
+
+def test_a_domain_that_training_never_met_keeps_its_ids(small):
+    counts = torch.ones(50)
+    counts[30:] = 0
+    assert not replace(read_catalogue(small), counts=counts).unmet.any()
+    assert not replace(read_catalogue(small), counts=torch.zeros(50)).unmet.any()
+
+
+def test_frozen_vectors_are_prepared_by_those_of_items_that_training_met(small):
+    catalogue = never_met(read_catalogue(small), 5, 44)
+    image = catalogue.vectors["image"]
+    changed = Vectors(image.rows.clone(), image.present)
+    changed.rows[[5, 44]] = torch.nn.functional.normalize(torch.randn(2, 12), dim=1)
+    here = torch.tensor([n not in (5, 44) for n in range(50)])
+    for width in (0, 6):
+        one, other = (prepare_vectors(vectors, catalogue, width)[here] for vectors in (image, changed))
+        assert torch.equal(one, other)
+
+
 def test_padding_and_batch_mates_change_nothing(small):
     model = build(small, CONFIGS["default"])
     alone = gather(small.items, small.offsets[:1], small.offsets[1:2])

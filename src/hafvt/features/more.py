@@ -69,7 +69,7 @@ def describe_more(
         return _taken(items, Path(precomputed), table.rows.shape[1])
     if precomputed is not None:
         raise HafvtError(
-            f"the features {name!r} of {data.folder} were made by {table.about['encoder']}, as are those of new "
+            f"{data.folder}'s features {name!r} were made by {table.about['encoder']}, as are those of new "
             "items: leave out the precomputed file"
         )
     encoder = _encoder_of(data, table, device)

@@ -65,7 +65,11 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     batch = gather(flat, stops - [len(h) for h in histories], stops)
     expected = reference.loss(histories, **numbers)
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
-    seen = {"met": ~model.unmet.numpy(), "content": [name != "id" for name in model.modalities]}
+    seen = {
+        "met": ~model.unmet.numpy(),
+        "content": [name != "id" for name in model.modalities],
+        "new_items": model.config.new_items,
+    }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
     floor = 1e-30  # what has no probability at all
     for domain in range(len(sizes)):
@@ -150,10 +154,10 @@ def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
     assert after[:, 0, 7].abs().max() == 0
     gone = before[1, 0, 7] / whole.log_weights()[1, 0].exp()  # its probability by the id in its own domain
     torch.testing.assert_close(after[1, 0, :7], before[1, 0, :7] / (1 - gone))
-    alpha = whole.log_weights().exp()[:, :1]
+    lift = whole.config.new_items / (1 - whole.log_weights().exp()[:, 0])
     expected = before[1, 2] / (1 - before[1, 2, 7] / whole.log_weights()[1, 2].exp())
     torch.testing.assert_close(after[1, 2, :7], expected[:7], rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(after[1, 2, 7], expected[7] / (1 - alpha[1, 0]), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(after[1, 2, 7], lift[1] * expected[7], rtol=1e-4, atol=1e-8)
     shares = some.shares(batch, 1, torch.tensor([[37, 36]]))[0]
     torch.testing.assert_close(shares.sum((1, 2)), torch.ones(2))
     torch.testing.assert_close(shares[0], after[:, :, 7] / after[:, :, 7].sum())

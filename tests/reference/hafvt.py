@@ -65,7 +65,7 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
     )
 
 
-def with_unmet(h, tables, among, weights, tau, met, content):
+def with_unmet(h, tables, among, weights, tau, met, content, new_items):
     """(4)-(7) as scores are made: softmaxes over what was met; an item never met has no id.
 
     met: (V,) bool; content: per modality whether it is no id.
@@ -75,11 +75,11 @@ def with_unmet(h, tables, among, weights, tau, met, content):
     for w, state, (_, E), known in zip(weights, h, tables, content, strict=True):
         e = np.exp(cosine(state, E[among]) / tau)
         p = e / e[met[among]].sum()
-        found += np.where(met[among], w * p, w / rest * p if known else 0)
+        found += np.where(met[among], w * p, new_items * w / rest * p if known else 0)
     return found
 
 
-def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, met, content):
+def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, met, content, new_items):
     """(10): scores of all items of a domain."""
     tables = [
         (inputs if known else inputs * met[:, None], E)
@@ -96,8 +96,10 @@ def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lamb
             for layer, (inputs, _) in zip(layers[s], tables, strict=True)
         ]
         if s == len(domains):
-            found += lambda2 * with_unmet(h, tables, everything, weights[s], tau, met, content)[mine]
+            found += (
+                lambda2 * with_unmet(h, tables, everything, weights[s], tau, met, content, new_items)[mine]
+            )
         else:
             factor = 1 if s == domain else lambda1
-            found += factor * with_unmet(h, tables, mine, weights[s], tau, met, content)
+            found += factor * with_unmet(h, tables, mine, weights[s], tau, met, content, new_items)
     return found

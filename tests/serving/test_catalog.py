@@ -125,10 +125,8 @@ def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Pat
     new, old = new - start, old - start
     assert model.modalities == ("id", "image", "title")
     assert parts[:, 0, new].tolist() == [0, 0, 0]
-    alpha = model.log_weights().exp()[:, 0].detach()
-    torch.testing.assert_close(
-        parts[:, 1:, new], parts[:, 1:, old] / (1 - alpha)[:, None], rtol=5e-3, atol=1e-6
-    )
+    lift = model.config.new_items / (1 - model.log_weights().exp()[:, 0].detach())
+    torch.testing.assert_close(parts[:, 1:, new], parts[:, 1:, old] * lift[:, None], rtol=5e-3, atol=1e-6)
 
 
 def test_adding_again_accumulates_and_replaces_only_when_told(

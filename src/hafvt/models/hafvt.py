@@ -22,8 +22,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   vector: the mean. In a history it is the same vector.
 * An item that training never met (held out, or added later) has an id whose vector was never fitted. When
   scores are made, it has no id: the share of the id in (7) is given to its other modalities, in proportion,
-  and in a history its id counts as zero. The softmaxes (4-6) are over the items that training met, and such
-  an item is measured by the same scale; so the scores of the others are the same, whoever is added.
+  times `new_items`, and in a history its id counts as zero. The softmaxes (4-6) are over the items that
+  training met, and such an item is measured by the same scale; so the scores of the others are the same,
+  whoever is added.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
   itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
   fifth of SASRec's.
@@ -31,6 +32,7 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -77,6 +79,9 @@ class HafVtConfig:
     """Adds a learned vector per position to the attention's input."""
     dropout: float = 0.2
     """Dropout rate on the attention's input and output."""
+    new_items: float = 3.0
+    """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
+    1 hardly any of them comes among the best ten. It changes scores only, not training."""
     sampled: int = 0
     """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
@@ -331,7 +336,8 @@ class HafVt(Model):
                 weight = log_weights[row, modality] + torch.tensor(factor).log()
                 # The others share what the id leaves: 1 / (1 - alpha).
                 others = log_weights[row, content].logsumexp(0)
-                bonus = -others if modality in content else torch.full_like(others, -torch.inf)
+                lift = math.log(self.config.new_items) - others
+                bonus = lift if modality in content else torch.full_like(others, -torch.inf)
                 yield Query(number, modality, h, weight, sequence.lengths == 0, bonus)
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:

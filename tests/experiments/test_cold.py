@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("cold")
     data = prepared(root / "data", log())
     small = {"id_width": 8, "content_width": 6}
-    settings = {"epochs": 6, "batch_size": 16, "learning_rate": 0.03, "test": False}
+    settings = {"epochs": 4, "batch_size": 16, "learning_rate": 0.03, "test": False}
     train("hafvt", data, root / "hafvt", params=small, **settings)
     train("popularity", data, root / "popularity", test=False)
     return root

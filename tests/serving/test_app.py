@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -185,6 +186,13 @@ def test_the_description_needs_no_other_host(client):
     text = client.get("/openapi.json").text
     assert "http://" not in text
     assert "https://" not in text
+
+
+def test_the_documentation_knows_every_route(client):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"`{method.upper()} {path}" in text
 
 
 def test_the_page_and_nothing_beside_it(served_run, tmp_path, monkeypatch):

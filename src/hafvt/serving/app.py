@@ -230,7 +230,8 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
             )
         return FileResponse(index)
 
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    if STATIC.is_dir():
+        app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
 

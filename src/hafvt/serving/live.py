@@ -61,12 +61,12 @@ class Source:
 
         What evaluations write beside it (results, ranks, reports) does not count.
         """
-        paths = [*self.folder.glob("model*"), *(self.folder / "additions").rglob("*")]
+        own, added = self.folder.glob("model*"), (self.folder / "additions").rglob("*")
         found = []
-        for path in sorted(paths):
+        for path in sorted([*own, self.folder / "export.json", *added]):
             try:
                 status = path.stat()
-            except OSError:  # gone meanwhile
+            except OSError:  # not there, or gone meanwhile
                 continue
             found.append((str(path), status.st_mtime_ns, status.st_size))
         return tuple(found)

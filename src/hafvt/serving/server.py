@@ -16,7 +16,7 @@ from hafvt.progress import console
 
 KEY = "HAFVT_API_KEY"
 KEEP_ALIVE_S = 30  # seconds that an idle connection is kept
-CONNECTIONS = 1000  # at a time; others get 503
+CONNECTIONS = 800  # at a time; others get 503 (many systems allow a process 1,024 open files)
 
 
 def serve(

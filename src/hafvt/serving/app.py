@@ -198,8 +198,7 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
         now = live()
         if side not in SIDES:
             raise HafvtError(f"side is {side}: give 160 or 320")
-        path = now.recommender.shelf.item(item_number(now, item_id)).image
-        made = await now.pictures.get(path, side) if path else None
+        made = await now.pictures.get(item_number(now, item_id), side)
         if made is None:
             raise HTTPException(404, "this item has no picture")
         headers = {"ETag": made.etag, "Cache-Control": f"private, max-age={PICTURE_AGE_S}"}

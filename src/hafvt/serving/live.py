@@ -113,7 +113,7 @@ class Live:
         if people is not None:
             people.item_table.height, people.user_ids.len()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(recommender, Search(shelf), Pictures(shelf.image_root), people, now)
+        return cls(recommender, Search(shelf), Pictures(shelf), people, now)
 
 
 class Models:

@@ -230,6 +230,15 @@ def test_an_api_key_opens_all_but_health_and_page(served_run):
             assert client.get("/ready", headers=headers).status_code == 200
 
 
+def test_at_loopback_it_answers_as_localhost_alone(served_run):
+    with serving(served_run, Settings(hosts=("localhost", "[::1]"))) as client:
+        for host in ("localhost", "LOCALHOST:8000", "[::1]:80"):
+            assert client.get("/ready", headers={"Host": host}).status_code == 200
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "localhost:80:evil"):
+            for path in ("/ready", "/", "/health"):
+                assert client.get(path, headers={"Host": host}).status_code == 421
+
+
 def test_other_origins_are_let_in_by_name_only(client, served_run):
     asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.get("/ready", headers=asked).headers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import os
 import sys
@@ -173,5 +175,14 @@ class Models:
                 logger.error("the new model cannot be loaded, the old one stays: %s", error)
         else:
             self.metrics.reloads["ok"] += 1
+            await asyncio.to_thread(give_back)
             shelf = self.live.recommender.shelf
             logger.info("serving %s, %d items", self.live.recommender.scorer.name, len(shelf.met))
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system: glibc would keep what the old model took."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -8,14 +8,13 @@ import re
 from contextlib import suppress
 
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from hafvt.serving.app import create_app
 from hafvt.serving.live import Source
 from tests.serving.conftest import running, wait_until
-
-schemathesis = pytest.importorskip("schemathesis")
 
 CHECKS = [
     getattr(schemathesis.checks, name)

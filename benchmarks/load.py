@@ -66,7 +66,7 @@ def requests(run: Path) -> list[bytes]:
         start, stop = int(data.offsets[user]), int(data.offsets[user + 1])
         history = [ids[n] for n in data.items[start : chance.randint(start + 1, stop)]]
         body = json.dumps({"history": history, "domain": chance.choice(data.domains).name}).encode()
-        head = "POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         found.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return found
 
@@ -158,7 +158,7 @@ async def measure(
 async def ask(port: int, path: str) -> str:
     """Returns a whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     return answer.decode()

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import uvicorn
 from PIL import Image
 
 from hafvt import train
 from hafvt.data.dataset import Dataset
 from hafvt.files import read_json, write_json
+from hafvt.serving.connection import PatientProtocol
 from tests.conftest import write_small
 
 SIZES = {"id_width": 8, "content_width": 6}
@@ -83,9 +85,6 @@ def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @contextmanager
 def running(app: object) -> Iterator[int]:
     """Runs an application on a real socket, in a thread; gives its port."""
-    uvicorn = pytest.importorskip("uvicorn")
-    from hafvt.serving.connection import PatientProtocol
-
     config = uvicorn.Config(app, port=0, http=PatientProtocol, ws="none", log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -187,6 +188,13 @@ def test_the_description_needs_no_other_host(client):
     assert "https://" not in text
 
 
+def test_the_documentation_knows_every_route(client):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"`{method.upper()} {path}" in text
+
+
 def test_the_page_and_nothing_beside_it(served_run, tmp_path, monkeypatch):
     folder = tmp_path / "static"
     folder.mkdir()
@@ -220,6 +228,15 @@ def test_an_api_key_opens_all_but_health_and_page(served_run):
                 assert "API key" in refused.json()["error"]
         for headers in ({"X-API-Key": "right-key"}, {"Authorization": "bearer right-key"}):
             assert client.get("/ready", headers=headers).status_code == 200
+
+
+def test_at_loopback_it_answers_as_localhost_alone(served_run):
+    with serving(served_run, Settings(hosts=("localhost", "[::1]"))) as client:
+        for host in ("localhost", "LOCALHOST:8000", "[::1]:80"):
+            assert client.get("/ready", headers={"Host": host}).status_code == 200
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "localhost:80:evil"):
+            for path in ("/ready", "/", "/health"):
+                assert client.get(path, headers={"Host": host}).status_code == 421
 
 
 def test_other_origins_are_let_in_by_name_only(client, served_run):

@@ -11,12 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from hafvt.errors import HafvtError
+from hafvt.serving.app import create_app
+from hafvt.serving.live import Source
+from hafvt.serving.recommender import Recommender
 from hafvt.serving.server import serve
-from tests.serving.conftest import put, wait_until
+from tests.serving.conftest import put, running, wait_until
 
 BODY = json.dumps({"history": ["i3", "i41"], "domain": "d0"})
 
@@ -72,6 +76,26 @@ def test_a_server_from_start_to_stop(process, own_run, other_run):
     assert any("serving sasrec, 50 items" in line for line in log)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_what_is_under_way_is_finished_before_it_stops(served_run, monkeypatch):
+    app, begun, recommend = create_app(Source(served_run)), threading.Event(), Recommender.recommend
+
+    def slowly(self, *given, **named):
+        begun.set()
+        time.sleep(0.5)
+        return recommend(self, *given, **named)
+
+    monkeypatch.setattr(Recommender, "recommend", slowly)
+    got = []
+    with running(app) as port:
+        wait_until(lambda: app.state.models.live)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        asking = threading.Thread(target=lambda: got.append(ask(connection)))
+        asking.start()
+        assert begun.wait(20)
+    asking.join()
+    assert got[0][0] == 200
 
 
 def test_what_can_be_mended_is_said(own_run, tmp_path, monkeypatch):

@@ -50,12 +50,14 @@ class Settings:
 
     Attributes:
         api_key: what callers must know; None lets everybody in.
+        hosts: the names that callers may know the server by; none means any.
         cors_origins: pages of these origins may call the server from a browser.
         queue: how many questions may wait.
         timeout: seconds until a question is given up.
     """
 
     api_key: str | None = None
+    hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     queue: int = 1024
     timeout: float = 10.0
@@ -101,11 +103,17 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from another host
         redoc_url=None,
         responses={
-            code: {"model": wire.Error} for code in (400, 401, 404, 408, 413, 415, 422, 429, 503, 504)
+            code: {"model": wire.Error} for code in (400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504)
         },
     )
     app.state.models = models
-    app.add_middleware(Guard, metrics=metrics, api_key=settings.api_key, shared=bool(settings.cors_origins))
+    app.add_middleware(
+        Guard,
+        metrics=metrics,
+        api_key=settings.api_key,
+        hosts=settings.hosts,
+        shared=bool(settings.cors_origins),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -198,8 +206,7 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
         now = live()
         if side not in SIDES:
             raise HafvtError(f"side is {side}: give 160 or 320")
-        path = now.recommender.shelf.item(item_number(now, item_id)).image
-        made = await now.pictures.get(path, side) if path else None
+        made = await now.pictures.get(item_number(now, item_id), side)
         if made is None:
             raise HTTPException(404, "this item has no picture")
         headers = {"ETag": made.etag, "Cache-Control": f"private, max-age={PICTURE_AGE_S}"}
@@ -230,7 +237,8 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
             )
         return FileResponse(index)
 
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    if STATIC.is_dir():
+        app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hafvt.serving")
 
+KEY = "HAFVT_API_KEY"  # the environment variable
 MAX_BODY = 2**20  # bytes
 MAX_DRAINED = 32 * 2**20  # bytes of a body too large that are read and forgotten, so that its sender listens
 BODY_S = 10.0  # seconds in which a body must arrive
@@ -60,11 +62,15 @@ class Guard:
         app: what is guarded.
         metrics: count every request.
         api_key: what callers must know; None lets everybody in.
+        hosts: the names that callers may know the server by; none means any.
         shared: whether pages of other origins may use answers; else browsers keep pictures from them.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, shared: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: tuple[str, ...], shared: bool
+    ) -> None:
         self.app, self.metrics = app, metrics
+        self.hosts = {host.encode() for host in hosts}
         self.key = api_key.encode() if api_key else None
         headers = HEADERS if shared else {**HEADERS, "cross-origin-resource-policy": "same-origin"}
         self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -108,6 +114,10 @@ class Guard:
             RefusedError: it must not pass.
         """
         headers = dict(scope["headers"])
+        # A page of another site could else have its own name lead here, and read as if it were ours.
+        host = headers.get(b"host", b"").lower()
+        if self.hosts and re.sub(rb":\d*$", b"", host) not in self.hosts:
+            raise RefusedError(421, f"without {KEY} set, this server answers as localhost alone: set it")
         if self.key is not None and not self.may_enter(scope, headers):
             raise RefusedError(
                 401, "wrong or no API key: send it as Authorization: Bearer KEY or X-API-Key: KEY"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import os
 import sys
@@ -61,12 +63,12 @@ class Source:
 
         What evaluations write beside it (results, ranks, reports) does not count.
         """
-        paths = [*self.folder.glob("model*"), *(self.folder / "additions").rglob("*")]
+        own, added = self.folder.glob("model*"), (self.folder / "additions").rglob("*")
         found = []
-        for path in sorted(paths):
+        for path in sorted([*own, self.folder / "export.json", *added]):
             try:
                 status = path.stat()
-            except OSError:  # gone meanwhile
+            except OSError:  # not there, or gone meanwhile
                 continue
             found.append((str(path), status.st_mtime_ns, status.st_size))
         return tuple(found)
@@ -113,7 +115,7 @@ class Live:
         if people is not None:
             people.item_table.height, people.user_ids.len()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(recommender, Search(shelf), Pictures(shelf.image_root), people, now)
+        return cls(recommender, Search(shelf), Pictures(shelf), people, now)
 
 
 class Models:
@@ -173,5 +175,14 @@ class Models:
                 logger.error("the new model cannot be loaded, the old one stays: %s", error)
         else:
             self.metrics.reloads["ok"] += 1
+            await asyncio.to_thread(give_back)
             shelf = self.live.recommender.shelf
             logger.info("serving %s, %d items", self.live.recommender.scorer.name, len(shelf.met))
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system: glibc would keep what the old model took."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from hafvt.features.images import PictureError, thumbnail
 from hafvt.serving.batching import BusyError
+from hafvt.serving.shelf import Shelf
 
 MEMORY = 64 * 2**20  # bytes of pictures kept
 WAITING = 256  # pictures being made or waiting for it
@@ -27,20 +27,20 @@ class Pictures:
     """Makes pictures in a thread of its own, so that they hold up no recommendation.
 
     Args:
-        root: the folder that no picture path may leave.
+        shelf: the items; it names the folders that no picture path may leave.
     """
 
-    def __init__(self, root: Path | None) -> None:
-        self.root = root
-        self.kept: OrderedDict[tuple[str, int], Picture | None] = OrderedDict()  # least recently asked first
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.kept: OrderedDict[tuple[int, int], Picture | None] = OrderedDict()  # least recently asked first
         self.size = self.waiting = 0
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
-    async def get(self, path: str, side: int) -> Picture | None:
-        """Returns a picture.
+    async def get(self, number: int, side: int) -> Picture | None:
+        """Returns the picture of an item.
 
         Args:
-            path: as the catalogue has it.
+            number: of the item.
             side: its longest side in pixels.
 
         Returns:
@@ -49,7 +49,7 @@ class Pictures:
         Raises:
             BusyError: too many are being made.
         """
-        key = path, side
+        key = number, side
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
@@ -57,7 +57,7 @@ class Pictures:
             raise BusyError
         self.waiting += 1
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self.thread, self.make, path, side)
+            made = await asyncio.get_running_loop().run_in_executor(self.thread, self.make, number, side)
         finally:
             self.waiting -= 1
         if key not in self.kept:
@@ -67,10 +67,13 @@ class Pictures:
                 self.size -= _bytes(self.kept.popitem(last=False)[1])
         return made
 
-    def make(self, path: str, side: int) -> Picture | None:
+    def make(self, number: int, side: int) -> Picture | None:
         """Opens, checks and reduces a picture."""
+        path = self.shelf.item(number).image
+        if not path:
+            return None
         try:
-            jpeg = thumbnail(self.root, path, side)
+            jpeg = thumbnail(self.shelf.root(number), path, side)
         except PictureError:
             return None
         return Picture(jpeg, f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"')

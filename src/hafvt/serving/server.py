@@ -13,10 +13,11 @@ from pathlib import Path
 
 from hafvt.errors import HafvtError, need
 from hafvt.progress import console
+from hafvt.serving.guard import KEY
 
-KEY = "HAFVT_API_KEY"
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
 KEEP_ALIVE_S = 30  # seconds that an idle connection is kept
-CONNECTIONS = 1000  # at a time; others get 503
+CONNECTIONS = 800  # at a time; others get 503 (many systems allow a process 1,024 open files)
 
 
 def serve(
@@ -66,9 +67,16 @@ def serve(
         raise need("serve", error.name or "fastapi") from None
     from hafvt.serving.live import Source
 
-    settings = Settings(key, tuple(cors_origins or ()), queue, timeout)
-    app = create_app(Source(Path(run), Path(data) if data else None), settings)
     listener = listen(host, port)
+    loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    settings = Settings(
+        api_key=key,
+        hosts=(*LOCAL, host.lower()) if key is None and loopback else (),
+        cors_origins=tuple(cors_origins or ()),
+        queue=queue,
+        timeout=timeout,
+    )
+    app = create_app(Source(Path(run), Path(data) if data else None), settings)
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -90,7 +98,7 @@ def serve(
     logging.getLogger("hafvt.serving").setLevel(logging.INFO)
     address = url(listener)
     console.print(f"{address}  (Ctrl-C stops)", highlight=False)
-    if key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+    if key is None and not loopback:
         console.print(f"everybody who reaches {address} may ask, and read people's histories: set {KEY}")
     # uvicorn stops at these two, then raises them again: here they have said all they had to say.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -5,14 +5,29 @@ const PATIENCE = 20_000; // milliseconds
 /** What went wrong, in words for people. */
 export class Problem extends Error {}
 
+/** The API key of this tab, where the server wants one. */
+export const key = () => sessionStorage.getItem("key");
+
+/** Returns a picture as a drawing: for servers that want a key, which an <img> cannot send. */
+export async function drawn(path) {
+  const answer = await fetch(path, { headers: { "X-API-Key": key() } });
+  if (!answer.ok) throw new Problem(`no picture: ${answer.status}`);
+  const bitmap = await createImageBitmap(await answer.blob());
+  const canvas = document.createElement("canvas");
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas;
+}
+
 /**
  * Returns the answer to a GET, or to a POST where there is a body.
  * @throws {Problem} the server refuses, fails, or does not answer
  */
 export async function ask(path, { body, signal } = {}) {
   const headers = { Accept: "application/json" };
-  const key = sessionStorage.getItem("key");
-  if (key) headers["X-API-Key"] = key;
+  const sent = key();
+  if (sent) headers["X-API-Key"] = sent;
   if (body) headers["Content-Type"] = "application/json";
   const limit = AbortSignal.timeout(PATIENCE);
   let answer, told;
@@ -30,7 +45,7 @@ export async function ask(path, { body, signal } = {}) {
   }
   signal?.throwIfAborted();
   if (answer.status === 401) {
-    await askForKey(key);
+    await askForKey(sent);
     return ask(path, { body, signal });
   }
   if (answer.ok && told !== null && typeof told === "object") return told;
@@ -74,8 +89,7 @@ let asking = null;
 
 /** Asks for the API key, once for all requests that wait for it. */
 function askForKey(refused) {
-  const kept = sessionStorage.getItem("key");
-  if (kept && kept !== refused) return Promise.resolve(); // given while this request was under way
+  if (key() && key() !== refused) return Promise.resolve(); // given while this request was under way
   asking ??= new Promise((resolve, reject) => {
     const dialog = document.getElementById("key");
     const value = document.getElementById("key-value");

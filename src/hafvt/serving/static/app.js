@@ -93,7 +93,7 @@ async function itemOf(id, signal) {
 // ---- the recommendations
 
 const recommend = latest(async (signal) => {
-  const asked = { history: ids(), domain: view.domain, k: view.k, shares: true };
+  const asked = { history: ids(), domain: view.domain, k: view.k, shares: model.explains };
   cards.wait(view.k);
   try {
     answer = await ask("/recommend", { body: asked, signal });
@@ -143,7 +143,7 @@ const explain = latest(async (signal, item) => {
   const rank = 1 + answer.items.indexOf(item);
   why.show(item, { rank, by: answer.by, whose: whose(), pinned });
   keep();
-  if (!item.shares?.length) {
+  if (!item.shares) {
     told = null;
     return look();
   }

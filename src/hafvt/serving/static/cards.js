@@ -62,7 +62,7 @@ export function makeCards(on) {
 
   function describe({ li, item }, rank, whose) {
     li.querySelector(".rank").textContent = rank;
-    const told = item.shares?.length ? item.shares : null;
+    const told = item.shares ?? null;
     li.querySelector(".reason").replaceChildren(...(told ? [shareBar(told)] : []));
     const words = told ? reason(told, whose) : null;
     li.querySelector(".note").textContent = words ? `. Because of ${words[0]}, mostly ${words[1]}.` : "";

@@ -1,5 +1,7 @@
 // Building blocks. What the server says only ever becomes text: nothing here reads markup.
 
+import { drawn, key } from "./api.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
   add: "M12 5v14M5 12h14",
@@ -52,23 +54,27 @@ export function picture(item, hue, side = 160) {
     frame.append(blank());
     return frame;
   }
-  const image = el("img", {
-    alt: "",
-    loading: "lazy",
-    decoding: "async",
-    draggable: "false",
-    src: `/pictures/${encodeURIComponent(item.item_id)}?side=${side}`,
-    error: () => image.replaceWith(blank()),
-    load: () => fit(image),
-  });
+  const src = `/pictures/${encodeURIComponent(item.item_id)}?side=${side}`;
+  if (key()) {
+    drawn(src).then(
+      (canvas) => {
+        frame.append(canvas);
+        fit(canvas, canvas.width, canvas.height);
+      },
+      () => frame.append(blank()),
+    );
+    return frame;
+  }
+  const image = el("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false", src,
+    error: () => image.replaceWith(blank()), load: () => fit(image, image.naturalWidth, image.naturalHeight) });
   frame.append(image);
   return frame;
 }
 
 let shape = 0; // width by height of all frames: that of the first picture
 
-function fit(image) {
-  const own = image.naturalWidth / image.naturalHeight || 1;
+function fit(image, width, height) {
+  const own = width / height || 1;
   if (!shape) {
     shape = Math.min(1, Math.max(2 / 3, own));
     document.documentElement.style.setProperty("--shape", shape);

@@ -86,8 +86,7 @@ export function makeFinder(on) {
       picture({ item_id: id, title: id, picture: true }, "k0"));
     return el("li", {}, el("button", { type: "button", class: "main person", click: () => on.person(person.user_id) },
       el("span", { class: "faces", "aria-hidden": "true" }, ...faces),
-      el("span", { class: "name" }, el("bdi", {}, person.user_id)),
-      el("span", { class: "soft" }, count(person.history.length, "item"))));
+      el("span", { class: "name" }, el("bdi", {}, person.user_id))));
   }
 
   const people = latest(async (signal, offset = 0) => {

@@ -33,12 +33,12 @@ const isDomain = (sequence) => model.domains.some((domain) => domain.name === se
 /** Returns what people call the history of a sequence. */
 export const sequenceName = (sequence) => (isDomain(sequence) ? sequence : "everything together");
 
-/** Returns the sum of the shares of each sequence, in the model's order. */
+/** Returns the shares (sequence -> modality -> share) in the model's order, with the sum of each sequence. */
 export function bySequence(shares) {
   return model.sequences.map((sequence) => {
     const parts = model.modalities.map((modality) => ({
       modality,
-      share: shares.find((one) => one.sequence === sequence && one.modality === modality)?.share ?? 0,
+      share: shares[sequence]?.[modality] ?? 0,
     }));
     return { sequence, parts, share: parts.reduce((sum, part) => sum + part.share, 0) };
   });

@@ -1,6 +1,7 @@
 // What is to be seen, in the address: a link or a reload shows the same view.
 
 const MOST = 200; // items of a history
+const LONGEST = 256; // characters of an id; no catalogue has longer ones
 
 /** Reads the view from the address: who or which items, the domain, how many, what is explained. */
 export function read() {
@@ -8,7 +9,7 @@ export function read() {
   const k = Number(told.get("k"));
   return {
     person: told.get("person"),
-    history: told.getAll("item").slice(-MOST),
+    history: told.getAll("item").filter((id) => id.length <= LONGEST).slice(-MOST),
     domain: told.get("in"),
     k: Number.isInteger(k) && k >= 1 && k <= 100 ? k : 10,
     why: told.get("why"),

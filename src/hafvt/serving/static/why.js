@@ -19,7 +19,7 @@ export function makeWhy(on) {
   function show(item, { rank, by, whose, pinned }) {
     chosen = null;
     looked = el("div", { class: "looked" });
-    const told = item.shares?.length ? item.shares : null;
+    const told = item.shares ?? null;
     panel.replaceChildren(
       el("button", { type: "button", class: "close", "aria-label": "Close the explanation", click: on.close },
         icon("close")),

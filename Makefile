@@ -12,13 +12,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,track,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,track,dev]"
 	touch $@
 
 demo: $(VENV)/.ready
 	$(BIN)/hafvt demo --out demo
 
+# The tests drive the page in a browser: Debian's chromium, which .ci/run installs.
 test: $(VENV)/.ready
+	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready

@@ -85,7 +85,7 @@ async function itemOf(id, signal) {
     const item = await ask(`/items/${encodeURIComponent(id)}`, { signal });
     if (item.item_id === id) return item;
   } catch (problem) {
-    if (problem.status !== 404 && problem.status !== 422) throw problem;
+    if (!(problem.status < 500) || problem.status === 429) throw problem; // else there is no such item
   }
   return { item_id: id, title: null, domain: "", picture: null, met: 0, unknown: true };
 }
@@ -272,7 +272,10 @@ async function open() {
   try {
     await meet();
   } catch (problem) {
-    byId("model").replaceChildren(trouble(problem, open));
+    if (problem.status === 503) {
+      byId("model").textContent = "The model is being loaded.";
+      setTimeout(open, 1000);
+    } else byId("model").replaceChildren(trouble(problem, open));
     return;
   }
   const total = model.domains.reduce((sum, domain) => sum + domain.items, 0);
@@ -289,10 +292,8 @@ async function open() {
     recommend();
   });
   finder.start();
-  await load();
-  if (WIDE.matches || !view.history.length) document.body.classList.add("finding");
-  byId("find").setAttribute("aria-expanded", document.body.classList.contains("finding"));
   window.addEventListener("hashchange", load);
+  await load();
 }
 
 byId("find").addEventListener("click", () => openFinder(!document.body.classList.contains("finding")));
@@ -315,4 +316,7 @@ document.addEventListener("keydown", (event) => {
 byId("timeline").parentElement.addEventListener("scroll", drawThreads, { passive: true });
 new ResizeObserver(calm(50, drawThreads)).observe(byId("main"));
 makeTheme();
+const asked = state.read();
+document.body.classList.toggle("finding", WIDE.matches || (asked.person === null && !asked.history.length));
+byId("find").setAttribute("aria-expanded", document.body.classList.contains("finding"));
 open();

@@ -25,7 +25,12 @@ from hafvt.serving.live import Source
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu"]
 DESKTOP = {"viewport": {"width": 1440, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "is_mobile": True,
+    "has_touch": True,
+    "device_scale_factor": 2,
+}
 PERSON = 20  # of the dataset: somebody with a history of both shops
 
 

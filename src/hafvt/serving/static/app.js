@@ -296,7 +296,7 @@ async function open() {
   await load();
 }
 
-byId("find").addEventListener("click", () => openFinder(!document.body.classList.contains("finding")));
+byId("find").addEventListener("click", () => openFinder(true));
 byId("finder-close").append(icon("close"));
 byId("finder-close").addEventListener("click", () => {
   openFinder(false);
@@ -305,7 +305,7 @@ byId("finder-close").addEventListener("click", () => {
 byId("clear").addEventListener("click", () => {
   edit([]);
   say("History cleared");
-  byId("find").focus();
+  byId("timeline").querySelector(".add .main").focus();
 });
 byId("share").prepend(icon("link"));
 byId("share").addEventListener("click", share);

@@ -18,7 +18,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/hafvt demo --out demo
 
+# The tests drive the page in a browser: Debian's chromium, which .ci/run installs.
 test: $(VENV)/.ready
+	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready

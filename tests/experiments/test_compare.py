@@ -69,7 +69,7 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
     again = compare(data.folder, tmp_path / "out", models=["sasrec", "popularity"], budget="small")
     assert str(again) == str(found)
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
-    with pytest.raises(HafvtError, match="other data, protocol or budget"):
+    with pytest.raises(HafvtError, match="holds a comparison with another protocol"):
         compare(data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="strict")
     wide = MODELS["sasrec"]._replace(configurations={"default": SasRecConfig(width=16)})
     monkeypatch.setitem(MODELS, "sasrec", wide)  # as a later release may have it
@@ -121,7 +121,7 @@ def test_wrong_settings(make_small, tmp_path):
             compare(data.folder, tmp_path / "out", **settings)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    with pytest.raises(HafvtError, match="holds no comparison"):
+    with pytest.raises(HafvtError, match="does not hold a comparison"):
         compare(data.folder, tmp_path / "full", models=["popularity"], budget="small")
 
 

@@ -24,7 +24,7 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import trainings
 from hafvt.experiments.search import Search
-from hafvt.experiments.space import TRAINING, Choices, Range
+from hafvt.experiments.space import Choices, Range
 from hafvt.experiments.trainings import Trainings
 from hafvt.experiments.tune import tune
 
@@ -125,7 +125,8 @@ def test_a_search_its_early_stops_and_its_files(small, tmp_path, program, monkey
 
 def test_what_mattered_is_told_from_all_trials(tmp_path):
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "blocks": Choices((1, 2)), "width": Choices((8,))}
-    search = Search(tmp_path, "sasrec", {"epochs": 2}, {}, space, TRAINING, 0, Trainings(1))
+    start = {"learning_rate": 1e-3, "blocks": 2, "width": 8}
+    search = Search(tmp_path, "sasrec", {"epochs": 2}, {}, space, start, 0, Trainings(1))
     assert search.importances() == {}
     random = np.random.default_rng(0)
     first = search.study.ask()
@@ -139,7 +140,7 @@ def test_what_mattered_is_told_from_all_trials(tmp_path):
         good = params["learning_rate"] > 3e-3
         ended = {
             "state": TrialState.COMPLETE if good else TrialState.PRUNED,  # Optuna would count the good alone
-            "value": 0.1 + 0.01 * random.random() if good else 0.01,
+            "value": 0.1 + 0.01 * random.random() if good else 0.02 * random.random(),
         }
         curve = {1: ended["value"]}
         search.study.add_trial(
@@ -216,11 +217,10 @@ def test_a_search_that_is_interrupted_stops_its_trainings(small, tmp_path, progr
 
     watch = threading.Thread(target=interrupt)
     watch.start()
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         tune("sasrec", small, tmp_path / "out", trials=2, epochs=1, jobs=2)
     watch.join()
-    assert time.monotonic() - began < 30, "it waited for the trainings"
+    assert not list(folder.glob("*/metrics.jsonl")), "it waited for the trainings"
     for log in folder.glob("*.log"):
         with log.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody works on it any more

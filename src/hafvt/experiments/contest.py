@@ -70,12 +70,21 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that takes part, under a label, with parameters of its own."""
+    """A model that takes part, under a label.
+
+    Attributes:
+        label: its name in tables.
+        model: its name.
+        configuration: a named one.
+        params: hyperparameters of its own.
+        training: options of train in place of the budget's; a learning rate among them is not searched again.
+    """
 
     label: str
     model: str
     configuration: str = "default"
     params: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,8 @@ class Contest:
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
             about = read_json(folder / "model.json")
-            _same_config(folder, about["config"], configure(entry.model, entry.configuration, params))
+            _same(folder, about["config"], asdict(configure(entry.model, entry.configuration, params)))
+            _same(folder, about["training"], entry.training)
             done = about["training"]["epochs"]
             if done >= epochs and (not test or (folder / "results.json").exists()):
                 return folder
@@ -145,6 +155,7 @@ class Contest:
             "patience": self.budget.patience,
             "seed": seed,
             "test": test,
+            **entry.training,
         }
         log = folder.with_suffix(".log")
         with log.open("ab") as file:
@@ -152,10 +163,21 @@ class Contest:
         self.trainings.ended(process, log, entry.label)
         return folder
 
+    def rates(self, entry: Entry) -> tuple[float, ...]:
+        """Returns the learning rates that are tried; one alone needs no search."""
+        if "learning_rate" in entry.training:
+            return (entry.training["learning_rate"],)
+        return self.budget.learning_rates[: 1 if entry.model == "popularity" else None]
+
+    def trainings_of(self, entry: Entry) -> int:
+        """Returns how many trainings an entry takes."""
+        rates = len(self.rates(entry))
+        return rates * (rates > 1) + (1 if entry.model == "popularity" else self.budget.seeds)
+
     def outcome(self, entry: Entry, advance: Advance) -> Outcome:
         """Searches, trains and reads what came of it."""
-        fixed = entry.model == "popularity"  # nothing to search, and all seeds are one
-        rates = self.budget.learning_rates[:1] if fixed else self.budget.learning_rates
+        fixed = entry.model == "popularity"  # learns nothing: all seeds are one
+        rates = self.rates(entry)
         tried: dict[float, float] = {}
         for rate in rates:
             if len(rates) > 1:
@@ -201,8 +223,7 @@ def contest(
     settings = {"dataset": fingerprint(data), "protocol": protocol, "budget": asdict(budget)}
     keep_settings(out, settings, "a comparison")
     runner = Contest(data, out, protocol, budget, trainings)
-    rates = len(budget.learning_rates) if len(budget.learning_rates) > 1 else 0
-    total = sum(1 if e.model == "popularity" else rates + budget.seeds for e in entries)
+    total = sum(map(runner.trainings_of, entries))
     with progress("compare", total, "trainings", every_s=60.0) as advance:
         tasks = [partial(runner.outcome, entry, advance) for entry in entries]
         found = {outcome.entry.label: outcome for outcome in trainings.side_by_side(tasks)}
@@ -242,13 +263,13 @@ def searched(folder: Path, epochs: int) -> float:
     return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
-def _same_config(folder: Path, found: dict[str, Any], wanted: Any) -> None:
+def _same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuses a finished run of other hyperparameters, such as those of an older release.
 
     Raises:
         HafvtError: it is one.
     """
-    for key, value in asdict(wanted).items():
+    for key, value in wanted.items():
         now = list(value) if isinstance(value, tuple) else value
         if now is not None and found.get(key, now) != now:  # None is spelt out in a run
             told = f"{key}={found[key]}, now {now}"

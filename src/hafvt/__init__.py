@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hafvt.experiments.doctor import doctor
     from hafvt.experiments.evaluate import evaluate
     from hafvt.experiments.paper import paper
+    from hafvt.experiments.tune import tune
     from hafvt.features.encode import encode
     from hafvt.serving.explain import explain
     from hafvt.serving.files import recommend
@@ -39,6 +40,7 @@ __all__ = [
     "prepare_c2dsr",
     "recommend",
     "train",
+    "tune",
 ]
 
 HOMES = {
@@ -57,6 +59,7 @@ HOMES = {
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
     "recommend": "hafvt.serving.files",
     "train": "hafvt.training.loop",
+    "tune": "hafvt.experiments.tune",
 }
 
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 
 from hafvt.data.sources.checks import SCENARIOS
 from hafvt.errors import HafvtError
@@ -22,10 +23,12 @@ from hafvt.experiments.compare import PARTS, ablate, compare
 from hafvt.experiments.contest import Budget, Entry, Outcome, against_best_other, searched, slug
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
+from hafvt.files import write_json
 from hafvt.models import MODELS
 from hafvt.models.popularity import Popularity
 from hafvt.models.sasrec import SasRecConfig
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
+from hafvt.training.run import fingerprint
 from tests.conftest import write_small
 
 QUICK = Budget(2, (1e-3, 1e-2), 1, 2, 6, 16, 1, 0)
@@ -69,7 +72,7 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
     again = compare(data.folder, tmp_path / "out", models=["sasrec", "popularity"], budget="small")
     assert str(again) == str(found)
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
-    with pytest.raises(HafvtError, match="other data, protocol or budget"):
+    with pytest.raises(HafvtError, match="holds a comparison with another protocol"):
         compare(data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="strict")
     wide = MODELS["sasrec"]._replace(configurations={"default": SasRecConfig(width=16)})
     monkeypatch.setitem(MODELS, "sasrec", wide)  # as a later release may have it
@@ -79,6 +82,41 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
 
 def figure(told, number):
     return told["models"][number]["results"][0]["d0"]["MRR"]["value"]
+
+
+def test_settings_of_a_search_take_the_place_of_the_rates(make_small, tmp_path, monkeypatch):
+    monkeypatch.setitem(contest_module.BUDGETS, "small", Budget(1, (1e-3, 1e-2), 1, 1, 6, 16, 1, 0))
+    data, folder = make_small(), tmp_path / "tune"
+    folder.mkdir()
+    write_json(folder / "settings.json", {"model": "gru4rec", "dataset": fingerprint(data)})
+    best = {"configuration": "default", "learning_rate": 0.02, "batch_size": 8, "weight_decay": 1e-6}
+
+    def compared(**changes):
+        params = {"width": 8, "layers": 1}
+        (folder / "best.yaml").write_text(yaml.safe_dump({**best, "params": params, **changes}))
+        settings = {"models": ["gru4rec"], "tuned": {"gru4rec": str(folder)}, "budget": "small"}
+        return compare(data.folder, tmp_path / "out", **settings)
+
+    (folder / "report.md").write_text("# Settings\n\nBudget: 30 trials of at most 20 epochs.\n")
+    found = compared()
+    (run,) = (tmp_path / "out" / "runs" / "gru4rec").glob("*/")
+    about = json.loads((run / "model.json").read_text())
+    assert {name: about["training"][name] for name in ("learning_rate", "batch_size", "weight_decay")} == {
+        "learning_rate": 0.02,
+        "batch_size": 8,
+        "weight_decay": 1e-6,
+    }
+    assert about["config"]["width"] == 8
+    assert f"gru4rec: settings of the search in {folder}. Budget: 30 trials of at most 20 epochs." in str(
+        found
+    )
+    assert "| gru4rec | 0.02, tuned |" in str(found)
+    with pytest.raises(HafvtError, match="holds a run with batch_size=8, now 16"):
+        compared(batch_size=16)
+    with pytest.raises(HafvtError, match="--tuned sasrec: it takes no part, those are gru4rec"):
+        compare(data.folder, tmp_path / "no", models=["gru4rec"], tuned={"sasrec": str(folder)})
+    with pytest.raises(HafvtError, match="holds no search for gru4rec on"):
+        compare(make_small(seed=1).folder, tmp_path / "no", tuned={"gru4rec": str(folder)})
 
 
 def test_a_killed_comparison_goes_on_and_ends_alike(make_small, tmp_path):
@@ -121,7 +159,7 @@ def test_wrong_settings(make_small, tmp_path):
             compare(data.folder, tmp_path / "out", **settings)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    with pytest.raises(HafvtError, match="holds no comparison"):
+    with pytest.raises(HafvtError, match="does not hold a comparison"):
         compare(data.folder, tmp_path / "full", models=["popularity"], budget="small")
 
 

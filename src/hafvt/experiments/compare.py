@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.checks import scenario_of
 from hafvt.errors import HafvtError
@@ -16,11 +18,11 @@ from hafvt.evaluation.significance import Paired
 from hafvt.experiments.contest import BUDGETS, COLUMNS, Budget, Entry, Outcome, against_best_other, contest
 from hafvt.experiments.published import ABLATION, TABLES
 from hafvt.features.catalogue import read_catalogue
-from hafvt.files import atomic_file, write_json
+from hafvt.files import atomic_file, read_json, write_json
 from hafvt.models import MODELS, build, configure
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
 from hafvt.reports.table import markdown_table
-from hafvt.training.run import catalogue_of
+from hafvt.training.run import catalogue_of, fingerprint
 
 SURE = 0.05  # below it, a difference is no chance
 
@@ -53,6 +55,7 @@ def compare(
     out: str | Path,
     *,
     models: list[str] | None = None,
+    tuned: dict[str, str] | None = None,
     budget: Literal["small", "full"] = "full",
     protocol: Protocol = "full",
     jobs: int | None = None,
@@ -70,6 +73,8 @@ def compare(
         data: the dataset; encode it first, so that HAF-VT sees pictures and titles.
         out: folder of the runs, of compare.md, compare.tex and compare.json.
         models: names; default: all. One that cannot take this many domains is left out, and said so.
+        tuned: by model a folder of tune, whose best settings it takes in place of a search (--tuned
+            sasrec=tune/sasrec hafvt=tune/hafvt); the table says so.
         budget: small (1 seed, 12 epochs, histories of 20 items) or full (3 seeds, 100 epochs, 50 items).
         protocol: full, c2dsr or strict, see evaluate.
         jobs: trainings side by side; default: one for each processor.
@@ -79,8 +84,15 @@ def compare(
     """
     checked(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    entries = [Entry(name, name) for name in models or MODELS]
-    remarks = []
+    tuned, remarks = tuned or {}, []
+    for name in tuned:
+        if name not in (models or MODELS):
+            raise HafvtError(f"--tuned {name}: it takes no part, those are {', '.join(models or MODELS)}")
+    entries = [
+        _tuned(dataset, name, Path(tuned[name])) if name in tuned else Entry(name, name)
+        for name in models or MODELS
+    ]
+    remarks += [f"{name}: settings of the search in {tuned[name]}. {_said(tuned[name])}" for name in tuned]
     for entry in list(entries):
         try:
             remarks += [f"{entry.label}: {note}" for note in _built(dataset, entry)]
@@ -140,6 +152,24 @@ def ablate(
 
 def _bounds(mean: float, deviation: float | None) -> tuple[float | None, float | None]:
     return (None, None) if deviation is None else (mean - deviation, mean + deviation)
+
+
+def _tuned(data: Dataset, name: str, folder: Path) -> Entry:
+    """Returns a model with the best settings of a search."""
+    held = read_json(folder / "settings.json")
+    if (held.get("model"), held.get("dataset")) != (name, fingerprint(data)):
+        raise HafvtError(f"{folder} holds no search for {name} on {data.folder}: tune it there first")
+    if not (folder / "best.yaml").exists():
+        raise HafvtError(f"{folder} has no best.yaml yet: let its search go on until a trial has ended")
+    best = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
+    training = {option: best[option] for option in ("learning_rate", "batch_size", "weight_decay")}
+    return Entry(name, name, best["configuration"], best["params"], training)
+
+
+def _said(folder: str) -> str:
+    """Returns what the report of a search says of its budget."""
+    lines = (Path(folder) / "report.md").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith("Budget: "))
 
 
 def _budget(name: str) -> Budget:
@@ -224,7 +254,7 @@ def _costs(outcomes: Sequence[Outcome]) -> str:
         cells.append(
             [
                 o.entry.label,
-                tried or "–",
+                tried or (f"{o.learning_rate:g}, tuned" if o.entry.training else "–"),
                 epochs,
                 f"{o.parameters:,}",
                 f"{o.seconds / 60:.1f}",

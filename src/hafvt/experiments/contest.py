@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,8 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import METRICS, Float64, Results
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.significance import Paired, holm, paired
-from hafvt.files import read_json, write_json
+from hafvt.experiments.trainings import Trainings, keep_settings
+from hafvt.files import read_json
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
 from hafvt.reports.run import read_results
@@ -73,12 +70,21 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that takes part, under a label, with parameters of its own."""
+    """A model that takes part, under a label.
+
+    Attributes:
+        label: its name in tables.
+        model: its name.
+        configuration: a named one.
+        params: hyperparameters of its own.
+        training: options of train in place of the budget's; a learning rate among them is not searched again.
+    """
 
     label: str
     model: str
     configuration: str = "default"
     params: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,14 +119,14 @@ class Outcome:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-class Trainings:
-    """Runs `hafvt train` in processes of their own; what is finished is not run again."""
+class Contest:
+    """Searches and trains the entries; what is finished is not run again."""
 
-    def __init__(self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, threads: int) -> None:
-        self.data, self.out, self.protocol, self.budget, self.threads = data, out, protocol, budget, threads
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-        self.lock = threading.Lock()
+    def __init__(
+        self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, trainings: Trainings
+    ) -> None:
+        self.data, self.out, self.protocol, self.budget = data, out, protocol, budget
+        self.trainings = trainings
 
     def train(self, entry: Entry, rate: float, seed: int, epochs: int, test: bool) -> Path:
         """Trains one model, or goes on with it, and returns its folder."""
@@ -131,7 +137,8 @@ class Trainings:
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
             about = read_json(folder / "model.json")
-            _same_config(folder, about["config"], configure(entry.model, entry.configuration, params))
+            _same(folder, about["config"], asdict(configure(entry.model, entry.configuration, params)))
+            _same(folder, about["training"], entry.training)
             done = about["training"]["epochs"]
             if done >= epochs and (not test or (folder / "results.json").exists()):
                 return folder
@@ -147,43 +154,30 @@ class Trainings:
             "validate_every": self.budget.validate_every,
             "patience": self.budget.patience,
             "seed": seed,
-            "test": str(test).lower(),
-            "resume": "true",
-            **{f"params.{name}": _spelt(value) for name, value in params.items()},
+            "test": test,
+            **entry.training,
         }
-        command = [sys.executable, "-m", "hafvt", "train", entry.model]
-        command += [f"--{name}={value}" for name, value in options.items()]
         log = folder.with_suffix(".log")
-        with log.open("ab") as file, self.lock:
-            if self.stopped:
-                raise KeyboardInterrupt
-            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-            self.running.add(process)
-        code = process.wait()
-        self.running.discard(process)
-        if self.stopped:
-            raise KeyboardInterrupt
-        if code:
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise HafvtError(
-                f"{entry.label} ended with {code}: {said[-1] if said else ''} (all of it: {log})"
-            )
+        with log.open("ab") as file:
+            process = self.trainings.start(entry.model, options, params, file)
+        self.trainings.ended(process, log, entry.label)
         return folder
 
-    def stop(self) -> None:
-        """Asks the trainings to stop; they leave a state to go on from."""
-        with self.lock:
-            self.stopped = True
-        for process in list(self.running):
-            process.terminate()
-        for process in list(self.running):
-            process.wait()
+    def rates(self, entry: Entry) -> tuple[float, ...]:
+        """Returns the learning rates that are tried; one alone needs no search."""
+        if "learning_rate" in entry.training:
+            return (entry.training["learning_rate"],)
+        return self.budget.learning_rates[: 1 if entry.model == "popularity" else None]
+
+    def trainings_of(self, entry: Entry) -> int:
+        """Returns how many trainings an entry takes."""
+        rates = len(self.rates(entry))
+        return rates * (rates > 1) + (1 if entry.model == "popularity" else self.budget.seeds)
 
     def outcome(self, entry: Entry, advance: Advance) -> Outcome:
         """Searches, trains and reads what came of it."""
-        fixed = entry.model == "popularity"  # nothing to search, and all seeds are one
-        rates = self.budget.learning_rates[:1] if fixed else self.budget.learning_rates
+        fixed = entry.model == "popularity"  # learns nothing: all seeds are one
+        rates = self.rates(entry)
         tried: dict[float, float] = {}
         for rate in rates:
             if len(rates) > 1:
@@ -225,29 +219,14 @@ def contest(
     Raises:
         HafvtError: `out` holds another contest, or a training failed.
     """
-    if jobs < 1:
-        raise HafvtError(f"--jobs {jobs}: give 1 or more")
+    trainings = Trainings(jobs)
     settings = {"dataset": fingerprint(data), "protocol": protocol, "budget": asdict(budget)}
-    path = out / "settings.json"
-    if path.exists():
-        if read_json(path) != _plain(settings):
-            raise HafvtError(f"{out} holds runs of other data, protocol or budget: choose another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise HafvtError(f"{out} is not empty and holds no comparison: choose another folder")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-    trainings = Trainings(data, out, protocol, budget, max((os.cpu_count() or 1) // jobs, 1))
-    rates = len(budget.learning_rates) if len(budget.learning_rates) > 1 else 0
-    total = sum(1 if e.model == "popularity" else rates + budget.seeds for e in entries)
-    with progress("compare", total, "trainings", every_s=60.0) as advance, ThreadPoolExecutor(jobs) as pool:
-        try:
-            futures = {pool.submit(trainings.outcome, entry, advance): entry.label for entry in entries}
-            found = {futures[future]: future.result() for future in as_completed(futures)}
-        except BaseException:
-            trainings.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
+    keep_settings(out, settings, "a comparison")
+    runner = Contest(data, out, protocol, budget, trainings)
+    total = sum(map(runner.trainings_of, entries))
+    with progress("compare", total, "trainings", every_s=60.0) as advance:
+        tasks = [partial(runner.outcome, entry, advance) for entry in entries]
+        found = {outcome.entry.label: outcome for outcome in trainings.side_by_side(tasks)}
     return [found[entry.label] for entry in entries]
 
 
@@ -284,27 +263,17 @@ def searched(folder: Path, epochs: int) -> float:
     return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
-def _same_config(folder: Path, found: dict[str, Any], wanted: Any) -> None:
+def _same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuses a finished run of other hyperparameters, such as those of an older release.
 
     Raises:
         HafvtError: it is one.
     """
-    for key, value in asdict(wanted).items():
+    for key, value in wanted.items():
         now = list(value) if isinstance(value, tuple) else value
         if now is not None and found.get(key, now) != now:  # None is spelt out in a run
             told = f"{key}={found[key]}, now {now}"
             raise HafvtError(f"{folder} holds a run with {told}: move it away, or choose another folder")
-
-
-def _spelt(value: Any) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple | list) else str(value)
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings as JSON gives them back."""
-    budget = {k: list(v) if isinstance(v, tuple) else v for k, v in settings["budget"].items()}
-    return {**settings, "budget": budget}
 
 
 def _of_users(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:

@@ -22,6 +22,7 @@ CONFIGS = {
         id_width=10, content_width=0, dropout=0.0, weights=(0.2, 0.5, 0.3), positions=False
     ),
     "merged": HafVtConfig(id_width=10, dropout=0.0, hierarchy=False),
+    "fused": HafVtConfig(id_width=10, content_width=6, dropout=0.0, fused=True),
 }
 
 
@@ -63,11 +64,11 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     flat = np.concatenate(histories).astype(np.int32)
     stops = np.cumsum([len(h) for h in histories])
     batch = gather(flat, stops - [len(h) for h in histories], stops)
-    expected = reference.loss(histories, **numbers)
+    expected = reference.loss(histories, **numbers, met=~model.unmet.numpy())
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
     seen = {
         "met": ~model.unmet.numpy(),
-        "content": [name != "id" for name in model.modalities],
+        "content": [name != "id" or model.config.fused for name in model.modalities],
         "new_items": model.config.new_items,
     }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
@@ -89,6 +90,36 @@ def test_candidates_score_as_in_the_whole(small, name):
     candidates = torch.randint(30, 50, (5, 8))
     whole = model.scores(batch, 1)
     torch.testing.assert_close(model.scores(batch, 1, candidates), whole.gather(1, candidates - 30))
+
+
+def test_fused_ids_are_ids_and_projected_content(small):
+    model = build(small, CONFIGS["fused"])
+    expected = model.ids.weight.masked_fill(model.unmet[:, None], 0)
+    expected = expected + model.frozen_image @ model.fuse["image"].weight.T
+    expected = expected + model.frozen_title @ model.fuse["title"].weight.T
+    torch.testing.assert_close(model.table(0), expected)
+    with torch.inference_mode():
+        assert model.table(0) is model.table(0)  # made once
+        before = model.table(0)
+    model.train()
+    with torch.no_grad():
+        model.ids.weight += 1
+    with torch.inference_mode():
+        assert not torch.equal(model.eval().table(0), before)
+
+
+def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
+    small = make_small(users=7)
+    for name in ("default", "ids"):
+        model = build(small, CONFIGS[name]).train()
+        train = gather(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_ends)
+        model.loss(train).backward()
+        assert model.unmet.any()
+        assert model.ids.weight.grad[model.unmet].abs().max() == 0
+        before = model.loss(train).item()
+        with torch.no_grad():
+            model.ids.weight[model.unmet] = 3.0
+        assert model.loss(train).item() == before
 
 
 def test_shares_sum_to_one_and_follow_the_lambdas(small):

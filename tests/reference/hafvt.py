@@ -39,7 +39,7 @@ def mixture(h, tables, among, weights, tau):
     )
 
 
-def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
+def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, met):
     """(8), (9): each term a mean over its targets, each domain the X of (9) in turn."""
     total = domains[-1][1]
     sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
@@ -48,13 +48,16 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2):
             if layers[s] is None:
                 continue
             among = np.arange(*domains[s]) if s < len(domains) else np.arange(total)
+            among = among[met[among]]
             for t in range(len(sequence) - 1):
+                if not met[sequence[t + 1]]:
+                    continue
                 h = [
                     attention(inputs[sequence[: t + 1]], layer)[-1]
                     for layer, (inputs, _) in zip(layers[s], tables, strict=True)
                 ]
                 p = mixture(h, tables, among, weights[s], tau)
-                sums[s] -= np.log(p[sequence[t + 1] - among[0]])
+                sums[s] -= np.log(p[np.searchsorted(among, sequence[t + 1])])
                 counts[s] += 1
     terms = sums / np.maximum(counts, 1)
     return np.mean(

@@ -61,6 +61,11 @@ class HafVtConfig:
     """Longest merged history, in items; older ones are cut."""
     id_width: int = 128
     """Width q of the learned item vectors."""
+    id_scale: float = 0.02
+    """Standard deviation of their entries at the start. As only directions count, short ones turn faster; and
+    where content is added to them (`fused`), it speaks first."""
+    fused: bool = False
+    """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     temperature: float = 0.1
@@ -86,8 +91,12 @@ class HafVtConfig:
     """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
 
+FUSED = HafVtConfig(fused=True)
+"""An id's vector has what its picture and title say added, before the history is read and as a candidate."""
+
 PAPER = HafVtConfig(
     id_width=256,
+    id_scale=256**-0.5,
     content_width=0,
     temperature=1.0,
     weights="equal",
@@ -184,6 +193,8 @@ class HafVt(Model):
     popularity: Tensor
     unmet: Tensor
     """(V,) which items training never met."""
+    met_items: Tensor
+    met_number: Tensor
 
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
         super().__init__()
@@ -192,6 +203,12 @@ class HafVt(Model):
         self.register_buffer("popularity", catalogue.counts, persistent=False)
         self.register_buffer("unmet", catalogue.unmet, persistent=False)
         self.all_met = not bool(self.unmet.any())
+        met = ~self.unmet
+        self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)  # (V',)
+        self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)  # (V,) place among them
+        before = F.pad(met.cumsum(0), (1, 0)).tolist()
+        ends = [(d.start, d.stop) for d in self.domains] + [(0, len(catalogue))]
+        self.learned = [slice(before[start], before[stop]) for start, stop in ends]  # as places in met_items
         self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
         absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
         if absent:
@@ -202,12 +219,19 @@ class HafVt(Model):
         for modality in self.modalities:
             if modality == "id":
                 self.ids = nn.Embedding(len(catalogue), config.id_width)
-                nn.init.normal_(self.ids.weight, std=config.id_width**-0.5)
+                nn.init.normal_(self.ids.weight, std=config.id_scale)
                 widths.append(config.id_width)
             else:
                 rows = prepare_vectors(catalogue.vectors[modality], catalogue, config.content_width)
                 self.register_buffer(f"frozen_{modality}", rows, persistent=False)
                 widths.append(rows.shape[1])
+        content = zip(self.modalities, widths, strict=True)
+        self.fuse = nn.ModuleDict(
+            {m: nn.Linear(w, config.id_width, bias=False) for m, w in content if m != "id"}
+            if config.fused and "id" in self.modalities
+            else {}
+        )
+        self.held: Tensor | None = None  # the fused vectors, once they no longer change
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
         sequences = len(self.used)
@@ -239,8 +263,29 @@ class HafVt(Model):
     def table(self, modality: int) -> Tensor:
         """Returns the vectors of all items, (V, d)."""
         name = self.modalities[modality]
-        found: Tensor = self.ids.weight if name == "id" else getattr(self, f"frozen_{name}")
-        return found
+        if name != "id":
+            frozen: Tensor = getattr(self, f"frozen_{name}")
+            return frozen
+        if not self.fuse:
+            return self.ids.weight
+        if self.training or torch.is_grad_enabled():
+            return self.fused_ids()
+        if self.held is None or self.held.device != self.ids.weight.device:
+            self.held = self.fused_ids()
+        return self.held
+
+    def fused_ids(self) -> Tensor:
+        """Returns the ids' vectors and what pictures and titles add; of an item never met that alone."""
+        table = self.ids.weight if self.all_met else self.ids.weight.masked_fill(self.unmet[:, None], 0.0)
+        for name, project in self.fuse.items():
+            table = table + project(getattr(self, f"frozen_{name}"))
+        return table
+
+    def train(self, mode: bool = True) -> HafVt:
+        """Switches between training and evaluation."""
+        self.held = None
+        super().train(mode)
+        return self
 
     def compared(self, modality: int) -> Tensor:
         """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
@@ -250,7 +295,7 @@ class HafVt(Model):
     def inputs(self, modality: int, items: Tensor) -> Tensor:
         """Returns the vectors of a history's items, (B, T, d): an id that was never fitted counts as zero."""
         found = F.embedding(items, self.table(modality))
-        if self.all_met or self.modalities[modality] != "id":
+        if self.all_met or self.fuse or self.modalities[modality] != "id":
             return found
         return found.masked_fill(self.unmet[items][..., None], 0.0)
 
@@ -275,7 +320,7 @@ class HafVt(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
-        pairs = [next_items(sequence) for sequence in self.sequences(batch)]
+        pairs = [self.pairs(sequence) for sequence in self.sequences(batch)]
         scale, log_weights = 1 / self.config.temperature, self.log_weights()
         of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         factors = [self.config.lambda2 if n == len(self.domains) else of_domain for n in self.used]  # (9)
@@ -300,7 +345,8 @@ class HafVt(Model):
 
     def sampled_loss(self, pairs: list[tuple[Batch, Tensor, Tensor]], factors: list[float]) -> Tensor:
         """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
-        samples = [draw(self.popularity, self.candidates(n), self.config.sampled) for n in self.used]
+        popularity = self.popularity[self.met_items]
+        samples = [draw(popularity, self.learned[n], self.config.sampled) for n in self.used]
         of_modalities = []
         for modality, name in enumerate(self.modalities):
             table, asks = self.asks(modality, pairs)
@@ -313,19 +359,33 @@ class HafVt(Model):
             loss = loss - factor * mixed.sum() / max(len(mixed), 1)
         return loss
 
+    def pairs(self, sequence: Batch) -> tuple[Batch, Tensor, Tensor]:
+        """Returns `next_items`, where a target that training is not to meet is none."""
+        inputs, mask, targets = next_items(sequence)
+        if self.all_met:
+            return inputs, mask, targets
+        known = ~self.unmet[targets]
+        return inputs, mask.masked_scatter(mask, known), targets[known]
+
     def asks(self, modality: int, pairs: list[tuple[Batch, Tensor, Tensor]]) -> tuple[Tensor, list[Ask]]:
-        """Returns a modality's table, (V, d), and what each sequence asks of it; pairs: see `next_items`."""
+        """Returns a modality's vectors of what training meets, (V', d), and what each sequence asks of them.
+
+        An item that training never meets would only be pushed away.
+        """
         table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
+        if not self.all_met:
+            table = table[self.met_items]
         asks = []
         for number, items, (_, mask, targets) in zip(self.used, histories, pairs, strict=True):
             h = self.branch(number, modality, items)[mask]  # (N, d)
-            asks.append(Ask(F.normalize(h.float(), dim=1), targets, self.candidates(number)))
+            asks.append(Ask(F.normalize(h.float(), dim=1), self.met_number[targets], self.learned[number]))
         return table, asks
 
     def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
         """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
         log_weights, scale = self.log_weights(), 1 / self.config.temperature
-        content = [number for number, name in enumerate(self.modalities) if name != "id"]
+        # Who knows an item that training never met: all but its id, which content may speak for.
+        knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fuse]
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
@@ -334,10 +394,10 @@ class HafVt(Model):
                 items = self.inputs(modality, sequence.items)
                 h = scale * F.normalize(layer.last_state(items, sequence.lengths).float(), dim=1)  # (B, d)
                 weight = log_weights[row, modality] + torch.tensor(factor).log()
-                # The others share what the id leaves: 1 / (1 - alpha).
-                others = log_weights[row, content].logsumexp(0)
+                # They share what the id leaves: 1 / (1 - alpha).
+                others = log_weights[row, knowing].logsumexp(0)
                 lift = math.log(self.config.new_items) - others
-                bonus = lift if modality in content else torch.full_like(others, -torch.inf)
+                bonus = lift if modality in knowing else torch.full_like(others, -torch.inf)
                 yield Query(number, modality, h, weight, sequence.lengths == 0, bonus)
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:

@@ -159,6 +159,7 @@ def test_what_was_there_stays_where_something_goes_wrong(run, histories, tmp_pat
 
 def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
     histories.write_text(histories.read_text() + "{\n")
+    monkeypatch.setattr(files, "BATCH", 1)
     monkeypatch.setattr(files, "_answers", lambda *_: pytest.fail("the work began"))
     with pytest.raises(InputError, match="row 5"):
         recommend(run, histories=histories, domain="d0")

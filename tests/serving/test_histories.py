@@ -103,9 +103,9 @@ def test_a_damaged_line_is_named(tmp_path, line, parts):
 
 def test_text_that_is_not_utf8_and_files_cut_short(tmp_path):
     good = lines(*({"history": [f"i{n}"]} for n in range(3000))).encode()
-    bad = lines({"history": ["a"]}).encode() + b'{"history": ["\xff"]}\n'
+    bad = lines({"history": ["a"]}, "").encode() + b'{"history": ["\xff"]}\n'
     for name, content in {"a.jsonl": bad, "a.jsonl.gz": gzip.compress(bad), "a.jsonl.zst": zstd(bad)}.items():
-        assert fails(write(tmp_path / name, content), "not UTF-8 text", "Save it as UTF-8").row == 2
+        assert fails(write(tmp_path / name, content), "not UTF-8 text", "Save it as UTF-8").row == 3
     fails(write(tmp_path / "b.jsonl.gz", gzip.compress(good)[:-100]), "cannot be read")
     fails(write(tmp_path / "b.jsonl.zst", zstd(good)[:-50]), "cannot be read")
     fails(write(tmp_path / "c.jsonl", b""), "empty")

@@ -61,7 +61,7 @@ def main() -> None:
                 [*map(str, command), "--passes", str(given.passes)],
                 check=True,
                 cwd=out,
-                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # waiting is no work: none is charged for it
+                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # waiting is not charged as work
             )
         if (out / "figures.json").exists():
             found[name] = {

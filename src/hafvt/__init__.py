@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hafvt.serving.recommender import Recommender
     from hafvt.training.loop import train
 
-# Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four times
-# the processor time, and the others' with it. OpenMP reads this when torch is loaded; what the user set stands.
+# Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
+# times the processor time, and the others' with it. OpenMP reads this when torch is loaded; what is set stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [

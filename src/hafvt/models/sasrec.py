@@ -6,8 +6,8 @@ its code wherever that makes the yardstick stronger or plainer:
 * loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
 * both inputs of a block's sub-layers are normalised (pre-norm) instead of the query alone;
 * attention has an output projection, the feed-forward part is four times as wide and uses GELU;
-* positions count from the oldest item, and item vectors enter normalised: as small as they start, what untrained
-  blocks add would drown which item it is;
+* positions count from the oldest item, and item vectors enter normalised: as small as they start, what
+  untrained blocks add would drown which item it is;
 * for the same reason what a block adds starts small.
 
 `original=True` and `loss="binary"`, together the configuration "paper", take all of that back: then states

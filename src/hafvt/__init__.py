@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hafvt.training.loop import train
 
 # Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
-# times the processor time, and the others' with it. OpenMP reads this when torch is loaded; what is set stands.
+# times the processor time, and slowed the others. OpenMP reads this when torch is loaded; what is set stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [

@@ -43,7 +43,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots, view
+from hafvt.models.layers import Dropout, causal_attention, kept_first, last, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
@@ -371,7 +371,7 @@ class HafVt(Model):
                 among = self.candidates(number)
                 keep &= (batch.items >= among.start) & (batch.items < among.stop)
             sequence = view(batch, keep)
-            places = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : sequence.items.shape[1]]
+            places = kept_first(keep)[:, : sequence.items.shape[1]]
             for modality in range(len(self.modalities)):
                 layer: Any = self.layers[row * len(self.modalities) + modality]
                 weights = layer.weights(self.inputs(modality, sequence.items), sequence.lengths)

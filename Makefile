@@ -12,7 +12,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,track,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,track,export,dev]"
 	touch $@
 
 demo: $(VENV)/.ready

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hafvt.experiments.paper import paper
     from hafvt.features.encode import encode
     from hafvt.serving.explain import explain
+    from hafvt.serving.export import export
     from hafvt.serving.files import recommend
     from hafvt.serving.recommender import Recommender
     from hafvt.training.loop import train
@@ -33,6 +34,7 @@ __all__ = [
     "encode",
     "evaluate",
     "explain",
+    "export",
     "info",
     "paper",
     "prepare",
@@ -51,6 +53,7 @@ HOMES = {
     "encode": "hafvt.features.encode",
     "evaluate": "hafvt.experiments.evaluate",
     "explain": "hafvt.serving.explain",
+    "export": "hafvt.serving.export",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",
     "prepare": "hafvt.data.prepare",

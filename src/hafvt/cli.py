@@ -83,6 +83,7 @@ def commands() -> dict[str, Command]:
         "explain": Command("hafvt.serving.explain:explain", ("run",)),
         "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
         "serve": Command("hafvt.serving.server:serve", ("run",)),
+        "export": Command("hafvt.serving.export:export", ("run",)),
         "compare": Command("hafvt.experiments.compare:compare", ("data",)),
         "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
         "paper": Command("hafvt.experiments.paper:paper", ("table",)),

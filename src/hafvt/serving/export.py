@@ -184,8 +184,9 @@ def traced(job: Scores | Explain) -> Any:
         shapes["candidates"] = {0: batch, 1: candidates}
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(job, (), inputs, dynamic_shapes=shapes, strict=False)
-            found = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            found = torch.onnx.export(
+                job, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
+            )
     except Exception as error:  # whatever torch stumbles over
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise HafvtError(f"torch cannot export this model ({reason}): serve the run itself") from error

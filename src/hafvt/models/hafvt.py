@@ -178,6 +178,7 @@ class HafVt(Model):
 
     popularity: Tensor
     unmet: Tensor
+    met_items: Tensor
     """(V,) which items training never met."""
 
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
@@ -187,6 +188,10 @@ class HafVt(Model):
         self.register_buffer("popularity", catalogue.counts, persistent=False)
         self.register_buffer("unmet", catalogue.unmet, persistent=False)
         self.all_met = not bool(self.unmet.any())
+        # Numbers, not a mask: how many there are is a shape then, and no graph is traced without shapes.
+        self.register_buffer("met_items", (~catalogue.unmet).nonzero()[:, 0], persistent=False)
+        counts = [int((~catalogue.unmet[d.start : d.stop]).sum()) for d in self.domains]
+        self.met_stops = [sum(counts[:number]) for number in range(len(counts) + 1)]
         self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
         absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
         if absent:
@@ -249,10 +254,9 @@ class HafVt(Model):
             return found
         return found.masked_fill(self.unmet[items][..., None], 0.0)
 
-    def met(self, table: Tensor, domain: int) -> Tensor:
-        """Returns the rows of a domain's items that training met, which the softmaxes are over."""
-        here = self.candidates(domain)
-        return table[here] if self.all_met else table[here][~self.unmet[here]]
+    def met(self, domain: int) -> Tensor:
+        """Returns the numbers of a domain's items that training met, which the softmaxes are over."""
+        return self.met_items[self.met_stops[domain] : self.met_stops[domain + 1]]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -338,13 +342,15 @@ class HafVt(Model):
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among, whole = self.candidates(domain), range(len(self.domains))
         tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        met = [[self.met(table, number) for number in whole] for table in tables]
+        met = [
+            [table[self.candidates(n) if self.all_met else self.met(n)] for n in whole] for table in tables
+        ]
         new = self.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
         for number, modality, h, log_weight, silent, bonus in self.queries(batch, domain):
             table = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
-                lse = (z if self.all_met else z[:, ~new]).logsumexp(1)
+                lse = (z if self.all_met else z[:, self.met(domain) - among.start]).logsumexp(1)
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
                 lse = log_partition(h, met[modality][domain])

@@ -30,9 +30,11 @@ from hafvt.models import MODELS
 from hafvt.models.base import Model
 from hafvt.models.hafvt import HafVt
 from hafvt.progress import progress
+from hafvt.serving.additions import grown
 from hafvt.serving.onnx_scorer import FORMAT, INDEX, OnnxScorer
 from hafvt.serving.recommender import padded
 from hafvt.serving.scorer import Float32, Scorer
+from hafvt.serving.shelf import Shelf
 from hafvt.serving.torch_scorer import TorchScorer
 from hafvt.training.run import Run, open_run
 
@@ -124,7 +126,8 @@ def export(
     if opened.name in UNTRACEABLE:
         able = ", ".join(name for name in MODELS if name not in UNTRACEABLE)
         raise HafvtError(f"{opened.name} cannot be exported: models that can are {able}")
-    domains = opened.data.domains
+    opened, shelf = grown(opened)
+    domains = shelf.domains
     explains = isinstance(opened.model, HafVt)
     with (
         atomic_folder(out, overwrite=overwrite) as folder,
@@ -150,9 +153,9 @@ def export(
             raise HafvtError(f"{opened.name} has no table over all items: leave out --catalogue given")
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
-        opened.data.item_table.write_parquet(folder / "items.parquet")
-        np.save(folder / "counts.npy", opened.data.train_counts(), allow_pickle=False)
-        write_index(folder, opened, sorted(tables), opset)
+        shelf.table.write_parquet(folder / "items.parquet")
+        np.save(folder / "counts.npy", shelf.met, allow_pickle=False)
+        write_index(folder, opened, shelf, sorted(tables), opset)
         difference = largest_difference(OnnxScorer(folder), TorchScorer(opened))
         if not difference <= TOLERANCE:  # NaN, too
             raise HafvtError(
@@ -261,7 +264,7 @@ class Weights:
         return self.places[key]
 
 
-def write_index(folder: Path, run: Run, tables: list[str], opset: int) -> None:
+def write_index(folder: Path, run: Run, shelf: Shelf, tables: list[str], opset: int) -> None:
     """Writes export.json, which says what the other files are."""
     scorer = TorchScorer(run)
     packages = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -269,12 +272,13 @@ def write_index(folder: Path, run: Run, tables: list[str], opset: int) -> None:
         "format": FORMAT,
         "model": run.name,
         "config": asdict(run.config),
-        "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in run.data.domains],
+        "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in shelf.domains],
         "max_length": scorer.max_length,
         "sequences": scorer.sequences,
         "modalities": scorer.modalities,
         "tables": tables,
-        "image_root": str(run.data.image_root) if run.data.image_root else None,
+        "image_root": str(shelf.image_root) if shelf.image_root else None,
+        "roots": {str(number): str(root) for number, root in shelf.roots.items()},
         "opset": opset,
         "versions": {name: version(name) for name in packages},
         "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},

@@ -61,7 +61,11 @@ class Source:
 
         What evaluations write beside it (results, ranks, reports) does not count.
         """
-        paths = [*self.folder.glob("model*"), *(self.folder / "additions").rglob("*")]
+        paths = [
+            *self.folder.glob("model*"),
+            self.folder / "export.json",
+            *(self.folder / "additions").rglob("*"),
+        ]
         found = []
         for path in sorted(paths):
             try:

@@ -93,7 +93,8 @@ class OnnxScorer:
         root = self.about["image_root"]
         table = pl.read_parquet(self.folder / "items.parquet")
         met: Int64 = np.load(self.folder / "counts.npy", allow_pickle=False)
-        return Shelf(table, self.domains, met, Path(root) if root else None)
+        roots = {int(number): Path(of_added) for number, of_added in self.about["roots"].items()}
+        return Shelf(table, self.domains, met, Path(root) if root else None, roots)
 
     def run(self, session: Any, **values: Int64) -> list[Float32]:
         """Runs a graph on the values that it reads and the tables that it is given."""

@@ -1,122 +1,107 @@
-"""A run under torch beside its export under onnxruntime: one history at a time, and many at once.
+"""HAF-VT's scores under torch beside its graph under onnxruntime: one history at a time, and many at once.
 
-    python benchmarks/export.py [--work FOLDER]
+    python benchmarks/export.py
 
-HAF-VT with id, picture and title, its default configuration, after one epoch on generated histories (which
-takes as long as a good one); two catalogues; one thread. What a call costs is the time of the processor, the
-median of many calls, so that a machine that others use too does not change it much. Writes results/export.md
-and .json.
+Id, picture and title, the default configuration, random weights and vectors, which take as long as good ones;
+two catalogues; one thread. What a call costs is the time of the processor, the median of many calls, so that a
+machine that others use too does not change it much. Writes results/export.md and .json.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
+import onnxruntime
 import torch
-from generated import write_histories
+import torch.nn.functional as F
 from machine import describe, record, sentence
 
-import hafvt
-from hafvt.data.dataset import Domain
-from hafvt.files import write_json
-from hafvt.progress import memory_gib
+from hafvt.data.batches import Batch
+from hafvt.data.dataset import Domain, Int64
+from hafvt.features.catalogue import Catalogue, Vectors
+from hafvt.models import build, configure
 from hafvt.reports.table import markdown_table
-from hafvt.serving.onnx_scorer import OnnxScorer
-from hafvt.serving.scorer import Scorer
-from hafvt.serving.torch_scorer import TorchScorer
-from hafvt.training.run import open_run
+from hafvt.serving.export import Scores, take_tables, traced
 
 SIZES = {"movielens": (965, 1_356), "64,000 items": (32_000, 32_000)}
-USERS, LENGTH, WIDTH, MANY = 256, 20, 128, 64
+LENGTH, WIDTH, MANY = 20, 128, 64
+
+Call = Callable[[Int64, Int64], Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="torch beside onnxruntime.")
-    parser.add_argument(
-        "--work", type=Path, default=None, help="keeps the runs here; default: nothing is kept"
-    )
-    work: Path | None = parser.parse_args().work
     torch.set_num_threads(1)
     found = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, sizes in SIZES.items():
-            folder = (work or Path(temporary)) / name.replace(" ", "-").replace(",", "")
-            if not (folder / "run" / "model.json").exists():
-                make_run(folder, sizes)
-            for catalogue in ("baked", "given"):
-                if not (folder / catalogue).exists():
-                    start = time.process_time()
-                    made = hafvt.export(folder / "run", out=folder / catalogue, catalogue=catalogue)  # type: ignore[arg-type]
-                    print(name, catalogue, made, f"{time.process_time() - start:.0f} CPU s", flush=True)
-            scorers: dict[str, Scorer] = {"torch": TorchScorer(open_run(folder / "run"))}
-            for catalogue in ("baked", "given"):
-                before = memory_gib()
-                scorers[f"onnxruntime, {catalogue}"] = OnnxScorer(folder / catalogue, threads=1)
-                print(name, catalogue, f"{1024 * (memory_gib() - before):.0f} MiB", flush=True)
-            for way, scorer in scorers.items():
-                row = {"items": name, "way": way, "one_ms": 1e3 * cost(scorer, 1)}
-                row |= {"many_ms": 1e3 * cost(scorer, MANY), "size": size(folder, way)}
+    for name, sizes in SIZES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            for way, call in calls(sizes, Path(folder)).items():
+                row = {"items": name, "way": way}
+                row |= {"one_ms": 1e3 * cost(call, 1, sizes), "many_ms": 1e3 * cost(call, MANY, sizes)}
                 found.append(row)
                 print(row, flush=True)
     write(found)
 
 
-def make_run(folder: Path, sizes: tuple[int, int]) -> None:
-    """Writes generated histories with random vectors, and a run on them."""
-    random = np.random.default_rng(0)
-    stop = sum(sizes)
-    domains = [Domain("first", 0, sizes[0]), Domain("second", sizes[0], stop)]
-    data = write_histories(folder / "data", domains, random.integers(stop, size=(USERS, LENGTH + 2)))
-    for name in ("image", "title"):
-        rows = random.normal(size=(stop, WIDTH)).astype(np.float32)
-        target = data.folder / "features" / name
-        target.mkdir(parents=True)
-        np.save(target / "rows.npy", (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
-        np.save(target / "present.npy", np.ones(stop, dtype=bool))
-        write_json(target / "about.json", {"encoder": "random"})
-    hafvt.train("hafvt", data, folder / "run", epochs=1)
+def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
+    """Returns what scores all items of the first domain, by name."""
+    torch.manual_seed(0)
+    first, items = sizes[0], sum(sizes)
+    domains, here = (Domain("first", 0, first), Domain("second", first, items)), torch.ones(items) > 0
+    vectors = {
+        name: Vectors(F.normalize(torch.randn(items, WIDTH), dim=1), here) for name in ("image", "title")
+    }
+    model = build("hafvt", Catalogue(domains, vectors, torch.ones(items)), configure("hafvt")).eval()
+    program = traced(Scores(model, 0))
+    onnx_ir.save(program, folder / "baked.onnx", external_data="baked.data")
+    tables = take_tables(program.graph, items, "")
+    onnx_ir.save(program, folder / "given.onnx", external_data="given.data")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    baked, given = (
+        onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("baked", "given")
+    )
+
+    def of_torch(items: Int64, lengths: Int64) -> Any:
+        with torch.inference_mode():
+            return model.scores(Batch(torch.from_numpy(items), torch.from_numpy(lengths)), 0)
+
+    return {
+        "torch": of_torch,
+        "onnxruntime, baked": lambda items, lengths: baked.run(None, {"items": items, "lengths": lengths}),
+        "onnxruntime, given": lambda items, lengths: given.run(
+            None, {"items": items, "lengths": lengths, **tables}
+        ),
+    }
 
 
-def cost(scorer: Scorer, count: int) -> float:
+def cost(call: Call, count: int, sizes: tuple[int, int]) -> float:
     """Returns the seconds of processor that the scores of so many histories take, the median of calls."""
-    random, taken = np.random.default_rng(1), []
-    last = scorer.domains[-1].stop
-    while len(taken) < 5 or (sum(taken) < 5 and len(taken) < 100):
-        items = random.integers(last, size=(count, LENGTH))
+    random, taken = np.random.default_rng(1), list[float]()
+    while len(taken) < 6 or (sum(taken) < 3 and len(taken) < 100):
+        items = random.integers(sum(sizes), size=(count, LENGTH))
         lengths = random.integers(1, LENGTH + 1, size=count)
         items[np.arange(LENGTH) >= lengths[:, None]] = 0
         start = time.process_time()
-        scorer.scores(items, lengths, 0)
+        call(items, lengths)
         taken.append(time.process_time() - start)
     return statistics.median(taken[1:])
 
 
-def size(folder: Path, way: str) -> int:
-    """Returns the bytes of an export, 0 for torch."""
-    place = folder / way.rpartition(" ")[2]
-    return sum(path.stat().st_size for path in place.iterdir()) if place.exists() else 0
-
-
 def write(found: list[dict[str, Any]]) -> None:
     """Writes the table."""
-    machine = describe()
+    machine = describe() | {"onnxruntime": onnxruntime.__version__}
     rows = [
-        [
-            row["items"],
-            row["way"],
-            f"{row['one_ms']:,.1f}",
-            f"{1e3 * MANY / row['many_ms']:,.0f}",
-            f"{row['size'] / 1e6:,.1f}" if row["size"] else "",
-        ]
+        [row["items"], row["way"], f"{row['one_ms']:,.1f}", f"{1e3 * MANY / row['many_ms']:,.0f}"]
         for row in found
     ]
-    sizes = ", ".join(f"{first:,} and {second:,}" for first, second in SIZES.values())
+    sizes = "; ".join(f"{first:,} and {second:,}" for first, second in SIZES.values())
     text = [
         "# Under torch and under onnxruntime",
         "",
@@ -124,9 +109,9 @@ def write(found: list[dict[str, Any]]) -> None:
         f"{LENGTH} items, scores of all items of the first of two domains ({sizes} items); time of one "
         f"processor, the median of calls; many: {MANY} histories in a call.",
         "",
-        sentence(machine),
+        f"{sentence(machine)} onnxruntime {machine['onnxruntime']}.",
         "",
-        markdown_table(["items", "by", "one history, ms", "many, histories/s", "export, MB"], rows),
+        markdown_table(["items", "by", "one history, ms", "many, histories/s"], rows),
     ]
     record("export", "\n".join(text), {"machine": machine, "found": found})
 

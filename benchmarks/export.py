@@ -2,9 +2,9 @@
 
     python benchmarks/export.py
 
-Id, picture and title, the default configuration, random weights and vectors, which take as long as good ones;
-two catalogues; one thread. What a call costs is the time of the processor, the median of many calls, so that a
-machine that others use too does not change it much. Writes results/export.md and .json.
+Id, picture and title, the default configuration, random weights and vectors, as fast as good ones;
+two catalogues; one thread. What a call costs is the time of the processor, the median of many calls, so that
+a machine that others use too does not change it much. Writes results/export.md and .json.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def main() -> None:
     log = read(given.log)
     data = Dataset.open(given.log.parent / "data")
     params = {
-        "max_length": LENGTH + 1,  # counting the last target
+        "max_length": LENGTH,
         "width": WIDTH,
         "blocks": BLOCKS,
         "heads": HEADS,

@@ -4,6 +4,7 @@ The functions behind the commands, each with the command's name and arguments. T
 first asked for: what does not need torch starts without it.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from hafvt.serving.files import recommend
     from hafvt.serving.recommender import Recommender
     from hafvt.training.loop import train
+
+# Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
+# times the processor time, and the others' with it. OpenMP reads this when torch is loaded; what is set stands.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [
     "Dataset",

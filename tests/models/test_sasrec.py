@@ -30,7 +30,8 @@ def softmax(z):
 
 def reference_states(history, w, heads, blocks):
     """The block of the docstring in numpy, (t,) -> (t, d)."""
-    x = w["items.weight"][history] + w["positions.weight"][: len(history)]
+    x = norm(w["items.weight"][history], w["enter.weight"], w["enter.bias"])
+    x = x + w["positions.weight"][: len(history)]
     for n in range(blocks):
         b = {k.removeprefix(f"blocks.{n}."): v for k, v in w.items() if k.startswith(f"blocks.{n}.")}
         qkv = norm(x, b["norm1.weight"], b["norm1.bias"]) @ b["qkv.weight"].T + b["qkv.bias"]

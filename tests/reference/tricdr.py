@@ -29,9 +29,10 @@ def gelu(x):
 def sasrec(items, w, name, blocks, heads):
     """The state after each item, (T, d)."""
     d = w[f"{name}.items.weight"].shape[1]
-    x = w[f"{name}.items.weight"][items] + w[f"{name}.positions.weight"][: len(items)]
     if len(items) == 0:
         return np.zeros((0, d))
+    x = norm(w[f"{name}.items.weight"][items], w, f"{name}.enter")
+    x = x + w[f"{name}.positions.weight"][: len(items)]
     for block in (f"{name}.blocks.{n}" for n in range(blocks)):
         q, k, v = np.split(linear(norm(x, w, f"{block}.norm1"), w, f"{block}.qkv"), 3, axis=1)
         found = np.zeros_like(x)

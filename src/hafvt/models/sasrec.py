@@ -6,7 +6,9 @@ its code wherever that makes the yardstick stronger or plainer:
 * loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
 * both inputs of a block's sub-layers are normalised (pre-norm) instead of the query alone;
 * attention has an output projection, the feed-forward part is four times as wide and uses GELU;
-* positions count from the oldest item, and item vectors enter as they are.
+* positions count from the oldest item, and item vectors enter normalised: as small as they start, what
+  untrained blocks add would drown which item it is;
+* for the same reason what a block adds starts small.
 
 `original=True` and `loss="binary"`, together the configuration "paper", take all of that back: then states
 and loss are those of the authors' code, but for two things that change no figure of theirs: histories are
@@ -102,6 +104,10 @@ class Block(nn.Module):
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = Dropout(dropout)
+        for layer in (self.qkv, self.project, self.inner, self.outer):
+            nn.init.zeros_(layer.bias)
+        for layer in (self.project, self.outer):
+            nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the block's output, (B, T, d) -> (B, T, d)."""
@@ -127,6 +133,7 @@ class SasRec(Model):
         self.register_buffer("popularity", catalogue.counts, persistent=False)
         self.items = nn.Embedding(len(catalogue), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
+        self.enter = nn.Identity() if config.original else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
         block = OriginalBlock if config.original else Block
         self.blocks = nn.ModuleList(
@@ -142,7 +149,7 @@ class SasRec(Model):
             place = torch.arange(items.shape[1], device=items.device) - lengths[:, None]  # (B, T)
             x = items * self.config.width**0.5 + self.positions(place % self.max_length)
         else:
-            x = items + self.positions.weight[: items.shape[1]]
+            x = self.enter(items) + self.positions.weight[: items.shape[1]]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)

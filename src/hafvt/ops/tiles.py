@@ -98,7 +98,7 @@ def prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tens
             part = table[start : start + ROWS]
             rows[start : start + ROWS] = functional.normalize(part, dim=1) if unit else part
     longest = [_longest(q) for q in queries]
-    return rows, bool(max(longest) * (1 if unit else _longest(rows)) < SAFE)
+    return rows, bool(max(longest) * (1 if unit else _longest(table)) < SAFE)
 
 
 def _longest(rows: Tensor) -> float:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hafvt.experiments.tune import tune
     from hafvt.features.encode import encode
     from hafvt.serving.explain import explain
+    from hafvt.serving.export import export
     from hafvt.serving.files import recommend
     from hafvt.serving.recommender import Recommender
     from hafvt.training.loop import train
@@ -39,6 +40,7 @@ __all__ = [
     "encode",
     "evaluate",
     "explain",
+    "export",
     "info",
     "paper",
     "prepare",
@@ -58,6 +60,7 @@ HOMES = {
     "encode": "hafvt.features.encode",
     "evaluate": "hafvt.experiments.evaluate",
     "explain": "hafvt.serving.explain",
+    "export": "hafvt.serving.export",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",
     "prepare": "hafvt.data.prepare",

@@ -84,6 +84,7 @@ def commands() -> dict[str, Command]:
         "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
         "serve": Command("hafvt.serving.server:serve", ("run",)),
         "tune": Command("hafvt.experiments.tune:tune", ("model",)),
+        "export": Command("hafvt.serving.export:export", ("run",)),
         "compare": Command("hafvt.experiments.compare:compare", ("data",)),
         "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
         "paper": Command("hafvt.experiments.paper:paper", ("table",)),

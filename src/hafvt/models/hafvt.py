@@ -45,7 +45,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots, view
+from hafvt.models.layers import Dropout, causal_attention, kept_first, last, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
@@ -194,7 +194,9 @@ class HafVt(Model):
     unmet: Tensor
     """(V,) which items training never met."""
     met_items: Tensor
+    """(V',) the others."""
     met_number: Tensor
+    """(V,) the place of each item among them."""
 
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
         super().__init__()
@@ -204,8 +206,9 @@ class HafVt(Model):
         self.register_buffer("unmet", catalogue.unmet, persistent=False)
         self.all_met = not bool(self.unmet.any())
         met = ~self.unmet
-        self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)  # (V',)
-        self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)  # (V,) place among them
+        # Numbers, not a mask: how many there are is a shape then, and no graph is traced without shapes.
+        self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)
+        self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)
         before = F.pad(met.cumsum(0), (1, 0)).tolist()
         ends = [(d.start, d.stop) for d in self.domains] + [(0, len(catalogue))]
         self.learned = [slice(before[start], before[stop]) for start, stop in ends]  # as places in met_items
@@ -299,10 +302,9 @@ class HafVt(Model):
             return found
         return found.masked_fill(self.unmet[items][..., None], 0.0)
 
-    def met(self, table: Tensor, domain: int) -> Tensor:
-        """Returns the rows of a domain's items that training met, which the softmaxes are over."""
-        here = self.candidates(domain)
-        return table[here] if self.all_met else table[here][~self.unmet[here]]
+    def met(self, domain: int) -> Tensor:
+        """Returns the numbers of a domain's items that training met, which the softmaxes are over."""
+        return self.met_items[self.learned[domain]]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -404,13 +406,15 @@ class HafVt(Model):
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among, whole = self.candidates(domain), range(len(self.domains))
         tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        met = [[self.met(table, number) for number in whole] for table in tables]
+        met = [
+            [table[self.candidates(n) if self.all_met else self.met(n)] for n in whole] for table in tables
+        ]
         new = self.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
         for number, modality, h, log_weight, silent, bonus in self.queries(batch, domain):
             table = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
-                lse = (z if self.all_met else z[:, ~new]).logsumexp(1)
+                lse = (z if self.all_met else z[:, self.met(domain) - among.start]).logsumexp(1)
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
                 lse = log_partition(h, met[modality][domain])
@@ -437,7 +441,7 @@ class HafVt(Model):
                 among = self.candidates(number)
                 keep &= (batch.items >= among.start) & (batch.items < among.stop)
             sequence = view(batch, keep)
-            places = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, : sequence.items.shape[1]]
+            places = kept_first(keep)[:, : sequence.items.shape[1]]
             for modality in range(len(self.modalities)):
                 layer: Any = self.layers[row * len(self.modalities) + modality]
                 weights = layer.weights(self.inputs(modality, sequence.items), sequence.lengths)

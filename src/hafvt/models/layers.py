@@ -49,9 +49,19 @@ def view(batch: Batch, keep: Tensor) -> Batch:
     """
     keep = keep & slots(batch.lengths, batch.items.shape[1])
     lengths = keep.sum(1)
-    width = min(few(max(int(lengths.max()), 1)), keep.shape[1])
-    order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :width]  # (B, width)
+    width = keep.shape[1]
+    if not torch.compiler.is_exporting():  # a graph's shapes cannot depend on what is kept
+        width = min(few(max(int(lengths.max()), 1)), width)
+    order = kept_first(keep)[:, :width]  # (B, width)
     return Batch(batch.items.gather(1, order).masked_fill(~slots(lengths, width), 0), lengths)
+
+
+def kept_first(keep: Tensor) -> Tensor:
+    """Returns the slots of each row in their order, the kept ones before the others, (B, T)."""
+    if torch.compiler.is_exporting():  # ONNX sorts neither bytes nor stably
+        width = keep.shape[1]
+        return torch.argsort(torch.arange(width, device=keep.device) + width * (~keep).long(), dim=1)
+    return torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)
 
 
 def last(states: Tensor, lengths: Tensor) -> Tensor:

@@ -377,7 +377,7 @@ class Mifn(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: log P, of all items of a domain."""
-        row, some = torch.arange(len(batch.items), device=batch.items.device), batch.lengths > 0
+        row, some = torch.arange(batch.items.shape[0], device=batch.items.device), batch.lengths > 0
         slot, chosen = (batch.lengths - 1).clamp(min=0), self.domains[domain]
         decoder: Decoder = self.decoders[domain]  # type: ignore[assignment]
         h, t = ([x[row, slot] * some[:, None] for x in states] for states in self.read(batch))

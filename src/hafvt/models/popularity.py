@@ -37,4 +37,4 @@ class Popularity(Model):
         if candidates is not None:
             return self.counts[candidates]
         chosen = self.domains[domain]
-        return self.counts[chosen.start : chosen.stop].expand(len(batch.items), -1)
+        return self.counts[chosen.start : chosen.stop].expand(batch.items.shape[0], -1)

@@ -177,7 +177,7 @@ class PsjNet(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: W [h; c] + b, before the softmax."""
-        rows = torch.arange(len(batch.items), device=batch.items.device)
+        rows = torch.arange(batch.items.shape[0], device=batch.items.device)
         state = self.joined(batch, domain, rows, (batch.lengths - 1).clamp(min=0))
         state = (state * (batch.lengths > 0)[:, None]).float()
         return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)

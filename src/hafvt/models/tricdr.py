@@ -254,7 +254,7 @@ class TriCdr(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: cos(u, E_target[item]) / temperature."""
-        row = torch.arange(len(batch.items), device=batch.items.device)
+        row = torch.arange(batch.items.shape[0], device=batch.items.device)
         states = self.read(batch)
         triple, _ = self.triple(states, domain, row, (batch.lengths - 1).clamp(min=0))
         u: Tensor = self.directions[domain].user(triple) / self.config.temperature  # (B, d)

@@ -12,6 +12,7 @@ import numpy as np
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.errors import HafvtError
 from hafvt.serving import text
+from hafvt.serving.onnx_scorer import INDEX, OnnxScorer
 from hafvt.serving.scorer import Float32, Scorer
 from hafvt.serving.shelf import Item, Shelf
 
@@ -94,11 +95,14 @@ class Recommender:
 
         Args:
             folder: of the run or the export.
-            data: the dataset, where it is no longer in the place that the run remembers.
+            data: the dataset, where it is no longer in the place that the run remembers; none for an export.
 
         Raises:
-            HafvtError: there is no finished run.
+            HafvtError: there is no finished run, or the export is damaged.
         """
+        if (Path(folder) / INDEX).exists():
+            scorer = OnnxScorer(folder)
+            return cls(scorer, scorer.shelf())
         from hafvt.serving.additions import grown  # late: an export does without torch
         from hafvt.serving.torch_scorer import TorchScorer
         from hafvt.training.run import open_run

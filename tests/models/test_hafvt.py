@@ -10,19 +10,19 @@ import torch
 
 from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
-from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig, prepare_vectors
+from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
+from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from tests.reference import hafvt as reference
 
 CONFIGS = {
     "default": HafVtConfig(id_width=10, content_width=6, dropout=0.0),
     "paper": replace(PAPER, id_width=10, dropout=0.0),
+    "apart": HafVtConfig(id_width=10, content_width=6, dropout=0.0, fused=False, new_items=3.0),
     "ids": HafVtConfig(modalities=("id",), id_width=10, dropout=0.0, lambda1=0.7),
     "weights": HafVtConfig(
         id_width=10, content_width=0, dropout=0.0, weights=(0.2, 0.5, 0.3), positions=False
     ),
     "merged": HafVtConfig(id_width=10, dropout=0.0, hierarchy=False),
-    "fused": HafVtConfig(id_width=10, content_width=6, dropout=0.0, fused=True),
 }
 
 
@@ -68,7 +68,7 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
     seen = {
         "met": ~model.unmet.numpy(),
-        "content": [name != "id" or model.config.fused for name in model.modalities],
+        "content": [name != "id" or bool(model.fuse) for name in model.modalities],
         "new_items": model.config.new_items,
     }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
@@ -93,7 +93,7 @@ def test_candidates_score_as_in_the_whole(small, name):
 
 
 def test_fused_ids_are_ids_and_projected_content(small):
-    model = build(small, CONFIGS["fused"])
+    model = build(small, CONFIGS["default"])
     expected = model.ids.weight.masked_fill(model.unmet[:, None], 0)
     expected = expected + model.frozen_image @ model.fuse["image"].weight.T
     expected = expected + model.frozen_title @ model.fuse["title"].weight.T
@@ -110,7 +110,7 @@ def test_fused_ids_are_ids_and_projected_content(small):
 
 def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
     small = make_small(users=7)
-    for name in ("default", "ids"):
+    for name in ("apart", "ids"):
         model = build(small, CONFIGS[name]).train()
         train = gather(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_ends)
         model.loss(train).backward()
@@ -144,7 +144,7 @@ def test_a_sequence_without_items_adds_nothing(small):
 
 
 def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(small):
-    model = build(small, CONFIGS["default"])
+    model = build(small, CONFIGS["apart"])
     batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
     found = model.attention(batch)
     assert found.shape == (2, 3, 3, 6)
@@ -174,7 +174,7 @@ def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
     }
     catalogue = replace(catalogue, counts=torch.ones(50), vectors=whole)
     torch.manual_seed(0)
-    whole = HafVt(catalogue, replace(CONFIGS["default"], content_width=0)).eval()
+    whole = HafVt(catalogue, replace(CONFIGS["apart"], content_width=0)).eval()
     torch.nn.init.normal_(whole.mix)
     some = HafVt(never_met(catalogue, 4, 37), whole.config).eval()
     some.load_state_dict(whole.state_dict())

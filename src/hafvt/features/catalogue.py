@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Domain
@@ -104,3 +105,28 @@ def read_catalogue(
     counts = torch.from_numpy(data.train_counts().astype(np.float32))
     links = read_relations(data) if relations else {}
     return Catalogue(domains=data.domains, vectors=vectors, counts=counts, relations=links)
+
+
+def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
+    """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
+
+    Centre, directions and means are those of the items that training met, so that others change nothing.
+
+    Args:
+        vectors: of one modality.
+        catalogue: for its domains, and for which items training met.
+        width: see `HafVtConfig.content_width`.
+    """
+    rows, present = vectors
+    fit = present & ~catalogue.unmet
+    fit = fit if fit.any() else present
+    if width:
+        centred = rows - rows[fit].mean(0)
+        _, directions = torch.linalg.eigh(centred[fit].T @ centred[fit])  # ascending
+        rows = F.normalize(centred @ directions[:, -width:], dim=1)
+    rows = rows.clone()
+    for domain in catalogue.domains:
+        here = slice(domain.start, domain.stop)
+        mean = rows[here][fit[here]].mean(0) if fit[here].any() else torch.zeros_like(rows[0])
+        rows[here][~present[here]] = mean
+    return rows

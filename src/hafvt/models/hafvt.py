@@ -43,9 +43,10 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue, Vectors
+from hafvt.features.catalogue import Catalogue, prepare_vectors
+from hafvt.models.attention import AttentionLayer
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, kept_first, last, next_items, slots, view
+from hafvt.models.layers import kept_first, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
@@ -64,8 +65,10 @@ class HafVtConfig:
     id_scale: float = 0.02
     """Standard deviation of their entries at the start. As only directions count, short ones turn faster; and
     where content is added to them (`fused`), it speaks first."""
-    fused: bool = False
+    fused: bool = True
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
+    id_dropout: float = 0.0
+    """Share of the items whose ids a training step hides, if `fused`: as if they had never been met."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     temperature: float = 0.1
@@ -84,19 +87,17 @@ class HafVtConfig:
     """Adds a learned vector per position to the attention's input."""
     dropout: float = 0.2
     """Dropout rate on the attention's input and output."""
-    new_items: float = 3.0
+    new_items: float = 2.0
     """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
     1 hardly any of them comes among the best ten. It changes scores only, not training."""
     sampled: int = 0
     """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
 
-FUSED = HafVtConfig(fused=True)
-"""An id's vector has what its picture and title say added, before the history is read and as a candidate."""
-
 PAPER = HafVtConfig(
     id_width=256,
     id_scale=256**-0.5,
+    fused=False,
     content_width=0,
     temperature=1.0,
     weights="equal",
@@ -105,71 +106,6 @@ PAPER = HafVtConfig(
     dropout=0.3,
 )
 """The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
-
-
-class AttentionLayer(nn.Module):
-    """The attention layer of one branch, equations (1) and (3)."""
-
-    def __init__(self, width: int, config: HafVtConfig) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.own = nn.Linear(width, width, bias=False) if config.residual else None
-        self.positions = nn.Parameter(torch.zeros(config.max_length, width)) if config.positions else None
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns H of (1), (B, T, d) -> (B, T, d)."""
-        q, k, v = self.qkv(self.dropout(self.attended(x)))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each
-        h = self.dropout(causal_attention(q, k, v)[:, 0])
-        return h if self.own is None else torch.add(self.own(x), h)
-
-    def weights(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Returns what the last real slot attends to, (B, T, d) -> (B, T); zeros in rows without items.
-
-        q . (K x + b) = (K' q) . x + q . b, of which the last part is the same for all slots and falls out of
-        the softmax: one product with K per row in place of one per item.
-        """
-        attended = self.attended(x)
-        (q_of, k_of, _), (q_bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        q = F.linear(last(attended, lengths), q_of, q_bias) * x.shape[2] ** -0.5  # (B, d)
-        z = torch.einsum("bd,btd->bt", q @ k_of, attended)
-        real = slots(lengths, x.shape[1])
-        return torch.softmax(z.masked_fill(~real, -torch.inf), dim=1).nan_to_num(0.0)
-
-    def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Returns the last state of (1) in evaluation, (B, T, d) -> (B, d), without all the others."""
-        mixed = torch.einsum("bt,btd->bd", self.weights(x, lengths), self.attended(x))
-        h = F.linear(mixed, self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2])
-        return h if self.own is None else torch.add(self.own(last(x, lengths)), h)
-
-    def attended(self, x: Tensor) -> Tensor:
-        """Returns what is attended to: the items and their positions, (B, T, d) -> (B, T, d)."""
-        return x if self.positions is None else x + self.positions[: x.shape[1]]
-
-
-def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tensor:
-    """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
-
-    Centre, directions and means are those of the items that training met, so that others change nothing.
-
-    Args:
-        vectors: of one modality.
-        catalogue: for its domains, and for which items training met.
-        width: see `HafVtConfig.content_width`.
-    """
-    rows, present = vectors
-    fit = present & ~catalogue.unmet
-    fit = fit if fit.any() else present
-    if width:
-        centred = rows - rows[fit].mean(0)
-        _, directions = torch.linalg.eigh(centred[fit].T @ centred[fit])  # ascending
-        rows = F.normalize(centred @ directions[:, -width:], dim=1)
-    rows = rows.clone()
-    for domain in catalogue.domains:
-        here = slice(domain.start, domain.stop)
-        mean = rows[here][fit[here]].mean(0) if fit[here].any() else torch.zeros_like(rows[0])
-        rows[here][~present[here]] = mean
-    return rows
 
 
 class Query(NamedTuple):
@@ -238,8 +174,11 @@ class HafVt(Model):
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
         sequences = len(self.used)
+        positions = config.max_length if config.positions else 0
         self.layers = nn.ModuleList(
-            AttentionLayer(width, config) for _ in range(sequences) for width in widths
+            AttentionLayer(width, positions, config.residual, config.dropout)
+            for _ in range(sequences)
+            for width in widths
         )
         if config.weights == "learned":
             self.mix = nn.Parameter(torch.zeros(sequences, len(widths)))
@@ -279,7 +218,10 @@ class HafVt(Model):
 
     def fused_ids(self) -> Tensor:
         """Returns the ids' vectors and what pictures and titles add; of an item never met that alone."""
-        table = self.ids.weight if self.all_met else self.ids.weight.masked_fill(self.unmet[:, None], 0.0)
+        hidden = self.unmet
+        if self.training and self.config.id_dropout:
+            hidden = hidden | (torch.rand(len(hidden), device=hidden.device) < self.config.id_dropout)
+        table = self.ids.weight.masked_fill(hidden[:, None], 0.0)
         for name, project in self.fuse.items():
             table = table + project(getattr(self, f"frozen_{name}"))
         return table

@@ -1,0 +1,56 @@
+"""The attention of HAF-VT's branches: all states for training, the last one alone for scores."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafvt.models.layers import Dropout, causal_attention, last, slots
+
+
+class AttentionLayer(nn.Module):
+    """The attention layer of one branch of HAF-VT, equations (1) and (3).
+
+    Args:
+        width: d.
+        positions: how many have a learned vector of their own; 0 for none.
+        residual: adds the item's own vector, through a learned matrix.
+        dropout: its rate, on what is attended to and on what comes of it.
+    """
+
+    def __init__(self, width: int, positions: int, residual: bool, dropout: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.own = nn.Linear(width, width, bias=False) if residual else None
+        self.positions = nn.Parameter(torch.zeros(positions, width)) if positions else None
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns H of (1), (B, T, d) -> (B, T, d)."""
+        q, k, v = self.qkv(self.dropout(self.attended(x)))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each
+        h = self.dropout(causal_attention(q, k, v)[:, 0])
+        return h if self.own is None else torch.add(self.own(x), h)
+
+    def weights(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns what the last real slot attends to, (B, T, d) -> (B, T); zeros in rows without items.
+
+        q . (K x + b) = (K' q) . x + q . b, of which the last part is the same for all slots and falls out of
+        the softmax: one product with K per row in place of one per item.
+        """
+        attended = self.attended(x)
+        (q_of, k_of, _), (q_bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q = F.linear(last(attended, lengths), q_of, q_bias) * x.shape[2] ** -0.5  # (B, d)
+        z = torch.einsum("bd,btd->bt", q @ k_of, attended)
+        real = slots(lengths, x.shape[1])
+        return torch.softmax(z.masked_fill(~real, -torch.inf), dim=1).nan_to_num(0.0)
+
+    def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns the last state of (1) in evaluation, (B, T, d) -> (B, d), without all the others."""
+        mixed = torch.einsum("bt,btd->bd", self.weights(x, lengths), self.attended(x))
+        h = F.linear(mixed, self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2])
+        return h if self.own is None else torch.add(self.own(last(x, lengths)), h)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Returns what is attended to: the items and their positions, (B, T, d) -> (B, T, d)."""
+        return x if self.positions is None else x + self.positions[: x.shape[1]]

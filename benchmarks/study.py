@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def train(work: Path, data: str, variant: str, seed: int) -> None:
-    """Trains one run, or goes on with it, and ranks its validation targets; leaves a finished one as it is."""
+    """Trains one run, or goes on with it, and ranks its validation targets, unless it is finished."""
     name = variant.replace(" ", "-").replace(",", "")
     out = work / "runs" / data / f"{name}-{seed}"
     if (out / "study.json").exists():
@@ -98,8 +98,9 @@ def write(work: Path) -> str:
         "`python benchmarks/study.py --shared ../shared/data --work DIR`: validation MRR in %, mean of the "
         "domains, best epoch of "
         + " and ".join(f"{epochs} ({data})" for data, epochs in EPOCHS.items())
-        + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among 999 items "
-        "that the user never had; rare: targets that training met less than five times, or else the rarest tenth.",
+        + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
+        "999 items that the user never had; rare: targets that training met less than five times, or else the "
+        "rarest tenth.",
         "",
         sentence(machine),
     ]

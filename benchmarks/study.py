@@ -99,8 +99,8 @@ def write(work: Path) -> str:
         "domains, best epoch of "
         + " and ".join(f"{epochs} ({data})" for data, epochs in EPOCHS.items())
         + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
-        "999 items that the user never had; rare: targets that training met less than five times, or else the "
-        "rarest tenth.",
+        "999 items that the user never had; rare: targets that training met less than five times, or else "
+        "the rarest tenth.",
         "",
         sentence(machine),
     ]

@@ -126,6 +126,7 @@ def test_another_catalogue_can_be_given(tmp_path):
         if other:
             titles = random.normal(size=(41, 6)).astype(np.float32)
             opened.model.frozen_title.copy_(torch.from_numpy(titles))
+            opened.model.eval()  # it forgets what it made of the former ones
             given = OnnxScorer(folder, {"frozen_title": titles})
         expected = TorchScorer(opened).scores(items, lengths, 0)
         assert given.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)

@@ -33,9 +33,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,8 @@ from hafvt.models.layers import kept_first, next_items, slots, view
 from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class HafVt(Model):
             if config.fused and "id" in self.modalities
             else {}
         )
-        self.held: Tensor | None = None  # the fused vectors, once they no longer change
+        self.held: dict[str, Any] = {}  # see `once`
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
         sequences = len(self.used)
@@ -208,27 +210,34 @@ class HafVt(Model):
         if name != "id":
             frozen: Tensor = getattr(self, f"frozen_{name}")
             return frozen
-        if not self.fuse:
-            return self.ids.weight
-        if self.training or torch.is_grad_enabled():
-            return self.fused_ids()
-        if self.held is None or self.held.device != self.ids.weight.device:
-            self.held = self.fused_ids()
-        return self.held
+        return self.once("ids", self.fused_ids) if self.fuse else self.ids.weight
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Returns what is made of the weights, which in evaluation no longer change: it is made once then."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return make()
+        if self.held.get("on") != self.popularity.device:
+            self.held = {"on": self.popularity.device}
+        if name not in self.held:
+            self.held[name] = make()
+        found: Made = self.held[name]
+        return found
 
     def fused_ids(self) -> Tensor:
         """Returns the ids' vectors and what pictures and titles add; of an item never met that alone."""
-        hidden = self.unmet
-        if self.training and self.config.id_dropout:
+        drops, hidden = self.training and self.config.id_dropout > 0, self.unmet
+        if drops:
             hidden = hidden | (torch.rand(len(hidden), device=hidden.device) < self.config.id_dropout)
-        table = self.ids.weight.masked_fill(hidden[:, None], 0.0)
+        table = self.ids.weight
+        if drops or not self.all_met:
+            table = table.masked_fill(hidden[:, None], 0.0)
         for name, project in self.fuse.items():
             table = table + project(getattr(self, f"frozen_{name}"))
         return table
 
     def train(self, mode: bool = True) -> HafVt:
         """Switches between training and evaluation."""
-        self.held = None
+        self.held = {}
         super().train(mode)
         return self
 
@@ -244,9 +253,10 @@ class HafVt(Model):
             return found
         return found.masked_fill(self.unmet[items][..., None], 0.0)
 
-    def met(self, domain: int) -> Tensor:
-        """Returns the numbers of a domain's items that training met, which the softmaxes are over."""
-        return self.met_items[self.learned[domain]]
+    def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns, per modality, `compared` and its rows of what training met, which softmaxes are over."""
+        tables = [self.compared(modality) for modality in range(len(self.modalities))]
+        return [(table, table if self.all_met else table[self.met_items]) for table in tables]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -347,23 +357,21 @@ class HafVt(Model):
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
         among, whole = self.candidates(domain), range(len(self.domains))
-        tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        met = [
-            [table[self.candidates(n) if self.all_met else self.met(n)] for n in whole] for table in tables
-        ]
+        tables = self.once("candidates", self.candidate_tables)
+        here = self.met_items[self.learned[domain]] - among.start  # columns of what training met
         new = self.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
         for number, modality, h, log_weight, silent, bonus in self.queries(batch, domain):
-            table = tables[modality]
+            table, met = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
-                lse = (z if self.all_met else z[:, self.met(domain) - among.start]).logsumexp(1)
+                lse = (z if self.all_met else z[:, here]).logsumexp(1)
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
-                lse = log_partition(h, met[modality][domain])
+                lse = log_partition(h, met[self.learned[domain]])
             if number == len(self.domains):  # its softmax is over the other domains, too
                 for other in whole:
                     if other != domain:
-                        lse = torch.logaddexp(lse, log_partition(h, met[modality][other]))
+                        lse = torch.logaddexp(lse, log_partition(h, met[self.learned[other]]))
             # (4-6) and their weight in one: an empty sequence says nothing.
             z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])
             if not self.all_met:

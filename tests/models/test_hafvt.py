@@ -134,6 +134,22 @@ def test_shares_sum_to_one_and_follow_the_lambdas(small):
     assert alone[:, :, 1:].abs().max() == 0
 
 
+def test_an_unmet_items_share_is_its_contents(small):
+    catalogue = never_met(read_catalogue(small), 4)
+    torch.manual_seed(0)
+    model = HafVt(catalogue, CONFIGS["default"]).eval()
+    with torch.no_grad():
+        model.fuse["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
+    batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
+    parts = torch.stack(list(model.branches(batch, 0, candidates)), 2)[0].unflatten(1, (3, 3))  # (C, S, M)
+    parts = (parts / parts.sum((1, 2), keepdim=True)).detach()
+    shares = model.shares(batch, 0, candidates)[0].detach()
+    torch.testing.assert_close(shares[1], parts[1])
+    assert shares[0, :, 0].abs().max() == 0
+    torch.testing.assert_close(shares[0, :, 1], parts[0, :, 1])
+    torch.testing.assert_close(shares[0, :, 2], parts[0, :, 0] + parts[0, :, 2])
+
+
 def test_a_sequence_without_items_adds_nothing(small):
     model = build(small, CONFIGS["default"])
     own = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([3]))

@@ -111,12 +111,13 @@ def test_old_scores_stay_as_they_are(folder: Path, run: Path) -> None:
     )
 
 
-def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Path) -> None:
+def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Path, tmp_path: Path) -> None:
     """It differs from its twin by the id alone, whose share the twin's other modalities would have."""
     twin = pl.read_csv(folder / "items.csv").filter(pl.col("item_id") == "b5")
     twin.with_columns(item_id=pl.lit("n5")).write_csv(folder / "twin.csv")
-    catalog("add", folder / "twin.csv", run)
-    opened, shelf = grown(open_run(run))
+    apart = train("hafvt", open_run(run).data, tmp_path / "apart", params={"fused": False}, epochs=1).folder
+    catalog("add", folder / "twin.csv", apart)
+    opened, shelf = grown(open_run(apart))
     (new, old), _ = shelf.find(["n5", "b5"])
     model, start = opened.model, shelf.domains[1].start
     batch = Batch(torch.tensor([[3, 30, 7]]), torch.tensor([3]))

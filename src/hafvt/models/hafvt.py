@@ -411,10 +411,24 @@ class HafVt(Model):
         return total.clamp_(min=1e-30).log_()
 
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
-        """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1."""
+        """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1.
+
+        Where content is added to the ids' vectors, those of items that training never met are content alone:
+        their ids' shares are said to be the modalities', by the length of what each adds.
+        """
         parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
         shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
-        return shares.view(*shares.shape[:2], len(self.used), -1)
+        shares = shares.view(*shares.shape[:2], len(self.used), -1)
+        if self.fuse and not self.all_met:
+            adds = torch.zeros_like(shares[:, :, 0])  # (B, C, M)
+            for name, project in self.fuse.items():
+                rows = F.embedding(candidates, getattr(self, f"frozen_{name}"))
+                adds[..., self.modalities.index(name)] = project(rows).norm(dim=2)
+            new, number = self.unmet[candidates][..., None], self.modalities.index("id")  # (B, C, 1)
+            adds = F.normalize(adds, p=1, dim=2) * new
+            shares = shares + shares[..., number, None] * adds[:, :, None]
+            shares[..., number].masked_fill_(new, 0.0)
+        return shares
 
     def grow(self, catalogue: Catalogue, numbers: Tensor) -> HafVt:
         """Returns this model over a catalogue of more items, in evaluation mode; old scores stay as they are.

@@ -12,7 +12,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,export,track,tune,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,export,index,track,tune,dev]"
 	touch $@
 
 demo: $(VENV)/.ready

@@ -108,7 +108,7 @@ def test_it_is_measured_and_used_only_in_large_domains(indexed_run, tmp_path, mo
     assert told.histories == 20
     assert min(told.recall.values()) >= 0.99
     assert "d0: recall@10 " in str(told)
-    assert "of 15 cells probed" in str(told)
+    assert "of 15 cells" in str(told)
     assert Recommender.open(own).shortlist is None
     monkeypatch.setattr(module, "LARGE", 600)
     assert Recommender.open(own).shortlist.domains == {0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Indexed:
 
     Attributes:
         recall: the share of the exact ten best items that it finds, by domain; over `histories` people.
-        probes: cells of the index that are looked into, and how many there are, by domain.
+        cells: in which a domain's vectors are gathered, by domain.
+        probes: how many of them are looked into, by domain and modality.
         histories: how many people's histories were asked with.
         seconds: that building took, without the measurement.
         mib: of the index, on disk and in memory.
@@ -43,7 +45,8 @@ class Indexed:
     """
 
     recall: dict[str, float]
-    probes: dict[str, tuple[int, int]]
+    cells: dict[str, int]
+    probes: dict[str, dict[str, int]]
     histories: int
     seconds: float
     mib: float
@@ -53,9 +56,10 @@ class Indexed:
     def __str__(self) -> str:
         """A line for each domain, then what it took."""
         lines = [
-            f"{name}: recall@{K} {recall:.2%} of the exact answer on {self.histories} histories, "
-            f"{self.probes[name][0]:,} of {self.probes[name][1]:,} cells probed"
-            + ("" if recall >= 0.99 else "  LOW: leave this domain exact, remove the folder")
+            f"{name}: recall@{K} {recall:.2%} of the exact answer on {self.histories} histories; looks into "
+            + ", ".join(f"{count:,} ({modality})" for modality, count in self.probes[name].items())
+            + f" of {self.cells[name]:,} cells"
+            + ("" if recall >= 0.99 else "  LOW: remove the folder, then all items are ranked")
             for name, recall in self.recall.items()
         ]
         took = f"{self.seconds:,.0f} s, {self.mib:,.0f} MiB, at most {self.peak_gib:.1f} GiB while building"
@@ -99,18 +103,17 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     scorer = TorchScorer(opened)
     exact, near = Recommender(scorer, shelf), Recommender(scorer, shelf, FaissShortlist(models, built))
     asked = some_histories(opened.data, histories)
-    found, probes = {}, {}
+    found, cells, probes = {}, {}, {}
     for number, domain in enumerate(shelf.domains):
-        answers, cells = together(exact, asked, domain.name, "exact answers"), built[number][0].nlist
-        probed = min(PROBES, cells)
-        while True:
-            for one in built[number]:
-                one.nprobe = probed
-            found[domain.name] = recall(answers, near.recommend(asked, domain.name, K))
-            probes[domain.name] = probed, cells
-            if found[domain.name] >= ENOUGH or probed == cells:
-                break
-            probed = min(2 * probed, cells)
+        answers = together(exact, asked, domain.name, "exact answers")
+
+        def reached(name: str = domain.name, answers: list[Answer] = answers) -> float:
+            return recall(answers, together(near, asked, name, "near answers"))
+
+        found[domain.name] = tune(built[number], reached)
+        cells[domain.name] = built[number][0].nlist
+        names = models[number].modalities
+        probes[domain.name] = {name: one.nprobe for name, one in zip(names, built[number], strict=True)}
     folder = opened.folder / "index"
     with atomic_folder(folder, overwrite=True) as temporary:
         for number, of_domain in built.items():
@@ -120,7 +123,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
         about = {"format": FORMAT, "of": state(opened), "files": files, "recall": found, "probes": probes}
         write_json(temporary / "about.json", about)
-    return Indexed(found, probes, len(asked), seconds, mib, peak_gib(), folder)
+    return Indexed(found, cells, probes, len(asked), seconds, mib, peak_gib(), folder)
 
 
 def open_shortlist(run: Run) -> FaissShortlist | None:
@@ -178,6 +181,38 @@ def build(rows: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
     made.train(rows)
     made.add(rows)
     return made
+
+
+def tune(indexes: list[Any], reached: Callable[[], float]) -> float:
+    """Chooses how many cells to look into, by powers of two: few, as that is what takes time.
+
+    First as many for all indexes as it takes, then less for each that can do with less.
+
+    Args:
+        indexes: of the modalities of one domain; their `nprobe` is set.
+        reached: the recall with what is set.
+
+    Returns:
+        The recall that is reached, at least `ENOUGH` where all cells are enough.
+    """
+    cells = indexes[0].nlist
+    count, found = min(PROBES, cells), 0.0
+    while True:
+        for one in indexes:
+            one.nprobe = count
+        found = reached()
+        if found >= ENOUGH or count == cells:
+            break
+        count = min(2 * count, cells)
+    for one in indexes:
+        while one.nprobe > PROBES and found >= ENOUGH:
+            before, one.nprobe = one.nprobe, one.nprobe // 2
+            less = reached()
+            if less < ENOUGH:
+                one.nprobe = before
+                break
+            found = less
+    return found
 
 
 def file_name(domain: int, modality: int) -> str:

@@ -45,6 +45,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/million.py --work "$(WORK)/million"
 
 clean:
 	rm -rf $(VENV) demo

@@ -36,7 +36,9 @@ def indexed_run(tmp_path_factory):
         write_json(data.folder / "features" / name / "about.json", {"encoder": "precomputed"})
     params = {"id_width": 8, "content_width": 6}
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
-    index(run.folder, histories=30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LEAST", 100)
+        index(run.folder, histories=30)
     return run.folder
 
 
@@ -44,6 +46,7 @@ def indexed_run(tmp_path_factory):
 def short(monkeypatch):
     """Few candidates, and every domain large: the index is used."""
     monkeypatch.setattr(recommending, "DEPTH", 30)
+    monkeypatch.setattr(module, "LEAST", 100)
     monkeypatch.setattr(module, "LARGE", 100)
 
 
@@ -102,18 +105,24 @@ def test_what_may_not_be_listed_is_made_up_for(indexed_run, short, monkeypatch):
     assert said(near.recommend(asked[:1], "d0", 5)) == said(exact.recommend(asked[:1], "d0", 5))
 
 
-def test_it_is_measured_and_used_only_in_large_domains(indexed_run, tmp_path, monkeypatch):
+def test_it_is_measured_and_used_only_in_large_domains(indexed_run, tmp_path, monkeypatch, short):
     own = shutil.copytree(indexed_run, tmp_path / "own")
     told = index(own, histories=20)
     assert told.histories == 20
     assert min(told.recall.values()) >= 0.99
     assert "d0: recall@10 " in str(told)
     assert "of 15 cells" in str(told)
+    monkeypatch.setattr(module, "LARGE", 1000)
     assert Recommender.open(own).shortlist is None
     monkeypatch.setattr(module, "LARGE", 600)
     assert Recommender.open(own).shortlist.domains == {0}
     shutil.rmtree(own / "index")
     assert Recommender.open(own).shortlist is None
+    monkeypatch.setattr(module, "LEAST", 550)
+    assert set(index(own, histories=2).recall) == {"d0"}
+    monkeypatch.setattr(module, "LEAST", 650)
+    with pytest.raises(HafvtError, match=r"no domain of .* has 650 items: all are ranked"):
+        index(own)
 
 
 def test_too_low_a_recall_is_told(indexed_run, tmp_path, monkeypatch, short):

@@ -24,6 +24,7 @@ from hafvt.training.run import Run, fingerprint, open_run
 
 FORMAT = 1
 LARGE = 200_000  # items of a domain; smaller ones are ranked exactly as quickly
+LEAST = 5_000  # items of a domain; of fewer, the candidates would be a great part
 K = 10  # whose recall is measured
 ENOUGH = 0.995  # recall at which no further cells are probed: some way above the 99 % that are promised
 PROBES = 8  # cells that are probed at first
@@ -84,17 +85,20 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         How near it comes, and what it took.
 
     Raises:
-        HafvtError: no finished run of hafvt, or faiss is missing.
+        HafvtError: no finished run of hafvt, no domain that is worth it, or faiss is missing.
     """
     if histories < 1:
         raise HafvtError(f"--histories is {histories}: give 1 or more")
     faiss()
     opened, shelf = grown(open_run(run, data))
     models = hafvt_models(opened)
+    chosen = [number for number, domain in enumerate(shelf.domains) if len(domain) >= LEAST]
+    if not chosen:
+        raise HafvtError(f"no domain of {opened.folder} has {LEAST:,} items: all are ranked, as quickly")
     begun, built = time.monotonic(), dict[int, list[Any]]()
-    with progress("index", len(opened.models) * len(models[0].modalities), "tables") as advance:
-        for number, domain in enumerate(models[0].domains):
-            built[number] = []
+    with progress("index", len(chosen) * len(models[0].modalities), "tables") as advance:
+        for number in chosen:
+            built[number], domain = [], shelf.domains[number]
             for modality in range(len(models[number].modalities)):
                 table = models[number].compared(modality)[domain.start : domain.stop]
                 built[number].append(build(table.detach().numpy()))
@@ -104,7 +108,8 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     exact, near = Recommender(scorer, shelf), Recommender(scorer, shelf, FaissShortlist(models, built))
     asked = some_histories(opened.data, histories)
     found, cells, probes = {}, {}, {}
-    for number, domain in enumerate(shelf.domains):
+    for number in chosen:
+        domain = shelf.domains[number]
         answers = together(exact, asked, domain.name, "exact answers")
 
         def reached(name: str = domain.name, answers: list[Answer] = answers) -> float:

@@ -13,6 +13,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import need
 from hafvt.models.hafvt import HafVt, Query
+from hafvt.ops.tiles import SAFE
 from hafvt.serving.scorer import Float32
 
 TILE = 8192  # items whose logits are made at a time, so that they stay in the processor's cache
@@ -108,14 +109,15 @@ def partition(model: HafVt, table: Tensor, h: Tensor, domain: int) -> Tensor:
     `ops.catalogue_softmax.log_partition` is made for thousands of queries, in multiples of 64; this is for a
     handful.
     """
-    here, found = model.domains[domain], []
+    here, tiles = model.domains[domain], []
+    safe = 1 / model.config.temperature < SAFE  # no logit is larger, as no vector is longer than 1
     for start in range(here.start, here.stop, TILE):
         cut = slice(start, min(start + TILE, here.stop))
-        z = h @ table[cut].T
-        if not model.all_met:
-            z.masked_fill_(model.unmet[cut], -torch.inf)
-        found.append(z.logsumexp(1))
-    return torch.stack(found).logsumexp(0)
+        z, unmet = h @ table[cut].T, model.unmet[cut]
+        tiles.append(
+            torch.mv(z.exp_(), (~unmet).float()) if safe else z.masked_fill_(unmet, -torch.inf).logsumexp(1)
+        )
+    return torch.stack(tiles).sum(0).log() if safe else torch.stack(tiles).logsumexp(0)
 
 
 def faiss() -> Any:

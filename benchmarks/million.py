@@ -50,7 +50,7 @@ def main() -> None:
     run = given.work / "run"
     begun = time.monotonic()
     data = make(given.work / "data", given.items // 2)
-    params = {"id_width": WIDTH, "content_width": WIDTH, "max_length": 20, "sampled": 512}
+    params = {"id_width": WIDTH, "content_width": WIDTH, "max_length": 20, "sampled": 512, "fused": False}
     train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
     trained = time.monotonic() - begun
     print(f"data and model: {trained:.0f} s", flush=True)
@@ -199,7 +199,9 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     table = "\n".join(f"| {name} | {a} | {b} |" for name, a, b in rows)
     recalls = "; ".join(
-        f"{name} {recall:.2%}, looking into {built['probes'][name]} of {built['cells'][name]:,} cells"
+        f"{name} {recall:.2%}, looking into "
+        + ", ".join(f"{count} ({modality})" for modality, count in built["probes"][name].items())
+        + f" of {built['cells'][name]:,} cells"
         for name, recall in built["recall"].items()
     )
     times = " / ".join(f"{t:,.0f}" for t in served["milliseconds"].values())
@@ -209,8 +211,8 @@ def markdown(found: dict[str, Any]) -> str:
 
 {sentence(found["machine"])}
 Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, other work slowed this).
-Two domains of {found["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}, one
-epoch of training, ten items a history.
+Two domains of {found["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
+(`fused=False`), one epoch of training, ten items recommended to each history.
 
 | | all items ranked | with an index |
 | --- | ---: | ---: |

@@ -23,7 +23,7 @@ from hafvt.serving.torch_scorer import TorchScorer
 from hafvt.training.run import Run, fingerprint, open_run
 
 FORMAT = 1
-LARGE = 200_000  # items of a domain; smaller ones are ranked exactly as quickly
+LARGE = 200_000  # items of a domain; smaller ones are ranked exactly, which is quick enough
 LEAST = 5_000  # items of a domain; of fewer, the candidates would be a great part
 K = 10  # whose recall is measured
 ENOUGH = 0.995  # recall at which no further cells are probed: some way above the 99 % that are promised
@@ -94,7 +94,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     models = hafvt_models(opened)
     chosen = [number for number, domain in enumerate(shelf.domains) if len(domain) >= LEAST]
     if not chosen:
-        raise HafvtError(f"no domain of {opened.folder} has {LEAST:,} items: all are ranked, as quickly")
+        raise HafvtError(f"no domain of {opened.folder} has {LEAST:,} items: without an index all are ranked, as quickly")
     begun, built = time.monotonic(), dict[int, list[Any]]()
     with progress("index", len(chosen) * len(models[0].modalities), "tables") as advance:
         for number in chosen:

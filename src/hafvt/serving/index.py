@@ -94,7 +94,9 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     models = hafvt_models(opened)
     chosen = [number for number, domain in enumerate(shelf.domains) if len(domain) >= LEAST]
     if not chosen:
-        raise HafvtError(f"no domain of {opened.folder} has {LEAST:,} items: without an index all are ranked, as quickly")
+        raise HafvtError(
+            f"no domain of {opened.folder} has {LEAST:,} items: without an index all are ranked, as quickly"
+        )
     begun, built = time.monotonic(), dict[int, list[Any]]()
     with progress("index", len(chosen) * len(models[0].modalities), "tables") as advance:
         for number in chosen:

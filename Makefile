@@ -12,7 +12,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,export,track,tune,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,export,index,track,tune,dev]"
 	touch $@
 
 demo: $(VENV)/.ready
@@ -45,6 +45,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/million.py --work "$(WORK)/million"
 
 clean:
 	rm -rf $(VENV) demo

@@ -82,6 +82,7 @@ def commands() -> dict[str, Command]:
         "recommend": Command("hafvt.serving.files:recommend", ("run",)),
         "explain": Command("hafvt.serving.explain:explain", ("run",)),
         "catalog": Command("hafvt.serving.catalog:catalog", ("action", "items")),
+        "index": Command("hafvt.serving.index:index", ("run",)),
         "serve": Command("hafvt.serving.server:serve", ("run",)),
         "tune": Command("hafvt.experiments.tune:tune", ("model",)),
         "export": Command("hafvt.serving.export:export", ("run",)),

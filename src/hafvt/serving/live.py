@@ -63,9 +63,10 @@ class Source:
 
         What evaluations write beside it (results, ranks, reports) does not count.
         """
-        own, added = self.folder.glob("model*"), (self.folder / "additions").rglob("*")
+        own = [*self.folder.glob("model*"), self.folder / "export.json"]
+        beside = (path for name in ("additions", "index") for path in (self.folder / name).rglob("*"))
         found = []
-        for path in sorted([*own, self.folder / "export.json", *added]):
+        for path in sorted([*own, *beside]):
             try:
                 status = path.stat()
             except OSError:  # not there, or gone meanwhile

@@ -13,10 +13,12 @@ from hafvt.data.dataset import Dataset, Int64
 from hafvt.errors import HafvtError
 from hafvt.serving import text
 from hafvt.serving.onnx_scorer import INDEX, OnnxScorer
-from hafvt.serving.scorer import Float32, Scorer
+from hafvt.serving.scorer import Float32, Scorer, Shortlist
 from hafvt.serving.shelf import Item, Shelf
 
 SCORES = 4_000_000  # scores held at a time: histories in a batch x items of a domain
+DEPTH = 300  # candidates that each part of the model puts forward, beyond those that may not be listed
+SHORT = 64  # histories in a batch that ranks candidates
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ class Recommender:
     Args:
         scorer: ranks the items.
         shelf: the items as people know them.
+        shortlist: finds the candidates in large domains; None ranks all items everywhere.
     """
 
-    def __init__(self, scorer: Scorer, shelf: Shelf) -> None:
-        self.scorer, self.shelf = scorer, shelf
+    def __init__(self, scorer: Scorer, shelf: Shelf, shortlist: Shortlist | None = None) -> None:
+        self.scorer, self.shelf, self.shortlist = scorer, shelf, shortlist
 
     @classmethod
     def open(cls, folder: str | Path, data: str | Path | Dataset | None = None) -> Self:
@@ -98,17 +101,18 @@ class Recommender:
             data: the dataset, where it is no longer in the place that the run remembers; none for an export.
 
         Raises:
-            HafvtError: there is no finished run, or the export is damaged.
+            HafvtError: there is no finished run, its index is out of date, or the export is damaged.
         """
         if (Path(folder) / INDEX).exists():
             scorer = OnnxScorer(folder)
             return cls(scorer, scorer.shelf())
         from hafvt.serving.additions import grown  # late: an export does without torch
+        from hafvt.serving.index import open_shortlist
         from hafvt.serving.torch_scorer import TorchScorer
         from hafvt.training.run import open_run
 
         run, shelf = grown(open_run(folder, data))
-        return cls(TorchScorer(run), shelf)
+        return cls(TorchScorer(run), shelf, open_shortlist(run))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -126,6 +130,7 @@ class Recommender:
     ) -> list[Answer]:
         """Recommends for each history the k best items of a domain, by exact scores of all of them.
 
+        In a large domain of a run that was indexed (`hafvt index`), the best of the candidates found.
         Equal scores are listed by the catalogue's order, which is random.
 
         Args:
@@ -145,23 +150,65 @@ class Recommender:
             raise HafvtError(f"{len(exclude)} lists to exclude for {len(histories)} histories: give one each")
         start, stop = self.shelf.domains[number].start, self.shelf.domains[number].stop
         known = [self.shelf.find(history) for history in histories]
+        without = []
+        for row, (numbers, _) in enumerate(known):
+            out = self.shelf.find(exclude[row])[0] if exclude is not None else numbers[:0]
+            if not seen:
+                out = np.concatenate([out, numbers])
+            without.append(out[(out >= start) & (out < stop)] - start)
         answers = []
-        size = max(1, SCORES // (stop - start))
-        for cut in range(0, len(known), size):
-            part = known[cut : cut + size]
-            scores = self.scores([numbers for numbers, _ in part], number)
-            for row, (numbers, unknown) in enumerate(part):
-                out = self.shelf.find(exclude[cut + row])[0] if exclude is not None else numbers[:0]
-                if not seen:
-                    out = np.concatenate([out, numbers])
-                out = out[(out >= start) & (out < stop)] - start
-                best = top_k(scores[row], k, out)
-                listed = tuple(
-                    Recommended(self.shelf.item(start + int(column)), float(scores[row, column]))
-                    for column in best
-                )
-                answers.append(Answer(listed, "model" if len(numbers) else "popularity", tuple(unknown)))
+        best = self.best([numbers for numbers, _ in known], number, k, without)
+        for (numbers, unknown), (columns, scores) in zip(known, best, strict=True):
+            listed = tuple(
+                Recommended(self.shelf.item(start + column), score)
+                for column, score in zip(columns.tolist(), scores.tolist(), strict=True)
+            )
+            answers.append(Answer(listed, "model" if len(numbers) else "popularity", tuple(unknown)))
         return answers
+
+    def best(
+        self, histories: Sequence[Int64], domain: int, k: int, without: Sequence[Int64]
+    ) -> list[tuple[Int64, Float32]]:
+        """Returns for each history the columns of the k best items of a domain, best first, and their scores.
+
+        Args:
+            histories: item numbers, oldest first.
+            domain: its number.
+            k: how many.
+            without: columns never to list, for each history.
+        """
+        found = self.shortlisted(histories, domain, k, without)
+        left = [row for row in range(len(histories)) if row not in found]
+        size = max(1, SCORES // len(self.shelf.domains[domain]))
+        for cut in range(0, len(left), size):
+            rows = left[cut : cut + size]
+            for row, scores in zip(rows, self.scores([histories[row] for row in rows], domain), strict=True):
+                columns = top_k(scores, k, without[row])
+                found[row] = columns, scores[columns]
+        return [found[row] for row in range(len(histories))]
+
+    def shortlisted(
+        self, histories: Sequence[Int64], domain: int, k: int, without: Sequence[Int64]
+    ) -> dict[int, tuple[Int64, Float32]]:
+        """Returns what `best` does, by row, of the histories for which candidates suffice."""
+        found: dict[int, tuple[Int64, Float32]] = {}
+        if self.shortlist is None or domain not in self.shortlist.domains:
+            return found
+        most = len(self.shelf.domains[domain]) // 10  # of more candidates all are scored as quickly
+        rows = [
+            row
+            for row, history in enumerate(histories)
+            if len(history) and DEPTH + k + len(without[row]) <= most
+        ]
+        for cut in range(0, len(rows), SHORT):
+            part = rows[cut : cut + SHORT]
+            depth = DEPTH + k + max(len(without[row]) for row in part)
+            read = padded([histories[row][-self.scorer.max_length :] for row in part])
+            for row, columns, scores in zip(part, *self.shortlist.scores(*read, domain, depth), strict=True):
+                chosen = top_k(scores, k, np.flatnonzero(np.isin(columns, without[row])))
+                if len(chosen) == k:
+                    found[row] = columns[chosen], scores[chosen]
+        return found
 
     def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
         """Returns the scores of all items of a domain, (B, C), popularity's for empty histories.

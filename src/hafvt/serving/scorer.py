@@ -65,3 +65,28 @@ class Scorer(Protocol):
             candidates: (C,) item indices.
         """
         ...
+
+
+class Shortlist(Protocol):
+    """Finds the few items of a large domain that are worth scoring, and scores them as a `Scorer` does.
+
+    Attributes:
+        domains: numbers of the domains that it serves.
+    """
+
+    domains: frozenset[int]
+
+    def scores(self, items: Int64, lengths: Int64, domain: int, depth: int) -> tuple[Int64, Float32]:
+        """Finds and scores candidates for the next item of each history.
+
+        Args:
+            items: see `Scorer.scores`, as are lengths and domain.
+            lengths: see `Scorer.scores`.
+            domain: see `Scorer.scores`.
+            depth: how many items each part of the model puts forward.
+
+        Returns:
+            The candidates' columns in the domain, (B, C), ascending, -1 where a row has fewer; and their
+            scores, (B, C), -inf at these.
+        """
+        ...

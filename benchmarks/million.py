@@ -1,0 +1,239 @@
+"""A million generated items: building an index, and recommending with it and without.
+
+    python benchmarks/million.py --work /tmp/million [--items 1000000]
+
+Two domains of half the items each, with generated features in clusters, which people's histories keep to;
+hafvt in widths of 64, trained for one epoch; then `hafvt index`. Opening, recommending and serving are
+measured in processes of their own. Writes results/million.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from load import Client, cpu_seconds, ready, requests, resident_mib
+from machine import describe, record, sentence
+
+from hafvt import train
+from hafvt.data.dataset import Dataset, Domain, write_dataset
+from hafvt.files import read_json, write_json
+from hafvt.progress import memory_gib
+from hafvt.serving.index import index, some_histories
+from hafvt.serving.recommender import Recommender
+
+WIDTH = 64  # of all vectors
+OF_PERSON = 13  # items of each domain in a history
+PER_CLUSTER = 250  # items
+RECALLED = 128  # histories whose exact answers are made for the recall: each takes all items
+VALIDATED = 64  # people whose next items are ranked after the epoch
+PORT = 18431
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Recommends out of a million generated items.")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and run; is emptied")
+    parser.add_argument("--items", type=int, default=1_000_000)
+    given = parser.parse_args()
+    shutil.rmtree(given.work, ignore_errors=True)
+    run = given.work / "run"
+    begun = time.monotonic()
+    data = make(given.work / "data", given.items // 2)
+    params = {"id_width": WIDTH, "content_width": WIDTH, "max_length": 20, "sampled": 512, "fused": False}
+    train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
+    trained = time.monotonic() - begun
+    print(f"data and model: {trained:.0f} s", flush=True)
+    found: dict[str, Any] = {"items": given.items, "data_and_model_seconds": trained}
+    found["exact"] = alone("ask", run, "4")
+    found["index"] = alone("index", run)
+    found["indexed"] = alone("ask", run, "64")
+    found["served"] = alone("serve", run)
+    found["machine"] = describe()
+    text = markdown(found)
+    record("million", text, found)
+    print(text)
+
+
+def make(folder: Path, half: int) -> Dataset:
+    """Writes the dataset: every item stands in one history, among others of its own cluster or the next."""
+    chance = np.random.default_rng(0)
+    users, count = half // OF_PERSON, 2 * half
+    domains = [Domain("x", 0, half), Domain("y", half, count)]
+    clusters = half // PER_CLUSTER
+    of_item = np.concatenate([chance.integers(0, clusters, half), chance.integers(0, clusters, half)])
+    rows = []
+    for domain in domains:
+        order = np.argsort(of_item[domain.start : domain.stop] + chance.normal(size=half)) + domain.start
+        rows.append(order[: users * OF_PERSON].reshape(users, OF_PERSON))
+    items = chance.permuted(np.concatenate(rows, axis=1), axis=1)
+    table = pl.DataFrame({"item_id": [f"i{n}" for n in range(count)]}).with_columns(
+        pl.Series("domain", np.repeat(["x", "y"], half)),
+        pl.format("title {}", pl.int_range(count)).alias("title"),
+        pl.lit(None, dtype=pl.String).alias("image"),
+    )
+    length = items.shape[1]
+    offsets = np.arange(users + 1) * length
+    data = write_dataset(
+        folder,
+        domains=domains,
+        item_table=table,
+        user_ids=pl.Series([f"u{n}" for n in range(users)]),
+        items=items.ravel(),
+        times=np.arange(items.size),
+        offsets=offsets,
+        train_ends=np.full(users, length - 2),
+        valid=offsets[1 : VALIDATED + 1] - 2,
+        test=offsets[1 : VALIDATED + 1] - 1,
+    )
+    for name in ("image", "title"):
+        centres = chance.normal(size=(2 * clusters, WIDTH)).astype(np.float32)
+        vectors = centres[of_item + np.repeat([0, clusters], half)]
+        vectors += 0.7 * chance.normal(size=vectors.shape).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        target = folder / "features" / name
+        target.mkdir(parents=True)
+        np.save(target / "rows.npy", vectors.astype(np.float16))
+        np.save(target / "present.npy", np.ones(count, dtype=bool))
+        write_json(target / "about.json", {"encoder": "generated"})
+    return data
+
+
+def alone(*what: object) -> Any:
+    """Measures in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, what)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    print(*what[:1], done.stdout, flush=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def built(run: Path) -> dict[str, Any]:
+    """Builds the index."""
+    told = index(run, histories=RECALLED)
+    facts = ("recall", "cells", "probes", "histories", "seconds", "mib", "peak_gib")
+    return {name: getattr(told, name) for name in facts}
+
+
+def asked(run: Path, most: int) -> dict[str, Any]:
+    """Recommends to so many people, one by one and 32 together, ten items each."""
+    begun = time.monotonic()
+    recommender = Recommender.open(run)
+    histories = some_histories(Dataset.open(read_json(run / "model.json")["data"]), most)
+    recommender.recommend(histories[:1], "x")
+    found = {"open_seconds": time.monotonic() - begun, "gib": memory_gib()}
+    seconds = []
+    for history in histories:
+        before = time.perf_counter()
+        recommender.recommend([history], "x")
+        seconds.append(time.perf_counter() - before)
+    found["one_ms"] = {f"p{q}": float(1e3 * np.percentile(seconds, q)) for q in (50, 95)}
+    together = (histories * 32)[: max(32, most)]
+    recommender.recommend(together[:32], "y")
+    before = time.perf_counter()
+    for start in range(0, len(together), 32):
+        recommender.recommend(together[start : start + 32], "y")
+    return {**found, "per_second_of_32": len(together) / (time.perf_counter() - before)}
+
+
+async def served(run: Path, clients: int = 8, seconds: float = 20.0) -> dict[str, Any]:
+    """Asks a server in a closed loop."""
+    command = [sys.executable, "-m", "hafvt", "serve", str(run), "--port", str(PORT)]
+    server = subprocess.Popen(command, stdout=sys.stderr)
+    try:
+        begun = time.monotonic()
+        while not await ready(PORT):
+            if server.poll() is not None:
+                sys.exit(f"the server ended with {server.returncode}")
+            await asyncio.sleep(0.2)
+        started, loop, bodies = time.monotonic() - begun, asyncio.get_running_loop(), requests(run)
+        cpu, begun = cpu_seconds(server.pid), time.monotonic()
+        crowd = [
+            (await loop.create_connection(lambda n=n: Client(bodies, n), "127.0.0.1", PORT))[1]  # type: ignore[misc]
+            for n in range(clients)
+        ]
+        await asyncio.sleep(seconds)
+        took, cpu = time.monotonic() - begun, cpu_seconds(server.pid) - cpu
+        for client in crowd:
+            client.stop = True
+        await asyncio.gather(*(client.done for client in crowd))
+        times = np.concatenate([client.seconds for client in crowd])
+        return {
+            "clients": clients,
+            "seconds": took,
+            "ready_seconds": started,
+            "requests": len(times),
+            "per_second": len(times) / took,
+            "milliseconds": {f"p{q}": float(1e3 * np.percentile(times, q)) for q in (50, 95, 99)},
+            "errors": sum(len(client.errors) for client in crowd),
+            "resident_gib": resident_mib(server.pid) / 2**10,
+            "server_cores": cpu / took,
+        }
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Returns the report."""
+    built, served = found["index"], found["served"]
+    exact, near = found["exact"], found["indexed"]
+    rows = [
+        ("histories a second, 32 together", *(f"{one['per_second_of_32']:.1f}" for one in (exact, near))),
+        (
+            "ms for one history: half, 95 % within",
+            *(f"{one['one_ms']['p50']:,.0f} / {one['one_ms']['p95']:,.0f}" for one in (exact, near)),
+        ),
+        ("resident after opening, GiB", *(f"{one['gib']:.1f}" for one in (exact, near))),
+        ("opening and the first answer, s", *(f"{one['open_seconds']:.0f}" for one in (exact, near))),
+    ]
+    table = "\n".join(f"| {name} | {a} | {b} |" for name, a, b in rows)
+    recalls = "; ".join(
+        f"{name} {recall:.2%}, looking into "
+        + ", ".join(f"{count} ({modality})" for modality, count in built["probes"][name].items())
+        + f" of {built['cells'][name]:,} cells"
+        for name, recall in built["recall"].items()
+    )
+    times = " / ".join(f"{t:,.0f}" for t in served["milliseconds"].values())
+    return f"""# {found["items"]:,} generated items
+
+`python benchmarks/million.py --work WORK`
+
+{sentence(found["machine"])}
+Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, other work slowed this).
+Two domains of {found["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
+(`fused=False`), one epoch of training, ten items recommended to each history.
+
+| | all items ranked | with an index |
+| --- | ---: | ---: |
+{table}
+
+The index: built in {built["seconds"]:.0f} s, {built["mib"]:,.0f} MiB, at most {built["peak_gib"]:.1f} GiB
+while building and measuring. Recall@10 of the exact answer on {built["histories"]} histories: {recalls}.
+
+`hafvt serve` with the index, {served["clients"]} clients in a closed loop on the same machine for
+{served["seconds"]:.0f} s: {served["per_second"]:.0f} requests a second, half / 95 % / 99 % within {times} ms,
+{served["errors"]} errors, {served["resident_gib"]:.1f} GiB resident, {served["server_cores"]:.1f} cores busy,
+ready after {served["ready_seconds"]:.0f} s.
+"""
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ask"]:
+        print(json.dumps(asked(Path(sys.argv[2]), int(sys.argv[3]))))
+    elif sys.argv[1:2] == ["index"]:
+        print(json.dumps(built(Path(sys.argv[2]))))
+    elif sys.argv[1:2] == ["serve"]:
+        print(json.dumps(asyncio.run(served(Path(sys.argv[2])))))
+    else:
+        main()

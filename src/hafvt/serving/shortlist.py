@@ -1,0 +1,133 @@
+"""The few items of a large domain that are worth scoring: found by faiss, scored as the model scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hafvt.data.batches import Batch
+from hafvt.data.dataset import Int64
+from hafvt.errors import need
+from hafvt.models.hafvt import HafVt, Query
+from hafvt.ops.tiles import SAFE
+from hafvt.serving.scorer import Float32
+
+TILE = 8192  # items whose logits are made at a time, so that they stay in the processor's cache
+
+
+class FaissShortlist:
+    """See `Shortlist`: the union of what each branch would put on top.
+
+    An item's score (10) is a sum over branches, so an item among the best of the sum stands high in a branch
+    at least. Which stand high is looked up, approximately; the scores are those of `HafVt.scores`, softmaxes
+    over the whole catalogue included.
+
+    Args:
+        models: one for each domain.
+        indexes: by number of the domain, a faiss index of its items' vectors for each modality.
+    """
+
+    def __init__(self, models: Sequence[HafVt], indexes: dict[int, list[Any]]) -> None:
+        self.models, self.indexes, self.domains = models, indexes, frozenset(indexes)
+        self.tables: dict[int, list[Tensor]] = {}  # of each model: the domains' are often one and the same
+        for model in models:
+            if id(model) not in self.tables:
+                with torch.inference_mode():
+                    tables = [model.compared(modality) for modality in range(len(model.modalities))]
+                self.tables[id(model)] = tables
+
+    @torch.inference_mode()
+    def scores(self, items: Int64, lengths: Int64, domain: int, depth: int) -> tuple[Int64, Float32]:
+        """See `Shortlist.scores`."""
+        model = self.models[domain]
+        tables, start = self.tables[id(model)], model.domains[domain].start
+        asked: list[list[Query]] = [[] for _ in tables]
+        for query in model.queries(Batch(torch.from_numpy(items), torch.from_numpy(lengths)), domain):
+            asked[query.modality].append(query)
+        columns = self.find(asked, domain, depth)
+        numbers = torch.from_numpy(columns.clip(min=0) + start)  # (B, C)
+        new = model.unmet[numbers]
+        total = torch.zeros(numbers.shape)
+        for table, queries in zip(tables, asked, strict=True):
+            h = torch.stack([query.h for query in queries], dim=1)  # (B, S, d)
+            # (2), (B, S, C); history by history, as all candidates' vectors at a time are many
+            z = torch.stack([one @ table[few].T for one, few in zip(h, numbers, strict=True)])
+            for row, lse in enumerate(partitions(model, table, queries, domain)):
+                query = queries[row]
+                part = z[:, row] - (lse - query.log_weight).masked_fill(query.silent, torch.inf)[:, None]
+                total += torch.where(new, part + query.bonus, part).exp_()
+        total.clamp_(min=1e-30).log_()
+        return columns, np.where(columns < 0, -np.inf, total.numpy()).astype(np.float32)
+
+    def find(self, asked: list[list[Query]], domain: int, depth: int) -> Int64:
+        """Returns the best columns of all branches, (B, C), each once, ascending after -1 for none.
+
+        Args:
+            asked: by modality what each sequence asks.
+            domain: its number.
+            depth: how many each branch puts forward.
+        """
+        # Of this thread, and as many as torch takes, which may have been told of late.
+        faiss().omp_set_num_threads(torch.get_num_threads())
+        found = []
+        for index, queries in zip(self.indexes[domain], asked, strict=True):
+            for query in queries:
+                labels = np.full((len(query.h), depth), -1, dtype=np.int64)
+                says = ~query.silent.numpy()
+                if says.any():
+                    labels[says] = index.search(query.h.numpy()[says], depth)[1]
+                found.append(labels)
+        columns = np.sort(np.concatenate(found, axis=1), axis=1)
+        again = columns[:, 1:] == columns[:, :-1]
+        columns[:, 1:][again] = -1
+        most = max(1, int((columns >= 0).sum(1).max(initial=0)))
+        return np.sort(columns, axis=1)[:, -most:]
+
+
+def partitions(model: HafVt, table: Tensor, queries: list[Query], domain: int) -> list[Tensor]:
+    """Returns the logarithms of the softmaxes' denominators (4-6) for the queries of one modality, (B,) each.
+
+    All queries pass over the table together: for few histories, reading it is what takes the time.
+    """
+    own = partition(model, table, torch.cat([query.h for query in queries]), domain)
+    found = list(own.view(len(queries), -1))
+    for row, query in enumerate(queries):
+        if query.sequence == len(model.domains):  # the merged one: its softmax is over all items
+            others = [number for number in range(len(model.domains)) if number != domain]
+            parts = [found[row], *(partition(model, table, query.h, number) for number in others)]
+            found[row] = torch.stack(parts).logsumexp(0)
+    return found
+
+
+def partition(model: HafVt, table: Tensor, h: Tensor, domain: int) -> Tensor:
+    """Returns `logsumexp_j(h[i] . table[j])` over the items of a domain that training met, (N, d) -> (N,).
+
+    `ops.catalogue_softmax.log_partition` is made for thousands of queries, in multiples of 64; this is for a
+    handful.
+    """
+    here, tiles = model.domains[domain], []
+    safe = 1 / model.config.temperature < SAFE  # no logit is larger, as no vector is longer than 1
+    for start in range(here.start, here.stop, TILE):
+        cut = slice(start, min(start + TILE, here.stop))
+        z, unmet = h @ table[cut].T, model.unmet[cut]
+        tiles.append(
+            torch.mv(z.exp_(), (~unmet).float()) if safe else z.masked_fill_(unmet, -torch.inf).logsumexp(1)
+        )
+    return torch.stack(tiles).sum(0).log() if safe else torch.stack(tiles).logsumexp(0)
+
+
+def faiss() -> Any:
+    """Returns the library.
+
+    Raises:
+        HafvtError: it is not installed.
+    """
+    try:
+        import faiss as library
+    except ModuleNotFoundError:
+        raise need("index", "faiss-cpu") from None
+    return library

@@ -36,7 +36,6 @@ VARIANTS = {
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
     "default": f"hafvt {NARROW}",
-    "default, ids hidden at 0.1": f"hafvt {NARROW} --params.id_dropout 0.1",
     "default, new_items 1": f"hafvt {NARROW} --params.new_items 1.0",
     "default, merged history alone": f"hafvt {NARROW} --params.hierarchy false",
 }

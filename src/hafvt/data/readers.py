@@ -138,7 +138,8 @@ def kind_of(path: Path) -> str:
             f"its name says {suffix} but it holds {found}", "Rename it by what it holds", file=path
         )
     if found == "text" and b"\0" in head:
-        raise InputError("it is not UTF-8 text", "Save it as UTF-8", file=path)
+        row = head[: head.index(b"\0")].count(b"\n") + 1
+        raise InputError("it is not UTF-8 text", "Save it as UTF-8", file=path, row=row)
     return kind
 
 

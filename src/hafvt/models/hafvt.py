@@ -69,8 +69,6 @@ class HafVtConfig:
     where content is added to them (`fused`), it speaks first."""
     fused: bool = True
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
-    id_dropout: float = 0.0
-    """Share of the items whose ids a training step hides, if `fused`: as if they had never been met."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     temperature: float = 0.1
@@ -225,12 +223,9 @@ class HafVt(Model):
 
     def fused_ids(self) -> Tensor:
         """Returns the ids' vectors and what pictures and titles add; of an item never met that alone."""
-        drops, hidden = self.training and self.config.id_dropout > 0, self.unmet
-        if drops:
-            hidden = hidden | (torch.rand(len(hidden), device=hidden.device) < self.config.id_dropout)
         table = self.ids.weight
-        if drops or not self.all_met:
-            table = table.masked_fill(hidden[:, None], 0.0)
+        if not self.all_met:
+            table = table.masked_fill(self.unmet[:, None], 0.0)
         for name, project in self.fuse.items():
             table = table + project(getattr(self, f"frozen_{name}"))
         return table

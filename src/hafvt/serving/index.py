@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
@@ -101,9 +102,10 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     with progress("index", len(chosen) * len(models[0].modalities), "tables") as advance:
         for number in chosen:
             built[number], domain = [], shelf.domains[number]
-            for modality in range(len(models[number].modalities)):
-                table = models[number].compared(modality)[domain.start : domain.stop]
-                built[number].append(build(table.detach().numpy()))
+            with torch.inference_mode():
+                tables = models[number].once("candidates", models[number].candidate_tables)
+            for table, _ in tables:
+                built[number].append(build(table[domain.start : domain.stop].numpy()))
                 advance()
     seconds = time.monotonic() - begun
     scorer = TorchScorer(opened)

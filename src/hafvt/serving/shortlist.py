@@ -33,18 +33,12 @@ class FaissShortlist:
 
     def __init__(self, models: Sequence[HafVt], indexes: dict[int, list[Any]]) -> None:
         self.models, self.indexes, self.domains = models, indexes, frozenset(indexes)
-        self.tables: dict[int, list[Tensor]] = {}  # of each model: the domains' are often one and the same
-        for model in models:
-            if id(model) not in self.tables:
-                with torch.inference_mode():
-                    tables = [model.compared(modality) for modality in range(len(model.modalities))]
-                self.tables[id(model)] = tables
 
     @torch.inference_mode()
     def scores(self, items: Int64, lengths: Int64, domain: int, depth: int) -> tuple[Int64, Float32]:
         """See `Shortlist.scores`."""
         model = self.models[domain]
-        tables, start = self.tables[id(model)], model.domains[domain].start
+        tables, start = model.once("candidates", model.candidate_tables), model.domains[domain].start
         asked: list[list[Query]] = [[] for _ in tables]
         for query in model.queries(Batch(torch.from_numpy(items), torch.from_numpy(lengths)), domain):
             asked[query.modality].append(query)
@@ -52,11 +46,11 @@ class FaissShortlist:
         numbers = torch.from_numpy(columns.clip(min=0) + start)  # (B, C)
         new = model.unmet[numbers]
         total = torch.zeros(numbers.shape)
-        for table, queries in zip(tables, asked, strict=True):
+        for (table, met), queries in zip(tables, asked, strict=True):
             h = torch.stack([query.h for query in queries], dim=1)  # (B, S, d)
             # (2), (B, S, C); history by history, as all candidates' vectors at a time are many
             z = torch.stack([one @ table[few].T for one, few in zip(h, numbers, strict=True)])
-            for row, lse in enumerate(partitions(model, table, queries, domain)):
+            for row, lse in enumerate(partitions(model, met, queries, domain)):
                 query = queries[row]
                 part = z[:, row] - (lse - query.log_weight).masked_fill(query.silent, torch.inf)[:, None]
                 total += torch.where(new, part + query.bonus, part).exp_()
@@ -88,36 +82,39 @@ class FaissShortlist:
         return np.sort(columns, axis=1)[:, -most:]
 
 
-def partitions(model: HafVt, table: Tensor, queries: list[Query], domain: int) -> list[Tensor]:
+def partitions(model: HafVt, met: Tensor, queries: list[Query], domain: int) -> list[Tensor]:
     """Returns the logarithms of the softmaxes' denominators (4-6) for the queries of one modality, (B,) each.
 
     All queries pass over the table together: for few histories, reading it is what takes the time.
+
+    Args:
+        model: whose they are.
+        met: the vectors of all items that training met, which the softmaxes are over.
+        queries: by sequence.
+        domain: that they ask for.
     """
-    own = partition(model, table, torch.cat([query.h for query in queries]), domain)
+    # No logit is larger, as no vector is longer than 1.
+    tables, safe = [met[part] for part in model.learned], 1 / model.config.temperature < SAFE
+    own = partition(torch.cat([query.h for query in queries]), tables[domain], safe)
     found = list(own.view(len(queries), -1))
     for row, query in enumerate(queries):
         if query.sequence == len(model.domains):  # the merged one: its softmax is over all items
             others = [number for number in range(len(model.domains)) if number != domain]
-            parts = [found[row], *(partition(model, table, query.h, number) for number in others)]
+            parts = [found[row], *(partition(query.h, tables[number], safe) for number in others)]
             found[row] = torch.stack(parts).logsumexp(0)
     return found
 
 
-def partition(model: HafVt, table: Tensor, h: Tensor, domain: int) -> Tensor:
-    """Returns `logsumexp_j(h[i] . table[j])` over the items of a domain that training met, (N, d) -> (N,).
+def partition(h: Tensor, table: Tensor, safe: bool) -> Tensor:
+    """Returns `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,).
 
     `ops.catalogue_softmax.log_partition` is made for thousands of queries, in multiples of 64; this is for a
     handful.
     """
-    here, tiles = model.domains[domain], []
-    safe = 1 / model.config.temperature < SAFE  # no logit is larger, as no vector is longer than 1
-    for start in range(here.start, here.stop, TILE):
-        cut = slice(start, min(start + TILE, here.stop))
-        z, unmet = h @ table[cut].T, model.unmet[cut]
-        tiles.append(
-            torch.mv(z.exp_(), (~unmet).float()) if safe else z.masked_fill_(unmet, -torch.inf).logsumexp(1)
-        )
-    return torch.stack(tiles).sum(0).log() if safe else torch.stack(tiles).logsumexp(0)
+    logits = (h @ table[start : start + TILE].T for start in range(0, len(table), TILE))
+    if safe:  # no exponential overflows
+        return torch.stack([z.exp_().sum(1) for z in logits]).sum(0).log()
+    return torch.stack([z.logsumexp(1) for z in logits]).logsumexp(0)
 
 
 def faiss() -> Any:

@@ -20,11 +20,11 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 * An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that
   have one, so that it is neither favoured nor hurt. As similarity is linear in the candidate, that is its
   vector: the mean. In a history it is the same vector.
-* An item that training never met (held out, or added later) has an id whose vector was never fitted. When
-  scores are made, it has no id: the share of the id in (7) is given to its other modalities, in proportion,
-  times `new_items`, and in a history its id counts as zero. The softmaxes (4-6) are over the items that
-  training met, and such an item is measured by the same scale; so the scores of the others are the same,
-  whoever is added.
+* An item that training never met (held out, or added later) has an id whose vector was never fitted. The
+  softmaxes (4-6) are over the items that training met, and such an item is measured by the same scale; so the
+  scores of the others are the same, whoever is added. Its id counts as zero: what content adds to it (`fused`)
+  is all there is, or else its share of (7) is given to the other modalities, in proportion. Its score counts
+  `new_items` times.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
   itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
   fifth of SASRec's.

@@ -22,7 +22,7 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   vector: the mean. In a history it is the same vector.
 * An item that training never met (held out, or added later) has an id whose vector was never fitted. The
   softmaxes (4-6) are over the items that training met, and such an item is measured by the same scale; so the
-  scores of the others are the same, whoever is added. Its id counts as zero: what content adds to it (`fused`)
+  scores of the others are the same, whoever is added. Its id counts as zero: what content adds (`fused`)
   is all there is, or else its share of (7) is given to the other modalities, in proportion. Its score counts
   `new_items` times.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item

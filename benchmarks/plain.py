@@ -105,7 +105,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         catalogue = read_catalogue(data)
         order = TrainBatches(data, BATCH, LENGTH + 1, seed=0)
         batches = [batch for number in range(passes) for batch in order.epoch(number)]
-    model = kind(catalogue, HafVtConfig(max_length=LENGTH))
+    model = kind(catalogue, HafVtConfig(max_length=LENGTH, fused=False))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
     bf16 = compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"

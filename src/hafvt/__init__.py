@@ -12,18 +12,24 @@ if TYPE_CHECKING:
     from hafvt.data.dataset import Dataset
     from hafvt.data.info import info
     from hafvt.data.prepare import prepare
+    from hafvt.data.sources.amazon import prepare_amazon
     from hafvt.data.sources.c2dsr import prepare_c2dsr
+    from hafvt.data.sources.fetch import fetch
     from hafvt.errors import HafvtError, InputError
+    from hafvt.experiments.compare import ablate, compare
     from hafvt.experiments.demo import demo
     from hafvt.experiments.doctor import doctor
     from hafvt.experiments.evaluate import evaluate
     from hafvt.experiments.paper import paper
     from hafvt.experiments.tune import tune
     from hafvt.features.encode import encode
+    from hafvt.serving.catalog import catalog
     from hafvt.serving.explain import explain
     from hafvt.serving.export import export
     from hafvt.serving.files import recommend
+    from hafvt.serving.index import index
     from hafvt.serving.recommender import Recommender
+    from hafvt.serving.server import serve
     from hafvt.training.loop import train
 
 # Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
@@ -35,17 +41,24 @@ __all__ = [
     "HafvtError",
     "InputError",
     "Recommender",
+    "ablate",
+    "catalog",
+    "compare",
     "demo",
     "doctor",
     "encode",
     "evaluate",
     "explain",
     "export",
+    "fetch",
+    "index",
     "info",
     "paper",
     "prepare",
+    "prepare_amazon",
     "prepare_c2dsr",
     "recommend",
+    "serve",
     "train",
     "tune",
 ]
@@ -55,17 +68,24 @@ HOMES = {
     "HafvtError": "hafvt.errors",
     "InputError": "hafvt.errors",
     "Recommender": "hafvt.serving.recommender",
+    "ablate": "hafvt.experiments.compare",
+    "catalog": "hafvt.serving.catalog",
+    "compare": "hafvt.experiments.compare",
     "demo": "hafvt.experiments.demo",
     "doctor": "hafvt.experiments.doctor",
     "encode": "hafvt.features.encode",
     "evaluate": "hafvt.experiments.evaluate",
     "explain": "hafvt.serving.explain",
     "export": "hafvt.serving.export",
+    "fetch": "hafvt.data.sources.fetch",
+    "index": "hafvt.serving.index",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",
     "prepare": "hafvt.data.prepare",
+    "prepare_amazon": "hafvt.data.sources.amazon",
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
     "recommend": "hafvt.serving.files",
+    "serve": "hafvt.serving.server",
     "train": "hafvt.training.loop",
     "tune": "hafvt.experiments.tune",
 }

@@ -239,3 +239,12 @@ def test_damage_is_named(small, make_small, tmp_path):
         open_run(run.folder)
     with pytest.raises(HafvtError, match="no finished run"):
         open_run(tmp_path)
+
+
+def test_a_run_of_a_hyperparameter_that_is_no_more_is_refused_in_one_line(small, tmp_path):
+    folder = train("sasrec", small, tmp_path / "run", params={"width": 8}, epochs=1, test=False).folder
+    about = json.loads((folder / "model.json").read_text())
+    about["config"]["gone"] = 1
+    (folder / "model.json").write_text(json.dumps(about))
+    with pytest.raises(HafvtError, match="with gone, which this version does not know: train it anew"):
+        open_run(folder)

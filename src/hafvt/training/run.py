@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         )
     kind = type(next(iter(MODELS[about["model"]].configurations.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
+    if strange := set(values) - {field.name for field in fields(kind)}:
+        raise HafvtError(
+            f"{folder} was trained with {min(strange)}, which this version does not know: train it anew"
+        )
     config = kind(**values)
     catalogue = catalogue_of(data, about["model"], config)
     found = []

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hafvt.ops import tiles
 from hafvt.ops.catalogue_softmax import (
+    LEAST,
     Ask,
     Implementation,
     catalogue_nll,
@@ -246,7 +247,7 @@ def test_several_asks_of_one_table(
 def nll_by_formula(asks: list[Ask], table: Tensor, scale: Tensor, unit_rows: bool) -> Tensor:
     rows = torch.nn.functional.normalize(table, dim=1) if unit_rows else table
     total = torch.zeros((), dtype=table.dtype)
-    for h, targets, among, share, beside in asks:
+    for h, targets, among, share, beside, _ in asks:
         p = torch.softmax(scale * h @ rows[among].T, 1)[torch.arange(len(h)), targets - among.start]
         total = total - share * (p if beside is None else p + beside.exp()).log().sum()
     return total
@@ -290,6 +291,52 @@ def test_the_loss_and_its_gradients(
         if b.numel():
             worst = float((a.double() - b).abs().max())
             assert worst <= loose * float(b.abs().max()), f"output {n}: {worst}"
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["log-probabilities", "loss"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_taken_off_the_sum(
+    impl: Implementation, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiles.HELD, "cpu", 400)
+    table, among, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
+    h = (4 * unit(70, 12, 0)).to(dtype).double() / 4
+    share = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
+    less = (4.0 * h @ table[among].double().T).logsumexp(1) + share.log()
+    beside = torch.linspace(-9, 0, 70, dtype=torch.float64)
+
+    def ours(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
+        ask = Ask(h, targets, among, 0.5, beside if joint else None, less)
+        if joint:
+            return catalogue_nll([ask], table, 4.0, impl)[None]
+        (log_p,) = target_log_probabilities([ask], table, 4.0, impl)
+        return log_p + 0 * beside
+
+    def formula(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
+        z = 4.0 * h @ table[among].T
+        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - less.exp())
+        return -0.5 * (p + beside.exp()).log().sum()[None] if joint else p.log() + 0 * beside
+
+    got = values_and_gradients(ours, [h, table, less, beside])
+    expected = values_and_gradients(formula, [h, table.double(), less, beside])
+    loose = 2 * (GRADIENT[dtype] + 8 * ROUNDING[dtype])  # what is left of a sum is rounded as the sum is
+    for a, b in zip(got, expected, strict=True):
+        assert (a.double() - b).abs().max() <= loose * max(float(b.abs().max()), 0.1)
+
+
+def test_something_is_left_of_a_sum_of_which_all_is_taken(impl: Implementation) -> None:
+    h, table, targets = unit(3, 4, 0), unit(9, 4, 1).requires_grad_(), torch.arange(3)
+    lse = log_partition(h, table, 2.0, impl).detach()
+    less = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
+    (log_p,) = target_log_probabilities([Ask(h, targets, slice(0, 9), less=less)], table, 2.0, impl)
+    (whole,) = target_log_probabilities([Ask(h, targets, slice(0, 9))], table, 2.0, impl)
+    expected = whole.detach() - torch.tensor([LEAST, LEAST, 1.0], dtype=torch.float64).log()
+    torch.testing.assert_close(log_p.detach(), expected)
+    log_p.sum().backward()
+    assert less.grad is not None
+    assert less.grad[:2].abs().max() == 0
+    assert table.grad is not None
+    assert table.grad.isfinite().all()
 
 
 def test_the_loss_is_the_mean_of_what_the_targets_get(impl: Implementation) -> None:

@@ -16,6 +16,9 @@ table.
 Exponentials are taken of the logits as they are, without looking for a row's greatest, wherever the lengths
 of queries and items forbid that one overflows. In bfloat16 a logit is rounded by up to 2**-8 of its size:
 that, not the sums, is the error of a log-partition.
+
+A softmax may count some rows less than the others, a few that differ from query to query (`Ask.less`): what
+they count less is taken off the sum of the exponentials when that is known.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from hafvt.ops.tiles import prepared, sweep, through_unit, wide
 
 Implementation = Literal["tiles", "plain"]
 
+LEAST = 0.01  # share of a sum that `Ask.less` leaves at least: what is rounded may seem to take more than all
+
 
 class Ask(NamedTuple):
     """Queries for the softmax over a part of a table."""
@@ -46,6 +51,8 @@ class Ask(NamedTuple):
     """What each target counts in `catalogue_nll`: 1 / N for a mean."""
     beside: Tensor | None = None
     """(N,) log of what other components of a mixture give the target, for `catalogue_nll`."""
+    less: Tensor | None = None
+    """(N,) log of what is taken off each query's sum of exponentials."""
 
 
 def catalogue_nll(
@@ -80,9 +87,12 @@ def catalogue_nll(
         return total
     queries = [_query(ask.h, ask.among, table, scale) for ask in asks]
     parts = [(ask.targets, ask.among, ask.share) for ask in asks]
-    beside = [None if ask.beside is None else ask.beside.to(wide(table.dtype)) for ask in asks]
+    others = [
+        None if other is None else other.to(wide(table.dtype))
+        for other in (*(ask.beside for ask in asks), *(ask.less for ask in asks))
+    ]
     with torch.autocast(table.device.type, enabled=False):
-        found: Tensor = _Nll.apply(table, parts, unit, *queries, *beside)  # type: ignore[no-untyped-call]
+        found: Tensor = _Nll.apply(table, parts, unit, *queries, *others)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -127,7 +137,9 @@ def target_log_probabilities(
     Raises:
         ValueError: the shapes do not fit each other or a part of the table is empty.
     """
-    return _log_probabilities([(ask.h, ask.targets, ask.among) for ask in asks], table, scale, impl, unit)
+    return _log_probabilities(
+        [(ask.h, ask.targets, ask.among, ask.less) for ask in asks], table, scale, impl, unit
+    )
 
 
 def log_partition(
@@ -153,23 +165,37 @@ def log_partition(
     """
     if torch.compiler.is_exporting():  # a graph has no tiles
         impl = "plain"
-    return -_log_probabilities([(h, None, slice(0, len(table)))], table, scale, impl, unit=False)[0]
+    return -_log_probabilities([(h, None, slice(0, len(table)), None)], table, scale, impl, unit=False)[0]
+
+
+def without(lse: Tensor, less: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `log(exp(lse) - exp(less))` and its derivatives by lse and by -less, (N,) each.
+
+    `LEAST` of the sum is left, then without a gradient for `less`.
+    """
+    if less is None:
+        return lse, torch.ones_like(lse), torch.zeros_like(lse)
+    share = (less - lse).exp()
+    kept = (1 - share).clamp(min=LEAST)
+    clear = kept > LEAST
+    return lse + kept.log(), torch.where(clear, 1 / kept, 1.0), torch.where(clear, share / kept, 0.0)
 
 
 def _log_probabilities(
-    asks: Sequence[tuple[Tensor, Tensor | None, slice]],
+    asks: Sequence[tuple[Tensor, Tensor | None, slice, Tensor | None]],
     table: Tensor,
     scale: float | Tensor,
     impl: Implementation,
     unit: bool,
 ) -> list[Tensor]:
     """Returns the target's log-probability of each ask; without targets minus the log-partition."""
-    queries = [_query(h, among, table, scale) for h, _, among in asks]
-    parts = [(targets, among) for _, targets, among in asks]
+    queries = [_query(h, among, table, scale) for h, _, among, _ in asks]
+    parts = [(targets, among) for _, targets, among, _ in asks]
+    less = [None if part is None else part.to(wide(table.dtype)) for *_, part in asks]
     if impl == "plain":
-        return _plain(queries, parts, table, unit)
+        return _plain(queries, parts, less, table, unit)
     with torch.autocast(table.device.type, enabled=False):
-        return list(_LogProbability.apply(table, parts, unit, *queries))  # type: ignore[no-untyped-call]
+        return list(_LogProbability.apply(table, parts, unit, *queries, *less))  # type: ignore[no-untyped-call]
 
 
 def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Tensor:
@@ -191,13 +217,17 @@ def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Ten
 
 
 def _plain(
-    queries: Sequence[Tensor], parts: Sequence[tuple[Tensor | None, slice]], table: Tensor, unit: bool
+    queries: Sequence[Tensor],
+    parts: Sequence[tuple[Tensor | None, slice]],
+    less: Sequence[Tensor | None],
+    table: Tensor,
+    unit: bool,
 ) -> list[Tensor]:
     found = []
     with torch.autocast(table.device.type, enabled=False):
-        for q, (targets, among) in zip(queries, parts, strict=True):
+        for q, (targets, among), taken in zip(queries, parts, less, strict=True):
             rows = (functional.normalize(table, dim=1) if unit else table).to(q.dtype).to(wide(q.dtype))
-            log_p = -(q.to(rows.dtype) @ rows[among].T).logsumexp(1)
+            log_p = -without((q.to(rows.dtype) @ rows[among].T).logsumexp(1), taken)[0]
             found.append(log_p if targets is None else log_p + (q.to(rows.dtype) * rows[targets]).sum(1))
     return found
 
@@ -211,21 +241,24 @@ class _Nll(torch.autograd.Function):
         table: Tensor,
         parts: list[tuple[Tensor, slice, float]],
         unit: bool,
-        *queries_and_beside: Tensor | None,
+        *given: Tensor | None,
     ) -> Tensor:
-        queries: Any = queries_and_beside[: len(parts)]
+        count = len(parts)
+        queries: Any = given[:count]
         rows, safe = prepared(table, queries, unit)
         change = torch.zeros_like(table, dtype=wide(rows.dtype)) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=wide(rows.dtype), device=table.device)
         gradients = []
-        for q, beside, (targets, among, share) in zip(
-            queries, queries_and_beside[len(parts) :], parts, strict=True
+        for q, beside, less, (targets, among, share) in zip(
+            queries, given[count : 2 * count], given[2 * count :], parts, strict=True
         ):
             grad_q = torch.zeros_like(q, dtype=loss.dtype)
             grad_beside = None if beside is None else torch.zeros_like(beside)
+            grad_less = None if less is None else torch.zeros_like(less)
             for here, tile in sweep(q, rows[among], safe, means=True, hold=change is not None):
                 row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
-                log_p = (part * row).sum(1) - tile.lse  # (r,)
+                lse, by_lse, by_less = without(tile.lse, None if less is None else less[here])
+                log_p = (part * row).sum(1) - lse  # (r,)
                 grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
                 if beside is not None and grad_beside is not None:
                     joint = torch.logaddexp(beside[here], log_p)
@@ -233,14 +266,16 @@ class _Nll(torch.autograd.Function):
                     grad *= (log_p - joint).exp()
                     log_p = joint
                 loss -= share * log_p.sum()
-                grad_q[here] = grad[:, None] * (row - tile.mean)
+                grad_q[here] = grad[:, None] * (row - by_lse[:, None] * tile.mean)
+                if grad_less is not None:
+                    grad_less[here] = grad * by_less
                 if change is not None:
-                    tile.add_to(change[among], -grad, part)
+                    tile.add_to(change[among], -grad * by_lse, part)
                     change.index_add_(0, targets[here], grad[:, None] * part)
-            gradients.append((grad_q.to(q.dtype), grad_beside))
+            gradients.append((grad_q.to(q.dtype), grad_beside, grad_less))
         if change is not None:
             change = through_unit(change, table, unit).to(table.dtype)
-        ctx.save_for_backward(change, *(grad for grad, _ in gradients), *(grad for _, grad in gradients))
+        ctx.save_for_backward(change, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
         return loss
 
     @staticmethod
@@ -256,45 +291,61 @@ class _LogProbability(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, parts: list[tuple[Tensor | None, slice]], unit: bool, *queries: Tensor
+        ctx: Any,
+        table: Tensor,
+        parts: list[tuple[Tensor | None, slice]],
+        unit: bool,
+        *given: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.parts, ctx.unit = parts, unit
         learns = any(ctx.needs_input_grad[3:])
+        queries: Any = given[: len(parts)]
         rows, safe = prepared(table, queries, unit)
-        found, means = [], []
-        for q, (targets, among) in zip(queries, parts, strict=True):
+        found, means, by_lses, by_lesses = [], [], [], []
+        for q, less, (targets, among) in zip(queries, given[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=wide(q.dtype), device=q.device)
             mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
+            by_lse, by_less = torch.ones_like(log_p), torch.zeros_like(log_p)
             for here, tile in sweep(q, rows[among], safe, means=learns, hold=False):
-                log_p[here] = -tile.lse
+                lse, by_lse[here], by_less[here] = without(tile.lse, None if less is None else less[here])
+                log_p[here] = -lse
                 if mean is not None:
-                    mean[here] = -tile.mean
+                    mean[here] = -by_lse[here][:, None] * tile.mean
             if targets is not None:
                 row = rows[targets].to(log_p.dtype)  # (N, d)
                 log_p += (q.to(log_p.dtype) * row).sum(1)
                 mean = None if mean is None else mean.add_(row)
             found.append(log_p)
             means.append(mean)
-        ctx.save_for_backward(table, *queries, *means)
+            by_lses.append(by_lse)
+            by_lesses.append(by_less)
+        ctx.save_for_backward(table, *queries, *means, *by_lses, *by_lesses)
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
-        queries, means = saved[: len(grads)], saved[len(grads) :]
+        count = len(grads)
+        queries, means, by_lses, by_lesses = (saved[n * count : (n + 1) * count] for n in range(4))
+        needed = ctx.needs_input_grad[3:]
         grad_queries = [
-            (grad[:, None] * mean).to(q.dtype) if needed else None
-            for q, mean, grad, needed in zip(queries, means, grads, ctx.needs_input_grad[3:], strict=True)
+            (grad[:, None] * mean).to(q.dtype) if wanted else None
+            for q, mean, grad, wanted in zip(queries, means, grads, needed[:count], strict=True)
+        ]
+        grad_lesses = [
+            grad * by_less if wanted else None
+            for by_less, grad, wanted in zip(by_lesses, grads, needed[count:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, *grad_queries
+            return None, None, None, *grad_queries, *grad_lesses
         rows, safe = prepared(table, queries, ctx.unit)
         change = torch.zeros_like(table, dtype=wide(rows.dtype))
-        for q, grad, (targets, among) in zip(queries, grads, ctx.parts, strict=True):
+        for q, grad, by_lse, (targets, among) in zip(queries, grads, by_lses, ctx.parts, strict=True):
             with torch.autocast(q.device.type, enabled=False):
                 for here, tile in sweep(q, rows[among], safe, means=False, hold=True):
-                    tile.add_to(change[among], grad[here], -q[here].to(change.dtype))
+                    tile.add_to(change[among], (grad * by_lse)[here], -q[here].to(change.dtype))
             if targets is not None:
                 change.index_add_(0, targets, grad[:, None] * q.to(change.dtype))
-        return through_unit(change, table, ctx.unit).to(table.dtype), None, None, *grad_queries
+        change = through_unit(change, table, ctx.unit).to(table.dtype)
+        return change, None, None, *grad_queries, *grad_lesses

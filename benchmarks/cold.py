@@ -104,7 +104,7 @@ def places(model: HafVt, run: Run) -> float:
     with torch.inference_mode():
         for number, domain in enumerate(model.domains):
             best = model.scores(batch, number).topk(10, dim=1).indices + domain.start
-            found.append(float(model.unmet[best].float().mean()))
+            found.append(float(model.items.unmet[best].float().mean()))
     return sum(found) / len(found)
 
 

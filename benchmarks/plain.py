@@ -32,7 +32,6 @@ from hafvt.evaluation.protocols import full
 from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
 from hafvt.files import read_json, write_json
 from hafvt.models.hafvt import HafVt, HafVtConfig
-from hafvt.models.layers import next_items
 from hafvt.ops.precision import compute_dtype
 from hafvt.reports.table import markdown_table
 
@@ -49,14 +48,19 @@ class PlainHafVt(HafVt):
         of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         loss = torch.zeros(())
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            inputs, mask, targets = next_items(sequence)
-            among = self.candidates(number)
+            pair, among = self.pairs(sequence), self.candidates(number)
+            columns = pair.inputs.items[pair.mask.nonzero()[:, 0]] - among.start  # (N, T)
+            had = torch.zeros(len(columns), among.stop - among.start)
+            had.scatter_add_(1, columns.clamp(min=0), pair.had.float())  # (N, V)
+            states = self.states(row, pair.inputs)
             log_p = []
             for modality in range(len(self.modalities)):
-                h = self.branch(number, modality, F.embedding(inputs.items, self.table(modality)))[mask]
-                logits = F.normalize(h, dim=1) @ self.compared(modality)[among].T / self.config.temperature
+                x = self.items.history(modality, pair.inputs.items) if states is None else states
+                h = F.normalize(self.layer(row, modality)(x)[pair.mask], dim=1)
+                logits = h @ self.items.compared(modality)[among].T / self.config.temperature
+                logits = logits + had * self.log_again()[0]
                 found = torch.log_softmax(logits, dim=1)  # (N, V)
-                log_p.append(found.gather(1, targets[:, None] - among.start)[:, 0])
+                log_p.append(found.gather(1, pair.targets[:, None] - among.start)[:, 0])
             mixture = (self.log_weights()[row] + torch.stack(log_p, dim=1)).logsumexp(1)
             factor = self.config.lambda2 if number == len(self.domains) else of_domain
             loss = loss - factor * mixture.sum() / max(len(mixture), 1)
@@ -105,7 +109,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         catalogue = read_catalogue(data)
         order = TrainBatches(data, BATCH, LENGTH + 1, seed=0)
         batches = [batch for number in range(passes) for batch in order.epoch(number)]
-    model = kind(catalogue, HafVtConfig(max_length=LENGTH, fused=False))
+    model = kind(catalogue, HafVtConfig(max_length=LENGTH))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
     bf16 = compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"

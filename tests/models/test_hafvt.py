@@ -14,15 +14,17 @@ from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_c
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from tests.reference import hafvt as reference
 
+SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
+FLAT = replace(SMALL, blocks=0, repeats=False)
 CONFIGS = {
-    "default": HafVtConfig(id_width=10, content_width=6, dropout=0.0),
+    "default": SMALL,
     "paper": replace(PAPER, id_width=10, dropout=0.0),
-    "apart": HafVtConfig(id_width=10, content_width=6, dropout=0.0, fused=False, new_items=3.0),
-    "ids": HafVtConfig(modalities=("id",), id_width=10, dropout=0.0, lambda1=0.7),
-    "weights": HafVtConfig(
-        id_width=10, content_width=0, dropout=0.0, weights=(0.2, 0.5, 0.3), positions=False
-    ),
-    "merged": HafVtConfig(id_width=10, dropout=0.0, hierarchy=False),
+    "apart": replace(FLAT, fused=False, new_items=3.0),
+    "ids": replace(FLAT, modalities=("id",), lambda1=0.7),
+    "weights": replace(SMALL, content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
+    "merged": replace(SMALL, content_width=0, hierarchy=False, repeats=False),
+    "deep": replace(SMALL, id_width=9, blocks=2, fused=False),
+    "content": replace(SMALL, modalities=("image", "title"), positions=False),
 }
 
 
@@ -30,7 +32,9 @@ def build(data, config: HafVtConfig, seed: int = 0) -> HafVt:
     torch.manual_seed(seed)
     model = HafVt(read_catalogue(data), config)
     for name, p in model.named_parameters():
-        if "ids" not in name:  # positions and mix start at 0, which would hide them from the test
+        if name == "come_back":
+            torch.nn.init.constant_(p, -0.02)
+        elif "ids" not in name:  # positions and mix start at 0, which would hide them from the test
             torch.nn.init.normal_(p, std=0.3)
     return model.eval()
 
@@ -42,10 +46,17 @@ def arrays(model: HafVt):
     count = len(model.modalities)
     layers = [flat[n : n + count] for n in range(0, len(flat), count)]
     absent = len(model.domains) + 1 - len(layers)
+    items = model.items
+    encoders = [{k: f64(v) for k, v in encoder.state_dict().items()} for encoder in model.encoders]
+    width, blocks = model.config.id_width, model.config.blocks
     return {
         "domains": [(d.start, d.stop) for d in model.domains],
-        "tables": [(f64(model.table(m)), f64(model.compared(m))) for m in range(count)],
+        "tables": [(f64(items.table(m)), f64(items.compared(m))) for m in range(count)],
         "layers": [None] * absent + layers,
+        "encoders": (f64(items.entering()), [None] * absent + encoders, blocks, 1 + (width % 2 == 0))
+        if encoders
+        else None,
+        "again": model.log_again()[0].exp().item() if model.config.repeats else 1.0,
         "weights": [None] * absent + list(f64(model.log_weights().exp())),
         "tau": model.config.temperature,
         "lambda1": model.config.lambda1,
@@ -64,11 +75,11 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     flat = np.concatenate(histories).astype(np.int32)
     stops = np.cumsum([len(h) for h in histories])
     batch = gather(flat, stops - [len(h) for h in histories], stops)
-    expected = reference.loss(histories, **numbers, met=~model.unmet.numpy())
+    expected = reference.loss(histories, **numbers, met=~model.items.unmet.numpy())
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
     seen = {
-        "met": ~model.unmet.numpy(),
-        "content": [name != "id" or bool(model.fuse) for name in model.modalities],
+        "met": ~model.items.unmet.numpy(),
+        "content": [name != "id" or model.items.fused for name in model.modalities],
         "new_items": model.config.new_items,
     }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
@@ -94,18 +105,19 @@ def test_candidates_score_as_in_the_whole(small, name):
 
 def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
-    expected = model.ids.weight.masked_fill(model.unmet[:, None], 0)
-    expected = expected + model.frozen_image @ model.fuse["image"].weight.T
-    expected = expected + model.frozen_title @ model.fuse["title"].weight.T
-    torch.testing.assert_close(model.table(0), expected)
+    items = model.items
+    expected = items.ids.weight.masked_fill(items.unmet[:, None], 0)
+    expected = expected + items.frozen_image @ items.project["image"].weight.T
+    expected = expected + items.frozen_title @ items.project["title"].weight.T
+    torch.testing.assert_close(items.table(0), expected)
     with torch.inference_mode():
-        assert model.table(0) is model.table(0)  # made once
-        before = model.table(0)
+        assert items.table(0) is items.table(0)  # made once
+        before = items.table(0)
     model.train()
     with torch.no_grad():
-        model.ids.weight += 1
+        items.ids.weight += 1
     with torch.inference_mode():
-        assert not torch.equal(model.eval().table(0), before)
+        assert not torch.equal(model.eval().items.table(0), before)
 
 
 def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
@@ -114,11 +126,12 @@ def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
         model = build(small, CONFIGS[name]).train()
         train = gather(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_ends)
         model.loss(train).backward()
-        assert model.unmet.any()
-        assert model.ids.weight.grad[model.unmet].abs().max() == 0
+        items = model.items
+        assert items.unmet.any()
+        assert items.ids.weight.grad[items.unmet].abs().max() == 0
         before = model.loss(train).item()
         with torch.no_grad():
-            model.ids.weight[model.unmet] = 3.0
+            items.ids.weight[items.unmet] = 3.0
         assert model.loss(train).item() == before
 
 
@@ -139,7 +152,7 @@ def test_an_unmet_items_share_is_its_contents(small):
     torch.manual_seed(0)
     model = HafVt(catalogue, CONFIGS["default"]).eval()
     with torch.no_grad():
-        model.fuse["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
+        model.items.project["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
     batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
     parts = torch.stack(list(model.branches(batch, 0, candidates)), 2)[0].unflatten(1, (3, 3))  # (C, S, M)
     parts = (parts / parts.sum((1, 2), keepdim=True)).detach()
@@ -167,12 +180,12 @@ def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(smal
     torch.testing.assert_close(found[0].sum(2), torch.ones(3, 3))
     assert found[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
     assert found[1, 0].abs().max() == 0  # nothing of this domain
-    weights = found[0, 2, 0, :5] @ model.ids(batch.items[0, :5])  # through the merged ids' branch by hand
+    weights = found[0, 2, 0, :5] @ model.items.ids(batch.items[0, :5])  # the merged ids' branch by hand
     layer = model.layers[6]
     value = layer.qkv.weight[20:], layer.qkv.bias[20:]
     shifted = found[0, 2, 0, :5] @ layer.positions[:5]
-    by_hand = (weights + shifted) @ value[0].T + value[1] + layer.own(model.ids(batch.items[0, 4]))
-    torch.testing.assert_close(layer(model.ids(batch.items[:1, :5]))[0, -1], by_hand)
+    by_hand = (weights + shifted) @ value[0].T + value[1] + layer.own(model.items.ids(batch.items[0, 4]))
+    torch.testing.assert_close(layer(model.items.ids(batch.items[:1, :5]))[0, -1], by_hand)
 
 
 def never_met(catalogue: Catalogue, *items: int) -> Catalogue:
@@ -216,7 +229,7 @@ def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
     before = ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0).detach()
     assert before[0, 3] == before.min() == np.log(np.float32(1e-30))  # no probability at all
     with torch.no_grad():
-        ids.ids.weight[3] += 1
+        ids.items.ids.weight[3] += 1
     torch.testing.assert_close(ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0), before)
 
 
@@ -248,15 +261,59 @@ def test_padding_and_batch_mates_change_nothing(small):
     torch.testing.assert_close(model.loss(wide), model.loss(alone))
 
 
-def test_the_future_does_not_reach_a_state(small):
+def test_what_a_history_has_counts_less_and_the_others_more(small):
     model = build(small, CONFIGS["default"])
-    table = model.table(0)
-    items = torch.tensor([[1, 2, 3, 4, 5]])
-    changed = torch.tensor([[1, 2, 3, 9, 8]])
-    layer = model.layers[-3]  # of the ids of the merged sequence
-    before, after = (layer(torch.nn.functional.embedding(x, table)) for x in (items, changed))
-    assert torch.equal(before[:, :3], after[:, :3])
-    assert not torch.equal(before[:, 3:], after[:, 3:])
+    batch = Batch(torch.tensor([[1, 40, 2, 1]]), torch.tensor([4]))
+    with torch.no_grad():
+        model.come_back.fill_(1.0)  # as often as any other
+        as_ever = model.scores(batch, 0)[0]
+        model.come_back.fill_(-1.0)
+        never = model.scores(batch, 0)[0]
+    others = torch.tensor([number not in (1, 2) for number in range(30)]) & ~model.items.unmet[:30]
+    assert (never[~others] < as_ever[~others] - 20)[:2].all()
+    assert (never[others] > as_ever[others]).all()
+    one, two = CONFIGS["default"], replace(CONFIGS["default"], repeats=False)
+    torch.manual_seed(0)
+    with_it = HafVt(read_catalogue(small), one).eval()
+    without = HafVt(read_catalogue(small), two).eval()
+    without.load_state_dict({k: v for k, v in with_it.state_dict().items() if k != "come_back"})
+    with torch.no_grad():
+        with_it.come_back.fill_(1.0)
+    torch.testing.assert_close(with_it.scores(batch, 0), without.scores(batch, 0))
+    torch.testing.assert_close(with_it.loss(batch), without.loss(batch))
+
+
+def test_how_often_people_come_back_is_learned(small):
+    model = build(small, replace(CONFIGS["default"], repeats=True)).train()
+    optimizer = torch.optim.Adam([model.come_back], lr=0.01)
+
+    def learned(items: list[list[int]]) -> float:
+        batch = Batch(torch.tensor(items), torch.tensor([len(row) for row in items]))
+        with torch.no_grad():
+            model.come_back.zero_()
+        for _ in range(60):
+            optimizer.zero_grad()
+            model.loss(batch).backward()
+            optimizer.step()
+        return model.log_again()[0].exp().item()
+
+    assert learned([[1, 2, 3, 5, 6, 7]]) < 0.01
+    assert learned([[1, 2, 1, 2, 1, 2]]) > 0.9
+
+
+def test_the_future_does_not_reach_a_state(small):
+    for name, row in (("default", 2), ("weights", 2), ("merged", 0)):
+        model = build(small, CONFIGS[name])
+        lengths = torch.tensor([5])
+        reads = []
+        for items in ([[1, 2, 3, 4, 5]], [[1, 2, 3, 9, 8]]):
+            batch = Batch(torch.tensor(items), lengths)
+            states = model.states(row, batch)
+            x = model.items.history(0, batch.items) if states is None else states
+            reads.append(model.layer(row, 0)(x))
+        before, after = reads
+        assert torch.equal(before[:, :3], after[:, :3])
+        assert not torch.equal(before[:, 3:], after[:, 3:])
 
 
 def test_a_missing_picture_is_neither_favoured_nor_hurt(small):
@@ -299,5 +356,6 @@ def test_unencoded_modalities_are_refused(make_small):
 def test_the_paper_configuration_is_what_the_paper_says():
     assert (PAPER.id_width, PAPER.content_width, PAPER.dropout) == (256, 0, 0.3)
     assert (PAPER.temperature, PAPER.weights) == (1.0, "equal")
+    assert (PAPER.blocks, PAPER.repeats) == (0, False)
     assert not PAPER.residual
     assert not PAPER.positions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -15,10 +17,47 @@ def attention(F, layer):
     W, b, P = layer["qkv.weight"], layer["qkv.bias"], layer.get("positions")
     x = F if P is None else F + P[: len(F)]
     q, k, v = np.split(x @ W.T + b, 3, axis=1)
-    z = q @ k.T / np.sqrt(F.shape[1])
+    z = q @ k.T / np.sqrt(q.shape[1])
     z[np.triu_indices(len(F), 1)] = -np.inf
     h = softmax(z) @ v
     return F @ layer["own.weight"].T + h if "own.weight" in layer else h
+
+
+def norm(x, w, name):
+    centred = x - x.mean(-1, keepdims=True)
+    return (
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
+        + w[f"{name}.bias"]
+    )
+
+
+def encoder(x, w, blocks, heads):
+    """(t, d) -> (t, d): causal pre-norm blocks, as SASRec's."""
+    linear = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    x = norm(x, w, "enter")
+    x = x + w["positions"][: len(x)] if "positions" in w else x
+    for name in (f"blocks.{n}" for n in range(blocks)):
+        q, k, v = np.split(linear(norm(x, w, f"{name}.norm1"), f"{name}.qkv"), 3, axis=1)
+        found = []
+        for head in np.split(np.arange(x.shape[1]), heads):
+            z = q[:, head] @ k[:, head].T / np.sqrt(len(head))
+            z[np.triu_indices(len(x), 1)] = -np.inf
+            found.append(softmax(z) @ v[:, head])
+        x = x + linear(np.concatenate(found, axis=1), f"{name}.project")
+        inner = linear(norm(x, w, f"{name}.norm2"), f"{name}.inner")
+        gelu = inner * (1 + np.vectorize(math.erf)(inner / np.sqrt(2))) / 2
+        x = x + linear(gelu, f"{name}.outer")
+    return norm(x, w, "norm")
+
+
+def branch_states(sequence, tables, layers, encoders, s):
+    """The last state of each modality's branch of sequence number s."""
+    if encoders is None:
+        read = [inputs[sequence] for inputs, _ in tables]
+    else:
+        entering, weights, blocks, heads = encoders
+        read = [encoder(entering[sequence], weights[s], blocks, heads)] * len(tables)
+    return [attention(x, layer)[-1] for x, layer in zip(read, layers[s], strict=True)]
 
 
 def cosine(h, E):
@@ -31,15 +70,21 @@ def sequences(history, domains):
     return [[i for i in history if start <= i < stop] for start, stop in domains] + [list(history)]
 
 
-def mixture(h, tables, among, weights, tau):
+def counted(sequence, among, again):
+    """How much each item of `among` counts: those of the sequence `again` times."""
+    return np.where(np.isin(among, sequence), again, 1.0)
+
+
+def mixture(h, tables, among, weights, tau, counts):
     """(4)-(7): one state per modality -> P over the items `among`."""
-    return sum(
-        w * softmax(cosine(state, E[among]) / tau)
-        for w, state, (_, E) in zip(weights, h, tables, strict=True)
-    )
+    found = np.zeros(len(among))
+    for w, state, (_, E) in zip(weights, h, tables, strict=True):
+        e = counts * np.exp(cosine(state, E[among]) / tau)
+        found += w * e / e.sum()
+    return found
 
 
-def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, met):
+def loss(histories, domains, tables, layers, encoders, again, weights, tau, lambda1, lambda2, met):
     """(8), (9): each term a mean over its targets, each domain the X of (9) in turn."""
     total = domains[-1][1]
     sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
@@ -52,11 +97,8 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, met
             for t in range(len(sequence) - 1):
                 if not met[sequence[t + 1]]:
                     continue
-                h = [
-                    attention(inputs[sequence[: t + 1]], layer)[-1]
-                    for layer, (inputs, _) in zip(layers[s], tables, strict=True)
-                ]
-                p = mixture(h, tables, among, weights[s], tau)
+                h = branch_states(sequence[: t + 1], tables, layers, encoders, s)
+                p = mixture(h, tables, among, weights[s], tau, counted(sequence[: t + 1], among, again))
                 sums[s] -= np.log(p[np.searchsorted(among, sequence[t + 1])])
                 counts[s] += 1
     terms = sums / np.maximum(counts, 1)
@@ -68,7 +110,7 @@ def loss(histories, domains, tables, layers, weights, tau, lambda1, lambda2, met
     )
 
 
-def with_unmet(h, tables, among, weights, tau, met, content, new_items):
+def with_unmet(h, tables, among, weights, tau, counts, met, content, new_items):
     """(4)-(7) as scores are made: softmaxes over what was met; an item never met has no id.
 
     met: (V,) bool; content: per modality whether it is no id.
@@ -76,14 +118,29 @@ def with_unmet(h, tables, among, weights, tau, met, content, new_items):
     rest = sum(w for w, known in zip(weights, content, strict=True) if known)
     found = np.zeros(len(among))
     for w, state, (_, E), known in zip(weights, h, tables, content, strict=True):
-        e = np.exp(cosine(state, E[among]) / tau)
+        e = counts * np.exp(cosine(state, E[among]) / tau)
         p = e / e[met[among]].sum()
         found += np.where(met[among], w * p, new_items * w / rest * p if known else 0)
     return found
 
 
-def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lambda2, met, content, new_items):
-    """(10): scores of all items of a domain."""
+def scores(
+    history,
+    domain,
+    domains,
+    tables,
+    layers,
+    encoders,
+    again,
+    weights,
+    tau,
+    lambda1,
+    lambda2,
+    met,
+    content,
+    new_items,
+):
+    """(10): scores of all items of a domain; what the history has counts `again` times in every branch."""
     tables = [
         (inputs if known else inputs * met[:, None], E)
         for (inputs, E), known in zip(tables, content, strict=True)
@@ -94,15 +151,9 @@ def scores(history, domain, domains, tables, layers, weights, tau, lambda1, lamb
     for s, sequence in enumerate(sequences(history, domains)):
         if not sequence or layers[s] is None:
             continue
-        h = [
-            attention(inputs[sequence], layer)[-1]
-            for layer, (inputs, _) in zip(layers[s], tables, strict=True)
-        ]
-        if s == len(domains):
-            found += (
-                lambda2 * with_unmet(h, tables, everything, weights[s], tau, met, content, new_items)[mine]
-            )
-        else:
-            factor = 1 if s == domain else lambda1
-            found += factor * with_unmet(h, tables, mine, weights[s], tau, met, content, new_items)
+        h = branch_states(sequence, tables, layers, encoders, s)
+        ranked = everything if s == len(domains) else mine
+        rest = tau, counted(history, ranked, again), met, content, new_items
+        p = with_unmet(h, tables, ranked, weights[s], *rest)
+        found += lambda2 * p[mine] if s == len(domains) else (1 if s == domain else lambda1) * p
     return found

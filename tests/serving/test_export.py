@@ -119,20 +119,20 @@ def test_another_catalogue_can_be_given(tmp_path):
     run = train("hafvt", data, tmp_path / "run", params=params, epochs=1)
     folder = export(run.folder, out=tmp_path / "given", catalogue="given").folder
     given, random = OnnxScorer(folder), np.random.default_rng(0)
-    assert set(given.tables) == {"ids.weight", "frozen_title"}
+    assert set(given.tables) == {"items.ids.weight", "items.frozen_title"}
     items, lengths = random.integers(41, size=(4, 6)), np.array([6, 1, 3, 2])
     opened = open_run(run.folder)
     for other in (False, True):
         if other:
             titles = random.normal(size=(41, 6)).astype(np.float32)
-            opened.model.frozen_title.copy_(torch.from_numpy(titles))
+            opened.model.items.frozen_title.copy_(torch.from_numpy(titles))
             opened.model.eval()  # it forgets what it made of the former ones
-            given = OnnxScorer(folder, {"frozen_title": titles})
+            given = OnnxScorer(folder, {"items.frozen_title": titles})
         expected = TorchScorer(opened).scores(items, lengths, 0)
         assert given.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(HafvtError, match=r"give float32 \(41, 6\)"):
-        OnnxScorer(folder, {"frozen_title": titles[:40]})
-    with pytest.raises(HafvtError, match=r"no table 'x': it takes frozen_title, ids.weight"):
+        OnnxScorer(folder, {"items.frozen_title": titles[:40]})
+    with pytest.raises(HafvtError, match=r"no table 'x': it takes items.frozen_title, items.ids.weight"):
         OnnxScorer(folder, {"x": titles})
 
 

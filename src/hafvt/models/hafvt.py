@@ -25,6 +25,11 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   scores of the others are the same, whoever is added. Its id counts as zero: what content adds (`fused`)
   is all there is, or else its share of (7) is given to the other modalities, in proportion. Its score counts
   `new_items` times.
+* `blocks`: before its branches attend to it, a sequence passes through an encoder that they share. It reads
+  the sum of what is known of each item, the id's vector and projections of the frozen ones.
+* `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
+  how often people come back to what they had is one number, learned. A softmax that does not know it spends
+  its queries on turning away from the last items, near which the next one is sought.
 * `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
   itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
   fifth of SASRec's.
@@ -33,9 +38,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +48,25 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue, prepare_vectors
-from hafvt.models.attention import AttentionLayer
+from hafvt.features.catalogue import Catalogue
+from hafvt.models.attention import AttentionLayer, Encoder
 from hafvt.models.base import Model
+from hafvt.models.item_tables import ItemTables
 from hafvt.models.layers import kept_first, next_items, slots, view
-from hafvt.ops.catalogue_softmax import Ask, catalogue_nll, log_partition, target_log_probabilities
+from hafvt.ops.catalogue_softmax import (
+    Ask,
+    catalogue_nll,
+    log_partition,
+    target_log_probabilities,
+    without,
+)
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
 
-Made = TypeVar("Made")
+SWIFT = (
+    30.0  # Adam moves a weight by the learning rate at most: a log-odds that starts at 0 would take too long
+)
+FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
 
 
 @dataclass(frozen=True)
@@ -71,22 +86,26 @@ class HafVtConfig:
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
+    blocks: int = 1
+    """Blocks of the encoder that each sequence passes through before its branches attend; 0 for none."""
+    repeats: bool = True
+    """Learns how often people come back to an item that they had."""
     temperature: float = 0.1
     """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
     weights: tuple[float, ...] | Literal["learned", "equal"] = "learned"
     """alpha, beta, 1-alpha-beta of (7), in the order of the modalities; "learned" fits them, per sequence."""
-    lambda1: float = 0.1
+    lambda1: float = 0.3
     """Weight of the other domains' sequences in (9) and (10)."""
-    lambda2: float = 1.0
+    lambda2: float = 3.0
     """Weight of the merged sequence in (9) and (10)."""
     hierarchy: bool = True
     """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
     residual: bool = True
     """Adds the item's own vector, through a learned matrix, to the attention's output."""
     positions: bool = True
-    """Adds a learned vector per position to the attention's input."""
+    """Adds a learned vector per position to what comes in."""
     dropout: float = 0.2
-    """Dropout rate on the attention's input and output."""
+    """Dropout rate on what comes in and on what attention and blocks add."""
     new_items: float = 2.0
     """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
     1 hardly any of them comes among the best ten. It changes scores only, not training."""
@@ -99,6 +118,8 @@ PAPER = HafVtConfig(
     id_scale=256**-0.5,
     fused=False,
     content_width=0,
+    blocks=0,
+    repeats=False,
     temperature=1.0,
     weights="equal",
     residual=False,
@@ -106,6 +127,20 @@ PAPER = HafVtConfig(
     dropout=0.3,
 )
 """The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
+
+
+class Pairs(NamedTuple):
+    """What a sequence's histories are asked for in training, N targets in all."""
+
+    inputs: Batch
+    mask: Tensor
+    """(B, T) the slots that a target follows."""
+    targets: Tensor
+    """(N,) items."""
+    had: Tensor
+    """(N, T) the slots up to there, each item once; what training is not to meet left out."""
+    again: Tensor
+    """(N,) whether the target is among them."""
 
 
 class Query(NamedTuple):
@@ -121,67 +156,49 @@ class Query(NamedTuple):
     """(B,) whether its sequence has no items."""
     bonus: Tensor
     """(), added to `log_weight` for an item that training never met: -inf for its id."""
+    less: Tensor | None
+    """(B,), see `Ask.less`."""
 
 
 class HafVt(Model):
     """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
 
-    popularity: Tensor
-    unmet: Tensor
-    """(V,) which items training never met."""
-    met_items: Tensor
-    """(V',) the others."""
-    met_number: Tensor
-    """(V,) the place of each item among them."""
-
     def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains = config, catalogue.domains
         self.max_length = config.max_length
-        self.register_buffer("popularity", catalogue.counts, persistent=False)
-        self.register_buffer("unmet", catalogue.unmet, persistent=False)
-        self.all_met = not bool(self.unmet.any())
-        met = ~self.unmet
-        # Numbers, not a mask: how many there are is a shape then, and no graph is traced without shapes.
-        self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)
-        self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)
-        before = F.pad(met.cumsum(0), (1, 0)).tolist()
-        ends = [(d.start, d.stop) for d in self.domains] + [(0, len(catalogue))]
-        self.learned = [slice(before[start], before[stop]) for start, stop in ends]  # as places in met_items
-        self.modalities = config.modalities or ("id", *sorted(catalogue.vectors))
-        absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
-        if absent:
-            raise HafvtError(
-                f"no features {', '.join(absent)}: encode them, or leave them out of --params.modalities"
-            )
-        widths = []
-        for modality in self.modalities:
-            if modality == "id":
-                self.ids = nn.Embedding(len(catalogue), config.id_width)
-                nn.init.normal_(self.ids.weight, std=config.id_scale)
-                widths.append(config.id_width)
-            else:
-                rows = prepare_vectors(catalogue.vectors[modality], catalogue, config.content_width)
-                self.register_buffer(f"frozen_{modality}", rows, persistent=False)
-                widths.append(rows.shape[1])
-        content = zip(self.modalities, widths, strict=True)
-        self.fuse = nn.ModuleDict(
-            {m: nn.Linear(w, config.id_width, bias=False) for m, w in content if m != "id"}
-            if config.fused and "id" in self.modalities
-            else {}
+        self.items = ItemTables(
+            catalogue,
+            config.modalities,
+            config.id_width,
+            config.id_scale,
+            config.content_width,
+            fused=config.fused,
+            entered=config.blocks > 0,
         )
-        self.held: dict[str, Any] = {}  # see `once`
+        self.modalities, widths = self.items.modalities, self.items.widths
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
-        sequences = len(self.used)
         positions = config.max_length if config.positions else 0
+        deep = config.blocks > 0
+        self.encoders = nn.ModuleList(
+            Encoder(config.id_width, config.blocks, positions, config.dropout)
+            for _ in (self.used if deep else [])
+        )
         self.layers = nn.ModuleList(
-            AttentionLayer(width, positions, config.residual, config.dropout)
-            for _ in range(sequences)
+            AttentionLayer(
+                config.id_width if deep else width,
+                width,
+                0 if deep else positions,
+                config.residual,
+                config.dropout,
+            )
+            for _ in self.used
             for width in widths
         )
+        self.come_back = nn.Parameter(torch.zeros(())) if config.repeats else None
         if config.weights == "learned":
-            self.mix = nn.Parameter(torch.zeros(sequences, len(widths)))
+            self.mix = nn.Parameter(torch.zeros(len(self.used), len(widths)))
         else:
             fixed = [1.0] * len(widths) if config.weights == "equal" else list(config.weights)
             if len(fixed) != len(widths):
@@ -189,69 +206,24 @@ class HafVt(Model):
             self.register_buffer(
                 # A weight of 0 has a logarithm, too: 1e-35 adds nothing to a probability.
                 "mix",
-                torch.tensor(fixed).log().clamp(min=-80).expand(sequences, -1).clone(),
+                torch.tensor(fixed).log().clamp(min=-80).expand(len(self.used), -1).clone(),
                 persistent=False,
             )
-
-    def branch(self, sequence: int, modality: int, items: Tensor) -> Tensor:
-        """Returns H of (1) for one branch, (B, T, d) -> (B, T, d)."""
-        h: Tensor = self.layers[self.used.index(sequence) * len(self.modalities) + modality](items)
-        return h
 
     def log_weights(self) -> Tensor:
         """Returns log alpha, log beta, ... of (7) for each sequence in use, (S, M)."""
         return torch.log_softmax(self.mix, dim=1)
 
-    def table(self, modality: int) -> Tensor:
-        """Returns the vectors of all items, (V, d)."""
-        name = self.modalities[modality]
-        if name != "id":
-            frozen: Tensor = getattr(self, f"frozen_{name}")
-            return frozen
-        return self.once("ids", self.fused_ids) if self.fuse else self.ids.weight
+    def log_again(self) -> tuple[Tensor, Tensor]:
+        """Returns the logs of the share that what a history has counts, and of the rest, () each."""
+        odds = torch.zeros(()) if self.come_back is None else SWIFT * self.come_back
+        return F.logsigmoid(odds), F.logsigmoid(-odds)
 
-    def once(self, name: str, make: Callable[[], Made]) -> Made:
-        """Returns what is made of the weights, which in evaluation no longer change: it is made once then."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return make()
-        if self.held.get("on") != self.popularity.device:
-            self.held = {"on": self.popularity.device}
-        if name not in self.held:
-            self.held[name] = make()
-        found: Made = self.held[name]
+    def layer(self, row: int, modality: int) -> AttentionLayer:
+        """Returns the attention of a branch, by the place of its sequence among those in use."""
+        found = self.layers[row * len(self.modalities) + modality]
+        assert isinstance(found, AttentionLayer)
         return found
-
-    def fused_ids(self) -> Tensor:
-        """Returns the ids' vectors and what pictures and titles add; of an item never met that alone."""
-        table = self.ids.weight
-        if not self.all_met:
-            table = table.masked_fill(self.unmet[:, None], 0.0)
-        for name, project in self.fuse.items():
-            table = table + project(getattr(self, f"frozen_{name}"))
-        return table
-
-    def train(self, mode: bool = True) -> HafVt:
-        """Switches between training and evaluation."""
-        self.held = {}
-        super().train(mode)
-        return self
-
-    def compared(self, modality: int) -> Tensor:
-        """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
-        table = self.table(modality)
-        return F.normalize(table, dim=1) if self.modalities[modality] == "id" else table
-
-    def inputs(self, modality: int, items: Tensor) -> Tensor:
-        """Returns the vectors of a history's items, (B, T, d): an id that was never fitted counts as zero."""
-        found = F.embedding(items, self.table(modality))
-        if self.all_met or self.fuse or self.modalities[modality] != "id":
-            return found
-        return found.masked_fill(self.unmet[items][..., None], 0.0)
-
-    def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns, per modality, `compared` and its rows of what training met, which softmaxes are over."""
-        tables = [self.compared(modality) for modality in range(len(self.modalities))]
-        return [(table, table if self.all_met else table[self.met_items]) for table in tables]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -270,126 +242,206 @@ class HafVt(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
         pairs = [self.pairs(sequence) for sequence in self.sequences(batch)]
-        scale, log_weights = 1 / self.config.temperature, self.log_weights()
+        scale, log_weights, (log_again, _) = 1 / self.config.temperature, self.log_weights(), self.log_again()
         of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         factors = [self.config.lambda2 if n == len(self.domains) else of_domain for n in self.used]  # (9)
+        shares = [
+            factor / max(len(p.targets), 1) for factor, p in zip(factors, pairs, strict=True)
+        ]  # (8): means
+        loss = torch.zeros((), device=self.mix.device)
+        if self.config.repeats:
+            for share, pair in zip(shares, pairs, strict=True):
+                loss = loss - share * log_again * pair.again.sum()
+        entering, states = self.read(pairs)
         # The ids last: the gradient of their table is cheapest where the loss is made.
         *others, last = sorted(range(len(self.modalities)), key=lambda m: self.modalities[m] == "id")
         if self.config.sampled:
-            return self.sampled_loss(pairs, factors)
+            return loss + self.sampled_loss(pairs, entering, states, shares)
         said: list[list[Tensor]] = [[] for _ in self.used]  # per sequence, (N,) per modality: log w p
         for modality in others:
-            table, asks = self.asks(modality, pairs)
+            table, asks = self.asks(modality, pairs, entering, states)
             for row, log_p in enumerate(target_log_probabilities(asks, table, scale)):
                 said[row].append(log_weights[row, modality] + log_p)
-        table, asks = self.asks(last, pairs)
-        loss = torch.zeros((), device=table.device)
-        for row, (ask, factor) in enumerate(zip(asks, factors, strict=True)):
-            share = factor / max(len(ask.targets), 1)  # (8) is a mean
+        table, asks = self.asks(last, pairs, entering, states)
+        for row, (ask, share) in enumerate(zip(asks, shares, strict=True)):
             # (7), log sum_m w_m p_m = log w_last + log(beside + p_last)
             beside = torch.stack(said[row]).logsumexp(0) - log_weights[row, last] if others else None
             asks[row] = ask._replace(share=share, beside=beside)
             loss = loss - share * len(ask.targets) * log_weights[row, last]
         return loss + catalogue_nll(asks, table, scale, unit=self.modalities[last] == "id")
 
-    def sampled_loss(self, pairs: list[tuple[Batch, Tensor, Tensor]], factors: list[float]) -> Tensor:
+    def sampled_loss(
+        self,
+        pairs: list[Pairs],
+        entering: tuple[Tensor, list[Tensor]] | None,
+        states: list[Tensor],
+        shares: list[float],
+    ) -> Tensor:
         """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
-        popularity = self.popularity[self.met_items]
-        samples = [draw(popularity, self.learned[n], self.config.sampled) for n in self.used]
+        samples = [draw(self.items.popularity, self.items.learned[n], self.config.sampled) for n in self.used]
         of_modalities = []
         for modality, name in enumerate(self.modalities):
-            table, asks = self.asks(modality, pairs)
+            table, asks = self.asks(modality, pairs, entering, states)
             scale, unit = 1 / self.config.temperature, name == "id"
             of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit))
         loss = torch.zeros((), device=self.mix.device)
-        for row, (log_weights, factor) in enumerate(zip(self.log_weights(), factors, strict=True)):
+        for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
             log_p = torch.stack([of_modality[row] for of_modality in of_modalities], dim=1)  # (N, M)
             mixed = (log_weights + log_p).logsumexp(1)  # (7), (N,)
-            loss = loss - factor * mixed.sum() / max(len(mixed), 1)
+            loss = loss - share * mixed.sum()
         return loss
 
-    def pairs(self, sequence: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """Returns `next_items`, where a target that training is not to meet is none."""
+    def pairs(self, sequence: Batch) -> Pairs:
+        """Returns `next_items` and what comes again; a target that training is not to meet is none."""
         inputs, mask, targets = next_items(sequence)
-        if self.all_met:
-            return inputs, mask, targets
-        known = ~self.unmet[targets]
-        return inputs, mask.masked_scatter(mask, known), targets[known]
+        first, early = first_times(inputs), no_later(inputs.items.shape[1], inputs.items.device)
+        following = sequence.items[:, 1:, None] == inputs.items[:, None, :]  # (B, T, T)
+        if not self.items.all_met:
+            first &= ~self.items.unmet[inputs.items]
+            known = ~self.items.unmet[targets]
+            mask, targets = mask.masked_scatter(mask, known), targets[known]
+        had = first[:, None, :] & early
+        return Pairs(inputs, mask, targets, had[mask], (following & had)[mask].any(1))
 
-    def asks(self, modality: int, pairs: list[tuple[Batch, Tensor, Tensor]]) -> tuple[Tensor, list[Ask]]:
+    def read(self, pairs: list[Pairs]) -> tuple[tuple[Tensor, list[Tensor]] | None, list[Tensor]]:
+        """Returns what enters the encoders in training, all items and the histories, and what comes out.
+
+        Nothing enters and nothing comes out where there are no encoders.
+        """
+        if not self.encoders:
+            return None, []
+        entering = look_up(self.items.entering(), *(p.inputs.items for p in pairs))
+        return entering, [encode(x) for encode, x in zip(self.encoders, entering[1], strict=True)]
+
+    def asks(
+        self,
+        modality: int,
+        pairs: list[Pairs],
+        entering: tuple[Tensor, list[Tensor]] | None,
+        states: list[Tensor],
+    ) -> tuple[Tensor, list[Ask]]:
         """Returns a modality's vectors of what training meets, (V', d), and what each sequence asks of them.
 
         An item that training never meets would only be pushed away.
         """
-        table, histories = look_up(self.table(modality), *(inputs.items for inputs, _, _ in pairs))
-        if not self.all_met:
-            table = table[self.met_items]
+        unit = self.modalities[modality] == "id"
+        if entering is not None and unit and self.items.fused:  # it is the same table, looked up once
+            table, histories = entering
+        else:
+            table, histories = look_up(self.items.table(modality), *(p.inputs.items for p in pairs))
+        if not self.items.all_met:
+            table = table[self.items.met_items]
         asks = []
-        for number, items, (_, mask, targets) in zip(self.used, histories, pairs, strict=True):
-            h = self.branch(number, modality, items)[mask]  # (N, d)
-            asks.append(Ask(F.normalize(h.float(), dim=1), self.met_number[targets], self.learned[number]))
+        for row, (number, history, pair) in enumerate(zip(self.used, histories, pairs, strict=True)):
+            h: Tensor = self.layer(row, modality)(states[row] if states else history)
+            h = F.normalize(h.float(), dim=2)  # (B, T, d)
+            less = None
+            if self.config.repeats:
+                vectors = F.normalize(history.float(), dim=2) if unit else history
+                z = ((h / self.config.temperature) @ vectors.transpose(1, 2))[pair.mask]  # (N, T)
+                less = self.less(z, pair.had)
+            targets = self.items.met_number[pair.targets]
+            asks.append(Ask(h[pair.mask], targets, self.items.learned[number], less=less))
         return table, asks
+
+    def less(self, z: Tensor, had: Tensor) -> Tensor:
+        """Returns the log of what the items of a history count less than others would, (N, T) -> (N,)."""
+        _, rest = self.log_again()
+        return z.float().masked_fill(~had, FAR).logsumexp(1) + rest
 
     def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
         """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
         log_weights, scale = self.log_weights(), 1 / self.config.temperature
-        # Who knows an item that training never met: all but its id, which content may speak for.
-        knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fuse]
+        knowing, tables = self.items.knowing, self.items.candidates()
+        had = first_times(batch) & ~self.items.unmet[batch.items]  # (B, T)
+        had_here = had & self.within(batch.items, domain)
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             merged = number == len(self.domains)
             factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
+            states = self.states(row, sequence)
             for modality in range(len(self.modalities)):
-                layer: Any = self.layers[row * len(self.modalities) + modality]
-                items = self.inputs(modality, sequence.items)
-                h = scale * F.normalize(layer.last_state(items, sequence.lengths).float(), dim=1)  # (B, d)
+                x = self.items.history(modality, sequence.items) if states is None else states
+                h = self.layer(row, modality).last_state(x, sequence.lengths).float()
+                h = scale * F.normalize(h, dim=1)  # (B, d)
+                less = None
+                if self.config.repeats:
+                    z = torch.einsum("bd,btd->bt", h, F.embedding(batch.items, tables[modality][0]))
+                    less = self.less(z, had if merged else had_here)
                 weight = log_weights[row, modality] + torch.tensor(factor).log()
                 # They share what the id leaves: 1 / (1 - alpha).
                 others = log_weights[row, knowing].logsumexp(0)
                 lift = math.log(self.config.new_items) - others
                 bonus = lift if modality in knowing else torch.full_like(others, -torch.inf)
-                yield Query(number, modality, h, weight, sequence.lengths == 0, bonus)
+                yield Query(number, modality, h, weight, sequence.lengths == 0, bonus, less)
+
+    def states(self, row: int, sequence: Batch) -> Tensor | None:
+        """Returns what the branches of a sequence attend to, (B, T, q); None where there are no encoders."""
+        if not self.encoders:
+            return None
+        states: Tensor = self.encoders[row](F.embedding(sequence.items, self.items.entering()))
+        return states
+
+    def within(self, items: Tensor, domain: int) -> Tensor:
+        """Returns which items are of a domain."""
+        return (items >= self.domains[domain].start) & (items < self.domains[domain].stop)
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
-        among, whole = self.candidates(domain), range(len(self.domains))
-        tables = self.once("candidates", self.candidate_tables)
-        here = self.met_items[self.learned[domain]] - among.start  # columns of what training met
-        new = self.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
-        for number, modality, h, log_weight, silent, bonus in self.queries(batch, domain):
+        among, whole, tables = self.candidates(domain), range(len(self.domains)), self.items.candidates()
+        learned, all_met = self.items.learned, self.items.all_met
+        here = self.items.met_items[learned[domain]] - among.start  # columns of what training met
+        new = self.items.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
+        for number, modality, h, log_weight, silent, bonus, less in self.queries(batch, domain):
             table, met = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
-                lse = (z if self.all_met else z[:, here]).logsumexp(1)
+                lse = (z if all_met else z[:, here]).logsumexp(1)
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
-                lse = log_partition(h, met[self.learned[domain]])
+                lse = log_partition(h, met[learned[domain]])
             if number == len(self.domains):  # its softmax is over the other domains, too
                 for other in whole:
                     if other != domain:
-                        lse = torch.logaddexp(lse, log_partition(h, met[self.learned[other]]))
+                        lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
+            lse, _, _ = without(lse, less)
             # (4-6) and their weight in one: an empty sequence says nothing.
             z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])
-            if not self.all_met:
+            if not all_met:
                 z.add_(torch.where(new, bonus, 0.0))
+            if self.config.repeats:
+                self.lower(z, batch, domain, candidates)
             yield z.exp_()
+
+    def lower(self, z: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None) -> None:
+        """Lowers, in place, the logits of what the history has, (B, C), to the share that it counts."""
+        log_again, _ = self.log_again()
+        if candidates is None:
+            lowered = first_times(batch) & self.within(batch.items, domain)
+            columns = (batch.items - self.domains[domain].start).clamp(0, z.shape[1] - 1)
+            z.scatter_add_(1, columns, torch.where(lowered, log_again, 0.0))
+        else:
+            real = slots(batch.lengths, batch.items.shape[1])[:, None, :]
+            had = ((candidates[:, :, None] == batch.items[:, None, :]) & real).any(2)  # (B, C)
+            z.add_(torch.where(had, log_again, 0.0))
 
     def attention(self, batch: Batch) -> Tensor:
         """Returns what the last state of each branch attends to, (B, S, M, T), over the merged history.
 
-        Each row over T sums to 1, or to 0 where the branch's sequence has no items.
+        Each row over T sums to 1, or to 0 where the branch's sequence has no items. Behind an encoder an
+        item's state also knows those before it.
         """
         rows, width = batch.items.shape
         found = torch.zeros(rows, len(self.used), len(self.modalities), width, device=batch.items.device)
         for row, number in enumerate(self.used):
             keep = slots(batch.lengths, batch.items.shape[1])
             if number < len(self.domains):
-                among = self.candidates(number)
-                keep &= (batch.items >= among.start) & (batch.items < among.stop)
+                keep &= self.within(batch.items, number)
             sequence = view(batch, keep)
             places = kept_first(keep)[:, : sequence.items.shape[1]]
+            states = self.states(row, sequence)
             for modality in range(len(self.modalities)):
-                layer: Any = self.layers[row * len(self.modalities) + modality]
-                weights = layer.weights(self.inputs(modality, sequence.items), sequence.lengths)
+                x = self.items.history(modality, sequence.items) if states is None else states
+                weights = self.layer(row, modality).weights(x, sequence.lengths)
                 found[:, row, modality].scatter_(1, places, weights.float())
         return found
 
@@ -414,13 +466,9 @@ class HafVt(Model):
         parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
         shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
         shares = shares.view(*shares.shape[:2], len(self.used), -1)
-        if self.fuse and not self.all_met:
-            adds = torch.zeros_like(shares[:, :, 0])  # (B, C, M)
-            for name, project in self.fuse.items():
-                rows = F.embedding(candidates, getattr(self, f"frozen_{name}"))
-                adds[..., self.modalities.index(name)] = project(rows).norm(dim=2)
-            new, number = self.unmet[candidates][..., None], self.modalities.index("id")  # (B, C, 1)
-            adds = F.normalize(adds, p=1, dim=2) * new
+        if self.items.fused and not self.items.all_met:
+            new, number = self.items.unmet[candidates][..., None], self.modalities.index("id")  # (B, C, 1)
+            adds = self.items.added(candidates) * new  # (B, C, M)
             shares = shares + shares[..., number, None] * adds[:, :, None]
             shares[..., number].masked_fill_(new, 0.0)
         return shares
@@ -434,8 +482,21 @@ class HafVt(Model):
         """
         grown, weights = HafVt(catalogue, self.config), self.state_dict()
         if "id" in self.modalities:
-            rows = torch.zeros_like(grown.ids.weight)
-            rows[numbers] = self.ids.weight
-            weights["ids.weight"] = rows.detach()
+            rows = torch.zeros_like(grown.items.ids.weight)
+            rows[numbers] = self.items.ids.weight
+            weights["items.ids.weight"] = rows.detach()
         grown.load_state_dict(weights)
         return grown.eval()
+
+
+def first_times(batch: Batch) -> Tensor:
+    """Returns the slots that hold an item which no earlier slot of their row holds, (B, T)."""
+    same = batch.items[:, :, None] == batch.items[:, None, :]  # (B, T, T)
+    earlier = ~no_later(batch.items.shape[1], batch.items.device).T
+    return slots(batch.lengths, batch.items.shape[1]) & ~(same & earlier).any(2)
+
+
+def no_later(width: int, device: torch.device) -> Tensor:
+    """Returns which slots (columns) come at a slot (rows) or before it, (T, T)."""
+    place = torch.arange(width, device=device)
+    return place <= place[:, None]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafvt.ops.catalogue_softmax import Ask
+from hafvt.ops.catalogue_softmax import Ask, without
 
 POWER = 0.75  # of the popularity: between uniform and as popular
 
@@ -74,5 +74,6 @@ def sampled_log_probabilities(
         z = (h @ drawn.T).float() - sample.log_rate  # (N, count)
         z = z.masked_fill(sample.items == ask.targets[:, None], -torch.inf)
         own = (h * row).sum(1).float()
-        found.append(own - torch.cat([own[:, None], z], dim=1).logsumexp(1))
+        lse, _, _ = without(torch.cat([own[:, None], z], dim=1).logsumexp(1), ask.less)
+        found.append(own - lse)
     return found

@@ -212,14 +212,15 @@ def quiet() -> Iterator[None]:
 
 
 def take_tables(graph: Any, items: int, suffix: str) -> dict[str, np.ndarray]:
-    """Makes a graph's tables of items, weights with a row for each item, its inputs.
+    """Makes a graph's tables of items, weights with a vector for each item, its inputs.
 
     Returns:
         The tables by the names of the inputs.
     """
     found = {}
     for key, value in list(graph.initializers.items()):
-        if value.const_value.shape[0:1] == (items,) and key.startswith("model."):
+        shape = value.const_value.shape
+        if len(shape) == 2 and shape[0] == items and key.startswith("model."):
             del graph.initializers[key]
             value.name = key.removeprefix("model.") + suffix
             found[value.name] = value.const_value.numpy()

@@ -103,7 +103,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         for number in chosen:
             built[number], domain = [], shelf.domains[number]
             with torch.inference_mode():
-                tables = models[number].once("candidates", models[number].candidate_tables)
+                tables = models[number].items.candidates()
             for table, _ in tables:
                 built[number].append(build(table[domain.start : domain.stop].numpy()))
                 advance()

@@ -13,6 +13,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import need
 from hafvt.models.hafvt import HafVt, Query
+from hafvt.ops.catalogue_softmax import without
 from hafvt.ops.tiles import SAFE
 from hafvt.serving.scorer import Float32
 
@@ -38,13 +39,14 @@ class FaissShortlist:
     def scores(self, items: Int64, lengths: Int64, domain: int, depth: int) -> tuple[Int64, Float32]:
         """See `Shortlist.scores`."""
         model = self.models[domain]
-        tables, start = model.once("candidates", model.candidate_tables), model.domains[domain].start
+        tables, start = model.items.candidates(), model.domains[domain].start
         asked: list[list[Query]] = [[] for _ in tables]
-        for query in model.queries(Batch(torch.from_numpy(items), torch.from_numpy(lengths)), domain):
+        batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
+        for query in model.queries(batch, domain):
             asked[query.modality].append(query)
         columns = self.find(asked, domain, depth)
         numbers = torch.from_numpy(columns.clip(min=0) + start)  # (B, C)
-        new = model.unmet[numbers]
+        new = model.items.unmet[numbers]
         total = torch.zeros(numbers.shape)
         for (table, met), queries in zip(tables, asked, strict=True):
             h = torch.stack([query.h for query in queries], dim=1)  # (B, S, d)
@@ -52,8 +54,13 @@ class FaissShortlist:
             z = torch.stack([one @ table[few].T for one, few in zip(h, numbers, strict=True)])
             for row, lse in enumerate(partitions(model, met, queries, domain)):
                 query = queries[row]
+                lse, _, _ = without(lse, query.less)
                 part = z[:, row] - (lse - query.log_weight).masked_fill(query.silent, torch.inf)[:, None]
                 total += torch.where(new, part + query.bonus, part).exp_()
+        if model.config.repeats:  # alike in all branches
+            lowered = torch.zeros_like(total)
+            model.lower(lowered, batch, domain, numbers)
+            total *= lowered.exp_()
         total.clamp_(min=1e-30).log_()
         return columns, np.where(columns < 0, -np.inf, total.numpy()).astype(np.float32)
 
@@ -94,7 +101,7 @@ def partitions(model: HafVt, met: Tensor, queries: list[Query], domain: int) -> 
         domain: that they ask for.
     """
     # No logit is larger, as no vector is longer than 1.
-    tables, safe = [met[part] for part in model.learned], 1 / model.config.temperature < SAFE
+    tables, safe = [met[part] for part in model.items.learned], 1 / model.config.temperature < SAFE
     own = partition(torch.cat([query.h for query in queries]), tables[domain], safe)
     found = list(own.view(len(queries), -1))
     for row, query in enumerate(queries):

@@ -146,11 +146,22 @@ class Models:
     async def run(self) -> None:
         """Loads the first model, then watches over it until it is cancelled."""
         self.loop = asyncio.get_running_loop()
-        loaded = seen = await asyncio.to_thread(self.source.version)
+        loaded = await asyncio.to_thread(self.source.version)
         await self.load()
         if self.live is None:
             self.on_problem()
             return
+        # What is here by now, torch's modules above all, is no garbage ever. Under load the collector would
+        # walk all of it every other second, for a tenth of a second in which nobody is answered.
+        gc.freeze()
+        try:
+            await self.watch(loaded)
+        finally:
+            gc.unfreeze()
+
+    async def watch(self, loaded: Version) -> None:
+        """Loads the model anew whenever it is asked for or its files are others than those loaded."""
+        seen = loaded
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.asked.wait(), WATCH_S)

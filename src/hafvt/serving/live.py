@@ -49,7 +49,7 @@ class Source:
         Raises:
             HafvtError: there is none.
         """
-        return Recommender.open(self.folder, self.data)
+        return Recommender.open(self.folder, self.data, threads=threads())
 
     def people(self) -> Dataset | None:
         """Returns the dataset for its people's histories, None where it is not at hand."""
@@ -101,10 +101,6 @@ class Live:
             HafvtError: there is none, or its scores are no numbers.
         """
         recommender = source.open()
-        torch = sys.modules.get("torch")
-        if torch is not None and "OMP_NUM_THREADS" not in os.environ:
-            # One core is left for reading requests and writing answers: threads that wait for it spin.
-            torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         shelf = recommender.shelf
         for number, domain in enumerate(shelf.domains):
             histories = [np.arange(size, dtype=np.int64) % shelf.domains[-1].stop for size in (1, 2, 50)]
@@ -190,6 +186,15 @@ class Models:
             await asyncio.to_thread(give_back)
             shelf = self.live.recommender.shelf
             logger.info("serving %s, %d items", self.live.recommender.scorer.name, len(shelf.met))
+
+
+def threads() -> int:
+    """Returns how many threads score: one core is left for reading requests and writing answers.
+
+    Threads that wait for that core would spin, torch's as well as onnxruntime's.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() else max(1, (os.cpu_count() or 2) - 1)
 
 
 def give_back() -> None:

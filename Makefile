@@ -42,6 +42,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/peers.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/plain.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/accuracy.py --shared "$(SHARED)" --work "$(WORK)/accuracy"
+	$(BIN)/python benchmarks/load.py "$(WORK)/accuracy/runs/movielens-posters/hafvt-bf16-0"
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py

@@ -15,6 +15,7 @@ from hafvt import export, train
 from hafvt.data.batches import target_batches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import full
+from hafvt.serving.live import Source
 from hafvt.serving.onnx_scorer import OnnxScorer
 from hafvt.serving.recommender import Recommender
 from hafvt.serving.torch_scorer import TorchScorer
@@ -92,6 +93,20 @@ def test_no_torch_is_needed(run, baked):
     here = Recommender.open(run.folder)
     assert ids == [ids for ids, _, _ in recommended(here, "d1")]
     assert rank == here.explain(HISTORIES[0], "i9").rank
+
+
+def test_a_server_leaves_a_core_to_those_who_ask(run, baked, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    try:
+        Source(run.folder).open()
+        assert torch.get_num_threads() == Source(baked).open().scorer.threads == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        Source(run.folder).open()
+        assert torch.get_num_threads() == Source(baked).open().scorer.threads == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_damage_is_told(baked, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 from starlette.testclient import TestClient
@@ -91,6 +93,19 @@ def test_a_model_whose_scores_are_no_numbers_is_refused(own_run, monkeypatch):
     monkeypatch.setattr(Recommender, "scores", lambda self, histories, domain: [[float("nan")]])
     with pytest.raises(HafvtError, match="no numbers"):
         Live.open(Source(own_run))
+
+
+def test_the_collector_leaves_the_model_alone_and_yet_old_ones_go(own_run):
+    frozen = gc.get_freeze_count()
+    with TestClient(create_app(Source(own_run))) as client:
+        wait_until(lambda: gc.get_freeze_count() > frozen)
+        models = client.app.state.models
+        for _ in range(2):
+            old = weakref.ref(models.live)
+            models.ask()
+            wait_until(lambda old=old: old() is None)
+        assert name_of(client) == "hafvt"
+    assert gc.get_freeze_count() == 0
 
 
 def test_without_the_dataset_there_are_no_people(own_run, monkeypatch):

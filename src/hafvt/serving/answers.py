@@ -158,15 +158,14 @@ def person_json(live: Live, user_id: str) -> dict[str, Any] | None:
     users = (live.people.user_ids == user_id).arg_true()
     if not len(users):
         return None
-    shelf = live.recommender.shelf
-    numbers = shelf.find(_history(live, users[0], HISTORY))[0].tolist()
-    return {"user_id": user_id, "history": [item_json(shelf.item(number)) for number in numbers]}
+    return {"user_id": user_id, "history": _history(live, users[0], HISTORY)}
 
 
-def _history(live: Live, user: int, most: int) -> list[str]:
-    """Returns the ids of the last items of a person, oldest first."""
+def _history(live: Live, user: int, most: int) -> list[dict[str, Any]]:
+    """Returns the last items of a person that the catalogue has, oldest first."""
     assert live.people is not None
     start, stop = live.people.offsets[user], live.people.offsets[user + 1]
     numbers = np.asarray(live.people.items[max(start, stop - most) : stop], dtype=np.int64)
-    ids: list[str] = live.people.item_table["item_id"].gather(numbers).to_list()
-    return ids
+    shelf = live.recommender.shelf
+    known, _ = shelf.find(live.people.item_table["item_id"].gather(numbers))
+    return [item_json(shelf.item(number)) for number in known.tolist()]

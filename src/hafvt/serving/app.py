@@ -219,7 +219,7 @@ def create_app(source: Source, settings: Settings | None = None) -> FastAPI:
         """Lists people of the dataset, where it is at hand."""
         return Json(people_json(live(), limit, offset))
 
-    @app.get("/people/{user_id:path}", response_model=wire.History)
+    @app.get("/people/{user_id:path}", response_model=wire.Person)
     async def person(user_id: str) -> Response:
         """Tells what a person met."""
         found = person_json(live(), user_id)

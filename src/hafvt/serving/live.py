@@ -49,7 +49,7 @@ class Source:
         Raises:
             HafvtError: there is none.
         """
-        return Recommender.open(self.folder, self.data)
+        return Recommender.open(self.folder, self.data, threads=threads())
 
     def people(self) -> Dataset | None:
         """Returns the dataset for its people's histories, None where it is not at hand."""
@@ -101,10 +101,6 @@ class Live:
             HafvtError: there is none, or its scores are no numbers.
         """
         recommender = source.open()
-        torch = sys.modules.get("torch")
-        if torch is not None and "OMP_NUM_THREADS" not in os.environ:
-            # One core is left for reading requests and writing answers: threads that wait for it spin.
-            torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         shelf = recommender.shelf
         for number, domain in enumerate(shelf.domains):
             histories = [np.arange(size, dtype=np.int64) % shelf.domains[-1].stop for size in (1, 2, 50)]
@@ -146,11 +142,22 @@ class Models:
     async def run(self) -> None:
         """Loads the first model, then watches over it until it is cancelled."""
         self.loop = asyncio.get_running_loop()
-        loaded = seen = await asyncio.to_thread(self.source.version)
+        loaded = await asyncio.to_thread(self.source.version)
         await self.load()
         if self.live is None:
             self.on_problem()
             return
+        # What is here by now, torch's modules above all, is no garbage ever. Under load the collector would
+        # walk all of it every other second, for a tenth of a second in which nobody is answered.
+        gc.freeze()
+        try:
+            await self.watch(loaded)
+        finally:
+            gc.unfreeze()
+
+    async def watch(self, loaded: Version) -> None:
+        """Loads the model anew whenever it is asked for or its files are others than those loaded."""
+        seen = loaded
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.asked.wait(), WATCH_S)
@@ -179,6 +186,15 @@ class Models:
             await asyncio.to_thread(give_back)
             shelf = self.live.recommender.shelf
             logger.info("serving %s, %d items", self.live.recommender.scorer.name, len(shelf.met))
+
+
+def threads() -> int:
+    """Returns how many threads score: one core is left for reading requests and writing answers.
+
+    Threads that wait for that core would spin, torch's as well as onnxruntime's.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() else max(1, (os.cpu_count() or 2) - 1)
 
 
 def give_back() -> None:

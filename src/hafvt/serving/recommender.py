@@ -93,18 +93,19 @@ class Recommender:
         self.scorer, self.shelf, self.shortlist = scorer, shelf, shortlist
 
     @classmethod
-    def open(cls, folder: str | Path, data: str | Path | Dataset | None = None) -> Self:
+    def open(cls, folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
         """Opens a run, or what `export` made of one.
 
         Args:
             folder: of the run or the export.
             data: the dataset, where it is no longer in the place that the run remembers; none for an export.
+            threads: score with so many, of a run in the whole process; 0 leaves it as it is.
 
         Raises:
             HafvtError: there is no finished run, its index is out of date, or the export is damaged.
         """
         if (Path(folder) / INDEX).exists():
-            scorer = OnnxScorer(folder)
+            scorer = OnnxScorer(folder, threads=threads)
             return cls(scorer, scorer.shelf())
         from hafvt.serving.additions import grown  # late: an export does without torch
         from hafvt.serving.index import open_shortlist
@@ -112,7 +113,7 @@ class Recommender:
         from hafvt.training.run import open_run
 
         run, shelf = grown(open_run(folder, data))
-        return cls(TorchScorer(run), shelf, open_shortlist(run))
+        return cls(TorchScorer(run, threads), shelf, open_shortlist(run))
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -17,9 +17,12 @@ class TorchScorer:
 
     Args:
         run: a finished one.
+        threads: so many in the whole process, as torch has it; 0 leaves them as they are.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
         self.models = run.models
         self.name, self.domains, self.max_length = run.name, run.data.domains, run.model.max_length
         self.sequences: tuple[str, ...] = ()

@@ -99,10 +99,10 @@ class Items(BaseModel):
 
 
 class Person(BaseModel):
-    """A person and the last items they met."""
+    """A person and the last items they met, oldest first."""
 
     user_id: str
-    history: list[str]
+    history: list[Item]
 
 
 class People(BaseModel):
@@ -110,13 +110,6 @@ class People(BaseModel):
 
     people: list[Person]
     total: int
-
-
-class History(BaseModel):
-    """A person's items, oldest first."""
-
-    user_id: str
-    history: list[Item]
 
 
 class DomainSize(BaseModel):

@@ -51,7 +51,7 @@ class Visitor:
     def __init__(self, browser: Browser, address: str) -> None:
         self.browser, self.address = browser, address
         self.wrong: list[str] = []
-        self.expected = r"/pictures/.* 404"  # a person's faces are asked for without knowing who has one
+        self.expected = "(?!)"  # nothing
 
     def open(
         self,

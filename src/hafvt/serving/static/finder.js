@@ -82,8 +82,7 @@ export function makeFinder(on) {
   }
 
   function face(person) {
-    const faces = person.history.slice(-FACES).map((id) =>
-      picture({ item_id: id, title: id, picture: true }, "k0"));
+    const faces = person.history.slice(-FACES).map((item) => picture(item, hueOf(item.domain)));
     return el("li", {}, el("button", { type: "button", class: "main person", click: () => on.person(person.user_id) },
       el("span", { class: "faces", "aria-hidden": "true" }, ...faces),
       el("span", { class: "name" }, el("bdi", {}, person.user_id))));

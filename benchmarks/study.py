@@ -27,17 +27,20 @@ from hafvt.files import read_json, write_json
 from hafvt.reports.table import markdown_table
 from hafvt.training.run import open_run
 
-EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
+EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 NARROW = "--params.id_width 64 --params.content_width 64"
+BEFORE = "--params.blocks 0 --params.repeats false --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
     "sasrec": "sasrec --params.width 64",
-    "ids only, long ids at the start": f"hafvt {NARROW} --params.modalities [id] --params.id_scale 0.125",
-    "ids only": f"hafvt {NARROW} --params.modalities [id]",
-    "content apart from ids": f"hafvt {NARROW} --params.fused false",
     "default": f"hafvt {NARROW}",
-    "default, new_items 1": f"hafvt {NARROW} --params.new_items 1.0",
-    "default, merged history alone": f"hafvt {NARROW} --params.hierarchy false",
+    "without repeats": f"hafvt {NARROW} --params.repeats false",
+    "ids only": f"hafvt {NARROW} --params.modalities [id]",
+    "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
+    "without an encoder": f"hafvt {NARROW} --params.blocks 0",
+    "two blocks": f"hafvt {NARROW} --params.blocks 2",
+    "default before": f"hafvt {NARROW} {BEFORE}",
+    "content apart from ids": f"hafvt {NARROW} --params.fused false",
 }
 
 

@@ -58,6 +58,15 @@ class AttentionLayer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(positions, inputs)) if positions else None
         self.dropout = Dropout(dropout)
 
+    def start_small(self, through: bool) -> None:
+        """Lets attention add little at first: what comes in goes out, if it shall go `through`."""
+        value = slice(2 * self.qkv.out_features // 3, None)
+        with torch.no_grad():
+            self.qkv.weight[value].normal_(std=0.02)
+            self.qkv.bias[value].zero_()
+            if self.own is not None and through:
+                nn.init.eye_(self.own.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns H of (1), (B, T, c) -> (B, T, d)."""
         q, k, v = self.qkv(self.dropout(self.attended(x)))[:, None].chunk(3, dim=3)  # (B, 1, T, d) each

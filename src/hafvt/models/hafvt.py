@@ -196,6 +196,9 @@ class HafVt(Model):
             for _ in self.used
             for width in widths
         )
+        for row in range(len(self.used) if deep else 0):
+            for modality, name in enumerate(self.modalities):
+                self.layer(row, modality).start_small(through=name == "id")
         self.come_back = nn.Parameter(torch.zeros(())) if config.repeats else None
         if config.weights == "learned":
             self.mix = nn.Parameter(torch.zeros(len(self.used), len(widths)))

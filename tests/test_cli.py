@@ -156,3 +156,13 @@ def test_what_needs_torch_says_so_in_one_line(arguments):
     ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
     assert ended.returncode == 1
     assert ended.stderr == "hafvt train: this needs torch: pip install torch\n"
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_unless_told_otherwise(own, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    code = "import os, sys, hafvt\nassert 'torch' not in sys.modules\nprint(os.environ['OMP_WAIT_POLICY'])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == (own or "PASSIVE")

@@ -34,7 +34,7 @@ PREPARE = "--min-per-domain 3 --last 50 --hold-out-items 0.1"
 ENCODE = "--precomputed image={f}/mobilenet_v2_poster.npz title={f}/minilm_title.npz"
 TRAIN = "--epochs 8 --learning-rate 0.003 --batch-size 128 --params.max_length 20"
 RUNS = {"hafvt": "", "hafvt ids only": "--params.modalities [id]"}
-FACTORS = (1.0, 2.0, 3.0, 5.0)
+FACTORS = (1.0, 1.5, 2.0, 3.0)
 
 
 def main() -> None:

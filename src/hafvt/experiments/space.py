@@ -35,7 +35,7 @@ RANGES: dict[str, list[Any]] = {  # for fields of these names, in any model that
     "dropout_hidden": [0.0, 0.6],
     "temperature": [0.03, 0.5, "log"],
     "lambda1": [0.0, 1.0],
-    "lambda2": [0.1, 3.0, "log"],
+    "lambda2": [0.3, 10.0, "log"],
     "prediction": [0.3, 0.9],
     "contrast_weight": [0.01, 1.0, "log"],
     "triplet_weight": [0.1, 3.0, "log"],

@@ -80,8 +80,8 @@ class HafVtConfig:
     id_width: int = 128
     """Width q of the learned item vectors."""
     id_scale: float = 0.02
-    """Standard deviation of their entries at the start. As only directions count, short ones turn faster; and
-    where content is added to them (`fused`), it speaks first."""
+    """Standard deviation of their entries, and of those of the projections that are added (`fused`), at the
+    start. As only directions count, short vectors turn faster."""
     fused: bool = True
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
     content_width: int = 128
@@ -106,7 +106,7 @@ class HafVtConfig:
     """Adds a learned vector per position to what comes in."""
     dropout: float = 0.2
     """Dropout rate on what comes in and on what attention and blocks add."""
-    new_items: float = 2.0
+    new_items: float = 1.5
     """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
     1 hardly any of them comes among the best ten. It changes scores only, not training."""
     sampled: int = 0

@@ -91,8 +91,8 @@ class ItemTables(nn.Module):
             if self.fused or entered
             else {}
         )
-        for linear in self.project.values():  # content speaks as softly as ids at first
-            nn.init.normal_(linear.weight, std=id_scale)
+        for weight in self.project.parameters():  # content speaks as softly as ids at first
+            nn.init.normal_(weight, std=id_scale)
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`
 

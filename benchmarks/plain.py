@@ -52,7 +52,8 @@ class PlainHafVt(HafVt):
             columns = pair.inputs.items[pair.mask.nonzero()[:, 0]] - among.start  # (N, T)
             had = torch.zeros(len(columns), among.stop - among.start)
             had.scatter_add_(1, columns.clamp(min=0), pair.had.float())  # (N, V)
-            states = self.states(row, pair.inputs)
+            read = F.embedding(pair.inputs.items, self.items.entering()) if self.encoders else None
+            states = None if read is None else self.encoders[row](read)
             log_p = []
             for modality in range(len(self.modalities)):
                 x = self.items.history(modality, pair.inputs.items) if states is None else states

@@ -34,11 +34,11 @@ BEFORE = "--params.blocks 0 --params.repeats false --params.lambda1 0.1 --params
 VARIANTS = {
     "sasrec": "sasrec --params.width 64",
     "default": f"hafvt {NARROW}",
-    "without repeats": f"hafvt {NARROW} --params.repeats false",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
+    "without repeats": f"hafvt {NARROW} --params.repeats false",
     "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
-    "without an encoder": f"hafvt {NARROW} --params.blocks 0",
-    "two blocks": f"hafvt {NARROW} --params.blocks 2",
+    "one block": f"hafvt {NARROW} --params.blocks 1",
+    "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
     "default before": f"hafvt {NARROW} {BEFORE}",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
 }

@@ -11,6 +11,7 @@ import torch
 from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
+from hafvt.models.attention import Encoder
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from tests.reference import hafvt as reference
 
@@ -42,7 +43,7 @@ def build(data, config: HafVtConfig, seed: int = 0) -> HafVt:
 def arrays(model: HafVt):
     """The model's weights as the reference wants them."""
     f64 = lambda t: t.detach().double().numpy()  # noqa: E731
-    flat = [{k: f64(v) for k, v in layer.state_dict().items()} for layer in model.layers]
+    flat = [{k: f64(v) for k, v in layer.state_dict().items()} for layer in model.heads or model.layers]
     count = len(model.modalities)
     layers = [flat[n : n + count] for n in range(0, len(flat), count)]
     absent = len(model.domains) + 1 - len(layers)
@@ -266,9 +267,9 @@ def test_what_a_history_has_counts_less_and_the_others_more(small):
     batch = Batch(torch.tensor([[1, 40, 2, 1]]), torch.tensor([4]))
     with torch.no_grad():
         model.come_back.fill_(1.0)  # as often as any other
-        as_ever = model.scores(batch, 0)[0]
+        as_ever = model.eval().scores(batch, 0)[0]
         model.come_back.fill_(-1.0)
-        never = model.scores(batch, 0)[0]
+        never = model.eval().scores(batch, 0)[0]
     others = torch.tensor([number not in (1, 2) for number in range(30)]) & ~model.items.unmet[:30]
     assert (never[~others] < as_ever[~others] - 20)[:2].all()
     assert (never[others] > as_ever[others]).all()
@@ -302,18 +303,42 @@ def test_how_often_people_come_back_is_learned(small):
 
 
 def test_the_future_does_not_reach_a_state(small):
-    for name, row in (("default", 2), ("weights", 2), ("merged", 0)):
+    items = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 9, 8]])
+    for name in ("default", "weights", "deep"):
         model = build(small, CONFIGS[name])
-        lengths = torch.tensor([5])
-        reads = []
-        for items in ([[1, 2, 3, 4, 5]], [[1, 2, 3, 9, 8]]):
-            batch = Batch(torch.tensor(items), lengths)
-            states = model.states(row, batch)
-            x = model.items.history(0, batch.items) if states is None else states
-            reads.append(model.layer(row, 0)(x))
-        before, after = reads
-        assert torch.equal(before[:, :3], after[:, :3])
-        assert not torch.equal(before[:, 3:], after[:, 3:])
+        if model.encoders:
+            states = model.encoders[-1](torch.nn.functional.embedding(items, model.items.entering()))
+        else:
+            states = model.layers[-3](model.items.history(0, items))  # of the ids of the merged sequence
+        before, after = states
+        assert torch.equal(before[:3], after[:3])
+        assert not torch.equal(before[3:], after[3:])
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_last_state_of_an_encoder_is_the_last_of_all_states(blocks):
+    torch.manual_seed(0)
+    encoder = Encoder(12, blocks, 9, 0.3).eval()
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
+    every = encoder(x)[torch.arange(4), lengths - 1]
+    torch.testing.assert_close(encoder.last_state(x, lengths), every)
+    weights = encoder.weights(x, lengths)
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
+    assert weights[1, 1:].abs().max() == 0
+    assert encoder.weights(x, torch.tensor([0, 1, 5, 8]))[0].abs().max() == 0
+
+
+def test_branches_that_share_an_encoder_share_its_attention(small):
+    model = build(small, CONFIGS["default"])
+    batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
+    found = model.attention(batch)
+    torch.testing.assert_close(found[0].sum(2), torch.ones(3, 3))
+    assert found[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
+    assert found[1, 0].abs().max() == 0
+    assert torch.equal(found[:, :, 0], found[:, :, 2])
+    assert not torch.equal(found[0, 2], found[0, 1])
 
 
 def test_a_missing_picture_is_neither_favoured_nor_hurt(small):

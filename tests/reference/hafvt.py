@@ -36,7 +36,7 @@ def encoder(x, w, blocks, heads):
     linear = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
     x = norm(x, w, "enter")
     x = x + w["positions"][: len(x)] if "positions" in w else x
-    for name in (f"blocks.{n}" for n in range(blocks)):
+    for name in [*(f"earlier.{n}" for n in range(blocks - 1)), "latest"]:
         q, k, v = np.split(linear(norm(x, w, f"{name}.norm1"), f"{name}.qkv"), 3, axis=1)
         found = []
         for head in np.split(np.arange(x.shape[1]), heads):
@@ -53,11 +53,11 @@ def encoder(x, w, blocks, heads):
 def branch_states(sequence, tables, layers, encoders, s):
     """The last state of each modality's branch of sequence number s."""
     if encoders is None:
-        read = [inputs[sequence] for inputs, _ in tables]
-    else:
-        entering, weights, blocks, heads = encoders
-        read = [encoder(entering[sequence], weights[s], blocks, heads)] * len(tables)
-    return [attention(x, layer)[-1] for x, layer in zip(read, layers[s], strict=True)]
+        pairs = zip(tables, layers[s], strict=True)
+        return [attention(inputs[sequence], layer)[-1] for (inputs, _), layer in pairs]
+    entering, weights, blocks, heads = encoders
+    state = encoder(entering[sequence], weights[s], blocks, heads)[-1]
+    return [state @ head["weight"].T + head["bias"] if head else state for head in layers[s]]
 
 
 def cosine(h, E):

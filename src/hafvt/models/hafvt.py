@@ -25,8 +25,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   scores of the others are the same, whoever is added. Its id counts as zero: what content adds (`fused`)
   is all there is, or else its share of (7) is given to the other modalities, in proportion. Its score counts
   `new_items` times.
-* `blocks`: before its branches attend to it, a sequence passes through an encoder that they share. It reads
-  the sum of what is known of each item, the id's vector and projections of the frozen ones.
+* `blocks`: the branches of a sequence share one attention, that of an encoder with so many blocks. It reads
+  the sum of what is known of each item, the id's vector and projections of the frozen ones; its last state is
+  h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
   its queries on turning away from the last items, near which the next one is sought.
@@ -40,7 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +87,8 @@ class HafVtConfig:
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
-    blocks: int = 1
-    """Blocks of the encoder that each sequence passes through before its branches attend; 0 for none."""
+    blocks: int = 2
+    """Blocks of the encoder of each sequence, which its branches share; 0 gives each branch (1, 3) alone."""
     repeats: bool = True
     """Learns how often people come back to an item that they had."""
     temperature: float = 0.1
@@ -101,7 +102,7 @@ class HafVtConfig:
     hierarchy: bool = True
     """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
     residual: bool = True
-    """Adds the item's own vector, through a learned matrix, to the attention's output."""
+    """Adds the item's own vector, through a learned matrix, to the output of a branch's own attention."""
     positions: bool = True
     """Adds a learned vector per position to what comes in."""
     dropout: float = 0.2
@@ -181,24 +182,21 @@ class HafVt(Model):
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
         positions = config.max_length if config.positions else 0
         deep = config.blocks > 0
+        # What reads: for each sequence an encoder, with a head per modality, or for each branch a layer.
         self.encoders = nn.ModuleList(
             Encoder(config.id_width, config.blocks, positions, config.dropout)
             for _ in (self.used if deep else [])
         )
         self.layers = nn.ModuleList(
-            AttentionLayer(
-                config.id_width if deep else width,
-                width,
-                0 if deep else positions,
-                config.residual,
-                config.dropout,
-            )
-            for _ in self.used
+            AttentionLayer(width, positions, config.residual, config.dropout)
+            for _ in ([] if deep else self.used)
             for width in widths
         )
-        for row in range(len(self.used) if deep else 0):
-            for modality, name in enumerate(self.modalities):
-                self.layer(row, modality).start_small(through=name == "id")
+        self.heads = nn.ModuleList(
+            nn.Identity() if name == "id" else nn.Linear(config.id_width, width)
+            for _ in (self.used if deep else [])
+            for name, width in zip(self.modalities, widths, strict=True)
+        )
         self.come_back = nn.Parameter(torch.zeros(())) if config.repeats else None
         if config.weights == "learned":
             self.mix = nn.Parameter(torch.zeros(len(self.used), len(widths)))
@@ -222,11 +220,9 @@ class HafVt(Model):
         odds = torch.zeros(()) if self.come_back is None else SWIFT * self.come_back
         return F.logsigmoid(odds), F.logsigmoid(-odds)
 
-    def layer(self, row: int, modality: int) -> AttentionLayer:
-        """Returns the attention of a branch, by the place of its sequence among those in use."""
-        found = self.layers[row * len(self.modalities) + modality]
-        assert isinstance(found, AttentionLayer)
-        return found
+    def layer(self, row: int, modality: int) -> Any:
+        """Returns what is of one branch alone, by the place of its sequence among those in use."""
+        return (self.heads or self.layers)[row * len(self.modalities) + modality]
 
     def sequences(self, batch: Batch) -> list[Batch]:
         """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
@@ -349,47 +345,70 @@ class HafVt(Model):
 
     def less(self, z: Tensor, had: Tensor) -> Tensor:
         """Returns the log of what the items of a history count less than others would, (N, T) -> (N,)."""
-        _, rest = self.log_again()
+        _, rest = self.items.once("again", self.log_again)
         return z.float().masked_fill(~had, FAR).logsumexp(1) + rest
 
     def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
         """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
-        log_weights, scale = self.log_weights(), 1 / self.config.temperature
-        knowing, tables = self.items.knowing, self.items.candidates()
+        scale, tables = 1 / self.config.temperature, self.items.candidates()
+        log_weights, bonuses = self.items.once(f"weights{domain}", lambda: self.branch_weights(domain))
         had = first_times(batch) & ~self.items.unmet[batch.items]  # (B, T)
         had_here = had & self.within(batch.items, domain)
+        vectors = [F.embedding(batch.items, table) for table, _ in tables] if self.config.repeats else []
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            merged = number == len(self.domains)
-            factor = self.config.lambda2 if merged else 1.0 if number == domain else self.config.lambda1
-            states = self.states(row, sequence)
-            for modality in range(len(self.modalities)):
-                x = self.items.history(modality, sequence.items) if states is None else states
-                h = self.layer(row, modality).last_state(x, sequence.lengths).float()
-                h = scale * F.normalize(h, dim=1)  # (B, d)
+            silent = sequence.lengths == 0
+            for modality, h in enumerate(self.last_states(row, sequence)):
+                h = scale * F.normalize(h.float(), dim=1)  # (B, d)
                 less = None
                 if self.config.repeats:
-                    z = torch.einsum("bd,btd->bt", h, F.embedding(batch.items, tables[modality][0]))
-                    less = self.less(z, had if merged else had_here)
-                weight = log_weights[row, modality] + torch.tensor(factor).log()
-                # They share what the id leaves: 1 / (1 - alpha).
-                others = log_weights[row, knowing].logsumexp(0)
-                lift = math.log(self.config.new_items) - others
-                bonus = lift if modality in knowing else torch.full_like(others, -torch.inf)
-                yield Query(number, modality, h, weight, sequence.lengths == 0, bonus, less)
+                    z = (vectors[modality] @ h[:, :, None])[:, :, 0]  # (B, T)
+                    less = self.less(z, had if number == len(self.domains) else had_here)
+                weight, bonus = log_weights[row][modality], bonuses[row][modality]
+                yield Query(number, modality, h, weight, silent, bonus, less)
 
-    def states(self, row: int, sequence: Batch) -> Tensor | None:
-        """Returns what the branches of a sequence attend to, (B, T, q); None where there are no encoders."""
-        if not self.encoders:
-            return None
-        states: Tensor = self.encoders[row](F.embedding(sequence.items, self.items.entering()))
-        return states
+    def branch_weights(self, domain: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Returns, by sequence and modality, `log_weight` and `bonus` of the queries for a domain's items."""
+        log_weights, knowing = self.log_weights(), self.items.knowing
+        factors = {domain: 1.0, len(self.domains): self.config.lambda2}
+        lambdas = torch.tensor([[factors.get(number, self.config.lambda1)] for number in self.used])
+        # Who knows an item that training never met shares what the id leaves: 1 / (1 - alpha).
+        lift = math.log(self.config.new_items) - log_weights[:, knowing].logsumexp(1)
+        known = [number in knowing for number in range(len(self.modalities))]
+        bonuses = [[one if here else torch.full_like(one, -torch.inf) for here in known] for one in lift]
+        weighed = log_weights + lambdas.log().to(log_weights.device)
+        return [list(of_row) for of_row in weighed], bonuses
+
+    def last_states(self, row: int, sequence: Batch) -> Iterator[Tensor]:
+        """Yields the last state h of each modality's branch, (B, d)."""
+        if self.encoders:
+            encoder: Any = self.encoders[row]
+            h = encoder.last_state(F.embedding(sequence.items, self.items.entering()), sequence.lengths)
+            yield from (self.layer(row, modality)(h) for modality in range(len(self.modalities)))
+        else:
+            for modality in range(len(self.modalities)):
+                x = self.items.history(modality, sequence.items)
+                yield self.layer(row, modality).last_state(x, sequence.lengths)
+
+    def weights(self, row: int, sequence: Batch) -> Iterator[Tensor]:
+        """Yields what the last state of each modality's branch attends to, (B, T)."""
+        if self.encoders:
+            encoder: Any = self.encoders[row]
+            x = F.embedding(sequence.items, self.items.entering())
+            yield from [encoder.weights(x, sequence.lengths)] * len(self.modalities)
+        else:
+            for modality in range(len(self.modalities)):
+                x = self.items.history(modality, sequence.items)
+                yield self.layer(row, modality).weights(x, sequence.lengths)
 
     def within(self, items: Tensor, domain: int) -> Tensor:
         """Returns which items are of a domain."""
         return (items >= self.domains[domain].start) & (items < self.domains[domain].stop)
 
     def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality."""
+        """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality.
+
+        What the history has counts like any other item here: it counts less in all branches alike.
+        """
         among, whole, tables = self.candidates(domain), range(len(self.domains)), self.items.candidates()
         learned, all_met = self.items.learned, self.items.all_met
         here = self.items.met_items[learned[domain]] - among.start  # columns of what training met
@@ -406,32 +425,30 @@ class HafVt(Model):
                 for other in whole:
                     if other != domain:
                         lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
-            lse, _, _ = without(lse, less)
+            lse = without(lse, less)
             # (4-6) and their weight in one: an empty sequence says nothing.
             z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])
             if not all_met:
                 z.add_(torch.where(new, bonus, 0.0))
-            if self.config.repeats:
-                self.lower(z, batch, domain, candidates)
             yield z.exp_()
 
-    def lower(self, z: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None) -> None:
-        """Lowers, in place, the logits of what the history has, (B, C), to the share that it counts."""
-        log_again, _ = self.log_again()
+    def lower(self, scores: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None) -> None:
+        """Lowers, in place, the scores of what the history has, (B, C), to the share that it counts."""
+        log_again, _ = self.items.once("again", self.log_again)
         if candidates is None:
             lowered = first_times(batch) & self.within(batch.items, domain)
-            columns = (batch.items - self.domains[domain].start).clamp(0, z.shape[1] - 1)
-            z.scatter_add_(1, columns, torch.where(lowered, log_again, 0.0))
+            columns = (batch.items - self.domains[domain].start).clamp(0, scores.shape[1] - 1)
+            scores.scatter_add_(1, columns, torch.where(lowered, log_again, 0.0))
         else:
             real = slots(batch.lengths, batch.items.shape[1])[:, None, :]
             had = ((candidates[:, :, None] == batch.items[:, None, :]) & real).any(2)  # (B, C)
-            z.add_(torch.where(had, log_again, 0.0))
+            scores.add_(torch.where(had, log_again, 0.0))
 
     def attention(self, batch: Batch) -> Tensor:
         """Returns what the last state of each branch attends to, (B, S, M, T), over the merged history.
 
-        Each row over T sums to 1, or to 0 where the branch's sequence has no items. Behind an encoder an
-        item's state also knows those before it.
+        Each row over T sums to 1, or to 0 where the branch's sequence has no items. Branches that share an
+        encoder share its latest block's attention.
         """
         rows, width = batch.items.shape
         found = torch.zeros(rows, len(self.used), len(self.modalities), width, device=batch.items.device)
@@ -441,10 +458,7 @@ class HafVt(Model):
                 keep &= self.within(batch.items, number)
             sequence = view(batch, keep)
             places = kept_first(keep)[:, : sequence.items.shape[1]]
-            states = self.states(row, sequence)
-            for modality in range(len(self.modalities)):
-                x = self.items.history(modality, sequence.items) if states is None else states
-                weights = self.layer(row, modality).weights(x, sequence.lengths)
+            for modality, weights in enumerate(self.weights(row, sequence)):
                 found[:, row, modality].scatter_(1, places, weights.float())
         return found
 
@@ -458,7 +472,10 @@ class HafVt(Model):
         total = next(branches)
         for part in branches:
             total += part
-        return total.clamp_(min=1e-30).log_()
+        total.clamp_(min=1e-30).log_()
+        if self.config.repeats:
+            self.lower(total, batch, domain, candidates)
+        return total
 
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
         """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1.

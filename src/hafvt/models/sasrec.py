@@ -118,6 +118,31 @@ class Block(nn.Module):
         x = x + self.dropout(self.project(causal_attention(q, k, v).transpose(1, 2).flatten(2)))
         return torch.add(x, self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm2(x))))))
 
+    def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns the output at the last real slot in evaluation, (B, T, d) -> (B, d).
+
+        Without all the others: values are made of what each head attends to, not of every item.
+        """
+        normed = self.norm1(x)
+        mixed = self.weights(normed, lengths) @ normed  # (B, heads, d)
+        value, bias = self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2]
+        found = torch.einsum("bhd,hed->bhe", mixed, value.view(self.heads, -1, x.shape[2])).flatten(1) + bias
+        x = last(x, lengths) + self.project(found)
+        return torch.add(x, self.outer(nn.functional.gelu(self.inner(self.norm2(x)))))
+
+    def weights(self, normed: Tensor, lengths: Tensor) -> Tensor:
+        """Returns what the last real slot attends to, of normed inputs, (B, T, d) -> (B, heads, T).
+
+        Zeros in rows without items. As in `AttentionLayer.weights`, keys are not made.
+        """
+        (query, key, _), (bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q = F.linear(last(normed, lengths), query, bias)  # (B, d)
+        q = q.view(len(q), self.heads, -1)  # (B, heads, d / heads)
+        asked = torch.einsum("bhe,hed->bhd", q * q.shape[2] ** -0.5, key.view(*q.shape[1:], -1))
+        z = asked @ normed.transpose(1, 2)  # (B, heads, T)
+        real = slots(lengths, normed.shape[1])[:, None]
+        return torch.softmax(z.masked_fill(~real, -torch.inf), dim=2).nan_to_num(0.0)
+
 
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is the dot product with the last state."""

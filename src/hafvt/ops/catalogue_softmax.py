@@ -168,17 +168,22 @@ def log_partition(
     return -_log_probabilities([(h, None, slice(0, len(table)), None)], table, scale, impl, unit=False)[0]
 
 
-def without(lse: Tensor, less: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `log(exp(lse) - exp(less))` and its derivatives by lse and by -less, (N,) each.
+def without(lse: Tensor, less: Tensor | None) -> Tensor:
+    """Returns `log(exp(lse) - exp(less))`, (N,).
 
-    `LEAST` of the sum is left, then without a gradient for `less`.
+    `LEAST` of the sum is left at least, then without a gradient for `less`.
     """
+    return lse if less is None else lse + (1 - (less - lse).exp()).clamp(min=LEAST).log()
+
+
+def _slopes(lse: Tensor, less: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the derivatives of `without` by lse and by -less, (N,) each."""
     if less is None:
-        return lse, torch.ones_like(lse), torch.zeros_like(lse)
+        return torch.ones_like(lse), torch.zeros_like(lse)
     share = (less - lse).exp()
     kept = (1 - share).clamp(min=LEAST)
     clear = kept > LEAST
-    return lse + kept.log(), torch.where(clear, 1 / kept, 1.0), torch.where(clear, share / kept, 0.0)
+    return torch.where(clear, 1 / kept, 1.0), torch.where(clear, share / kept, 0.0)
 
 
 def _log_probabilities(
@@ -227,7 +232,7 @@ def _plain(
     with torch.autocast(table.device.type, enabled=False):
         for q, (targets, among), taken in zip(queries, parts, less, strict=True):
             rows = (functional.normalize(table, dim=1) if unit else table).to(q.dtype).to(wide(q.dtype))
-            log_p = -without((q.to(rows.dtype) @ rows[among].T).logsumexp(1), taken)[0]
+            log_p = -without((q.to(rows.dtype) @ rows[among].T).logsumexp(1), taken)
             found.append(log_p if targets is None else log_p + (q.to(rows.dtype) * rows[targets]).sum(1))
     return found
 
@@ -257,8 +262,9 @@ class _Nll(torch.autograd.Function):
             grad_less = None if less is None else torch.zeros_like(less)
             for here, tile in sweep(q, rows[among], safe, means=True, hold=change is not None):
                 row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
-                lse, by_lse, by_less = without(tile.lse, None if less is None else less[here])
-                log_p = (part * row).sum(1) - lse  # (r,)
+                off = None if less is None else less[here]
+                by_lse, by_less = _slopes(tile.lse, off)
+                log_p = (part * row).sum(1) - without(tile.lse, off)  # (r,)
                 grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
                 if beside is not None and grad_beside is not None:
                     joint = torch.logaddexp(beside[here], log_p)
@@ -307,8 +313,9 @@ class _LogProbability(torch.autograd.Function):
             mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
             by_lse, by_less = torch.ones_like(log_p), torch.zeros_like(log_p)
             for here, tile in sweep(q, rows[among], safe, means=learns, hold=False):
-                lse, by_lse[here], by_less[here] = without(tile.lse, None if less is None else less[here])
-                log_p[here] = -lse
+                off = None if less is None else less[here]
+                by_lse[here], by_less[here] = _slopes(tile.lse, off)
+                log_p[here] = -without(tile.lse, off)
                 if mean is not None:
                     mean[here] = -by_lse[here][:, None] * tile.mean
             if targets is not None:

@@ -74,6 +74,5 @@ def sampled_log_probabilities(
         z = (h @ drawn.T).float() - sample.log_rate  # (N, count)
         z = z.masked_fill(sample.items == ask.targets[:, None], -torch.inf)
         own = (h * row).sum(1).float()
-        lse, _, _ = without(torch.cat([own[:, None], z], dim=1).logsumexp(1), ask.less)
-        found.append(own - lse)
+        found.append(own - without(torch.cat([own[:, None], z], dim=1).logsumexp(1), ask.less))
     return found

@@ -54,14 +54,12 @@ class FaissShortlist:
             z = torch.stack([one @ table[few].T for one, few in zip(h, numbers, strict=True)])
             for row, lse in enumerate(partitions(model, met, queries, domain)):
                 query = queries[row]
-                lse, _, _ = without(lse, query.less)
+                lse = without(lse, query.less)
                 part = z[:, row] - (lse - query.log_weight).masked_fill(query.silent, torch.inf)[:, None]
                 total += torch.where(new, part + query.bonus, part).exp_()
-        if model.config.repeats:  # alike in all branches
-            lowered = torch.zeros_like(total)
-            model.lower(lowered, batch, domain, numbers)
-            total *= lowered.exp_()
         total.clamp_(min=1e-30).log_()
+        if model.config.repeats:
+            model.lower(total, batch, domain, numbers)
         return columns, np.where(columns < 0, -np.inf, total.numpy()).astype(np.float32)
 
     def find(self, asked: list[list[Query]], domain: int, depth: int) -> Int64:

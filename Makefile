@@ -32,7 +32,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-# The peers get environments of their own under WORK; SHARED holds the real data. Takes about two hours.
+# The peers get environments of their own under WORK; SHARED holds the real data. Takes about five hours.
 SHARED ?= ../shared/data
 WORK ?= $(or $(TMPDIR),/tmp)/hafvt-bench
 bench: $(VENV)/.ready
@@ -43,6 +43,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/plain.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/accuracy.py --shared "$(SHARED)" --work "$(WORK)/accuracy"
 	$(BIN)/python benchmarks/load.py "$(WORK)/accuracy/runs/movielens-posters/hafvt-bf16-0"
+	$(BIN)/python benchmarks/cold.py --shared "$(SHARED)" --work "$(WORK)/cold"
+	$(BIN)/python benchmarks/study.py --shared "$(SHARED)" --work "$(WORK)/study"
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py

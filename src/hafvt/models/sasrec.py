@@ -137,7 +137,7 @@ class Block(nn.Module):
         """
         (query, key, _), (bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         q = F.linear(last(normed, lengths), query, bias)  # (B, d)
-        q = q.view(len(q), self.heads, -1)  # (B, heads, d / heads)
+        q = q.view(-1, self.heads, q.shape[1] // self.heads)  # (B, heads, d / heads)
         asked = torch.einsum("bhe,hed->bhd", q * q.shape[2] ** -0.5, key.view(*q.shape[1:], -1))
         z = asked @ normed.transpose(1, 2)  # (B, heads, T)
         real = slots(lengths, normed.shape[1])[:, None]

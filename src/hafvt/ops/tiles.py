@@ -11,6 +11,8 @@ from torch.nn import functional
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
 HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
+CACHED = 2**23  # logits wider than bfloat16: more than these are better held of fewer queries at a time
+FEW = 128  # queries, of which the products run at their full rate
 MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
 ROWS = 4096  # of a table that are normalised or converted at a time
 SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
@@ -52,6 +54,8 @@ def sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> It
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]
     hold = hold or not safe
+    if hold and device == "cpu" and q.dtype != torch.bfloat16:
+        most = min(most, max(FEW, CACHED // len(rows)))
     height = max(1, min(most, HELD[device] // len(rows))) if hold else most
     multiple = min(MULTIPLE, height)
     height = min(height // multiple, -(-len(q) // multiple)) * multiple

@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --shared ../shared/data --work /tmp/accuracy [--seeds 3] [--jobs 2]
 
-Trains HAF-VT and SASRec in float32, in bfloat16, and in bfloat16 with sampled softmaxes, by the command line,
+Trains HAF-VT and SASRec in float32, in bfloat16, and in float32 with sampled softmaxes, by the command line,
 one thread each, with the same seeds and number of epochs; test targets are not looked at. What was stopped
 goes on when the command is given again. Writes results/accuracy.md and .json from the runs that are finished.
 """
@@ -58,7 +58,7 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     options = f"train {model} --seed {seed} --epochs {EPOCHS[data, model]} --patience 0 --test false"
-    options += f" --precision {'fp32' if variant == 'fp32' else 'bf16'} --resume"
+    options += f" --precision {'bf16' if variant == 'bf16' else 'fp32'} --resume"
     if variant == "sampled":
         options += f" --params.sampled {SAMPLED[data]}"
     place = ["--data", str(work / "data" / data), "--out", str(out)]
@@ -78,7 +78,7 @@ def write(work: Path, seeds: int) -> str:
                 if ((path := folder_of(work, data, model, variant, seed)) / "model.json").exists()
             }
             found[variant] = {seed: best["valid_mrr"] for seed, best in bests.items()}
-        for variant, other in (("bf16", "fp32"), ("sampled", "bf16")):
+        for variant, other in (("bf16", "fp32"), ("sampled", "fp32")):
             both = sorted(set(found[variant]) & set(found[other]))
             if len(both) < 2:
                 continue

@@ -160,6 +160,16 @@ def test_a_finished_run_can_be_trained_longer(small, tmp_path):
     assert same_weights(tmp_path / "long", tmp_path / "grown")
 
 
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_the_averaged_weights_are_kept(small, tmp_path, averaging):
+    train("sasrec", small.folder, tmp_path / "run", params={"width": 8}, epochs=2, averaging=averaging)
+    held, _ = load(tmp_path / "run" / "checkpoint" / "last.safetensors")
+    kept, _ = load(tmp_path / "run" / "model.safetensors")
+    name = "items.weight"
+    assert torch.equal(kept[f"model.{name}"], held[f"average.{name}"])
+    assert torch.equal(kept[f"model.{name}"], held[f"model.{name}"]) == (averaging == 0)
+
+
 def test_test_targets_are_not_looked_at_in_training(small, tmp_path):
     """Other test targets, same weights and same curve."""
     train("hafvt", small, tmp_path / "a", params=PARAMS["hafvt"], epochs=3, batch_size=8)

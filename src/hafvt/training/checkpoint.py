@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise HafvtError(f"{path} is damaged ({error}): train the model anew") from None
 
 
-def pack(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """Returns the weights and the optimiser's state as flat named tensors."""
+def pack(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Returns the weights, the optimiser's state and averaged weights as flat named tensors."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
     if optimizer is not None:
         for index, slot in optimizer.state_dict()["state"].items():
             for key, value in slot.items():
@@ -49,7 +55,12 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str,
     return tensors
 
 
-def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def unpack(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
     """Puts back what `pack` took.
 
     Raises:
@@ -63,6 +74,8 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
         raise HafvtError(
             f"the weights do not fit the model ({first}): was the dataset prepared anew?"
         ) from None
+    for name, tensor in (average or {}).items():
+        tensor.copy_(tensors[f"average.{name}"])
     if optimizer is None:
         return
     slots: dict[int, dict[str, Tensor]] = {}

@@ -28,6 +28,7 @@ from hafvt.models import build, complete, configure
 from hafvt.ops.precision import compute_dtype
 from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
+from hafvt.training.averaging import Average
 from hafvt.training.checkpoint import load, pack, save, unpack
 from hafvt.training.run import (
     Run,
@@ -67,6 +68,7 @@ def train(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
+    averaging: float = 0.995,
     protocol: Protocol = "full",
     validate_every: int | None = None,
     patience: int | None = None,
@@ -96,6 +98,8 @@ def train(
         batch_size: users per step.
         learning_rate: of Adam.
         weight_decay: L2 coefficient of Adam.
+        averaging: how much of the running average of the weights each step keeps; the averaged weights are
+            validated and kept. 0 takes the weights as they are.
         protocol: how validation and, at the end, test rank their targets: full, c2dsr or strict, see
             evaluate. Under c2dsr each domain keeps the weights of its own best epoch.
         validate_every: epochs between two validations; default: 2, and 5 under c2dsr.
@@ -120,6 +124,8 @@ def train(
     validate_every = (5 if protocol == "c2dsr" else 2) if validate_every is None else validate_every
     patience = (0 if protocol == "c2dsr" else 5) if patience is None else patience
     _check(epochs=epochs, batch_size=batch_size, validate_every=validate_every, learning_rate=learning_rate)
+    if not 0 <= averaging < 1:
+        raise HafvtError(f"--averaging must be at least 0 and below 1, not {averaging}")
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     config = configure(model, configuration, params)
     fabric, dtype = _fabric(device, precision)
@@ -134,6 +140,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
+        "averaging": averaging,
         "protocol": protocol,
         "validate_every": validate_every,
         "patience": patience,
@@ -161,18 +168,19 @@ def train(
     selected = len(dataset.domains) if protocol == "c2dsr" else 1
     state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
     net.to(fabric.device)
+    average = Average(net, averaging)
     last_path = out / "checkpoint" / "last.safetensors"
     best_paths = [out / "checkpoint" / f"best{number or ''}.safetensors" for number in range(selected)]
     if last_path.exists():
         tensors, held = load(last_path)
-        unpack(tensors, net, optimizer)
+        unpack(tensors, net, optimizer, average.weights)
         state = Progress(**held)
     _truncate(out / "metrics.jsonl", state)
     if optimizer is not None:
         _, optimizer = fabric.setup(net, optimizer)
 
     def checkpoint() -> None:
-        save(last_path, pack(net, optimizer), asdict(state))
+        save(last_path, pack(net, optimizer, average.weights), asdict(state))
 
     log = _Log(out, tensorboard)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
@@ -195,6 +203,7 @@ def train(
                     state.loss += _finite(float(loss.detach()), state, learning_rate)
                 state.batch += 1
                 state.step += 1
+                average.update(state.step)
                 state.seconds = time.monotonic() - started
                 advance(batch_size, _note(state, mrr))
                 if stop() or time.monotonic() - saved > checkpoint_every:
@@ -209,15 +218,16 @@ def train(
                 "loss": state.loss / len(batches),
             }
             if state.epoch % validate_every == 0 or state.epoch == epochs:
-                _, ranks = ranked(
-                    [net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device
-                )
-                mrr = line["valid_mrr"] = mean_mrr(ranks)
-                mrrs = domain_mrrs(ranks, selected) if selected > 1 else [mrr]
-                for number, found in enumerate(mrrs):
-                    if found > state.best_mrrs[number]:
-                        state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
-                        save(best_paths[number], pack(net, None), {"epoch": state.epoch, "valid_mrr": found})
+                with average.in_place():
+                    _, ranks = ranked(
+                        [net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device
+                    )
+                    mrr = line["valid_mrr"] = mean_mrr(ranks)
+                    for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
+                        if found > state.best_mrrs[number]:
+                            state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
+                            held = {"epoch": state.epoch, "valid_mrr": found}
+                            save(best_paths[number], pack(net), held)
             state.seconds = time.monotonic() - started
             log.write({**line, "seconds": round(state.seconds, 2)})
             state.batch, state.loss = 0, 0.0

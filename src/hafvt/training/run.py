@@ -124,7 +124,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         model = build(about["model"], catalogue, config)
         tensors, _ = load(folder / name)
-        unpack(tensors, model, None)
+        unpack(tensors, model)
         found.append(model.eval())
     models = found if len(found) > 1 else found * len(data.domains)
     return Run(folder, about["model"], config, tuple(models), data, about)

@@ -4,8 +4,9 @@
 
 Trains every variant of `VARIANTS` by the command line, one thread each, with the same number of epochs, rate
 and histories, and ranks its validation targets, those of rarely met items also by themselves. Test targets
-are not looked at. What was stopped goes on when the command is given again. Writes results/study.md and .json
-when it ends, from the runs that are finished.
+are not looked at. What was stopped goes on when the command is given again. What a run found is kept in
+results/study/DATA/VARIANT-SEED.json, and a run that is there is not made again (delete it to that end);
+results/study.md and .json are made of these alone.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe, record, sentence
+from machine import RESULTS, describe, record, sentence
 from real_data import PREPARE, call, make_data
 
 from hafvt.evaluation.metrics import Ranks, mean_mrr
 from hafvt.evaluation.protocols import ranked
+from hafvt.experiments.contest import slug
 from hafvt.files import read_json, write_json
 from hafvt.reports.table import markdown_table
 from hafvt.training.run import open_run
 
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
+SASREC = "sasrec --params.width 64"
 NARROW = "--params.id_width 64 --params.content_width 64"
 BEFORE = "--params.blocks 0 --params.repeats false --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
-    "sasrec": "sasrec --params.width 64",
+    "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
     "without repeats": f"hafvt {NARROW} --params.repeats false",
@@ -41,6 +44,19 @@ VARIANTS = {
     "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
     "default before": f"hafvt {NARROW} {BEFORE}",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
+    "not averaged": f"hafvt {NARROW} --averaging 0",
+    "sasrec, not averaged": f"{SASREC} --averaging 0",
+    "dropout 0.1": f"hafvt {NARROW} --params.dropout 0.1",
+    "dropout 0.3": f"hafvt {NARROW} --params.dropout 0.3",
+    "temperature 0.07": f"hafvt {NARROW} --params.temperature 0.07",
+    "temperature 0.15": f"hafvt {NARROW} --params.temperature 0.15",
+    "lambda2 10": f"hafvt {NARROW} --params.lambda2 10",
+    "lambda1 1": f"hafvt {NARROW} --params.lambda1 1",
+    "equal weights": f"hafvt {NARROW} --params.weights equal",
+    "learning rate 0.001": f"hafvt {NARROW} --learning-rate 0.001",
+    "batches of 32": f"hafvt {NARROW} --batch-size 32 --learning-rate 0.0015",
+    "histories of 50": f"hafvt {NARROW} --params.max_length 50",
+    "sasrec, histories of 50": f"{SASREC} --params.max_length 50",
 }
 
 
@@ -59,19 +75,19 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         for finished in [pool.submit(train, given.work, *run) for run in runs]:
             finished.result()
-    print(write(given.work))
+    print(write())
 
 
 def train(work: Path, data: str, variant: str, seed: int) -> None:
     """Trains one run, or goes on with it, and ranks its validation targets, unless it is finished."""
-    name = variant.replace(" ", "-").replace(",", "")
-    out = work / "runs" / data / f"{name}-{seed}"
-    if (out / "study.json").exists():
+    kept = RESULTS / "study" / data / f"{slug(variant)}-{seed}.json"
+    if kept.exists():
         return
+    out = work / "runs" / data / kept.stem
     model, *options = VARIANTS[variant].split()
     place = ["--data", str(work / "data" / data), "--out", str(out)]
     command = ["train", model, *place, "--epochs", str(EPOCHS[data]), "--seed", str(seed)]
-    call([*command, *options, *COMMON.split()], out.with_suffix(".log"), 1)
+    call([*command, *COMMON.split(), *options], out.with_suffix(".log"), 1)
     run = open_run(out)
     items = np.asarray(run.data.items)
     met = run.data.train_counts()
@@ -82,7 +98,9 @@ def train(work: Path, data: str, variant: str, seed: int) -> None:
         # Rarely: fewer than five times, or, where few are, the rarest tenth of the targets.
         limit = 4 if (often < 5).mean() > 0.1 else np.quantile(often, 0.1)
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": mrr(ranks, often <= limit)}
-    write_json(out / "study.json", {**figures, "epoch": run.about["best"]["epoch"]})
+    figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, figures)
 
 
 def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
@@ -90,10 +108,9 @@ def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
     return float((1 / ranks.ranks[chosen]).mean())
 
 
-def write(work: Path) -> str:
+def write() -> str:
     """Writes the tables of all finished runs and returns them."""
-    found = [read_json(path) for path in sorted(work.glob("runs/*/*/study.json"))]
-    machine = describe()
+    found = [read_json(path) for path in sorted(RESULTS.glob("study/*/*.json"))]
     text = [
         "# Designs of HAF-VT",
         "",
@@ -104,7 +121,7 @@ def write(work: Path) -> str:
         "999 items that the user never had; rare: targets that training met less than five times, or else "
         "the rarest tenth.",
         "",
-        sentence(machine),
+        *sorted({sentence(run["machine"]) for run in found}),
     ]
     header = ["variant", "options", "seeds", "MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
     for data in EPOCHS:
@@ -121,7 +138,7 @@ def write(work: Path) -> str:
                 rows.append([variant, f"`{told}`", str(len(runs)), *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]
     told = "\n".join(text)
-    record("study", told, json.loads(json.dumps({"machine": machine, "runs": found})))
+    record("study", told, json.loads(json.dumps({"machine": describe(), "runs": found})))
     return told
 
 

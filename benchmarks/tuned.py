@@ -1,0 +1,277 @@
+"""All models, each tuned with the same budget and trained with three seeds: test figures and paired tests.
+
+    python benchmarks/tuned.py --shared ../shared/data --work /tmp/tuned [--only TEXT] [--jobs 2]
+
+For each model and data set `hafvt tune` searches on validation data, `hafvt train` trains the best settings
+with every seed, and the test targets are ranked, among all items of their domain (`full`) and among 999 that
+the user never had (`strict`). Parts of HAF-VT are trained with its settings, without a search of their own.
+
+It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
+rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again
+(delete it to that end). The tables, results/tuned.md and .json, are made of the pieces alone; `--only` with a
+text that fits none makes just them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from machine import RESULTS, describe, record, sentence
+from real_data import call, make_data
+
+from hafvt.evaluation.protocols import ranked
+from hafvt.evaluation.significance import holm, paired
+from hafvt.experiments.contest import slug
+from hafvt.files import atomic_file, read_json, write_json
+from hafvt.reports.table import markdown_table
+from hafvt.training.run import open_run
+
+SEEDS = 3
+TRIALS = 8
+WIDTH = 64
+EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
+LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
+PROTOCOLS = ("full", "strict")
+SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
+    "batch_size": [128],
+    "weight_decay": [0.0],
+    "learning_rate": [1.5e-3, 8e-3, "log"],
+}
+OURS = "hafvt"
+OUR_SPACE = {  # beside it, in place of the wide ranges that `tune` has for the unknown data of others
+    "blocks": [2],
+    "dropout": [0.05, 0.35],
+    "temperature": [0.07, 0.14, "log"],
+    "lambda1": [0.1, 1.0, "log"],
+    "lambda2": [1.0, 10.0, "log"],
+}
+PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what this project added
+    "hafvt, ids only": "--params.modalities [id]",
+    "hafvt, merged history alone": "--params.hierarchy false",
+    "hafvt, ids, merged history (original)": "--params.modalities [id] --params.hierarchy false",
+    "hafvt without repeats": "--params.repeats false",
+    "hafvt, ids and titles": "--params.modalities [id,title]",
+    "hafvt, ids and pictures": "--params.modalities [id,image]",
+}
+MODELS = [OURS, "sasrec", "gru4rec", "c2dsr", "srgnn", "pinet", "psjnet", "mifn", "tricdr", "popularity"]
+PICTURED = {"hafvt, ids and titles", "hafvt, ids and pictures"}  # where there are no pictures, no part
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was found for a model on a data set.
+
+    Attributes:
+        told: settings, search, epochs, time and machine.
+        ranks: (2, seeds, n) of the test targets, by protocol.
+        domains: (n,) the domain of each target.
+        met: (n,) how often training met it.
+    """
+
+    told: dict[str, Any]
+    ranks: np.ndarray
+    domains: np.ndarray
+    met: np.ndarray
+
+    def gains(self, protocol: str, rare: bool = False) -> np.ndarray:
+        """Returns what each target adds to the MRR averaged over domains, (n,), the mean over the seeds.
+
+        Their mean is that MRR; of rare targets alone, the others add nothing and domains are not told apart.
+        """
+        reciprocal = (1 / self.ranks[PROTOCOLS.index(protocol)].astype(np.float64)).mean(0)
+        if rare:
+            return reciprocal[self.rare]
+        sizes = np.bincount(self.domains)
+        return reciprocal * len(reciprocal) / (sizes[self.domains] * len(sizes))
+
+    def mrrs(self, protocol: str) -> np.ndarray:
+        """Returns the MRR averaged over domains, of each seed, (seeds,)."""
+        reciprocal = 1 / self.ranks[PROTOCOLS.index(protocol)].astype(np.float64)
+        return np.mean([reciprocal[:, self.domains == d].mean(1) for d in np.unique(self.domains)], axis=0)
+
+    @property
+    def rare(self) -> np.ndarray:
+        """Returns which targets training met less than five times, or, where few are, the rarest tenth."""
+        return self.met < 5 if (self.met < 5).mean() > 0.1 else self.met <= np.quantile(self.met, 0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tuned models on the real data sets, three seeds each.")
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data sets, searches and runs")
+    parser.add_argument("--only", default="", help="only pieces whose 'data set/model' holds this text")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    given = parser.parse_args()
+    wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
+    for data, label in wanted:
+        apart = label in PICTURED and data == "amazon-food-kitchen"
+        if not apart and given.only in f"{data}/{label}" and not place(data, label).exists():
+            make_data(given.shared / data, given.work / "data" / data)
+            make(given.work, data, label, given.jobs)
+            write()
+    print(write())
+
+
+def place(data: str, label: str) -> Path:
+    """Returns where a piece is kept."""
+    return RESULTS / "tuned" / data / f"{slug(label)}.json"
+
+
+def make(work: Path, data: str, label: str, jobs: int) -> None:
+    """Searches and trains, or goes on with it, and writes the piece."""
+    folder, epochs = work / data / slug(label), str(EPOCHS[data])
+    model = OURS if label in PARTS else label
+    options = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
+    told: dict[str, Any] = {"data": data, "label": label, "model": model}
+    if model != "popularity":
+        search = work / data / slug(model) / "search"
+        tune(work / "data" / data, model, search, epochs, jobs)
+        best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
+        options += ["--config", str(search / "best.yaml"), *PARTS.get(label, "").split()]
+        report = (search / "report.md").read_text(encoding="utf-8").splitlines()
+        told |= {"settings": {name: best[name] for name in (*SPACE, "params")}, "change": PARTS.get(label)}
+        told["search"] = next(line for line in report if line.startswith("Budget: "))
+
+    def one(seed: int) -> None:
+        out = folder / f"seed{seed}"
+        if not (out / "model.json").exists():
+            call([*options, "--out", str(out), "--seed", str(seed)], out.with_suffix(".log"), 1)
+
+    seeds = range(1 if model == "popularity" else SEEDS)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, seeds))
+    runs = [open_run(folder / f"seed{seed}") for seed in seeds]
+    told["runs"] = [run.about["best"] for run in runs]
+    told |= {"parameters": runs[0].about["parameters"], "machine": describe()}
+    found = {p: [ranked(run.models, run.data, "test", p)[0] for run in runs] for p in PROTOCOLS}
+    first = found["full"][0]
+    met = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
+    path = place(data, label)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            ranks=np.array([[one.ranks for one in found[p]] for p in PROTOCOLS], dtype=np.float32),
+            domains=first.domains.astype(np.int8),
+            met=met.astype(np.int32),
+        )
+    write_json(path, json.loads(json.dumps(told)))
+
+
+def tune(data: Path, model: str, out: Path, epochs: str, jobs: int) -> None:
+    """Searches the settings of a model, or goes on with it."""
+    widths = ["id_width", "content_width"] if model == OURS else ["width"]
+    fixed = {"max_length": LENGTHS[data.name], **dict.fromkeys(widths, WIDTH)}
+    command = ["tune", model, "--data", str(data), "--out", str(out), "--trials", str(TRIALS)]
+    command += ["--epochs", epochs, "--jobs", str(jobs)]
+    command += [f"--params.{name}={value}" for name, value in fixed.items()]
+    space = SPACE | OUR_SPACE if model == OURS else SPACE
+    command += [f"--space.{name}={json.dumps(values)}" for name, values in space.items()]
+    call(command, out.with_suffix(".log"), 1)
+
+
+def read() -> dict[str, dict[str, Piece]]:
+    """Returns the pieces there are, by data set and model."""
+    found: dict[str, dict[str, Piece]] = {}
+    for data in EPOCHS:
+        paths = {label: place(data, label) for label in [*MODELS, *PARTS]}
+        for label, path in paths.items():
+            if path.exists():
+                try:
+                    held = np.load(path.with_suffix(".npz"))
+                except (OSError, zipfile.BadZipFile):
+                    raise SystemExit(
+                        f"{path} has no ranks beside it: delete it, and it is made again"
+                    ) from None
+                piece = Piece(read_json(path), held["ranks"], held["domains"], held["met"])
+                found.setdefault(data, {})[label] = piece
+    return found
+
+
+def write() -> str:
+    """Writes the tables of all pieces and returns them."""
+    machine, facts = describe(), {}
+    text = [
+        "# Tuned models",
+        "",
+        "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
+        f"{TRIALS} settings by validation MRR (`hafvt tune`: learning rate, dropout, depth and the weights "
+        f"that the model has; width {WIDTH}, histories of at most "
+        + " and ".join(f"{length} items ({data})" for data, length in LENGTHS.items())
+        + ", batches of 128 for all), "
+        f"{SEEDS} seeds of at most "
+        + " and ".join(f"{epochs} epochs ({data})" for data, epochs in EPOCHS.items())
+        + ". Test MRR in %, mean of the domains, ± standard deviation over the seeds: among all items of the "
+        "domain, and `strict`, among 999 that the user never had. Rare: targets that training met less than "
+        "five times, or else the rarest tenth. p: that the difference to `hafvt` is chance, by bootstrap or "
+        "Wilcoxon over users, the larger, after Holm's correction for all rows.",
+        "",
+    ]
+    for data, pieces in read().items():
+        rows = table(pieces)
+        facts[data] = rows
+        header = ["model", "seeds", "MRR", "hafvt is above by", "p"]
+        header += ["strict MRR", "hafvt is above by", "p", "strict, rare", "hafvt is above by", "p"]
+        header += ["epochs", "minutes a training"]
+        cells = []
+        for label, row in rows.items():
+            mine = [label, str(row["seeds"])]
+            for column in ("full", "strict", "rare"):
+                one = row[column]
+                spread = "" if one["deviation"] is None else f" ± {100 * one['deviation']:.2f}"
+                mine += [f"{100 * one['mrr']:.2f}{spread}"]
+                mine += [f"{one['above']:+.1%}", f"{one['p']:.1g}"] if "p" in one else ["", ""]
+            epochs = ", ".join(str(run["epoch"]) for run in pieces[label].told["runs"])
+            minutes = np.mean([run["seconds"] for run in pieces[label].told["runs"]]) / 60
+            cells.append([*mine, epochs, f"{minutes:.1f}"])
+        n = len(next(iter(pieces.values())).met)
+        text += [f"## {data}", "", f"{n:,} test targets.", "", markdown_table(header, cells)]
+        made = {sentence(piece.told["machine"]) for piece in pieces.values()}
+        text += [*sorted(made), "", "Settings, as the searches found them:", ""]
+        settings = [
+            [label, f"`{json.dumps(piece.told['settings'])}`", piece.told["search"]]
+            for label, piece in pieces.items()
+            if label not in PARTS and "settings" in piece.told
+        ]
+        text += [markdown_table(["model", "settings", "search"], settings, text_columns=3)]
+    told = "\n".join(text)
+    record("tuned", told, {"machine": machine, "data": facts})
+    return told
+
+
+def table(pieces: dict[str, Piece]) -> dict[str, Any]:
+    """Returns, by model, MRRs and how far HAF-VT is above, with p-values."""
+    ours, found = pieces.get(OURS), {}
+    for label, piece in pieces.items():
+        row: dict[str, Any] = {"seeds": piece.ranks.shape[1]}
+        for column in ("full", "strict", "rare"):
+            protocol = "strict" if column == "rare" else column
+            gains = piece.gains(protocol, rare=column == "rare")
+            deviation = None
+            if len(piece.mrrs(protocol)) > 1 and column != "rare":
+                deviation = float(piece.mrrs(protocol).std(ddof=1))
+            row[column] = {"mrr": float(gains.mean()), "deviation": deviation}
+            if ours is not None and label != OURS:
+                mine = ours.gains(protocol, rare=column == "rare")
+                test = paired(mine - gains, resamples=20_000)  # p-values down to 1e-4
+                row[column] |= {"above": float(mine.mean() / gains.mean() - 1)}
+                row[column] |= {"bootstrap": test.bootstrap, "wilcoxon": test.wilcoxon}
+        found[label] = row
+    for column in ("full", "strict", "rare"):
+        told = [row[column] for row in found.values() if "above" in row[column]]
+        corrected = [holm([one[name] for one in told]) for name in ("bootstrap", "wilcoxon")]
+        for one, *values in zip(told, *corrected, strict=True):
+            one["p"] = max(values)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-WARM = 10  # at first the average is of the latest tenth of the steps: the first weights are soon forgotten
+WARM = 20  # at first the average is of the latest steps, a twentieth of all: the first weights are forgotten
 
 
 class Average:

@@ -318,7 +318,7 @@ def test_the_future_does_not_reach_a_state(small):
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_the_last_state_of_an_encoder_is_the_last_of_all_states(blocks):
     torch.manual_seed(0)
-    encoder = Encoder(12, blocks, 9, 0.3).eval()
+    encoder = Encoder(12, blocks, 9, 9, 0.3).eval()
     for p in encoder.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
@@ -384,3 +384,4 @@ def test_the_paper_configuration_is_what_the_paper_says():
     assert (PAPER.blocks, PAPER.repeats) == (0, False)
     assert not PAPER.residual
     assert not PAPER.positions
+    assert not PAPER.distances

@@ -39,8 +39,11 @@ def encoder(x, w, blocks, heads):
     for name in [*(f"earlier.{n}" for n in range(blocks - 1)), "latest"]:
         q, k, v = np.split(linear(norm(x, w, f"{name}.norm1"), f"{name}.qkv"), 3, axis=1)
         found = []
-        for head in np.split(np.arange(x.shape[1]), heads):
+        back = np.maximum(np.arange(len(x))[:, None] - np.arange(len(x)), 0)  # how far, (t, t)
+        for number, head in enumerate(np.split(np.arange(x.shape[1]), heads)):
             z = q[:, head] @ k[:, head].T / np.sqrt(len(head))
+            if f"{name}.distances" in w:
+                z += 10 * w[f"{name}.distances"][number][back]
             z[np.triu_indices(len(x), 1)] = -np.inf
             found.append(softmax(z) @ v[:, head])
         x = x + linear(np.concatenate(found, axis=1), f"{name}.project")

@@ -20,18 +20,19 @@ class Encoder(nn.Module):
         width: d.
         blocks: how many, one at least.
         positions: how many have a learned vector of their own; 0 for none.
+        distances: see `Block`.
         dropout: its rate, on the input and in the blocks.
     """
 
     HEADS = 2
 
-    def __init__(self, width: int, blocks: int, positions: int, dropout: float) -> None:
+    def __init__(self, width: int, blocks: int, positions: int, distances: int, dropout: float) -> None:
         super().__init__()
         self.enter, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.positions = nn.Parameter(0.02 * torch.randn(positions, width)) if positions else None
         heads = self.HEADS if width % self.HEADS == 0 else 1
-        self.earlier = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks - 1))
-        self.latest = Block(width, heads, dropout)
+        self.earlier = nn.ModuleList(Block(width, heads, dropout, distances) for _ in range(blocks - 1))
+        self.latest = Block(width, heads, dropout, distances)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ class HafVtConfig:
     """Adds the item's own vector, through a learned matrix, to the output of a branch's own attention."""
     positions: bool = True
     """Adds a learned vector per position to what comes in."""
+    distances: bool = True
+    """Each head of an encoder learns what its attention adds to an item for how far back it lies."""
     dropout: float = 0.2
     """Dropout rate on what comes in and on what attention and blocks add."""
     new_items: float = 1.5
@@ -125,6 +127,7 @@ PAPER = HafVtConfig(
     weights="equal",
     residual=False,
     positions=False,
+    distances=False,
     dropout=0.3,
 )
 """The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
@@ -181,10 +184,11 @@ class HafVt(Model):
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
         positions = config.max_length if config.positions else 0
+        distances = config.max_length if config.distances else 0
         deep = config.blocks > 0
         # What reads: for each sequence an encoder, with a head per modality, or for each branch a layer.
         self.encoders = nn.ModuleList(
-            Encoder(config.id_width, config.blocks, positions, config.dropout)
+            Encoder(config.id_width, config.blocks, positions, distances, config.dropout)
             for _ in (self.used if deep else [])
         )
         self.layers = nn.ModuleList(

@@ -95,11 +95,22 @@ class OriginalBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward, each with a residual."""
+    """Pre-norm self-attention and feed-forward, each with a residual.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        width: d.
+        heads: of the attention.
+        dropout: its rate, on both sub-layers' outputs.
+        distances: for so many distances, from 0 on, each head learns what attention adds to an item that lies
+            so far back (a relative position bias, Raffel et al., 2020); 0 for none. SASRec has none.
+    """
+
+    SWIFT = 10.0  # Adam moves a weight by the learning rate at most; what attention adds has to move faster
+
+    def __init__(self, width: int, heads: int, dropout: float, distances: int = 0) -> None:
         super().__init__()
         self.heads = heads
+        self.distances = nn.Parameter(torch.zeros(heads, distances)) if distances else None
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -115,8 +126,17 @@ class Block(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
             for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
         )
-        x = x + self.dropout(self.project(causal_attention(q, k, v).transpose(1, 2).flatten(2)))
+        x = x + self.dropout(
+            self.project(causal_attention(q, k, v, bias=self.bias(x)).transpose(1, 2).flatten(2))
+        )
         return torch.add(x, self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm2(x))))))
+
+    def bias(self, x: Tensor) -> Tensor | None:
+        """Returns what attention adds for how far back an item lies, (heads, T, T)."""
+        if self.distances is None:
+            return None
+        place = torch.arange(x.shape[1], device=x.device)
+        return self.SWIFT * self.distances[:, (place[:, None] - place).clamp(min=0)]
 
     def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns the output at the last real slot in evaluation, (B, T, d) -> (B, d).
@@ -140,6 +160,9 @@ class Block(nn.Module):
         q = q.view(-1, self.heads, q.shape[1] // self.heads)  # (B, heads, d / heads)
         asked = torch.einsum("bhe,hed->bhd", q * q.shape[2] ** -0.5, key.view(*q.shape[1:], -1))
         z = asked @ normed.transpose(1, 2)  # (B, heads, T)
+        if self.distances is not None:
+            back = lengths[:, None] - 1 - torch.arange(normed.shape[1], device=lengths.device)  # (B, T)
+            z = z + self.SWIFT * self.distances[:, back.clamp(min=0)].transpose(0, 1)
         real = slots(lengths, normed.shape[1])[:, None]
         return torch.softmax(z.masked_fill(~real, -torch.inf), dim=2).nan_to_num(0.0)
 

@@ -33,13 +33,14 @@ EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 SASREC = "sasrec --params.width 64"
 NARROW = "--params.id_width 64 --params.content_width 64"
-BEFORE = "--params.blocks 0 --params.repeats false --params.lambda1 0.1 --params.lambda2 1.0"
+BEFORE = "--params.blocks 0 --params.repeats false --averaging 0 --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
     "without repeats": f"hafvt {NARROW} --params.repeats false",
     "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
+    "without distances": f"hafvt {NARROW} --params.distances false",
     "one block": f"hafvt {NARROW} --params.blocks 1",
     "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
     "default before": f"hafvt {NARROW} {BEFORE}",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
-from hafvt.ops.sampled_softmax import Sample, draw, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import Had, Sample, draw, sampled_log_probabilities
 
 V, D, N = 50, 6, 20
 GENERATOR = torch.Generator().manual_seed(0)
@@ -27,6 +27,27 @@ def test_the_sum_of_exponentials_is_right_on_average() -> None:
         estimates.append((-log_p).exp())  # partition over the target's exponential: linear in the estimate
     mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
     # The target is left out of the sample and counted as itself, so nothing else biases the sum.
+    assert ((mean - (-exact).exp()).abs() <= 4 * deviation).all()
+
+
+def test_what_a_history_holds_is_counted_as_it_is() -> None:
+    """By a tenth here; the last slot of each history is empty, and every other target is in its history."""
+    items = torch.stack([PART.start + (TARGETS + 3 * k) % 30 for k in range(3)] + [TARGETS * 0 - 1], dim=1)
+    items[::2, 2] = TARGETS[::2]
+    z = ((0.5 * H)[:, None] * TABLE[items]).sum(2).masked_fill(items < 0, -torch.inf)
+    had = Had(items, z.logsumexp(1) + torch.tensor(0.1).log())
+    ask = Ask(H, TARGETS, PART, less=z.logsumexp(1) + torch.tensor(0.9).log())
+    (exact,) = target_log_probabilities([ask], TABLE, 0.5)
+    every = Sample(torch.arange(PART.start, PART.stop), torch.zeros(30))
+    (got,) = sampled_log_probabilities([ask], [every], TABLE, 0.5, had=[had])
+    torch.testing.assert_close(got, exact)
+    torch.manual_seed(0)
+    estimates = []
+    for _ in range(2000):
+        sample = draw(POPULARITY, PART, 20)
+        (log_p,) = sampled_log_probabilities([ask], [sample], TABLE, 0.5, had=[had])
+        estimates.append((-log_p).exp())
+    mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
     assert ((mean - (-exact).exp()).abs() <= 4 * deviation).all()
 
 

@@ -62,7 +62,7 @@ from hafvt.ops.catalogue_softmax import (
     without,
 )
 from hafvt.ops.lookup import look_up
-from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import Had, draw, sampled_log_probabilities
 
 SWIFT = (
     30.0  # Adam moves a weight by the learning rate at most: a log-odds that starts at 0 would take too long
@@ -286,13 +286,22 @@ class HafVt(Model):
         for modality, name in enumerate(self.modalities):
             table, asks = self.asks(modality, pairs, entering, states)
             scale, unit = 1 / self.config.temperature, name == "id"
-            of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit))
+            had = [self.had(pair, ask.less) for pair, ask in zip(pairs, asks, strict=True)]
+            of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit, had=had))
         loss = torch.zeros((), device=self.mix.device)
         for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
             log_p = torch.stack([of_modality[row] for of_modality in of_modalities], dim=1)  # (N, M)
             mixed = (log_weights + log_p).logsumexp(1)  # (7), (N,)
             loss = loss - share * mixed.sum()
         return loss
+
+    def had(self, pair: Pairs, less: Tensor | None) -> Had | None:
+        """Returns what histories hold and count, from what that counts less than other items would."""
+        if less is None:
+            return None
+        log_again, rest = self.log_again()
+        items = pair.inputs.items[:, None, :].expand(-1, pair.inputs.items.shape[1], -1)[pair.mask]  # (N, T)
+        return Had(self.items.met_number[items].masked_fill(~pair.had, -1), less - rest + log_again)
 
     def pairs(self, sequence: Batch) -> Pairs:
         """Returns `next_items` and what comes again; a target that training is not to meet is none."""

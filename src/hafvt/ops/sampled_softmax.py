@@ -4,6 +4,9 @@ The items are drawn once per step for all queries, with replacement, popular one
 drawn with probability q stands for 1 / (count * q) like it, so its logit is lowered by log(count * q) (the
 log-q correction of Bengio and Senecal, 2008), and the sum of the exponentials is right on average. The target
 always takes part, once, as itself. The logits of the sample, (N, count), are stored.
+
+What a query's history holds may count less than the rest (`Had`). It has the largest logits and is known, so
+it is counted as it is and left out of the sample, instead of taken off an estimate that may not even hold it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafvt.ops.catalogue_softmax import Ask, without
+from hafvt.ops.catalogue_softmax import Ask
 
 POWER = 0.75  # of the popularity: between uniform and as popular
 
@@ -30,6 +33,15 @@ class Sample(NamedTuple):
 
     items: Tensor
     log_rate: Tensor
+
+
+class Had(NamedTuple):
+    """Items that count another amount in a query's softmax than by their logits, with their sum known."""
+
+    items: Tensor
+    """(N, T) row numbers of the whole table; -1 for none."""
+    log_sum: Tensor
+    """(N,) log of what they count together."""
 
 
 def draw(popularity: Tensor, among: slice, count: int) -> Sample:
@@ -52,27 +64,50 @@ def sampled_log_probabilities(
     scale: float | Tensor = 1.0,
     *,
     unit: bool = False,
+    had: Sequence[Had | None] | None = None,
 ) -> list[Tensor]:
     """Returns estimates of `target_log_probabilities`, with their gradients.
 
     Args:
-        asks: queries and their targets.
+        asks: queries and their targets; `less` is not looked at, `had` takes its place.
         samples: per ask, drawn from what its softmax is over.
         table: (V, d) item vectors.
         scale: factor of the logits.
         unit: the table's rows count with unit length.
+        had: per ask, what its queries' histories hold.
 
     Returns:
         One tensor (N,) per ask.
     """
     found = []
-    for ask, sample in zip(asks, samples, strict=True):
+    for ask, sample, known in zip(asks, samples, had or [None] * len(asks), strict=True):
         drawn, row = F.embedding(sample.items, table), F.embedding(ask.targets, table)  # (count, d), (N, d)
         if unit:
             drawn, row = F.normalize(drawn, dim=1), F.normalize(row, dim=1)
         h = ask.h.to(table.dtype) * scale
         z = (h @ drawn.T).float() - sample.log_rate  # (N, count)
-        z = z.masked_fill(sample.items == ask.targets[:, None], -torch.inf)
         own = (h * row).sum(1).float()
-        found.append(own - without(torch.cat([own[:, None], z], dim=1).logsumexp(1), ask.less))
+        exact = ask.targets[:, None]  # (N, 1) and, below, the history: what is not to be estimated
+        parts = [own[:, None]]
+        if known is not None:
+            again = (known.items == exact).any(1)  # the target is in its history: counted there
+            exact = torch.cat([exact, known.items], dim=1)
+            parts = [own.masked_fill(again, -torch.inf)[:, None], known.log_sum.float()[:, None]]
+        z = z.masked_fill(among(sample.items, exact, len(table)), -torch.inf)
+        found.append(own - torch.cat([*parts, z], dim=1).logsumexp(1))
     return found
+
+
+def among(drawn: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Returns which drawn items are among those of each row, (count,), (N, K) -> (N, count).
+
+    Args:
+        drawn: items.
+        rows: items, -1 for none.
+        size: how many items there are.
+    """
+    kinds, kind = torch.unique(drawn, return_inverse=True)  # (U,), (count,)
+    place = kinds.new_full((size + 1,), len(kinds))  # of an item among the kinds; U for any other
+    place[kinds] = torch.arange(len(kinds), device=kinds.device)
+    met = torch.zeros(len(rows), len(kinds) + 1, dtype=torch.bool, device=drawn.device)
+    return met.scatter_(1, place[rows], True)[:, kind]

@@ -43,7 +43,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/peers.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/plain.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/accuracy.py --shared "$(SHARED)" --work "$(WORK)/accuracy"
-	$(BIN)/python benchmarks/load.py "$(WORK)/accuracy/runs/movielens-posters/hafvt-bf16-0"
+	$(BIN)/hafvt train hafvt --data "$(WORK)/accuracy/data/movielens-posters" --out "$(WORK)/served" \
+		--epochs 8 --patience 0 --test false --resume
+	$(BIN)/python benchmarks/load.py "$(WORK)/served"
 	$(BIN)/python benchmarks/cold.py --shared "$(SHARED)" --work "$(WORK)/cold"
 	$(BIN)/python benchmarks/study.py --shared "$(SHARED)" --work "$(WORK)/study"
 	$(BIN)/python benchmarks/tuned.py --shared "$(SHARED)" --work "$(WORK)/tuned"

@@ -1,6 +1,6 @@
 """What bfloat16 and sampled softmaxes cost in quality, on the two real data sets.
 
-    python benchmarks/accuracy.py --shared ../shared/data --work /tmp/accuracy [--seeds 3] [--jobs 2]
+    python benchmarks/accuracy.py --shared ../shared/data --work DIR [--seeds 3] [--jobs 2]
 
 Trains HAF-VT and SASRec in float32, in bfloat16, and in float32 with sampled softmaxes, by the command line,
 one thread each, with the same seeds and number of epochs; test targets are not looked at. What was stopped
@@ -17,6 +17,7 @@ from typing import Any
 
 from machine import describe, record, sentence
 from real_data import PREPARE, call, make_data
+from study import COMMON, NARROW, SASREC
 
 from hafvt.files import read_json
 from hafvt.reports.table import markdown_table
@@ -27,11 +28,7 @@ EPOCHS = {
     ("amazon-food-kitchen", "sasrec"): 6,
     ("amazon-food-kitchen", "hafvt"): 5,
 }
-COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
-NARROW = {
-    "hafvt": "--params.id_width 64 --params.content_width 64",
-    "sasrec": "--params.width 64",
-}
+MODELS = {"hafvt": f"hafvt {NARROW}", "sasrec": SASREC}
 SAMPLED = {"movielens-posters": 512, "amazon-food-kitchen": 4096}
 VARIANTS = ("fp32", "bf16", "sampled")
 
@@ -62,7 +59,7 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
     if (out / "model.json").exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    options = f"train {model} --seed {seed} --epochs {EPOCHS[data, model]} {COMMON} {NARROW[model]}"
+    options = f"train {MODELS[model]} --seed {seed} --epochs {EPOCHS[data, model]} {COMMON}"
     options += f" --precision {'bf16' if variant == 'bf16' else 'fp32'}"
     if variant == "sampled":
         options += f" --params.sampled {SAMPLED[data]}"

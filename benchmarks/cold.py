@@ -1,6 +1,6 @@
 """Items that were held out of training, ranked among all: HAF-VT, ids only, a random order.
 
-    python benchmarks/cold.py --shared ../shared/data --work /tmp/cold
+    python benchmarks/cold.py --shared ../shared/data --work DIR
 
 Prepares movielens-posters with 10 % of each domain's items held out, trains each run of `RUNS` by the command
 line on one thread, and ranks the targets among held-out items (cold) and the test targets (warm). What was

@@ -1,6 +1,6 @@
 """A million generated items: building an index, and recommending with it and without.
 
-    python benchmarks/million.py --work /tmp/million [--items 1000000]
+    python benchmarks/million.py --work DIR [--items 1000000]
 
 Two domains of half the items each, with generated features in clusters, which people's histories keep to;
 hafvt in widths of 64, trained for one epoch; then `hafvt index`. Opening, recommending and serving are

@@ -1,6 +1,6 @@
 """Our SASRec beside those of RecTools, RePlay and RecBole: one log, width, length, loss and number of passes.
 
-    python benchmarks/peers.py --shared ../shared/data --work /tmp/peers [--passes 5] [--only rectools ...]
+    python benchmarks/peers.py --shared ../shared/data --work DIR [--passes 5] [--only rectools ...]
 
 Each runs in a process, and the peers in virtual environments of their own, which are made on the first call;
 one after the other, each with all processors. What is finished is left as it is: a call that was stopped goes

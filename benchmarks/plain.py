@@ -1,6 +1,6 @@
 """HAF-VT beside a plain PyTorch HAF-VT, which stores its logits and knows no bfloat16.
 
-    python benchmarks/plain.py --shared ../shared/data --work /tmp/plain [--passes 1]
+    python benchmarks/plain.py --shared ../shared/data --work DIR [--passes 1]
 
 Two comparisons, each contestant in a process of its own with all processors: some steps over 64,000 generated
 items with a picture and a title each, and whole passes over amazon-food-kitchen, with the quality reached on

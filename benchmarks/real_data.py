@@ -1,6 +1,6 @@
 """HAF-VT and the yardsticks on the two real data sets: test figures, time, epochs.
 
-    python benchmarks/real_data.py --shared ../shared/data --work /tmp/real [--only TEXT] [--jobs 2]
+    python benchmarks/real_data.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
 Prepares and encodes each data set, then trains every run of `RUNS` by the command line, one thread each and
 `--jobs` side by side. What was stopped goes on when the command is given again, what is finished is left as
@@ -52,12 +52,7 @@ RUNS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains and evaluates on the two real data sets.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
-    parser.add_argument("--only", default="", help="only runs whose 'data set/name' holds this text")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
-    given = parser.parse_args()
+    given = options("Trains and evaluates on the two real data sets.").parse_args()
     chosen = [run for run in RUNS if given.only in f"{run[0]}/{run[1]}"]
     for name in dict.fromkeys(name for name, _, _ in chosen):
         make_data(given.shared / name, given.work / "data" / name)
@@ -65,6 +60,16 @@ def main() -> None:
         for finished in [pool.submit(train, given.work, *run) for run in chosen]:
             finished.result()
     print(write_results(given.work))
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """Returns a parser of what all benchmarks on the real data sets are told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
+    parser.add_argument("--only", default="", help="only runs whose 'data set/name' holds this text")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    return parser
 
 
 def call(command: list[str], log: Path, threads: int) -> None:

@@ -1,6 +1,6 @@
 """Designs of HAF-VT on validation data of the two real data sets: what makes a difference.
 
-    python benchmarks/study.py --shared ../shared/data --work /tmp/study [--only TEXT] [--jobs 2] [--seeds 1]
+    python benchmarks/study.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2] [--seeds 1]
 
 Trains every variant of `VARIANTS` by the command line, one thread each, with the same number of epochs, rate
 and histories, and ranks its validation targets, those of rarely met items also by themselves. Test targets
@@ -11,7 +11,6 @@ results/study.md and .json are made of these alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from machine import RESULTS, describe, record, sentence
-from real_data import PREPARE, call, make_data
+from real_data import PREPARE, call, make_data, options
 
 from hafvt.evaluation.metrics import Ranks, mean_mrr
 from hafvt.evaluation.protocols import ranked
@@ -62,11 +61,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Designs of HAF-VT on validation data.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
-    parser.add_argument("--only", default="", help="only runs whose 'data set/variant' holds this text")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser = options("Designs of HAF-VT on validation data.")
     parser.add_argument("--seeds", type=int, default=1)
     given = parser.parse_args()
     for name in PREPARE:
@@ -85,23 +80,26 @@ def train(work: Path, data: str, variant: str, seed: int) -> None:
     if kept.exists():
         return
     out = work / "runs" / data / kept.stem
-    model, *options = VARIANTS[variant].split()
+    model, *settings = VARIANTS[variant].split()
     place = ["--data", str(work / "data" / data), "--out", str(out)]
     command = ["train", model, *place, "--epochs", str(EPOCHS[data]), "--seed", str(seed)]
-    call([*command, *COMMON.split(), *options], out.with_suffix(".log"), 1)
+    call([*command, *COMMON.split(), *settings], out.with_suffix(".log"), 1)
     run = open_run(out)
     items = np.asarray(run.data.items)
     met = run.data.train_counts()
     figures: dict[str, Any] = {"data": data, "variant": variant, "seed": seed}
     for protocol in ("full", "strict"):
         ranks, _ = ranked(run.models, run.data, "valid", protocol)
-        often = met[items[ranks.positions]]
-        # Rarely: fewer than five times, or, where few are, the rarest tenth of the targets.
-        limit = 4 if (often < 5).mean() > 0.1 else np.quantile(often, 0.1)
-        figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": mrr(ranks, often <= limit)}
+        of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
+        figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, figures)
+
+
+def rare(met: np.ndarray) -> np.ndarray:
+    """Returns which targets training met less than five times, or, where few are, the rarest tenth, (n,)."""
+    return met < 5 if (met < 5).mean() > 0.1 else met <= np.quantile(met, 0.1)
 
 
 def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
@@ -127,14 +125,14 @@ def write() -> str:
     header = ["variant", "options", "seeds", "MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
     for data in EPOCHS:
         rows = []
-        for variant, options in VARIANTS.items():
+        for variant, settings in VARIANTS.items():
             runs = [run for run in found if run["data"] == data and run["variant"] == variant]
             if runs:
                 means = [
                     f"{100 * statistics.mean(run[key] for run in runs):.2f}"
                     for key in ("full", "full_rare", "strict", "strict_rare")
                 ]
-                told = " ".join(options.replace(NARROW, "").split())
+                told = " ".join(settings.replace(NARROW, "").split())
                 epochs = ", ".join(str(run["epoch"]) for run in runs)
                 rows.append([variant, f"`{told}`", str(len(runs)), *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]

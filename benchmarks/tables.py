@@ -1,6 +1,6 @@
 """The tables of all models on the two real data sets, and the ablation of HAF-VT where there are pictures.
 
-    python benchmarks/tables.py --shared ../shared/data --work /tmp/real [--only TEXT]
+    python benchmarks/tables.py --shared ../shared/data --work DIR [--only TEXT]
 
 Prepares and encodes each data set, runs `hafvt compare` or `hafvt ablate` on it with the small budget, and
 copies the tables to results/. What was stopped goes on when the command is given again.

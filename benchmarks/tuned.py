@@ -1,6 +1,6 @@
 """All models, each tuned with the same budget and trained with three seeds: test figures and paired tests.
 
-    python benchmarks/tuned.py --shared ../shared/data --work /tmp/tuned [--only TEXT] [--jobs 2]
+    python benchmarks/tuned.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
 For each model and data set `hafvt tune` searches on validation data, `hafvt train` trains the best settings
 with every seed, and the test targets are ranked, among all items of their domain (`full`) and among 999 that
@@ -14,7 +14,6 @@ text that fits none makes just them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 import yaml
 from machine import RESULTS, describe, record, sentence
-from real_data import call, make_data
+from real_data import call, make_data, options
+from study import rare
 
 from hafvt.evaluation.protocols import ranked
 from hafvt.evaluation.significance import holm, paired
@@ -82,14 +82,14 @@ class Piece:
     domains: np.ndarray
     met: np.ndarray
 
-    def gains(self, protocol: str, rare: bool = False) -> np.ndarray:
+    def gains(self, protocol: str, of_rare: bool = False) -> np.ndarray:
         """Returns what each target adds to the MRR averaged over domains, (n,), the mean over the seeds.
 
         Their mean is that MRR; of rare targets alone, the others add nothing and domains are not told apart.
         """
         reciprocal = (1 / self.ranks[PROTOCOLS.index(protocol)].astype(np.float64)).mean(0)
-        if rare:
-            return reciprocal[self.rare]
+        if of_rare:
+            return reciprocal[rare(self.met)]
         sizes = np.bincount(self.domains)
         return reciprocal * len(reciprocal) / (sizes[self.domains] * len(sizes))
 
@@ -98,19 +98,9 @@ class Piece:
         reciprocal = 1 / self.ranks[PROTOCOLS.index(protocol)].astype(np.float64)
         return np.mean([reciprocal[:, self.domains == d].mean(1) for d in np.unique(self.domains)], axis=0)
 
-    @property
-    def rare(self) -> np.ndarray:
-        """Returns which targets training met less than five times, or, where few are, the rarest tenth."""
-        return self.met < 5 if (self.met < 5).mean() > 0.1 else self.met <= np.quantile(self.met, 0.1)
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tuned models on the real data sets, three seeds each.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data sets, searches and runs")
-    parser.add_argument("--only", default="", help="only pieces whose 'data set/model' holds this text")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
-    given = parser.parse_args()
+    given = options("Tuned models on the real data sets, three seeds each.").parse_args()
     wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
     for data, label in wanted:
         apart = label in PICTURED and data == "amazon-food-kitchen"
@@ -130,13 +120,13 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     """Searches and trains, or goes on with it, and writes the piece."""
     folder, epochs = work / data / slug(label), str(EPOCHS[data])
     model = OURS if label in PARTS else label
-    options = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
+    command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
     if model != "popularity":
         search = work / data / slug(model) / "search"
         tune(work / "data" / data, model, search, epochs, jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
-        options += ["--config", str(search / "best.yaml"), *PARTS.get(label, "").split()]
+        command += ["--config", str(search / "best.yaml"), *PARTS.get(label, "").split()]
         report = (search / "report.md").read_text(encoding="utf-8").splitlines()
         told |= {"settings": {name: best[name] for name in (*SPACE, "params")}, "change": PARTS.get(label)}
         told["search"] = next(line for line in report if line.startswith("Budget: "))
@@ -144,7 +134,7 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     def one(seed: int) -> None:
         out = folder / f"seed{seed}"
         if not (out / "model.json").exists():
-            call([*options, "--out", str(out), "--seed", str(seed)], out.with_suffix(".log"), 1)
+            call([*command, "--out", str(out), "--seed", str(seed)], out.with_suffix(".log"), 1)
 
     seeds = range(1 if model == "popularity" else SEEDS)
     with ThreadPoolExecutor(jobs) as pool:
@@ -255,13 +245,13 @@ def table(pieces: dict[str, Piece]) -> dict[str, Any]:
         row: dict[str, Any] = {"seeds": piece.ranks.shape[1]}
         for column in ("full", "strict", "rare"):
             protocol = "strict" if column == "rare" else column
-            gains = piece.gains(protocol, rare=column == "rare")
+            gains = piece.gains(protocol, of_rare=column == "rare")
             deviation = None
             if len(piece.mrrs(protocol)) > 1 and column != "rare":
                 deviation = float(piece.mrrs(protocol).std(ddof=1))
             row[column] = {"mrr": float(gains.mean()), "deviation": deviation}
             if ours is not None and label != OURS:
-                mine = ours.gains(protocol, rare=column == "rare")
+                mine = ours.gains(protocol, of_rare=column == "rare")
                 test = paired(mine - gains, resamples=20_000)  # p-values down to 1e-4
                 row[column] |= {"above": float(mine.mean() / gains.mean() - 1)}
                 row[column] |= {"bootstrap": test.bootstrap, "wilcoxon": test.wilcoxon}

@@ -35,7 +35,7 @@ def test_what_a_history_holds_is_counted_as_it_is() -> None:
     items = torch.stack([PART.start + (TARGETS + 3 * k) % 30 for k in range(3)] + [TARGETS * 0 - 1], dim=1)
     items[::2, 2] = TARGETS[::2]
     z = ((0.5 * H)[:, None] * TABLE[items]).sum(2).masked_fill(items < 0, -torch.inf)
-    had = Had(items, z.logsumexp(1) + torch.tensor(0.1).log())
+    had = Had(items, torch.tensor(0.1 / 0.9).log())
     ask = Ask(H, TARGETS, PART, less=z.logsumexp(1) + torch.tensor(0.9).log())
     (exact,) = target_log_probabilities([ask], TABLE, 0.5)
     every = Sample(torch.arange(PART.start, PART.stop), torch.zeros(30))

@@ -282,11 +282,11 @@ class HafVt(Model):
     ) -> Tensor:
         """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
         samples = [draw(self.items.popularity, self.items.learned[n], self.config.sampled) for n in self.used]
+        had = [self.had(pair) for pair in pairs] if self.config.repeats else None
         of_modalities = []
         for modality, name in enumerate(self.modalities):
             table, asks = self.asks(modality, pairs, entering, states)
             scale, unit = 1 / self.config.temperature, name == "id"
-            had = [self.had(pair, ask.less) for pair, ask in zip(pairs, asks, strict=True)]
             of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit, had=had))
         loss = torch.zeros((), device=self.mix.device)
         for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
@@ -295,13 +295,11 @@ class HafVt(Model):
             loss = loss - share * mixed.sum()
         return loss
 
-    def had(self, pair: Pairs, less: Tensor | None) -> Had | None:
-        """Returns what histories hold and count, from what that counts less than other items would."""
-        if less is None:
-            return None
+    def had(self, pair: Pairs) -> Had:
+        """Returns what the histories of a sequence's targets hold."""
         log_again, rest = self.log_again()
         items = pair.inputs.items[:, None, :].expand(-1, pair.inputs.items.shape[1], -1)[pair.mask]  # (N, T)
-        return Had(self.items.met_number[items].masked_fill(~pair.had, -1), less - rest + log_again)
+        return Had(self.items.met_number[items].masked_fill(~pair.had, -1), log_again - rest)
 
     def pairs(self, sequence: Batch) -> Pairs:
         """Returns `next_items` and what comes again; a target that training is not to meet is none."""

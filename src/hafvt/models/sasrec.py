@@ -126,17 +126,14 @@ class Block(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
             for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
         )
-        x = x + self.dropout(
-            self.project(causal_attention(q, k, v, bias=self.bias(x)).transpose(1, 2).flatten(2))
-        )
+        place = torch.arange(x.shape[1], device=x.device)
+        found = causal_attention(q, k, v, bias=self.bias(place[:, None] - place)).transpose(1, 2).flatten(2)
+        x = x + self.dropout(self.project(found))
         return torch.add(x, self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm2(x))))))
 
-    def bias(self, x: Tensor) -> Tensor | None:
-        """Returns what attention adds for how far back an item lies, (heads, T, T)."""
-        if self.distances is None:
-            return None
-        place = torch.arange(x.shape[1], device=x.device)
-        return self.SWIFT * self.distances[:, (place[:, None] - place).clamp(min=0)]
+    def bias(self, back: Tensor) -> Tensor | None:
+        """Returns what attention adds to items so far back, (...) -> (heads, ...); later ones are masked."""
+        return None if self.distances is None else self.SWIFT * self.distances[:, back.clamp(min=0)]
 
     def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns the output at the last real slot in evaluation, (B, T, d) -> (B, d).
@@ -160,9 +157,9 @@ class Block(nn.Module):
         q = q.view(-1, self.heads, q.shape[1] // self.heads)  # (B, heads, d / heads)
         asked = torch.einsum("bhe,hed->bhd", q * q.shape[2] ** -0.5, key.view(*q.shape[1:], -1))
         z = asked @ normed.transpose(1, 2)  # (B, heads, T)
-        if self.distances is not None:
-            back = lengths[:, None] - 1 - torch.arange(normed.shape[1], device=lengths.device)  # (B, T)
-            z = z + self.SWIFT * self.distances[:, back.clamp(min=0)].transpose(0, 1)
+        place = torch.arange(normed.shape[1], device=lengths.device)
+        nearness = self.bias(lengths[:, None] - 1 - place)  # (heads, B, T)
+        z = z if nearness is None else z + nearness.transpose(0, 1)
         real = slots(lengths, normed.shape[1])[:, None]
         return torch.softmax(z.masked_fill(~real, -torch.inf), dim=2).nan_to_num(0.0)
 

@@ -36,12 +36,12 @@ class Sample(NamedTuple):
 
 
 class Had(NamedTuple):
-    """Items that count another amount in a query's softmax than by their logits, with their sum known."""
+    """What `Ask.less` speaks of: items that count less than others in a query's softmax."""
 
     items: Tensor
     """(N, T) row numbers of the whole table; -1 for none."""
-    log_sum: Tensor
-    """(N,) log of what they count together."""
+    log_odds: Tensor
+    """(), log of what such an item counts, over what it counts less."""
 
 
 def draw(popularity: Tensor, among: slice, count: int) -> Sample:
@@ -69,12 +69,12 @@ def sampled_log_probabilities(
     """Returns estimates of `target_log_probabilities`, with their gradients.
 
     Args:
-        asks: queries and their targets; `less` is not looked at, `had` takes its place.
+        asks: queries and their targets.
         samples: per ask, drawn from what its softmax is over.
         table: (V, d) item vectors.
         scale: factor of the logits.
         unit: the table's rows count with unit length.
-        had: per ask, what its queries' histories hold.
+        had: per ask with `less`, what that is of.
 
     Returns:
         One tensor (N,) per ask.
@@ -89,10 +89,11 @@ def sampled_log_probabilities(
         own = (h * row).sum(1).float()
         exact = ask.targets[:, None]  # (N, 1) and, below, the history: what is not to be estimated
         parts = [own[:, None]]
-        if known is not None:
+        if ask.less is not None and known is not None:
             again = (known.items == exact).any(1)  # the target is in its history: counted there
             exact = torch.cat([exact, known.items], dim=1)
-            parts = [own.masked_fill(again, -torch.inf)[:, None], known.log_sum.float()[:, None]]
+            counted = (ask.less + known.log_odds).float()
+            parts = [own.masked_fill(again, -torch.inf)[:, None], counted[:, None]]
         z = z.masked_fill(among(sample.items, exact, len(table)), -torch.inf)
         found.append(own - torch.cat([*parts, z], dim=1).logsumexp(1))
     return found

@@ -106,7 +106,7 @@ def train(
         patience: stop after so many validations without a better one; 0 never stops early; default: 5, and 0
             under c2dsr.
         seed: of weights, order and dropout.
-        precision: bf16 or fp32; auto takes bf16 where the hardware multiplies it natively.
+        precision: bf16 or fp32; auto takes bf16 where the hardware multiplies it faster.
         device: cpu, cuda, or auto.
         resume: go on with the run that is in `out`, or start it if there is none.
         test: rank the test targets at the end; not where a search for hyperparameters compares runs.
@@ -182,6 +182,15 @@ def train(
     def checkpoint() -> None:
         save(last_path, pack(net, optimizer, average.weights), asdict(state))
 
+    def validate() -> float:
+        _, ranks = ranked([net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device)
+        mrr = mean_mrr(ranks)
+        for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
+            if found > state.best_mrrs[number]:
+                state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
+                save(best_paths[number], pack(net), {"epoch": state.epoch, "valid_mrr": found})
+        return mrr
+
     log = _Log(out, tensorboard)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     total = epochs * len(batches) * batch_size
@@ -219,15 +228,7 @@ def train(
             }
             if state.epoch % validate_every == 0 or state.epoch == epochs:
                 with average.in_place():
-                    _, ranks = ranked(
-                        [net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device
-                    )
-                    mrr = line["valid_mrr"] = mean_mrr(ranks)
-                    for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
-                        if found > state.best_mrrs[number]:
-                            state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
-                            held = {"epoch": state.epoch, "valid_mrr": found}
-                            save(best_paths[number], pack(net), held)
+                    mrr = line["valid_mrr"] = validate()
             state.seconds = time.monotonic() - started
             log.write({**line, "seconds": round(state.seconds, 2)})
             state.batch, state.loss = 0, 0.0

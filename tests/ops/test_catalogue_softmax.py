@@ -34,9 +34,11 @@ ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float64: 0.0}
 SHAPES = [(7, 13, 5), (1, 1, 1), (1, 37, 3), (33, 1, 17), (70, 1029, 9), (259, 515, 33), (3, 40, 300)]
 
 
-@pytest.fixture(params=IMPLS)
-def impl(request: pytest.FixtureRequest) -> Implementation:
-    return request.param
+@pytest.fixture(params=[*IMPLS, "attention"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Implementation:
+    """The implementations, tiles both ways: as products and as attention, which any processor has."""
+    monkeypatch.setattr(tiles, "by_attention", lambda q: request.param == "attention")
+    return "plain" if request.param == "plain" else "tiles"
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,13 @@ numbers:
 * plain: the formula, the reference. It stores the N * V logits several times over.
 * tiles: a few hundred queries at a time, of these a few thousand items at a time, so that a tile of logits
   stays in the processor's cache from the product that makes it to the sums and products that use it up.
+  On processors that multiply tiles themselves (AMX) PyTorch's attention does the same in one kernel: the
+  queries' attention to the items gives log-partitions and the gradient of the queries, the items' attention
+  to the queries the gradient of a learned table.
 
 `catalogue_nll` is the loss itself. It knows what each log-probability weighs in it, so the gradient of a
-learned table is made from the exponentials at hand: three products and one exp per logit in all.
+learned table is made from the exponentials at hand: three products and one exp per logit in all (four and
+two by attention).
 `target_log_probabilities` does not know; its backward pass makes the logits a second time for a learned
 table.
 

@@ -20,12 +20,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        native = _supports("_is_amx_tile_supported") or (
-            _supports("_is_avx512_bf16_supported") and "AuthenticAMD" in _maker()
-        )
+        native = multiplies_tiles() or (_supports("_is_avx512_bf16_supported") and "AuthenticAMD" in _maker())
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def multiplies_tiles() -> bool:
+    """Returns whether the processor multiplies whole tiles of bfloat16 (AMX)."""
+    return _supports("_is_amx_tile_supported")
 
 
 def _supports(check: str) -> bool:

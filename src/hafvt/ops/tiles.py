@@ -1,4 +1,4 @@
-"""The softmax of queries over items, tile after tile; see `catalogue_softmax`."""
+"""The softmax of queries over items, tile after tile or by attention; see `catalogue_softmax`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hafvt.ops.precision import multiplies_tiles
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
 HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
@@ -41,7 +43,44 @@ class Tile(NamedTuple):
             change[items] += torch.mm(exponentials.T, weighed)
 
 
-def sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> Iterator[tuple[slice, Tile]]:
+class Attended(NamedTuple):
+    """The softmax of N queries over V rows, `p[i, j] = exp(q[i] . rows[j] - lse[i])`, by attention."""
+
+    q: Tensor
+    rows: Tensor
+    lse: Tensor
+    mean: Tensor
+    """(N, d) of the rows under the softmax."""
+
+    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
+        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d).
+
+        Attention of the items to the queries has that sum over its own partition, which it also tells.
+        """
+        weighed = ((grad * (-self.lse).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
+        width = TILES["cpu"][1]
+        for start in range(0, len(self.rows), width):
+            items = slice(start, start + width)
+            mean, lse = _attention(self.rows[items], self.q, weighed)
+            change[items].addcmul_(mean.to(change.dtype), lse.exp()[:, None])
+
+
+def by_attention(q: Tensor) -> bool:
+    """Returns whether PyTorch's attention is faster than tiles: its kernel is, where it multiplies by AMX."""
+    known = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private: it may go away
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and known and multiplies_tiles()
+
+
+def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean of the values under softmax(q keys^T), (N, d), and the log-partitions, (N,)."""
+    given = (each.contiguous()[None, None] for each in (q, keys, values))  # it takes the last stride for 1
+    mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given, scale=1.0)
+    return mean[0, 0], lse[0, 0]
+
+
+def sweep(
+    q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool
+) -> Iterator[tuple[slice, Tile | Attended]]:
     """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
 
     Args:
@@ -51,6 +90,10 @@ def sweep(q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool) -> It
         means: whether the rows' means are wanted.
         hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
     """
+    if safe and len(q) and by_attention(q):  # of no queries the kernel makes an end of the process
+        mean, lse = _attention(q, rows, rows)
+        yield slice(0, len(q)), Attended(q, rows, lse, mean.to(lse.dtype))
+        return
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]
     hold = hold or not safe

@@ -47,6 +47,7 @@ class Attended(NamedTuple):
     """The softmax of N queries over V rows, `p[i, j] = exp(q[i] . rows[j] - lse[i])`, by attention."""
 
     q: Tensor
+    """(N or more, d); what is more is zero."""
     rows: Tensor
     lse: Tensor
     mean: Tensor
@@ -58,6 +59,7 @@ class Attended(NamedTuple):
         Attention of the items to the queries has that sum over its own partition, which it also tells.
         """
         weighed = ((grad * (-self.lse).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
+        weighed = functional.pad(weighed, (0, 0, 0, len(self.q) - len(q)))
         width = TILES["cpu"][1]
         for start in range(0, len(self.rows), width):
             items = slice(start, start + width)
@@ -91,8 +93,9 @@ def sweep(
         hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
     """
     if safe and len(q) and by_attention(q):  # of no queries the kernel makes an end of the process
-        mean, lse = _attention(q, rows, rows)
-        yield slice(0, len(q)), Attended(q, rows, lse, mean.to(lse.dtype))
+        part, real = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE)), slice(0, len(q))
+        mean, lse = _attention(part, rows, rows)
+        yield real, Attended(part, rows, lse[real], mean[real].to(lse.dtype))
         return
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]

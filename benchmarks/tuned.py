@@ -3,8 +3,9 @@
     python benchmarks/tuned.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
 For each model and data set `hafvt tune` searches on validation data, `hafvt train` trains the best settings
-with every seed, and the test targets are ranked, among all items of their domain (`full`) and among 999 that
-the user never had (`strict`). Parts of HAF-VT are trained with its settings, without a search of their own.
+with every seed, for up to `LONGER` times the epochs of the search, until validation MRR no longer rises, and
+the test targets are ranked, among all items of their domain (`full`) and among 999 that the user never had
+(`strict`). Parts of HAF-VT are trained with its settings, without a search of their own.
 
 It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
 rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again
@@ -38,6 +39,7 @@ SEEDS = 3
 TRIALS = 8
 WIDTH = 64
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
+LONGER, PATIENCE = 2, 3  # the last trainings beside those of the search; validations without a better one
 LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
 PROTOCOLS = ("full", "strict")
 SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
@@ -118,15 +120,17 @@ def place(data: str, label: str) -> Path:
 
 def make(work: Path, data: str, label: str, jobs: int) -> None:
     """Searches and trains, or goes on with it, and writes the piece."""
-    folder, epochs = work / data / slug(label), str(EPOCHS[data])
+    folder = work / data / slug(label)
     model = OURS if label in PARTS else label
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
+    command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
     if model != "popularity":
         search = work / data / slug(model) / "search"
-        tune(work / "data" / data, model, search, epochs, jobs)
+        tune(work / "data" / data, model, search, str(EPOCHS[data]), jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
-        command += ["--config", str(search / "best.yaml"), *PARTS.get(label, "").split()]
+        command[2:2] = ["--config", str(search / "best.yaml")]  # what is said after it counts
+        command += PARTS.get(label, "").split()
         report = (search / "report.md").read_text(encoding="utf-8").splitlines()
         told |= {"settings": {name: best[name] for name in (*SPACE, "params")}, "change": PARTS.get(label)}
         told["search"] = next(line for line in report if line.startswith("Budget: "))
@@ -199,11 +203,12 @@ def write() -> str:
         + " and ".join(f"{length} items ({data})" for data, length in LENGTHS.items())
         + ", batches of 128 for all), "
         f"{SEEDS} seeds of at most "
-        + " and ".join(f"{epochs} epochs ({data})" for data, epochs in EPOCHS.items())
-        + ". Test MRR in %, mean of the domains, ± standard deviation over the seeds: among all items of the "
-        "domain, and `strict`, among 999 that the user never had. Rare: targets that training met less than "
-        "five times, or else the rarest tenth. p: that the difference to `hafvt` is chance, by bootstrap or "
-        "Wilcoxon over users, the larger, after Holm's correction for all rows.",
+        + " and ".join(f"{LONGER * epochs} epochs ({data})" for data, epochs in EPOCHS.items())
+        + f", until {PATIENCE} validations bring no better one. Test MRR in %, mean of the domains, "
+        "± standard deviation over the seeds: among all items of the domain, and `strict`, among 999 that "
+        "the user never had. Rare: targets that training met less than five times, or the rarest tenth. p: "
+        "that the difference to `hafvt` is chance, by bootstrap or Wilcoxon over users, the larger, after "
+        "Holm's correction for all rows.",
         "",
     ]
     for data, pieces in read().items():

@@ -93,9 +93,9 @@ def sweep(
         hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
     """
     if safe and len(q) and by_attention(q):  # of no queries the kernel makes an end of the process
-        part, real = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE)), slice(0, len(q))
-        mean, lse = _attention(part, rows, rows)
-        yield real, Attended(part, rows, lse[real], mean[real].to(lse.dtype))
+        padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
+        mean, lse = _attention(padded, rows, rows)
+        yield slice(0, len(q)), Attended(padded, rows, lse[: len(q)], mean[: len(q)].to(lse.dtype))
         return
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]

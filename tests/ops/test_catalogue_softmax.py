@@ -44,6 +44,7 @@ def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Imp
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.TILES, "cpu", (64, 100))
+    monkeypatch.setattr(tiles, "ATTENDED", 500)
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
@@ -396,6 +397,8 @@ def test_memory_does_not_grow_with_the_catalogue(
     impl: Implementation, learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tiles.HELD, "cpu", 2**19)
+    monkeypatch.setitem(tiles.TILES, "cpu", (64, 2000))
+    monkeypatch.setattr(tiles, "ATTENDED", 2000)
     n, d, v = 300, 16, (8_000, 64_000)
 
     def extra(v: int) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from hafvt.ops.precision import multiplies_tiles
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
+ATTENDED = 16384  # items that attention is made of at a time
 HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
 CACHED = 2**23  # logits wider than bfloat16: more than these are better held of fewer queries at a time
 FEW = 128  # queries, of which the products run at their full rate
@@ -60,9 +61,8 @@ class Attended(NamedTuple):
         """
         weighed = ((grad * (-self.lse).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
         weighed = functional.pad(weighed, (0, 0, 0, len(self.q) - len(q)))
-        width = TILES["cpu"][1]
-        for start in range(0, len(self.rows), width):
-            items = slice(start, start + width)
+        for start in range(0, len(self.rows), ATTENDED):
+            items = slice(start, start + ATTENDED)
             mean, lse = _attention(self.rows[items], self.q, weighed)
             change[items].addcmul_(mean.to(change.dtype), lse.exp()[:, None])
 
@@ -71,6 +71,21 @@ def by_attention(q: Tensor) -> bool:
     """Returns whether PyTorch's attention is faster than tiles: its kernel is, where it multiplies by AMX."""
     known = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private: it may go away
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and known and multiplies_tiles()
+
+
+def _attended(q: Tensor, rows: Tensor) -> Attended:
+    """Returns the softmax of all queries; few rows at a time, as the kernel copies what it is given."""
+    padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
+    total = padded.new_zeros(len(padded), 1, dtype=wide(q.dtype))
+    mean = padded.new_zeros(padded.shape, dtype=total.dtype)
+    for start in range(0, len(rows), ATTENDED):
+        part = rows[start : start + ATTENDED]
+        of_part, lse = _attention(padded, part, part)
+        exponentials = lse.exp()[:, None]
+        total += exponentials
+        mean.addcmul_(of_part.to(mean.dtype), exponentials)
+    mean.div_(total)
+    return Attended(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
 
 
 def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,9 +108,7 @@ def sweep(
         hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
     """
     if safe and len(q) and by_attention(q):  # of no queries the kernel makes an end of the process
-        padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
-        mean, lse = _attention(padded, rows, rows)
-        yield slice(0, len(q)), Attended(padded, rows, lse[: len(q)], mean[: len(q)].to(lse.dtype))
+        yield slice(0, len(q)), _attended(q, rows)
         return
     device = "cuda" if q.is_cuda else "cpu"
     most, width = TILES[device]

@@ -41,6 +41,7 @@ WIDTH = 64
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
 LONGER, PATIENCE = 2, 3  # the last trainings beside those of the search; validations without a better one
 LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
+CONTENT = {"movielens-posters": 64, "amazon-food-kitchen": 128}  # directions of what is frozen
 PROTOCOLS = ("full", "strict")
 SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
     "batch_size": [128],
@@ -163,8 +164,8 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
 
 def tune(data: Path, model: str, out: Path, epochs: str, jobs: int) -> None:
     """Searches the settings of a model, or goes on with it."""
-    widths = ["id_width", "content_width"] if model == OURS else ["width"]
-    fixed = {"max_length": LENGTHS[data.name], **dict.fromkeys(widths, WIDTH)}
+    widths = {"id_width": WIDTH, "content_width": CONTENT[data.name]} if model == OURS else {"width": WIDTH}
+    fixed = {"max_length": LENGTHS[data.name], **widths}
     command = ["tune", model, "--data", str(data), "--out", str(out), "--trials", str(TRIALS)]
     command += ["--epochs", epochs, "--jobs", str(jobs)]
     command += [f"--params.{name}={value}" for name, value in fixed.items()]
@@ -199,7 +200,9 @@ def write() -> str:
         "",
         "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
         f"{TRIALS} settings by validation MRR (`hafvt tune`: learning rate, dropout, depth and the weights "
-        f"that the model has; width {WIDTH}, histories of at most "
+        f"that the model has; width {WIDTH}, of frozen vectors "
+        + " and ".join(f"{width} directions ({data})" for data, width in CONTENT.items())
+        + ", histories of at most "
         + " and ".join(f"{length} items ({data})" for data, length in LENGTHS.items())
         + ", batches of 128 for all), "
         f"{SEEDS} seeds of at most "

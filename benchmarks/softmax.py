@@ -141,7 +141,7 @@ def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{QUERIES:,} queries. The last columns are the rate of a plain matrix product of 2048 x 2048 x 2048 "
         "in that dtype, measured in turn with the case, and the case's rate beside it. Operations are those "
         "that cannot be done without; extra memory is without what has the table's size. `plain` stores the "
-        "logits.",
+        "logits; `tiles` in bfloat16 are PyTorch's attention where the processor has AMX.",
         "",
         "| width | table | implementation | dtype | items | ms | ns per target and item | extra MiB "
         "| GFLOP/s | a product's | of it |",

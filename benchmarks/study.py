@@ -31,7 +31,6 @@ from hafvt.training.run import open_run
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 SASREC = "sasrec --params.width 64"
-WIDER = "hafvt --params.id_width 64"
 NARROW = "--params.id_width 64 --params.content_width 64"
 BEFORE = "--params.blocks 0 --params.repeats false --averaging 0 --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
@@ -44,8 +43,8 @@ VARIANTS = {
     "one block": f"hafvt {NARROW} --params.blocks 1",
     "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
     "default before": f"hafvt {NARROW} {BEFORE}",
-    "128 directions of content": f"{WIDER} --params.content_width 128",
-    "all of content": f"{WIDER} --params.content_width 0",
+    "128 directions of content": f"hafvt {NARROW} --params.content_width 128",
+    "all of content": f"hafvt {NARROW} --params.content_width 0",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
     "not averaged": f"hafvt {NARROW} --averaging 0",
     "sasrec, not averaged": f"{SASREC} --averaging 0",

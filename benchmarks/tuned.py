@@ -128,7 +128,7 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
     if model != "popularity":
         search = work / data / slug(model) / "search"
-        tune(work / "data" / data, model, search, str(EPOCHS[data]), jobs)
+        tune(work / "data" / data, model, search, jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
         command[2:2] = ["--config", str(search / "best.yaml")]  # what is said after it counts
         command += PARTS.get(label, "").split()
@@ -162,12 +162,12 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     write_json(path, json.loads(json.dumps(told)))
 
 
-def tune(data: Path, model: str, out: Path, epochs: str, jobs: int) -> None:
+def tune(data: Path, model: str, out: Path, jobs: int) -> None:
     """Searches the settings of a model, or goes on with it."""
     widths = {"id_width": WIDTH, "content_width": CONTENT[data.name]} if model == OURS else {"width": WIDTH}
     fixed = {"max_length": LENGTHS[data.name], **widths}
     command = ["tune", model, "--data", str(data), "--out", str(out), "--trials", str(TRIALS)]
-    command += ["--epochs", epochs, "--jobs", str(jobs)]
+    command += ["--epochs", str(EPOCHS[data.name]), "--jobs", str(jobs)]
     command += [f"--params.{name}={value}" for name, value in fixed.items()]
     space = SPACE | OUR_SPACE if model == OURS else SPACE
     command += [f"--space.{name}={json.dumps(values)}" for name, values in space.items()]

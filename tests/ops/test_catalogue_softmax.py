@@ -94,6 +94,13 @@ def reference(h: Tensor, table: Tensor, scale: Tensor) -> Tensor:
     return torch.logsumexp(scale * h @ table.T, dim=1)
 
 
+def test_attention_is_asked_where_the_processor_multiplies_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_tiles in (False, True):
+        monkeypatch.setattr(tiles, "multiplies_tiles", lambda found=has_tiles: found)
+        assert tiles.by_attention(torch.zeros(1, 2, dtype=torch.bfloat16)) == has_tiles
+        assert not tiles.by_attention(torch.zeros(1, 2))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "v", "d"), SHAPES)
 @pytest.mark.parametrize("scale", [0.5, 16.0, 100.0])

@@ -13,6 +13,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
 from hafvt.models.attention import Encoder
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.layers import SWIFT
 from tests.reference import hafvt as reference
 
 SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
@@ -107,9 +108,16 @@ def test_candidates_score_as_in_the_whole(small, name):
 def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
     items = model.items
-    expected = items.ids.weight.masked_fill(items.unmet[:, None], 0)
-    expected = expected + items.frozen_image @ items.project["image"].weight.T
-    expected = expected + items.frozen_title @ items.project["title"].weight.T
+    counts = read_catalogue(small).counts[:, None]
+    ids = items.ids.weight * counts / (counts + 5)
+    expected = ids
+    for name in ("image", "title"):
+        expected = expected + getattr(items, f"frozen_{name}") @ items.project[name].weight.T
+        share, over = torch.sigmoid(SWIFT * items.near_weights[name]), items.links(name)
+        assert over.near.shape == (50, 10)
+        assert not items.unmet[over.near].any()
+        expected = expected + share * (ids[over.near] * over.weights[..., None]).sum(1)
+        torch.testing.assert_close(items.adds(name, torch.arange(50)), items.adds(name))
     torch.testing.assert_close(items.table(0), expected)
     with torch.inference_mode():
         assert items.table(0) is items.table(0)  # made once
@@ -154,6 +162,7 @@ def test_an_unmet_items_share_is_its_contents(small):
     model = HafVt(catalogue, CONFIGS["default"]).eval()
     with torch.no_grad():
         model.items.project["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
+        model.items.near_weights["image"].fill_(-100.0)
     batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
     parts = torch.stack(list(model.branches(batch, 0, candidates)), 2)[0].unflatten(1, (3, 3))  # (C, S, M)
     parts = (parts / parts.sum((1, 2), keepdim=True)).detach()

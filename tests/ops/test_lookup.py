@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from hafvt.ops.lookup import look_up
+from hafvt.ops.lookup import links, look_up, sums_of_linked
 
 
 def test_rows_and_gradient():
@@ -35,3 +35,20 @@ def test_a_frozen_table_is_left_as_it_is():
     whole, (rows,) = look_up(table, torch.tensor([4]))
     assert whole is table
     assert not rows.requires_grad
+
+
+def test_sums_of_linked_rows_and_their_gradient():
+    torch.manual_seed(0)
+    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    near, weights = (
+        torch.randint(0, 7, (9, 3)),
+        torch.rand(9, 3, dtype=torch.float64),
+    )  # to 7 and 8 nothing leads
+    over = links(near, weights)
+    found, expected = sums_of_linked(table, over), (table[near] * weights[..., None]).sum(1)
+    torch.testing.assert_close(found, expected)
+    asked = torch.randn(9, 4, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(found, table, asked)
+    (plain,) = torch.autograd.grad(expected, table, asked)
+    torch.testing.assert_close(gradient, plain)
+    assert plain[7:].abs().max() == 0

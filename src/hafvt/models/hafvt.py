@@ -53,7 +53,7 @@ from hafvt.features.catalogue import Catalogue
 from hafvt.models.attention import AttentionLayer, Encoder
 from hafvt.models.base import Model
 from hafvt.models.item_tables import ItemTables
-from hafvt.models.layers import kept_first, next_items, slots, view
+from hafvt.models.layers import SWIFT, kept_first, next_items, slots, view
 from hafvt.ops.catalogue_softmax import (
     Ask,
     catalogue_nll,
@@ -64,9 +64,6 @@ from hafvt.ops.catalogue_softmax import (
 from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import Had, draw, sampled_log_probabilities
 
-SWIFT = (
-    30.0  # Adam moves a weight by the learning rate at most: a log-odds that starts at 0 would take too long
-)
 FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
 
 
@@ -85,6 +82,11 @@ class HafVtConfig:
     start. As only directions count, short vectors turn faster."""
     fused: bool = True
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
+    neighbours: int = 10
+    """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
+    of one is told of those like it."""
+    shrinkage: float = 5.0
+    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage)."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     blocks: int = 2
@@ -120,6 +122,8 @@ PAPER = HafVtConfig(
     id_width=256,
     id_scale=256**-0.5,
     fused=False,
+    neighbours=0,
+    shrinkage=0.0,
     content_width=0,
     blocks=0,
     repeats=False,
@@ -178,6 +182,8 @@ class HafVt(Model):
             config.id_scale,
             config.content_width,
             fused=config.fused,
+            shrinkage=config.shrinkage,
+            near=config.neighbours,
             entered=config.blocks > 0,
         )
         self.modalities, widths = self.items.modalities, self.items.widths

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, prepare_vectors
+from hafvt.features.neighbours import neighbours
+from hafvt.models.layers import SWIFT
+from hafvt.ops.lookup import Links, links, sums_of_linked
 
 Made = TypeVar("Made")
 
@@ -25,6 +28,8 @@ class ItemTables(nn.Module):
         id_scale: standard deviation of their entries at the start.
         content_width: see `prepare_vectors`.
         fused: adds learned projections of the frozen vectors to the ids' vectors.
+        shrinkage: of ids where `fused`, see `HafVtConfig.shrinkage`.
+        near: adds, where `fused`, the ids of so many neighbours by each modality.
         entered: makes such projections in any case, for `entering`.
 
     Attributes:
@@ -46,6 +51,8 @@ class ItemTables(nn.Module):
     """(V',) the others."""
     met_number: Tensor
     """(V,) the place of each item among them."""
+    known: Tensor
+    """(V, 1) what an item's id counts: where content speaks too, the less, the rarer training met it."""
 
     def __init__(
         self,
@@ -55,6 +62,8 @@ class ItemTables(nn.Module):
         id_scale: float,
         content_width: int,
         fused: bool,
+        shrinkage: float,
+        near: int,
         entered: bool,
     ) -> None:
         super().__init__()
@@ -93,6 +102,16 @@ class ItemTables(nn.Module):
         )
         for weight in self.project.parameters():  # content speaks as softly as ids at first
             nn.init.normal_(weight, std=id_scale)
+        counts = catalogue.counts
+        known = counts / (counts + shrinkage) if self.fused and shrinkage else met.float()
+        self.register_buffer("known", known[:, None], persistent=False)
+        self.near_weights = nn.ParameterDict()
+        for name in self.project if self.fused and near else ():
+            rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
+            found = links(*neighbours(rows, present, catalogue.counts, near))
+            for part, values in found._asdict().items():
+                self.register_buffer(f"{part}_{name}", values, persistent=False)
+            self.near_weights[name] = nn.Parameter(torch.zeros(()))
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`
 
@@ -112,12 +131,34 @@ class ItemTables(nn.Module):
         return self.once("entering", self._entering)
 
     def _entering(self) -> Tensor:
-        parts = [project(getattr(self, f"frozen_{name}")) for name, project in self.project.items()]
+        parts = [self.adds(name) for name in self.project]
         if "id" in self.modalities:
-            ids: Tensor = self.ids.weight
-            parts.append(ids if self.all_met else ids.masked_fill(self.unmet[:, None], 0.0))
+            parts.append(self.own())
         total: Tensor = sum(parts[1:], parts[0])
         return total
+
+    def own(self) -> Tensor:
+        """Returns what is told of each item by its id alone, (V, id_width)."""
+        return self.once("own", lambda: self.ids.weight * self.known)
+
+    def adds(self, name: str, items: Tensor | None = None) -> Tensor:
+        """Returns what a modality adds to the ids of all items, or of some (N,), -> (N, id_width).
+
+        The projection of the frozen vectors, and the ids of those that look or read alike.
+        """
+        rows: Tensor = getattr(self, f"frozen_{name}")
+        projected: Tensor = self.project[name](rows if items is None else rows[items])
+        if name not in self.near_weights:
+            return projected
+        over, share = self.links(name), torch.sigmoid(SWIFT * self.near_weights[name])
+        if items is None:
+            return projected + share * sums_of_linked(self.own(), over)
+        alike = F.embedding(over.near[items], self.own()) * over.weights[items][..., None]  # (N, k, d)
+        return projected + share * alike.sum(1)
+
+    def links(self, name: str) -> Links:
+        """Returns the links of all items to those that look or read alike."""
+        return Links(*(getattr(self, f"{part}_{name}") for part in Links._fields))
 
     def compared(self, modality: int) -> Tensor:
         """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
@@ -145,9 +186,9 @@ class ItemTables(nn.Module):
         By length; the shares sum to 1.
         """
         adds = candidates.new_zeros((*candidates.shape, len(self.modalities)), dtype=torch.float32)
-        for name, project in self.project.items():
-            rows = F.embedding(candidates, getattr(self, f"frozen_{name}"))
-            adds[..., self.modalities.index(name)] = project(rows).norm(dim=2)
+        for name in self.project:
+            added = self.adds(name, candidates.flatten()).norm(dim=1)
+            adds[..., self.modalities.index(name)] = added.view(candidates.shape)
         return F.normalize(adds, p=1, dim=2)
 
     def once(self, name: str, make: Callable[[], Made]) -> Made:

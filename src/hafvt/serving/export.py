@@ -40,6 +40,7 @@ from hafvt.training.run import Run, open_run
 
 TOLERANCE = 1e-4  # largest difference from torch, of a score or a share
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # they go through a history step by step, in Python
+OF_TRAINING = ("model.items.near_", "model.items.weights_", "model.items.known")  # no vectors: never given
 SMALL = 1024  # bytes of a weight that stays in its graph
 PAGE = 4096  # a weight starts at a multiple of it, so that it can be mapped
 
@@ -220,7 +221,12 @@ def take_tables(graph: Any, items: int, suffix: str) -> dict[str, np.ndarray]:
     found = {}
     for key, value in list(graph.initializers.items()):
         shape = value.const_value.shape
-        if len(shape) == 2 and shape[0] == items and key.startswith("model."):
+        if (
+            len(shape) == 2
+            and shape[0] == items
+            and key.startswith("model.")
+            and not key.startswith(OF_TRAINING)
+        ):
             del graph.initializers[key]
             value.name = key.removeprefix("model.") + suffix
             found[value.name] = value.const_value.numpy()

@@ -1,0 +1,44 @@
+"""Which items look or read alike, by their frozen vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KNOWN = 16_384  # items that training met most: neighbours are sought among them, or a million took an hour
+ROWS = 512  # items that are compared at a time
+TEMPERATURE = 0.1  # of the softmax over a few neighbours' cosines that weighs them
+
+
+def neighbours(rows: Tensor, present: Tensor, counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns each item's nearest among those that training met, and their weights, (V, k) each.
+
+    By cosine, in all domains, the item itself left out; k is `count`, or less where training met fewer.
+    Weights sum to 1; they are 0 for items without a vector. An item that training never met changes nothing
+    for the others.
+
+    Args:
+        rows: (V, d) of unit length.
+        present: (V,) which items have a vector of their own.
+        counts: (V,) how often training met each.
+        count: of neighbours.
+    """
+    known = (present & (counts > 0)).nonzero()[:, 0]
+    known = known[counts[known].argsort(descending=True, stable=True)[:KNOWN].sort().values]
+    k = max(0, min(count, len(known) - 1))
+    if k == 0:
+        return torch.zeros(len(rows), 1, dtype=torch.int64), torch.zeros(len(rows), 1)
+    table = rows[known]
+    found, weights = [], []
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        itself = torch.arange(start, start + len(part))[:, None]
+        # Always as many rows: an item's products are the same, wherever it stands.
+        cosine = (F.pad(part, (0, 0, 0, ROWS - len(part))) @ table.T)[: len(part)]
+        place = torch.searchsorted(known, itself).clamp(max=len(known) - 1)
+        cosine.scatter_(1, place, cosine.gather(1, place).masked_fill(known[place] == itself, -torch.inf))
+        best, places = cosine.topk(k)
+        found.append(known[places])
+        weights.append(torch.softmax(best / TEMPERATURE, dim=1))
+    return torch.cat(found), torch.cat(weights) * present[:, None]

@@ -46,6 +46,8 @@ VARIANTS = {
     "128 directions of content": f"hafvt {NARROW} --params.content_width 128",
     "all of content": f"hafvt {NARROW} --params.content_width 0",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
+    "without neighbours": f"hafvt {NARROW} --params.neighbours 0",
+    "ids as they are": f"hafvt {NARROW} --params.shrinkage 0",
     "not averaged": f"hafvt {NARROW} --averaging 0",
     "sasrec, not averaged": f"{SASREC} --averaging 0",
     "dropout 0.1": f"hafvt {NARROW} --params.dropout 0.1",

@@ -113,7 +113,7 @@ def test_fused_ids_are_ids_and_projected_content(small):
     expected = ids
     for name in ("image", "title"):
         expected = expected + getattr(items, f"frozen_{name}") @ items.project[name].weight.T
-        share, over = torch.sigmoid(SWIFT * items.near_weights[name]), items.links(name)
+        share, over = 2 * torch.sigmoid(SWIFT * items.near_weights[name]), items.links(name)
         assert over.near.shape == (50, 10)
         assert not items.unmet[over.near].any()
         expected = expected + share * (ids[over.near] * over.weights[..., None]).sum(1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KNOWN = 16_384  # items that training met most: neighbours are sought among them, or a million took an hour
+KNOWN = 32_768  # items that training met most: neighbours are sought among them, or a million took hours
 ROWS = 512  # items that are compared at a time
 TEMPERATURE = 0.1  # of the softmax over a few neighbours' cosines that weighs them
 

@@ -150,7 +150,7 @@ class ItemTables(nn.Module):
         projected: Tensor = self.project[name](rows if items is None else rows[items])
         if name not in self.near_weights:
             return projected
-        over, share = self.links(name), torch.sigmoid(SWIFT * self.near_weights[name])
+        over, share = self.links(name), 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
         if items is None:
             return projected + share * sums_of_linked(self.own(), over)
         alike = F.embedding(over.near[items], self.own()) * over.weights[items][..., None]  # (N, k, d)

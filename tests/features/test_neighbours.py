@@ -51,3 +51,12 @@ def test_few_items_have_few_neighbours_and_the_least_known_none(monkeypatch: pyt
     monkeypatch.setattr(module, "KNOWN", 3)
     counts = torch.tensor([1.0, 5.0, 6.0, 9.0, 7.0, 1.0])  # item 3 has no vector
     assert set(neighbours(rows, present, counts, 10)[0].flatten().tolist()) == {1, 2, 4}
+
+
+def test_numbers_of_items_mean_nothing() -> None:
+    rows, present, counts = some()
+    near, weights = neighbours(rows, present, counts, 4)
+    order = torch.randperm(40)
+    again, weighed = neighbours(rows[order], present[order], counts[order], 4)
+    assert torch.equal(order[again], near[order])
+    torch.testing.assert_close(weighed, weights[order])

@@ -28,6 +28,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 * `blocks`: the branches of a sequence share one attention, that of an encoder with so many blocks. It reads
   the sum of what is known of each item, the id's vector and projections of the frozen ones; its last state is
   h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
+* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors, and by the ids
+  of the items that look or read most alike (`neighbours`), so that what people tell of one is told of those
+  like it. An id itself counts less, the rarer training met its item (`shrinkage`).
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
   its queries on turning away from the last items, near which the next one is sought.

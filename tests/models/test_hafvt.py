@@ -117,7 +117,9 @@ def test_fused_ids_are_ids_and_projected_content(small):
         assert over.near.shape == (50, 10)
         assert not items.unmet[over.near].any()
         expected = expected + share * (ids[over.near] * over.weights[..., None]).sum(1)
-        torch.testing.assert_close(items.adds(name, torch.arange(50)), items.adds(name))
+        torch.testing.assert_close(
+            items.adds(name, items.own(), torch.arange(50)), items.adds(name, items.own())
+        )
     torch.testing.assert_close(items.table(0), expected)
     with torch.inference_mode():
         assert items.table(0) is items.table(0)  # made once

@@ -131,9 +131,8 @@ class ItemTables(nn.Module):
         return self.once("entering", self._entering)
 
     def _entering(self) -> Tensor:
-        parts = [self.adds(name) for name in self.project]
-        if "id" in self.modalities:
-            parts.append(self.own())
+        own = [self.own()] if "id" in self.modalities else []  # once: it is as large as the table
+        parts = [*(self.adds(name, *own) for name in self.project), *own]
         total: Tensor = sum(parts[1:], parts[0])
         return total
 
@@ -141,19 +140,19 @@ class ItemTables(nn.Module):
         """Returns what is told of each item by its id alone, (V, id_width)."""
         return self.once("own", lambda: self.ids.weight * self.known)
 
-    def adds(self, name: str, items: Tensor | None = None) -> Tensor:
+    def adds(self, name: str, own: Tensor | None = None, items: Tensor | None = None) -> Tensor:
         """Returns what a modality adds to the ids of all items, or of some (N,), -> (N, id_width).
 
         The projection of the frozen vectors, and the ids of those that look or read alike.
         """
         rows: Tensor = getattr(self, f"frozen_{name}")
         projected: Tensor = self.project[name](rows if items is None else rows[items])
-        if name not in self.near_weights:
+        if own is None or name not in self.near_weights:
             return projected
         over, share = self.links(name), 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
         if items is None:
-            return projected + share * sums_of_linked(self.own(), over)
-        alike = F.embedding(over.near[items], self.own()) * over.weights[items][..., None]  # (N, k, d)
+            return projected + share * sums_of_linked(own, over)
+        alike = F.embedding(over.near[items], own) * over.weights[items][..., None]  # (N, k, d)
         return projected + share * alike.sum(1)
 
     def links(self, name: str) -> Links:
@@ -187,7 +186,7 @@ class ItemTables(nn.Module):
         """
         adds = candidates.new_zeros((*candidates.shape, len(self.modalities)), dtype=torch.float32)
         for name in self.project:
-            added = self.adds(name, candidates.flatten()).norm(dim=1)
+            added = self.adds(name, self.own(), candidates.flatten()).norm(dim=1)
             adds[..., self.modalities.index(name)] = added.view(candidates.shape)
         return F.normalize(adds, p=1, dim=2)
 

@@ -47,6 +47,8 @@ VARIANTS = {
     "all of content": f"hafvt {NARROW} --params.content_width 0",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
     "without neighbours": f"hafvt {NARROW} --params.neighbours 0",
+    "without groups": f"hafvt {NARROW} --params.groups []",
+    "neither": f"hafvt {NARROW} --params.neighbours 0 --params.groups []",
     "ids as they are": f"hafvt {NARROW} --params.shrinkage 0",
     "not averaged": f"hafvt {NARROW} --averaging 0",
     "sasrec, not averaged": f"{SASREC} --averaging 0",

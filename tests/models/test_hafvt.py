@@ -109,14 +109,21 @@ def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
     items = model.items
     counts = read_catalogue(small).counts[:, None]
-    ids = items.ids.weight * counts / (counts + 5)
+    ids = items.ids.weight * counts / (counts + 20)
+    with torch.no_grad():
+        for vectors in items.groups.values():
+            vectors.normal_()
     expected = ids
     for name in ("image", "title"):
         expected = expected + getattr(items, f"frozen_{name}") @ items.project[name].weight.T
-        share, over = 2 * torch.sigmoid(SWIFT * items.near_weights[name]), items.links(name)
-        assert over.near.shape == (50, 10)
-        assert not items.unmet[over.near].any()
-        expected = expected + share * (ids[over.near] * over.weights[..., None]).sum(1)
+        share, over = 2 * torch.sigmoid(SWIFT * items.near_weights[name]), items.links(f"near_{name}")
+        assert over.rows.shape == (50, 10)
+        assert not items.unmet[over.rows].any()
+        expected = expected + share * (ids[over.rows] * over.weights[..., None]).sum(1)
+        over, has = items.links(f"group_{name}"), read_catalogue(small).vectors[name].present
+        assert over.rows.shape == (50, 3)
+        assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
+        expected = expected + has[:, None] * items.groups[name][over.rows].sum(1)
         torch.testing.assert_close(
             items.adds(name, items.own(), torch.arange(50)), items.adds(name, items.own())
         )
@@ -322,8 +329,8 @@ def test_the_future_does_not_reach_a_state(small):
         else:
             states = model.layers[-3](model.items.history(0, items))  # of the ids of the merged sequence
         before, after = states
-        assert torch.equal(before[:3], after[:3])
-        assert not torch.equal(before[3:], after[3:])
+        torch.testing.assert_close(before[:3], after[:3])  # not equal: a row's place may change its last bit
+        assert (before[3:] - after[3:]).abs().amax(1).min() > 1e-2
 
 
 @pytest.mark.parametrize("blocks", [1, 3])

@@ -28,9 +28,10 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 * `blocks`: the branches of a sequence share one attention, that of an encoder with so many blocks. It reads
   the sum of what is known of each item, the id's vector and projections of the frozen ones; its last state is
   h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
-* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors, and by the ids
-  of the items that look or read most alike (`neighbours`), so that what people tell of one is told of those
-  like it. An id itself counts less, the rarer training met its item (`shrinkage`).
+* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors, by the ids of
+  the items that look or read most alike (`neighbours`), and by vectors that items share which look or read
+  alike, in groups from small to large (`groups`): so what people tell of one is told of those like it. An id
+  itself counts less, the rarer training met its item (`shrinkage`).
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
   its queries on turning away from the last items, near which the next one is sought.
@@ -88,7 +89,10 @@ class HafVtConfig:
     neighbours: int = 10
     """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
     of one is told of those like it."""
-    shrinkage: float = 5.0
+    groups: tuple[int, ...] = (5, 20, 80)
+    """Where `fused`, items that look or read alike share learned vectors as well: one by groups of so many
+    items on average, one by the next larger, ..."""
+    shrinkage: float = 20.0
     """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage)."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
@@ -120,12 +124,19 @@ class HafVtConfig:
     sampled: int = 0
     """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
+    def __post_init__(self) -> None:
+        if self.neighbours < 0 or self.shrinkage < 0:
+            raise HafvtError("neighbours and shrinkage must be at least 0")
+        if any(type(size) is not int or size < 1 for size in self.groups):
+            raise HafvtError(f"groups must be sizes of at least one item, not {list(self.groups)}")
+
 
 PAPER = HafVtConfig(
     id_width=256,
     id_scale=256**-0.5,
     fused=False,
     neighbours=0,
+    groups=(),
     shrinkage=0.0,
     content_width=0,
     blocks=0,
@@ -187,6 +198,7 @@ class HafVt(Model):
             fused=config.fused,
             shrinkage=config.shrinkage,
             near=config.neighbours,
+            sizes=tuple(config.groups),
             entered=config.blocks > 0,
         )
         self.modalities, widths = self.items.modalities, self.items.widths
@@ -525,6 +537,8 @@ class HafVt(Model):
             rows = torch.zeros_like(grown.items.ids.weight)
             rows[numbers] = self.items.ids.weight
             weights["items.ids.weight"] = rows.detach()
+        for name in self.items.groups:
+            weights[f"items.rows_group_{name}"] = grown.items.joined(name, numbers, self.items)
         grown.load_state_dict(weights)
         return grown.eval()
 

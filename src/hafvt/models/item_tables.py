@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, prepare_vectors
+from hafvt.features.groups import groups, joined
 from hafvt.features.neighbours import neighbours
 from hafvt.models.layers import SWIFT
 from hafvt.ops.lookup import Links, links, sums_of_linked
@@ -30,6 +31,7 @@ class ItemTables(nn.Module):
         fused: adds learned projections of the frozen vectors to the ids' vectors.
         shrinkage: of ids where `fused`, see `HafVtConfig.shrinkage`.
         near: adds, where `fused`, the ids of so many neighbours by each modality.
+        sizes: adds, where `fused`, learned vectors of groups of such sizes by each modality.
         entered: makes such projections in any case, for `entering`.
 
     Attributes:
@@ -64,6 +66,7 @@ class ItemTables(nn.Module):
         fused: bool,
         shrinkage: float,
         near: int,
+        sizes: tuple[int, ...],
         entered: bool,
     ) -> None:
         super().__init__()
@@ -105,13 +108,20 @@ class ItemTables(nn.Module):
         counts = catalogue.counts
         known = counts / (counts + shrinkage) if self.fused and shrinkage else met.float()
         self.register_buffer("known", known[:, None], persistent=False)
-        self.near_weights = nn.ParameterDict()
-        for name in self.project if self.fused and near else ():
+        self.near_weights, self.groups = nn.ParameterDict(), nn.ParameterDict()
+        for name in self.project if self.fused else ():
             rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
-            found = links(*neighbours(rows, present, catalogue.counts, near))
-            for part, values in found._asdict().items():
-                self.register_buffer(f"{part}_{name}", values, persistent=False)
-            self.near_weights[name] = nn.Parameter(torch.zeros(()))
+            if near:
+                found = neighbours(rows, present, counts, near)
+                self.link(f"near_{name}", links(*found, len(rows)))
+                self.near_weights[name] = nn.Parameter(torch.zeros(()))
+            if sizes:
+                of_items, total = groups(rows, present, counts, sizes)
+                self.groups[name] = nn.Parameter(torch.zeros(total, id_width))
+                self.register_buffer(f"present_{name}", present, persistent=False)
+                self.put_in_groups(name, of_items)
+        # Groups are kept with the weights: made anew on another processor, they might be others.
+        self.register_load_state_dict_post_hook(link_again)  # type: ignore[no-untyped-call]
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`
 
@@ -143,20 +153,49 @@ class ItemTables(nn.Module):
     def adds(self, name: str, own: Tensor | None = None, items: Tensor | None = None) -> Tensor:
         """Returns what a modality adds to the ids of all items, or of some (N,), -> (N, id_width).
 
-        The projection of the frozen vectors, and the ids of those that look or read alike.
+        The projection of the frozen vectors, the ids of those that look or read most alike, and the vectors
+        of its groups.
         """
         rows: Tensor = getattr(self, f"frozen_{name}")
-        projected: Tensor = self.project[name](rows if items is None else rows[items])
-        if own is None or name not in self.near_weights:
-            return projected
-        over, share = self.links(name), 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
+        total: Tensor = self.project[name](rows if items is None else rows[items])
+        if own is not None and name in self.near_weights:
+            share = 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
+            total = total + share * self.borrowed(own, f"near_{name}", items)
+        if name in self.groups:
+            total = total + self.borrowed(self.groups[name], f"group_{name}", items)
+        return total
+
+    def borrowed(self, table: Tensor, name: str, items: Tensor | None) -> Tensor:
+        """Returns the weighted sums of the rows that all items, or some (N,), are linked to, (N, d)."""
+        over = self.links(name)
         if items is None:
-            return projected + share * sums_of_linked(own, over)
-        alike = F.embedding(over.near[items], own) * over.weights[items][..., None]  # (N, k, d)
-        return projected + share * alike.sum(1)
+            return sums_of_linked(table, over)
+        return (F.embedding(over.rows[items], table) * over.weights[items][..., None]).sum(1)
+
+    def put_in_groups(self, name: str, of_items: Tensor) -> None:
+        """Puts all items into groups, (V, L), by a modality; those without a vector get nothing of it."""
+        present: Tensor = getattr(self, f"present_{name}")
+        weights = present[:, None].expand(of_items.shape).float()
+        self.link(f"group_{name}", links(of_items, weights, len(self.groups[name])))
+
+    def joined(self, name: str, numbers: Tensor, old: ItemTables) -> Tensor:
+        """Returns the groups of all items, (V, L): those of old ones, (V',) by number, as they were."""
+        rows: Tensor = getattr(self, f"frozen_{name}")
+        before = old.links(f"group_{name}").rows
+        members = getattr(old, f"present_{name}") & ~old.unmet
+        of_items = joined(rows, before[members], rows[numbers[members]]) if members.any() else before[:1]
+        of_items = of_items.expand(len(rows), -1).clone()
+        of_items[numbers] = before
+        return of_items
+
+    def link(self, name: str, over: Links) -> None:
+        """Keeps links under a name."""
+        for part, values in over._asdict().items():
+            kept = part == "rows" and name.startswith("group_")
+            self.register_buffer(f"{part}_{name}", values, persistent=kept)
 
     def links(self, name: str) -> Links:
-        """Returns the links of all items to those that look or read alike."""
+        """Returns the links of that name."""
         return Links(*(getattr(self, f"{part}_{name}") for part in Links._fields))
 
     def compared(self, modality: int) -> Tensor:
@@ -206,3 +245,16 @@ class ItemTables(nn.Module):
         self.held = {}
         super().train(mode)
         return self
+
+
+def link_again(tables: ItemTables, _: object) -> None:
+    """Makes the way back of the groups that were loaded.
+
+    Raises:
+        RuntimeError: there are no such groups.
+    """
+    for name, vectors in tables.groups.items():
+        of_items = tables.links(f"group_{name}").rows
+        if of_items.min() < 0 or of_items.max() >= len(vectors):
+            raise RuntimeError(f"items.rows_group_{name} names groups that are not there")
+        tables.put_in_groups(name, of_items)

@@ -46,33 +46,33 @@ class _LookUp(torch.autograd.Function):
 
 
 class Links(NamedTuple):
-    """From each of V items to k others, and back."""
+    """From each of V items to k rows of a table of R rows, and back."""
 
-    near: Tensor
-    """(V, k) others, int64."""
+    rows: Tensor
+    """(V, k) rows, int64."""
     weights: Tensor
     """(V, k)."""
     sources: Tensor
-    """(V * k) where links come from, by the item that they lead to."""
+    """(V * k) the items that links come from, by the row that they lead to."""
     back: Tensor
     """(V * k) the weights of these."""
     starts: Tensor
-    """(V,) where those that lead to an item begin."""
+    """(R,) where those that lead to a row begin."""
 
 
-def links(near: Tensor, weights: Tensor) -> Links:
-    """Returns links with their way back, (V, k) each."""
-    counts, order = torch.bincount(near.flatten(), minlength=len(near)), near.flatten().argsort(stable=True)
-    return Links(near, weights, order // near.shape[1], weights.flatten()[order], counts.cumsum(0) - counts)
+def links(rows: Tensor, weights: Tensor, table: int) -> Links:
+    """Returns links with their way back, of (V, k) rows and weights into a table of so many rows."""
+    counts, order = torch.bincount(rows.flatten(), minlength=table), rows.flatten().argsort(stable=True)
+    return Links(rows, weights, order // rows.shape[1], weights.flatten()[order], counts.cumsum(0) - counts)
 
 
 def sums_of_linked(table: Tensor, over: Links) -> Tensor:
-    """Returns `sum_j weights[i, j] * table[near[i, j]]`, (V, d) -> (V, d).
+    """Returns `sum_j weights[i, j] * table[rows[i, j]]` of each item i, (R, d) -> (V, d).
 
     The gradient is gathered the same way, along the links back: PyTorch's own takes ten times as long.
     """
     if torch.compiler.is_exporting():
-        return (functional.embedding(over.near, table) * over.weights[..., None]).sum(1)
+        return (functional.embedding(over.rows, table) * over.weights[..., None]).sum(1)
     found: Tensor = _Sums.apply(table, *over)  # type: ignore[no-untyped-call]
     return found
 
@@ -80,10 +80,10 @@ def sums_of_linked(table: Tensor, over: Links) -> Tensor:
 class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, near: Tensor, weights: Tensor, sources: Tensor, back: Tensor, starts: Tensor
+        ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, sources: Tensor, back: Tensor, starts: Tensor
     ) -> Tensor:
         ctx.save_for_backward(sources, back, starts)
-        return functional.embedding_bag(near, table, mode="sum", per_sample_weights=weights.to(table.dtype))
+        return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.to(table.dtype))
 
     @staticmethod
     @once_differentiable

@@ -40,7 +40,8 @@ from hafvt.training.run import Run, open_run
 
 TOLERANCE = 1e-4  # largest difference from torch, of a score or a share
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # they go through a history step by step, in Python
-OF_TRAINING = ("model.items.near_", "model.items.weights_", "model.items.known")  # no vectors: never given
+# Whose ids an item borrows, and how much its own counts, stay as training had them: they are never given.
+OF_TRAINING = tuple(f"model.items.{name}" for name in ("rows_", "weights_", "groups.", "known"))
 SMALL = 1024  # bytes of a weight that stays in its graph
 PAGE = 4096  # a weight starts at a multiple of it, so that it can be mapped
 

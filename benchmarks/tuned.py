@@ -64,7 +64,7 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt without distances": "--params.distances false",
     "hafvt without neighbours": "--params.neighbours 0",
     "hafvt without groups": "--params.groups []",
-    "hafvt, ids as they are": "--params.shrinkage 0",
+    "hafvt, nothing borrowed": "--params.shrinkage 0",
     "hafvt, ids and titles": "--params.modalities [id,title]",
     "hafvt, ids and pictures": "--params.modalities [id,image]",
 }

@@ -109,7 +109,7 @@ def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
     items = model.items
     counts = read_catalogue(small).counts[:, None]
-    ids = items.ids.weight * counts / (counts + 20)
+    ids, left = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
     with torch.no_grad():
         for vectors in items.groups.values():
             vectors.normal_()
@@ -119,11 +119,11 @@ def test_fused_ids_are_ids_and_projected_content(small):
         share, over = 2 * torch.sigmoid(SWIFT * items.near_weights[name]), items.links(f"near_{name}")
         assert over.rows.shape == (50, 10)
         assert not items.unmet[over.rows].any()
-        expected = expected + share * (ids[over.rows] * over.weights[..., None]).sum(1)
+        expected = expected + left * share * (ids[over.rows] * over.weights[..., None]).sum(1)
         over, has = items.links(f"group_{name}"), read_catalogue(small).vectors[name].present
         assert over.rows.shape == (50, 3)
         assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
-        expected = expected + has[:, None] * items.groups[name][over.rows].sum(1)
+        expected = expected + left * has[:, None] * items.groups[name][over.rows].sum(1)
         torch.testing.assert_close(
             items.adds(name, items.own(), torch.arange(50)), items.adds(name, items.own())
         )

@@ -28,10 +28,11 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
 * `blocks`: the branches of a sequence share one attention, that of an encoder with so many blocks. It reads
   the sum of what is known of each item, the id's vector and projections of the frozen ones; its last state is
   h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
-* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors, by the ids of
-  the items that look or read most alike (`neighbours`), and by vectors that items share which look or read
-  alike, in groups from small to large (`groups`): so what people tell of one is told of those like it. An id
-  itself counts less, the rarer training met its item (`shrinkage`).
+* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors. An id itself
+  counts n / (n + `shrinkage`) where training met its item n times, and the rest is borrowed: from the ids of
+  the items that look or read most alike (`neighbours`), and from vectors that items share which look or read
+  alike, in groups from small to large (`groups`). So what people tell of one is told of those like it, until
+  they tell enough of each.
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
   its queries on turning away from the last items, near which the next one is sought.
@@ -93,7 +94,8 @@ class HafVtConfig:
     """Where `fused`, items that look or read alike share learned vectors as well: one by groups of so many
     items on average, one by the next larger, ..."""
     shrinkage: float = 20.0
-    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage)."""
+    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
+    borrows from neighbours and groups the rest; at 0 only items that training never met borrow."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     blocks: int = 2

@@ -153,16 +153,17 @@ class ItemTables(nn.Module):
     def adds(self, name: str, own: Tensor | None = None, items: Tensor | None = None) -> Tensor:
         """Returns what a modality adds to the ids of all items, or of some (N,), -> (N, id_width).
 
-        The projection of the frozen vectors, the ids of those that look or read most alike, and the vectors
-        of its groups.
+        The projection of the frozen vectors, and, as much as an item's own id leaves, what is borrowed: the
+        ids of those that look or read most alike, and the vectors of its groups.
         """
-        rows: Tensor = getattr(self, f"frozen_{name}")
-        total: Tensor = self.project[name](rows if items is None else rows[items])
+        chosen = slice(None) if items is None else items
+        total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[chosen])
+        left = 1 - self.known[chosen]
         if own is not None and name in self.near_weights:
             share = 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
-            total = total + share * self.borrowed(own, f"near_{name}", items)
+            total = total + left * share * self.borrowed(own, f"near_{name}", items)
         if name in self.groups:
-            total = total + self.borrowed(self.groups[name], f"group_{name}", items)
+            total = total + left * self.borrowed(self.groups[name], f"group_{name}", items)
         return total
 
     def borrowed(self, table: Tensor, name: str, items: Tensor | None) -> Tensor:

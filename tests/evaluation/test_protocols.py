@@ -232,7 +232,7 @@ def carried(model, made, items):
         if tensor.ndim and tensor.shape[0] in orders:
             tensor.data = tensor.data[orders[tensor.shape[0]]]
     for name, tensor in model.named_buffers():
-        if ".near_" in name:  # of whom it holds the numbers
+        if ".rows_near_" in name:  # of whom it holds the numbers
             tensor.data = torch.from_numpy(items)[tensor.data].long()
     return model
 

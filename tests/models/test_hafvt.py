@@ -403,3 +403,39 @@ def test_the_paper_configuration_is_what_the_paper_says():
     assert not PAPER.residual
     assert not PAPER.positions
     assert not PAPER.distances
+
+
+def test_groups_are_those_of_the_weights(small):
+    made, opened = build(small, CONFIGS["default"]), build(small, CONFIGS["default"])
+    state = made.state_dict()
+    key, total = "items.rows_group_title", len(made.items.groups["title"])
+    state[key] = (state[key] + 1) % total  # as another processor might have made them
+    opened.load_state_dict(state)
+    over = opened.items.links("group_title")
+    assert torch.equal(over.rows, state[key])
+    opened.items.groups["title"].grad = None
+    opened.items.adds("title").sum().backward()  # along links back, which are of the new groups
+    left = (1 - opened.items.known) * over.weights
+    expected = torch.zeros(total).index_add_(0, over.rows.flatten(), left.flatten())
+    torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)
+    state[key] = state[key].clone()
+    state[key][7, 1] = total
+    with pytest.raises(RuntimeError, match="names groups that are not there"):
+        opened.load_state_dict(state)
+
+
+def test_items_that_come_later_join_groups_and_the_others_stay(small):
+    catalogue = never_met(read_catalogue(small), 4)  # it stands for an item that is added
+    numbers = torch.arange(len(catalogue))
+    numbers = numbers[numbers != 4]
+    domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
+    vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalogue.vectors.items()}
+    fewer = replace(catalogue, domains=domains, counts=catalogue.counts[numbers], vectors=vectors)
+    old = HafVt(fewer, CONFIGS["default"]).eval()
+    changed = old.state_dict()
+    changed["items.rows_group_title"] = old.items.links("group_title").rows.flip(0)
+    old.load_state_dict(changed)
+    grown = old.grow(catalogue, numbers).items.links("group_title").rows
+    assert torch.equal(grown[numbers], changed["items.rows_group_title"])
+    assert grown[4].max() < len(old.items.groups["title"])
+    assert grown.shape == (50, 3)

@@ -382,6 +382,18 @@ def test_rotation_keeps_centred_similarity_when_wide_enough():
     torch.testing.assert_close(rotated @ rotated.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
 
 
+def test_which_way_directions_point_is_not_left_to_the_processor(small, monkeypatch):
+    catalogue, eigh = read_catalogue(small), torch.linalg.eigh
+    before = prepare_vectors(catalogue.vectors["title"], catalogue, 4)
+
+    def other_way(matrix):
+        values, vectors = eigh(matrix)
+        return values, vectors * (1 - 2 * (torch.arange(vectors.shape[1]) % 2))
+
+    monkeypatch.setattr(torch.linalg, "eigh", other_way)
+    torch.testing.assert_close(prepare_vectors(catalogue.vectors["title"], catalogue, 4), before)
+
+
 def reference_domain(size: int):
     from hafvt.data.dataset import Domain
 

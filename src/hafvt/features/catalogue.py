@@ -122,8 +122,10 @@ def prepare_vectors(vectors: Vectors, catalogue: Catalogue, width: int) -> Tenso
     fit = fit if fit.any() else present
     if width:
         centred = rows - rows[fit].mean(0)
-        _, directions = torch.linalg.eigh(centred[fit].T @ centred[fit])  # ascending
-        rows = F.normalize(centred @ directions[:, -width:], dim=1)
+        _, directions = torch.linalg.eigh((centred[fit].T @ centred[fit]).double())  # ascending
+        # Which way a direction points is left to the processor: here its largest entry is positive.
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        rows = F.normalize(centred @ (directions * largest.sign())[:, -width:].float(), dim=1)
     rows = rows.clone()
     for domain in catalogue.domains:
         here = slice(domain.start, domain.stop)

@@ -110,6 +110,7 @@ def test_fused_ids_are_ids_and_projected_content(small):
     items = model.items
     counts = read_catalogue(small).counts[:, None]
     ids, left = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
+    left[items.unmet] = (left * counts).sum() / counts.sum()
     with torch.no_grad():
         for vectors in items.groups.values():
             vectors.normal_()
@@ -427,7 +428,7 @@ def test_groups_are_those_of_the_weights(small):
     assert torch.equal(over.rows, state[key])
     opened.items.groups["title"].grad = None
     opened.items.adds("title").sum().backward()  # along links back, which are of the new groups
-    left = (1 - opened.items.known) * over.weights
+    left = opened.items.left * over.weights
     expected = torch.zeros(total).index_add_(0, over.rows.flatten(), left.flatten())
     torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)
     state[key] = state[key].clone()

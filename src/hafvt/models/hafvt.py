@@ -95,7 +95,8 @@ class HafVtConfig:
     items on average, one by the next larger, ..."""
     shrinkage: float = 20.0
     """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
-    borrows from neighbours and groups the rest; at 0 only items that training never met borrow."""
+    borrows from neighbours and groups the rest; an item that training never met borrows as others do on
+    average over what training met. At 0 nothing is borrowed."""
     content_width: int = 128
     """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
     blocks: int = 2

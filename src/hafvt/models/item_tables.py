@@ -55,6 +55,8 @@ class ItemTables(nn.Module):
     """(V,) the place of each item among them."""
     known: Tensor
     """(V, 1) what an item's id counts: where content speaks too, the less, the rarer training met it."""
+    left: Tensor
+    """(V, 1) what is borrowed counts: the rest, or, for an item never met, the mean over training."""
 
     def __init__(
         self,
@@ -108,6 +110,9 @@ class ItemTables(nn.Module):
         counts = catalogue.counts
         known = counts / (counts + shrinkage) if self.fused and shrinkage else met.float()
         self.register_buffer("known", known[:, None], persistent=False)
+        # What is borrowed was learned at the weight that it has where training meets items, on average.
+        left = torch.where(met, 1 - known, ((1 - known) * counts).sum() / counts.sum().clamp(min=1))
+        self.register_buffer("left", left[:, None], persistent=False)
         self.near_weights, self.groups = nn.ParameterDict(), nn.ParameterDict()
         for name in self.project if self.fused else ():
             rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
@@ -158,7 +163,7 @@ class ItemTables(nn.Module):
         """
         chosen = slice(None) if items is None else items
         total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[chosen])
-        left = 1 - self.known[chosen]
+        left = self.left[chosen]
         if own is not None and name in self.near_weights:
             share = 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
             total = total + left * share * self.borrowed(own, f"near_{name}", items)

@@ -41,7 +41,7 @@ from hafvt.training.run import Run, open_run
 TOLERANCE = 1e-4  # largest difference from torch, of a score or a share
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # they go through a history step by step, in Python
 # Whose ids an item borrows, and how much its own counts, stay as training had them: they are never given.
-OF_TRAINING = tuple(f"model.items.{name}" for name in ("rows_", "weights_", "groups.", "known"))
+OF_TRAINING = tuple(f"model.items.{name}" for name in ("rows_", "weights_", "groups.", "known", "left"))
 SMALL = 1024  # bytes of a weight that stays in its graph
 PAGE = 4096  # a weight starts at a multiple of it, so that it can be mapped
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hafvt.features import cosines
 from hafvt.features import groups as module
 from hafvt.features.groups import groups, joined
 
@@ -26,7 +27,7 @@ def members(of_items: torch.Tensor, items: torch.Tensor) -> set[frozenset[int]]:
 
 
 def test_items_are_in_the_group_whose_mean_is_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(cosines, "ROWS", 16)
     monkeypatch.setattr(module, "STEPS", 60)  # until nothing changes
     rows, present, counts = some()
     of_items, total = groups(rows, present, counts, (8, 20))
@@ -80,7 +81,7 @@ def test_few_items_are_one_group_and_the_least_known_make_none(monkeypatch: pyte
     assert total == 1
     rows, present, counts = some()
     before, total = groups(rows, present, counts.clamp(min=1.0), (8,))
-    monkeypatch.setattr(module, "KNOWN", 30)
+    monkeypatch.setattr(cosines, "KNOWN", 30)
     after, fewer = groups(rows, present, counts.clamp(min=1.0), (8,))
     assert (total, fewer) == (int(present.sum()) // 8, 3)
     assert after.max() < 3 <= before.max()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hafvt.features import neighbours as module
+from hafvt.features import cosines as module
 from hafvt.features.neighbours import neighbours
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KNOWN = 32_768  # items that training met most: groups are made of them, or a million took hours
+from hafvt.features.cosines import cosines, known_items
+
 STEPS = 6
-ROWS = 512  # items that are compared at a time
 
 
 def groups(rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, int]:
@@ -24,8 +24,7 @@ def groups(rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...]
         counts: (V,) how often training met each.
         sizes: items that a group has on average, in L ways; where fewer were met, they are one group.
     """
-    known = (present & (counts > 0)).nonzero()[:, 0]
-    known = known[counts[known].argsort(descending=True, stable=True)[:KNOWN].sort().values]
+    known = known_items(present, counts)
     table, found, total = rows[known], [], 0
     # Centres start at items spread evenly along some direction, not drawn: items' numbers mean nothing.
     along = (table @ torch.linspace(-1, 1, rows.shape[1])).argsort(stable=True)
@@ -60,10 +59,4 @@ def joined(rows: Tensor, of_items: Tensor, members: Tensor) -> Tensor:
 
 def nearest(rows: Tensor, centres: Tensor) -> Tensor:
     """Returns the place of the nearest centre by cosine, (V, d), (G, d) -> (V,)."""
-    found = []
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        # Always as many rows: an item's products are the same, wherever it stands.
-        cosine = F.pad(part, (0, 0, 0, ROWS - len(part))) @ centres.T
-        found.append(cosine.argmax(1)[: len(part)])
-    return torch.cat(found)
+    return torch.cat([cosine.argmax(1) for cosine in cosines(rows, centres)])

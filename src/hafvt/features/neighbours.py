@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-KNOWN = 32_768  # items that training met most: neighbours are sought among them, or a million took hours
-ROWS = 512  # items that are compared at a time
+from hafvt.features.cosines import cosines, known_items
+
 TEMPERATURE = 0.1  # of the softmax over a few neighbours' cosines that weighs them
 
 
@@ -24,18 +23,14 @@ def neighbours(rows: Tensor, present: Tensor, counts: Tensor, count: int) -> tup
         counts: (V,) how often training met each.
         count: of neighbours.
     """
-    known = (present & (counts > 0)).nonzero()[:, 0]
-    known = known[counts[known].argsort(descending=True, stable=True)[:KNOWN].sort().values]
+    known = known_items(present, counts)
     k = max(0, min(count, len(known) - 1))
     if k == 0:
         return torch.zeros(len(rows), 1, dtype=torch.int64), torch.zeros(len(rows), 1)
-    table = rows[known]
-    found, weights = [], []
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        itself = torch.arange(start, start + len(part))[:, None]
-        # Always as many rows: an item's products are the same, wherever it stands.
-        cosine = (F.pad(part, (0, 0, 0, ROWS - len(part))) @ table.T)[: len(part)]
+    start, found, weights = 0, [], []
+    for cosine in cosines(rows, rows[known]):
+        itself = torch.arange(start, start + len(cosine))[:, None]
+        start += len(cosine)
         place = torch.searchsorted(known, itself).clamp(max=len(known) - 1)
         cosine.scatter_(1, place, cosine.gather(1, place).masked_fill(known[place] == itself, -torch.inf))
         best, places = cosine.topk(k)

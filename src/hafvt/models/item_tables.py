@@ -188,10 +188,11 @@ class ItemTables(nn.Module):
         """Returns the groups of all items, (V, L): those of old ones, (V',) by number, as they were."""
         rows: Tensor = getattr(self, f"frozen_{name}")
         before = old.links(f"group_{name}").rows
+        of_items, new = before.new_zeros(len(rows), before.shape[1]), torch.ones(len(rows), dtype=torch.bool)
+        of_items[numbers], new[numbers] = before, False
         members = getattr(old, f"present_{name}") & ~old.unmet
-        of_items = joined(rows, before[members], rows[numbers[members]]) if members.any() else before[:1]
-        of_items = of_items.expand(len(rows), -1).clone()
-        of_items[numbers] = before
+        if members.any() and new.any():
+            of_items[new] = joined(rows[new], before[members], rows[numbers[members]])
         return of_items
 
     def link(self, name: str, over: Links) -> None:

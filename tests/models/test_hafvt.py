@@ -13,7 +13,9 @@ from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
 from hafvt.models.attention import Encoder
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.item_tables import kept_alike
 from hafvt.models.layers import SWIFT
+from hafvt.ops.lookup import sums_of_linked
 from tests.reference import hafvt as reference
 
 SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
@@ -418,37 +420,69 @@ def test_the_paper_configuration_is_what_the_paper_says():
     assert not PAPER.distances
 
 
-def test_groups_are_those_of_the_weights(small):
+@pytest.mark.parametrize("kind", ["near", "group"])
+def test_links_are_those_of_the_weights(small, kind):
     made, opened = build(small, CONFIGS["default"]), build(small, CONFIGS["default"])
-    state = made.state_dict()
-    key, total = "items.rows_group_title", len(made.items.groups["title"])
-    state[key] = (state[key] + 1) % total  # as another processor might have made them
+    state, key = made.state_dict(), f"items.rows_{kind}_title"
+    rows = len(made.items.groups["title"]) if kind == "group" else 50
+    state[key] = (state[key] + 1) % rows  # as another processor might have made them
     opened.load_state_dict(state)
-    over = opened.items.links("group_title")
+    over = opened.items.links(f"{kind}_title")
     assert torch.equal(over.rows, state[key])
-    opened.items.groups["title"].grad = None
-    opened.items.adds("title").sum().backward()  # along links back, which are of the new groups
-    left = opened.items.left * over.weights
-    expected = torch.zeros(total).index_add_(0, over.rows.flatten(), left.flatten())
-    torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)
+    table = torch.zeros(rows, 1, requires_grad=True)
+    sums_of_linked(table, over).sum().backward()  # along links back, which are of the new rows
+    expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), over.weights.flatten())
+    torch.testing.assert_close(table.grad[:, 0], expected)
     state[key] = state[key].clone()
-    state[key][7, 1] = total
-    with pytest.raises(RuntimeError, match="names groups that are not there"):
+    state[key][7, 1] = rows
+    with pytest.raises(HafvtError, match=f"a link leads to row {rows} of {rows}: the weights are damaged"):
         opened.load_state_dict(state)
 
 
-def test_items_that_come_later_join_groups_and_the_others_stay(small):
+def fewer_and_more(small):
+    """Returns a catalogue without item 4, one with it, never met, and the numbers in it of the others."""
     catalogue = never_met(read_catalogue(small), 4)  # it stands for an item that is added
     numbers = torch.arange(len(catalogue))
     numbers = numbers[numbers != 4]
     domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
     vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalogue.vectors.items()}
     fewer = replace(catalogue, domains=domains, counts=catalogue.counts[numbers], vectors=vectors)
+    return fewer, catalogue, numbers
+
+
+def test_items_that_come_later_are_linked_and_the_others_stay(small):
+    fewer, more, numbers = fewer_and_more(small)
+    fresh = HafVt(more, CONFIGS["default"]).items
     old = HafVt(fewer, CONFIGS["default"]).eval()
     changed = old.state_dict()
-    changed["items.rows_group_title"] = old.items.links("group_title").rows.flip(0)
+    for kind in ("group", "near"):
+        key = f"items.rows_{kind}_title"
+        changed[key] = old.items.links(f"{kind}_title").rows.flip(0)
     old.load_state_dict(changed)
-    grown = old.grow(catalogue, numbers).items.links("group_title").rows
-    assert torch.equal(grown[numbers], changed["items.rows_group_title"])
-    assert grown[4].max() < len(old.items.groups["title"])
-    assert grown.shape == (50, 3)
+    grown = old.grow(more, numbers).items
+    in_groups = grown.links("group_title").rows
+    assert torch.equal(in_groups[numbers], changed["items.rows_group_title"])
+    assert 0 <= in_groups[4].min() <= in_groups[4].max() < len(old.items.groups["title"])
+    assert in_groups.shape == (50, 3)
+    near = grown.links("near_title")
+    assert torch.equal(near.rows[numbers], numbers[changed["items.rows_near_title"]])
+    assert torch.equal(near.rows[4], fresh.links("near_title").rows[4])
+    assert torch.equal(near.weights, fresh.links("near_title").weights)
+
+
+def test_links_that_are_known_are_not_sought(small, monkeypatch):
+    made = build(small, CONFIGS["default"])
+    kept = kept_alike(made.items.state_dict())
+    monkeypatch.setattr("hafvt.features.alike.neighbours", None)
+    monkeypatch.setattr("hafvt.features.alike.groups", None)
+    again = HafVt(replace(read_catalogue(small), alike=kept), made.config)
+    for name in ("near_title", "group_image"):
+        assert all(
+            torch.equal(a, b) for a, b in zip(made.items.links(name), again.items.links(name), strict=True)
+        )
+    for wrong in (
+        kept["title"]._replace(near=kept["title"].near[1:]),
+        kept["title"]._replace(groups=kept["title"].groups[:, :0]),
+    ):
+        with pytest.raises(HafvtError, match="do not fit these items"):
+            HafVt(replace(read_catalogue(small), alike=kept | {"title": wrong}), made.config)

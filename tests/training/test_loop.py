@@ -251,6 +251,15 @@ def test_damage_is_named(small, make_small, tmp_path):
         open_run(tmp_path)
 
 
+def test_a_run_is_opened_without_seeking_what_its_items_are_linked_to(small, tmp_path, monkeypatch):
+    run = train("hafvt", small, tmp_path / "run", params=PARAMS["hafvt"], epochs=1, test=False)
+    for found_anew in ("neighbours", "groups"):
+        monkeypatch.setattr(f"hafvt.features.alike.{found_anew}", None)
+    opened = open_run(run.folder)
+    before, after = (full(one.model, small, small.valid).ranks for one in (run, opened))
+    np.testing.assert_array_equal(before, after)
+
+
 def test_a_run_of_a_hyperparameter_that_is_no_more_is_refused_in_one_line(small, tmp_path):
     folder = train("sasrec", small, tmp_path / "run", params={"width": 8}, epochs=1, test=False).folder
     about = json.loads((folder / "model.json").read_text())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.errors import HafvtError
+from hafvt.features.alike import Alike
 from hafvt.features.relations import read_relations
 from hafvt.features.table import FeatureTable
 
@@ -39,12 +40,14 @@ class Catalogue:
         vectors: frozen vectors by modality; empty for models of ids alone.
         counts: (items,) occurrences in the training part, float32.
         relations: links between items by name, see `read_relations`; empty unless a model asks for them.
+        alike: what a training found items to be linked to, by modality; who lacks it finds it anew.
     """
 
     domains: tuple[Domain, ...]
     vectors: dict[str, Vectors]
     counts: Tensor
     relations: Mapping[str, Tensor] = field(default_factory=dict)
+    alike: Mapping[str, Alike] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Returns the number of items over all domains."""

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -54,10 +54,11 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
+from hafvt.features.alike import renumbered
 from hafvt.features.catalogue import Catalogue
 from hafvt.models.attention import AttentionLayer, Encoder
 from hafvt.models.base import Model
-from hafvt.models.item_tables import ItemTables
+from hafvt.models.item_tables import ItemTables, kept_alike
 from hafvt.models.layers import SWIFT, kept_first, next_items, slots, view
 from hafvt.ops.catalogue_softmax import (
     Ask,
@@ -535,14 +536,15 @@ class HafVt(Model):
             catalogue: the items of this model and new ones, which have a count of 0.
             numbers: (V,) the number in it of each item of this model.
         """
-        grown, weights = HafVt(catalogue, self.config), self.state_dict()
+        kept = kept_alike(self.items.state_dict())
+        alike = {name: renumbered(of_old, numbers, len(catalogue)) for name, of_old in kept.items()}
+        grown, weights = HafVt(replace(catalogue, alike=alike), self.config), self.state_dict()
         if "id" in self.modalities:
             rows = torch.zeros_like(grown.items.ids.weight)
             rows[numbers] = self.items.ids.weight
             weights["items.ids.weight"] = rows.detach()
-        for name in self.items.groups:
-            weights[f"items.rows_group_{name}"] = grown.items.joined(name, numbers, self.items)
-        grown.load_state_dict(weights)
+        links = {name: buffer for name, buffer in grown.named_buffers() if name in weights}
+        grown.load_state_dict(weights | links)
         return grown.eval()
 
 

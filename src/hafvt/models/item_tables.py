@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
+from hafvt.features.alike import Alike, find_alike
 from hafvt.features.catalogue import Catalogue, prepare_vectors
-from hafvt.features.groups import groups, joined
-from hafvt.features.neighbours import neighbours
 from hafvt.models.layers import SWIFT
 from hafvt.ops.lookup import Links, links, sums_of_linked
 
@@ -116,17 +115,15 @@ class ItemTables(nn.Module):
         self.near_weights, self.groups = nn.ParameterDict(), nn.ParameterDict()
         for name in self.project if self.fused else ():
             rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
+            alike = find_alike(rows, present, counts, near, sizes, catalogue.alike.get(name))
             if near:
-                found = neighbours(rows, present, counts, near)
-                self.link(f"near_{name}", links(*found, len(rows)))
+                self.link(f"near_{name}", links(alike.near, alike.weights, len(rows)))
                 self.near_weights[name] = nn.Parameter(torch.zeros(()))
-            if sizes:
-                of_items, total = groups(rows, present, counts, sizes)
-                self.groups[name] = nn.Parameter(torch.zeros(total, id_width))
-                self.register_buffer(f"present_{name}", present, persistent=False)
-                self.put_in_groups(name, of_items)
-        # Groups are kept with the weights: made anew on another processor, they might be others.
-        self.register_load_state_dict_post_hook(link_again)  # type: ignore[no-untyped-call]
+            if sizes:  # those without a vector get nothing of their groups
+                weights = present[:, None].expand(alike.groups.shape).float()
+                self.link(f"group_{name}", links(alike.groups, weights, alike.total))
+                self.groups[name] = nn.Parameter(torch.zeros(alike.total, id_width))
+        self.register_load_state_dict_post_hook(link_back)  # type: ignore[no-untyped-call]
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`
 
@@ -178,28 +175,10 @@ class ItemTables(nn.Module):
             return sums_of_linked(table, over)
         return (F.embedding(over.rows[items], table) * over.weights[items][..., None]).sum(1)
 
-    def put_in_groups(self, name: str, of_items: Tensor) -> None:
-        """Puts all items into groups, (V, L), by a modality; those without a vector get nothing of it."""
-        present: Tensor = getattr(self, f"present_{name}")
-        weights = present[:, None].expand(of_items.shape).float()
-        self.link(f"group_{name}", links(of_items, weights, len(self.groups[name])))
-
-    def joined(self, name: str, numbers: Tensor, old: ItemTables) -> Tensor:
-        """Returns the groups of all items, (V, L): those of old ones, (V',) by number, as they were."""
-        rows: Tensor = getattr(self, f"frozen_{name}")
-        before = old.links(f"group_{name}").rows
-        of_items, new = before.new_zeros(len(rows), before.shape[1]), torch.ones(len(rows), dtype=torch.bool)
-        of_items[numbers], new[numbers] = before, False
-        members = getattr(old, f"present_{name}") & ~old.unmet
-        if members.any() and new.any():
-            of_items[new] = joined(rows[new], before[members], rows[numbers[members]])
-        return of_items
-
     def link(self, name: str, over: Links) -> None:
-        """Keeps links under a name."""
+        """Keeps links under a name, with the weights: on another processor some might be found otherwise."""
         for part, values in over._asdict().items():
-            kept = part == "rows" and name.startswith("group_")
-            self.register_buffer(f"{part}_{name}", values, persistent=kept)
+            self.register_buffer(f"{part}_{name}", values, persistent=part in ("rows", "weights"))
 
     def links(self, name: str) -> Links:
         """Returns the links of that name."""
@@ -254,14 +233,24 @@ class ItemTables(nn.Module):
         return self
 
 
-def link_again(tables: ItemTables, _: object) -> None:
-    """Makes the way back of the groups that were loaded.
+def kept_alike(weights: Mapping[str, Tensor]) -> dict[str, Alike]:
+    """Returns, by modality, what items are linked to as the weights of a model's `items` have it."""
+    count, found = len(weights.get("ids.weight", ())), {}
+    for name in [
+        key.removeprefix("project.").removesuffix(".weight") for key in weights if "project." in key
+    ]:
+        nothing = torch.zeros(count, 0)
+        near = weights.get(f"rows_near_{name}", nothing.long())
+        of_near = weights.get(f"weights_near_{name}", nothing)
+        in_groups = weights.get(f"rows_group_{name}", nothing.long())
+        found[name] = Alike(near, of_near, in_groups, len(weights.get(f"groups.{name}", ())))
+    return found
 
-    Raises:
-        RuntimeError: there are no such groups.
-    """
-    for name, vectors in tables.groups.items():
-        of_items = tables.links(f"group_{name}").rows
-        if of_items.min() < 0 or of_items.max() >= len(vectors):
-            raise RuntimeError(f"items.rows_group_{name} names groups that are not there")
-        tables.put_in_groups(name, of_items)
+
+def link_back(tables: ItemTables, _: object) -> None:
+    """Makes the way back of links that were loaded."""
+    for name in tables.project:
+        for key, table in ((f"near_{name}", tables.unmet), (f"group_{name}", tables.groups.get(name))):
+            if hasattr(tables, f"rows_{key}"):
+                over = tables.links(key)
+                tables.link(key, links(over.rows, over.weights, len(table)))

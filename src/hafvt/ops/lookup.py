@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hafvt.errors import HafvtError
+
 
 def look_up(table: Tensor, *indices: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Returns the table, for its one further use in the loss, and the rows at each of the indices.
@@ -61,7 +63,14 @@ class Links(NamedTuple):
 
 
 def links(rows: Tensor, weights: Tensor, table: int) -> Links:
-    """Returns links with their way back, of (V, k) rows and weights into a table of so many rows."""
+    """Returns links with their way back, of (V, k) rows and weights into a table of so many rows.
+
+    Raises:
+        HafvtError: a link leads out of the table.
+    """
+    strange = rows[(rows < 0) | (rows >= table)]
+    if len(strange):
+        raise HafvtError(f"a link leads to row {int(strange[0])} of {table}: the weights are damaged")
     counts, order = torch.bincount(rows.flatten(), minlength=table), rows.flatten().argsort(stable=True)
     return Links(rows, weights, order // rows.shape[1], weights.flatten()[order], counts.cumsum(0) - counts)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
+from hafvt.features.alike import Alike
 from hafvt.features.catalogue import Catalogue, read_catalogue
 from hafvt.files import read_json, sha256
 from hafvt.models import MODELS, build, modalities_of
 from hafvt.models.base import Model
+from hafvt.models.item_tables import kept_alike
 from hafvt.reports.run import read_results
 from hafvt.reports.table import plain_table
 from hafvt.training.checkpoint import load, unpack
@@ -84,6 +87,12 @@ def catalogue_of(data: Dataset, model: str, config: Any) -> Catalogue:
     return read_catalogue(data, modalities_of(config), relations=MODELS[model].model.uses_relations)
 
 
+def links_in(tensors: dict[str, Tensor]) -> dict[str, Alike]:
+    """Returns what a training found its items to be linked to, from the file of its weights."""
+    of_items = "model.items."
+    return kept_alike({n.removeprefix(of_items): t for n, t in tensors.items() if n.startswith(of_items)})
+
+
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
     """Opens a finished run.
 
@@ -122,8 +131,8 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     catalogue = catalogue_of(data, about["model"], config)
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
-        model = build(about["model"], catalogue, config)
         tensors, _ = load(folder / name)
+        model = build(about["model"], replace(catalogue, alike=links_in(tensors)), config)
         unpack(tensors, model)
         found.append(model.eval())
     models = found if len(found) > 1 else found * len(data.domains)

@@ -1,0 +1,78 @@
+"""What each item is linked to by the frozen vectors of one modality: those most alike, and its groups."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hafvt.errors import HafvtError
+from hafvt.features.groups import groups, joined
+from hafvt.features.neighbours import neighbours
+
+
+class Alike(NamedTuple):
+    """Links of V items; of an item that was not looked at yet all numbers are -1."""
+
+    near: Tensor
+    """(V, k) the items that look or read most alike, see `neighbours`; k is 0 where none are sought."""
+    weights: Tensor
+    """(V, k) theirs."""
+    groups: Tensor
+    """(V, L) the groups that an item is in, see `groups`; L is 0 where none are sought."""
+    total: int
+    """Groups of all sizes."""
+
+
+def find_alike(
+    rows: Tensor, present: Tensor, counts: Tensor, near: int, sizes: tuple[int, ...], kept: Alike | None
+) -> Alike:
+    """Returns the links of all items; those that are known already stay as they are.
+
+    To find them takes long, and on another processor some might be others: so a training keeps them.
+
+    Args:
+        rows: (V, d) of unit length.
+        present: (V,) which items have a vector of their own.
+        counts: (V,) how often training met each.
+        near: neighbours of an item, see `neighbours`.
+        sizes: see `groups`.
+        kept: what is known; None for nothing.
+
+    Raises:
+        HafvtError: what is known is of other items.
+    """
+    if kept is None:
+        nothing = torch.zeros(len(rows), 0)
+        found = neighbours(rows, present, counts, near) if near else (nothing.long(), nothing)
+        return Alike(*found, *(groups(rows, present, counts, sizes) if sizes else (nothing.long(), 0)))
+    fits = [len(kept.near), len(kept.groups)] == [len(rows)] * 2
+    if not fits or [kept.near.shape[1] > 0, kept.groups.shape[1] > 0] != [near > 0, len(sizes) > 0]:
+        raise HafvtError("the weights do not fit these items: was the dataset prepared anew?")
+    new = (torch.cat([kept.near, kept.groups], dim=1) < 0).any(1).nonzero()[:, 0]
+    if not len(new):
+        return kept
+    members = present & (counts > 0)
+    members[new] = False
+    of_items, weights, in_groups = kept.near.clone(), kept.weights.clone(), kept.groups.clamp(min=0)
+    if near:
+        of_items[new], weights[new] = neighbours(rows, present, counts, near, new)
+    if sizes and members.any():
+        in_groups[new] = joined(rows[new], kept.groups[members], rows[members])
+    return Alike(of_items, weights, in_groups, kept.total)
+
+
+def renumbered(kept: Alike, numbers: Tensor, count: int) -> Alike:
+    """Returns links of items among `count` others, of which nothing is known.
+
+    Args:
+        kept: links of V' items.
+        numbers: (V',) their new numbers.
+        count: V, of all items.
+    """
+    near, weights, in_groups = (
+        part.new_full((count, part.shape[1]), -1) for part in (kept.near, kept.weights, kept.groups)
+    )
+    near[numbers], weights[numbers], in_groups[numbers] = numbers[kept.near], kept.weights, kept.groups
+    return Alike(near, weights, in_groups, kept.total)

@@ -4,7 +4,10 @@
 
 Trains every variant of `VARIANTS` by the command line, one thread each, with the same number of epochs, rate
 and histories, and ranks its validation targets, those of rarely met items also by themselves. Test targets
-are not looked at. What was stopped goes on when the command is given again. What a run found is kept in
+are not looked at. A variant with a file in designs/ is one that was not kept: it is trained by a copy of the
+code with that patch. `RANKINGS` are no trainings: the default, as it was trained, ranks otherwise.
+
+What was stopped goes on when the command is given again. What a run found is kept in
 results/study/DATA/VARIANT-SEED.json, and a run that is there is not made again (delete it to that end);
 results/study.md and .json are made of these alone.
 """
@@ -12,15 +15,23 @@ results/study.md and .json are made of these alone.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from machine import RESULTS, describe, record, sentence
 from real_data import PREPARE, call, make_data, options
+from torch import Tensor
 
+from hafvt.data.batches import Batch
 from hafvt.evaluation.metrics import Ranks, mean_mrr
 from hafvt.evaluation.protocols import ranked
 from hafvt.experiments.contest import slug
@@ -62,44 +73,107 @@ VARIANTS = {
     "batches of 32": f"hafvt {NARROW} --batch-size 32 --learning-rate 0.0015",
     "histories of 50": f"hafvt {NARROW} --params.max_length 50",
     "sasrec, histories of 50": f"{SASREC} --params.max_length 50",
+    "learned temperatures": f"hafvt {NARROW}",
+    "weights by history": f"hafvt {NARROW}",
+    "one encoder": f"hafvt {NARROW}",
+    "without feed-forward": f"hafvt {NARROW}",
+    "falling rate": f"hafvt {NARROW}",
+    "groups in full": f"hafvt {NARROW}",
+    "two hops": f"hafvt {NARROW}",
+}
+ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
+DESIGNS = Path(__file__).with_name("designs")
+RANKINGS = {  # fields of the default to rank with; popularity: log of the count, times this, added to scores
+    **{f"lambda1 {value} in ranking": {"lambda1": value} for value in (0.001, 0.1, 1.0)},
+    **{f"lambda2 {value} in ranking": {"lambda2": value} for value in (0.3, 1.0, 10.0)},
+    **{f"popularity times {value} in ranking": {"popularity": value} for value in (-0.1, 0.1, 0.3)},
 }
 
 
 def main() -> None:
     parser = options("Designs of HAF-VT on validation data.")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--patched", action="store_true", help="the code is patched: train one run")
     given = parser.parse_args()
+    if given.patched:
+        data, variant, seed = given.only.split("/")
+        train(given.work, data, variant, int(seed))
+        return
     for name in PREPARE:
         make_data(given.shared / name, given.work / "data" / name)
     runs = [(data, variant, seed) for seed in range(given.seeds) for variant in VARIANTS for data in EPOCHS]
     runs = [run for run in runs if given.only in f"{run[0]}/{run[1]}"]
     with ThreadPoolExecutor(given.jobs) as pool:
-        for finished in [pool.submit(train, given.work, *run) for run in runs]:
+        for finished in [pool.submit(train_by, given.shared, given.work, *run) for run in runs]:
             finished.result()
+    for data, variant, seed in runs:
+        if variant == "default" and (given.work / "runs" / data / f"default-{seed}" / "model.json").exists():
+            for ranking, changes in RANKINGS.items():
+                rank(given.work, data, variant, seed, ranking, changes)
     print(write())
+
+
+def kept(data: str, variant: str, seed: int) -> Path:
+    """Returns where the figures of a run are."""
+    return RESULTS / "study" / data / f"{slug(variant)}-{seed}.json"
+
+
+def train_by(shared: Path, work: Path, data: str, variant: str, seed: int) -> None:
+    """Trains one run by this code, or by a copy with the variant's patch."""
+    patch = DESIGNS / f"{slug(variant)}.patch"
+    if kept(data, variant, seed).exists():
+        return
+    if not patch.exists():
+        train(work, data, variant, seed)
+        return
+    copy = work / "designs" / f"{slug(variant)}-{data}-{seed}"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(DESIGNS.parents[1] / "src", copy / "src")
+    subprocess.run(["git", "apply", str(patch)], cwd=copy, check=True, env=os.environ | ALONE)
+    command = [sys.executable, __file__, "--shared", str(shared), "--work", str(work), "--patched"]
+    paths = {"PYTHONPATH": str(copy / "src")}
+    subprocess.run([*command, "--only", f"{data}/{variant}/{seed}"], check=True, env=os.environ | paths)
 
 
 def train(work: Path, data: str, variant: str, seed: int) -> None:
     """Trains one run, or goes on with it, and ranks its validation targets, unless it is finished."""
-    kept = RESULTS / "study" / data / f"{slug(variant)}-{seed}.json"
-    if kept.exists():
+    if kept(data, variant, seed).exists():
         return
-    out = work / "runs" / data / kept.stem
+    out = work / "runs" / data / kept(data, variant, seed).stem
     model, *settings = VARIANTS[variant].split()
     place = ["--data", str(work / "data" / data), "--out", str(out)]
     command = ["train", model, *place, "--epochs", str(EPOCHS[data]), "--seed", str(seed)]
     call([*command, *COMMON.split(), *settings], out.with_suffix(".log"), 1)
-    run = open_run(out)
-    items = np.asarray(run.data.items)
-    met = run.data.train_counts()
-    figures: dict[str, Any] = {"data": data, "variant": variant, "seed": seed}
+    rank(work, data, variant, seed, variant, {})
+
+
+def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: dict[str, float]) -> None:
+    """Ranks the validation targets by a run, with fields of its model changed, unless that is done."""
+    path = kept(data, ranking, seed)
+    if path.exists():
+        return
+    run = open_run(work / "runs" / data / kept(data, variant, seed).stem)
+    model: Any = run.model
+    items, met = np.asarray(run.data.items), run.data.train_counts()
+    changes = dict(changes)
+    favour = changes.pop("popularity", 0.0) * torch.from_numpy(met).float().log1p()
+    plain = model.scores
+
+    def scores(batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
+        of = slice(run.data.domains[domain].start, run.data.domains[domain].stop)
+        added: Tensor = favour[of if candidates is None else candidates]
+        return plain(batch, domain, candidates) + added
+
+    if ranking != variant:
+        model.config, model.scores = replace(model.config, **changes), scores
+    figures: dict[str, Any] = {"data": data, "variant": ranking, "seed": seed}
     for protocol in ("full", "strict"):
-        ranks, _ = ranked(run.models, run.data, "valid", protocol)
+        ranks, _ = ranked([model] * len(run.data.domains), run.data, "valid", protocol)
         of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, figures)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, figures)
 
 
 def rare(met: np.ndarray) -> np.ndarray:
@@ -114,6 +188,7 @@ def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
 
 def write() -> str:
     """Writes the tables of all finished runs and returns them."""
+    designs = {path.stem for path in DESIGNS.glob("*.patch")}
     found = [read_json(path) for path in sorted(RESULTS.glob("study/*/*.json"))]
     text = [
         "# Designs of HAF-VT",
@@ -130,7 +205,8 @@ def write() -> str:
     header = ["variant", "options", "seeds", "MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
     for data in EPOCHS:
         rows = []
-        for variant, settings in VARIANTS.items():
+        told_of = VARIANTS | {ranking: f"{changes}" for ranking, changes in RANKINGS.items()}
+        for variant, settings in told_of.items():
             runs = [run for run in found if run["data"] == data and run["variant"] == variant]
             if runs:
                 means = [
@@ -138,6 +214,7 @@ def write() -> str:
                     for key in ("full", "full_rare", "strict", "strict_rare")
                 ]
                 told = " ".join(settings.replace(NARROW, "").split())
+                told += f" + designs/{slug(variant)}.patch" if slug(variant) in designs else ""
                 epochs = ", ".join(str(run["epoch"]) for run in runs)
                 rows.append([variant, f"`{told}`", str(len(runs)), *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]

@@ -480,9 +480,13 @@ def test_links_that_are_known_are_not_sought(small, monkeypatch):
         assert all(
             torch.equal(a, b) for a, b in zip(made.items.links(name), again.items.links(name), strict=True)
         )
+    title = kept["title"]
     for wrong in (
-        kept["title"]._replace(near=kept["title"].near[1:]),
-        kept["title"]._replace(groups=kept["title"].groups[:, :0]),
+        title._replace(near=title.near[1:]),
+        title._replace(near=title.near.float()),
+        title._replace(weights=title.weights[:, 1:]),
+        title._replace(groups=title.groups[:, :0]),
+        title._replace(groups=title.groups[:, 0]),
     ):
         with pytest.raises(HafvtError, match="do not fit these items"):
             HafVt(replace(read_catalogue(small), alike=kept | {"title": wrong}), made.config)

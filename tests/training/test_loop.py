@@ -19,7 +19,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
 from hafvt.models import MODELS
-from hafvt.training.checkpoint import load
+from hafvt.training.checkpoint import load, save
 from hafvt.training.loop import train
 from hafvt.training.run import open_run
 
@@ -258,6 +258,11 @@ def test_a_run_is_opened_without_seeking_what_its_items_are_linked_to(small, tmp
     opened = open_run(run.folder)
     before, after = (full(one.model, small, small.valid).ranks for one in (run, opened))
     np.testing.assert_array_equal(before, after)
+    tensors, state = load(run.folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "rows_near_" not in name}
+    save(run.folder / "model.safetensors", kept, state)
+    with pytest.raises(HafvtError, match=r"model.safetensors: .* of an earlier version: train anew"):
+        open_run(run.folder)
 
 
 def test_a_run_of_a_hyperparameter_that_is_no_more_is_refused_in_one_line(small, tmp_path):

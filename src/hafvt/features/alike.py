@@ -47,9 +47,8 @@ def find_alike(
         nothing = torch.zeros(len(rows), 0)
         found = neighbours(rows, present, counts, near) if near else (nothing.long(), nothing)
         return Alike(*found, *(groups(rows, present, counts, sizes) if sizes else (nothing.long(), 0)))
-    fits = [len(kept.near), len(kept.groups)] == [len(rows)] * 2
-    if not fits or [kept.near.shape[1] > 0, kept.groups.shape[1] > 0] != [near > 0, len(sizes) > 0]:
-        raise HafvtError("the weights do not fit these items: was the dataset prepared anew?")
+    if not fits(kept, len(rows), near > 0, len(sizes) > 0):
+        raise HafvtError("the weights do not fit these items, or are of an earlier version: train anew")
     new = (torch.cat([kept.near, kept.groups], dim=1) < 0).any(1).nonzero()[:, 0]
     if not len(new):
         return kept
@@ -61,6 +60,18 @@ def find_alike(
     if sizes and members.any():
         in_groups[new] = joined(rows[new], kept.groups[members], rows[members])
     return Alike(of_items, weights, in_groups, kept.total)
+
+
+def fits(kept: Alike, count: int, near: bool, grouped: bool) -> bool:
+    """Returns whether these are links of so many items, to neighbours and groups where such are sought."""
+    items, weights, in_groups, _ = kept
+    whole = all(part.dtype == torch.int64 and part.ndim == 2 for part in (items, in_groups))
+    return (
+        whole
+        and items.shape == weights.shape
+        and len(items) == len(in_groups) == count
+        and (items.shape[1] > 0, in_groups.shape[1] > 0) == (near, grouped)
+    )
 
 
 def renumbered(kept: Alike, numbers: Tensor, count: int) -> Alike:

@@ -132,8 +132,11 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         tensors, _ = load(folder / name)
-        model = build(about["model"], replace(catalogue, alike=links_in(tensors)), config)
-        unpack(tensors, model)
+        try:
+            model = build(about["model"], replace(catalogue, alike=links_in(tensors)), config)
+            unpack(tensors, model)
+        except HafvtError as error:
+            raise HafvtError(f"{folder / name}: {error}") from None
         found.append(model.eval())
     models = found if len(found) > 1 else found * len(data.domains)
     return Run(folder, about["model"], config, tuple(models), data, about)

@@ -433,6 +433,11 @@ def test_links_are_those_of_the_weights(small, kind):
     sums_of_linked(table, over).sum().backward()  # along links back, which are of the new rows
     expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), over.weights.flatten())
     torch.testing.assert_close(table.grad[:, 0], expected)
+    if kind == "group":
+        opened.items.adds("title").sum().backward()
+        left = opened.items.left * over.weights
+        expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), left.flatten())
+        torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)
     state[key] = state[key].clone()
     state[key][7, 1] = rows
     with pytest.raises(HafvtError, match=f"a link leads to row {rows} of {rows}: the weights are damaged"):

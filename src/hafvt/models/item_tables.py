@@ -236,9 +236,8 @@ class ItemTables(nn.Module):
 def kept_alike(weights: Mapping[str, Tensor]) -> dict[str, Alike]:
     """Returns, by modality, what items are linked to as the weights of a model's `items` have it."""
     count, found = len(weights.get("ids.weight", ())), {}
-    for name in [
-        key.removeprefix("project.").removesuffix(".weight") for key in weights if "project." in key
-    ]:
+    projections = [key.split(".")[1] for key in weights if key.startswith("project.")]
+    for name in projections:
         nothing = torch.zeros(count, 0)
         near = weights.get(f"rows_near_{name}", nothing.long())
         of_near = weights.get(f"weights_near_{name}", nothing)

@@ -123,21 +123,28 @@ def place(data: str, label: str) -> Path:
 
 
 def make(work: Path, data: str, label: str, jobs: int) -> None:
-    """Searches and trains, or goes on with it, and writes the piece."""
+    """Searches (for a part: takes what the whole found) and trains, or goes on with it; writes the piece."""
     folder = work / data / slug(label)
     model = OURS if label in PARTS else label
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
     command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
-    if model != "popularity":
-        search = work / data / slug(model) / "search"
+    if label in PARTS:
+        told |= {name: read_json(place(data, OURS))[name] for name in ("settings", "search")}
+        told["change"] = PARTS[label]
+    elif model != "popularity":
+        search = folder / "search"
         tune(work / "data" / data, model, search, jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
-        command[2:2] = ["--config", str(search / "best.yaml")]  # what is said after it counts
-        command += PARTS.get(label, "").split()
         report = (search / "report.md").read_text(encoding="utf-8").splitlines()
-        told |= {"settings": {name: best[name] for name in (*SPACE, "params")}, "change": PARTS.get(label)}
+        told["settings"] = {name: best[name] for name in (*SPACE, "params")}
         told["search"] = next(line for line in report if line.startswith("Budget: "))
+    if "settings" in told:
+        settings = folder / "settings.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(yaml.safe_dump(told["settings"]), encoding="utf-8")
+        command[2:2] = ["--config", str(settings)]  # what is said after it counts
+        command += PARTS.get(label, "").split()
 
     def one(seed: int) -> None:
         out = folder / f"seed{seed}"

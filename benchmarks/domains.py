@@ -1,0 +1,138 @@
+"""Three and five domains: HAF-VT as it comes, beside SASRec and itself with ids only.
+
+    python benchmarks/domains.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
+
+The films are sorted into five domains by their first genre, the goods into three by words of their titles.
+Nothing was chosen on these sets: every run is `hafvt train MODEL` with its defaults (on the goods, `--epochs
+20`). Test MRR of each domain, among all its items and, `strict`, among 999 that the user never had. What was
+stopped goes on when the command is given again; results/domains.md and .json are made of the finished runs.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+from machine import describe, record, sentence
+from real_data import ENCODE, call, options
+
+from hafvt.evaluation.metrics import mean_mrr
+from hafvt.evaluation.protocols import ranked
+from hafvt.files import atomic_file
+from hafvt.reports.table import markdown_table
+from hafvt.training.run import open_run
+
+GENRE = pl.col("genres").str.split("|").list.first()
+TITLE = pl.col("title").fill_null("").str.to_lowercase()
+CUTS = {  # by data set: where it comes from, and its domains; an item is in the first that fits
+    "films in five": (
+        "movielens-posters",
+        {
+            "horror": GENRE == "Horror",
+            "suspense": GENRE.is_in(["Thriller", "Crime", "Mystery", "Film-Noir"]),
+            "action": pl.col("domain") == "action",
+            "drama": GENRE == "Drama",
+            "light": pl.lit(True),
+        },
+    ),
+    "goods in three": (
+        "amazon-food-kitchen",
+        {
+            "food": pl.col("domain") == "food",
+            "home": TITLE.str.contains(
+                r"\b(bed|sheet|pillow|blanket|vacuum|towel|storage|iron|curtain|shelf)"
+            ),
+            "cooking": pl.lit(True),
+        },
+    ),
+}
+RUNS = {"hafvt": "hafvt", "hafvt, ids only": "hafvt --params.modalities [id]", "sasrec": "sasrec"}
+EPOCHS = {"films in five": "", "goods in three": "--epochs 20"}
+PROTOCOLS = ("full", "strict")
+
+
+def main() -> None:
+    given = options("HAF-VT with its defaults on three and five domains.").parse_args()
+    wanted = [(data, name) for name in RUNS for data in CUTS if given.only in f"{data}/{name}"]
+    for data in dict.fromkeys(data for data, _ in wanted):
+        make_cut(given.shared, given.work, data)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for finished in [pool.submit(train, given.work, *run) for run in wanted]:
+            finished.result()
+    print(write(given.work))
+
+
+def folder(work: Path, data: str, name: str) -> Path:
+    return work / "cut" / data.replace(" ", "-") / name.replace(",", "").replace(" ", "-")
+
+
+def make_cut(shared: Path, work: Path, data: str) -> None:
+    """Sorts the items into domains, prepares and encodes, unless that is done."""
+    name, rules = CUTS[data]
+    source, out = shared / name, folder(work, data, "data")
+    log = out.with_suffix(".log")
+    if not (out / "manifest.json").exists():
+        items = pl.read_csv(source / "items.csv", schema_overrides={"item_id": pl.String})
+        domain = pl.coalesce(pl.when(rule).then(pl.lit(of)) for of, rule in rules.items())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out.with_name("items.csv")) as path:
+            items.with_columns(domain=domain).drop("image", strict=False).write_csv(path)
+        tables = f"--interactions {source}/interactions.csv.gz --items {out.with_name('items.csv')}"
+        call(["prepare", *tables.split(), "--last", "50", "--out", str(out)], log, 2)
+    if not (out / "features" / "title").exists():
+        call(["encode", str(out), *ENCODE[name].format(f=source / "features").split()], log, 2)
+
+
+def train(work: Path, data: str, name: str) -> None:
+    """Trains one run, or goes on with it; a finished one is left as it is."""
+    out = folder(work, data, name)
+    if not (out / "results.json").exists():
+        place = ["--data", str(folder(work, data, "data")), "--out", str(out), "--resume"]
+        call(["train", *RUNS[name].split(), *EPOCHS[data].split(), *place], out.with_suffix(".log"), 1)
+
+
+def write(work: Path) -> str:
+    """Writes the tables of all finished runs and returns them."""
+    text = [
+        "# Three and five domains",
+        "",
+        "`python benchmarks/domains.py --shared ../shared/data --work DIR`: test MRR in %, one seed, all "
+        "settings as they come (goods: 20 epochs); `strict` ranks among 999 items that the user never had.",
+        "",
+        sentence(describe()),
+    ]
+    facts = []
+    for data, (source, rules) in CUTS.items():
+        rows = []
+        finished = [name for name in RUNS if (folder(work, data, name) / "results.json").exists()]
+        for name in finished:
+            run = open_run(folder(work, data, name))
+            for protocol in PROTOCOLS:
+                ranks, _ = ranked(run.models, run.data, "test", protocol)
+                of = {
+                    domain.name: float((1 / ranks.ranks[ranks.domains == d]).mean())
+                    for d, domain in enumerate(run.data.domains)
+                }
+                facts.append(
+                    {"data": data, "run": name, "protocol": protocol, "mrr": mean_mrr(ranks), "of": of}
+                )
+                cells = [f"{100 * of[domain]:.2f}" for domain in sorted(rules)]
+                best = run.about["best"]
+                told = [f"{best['epoch']} of {best['epochs']}", f"{best['seconds'] / 60:.0f}"]
+                rows.append([name, protocol, f"{100 * mrr:.2f}", *cells, *told])
+        if finished:
+            told = ", ".join(
+                f"{domain.name} {len(domain):,} items and {(ranks.domains == d).sum():,} targets"
+                for d, domain in enumerate(run.data.domains)
+            )
+            text += ["", f"## {data.capitalize()}", "", f"Of {source}, {run.data.users:,} users: {told}.", ""]
+            header = ["run", "protocol", "all", *sorted(rules), "best epoch", "minutes"]
+            text += [markdown_table(header, rows, text_columns=2)]
+    told = "\n".join(text)
+    record("domains", told, {"machine": describe(), "runs": facts})
+    return told
+
+
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,7 @@ def write(work: Path) -> str:
                 cells = [f"{100 * of[domain]:.2f}" for domain in sorted(rules)]
                 best = run.about["best"]
                 told = [f"{best['epoch']} of {best['epochs']}", f"{best['seconds'] / 60:.0f}"]
-                rows.append([name, protocol, f"{100 * mrr:.2f}", *cells, *told])
+                rows.append([name, protocol, f"{100 * mean_mrr(ranks):.2f}", *cells, *told])
         if finished:
             told = ", ".join(
                 f"{domain.name} {len(domain):,} items and {(ranks.domains == d).sum():,} targets"

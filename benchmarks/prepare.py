@@ -10,6 +10,7 @@ results/prepare.md and .json.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,8 @@ def write(interactions: int, size: int, found: dict[str, dict[str, float]]) -> N
         f"{made['users']:,} users, {made['items']:,} items in two domains. Each test target is ranked "
         "among all items of its domain.",
         "",
-        sentence(machine),
+        f"{sentence(machine)} Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, "
+        "other work slowed this).",
         "",
         markdown_table(["step", "wall, s", "peak memory of the process, GiB", "histories/s"], rows),
     ]

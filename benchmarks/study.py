@@ -80,6 +80,7 @@ VARIANTS = {
     "falling rate": f"hafvt {NARROW}",
     "groups in full": f"hafvt {NARROW}",
     "two hops": f"hafvt {NARROW}",
+    "other domains trained": f"hafvt {NARROW}",
 }
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hafvt.features import cosines as module
+from hafvt.features.alike import find_alike
 from hafvt.features.neighbours import neighbours
+from hafvt.progress import Advance
 
 
 def some(items: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,3 +65,22 @@ def test_numbers_of_items_mean_nothing() -> None:
     again, weighed = neighbours(rows[order], present[order], counts[order], 4)
     assert torch.equal(order[again], near[order])
     torch.testing.assert_close(weighed, weights[order])
+
+
+@pytest.mark.parametrize(("near", "sizes"), [(4, (5, 12)), (0, (5,)), (4, ())])
+def test_a_long_search_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, near: int, sizes: tuple[int, ...]
+) -> None:
+    told: list[int] = []
+
+    @contextmanager
+    def counted(title: str, total: int, unit: str) -> Iterator[Advance]:
+        yield lambda n=1, note="": told.append(n)
+        assert sum(told) == total > 0
+        assert unit == "items"
+
+    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr("hafvt.features.alike.progress", counted)
+    find_alike(*some(), near, sizes, None)
+    assert len(told) > 2
+    assert max(told) <= 16

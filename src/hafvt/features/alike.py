@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from hafvt.errors import HafvtError
-from hafvt.features.groups import groups, joined
+from hafvt.features.cosines import known_items
+from hafvt.features.groups import STEPS, groups, joined
 from hafvt.features.neighbours import neighbours
+from hafvt.progress import progress
 
 
 class Alike(NamedTuple):
@@ -44,9 +46,15 @@ def find_alike(
         HafvtError: what is known is of other items.
     """
     if kept is None:
-        nothing = torch.zeros(len(rows), 0)
-        found = neighbours(rows, present, counts, near) if near else (nothing.long(), nothing)
-        return Alike(*found, *(groups(rows, present, counts, sizes) if sizes else (nothing.long(), 0)))
+        nothing, known = torch.zeros(len(rows), 0), len(known_items(present, counts))
+        found, joined_by = (nothing.long(), nothing), (nothing.long(), 0)
+        total = len(rows) * (near > 0) + (len(rows) + STEPS * known) * len(sizes)
+        with progress("what looks or reads alike", total, "items") as advance:
+            if near:
+                found = neighbours(rows, present, counts, near, advance=advance)
+            if sizes:
+                joined_by = groups(rows, present, counts, sizes, advance)
+        return Alike(*found, *joined_by)
     if not fits(kept, len(rows), near > 0, len(sizes) > 0):
         raise HafvtError("the weights do not fit these items, or are of an earlier version: train anew")
     new = (torch.cat([kept.near, kept.groups], dim=1) < 0).any(1).nonzero()[:, 0]

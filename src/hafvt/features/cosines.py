@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from hafvt.progress import Advance
+
 KNOWN = 32_768  # items that all others are compared with at most, or a million took hours
 ROWS = 512  # items that are compared at a time
 
@@ -22,9 +24,14 @@ def known_items(present: Tensor, counts: Tensor) -> Tensor:
     return known[counts[known].argsort(descending=True, stable=True)[:KNOWN].sort().values]
 
 
-def cosines(rows: Tensor, table: Tensor) -> Iterator[Tensor]:
-    """Yields the products of some rows at a time with a table, (V, d), (K, d) -> (up to ROWS, K)."""
+def cosines(rows: Tensor, table: Tensor, advance: Advance | None = None) -> Iterator[Tensor]:
+    """Yields the products of some rows at a time with a table, (V, d), (K, d) -> (up to ROWS, K).
+
+    `advance` is told of those that are done with.
+    """
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
         # Always as many rows: an item's products are the same, wherever it stands.
         yield (F.pad(part, (0, 0, 0, ROWS - len(part))) @ table.T)[: len(part)]
+        if advance is not None:
+            advance(len(part))

@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafvt.features.cosines import cosines, known_items
+from hafvt.progress import Advance
 
 STEPS = 6
 
 
-def groups(rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, int]:
+def groups(
+    rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...], advance: Advance | None = None
+) -> tuple[Tensor, int]:
     """Returns the groups of each item, one of each size, (V, L), and how many there are of all sizes.
 
     They are numbered on from size to size; an item without a vector is put down in those numbered 0, 0, ...
@@ -23,6 +26,8 @@ def groups(rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...]
         present: (V,) which items have a vector of their own.
         counts: (V,) how often training met each.
         sizes: items that a group has on average, in L ways; where fewer were met, they are one group.
+        advance: told how many items have found the nearest centre, of all of them once, of those that groups
+            are made of `STEPS` times more, for each size.
     """
     known = known_items(present, counts)
     table, found, total = rows[known], [], 0
@@ -32,9 +37,9 @@ def groups(rows: Tensor, present: Tensor, counts: Tensor, sizes: tuple[int, ...]
         count = max(1, len(known) // size)
         centres = table[along[torch.arange(count) * len(known) // count]]
         for _ in range(STEPS):
-            place = nearest(table, centres)
+            place = nearest(table, centres, advance)
             centres = F.normalize(torch.zeros_like(centres).index_add_(0, place, table), dim=1)
-        found.append(total + nearest(rows, centres))
+        found.append(total + nearest(rows, centres, advance))
         total += count
     if not found:
         return torch.zeros(len(rows), 1, dtype=torch.int64), 1
@@ -57,6 +62,6 @@ def joined(rows: Tensor, of_items: Tensor, members: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def nearest(rows: Tensor, centres: Tensor) -> Tensor:
+def nearest(rows: Tensor, centres: Tensor, advance: Advance | None = None) -> Tensor:
     """Returns the place of the nearest centre by cosine, (V, d), (G, d) -> (V,)."""
-    return torch.cat([cosine.argmax(1) for cosine in cosines(rows, centres)])
+    return torch.cat([cosine.argmax(1) for cosine in cosines(rows, centres, advance)])

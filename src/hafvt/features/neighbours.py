@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 
 from hafvt.features.cosines import cosines, known_items
+from hafvt.progress import Advance
 
 TEMPERATURE = 0.1  # of the softmax over a few neighbours' cosines that weighs them
 
 
 def neighbours(
-    rows: Tensor, present: Tensor, counts: Tensor, count: int, items: Tensor | None = None
+    rows: Tensor,
+    present: Tensor,
+    counts: Tensor,
+    count: int,
+    items: Tensor | None = None,
+    advance: Advance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the nearest of all items, or some (N,), among those that training met, and their weights.
 
@@ -25,6 +31,7 @@ def neighbours(
         counts: (V,) how often training met each.
         count: of neighbours.
         items: whose are sought; None for all.
+        advance: told how many are found.
     """
     asked = torch.arange(len(rows)) if items is None else items
     known = known_items(present, counts)
@@ -32,7 +39,7 @@ def neighbours(
     if k == 0:
         return torch.zeros(len(asked), 1, dtype=torch.int64), torch.zeros(len(asked), 1)
     start, found, weights = 0, [], []
-    for cosine in cosines(rows if items is None else rows[items], rows[known]):
+    for cosine in cosines(rows if items is None else rows[items], rows[known], advance):
         itself = asked[start : start + len(cosine), None]
         start += len(cosine)
         place = torch.searchsorted(known, itself).clamp(max=len(known) - 1)

@@ -87,7 +87,9 @@ DESIGNS = Path(__file__).with_name("designs")
 RANKINGS = {  # fields of the default to rank with; popularity: log of the count, times this, added to scores
     **{f"lambda1 {value} in ranking": {"lambda1": value} for value in (0.001, 0.1, 1.0)},
     **{f"lambda2 {value} in ranking": {"lambda2": value} for value in (0.3, 1.0, 10.0)},
-    **{f"popularity times {value} in ranking": {"popularity": value} for value in (-0.1, 0.1, 0.3)},
+    "popularity less 0.1 in ranking": {"popularity": -0.1},  # names must differ by letters and digits
+    "popularity more 0.1 in ranking": {"popularity": 0.1},
+    "popularity more 0.3 in ranking": {"popularity": 0.3},
 }
 
 

@@ -4,7 +4,8 @@
 
 Prepares and encodes each data set, then trains every run of `RUNS` by the command line, one thread each and
 `--jobs` side by side. What was stopped goes on when the command is given again, what is finished is left as
-it is. Whenever a run ends, results/real_data.md and .json are written anew from the runs that are finished.
+it is. Whenever a run ends, results/real_data.md and .json are written anew; rows of earlier calls stay there
+until their run is made again, each with the day that it was made.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 
 from machine import describe, sentence
 
 from hafvt.evaluation.metrics import Results
 from hafvt.files import atomic_file, read_json, write_json
-from hafvt.reports.run import read_results
+from hafvt.reports.run import figures_of
 from hafvt.reports.table import markdown_table, percent, results_markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -112,33 +114,37 @@ def train(work: Path, data: str, name: str, options: str) -> None:
 
 
 def write_results(work: Path) -> str:
-    """Writes the tables of all finished runs and returns them."""
-    machine, found = describe(), []
+    """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
+    machine, path = describe(), RESULTS / "real_data.json"
+    found = {(run["data"], run["run"]): run for run in (read_json(path)["runs"] if path.exists() else [])}
     lines = ["# Real data", "", "`python benchmarks/real_data.py --shared ../shared/data --work DIR`", ""]
-    lines += [f"{sentence(machine)} Runs on one thread each, two side by side.", ""]
     for data in PREPARE:
         results: dict[str, Results] = {}
         rows = []
         for name, options in ((name, options) for d, name, options in RUNS if d == data):
             out = folder_of(work, data, name)
-            if not (out / "results.json").exists():
+            if (out / "results.json").exists():
+                held, model = read_json(out / "results.json"), read_json(out / "model.json")
+                told = {"data": data, "run": name, "command": f"hafvt train {options}"}
+                made = date.fromtimestamp((out / "results.json").stat().st_mtime).isoformat()
+                told |= {"best": model["best"], "parameters": model["parameters"], "made": made}
+                found[data, name] = {**told, **held, "machine": machine}
+            if (data, name) not in found:
                 continue
-            held, model = read_json(out / "results.json"), read_json(out / "model.json")
-            results[name] = read_results(out)
-            best = model["best"]
-            lines_of = {"data": data, "run": name, "command": f"hafvt train {options}"}
-            found.append({**lines_of, "best": best, "parameters": model["parameters"], **held})
-            cells = [name, f"`hafvt train {options}`", f"{model['parameters']:,}"]
+            run = found[data, name]
+            results[name], best = figures_of(run["results"]), run["best"]
+            cells = [name, f"`{run['command']}`", run["made"], f"{run['parameters']:,}"]
             cells += [f"{best['epoch']} of {best['epochs']}", f"{best['seconds'] / 60:.1f}"]
             rows.append([*cells, percent(best["valid_mrr"])])
         if rows:
-            protocol = found[-1]["protocol"]
-            lines += [f"## {data}", "", f"`hafvt prepare {PREPARE[data]}`; {protocol}.", ""]
+            runs = [run for (of, _), run in found.items() if of == data]
+            lines += [f"## {data}", "", f"`hafvt prepare {PREPARE[data]}`; {runs[-1]['protocol']}.", ""]
             lines += [results_markdown(results)]
-            header = ["run", "command", "parameters", "best epoch", "minutes", "validation MRR (%)"]
-            lines += [markdown_table(header, rows, text_columns=2)]
+            header = ["run", "command", "made", "parameters", "best epoch", "minutes", "validation MRR (%)"]
+            lines += [markdown_table(header, rows, text_columns=3)]
+            lines += [*sorted({f"{sentence(run['machine'])} One thread a run." for run in runs}), ""]
     text = "\n".join(lines)
-    write_json(RESULTS / "real_data.json", {"machine": machine, "runs": found})
+    write_json(path, {"runs": list(found.values())})
     with atomic_file(RESULTS / "real_data.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text

@@ -95,7 +95,11 @@ def report(
 
 def read_results(folder: Path) -> Results:
     """Returns the metrics that `report` wrote into a folder."""
-    held = read_json(folder / "results.json")["results"]
+    return figures_of(read_json(folder / "results.json")["results"])
+
+
+def figures_of(held: dict[str, dict[str, dict[str, float]]]) -> Results:
+    """Returns the metrics that JSON holds, by domain and name."""
     return {domain: {metric: Figure(**f) for metric, f in row.items()} for domain, row in held.items()}
 
 

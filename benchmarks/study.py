@@ -81,6 +81,7 @@ VARIANTS = {
     "groups in full": f"hafvt {NARROW}",
     "two hops": f"hafvt {NARROW}",
     "other domains trained": f"hafvt {NARROW}",
+    "merged renormalised": f"hafvt {NARROW}",
 }
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")

@@ -5,22 +5,25 @@
 The films are sorted into five domains by their first genre, the goods into three by words of their titles.
 Nothing was chosen on these sets: every run is `hafvt train MODEL` with its defaults, but for 30 epochs on the
 films and 20 on the goods. Test MRR of each domain, among all its items and, `strict`, among 999 that the user
-never had. What was stopped goes on when the command is given again; results/domains.md and .json are made of
-the finished runs.
+never had. What was stopped goes on when the command is given again. Rows of earlier calls stay in
+results/domains.md and .json until their run is made again.
 """
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from machine import describe, record, sentence
+from machine import RESULTS, describe, record, sentence
 from real_data import ENCODE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import ranked
-from hafvt.files import atomic_file
+from hafvt.experiments.contest import slug
+from hafvt.files import atomic_file, read_json
 from hafvt.reports.table import markdown_table
 from hafvt.training.run import open_run
 
@@ -65,7 +68,7 @@ def main() -> None:
 
 
 def folder(work: Path, data: str, name: str) -> Path:
-    return work / "cut" / data.replace(" ", "-") / name.replace(",", "").replace(" ", "-")
+    return work / "cut" / slug(data) / slug(name)
 
 
 def make_cut(shared: Path, work: Path, data: str) -> None:
@@ -93,45 +96,55 @@ def train(work: Path, data: str, name: str) -> None:
         call(["train", *RUNS[name].split(), *EPOCHS[data].split(), *place], out.with_suffix(".log"), 1)
 
 
+def measure(work: Path, data: str, name: str) -> dict[str, Any]:
+    """Ranks the test targets by a finished run and returns its figures."""
+    run = open_run(folder(work, data, name))
+    found: dict[str, Any] = {"data": data, "run": name, "users": run.data.users, "best": run.about["best"]}
+    found["items"] = {domain.name: len(domain) for domain in run.data.domains}
+    for protocol in PROTOCOLS:
+        ranks, _ = ranked(run.models, run.data, "test", protocol)
+        of = {domain.name: 1 / ranks.ranks[ranks.domains == d] for d, domain in enumerate(run.data.domains)}
+        found["targets"] = {domain: len(gains) for domain, gains in of.items()}
+        found[protocol] = {"all": mean_mrr(ranks)} | {domain: gains.mean() for domain, gains in of.items()}
+    return json.loads(json.dumps({**found, "machine": describe()}, default=float))
+
+
 def write(work: Path) -> str:
-    """Writes the tables of all finished runs and returns them."""
+    """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
+    path = RESULTS / "domains.json"
+    found = {(run["data"], run["run"]): run for run in (read_json(path)["runs"] if path.exists() else [])}
     text = [
         "# Three and five domains",
         "",
         "`python benchmarks/domains.py --shared ../shared/data --work DIR`: test MRR in %, one seed, all "
         "settings as they come but for the epochs; `strict` ranks among 999 items that the user never had.",
-        "",
-        sentence(describe()),
     ]
-    facts = []
     for data, (source, rules) in CUTS.items():
-        rows = []
-        finished = [name for name in RUNS if (folder(work, data, name) / "results.json").exists()]
-        for name in finished:
-            run = open_run(folder(work, data, name))
-            for protocol in PROTOCOLS:
-                ranks, _ = ranked(run.models, run.data, "test", protocol)
-                of = {
-                    domain.name: float((1 / ranks.ranks[ranks.domains == d]).mean())
-                    for d, domain in enumerate(run.data.domains)
-                }
-                facts.append(
-                    {"data": data, "run": name, "protocol": protocol, "mrr": mean_mrr(ranks), "of": of}
-                )
-                cells = [f"{100 * of[domain]:.2f}" for domain in sorted(rules)]
-                best = run.about["best"]
-                cells.append(f"{best['epoch']} of {best['epochs']}")
-                rows.append([name, protocol, f"{100 * mean_mrr(ranks):.2f}", *cells])
-        if finished:
-            told = ", ".join(
-                f"{domain.name} {len(domain):,} items and {(ranks.domains == d).sum():,} targets"
-                for d, domain in enumerate(run.data.domains)
-            )
-            text += ["", f"## {data.capitalize()}", "", f"Of {source}, {run.data.users:,} users: {told}.", ""]
+        rows, runs = [], []
+        for name in RUNS:
+            if (folder(work, data, name) / "results.json").exists():
+                found[data, name] = measure(work, data, name)
+            if (data, name) in found:
+                run, best = found[data, name], found[data, name]["best"]
+                runs.append(run)
+                for protocol in PROTOCOLS:
+                    cells = [f"{100 * run[protocol][of]:.2f}" for of in ("all", *sorted(rules))]
+                    rows.append([name, protocol, *cells, f"{best['epoch']} of {best['epochs']}"])
+        if runs:
+            counts = runs[-1]["items"].items()
+            told = ", ".join(f"{of} {n:,} items and {runs[-1]['targets'][of]:,} targets" for of, n in counts)
+            text += [
+                "",
+                f"## {data.capitalize()}",
+                "",
+                f"Of {source}, {runs[-1]['users']:,} users: {told}.",
+                "",
+            ]
             header = ["run", "protocol", "all", *sorted(rules), "best epoch"]
             text += [markdown_table(header, rows, text_columns=2)]
+            text += sorted({sentence(run["machine"]) for run in runs})
     told = "\n".join(text)
-    record("domains", told, {"machine": describe(), "runs": facts})
+    record("domains", told, {"runs": list(found.values())})
     return told
 
 

@@ -81,11 +81,12 @@ VARIANTS = {
     "groups in full": f"hafvt {NARROW}",
     "two hops": f"hafvt {NARROW}",
     "other domains trained": f"hafvt {NARROW}",
-    "merged renormalised": f"hafvt {NARROW}",
 }
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")
-RANKINGS = {  # fields of the default to rank with; popularity: log of the count, times this, added to scores
+RANKINGS: dict[str, dict[str, float]] = {
+    # fields of the default to rank with; popularity: log of the count, times this, added to scores
+    "not renormalised": {"renormalised": False},
     **{f"lambda1 {value} in ranking": {"lambda1": value} for value in (0.001, 0.1, 1.0)},
     **{f"lambda2 {value} in ranking": {"lambda2": value} for value in (0.3, 1.0, 10.0)},
     "popularity less 0.1 in ranking": {"popularity": -0.1},  # names must differ by letters and digits

@@ -8,9 +8,9 @@ the test targets are ranked, among all items of their domain (`full`) and among 
 (`strict`). Parts of HAF-VT are trained with its settings, without a search of their own.
 
 It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
-rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again
-(delete it to that end). The tables, results/tuned.md and .json, are made of the pieces alone; `--only` with a
-text that fits none makes just them.
+rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again.
+Delete MODEL.npz to train and rank anew with the settings that were found, both to search anew. The tables,
+results/tuned.md and .json, are made of the pieces alone; `--only` with a text that fits none makes just them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
     wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
     for data, label in wanted:
         apart = label in PICTURED and data == "amazon-food-kitchen"
-        if not apart and given.only in f"{data}/{label}" and not place(data, label).exists():
+        if not apart and given.only in f"{data}/{label}" and not ranks_of(data, label).exists():
             make_data(given.shared / data, given.work / "data" / data)
             make(given.work, data, label, given.jobs)
             write()
@@ -118,20 +118,31 @@ def main() -> None:
 
 
 def place(data: str, label: str) -> Path:
-    """Returns where a piece is kept."""
+    """Returns where what was found for a piece is kept."""
     return RESULTS / "tuned" / data / f"{slug(label)}.json"
 
 
+def ranks_of(data: str, label: str) -> Path:
+    """Returns where the ranks of its test targets are."""
+    return place(data, label).with_suffix(".npz")
+
+
 def make(work: Path, data: str, label: str, jobs: int) -> None:
-    """Searches (for a part: takes what the whole found) and trains, or goes on with it; writes the piece."""
+    """Searches, trains and ranks, or goes on with it; writes the piece.
+
+    It does not search where settings were found already, nor for a part, which takes those of the whole.
+    """
     folder = work / data / slug(label)
     model = OURS if label in PARTS else label
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
     command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
+    known = place(data, OURS if label in PARTS else label)
     if label in PARTS:
-        told |= {name: read_json(place(data, OURS))[name] for name in ("settings", "search")}
         told["change"] = PARTS[label]
+    if label in PARTS or known.exists():
+        found_then = read_json(known)
+        told |= {name: found_then[name] for name in ("settings", "search") if name in found_then}
     elif model != "popularity":
         search = folder / "search"
         tune(work / "data" / data, model, search, jobs)
@@ -160,16 +171,16 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     found = {p: [ranked(run.models, run.data, "test", p)[0] for run in runs] for p in PROTOCOLS}
     first = found["full"][0]
     met = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
-    path = place(data, label)
+    path = ranks_of(data, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+    write_json(place(data, label), json.loads(json.dumps(told)))
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             ranks=np.array([[one.ranks for one in found[p]] for p in PROTOCOLS], dtype=np.float32),
             domains=first.domains.astype(np.int8),
             met=met.astype(np.int32),
         )
-    write_json(path, json.loads(json.dumps(told)))
 
 
 def tune(data: Path, model: str, out: Path, jobs: int) -> None:
@@ -188,16 +199,14 @@ def read() -> dict[str, dict[str, Piece]]:
     """Returns the pieces there are, by data set and model."""
     found: dict[str, dict[str, Piece]] = {}
     for data in EPOCHS:
-        paths = {label: place(data, label) for label in [*MODELS, *PARTS]}
-        for label, path in paths.items():
+        for label in [*MODELS, *PARTS]:
+            path = ranks_of(data, label)
             if path.exists():
                 try:
-                    held = np.load(path.with_suffix(".npz"))
+                    held = np.load(path)
                 except (OSError, zipfile.BadZipFile):
-                    raise SystemExit(
-                        f"{path} has no ranks beside it: delete it, and it is made again"
-                    ) from None
-                piece = Piece(read_json(path), held["ranks"], held["domains"], held["met"])
+                    raise SystemExit(f"{path} is damaged: delete it, and it is made again") from None
+                piece = Piece(read_json(place(data, label)), held["ranks"], held["domains"], held["met"])
                 found.setdefault(data, {})[label] = piece
     return found
 

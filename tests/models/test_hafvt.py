@@ -28,6 +28,7 @@ CONFIGS = {
     "weights": replace(SMALL, content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
     "merged": replace(SMALL, content_width=0, hierarchy=False, repeats=False),
     "deep": replace(SMALL, id_width=9, blocks=2, fused=False),
+    "literal mass": replace(SMALL, renormalised=False),
     "content": replace(SMALL, modalities=("image", "title"), positions=False),
 }
 
@@ -85,6 +86,7 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
         "met": ~model.items.unmet.numpy(),
         "content": [name != "id" or model.items.fused for name in model.modalities],
         "new_items": model.config.new_items,
+        "renormalised": model.config.renormalised,
     }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
     floor = 1e-30  # what has no probability at all
@@ -166,6 +168,29 @@ def test_shares_sum_to_one_and_follow_the_lambdas(small):
         batch, 0, torch.zeros(5, 1, dtype=torch.int64)
     )
     assert alone[:, :, 1:].abs().max() == 0
+
+
+def test_the_merged_sequence_weighs_as_much_in_a_small_domain(make_small):
+    data = make_small(sizes=(40, 9, 5))
+    batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
+    for name in ("ids", "content", "default"):
+        model = build(data, replace(CONFIGS[name], lambda2=3.0))
+        literal = build(data, replace(model.config, renormalised=False))
+        left = []
+        for domain in range(3):
+            met = ~model.items.unmet[model.candidates(domain)]
+            merged, before = (
+                torch.stack(list(m.branches(batch, domain)))[-len(m.modalities) :, 0, met].detach()
+                for m in (model, literal)
+            )
+            left.append(before.sum().item())
+            if name == "ids":  # else what the history has is lowered after the sum
+                assert merged.sum().item() == pytest.approx(3.0, rel=1e-4)
+            ratio = merged / before  # the order of a branch's items stays
+            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3, atol=1e-3)
+        if name == "ids":
+            assert sum(left) == pytest.approx(3.0, rel=1e-4)
+            assert left[2] < left[0]
 
 
 def test_an_unmet_items_share_is_its_contents(small):
@@ -414,6 +439,7 @@ def test_unencoded_modalities_are_refused(make_small):
 def test_the_paper_configuration_is_what_the_paper_says():
     assert (PAPER.id_width, PAPER.content_width, PAPER.dropout) == (256, 0, 0.3)
     assert (PAPER.temperature, PAPER.weights) == (1.0, "equal")
+    assert not PAPER.renormalised
     assert (PAPER.blocks, PAPER.repeats) == (0, False)
     assert not PAPER.residual
     assert not PAPER.positions

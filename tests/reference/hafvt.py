@@ -142,8 +142,12 @@ def scores(
     met,
     content,
     new_items,
+    renormalised,
 ):
-    """(10): scores of all items of a domain; what the history has counts `again` times in every branch."""
+    """(10): scores of all items of a domain; what the history has counts `again` times in every branch.
+
+    renormalised: whether the merged sequence's softmax is over that domain, or over everything.
+    """
     tables = [
         (inputs if known else inputs * met[:, None], E)
         for (inputs, E), known in zip(tables, content, strict=True)
@@ -155,8 +159,9 @@ def scores(
         if not sequence or layers[s] is None:
             continue
         h = branch_states(sequence, tables, layers, encoders, s)
-        ranked = everything if s == len(domains) else mine
+        ranked = everything if s == len(domains) and not renormalised else mine
         rest = tau, counted(history, ranked, again), met, content, new_items
         p = with_unmet(h, tables, ranked, weights[s], *rest)
-        found += lambda2 * p[mine] if s == len(domains) else (1 if s == domain else lambda1) * p
+        lambdas = {domain: 1, len(domains): lambda2}
+        found += lambdas.get(s, lambda1) * p[np.isin(ranked, mine)]
     return found

@@ -66,11 +66,12 @@ def said(answers):
     return [[one.item.item_id for one in answer.items] for answer in answers]
 
 
+@pytest.mark.parametrize("renormalised", [True, False])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])  # exponentials of the other might overflow
-def test_candidates_have_the_scores_of_the_model(indexed_run, short, temperature):
+def test_candidates_have_the_scores_of_the_model(indexed_run, short, temperature, renormalised):
     near, exact = both(indexed_run)
     for model in {*near.shortlist.models, *exact.scorer.models}:
-        model.config = replace(model.config, temperature=temperature)
+        model.config = replace(model.config, temperature=temperature, renormalised=renormalised)
     histories = [np.array([3, 700, 41]), np.array([900]), np.array([5, 6, 7, 8])]
     for domain in (0, 1):
         columns, scores = near.shortlist.scores(*padded(histories), domain, 7)

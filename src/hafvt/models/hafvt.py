@@ -15,7 +15,9 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   domain as X in turn.
 * (10) needs P^Y(x) for an item x of X, which no equation defines: the last state of S^Y is compared with the
   vectors of X, softmax over X. A sequence without items says nothing and adds nothing.
-* P^{X+Y} is a softmax over all items, restricted to X without renormalising.
+* P^{X+Y} of (9) is a softmax over all items. In (10) it is renormalised over X, as P^X is: what it leaves X
+  says how likely the next item is of X, which is given, and would make it weigh least where X is small.
+  Without `renormalised` it is restricted to X as it is, the literal reading.
 * All next items of a sequence are targets, under a causal mask.
 * An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that
   have one, so that it is neither favoured nor hurt. As similarity is linear in the candidate, that is its
@@ -112,6 +114,8 @@ class HafVtConfig:
     """Weight of the other domains' sequences in (9) and (10)."""
     lambda2: float = 3.0
     """Weight of the merged sequence in (9) and (10)."""
+    renormalised: bool = True
+    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; scores only change."""
     hierarchy: bool = True
     """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
     residual: bool = True
@@ -147,6 +151,7 @@ PAPER = HafVtConfig(
     repeats=False,
     temperature=1.0,
     weights="equal",
+    renormalised=False,
     residual=False,
     positions=False,
     distances=False,
@@ -172,8 +177,9 @@ class Pairs(NamedTuple):
 class Query(NamedTuple):
     """What a branch asks: `log_weight + log softmax(h . e)` is the log of what it adds to (10)."""
 
-    sequence: int
     modality: int
+    whole: bool
+    """Whether its softmax is over the items of all domains, or over those of the ranked one."""
     h: Tensor
     """(B, d), of unit length divided by the temperature."""
     log_weight: Tensor
@@ -393,14 +399,15 @@ class HafVt(Model):
         vectors = [F.embedding(batch.items, table) for table, _ in tables] if self.config.repeats else []
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             silent = sequence.lengths == 0
+            whole = number == len(self.domains) and not self.config.renormalised
             for modality, h in enumerate(self.last_states(row, sequence)):
                 h = scale * F.normalize(h.float(), dim=1)  # (B, d)
                 less = None
                 if self.config.repeats:
                     z = (vectors[modality] @ h[:, :, None])[:, :, 0]  # (B, T)
-                    less = self.less(z, had if number == len(self.domains) else had_here)
+                    less = self.less(z, had if whole else had_here)
                 weight, bonus = log_weights[row][modality], bonuses[row][modality]
-                yield Query(number, modality, h, weight, silent, bonus, less)
+                yield Query(modality, whole, h, weight, silent, bonus, less)
 
     def branch_weights(self, domain: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Returns, by sequence and modality, `log_weight` and `bonus` of the queries for a domain's items."""
@@ -445,11 +452,11 @@ class HafVt(Model):
 
         What the history has counts like any other item here: it counts less in all branches alike.
         """
-        among, whole, tables = self.candidates(domain), range(len(self.domains)), self.items.candidates()
+        among, tables = self.candidates(domain), self.items.candidates()
         learned, all_met = self.items.learned, self.items.all_met
         here = self.items.met_items[learned[domain]] - among.start  # columns of what training met
         new = self.items.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
-        for number, modality, h, log_weight, silent, bonus, less in self.queries(batch, domain):
+        for modality, whole, h, log_weight, silent, bonus, less in self.queries(batch, domain):
             table, met = tables[modality]
             if candidates is None:
                 z = h @ table[among].T  # (2), (B, C)
@@ -457,10 +464,9 @@ class HafVt(Model):
             else:
                 z = torch.einsum("bd,bcd->bc", h, table[candidates])
                 lse = log_partition(h, met[learned[domain]])
-            if number == len(self.domains):  # its softmax is over the other domains, too
-                for other in whole:
-                    if other != domain:
-                        lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
+            for other in range(len(self.domains)) if whole else ():
+                if other != domain:
+                    lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
             lse = without(lse, less)
             # (4-6) and their weight in one: an empty sequence says nothing.
             z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])

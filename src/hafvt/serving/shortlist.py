@@ -103,7 +103,7 @@ def partitions(model: HafVt, met: Tensor, queries: list[Query], domain: int) -> 
     own = partition(torch.cat([query.h for query in queries]), tables[domain], safe)
     found = list(own.view(len(queries), -1))
     for row, query in enumerate(queries):
-        if query.sequence == len(model.domains):  # the merged one: its softmax is over all items
+        if query.whole:
             others = [number for number in range(len(model.domains)) if number != domain]
             parts = [found[row], *(partition(query.h, tables[number], safe) for number in others)]
             found[row] = torch.stack(parts).logsumexp(0)

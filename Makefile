@@ -18,10 +18,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/hafvt demo --out demo
 
-# The tests drive the page in a browser: Debian's chromium, which .ci/run installs.
+# The tests drive the page in a browser: Debian's chromium, which .ci/run installs. Two processes share them,
+# file by file, as many wait for processes of their own.
 test: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests benchmarks

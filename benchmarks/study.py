@@ -81,6 +81,7 @@ VARIANTS = {
     "groups in full": f"hafvt {NARROW}",
     "two hops": f"hafvt {NARROW}",
     "other domains trained": f"hafvt {NARROW}",
+    "merged trained within": f"hafvt {NARROW}",
 }
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")
@@ -177,6 +178,7 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
         of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
+    figures["renormalised"] = getattr(model.config, "renormalised", False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
 
@@ -203,11 +205,13 @@ def write() -> str:
         + " and ".join(f"{epochs} ({data})" for data, epochs in EPOCHS.items())
         + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
         "999 items that the user never had; rare: targets that training met less than five times, or else "
-        "the rarest tenth.",
+        "the rarest tenth. Renormalised: ranked with the merged sequence's softmax over the domain alone, as "
+        "HAF-VT does since; `not renormalised` is the one to compare rows with that were ranked otherwise.",
         "",
         *sorted({sentence(run["machine"]) for run in found}),
     ]
-    header = ["variant", "options", "seeds", "MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
+    header = ["variant", "options", "seeds", "renormalised", "MRR", "rare", "strict MRR", "strict, rare"]
+    header.append("best epoch")
     for data in EPOCHS:
         rows = []
         told_of = VARIANTS | {ranking: f"{changes}" for ranking, changes in RANKINGS.items()}
@@ -221,7 +225,8 @@ def write() -> str:
                 told = " ".join(settings.replace(NARROW, "").split())
                 told += f" + designs/{slug(variant)}.patch" if slug(variant) in designs else ""
                 epochs = ", ".join(str(run["epoch"]) for run in runs)
-                rows.append([variant, f"`{told}`", str(len(runs)), *means, epochs])
+                so = "yes" if all(run.get("renormalised") for run in runs) else "no"
+                rows.append([variant, f"`{told}`", str(len(runs)), so, *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]
     told = "\n".join(text)
     record("study", told, json.loads(json.dumps({"machine": describe(), "runs": found})))

@@ -1,16 +1,22 @@
-"""The model that docs/models.md adds is added as it says, and works."""
+"""The model that docs/models.md adds is added as it says, and works; designs of the study fit the code."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pytest
+
 import hafvt
 from hafvt.models import MODELS, Entry
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 FILE, LINE = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -41,3 +47,24 @@ def test_a_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeyp
     results = [hafvt.evaluate(tmp_path / name).results for name in ("run", "popularity")]
     learnt, counted = (result["overall"]["MRR"].value for result in results)
     assert learnt > 1.5 * counted
+
+
+@pytest.mark.parametrize(
+    "patch", sorted((ROOT / "benchmarks" / "designs").glob("*.patch")), ids=lambda p: p.stem
+)
+def test_a_design_of_the_study_fits_the_code(patch, tmp_path):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    alone = os.environ | {"GIT_CEILING_DIRECTORIES": "/"}  # whatever repository the folder lies in
+    call = ["git", "apply", str(patch)]
+    done = subprocess.run(call, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    changed = [
+        path for path in (tmp_path / "src").rglob("*.py") if path.read_text() != before(path, tmp_path)
+    ]
+    assert changed
+    for path in changed:
+        compile(path.read_text(), str(path), "exec")
+
+
+def before(path: Path, copy: Path) -> str:
+    return (ROOT / path.relative_to(copy)).read_text()

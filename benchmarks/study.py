@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import RESULTS, describe, record, sentence
-from real_data import PREPARE, call, make_data, options
+from real_data import ENCODE, PREPARE, call, make_data, options
 from torch import Tensor
 
 from hafvt.data.batches import Batch
@@ -48,6 +48,8 @@ VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
+    "ids and titles": f"hafvt {NARROW} --params.modalities [id,title]",
+    "ids and pictures": f"hafvt {NARROW} --params.modalities [id,image]",
     "without repeats": f"hafvt {NARROW} --params.repeats false",
     "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
     "without distances": f"hafvt {NARROW} --params.distances false",
@@ -83,6 +85,7 @@ VARIANTS = {
     "other domains trained": f"hafvt {NARROW}",
     "merged trained within": f"hafvt {NARROW}",
 }
+PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures, too
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")
 RANKINGS: dict[str, dict[str, float]] = {
@@ -108,6 +111,7 @@ def main() -> None:
     for name in PREPARE:
         make_data(given.shared / name, given.work / "data" / name)
     runs = [(data, variant, seed) for seed in range(given.seeds) for variant in VARIANTS for data in EPOCHS]
+    runs = [run for run in runs if run[1] not in PICTURED or "image=" in ENCODE[run[0]]]
     runs = [run for run in runs if given.only in f"{run[0]}/{run[1]}"]
     with ThreadPoolExecutor(given.jobs) as pool:
         for finished in [pool.submit(train_by, given.shared, given.work, *run) for run in runs]:

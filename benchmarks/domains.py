@@ -129,7 +129,7 @@ def write(work: Path) -> str:
     ]
     for data, (source, rules) in CUTS.items():
         rows, runs = [], []
-        for name in ("hafvt", *RANKED, *[other for other in RUNS if other != "hafvt"]):
+        for name in (*RUNS, *RANKED):
             if (folder(work, data, RANKED.get(name, (name,))[0]) / "results.json").exists():
                 found[data, name] = measure(work, data, name)
             if (data, name) in found:

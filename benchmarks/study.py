@@ -214,8 +214,8 @@ def write() -> str:
         "",
         *sorted({sentence(run["machine"]) for run in found}),
     ]
-    header = ["variant", "options", "seeds", "renormalised", "MRR", "rare", "strict MRR", "strict, rare"]
-    header.append("best epoch")
+    header = ["variant", "options", "seeds", "renormalised"]
+    header += ["MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
     for data in EPOCHS:
         rows = []
         told_of = VARIANTS | {ranking: f"{changes}" for ranking, changes in RANKINGS.items()}

@@ -137,12 +137,12 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
     command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
     told: dict[str, Any] = {"data": data, "label": label, "model": model}
-    known = place(data, OURS if label in PARTS else label)
+    known = place(data, model)
     if label in PARTS:
         told["change"] = PARTS[label]
     if label in PARTS or known.exists():
-        found_then = read_json(known)
-        told |= {name: found_then[name] for name in ("settings", "search") if name in found_then}
+        kept = read_json(known)
+        told |= {name: kept[name] for name in ("settings", "search") if name in kept}
     elif model != "popularity":
         search = folder / "search"
         tune(work / "data" / data, model, search, jobs)

@@ -58,13 +58,10 @@ def test_a_design_of_the_study_fits_the_code(patch, tmp_path):
     call = ["git", "apply", str(patch)]
     done = subprocess.run(call, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    now = [path.relative_to(tmp_path) for path in (tmp_path / "src").rglob("*.py")]
     changed = [
-        path for path in (tmp_path / "src").rglob("*.py") if path.read_text() != before(path, tmp_path)
+        tmp_path / path for path in now if (tmp_path / path).read_bytes() != (ROOT / path).read_bytes()
     ]
     assert changed
     for path in changed:
         compile(path.read_text(), str(path), "exec")
-
-
-def before(path: Path, copy: Path) -> str:
-    return (ROOT / path.relative_to(copy)).read_text()

@@ -115,7 +115,7 @@ class HafVtConfig:
     lambda2: float = 3.0
     """Weight of the merged sequence in (9) and (10)."""
     renormalised: bool = True
-    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; scores only change."""
+    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; only scores change."""
     hierarchy: bool = True
     """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
     residual: bool = True

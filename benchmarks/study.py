@@ -85,7 +85,7 @@ VARIANTS = {
     "other domains trained": f"hafvt {NARROW}",
     "merged trained within": f"hafvt {NARROW}",
 }
-PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures, too
+PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures beside titles
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
 DESIGNS = Path(__file__).with_name("designs")
 RANKINGS: dict[str, dict[str, float]] = {
@@ -111,7 +111,7 @@ def main() -> None:
     for name in PREPARE:
         make_data(given.shared / name, given.work / "data" / name)
     runs = [(data, variant, seed) for seed in range(given.seeds) for variant in VARIANTS for data in EPOCHS]
-    runs = [run for run in runs if run[1] not in PICTURED or "image=" in ENCODE[run[0]]]
+    runs = [run for run in runs if not without_pictures(*run[:2])]
     runs = [run for run in runs if given.only in f"{run[0]}/{run[1]}"]
     with ThreadPoolExecutor(given.jobs) as pool:
         for finished in [pool.submit(train_by, given.shared, given.work, *run) for run in runs]:
@@ -121,6 +121,11 @@ def main() -> None:
             for ranking, changes in RANKINGS.items():
                 rank(given.work, data, variant, seed, ranking, changes)
     print(write())
+
+
+def without_pictures(data: str, variant: str) -> bool:
+    """Returns whether a variant says nothing of a data set because that has no pictures."""
+    return variant in PICTURED and "image=" not in ENCODE[data]
 
 
 def kept(data: str, variant: str, seed: int) -> Path:

@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 from machine import RESULTS, describe, record, sentence
 from real_data import call, make_data, options
-from study import rare
+from study import rare, without_pictures
 
 from hafvt.evaluation.protocols import ranked
 from hafvt.evaluation.significance import holm, paired
@@ -69,7 +69,6 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt, ids and pictures": "--params.modalities [id,image]",
 }
 MODELS = [OURS, "sasrec", "gru4rec", "c2dsr", "srgnn", "pinet", "psjnet", "mifn", "tricdr", "popularity"]
-PICTURED = {"hafvt, ids and titles", "hafvt, ids and pictures"}  # where there are no pictures, no part
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def main() -> None:
     given = options("Tuned models on the real data sets, three seeds each.").parse_args()
     wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
     for data, label in wanted:
-        apart = label in PICTURED and data == "amazon-food-kitchen"
+        apart = without_pictures(data, label.removeprefix("hafvt, "))
         if not apart and given.only in f"{data}/{label}" and not ranks_of(data, label).exists():
             make_data(given.shared / data, given.work / "data" / data)
             make(given.work, data, label, given.jobs)

@@ -15,7 +15,7 @@ from hafvt.models.attention import Encoder
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from hafvt.models.item_tables import kept_alike
 from hafvt.models.layers import SWIFT
-from hafvt.ops.lookup import sums_of_linked
+from hafvt.ops.lookup import add_linked
 from tests.reference import hafvt as reference
 
 SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
@@ -129,10 +129,9 @@ def test_fused_ids_are_ids_and_projected_content(small):
         assert over.rows.shape == (50, 3)
         assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
         expected = expected + left * has[:, None] * items.groups[name][over.rows].sum(1)
-        torch.testing.assert_close(
-            items.adds(name, items.own(), torch.arange(50)), items.adds(name, items.own())
-        )
     torch.testing.assert_close(items.table(0), expected)
+    added = [items.adds(name, torch.arange(50)) for name in ("image", "title")]
+    torch.testing.assert_close(items.own() + sum(added), expected)
     with torch.inference_mode():
         assert items.table(0) is items.table(0)  # made once
         before = items.table(0)
@@ -456,11 +455,12 @@ def test_links_are_those_of_the_weights(small, kind):
     over = opened.items.links(f"{kind}_title")
     assert torch.equal(over.rows, state[key])
     table = torch.zeros(rows, 1, requires_grad=True)
-    sums_of_linked(table, over).sum().backward()  # along links back, which are of the new rows
+    scale = torch.ones(50, 1)
+    add_linked(torch.zeros(50, 1), table, over, scale).sum().backward()  # along links back, of the new rows
     expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), over.weights.flatten())
     torch.testing.assert_close(table.grad[:, 0], expected)
     if kind == "group":
-        opened.items.adds("title").sum().backward()
+        opened.items.entering().sum().backward()
         left = opened.items.left * over.weights
         expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), left.flatten())
         torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
-from hafvt.ops.lookup import links, look_up, sums_of_linked
+from hafvt.ops.lookup import ROWS, add_linked, links, look_up
 
 
 def test_rows_and_gradient():
@@ -37,16 +38,25 @@ def test_a_frozen_table_is_left_as_it_is():
     assert not rows.requires_grad
 
 
-def test_sums_of_linked_rows_and_their_gradient():
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("items", [12, 2 * ROWS + 1])
+def test_linked_rows_are_added_with_their_gradients(items, shared):
     torch.manual_seed(0)
-    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    rows = torch.randint(0, 7, (12, 3))  # to 7 and 8 nothing leads
-    weights = torch.rand(12, 3, dtype=torch.float64)
-    found = sums_of_linked(table, links(rows, weights, 9))
-    expected = (table[rows] * weights[..., None]).sum(1)
+    double = {"dtype": torch.float64}
+    start, table = torch.randn(items, 4, **double, requires_grad=True), torch.randn(9, 4, **double)
+    rows, weights = (
+        torch.randint(0, 7, (items, 3)),
+        torch.rand(items, 3, **double),
+    )  # to 7 and 8 nothing leads
+    scale, share = torch.rand(items, 1, **double), torch.tensor(0.7, **double, requires_grad=True)
+    table.requires_grad_()
+    total = start.clone()
+    found = add_linked(total, table, links(rows, weights, 9), scale, share if shared else None)
+    assert found.data_ptr() == total.data_ptr()  # in place
+    expected = start + (share if shared else 1) * scale * (table[rows] * weights[..., None]).sum(1)
     torch.testing.assert_close(found, expected)
-    asked = torch.randn(12, 4, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(found, table, asked)
-    (plain,) = torch.autograd.grad(expected, table, asked)
-    torch.testing.assert_close(gradient, plain)
-    assert plain[7:].abs().max() == 0
+    asked, inputs = torch.randn(items, 4, **double), [start, table, share][: 3 if shared else 2]
+    gradients = torch.autograd.grad(found, inputs, asked)
+    plain = torch.autograd.grad(expected, inputs, asked)
+    torch.testing.assert_close(gradients, plain)
+    assert plain[1][7:].abs().max() == 0

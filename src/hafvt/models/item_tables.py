@@ -13,7 +13,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.alike import Alike, find_alike
 from hafvt.features.catalogue import Catalogue, prepare_vectors
 from hafvt.models.layers import SWIFT
-from hafvt.ops.lookup import Links, links, sums_of_linked
+from hafvt.ops.lookup import Links, add_linked, links
 
 Made = TypeVar("Made")
 
@@ -143,36 +143,47 @@ class ItemTables(nn.Module):
         return self.once("entering", self._entering)
 
     def _entering(self) -> Tensor:
-        own = [self.own()] if "id" in self.modalities else []  # once: it is as large as the table
-        parts = [*(self.adds(name, *own) for name in self.project), *own]
-        total: Tensor = sum(parts[1:], parts[0])
+        own = self.own()  # once: it is as large as the table
+        total = own.clone() if self.project else own  # all the rest is added to it in place
+        for name, project in self.project.items():
+            total += project(getattr(self, f"frozen_{name}"))
+            if (share := self.near_share(name)) is not None:
+                total = add_linked(total, own, self.links(f"near_{name}"), self.left, share)
+            if name in self.groups:
+                total = add_linked(total, self.groups[name], self.links(f"group_{name}"), self.left)
         return total
 
     def own(self) -> Tensor:
-        """Returns what is told of each item by its id alone, (V, id_width)."""
-        return self.once("own", lambda: self.ids.weight * self.known)
+        """Returns what is told of each item by its id alone, zeros without ids, (V, id_width)."""
+        return self.once("own", self._own)
 
-    def adds(self, name: str, own: Tensor | None = None, items: Tensor | None = None) -> Tensor:
-        """Returns what a modality adds to the ids of all items, or of some (N,), -> (N, id_width).
+    def _own(self) -> Tensor:
+        if "id" in self.modalities:
+            return self.ids.weight * self.known
+        return self.known.new_zeros(len(self.known), next(iter(self.project.values())).out_features)
+
+    def near_share(self, name: str) -> Tensor | None:
+        """Returns how much of a modality's neighbours is borrowed, a scalar; None where nothing is."""
+        if name not in self.near_weights:
+            return None
+        return 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
+
+    def adds(self, name: str, items: Tensor) -> Tensor:
+        """Returns what a modality adds to the ids of some items, (N,) -> (N, id_width).
 
         The projection of the frozen vectors, and, as much as an item's own id leaves, what is borrowed: the
         ids of those that look or read most alike, and the vectors of its groups.
         """
-        chosen = slice(None) if items is None else items
-        total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[chosen])
-        left = self.left[chosen]
-        if own is not None and name in self.near_weights:
-            share = 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
-            total = total + left * share * self.borrowed(own, f"near_{name}", items)
+        total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[items])
+        if (share := self.near_share(name)) is not None:
+            total = total + self.left[items] * share * self.borrowed(self.own(), f"near_{name}", items)
         if name in self.groups:
-            total = total + left * self.borrowed(self.groups[name], f"group_{name}", items)
+            total = total + self.left[items] * self.borrowed(self.groups[name], f"group_{name}", items)
         return total
 
-    def borrowed(self, table: Tensor, name: str, items: Tensor | None) -> Tensor:
-        """Returns the weighted sums of the rows that all items, or some (N,), are linked to, (N, d)."""
+    def borrowed(self, table: Tensor, name: str, items: Tensor) -> Tensor:
+        """Returns the weighted sums of the rows that some items, (N,), are linked to, (N, d)."""
         over = self.links(name)
-        if items is None:
-            return sums_of_linked(table, over)
         return (F.embedding(over.rows[items], table) * over.weights[items][..., None]).sum(1)
 
     def link(self, name: str, over: Links) -> None:
@@ -211,7 +222,7 @@ class ItemTables(nn.Module):
         """
         adds = candidates.new_zeros((*candidates.shape, len(self.modalities)), dtype=torch.float32)
         for name in self.project:
-            added = self.adds(name, self.own(), candidates.flatten()).norm(dim=1)
+            added = self.adds(name, candidates.flatten()).norm(dim=1)
             adds[..., self.modalities.index(name)] = added.view(candidates.shape)
         return F.normalize(adds, p=1, dim=2)
 

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from hafvt.errors import HafvtError
 
+ROWS = 4096  # of a table that links are followed from at a time: their sums stay in the cache
+
 
 def look_up(table: Tensor, *indices: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Returns the table, for its one further use in the loss, and the rows at each of the indices.
@@ -75,31 +77,64 @@ def links(rows: Tensor, weights: Tensor, table: int) -> Links:
     return Links(rows, weights, order // rows.shape[1], weights.flatten()[order], counts.cumsum(0) - counts)
 
 
-def sums_of_linked(table: Tensor, over: Links) -> Tensor:
-    """Returns `sum_j weights[i, j] * table[rows[i, j]]` of each item i, (R, d) -> (V, d).
+def add_linked(
+    total: Tensor, table: Tensor, over: Links, scale: Tensor, share: Tensor | None = None
+) -> Tensor:
+    """Adds `share * scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i, in place.
 
-    The gradient is gathered the same way, along the links back: PyTorch's own takes ten times as long.
+    Nothing as large as the total is made on the way. The gradient of the table is gathered the same way, along
+    the links back, where PyTorch's own takes ten times as long.
+
+    Args:
+        total: (V, d), of no other use.
+        table: (R, d).
+        over: links from V items to its rows.
+        scale: (V, 1), without a gradient.
+        share: a scalar; None for 1.
+
+    Returns:
+        The total, (V, d).
     """
     if torch.compiler.is_exporting():
-        return (functional.embedding(over.rows, table) * over.weights[..., None]).sum(1)
-    found: Tensor = _Sums.apply(table, *over)  # type: ignore[no-untyped-call]
+        sums = (functional.embedding(over.rows, table) * over.weights[..., None]).sum(1)
+        return total + (scale if share is None else share * scale) * sums
+    found: Tensor = _AddLinked.apply(total, table, scale, share, *over)  # type: ignore[no-untyped-call]
     return found
 
 
-class _Sums(torch.autograd.Function):
+class _AddLinked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, sources: Tensor, back: Tensor, starts: Tensor
+        ctx: Any,
+        total: Tensor,
+        table: Tensor,
+        scale: Tensor,
+        share: Tensor | None,
+        rows: Tensor,
+        weights: Tensor,
+        sources: Tensor,
+        back: Tensor,
+        starts: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(sources, back, starts)
-        return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.to(table.dtype))
+        ctx.mark_dirty(total)
+        ctx.save_for_backward(table, scale, share, sources, back, starts)
+        weights, counts = weights.to(table.dtype), scale if share is None else scale * share
+        for start in range(0, len(rows), ROWS):
+            some = slice(start, start + ROWS)
+            sums = functional.embedding_bag(rows[some], table, mode="sum", per_sample_weights=weights[some])
+            total[some].addcmul_(sums, counts[some])
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sources, back, starts = ctx.saved_tensors
-        grad = grad.contiguous()
+        table, scale, share, sources, back, starts = ctx.saved_tensors
+        back = (back * scale[sources, 0]).to(grad.dtype)
         change = functional.embedding_bag(
-            sources, grad, starts, mode="sum", per_sample_weights=back.to(grad.dtype)
+            sources, grad.contiguous(), starts, mode="sum", per_sample_weights=back
         )
-        return change, None, None, None, None, None
+        of_share = None
+        if share is not None:
+            of_share = torch.dot(change.flatten(), table.flatten()).to(share.dtype)
+            change.mul_(share)
+        return grad, change, None, of_share, None, None, None, None, None

@@ -160,7 +160,8 @@ class ItemTables(nn.Module):
     def _own(self) -> Tensor:
         if "id" in self.modalities:
             return self.ids.weight * self.known
-        return self.known.new_zeros(len(self.known), next(iter(self.project.values())).out_features)
+        width = next(self.project.parameters()).shape[0]
+        return self.known.new_zeros(len(self.known), width)
 
     def near_share(self, name: str) -> Tensor | None:
         """Returns how much of a modality's neighbours is borrowed, a scalar; None where nothing is."""

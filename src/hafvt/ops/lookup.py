@@ -82,8 +82,8 @@ def add_linked(
 ) -> Tensor:
     """Adds `share * scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i, in place.
 
-    Nothing as large as the total is made on the way. The gradient of the table is gathered the same way, along
-    the links back, where PyTorch's own takes ten times as long.
+    Nothing as large as the total is made on the way. The gradient of the table is gathered the same way,
+    along the links back, where PyTorch's own takes ten times as long.
 
     Args:
         total: (V, d), of no other use.

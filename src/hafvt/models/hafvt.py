@@ -458,21 +458,24 @@ class HafVt(Model):
         new = self.items.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
         for modality, whole, h, log_weight, silent, bonus, less in self.queries(batch, domain):
             table, met = tables[modality]
+            # (2), (B, C)
+            z = h @ table[among].T if candidates is None else torch.einsum("bd,bcd->bc", h, table[candidates])
+            top = z.amax(1)
+            z.sub_(top[:, None]).exp_()  # the one exponential of each logit
             if candidates is None:
-                z = h @ table[among].T  # (2), (B, C)
-                lse = (z if all_met else z.index_select(1, here)).logsumexp(1)
+                total = (z if all_met else z.index_select(1, here)).sum(1)
+                lse = top + total.clamp(min=torch.finfo(z.dtype).tiny).log()
             else:
-                z = torch.einsum("bd,bcd->bc", h, table[candidates])
                 lse = log_partition(h, met[learned[domain]])
             for other in range(len(self.domains)) if whole else ():
                 if other != domain:
                     lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
             lse = without(lse, less)
             # (4-6) and their weight in one: an empty sequence says nothing.
-            z.sub_((lse - log_weight).masked_fill(silent, torch.inf)[:, None])
+            z.mul_((log_weight + top - lse).exp().masked_fill(silent, 0.0)[:, None])
             if not all_met:
-                z.add_(torch.where(new, bonus, 0.0))
-            yield z.exp_()
+                z.mul_(torch.where(new, bonus.exp(), 1.0))
+            yield z
 
     def lower(self, scores: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None) -> None:
         """Lowers, in place, the scores of what the history has, (B, C), to the share that it counts."""

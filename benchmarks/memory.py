@@ -2,11 +2,12 @@
 
     python benchmarks/memory.py
 
-Each size runs in a process of its own. "tables" are what must be held per item whatever the method: the item
-vectors (learned and frozen) and, of the learned ones, gradient and both moments of Adam. "peak" is how far
-the resident memory of the process rose above what it was before the model was built, "beside" the peak
-without the tables (it falls where the rest is at its highest before the gradient of the table is there).
-"step" is exact: the most that torch's tensors took during a fourth step over what they held before it.
+Each size runs in a process of its own. "tables" are what must be held per item whatever the method: vectors,
+learned and frozen, links to neighbours and groups, and of what is learned gradient and both moments of Adam.
+"peak" is how far the resident memory of the process rose above what it was before the model was built,
+"beside" the peak without the tables (it falls where the rest is at its highest before the gradient of the
+table is there). "step" is exact: the most that torch's tensors took during a fourth step over what they held
+before it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def measure(items: int) -> dict[str, float]:
         step()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = (int(e.nbytes()) for e in sorted(events, key=lambda e: e.start_ns()))
-    tables = items * WIDTH * 4 * (4 + 2) / MIB
+    held = sum(each.nbytes for each in model.buffers()) + 4 * sum(each.nbytes for each in model.parameters())
+    tables = held / MIB
     found = {"items": items, "tables_mib": tables, "peak_mib": grown, "beside_mib": grown - tables}
     return {**found, "step_mib": max(itertools.accumulate(sizes)) / MIB}
 
@@ -95,11 +97,12 @@ def main() -> None:
         sentence(machine),
     ]
     lines += [
-        f"Steps of {USERS} histories of {LENGTH} items, width {WIDTH}, ids with pictures and titles; each "
-        "size in a process of its own. Tables: the item vectors and, of the learned ones, gradient and both "
-        "moments of Adam. Peak: rise of the resident memory over three steps; beside: the same without the "
-        "tables (it falls where the rest is at its highest before the gradient of the table is there). "
-        "Step: the most that torch's tensors took during a step over what they held before it.",
+        f"Steps of {USERS} histories of {LENGTH} items, ids of width 128 with pictures and titles of width "
+        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbours and groups, of "
+        "what is learned gradient and both moments of Adam. Peak: rise of the resident memory over three "
+        "steps; beside: the same without the tables (it falls where the rest is at its highest before the "
+        "gradient of the table is there). Step: the most that torch's tensors took during a step over what "
+        "they held before it.",
         "",
         markdown_table(HEADER, cells, text_columns=0),
     ]

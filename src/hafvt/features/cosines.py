@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,11 +28,13 @@ def known_items(present: Tensor, counts: Tensor) -> Tensor:
 def cosines(rows: Tensor, table: Tensor, advance: Advance | None = None) -> Iterator[Tensor]:
     """Yields the products of some rows at a time with a table, (V, d), (K, d) -> (up to ROWS, K).
 
-    `advance` is told of those that are done with.
+    All in one buffer: the next overwrite the last. `advance` is told of those that are done with.
     """
+    buffer = rows.new_empty(ROWS, len(table))
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
         # Always as many rows: an item's products are the same, wherever it stands.
-        yield (F.pad(part, (0, 0, 0, ROWS - len(part))) @ table.T)[: len(part)]
+        torch.mm(F.pad(part, (0, 0, 0, ROWS - len(part))), table.T, out=buffer)
+        yield buffer[: len(part)]
         if advance is not None:
             advance(len(part))

@@ -98,11 +98,11 @@ def main() -> None:
     ]
     lines += [
         f"Steps of {USERS} histories of {LENGTH} items, ids of width 128 with pictures and titles of width "
-        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbours and groups, of "
-        "what is learned gradient and both moments of Adam. Peak: rise of the resident memory over three "
-        "steps; beside: the same without the tables (it falls where the rest is at its highest before the "
-        "gradient of the table is there). Step: the most that torch's tensors took during a step over what "
-        "they held before it.",
+        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbours and groups, "
+        "and of what is learned gradient and both moments of Adam. Peak: rise of the resident memory over "
+        "three steps; beside: the same without the tables (it falls where the rest is at its highest before "
+        "the gradient of the table is there). Step: the most that torch's tensors took during a step over "
+        "what they held before it.",
         "",
         markdown_table(HEADER, cells, text_columns=0),
     ]

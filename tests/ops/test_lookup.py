@@ -44,10 +44,8 @@ def test_linked_rows_are_added_with_their_gradients(items, shared):
     torch.manual_seed(0)
     double = {"dtype": torch.float64}
     start, table = torch.randn(items, 4, **double, requires_grad=True), torch.randn(9, 4, **double)
-    rows, weights = (
-        torch.randint(0, 7, (items, 3)),
-        torch.rand(items, 3, **double),
-    )  # to 7 and 8 nothing leads
+    rows = torch.randint(0, 7, (items, 3))  # to 7 and 8 nothing leads
+    weights = torch.rand(items, 3, **double)
     scale, share = torch.rand(items, 1, **double), torch.tensor(0.7, **double, requires_grad=True)
     table.requires_grad_()
     total = start.clone()

@@ -13,7 +13,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.alike import Alike, find_alike
 from hafvt.features.catalogue import Catalogue, prepare_vectors
 from hafvt.models.layers import SWIFT
-from hafvt.ops.lookup import Links, add_linked, links
+from hafvt.ops.lookup import Links, add_linked, links, sums_of_rows
 
 Made = TypeVar("Made")
 
@@ -185,7 +185,7 @@ class ItemTables(nn.Module):
     def borrowed(self, table: Tensor, name: str, items: Tensor) -> Tensor:
         """Returns the weighted sums of the rows that some items, (N,), are linked to, (N, d)."""
         over = self.links(name)
-        return (F.embedding(over.rows[items], table) * over.weights[items][..., None]).sum(1)
+        return sums_of_rows(table, over.rows[items], over.weights[items])
 
     def link(self, name: str, over: Links) -> None:
         """Keeps links under a name, with the weights: on another processor some might be found otherwise."""

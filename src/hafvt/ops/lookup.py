@@ -77,6 +77,11 @@ def links(rows: Tensor, weights: Tensor, table: int) -> Links:
     return Links(rows, weights, order // rows.shape[1], weights.flatten()[order], counts.cumsum(0) - counts)
 
 
+def sums_of_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Returns `sum_j weights[i, j] * table[rows[i, j]]`, of some links as they are, (R, d) -> (N, d)."""
+    return (functional.embedding(rows, table) * weights[..., None]).sum(1)
+
+
 def add_linked(
     total: Tensor, table: Tensor, over: Links, scale: Tensor, share: Tensor | None = None
 ) -> Tensor:
@@ -96,7 +101,7 @@ def add_linked(
         The total, (V, d).
     """
     if torch.compiler.is_exporting():
-        sums = (functional.embedding(over.rows, table) * over.weights[..., None]).sum(1)
+        sums = sums_of_rows(table, over.rows, over.weights)
         return total + (scale if share is None else share * scale) * sums
     found: Tensor = _AddLinked.apply(total, table, scale, share, *over)  # type: ignore[no-untyped-call]
     return found

@@ -14,7 +14,6 @@ from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_c
 from hafvt.models.attention import Encoder
 from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
 from hafvt.models.item_tables import kept_alike
-from hafvt.models.layers import SWIFT
 from hafvt.ops.lookup import add_linked
 from tests.reference import hafvt as reference
 
@@ -121,10 +120,10 @@ def test_fused_ids_are_ids_and_projected_content(small):
     expected = ids
     for name in ("image", "title"):
         expected = expected + getattr(items, f"frozen_{name}") @ items.project[name].weight.T
-        share, over = 2 * torch.sigmoid(SWIFT * items.near_weights[name]), items.links(f"near_{name}")
+        over = items.links(f"near_{name}")
         assert over.rows.shape == (50, 10)
         assert not items.unmet[over.rows].any()
-        expected = expected + left * share * (ids[over.rows] * over.weights[..., None]).sum(1)
+        expected = expected + left * (ids[over.rows] * over.weights[..., None]).sum(1)
         over, has = items.links(f"group_{name}"), read_catalogue(small).vectors[name].present
         assert over.rows.shape == (50, 3)
         assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
@@ -198,7 +197,7 @@ def test_an_unmet_items_share_is_its_contents(small):
     model = HafVt(catalogue, CONFIGS["default"]).eval()
     with torch.no_grad():
         model.items.project["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
-        model.items.near_weights["image"].fill_(-100.0)
+        model.items.weights_near_image.zero_()
     batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
     parts = torch.stack(list(model.branches(batch, 0, candidates)), 2)[0].unflatten(1, (3, 3))  # (C, S, M)
     parts = (parts / parts.sum((1, 2), keepdim=True)).detach()

@@ -38,22 +38,21 @@ def test_a_frozen_table_is_left_as_it_is():
     assert not rows.requires_grad
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("items", [12, 2 * ROWS + 1])
-def test_linked_rows_are_added_with_their_gradients(items, shared):
+def test_linked_rows_are_added_with_their_gradients(items):
     torch.manual_seed(0)
     double = {"dtype": torch.float64}
     start, table = torch.randn(items, 4, **double, requires_grad=True), torch.randn(9, 4, **double)
     rows = torch.randint(0, 7, (items, 3))  # to 7 and 8 nothing leads
     weights = torch.rand(items, 3, **double)
-    scale, share = torch.rand(items, 1, **double), torch.tensor(0.7, **double, requires_grad=True)
+    scale = torch.rand(items, 1, **double)
     table.requires_grad_()
     total = start.clone()
-    found = add_linked(total, table, links(rows, weights, 9), scale, share if shared else None)
+    found = add_linked(total, table, links(rows, weights, 9), scale)
     assert found.data_ptr() == total.data_ptr()  # in place
-    expected = start + (share if shared else 1) * scale * (table[rows] * weights[..., None]).sum(1)
+    expected = start + scale * (table[rows] * weights[..., None]).sum(1)
     torch.testing.assert_close(found, expected)
-    asked, inputs = torch.randn(items, 4, **double), [start, table, share][: 3 if shared else 2]
+    asked, inputs = torch.randn(items, 4, **double), [start, table]
     gradients = torch.autograd.grad(found, inputs, asked)
     plain = torch.autograd.grad(expected, inputs, asked)
     torch.testing.assert_close(gradients, plain)

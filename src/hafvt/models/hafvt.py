@@ -61,7 +61,7 @@ from hafvt.features.catalogue import Catalogue
 from hafvt.models.attention import AttentionLayer, Encoder
 from hafvt.models.base import Model
 from hafvt.models.item_tables import ItemTables, kept_alike
-from hafvt.models.layers import SWIFT, kept_first, next_items, slots, view
+from hafvt.models.layers import kept_first, next_items, slots, view
 from hafvt.ops.catalogue_softmax import (
     Ask,
     catalogue_nll,
@@ -73,6 +73,7 @@ from hafvt.ops.lookup import look_up
 from hafvt.ops.sampled_softmax import Had, draw, sampled_log_probabilities
 
 FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
+SWIFT = 30.0  # Adam moves a weight by the learning rate at most: log-odds from 0 on would take too long
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hafvt.errors import HafvtError
 from hafvt.features.alike import Alike, find_alike
 from hafvt.features.catalogue import Catalogue, prepare_vectors
-from hafvt.models.layers import SWIFT
 from hafvt.ops.lookup import Links, add_linked, links, sums_of_rows
 
 Made = TypeVar("Made")
@@ -98,6 +97,7 @@ class ItemTables(nn.Module):
                 self.register_buffer(f"frozen_{modality}", rows, persistent=False)
                 self.widths.append(rows.shape[1])
         self.fused = fused and "id" in self.modalities and len(self.modalities) > 1
+        self.near = near if self.fused else 0
         content = zip(self.modalities, self.widths, strict=True)
         self.project = nn.ModuleDict(
             {m: nn.Linear(w, id_width, bias=False) for m, w in content if m != "id"}
@@ -112,13 +112,12 @@ class ItemTables(nn.Module):
         # What is borrowed was learned at the weight that it has where training meets items, on average.
         left = torch.where(met, 1 - known, ((1 - known) * counts).sum() / counts.sum().clamp(min=1))
         self.register_buffer("left", left[:, None], persistent=False)
-        self.near_weights, self.groups = nn.ParameterDict(), nn.ParameterDict()
+        self.groups = nn.ParameterDict()
         for name in self.project if self.fused else ():
             rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
             alike = find_alike(rows, present, counts, near, sizes, catalogue.alike.get(name))
             if near:
                 self.link(f"near_{name}", links(alike.near, alike.weights, len(rows)))
-                self.near_weights[name] = nn.Parameter(torch.zeros(()))
             if sizes:  # those without a vector get nothing of their groups
                 weights = present[:, None].expand(alike.groups.shape).float()
                 self.link(f"group_{name}", links(alike.groups, weights, alike.total))
@@ -147,8 +146,8 @@ class ItemTables(nn.Module):
         total = own.clone() if self.project else own  # all the rest is added to it in place
         for name, project in self.project.items():
             total += project(getattr(self, f"frozen_{name}"))
-            if (share := self.near_share(name)) is not None:
-                total = add_linked(total, own, self.links(f"near_{name}"), self.left, share)
+            if self.near:
+                total = add_linked(total, own, self.links(f"near_{name}"), self.left)
             if name in self.groups:
                 total = add_linked(total, self.groups[name], self.links(f"group_{name}"), self.left)
         return total
@@ -163,12 +162,6 @@ class ItemTables(nn.Module):
         width = next(self.project.parameters()).shape[0]
         return self.known.new_zeros(len(self.known), width)
 
-    def near_share(self, name: str) -> Tensor | None:
-        """Returns how much of a modality's neighbours is borrowed, a scalar; None where nothing is."""
-        if name not in self.near_weights:
-            return None
-        return 2 * torch.sigmoid(SWIFT * self.near_weights[name])  # 1 at first
-
     def adds(self, name: str, items: Tensor) -> Tensor:
         """Returns what a modality adds to the ids of some items, (N,) -> (N, id_width).
 
@@ -176,8 +169,8 @@ class ItemTables(nn.Module):
         ids of those that look or read most alike, and the vectors of its groups.
         """
         total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[items])
-        if (share := self.near_share(name)) is not None:
-            total = total + self.left[items] * share * self.borrowed(self.own(), f"near_{name}", items)
+        if self.near:
+            total = total + self.left[items] * self.borrowed(self.own(), f"near_{name}", items)
         if name in self.groups:
             total = total + self.left[items] * self.borrowed(self.groups[name], f"group_{name}", items)
         return total

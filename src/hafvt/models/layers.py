@@ -9,10 +9,6 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch, few
 
-SWIFT = (
-    30.0  # Adam moves a weight by the learning rate at most: a log-odds that starts at 0 would take too long
-)
-
 
 def slots(lengths: Tensor, width: int) -> Tensor:
     """Returns which slots of right-padded rows are real, (B, width) bool."""

@@ -82,10 +82,8 @@ def sums_of_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return (functional.embedding(rows, table) * weights[..., None]).sum(1)
 
 
-def add_linked(
-    total: Tensor, table: Tensor, over: Links, scale: Tensor, share: Tensor | None = None
-) -> Tensor:
-    """Adds `share * scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i, in place.
+def add_linked(total: Tensor, table: Tensor, over: Links, scale: Tensor) -> Tensor:
+    """Adds `scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i, in place.
 
     Nothing as large as the total is made on the way. The gradient of the table is gathered the same way,
     along the links back, where PyTorch's own takes ten times as long.
@@ -95,15 +93,13 @@ def add_linked(
         table: (R, d).
         over: links from V items to its rows.
         scale: (V, 1), without a gradient.
-        share: a scalar; None for 1.
 
     Returns:
         The total, (V, d).
     """
     if torch.compiler.is_exporting():
-        sums = sums_of_rows(table, over.rows, over.weights)
-        return total + (scale if share is None else share * scale) * sums
-    found: Tensor = _AddLinked.apply(total, table, scale, share, *over)  # type: ignore[no-untyped-call]
+        return total + scale * sums_of_rows(table, over.rows, over.weights)
+    found: Tensor = _AddLinked.apply(total, table, scale, *over)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -114,7 +110,6 @@ class _AddLinked(torch.autograd.Function):
         total: Tensor,
         table: Tensor,
         scale: Tensor,
-        share: Tensor | None,
         rows: Tensor,
         weights: Tensor,
         sources: Tensor,
@@ -122,24 +117,20 @@ class _AddLinked(torch.autograd.Function):
         starts: Tensor,
     ) -> Tensor:
         ctx.mark_dirty(total)
-        ctx.save_for_backward(table, scale, share, sources, back, starts)
-        weights, counts = weights.to(table.dtype), scale if share is None else scale * share
+        ctx.save_for_backward(scale, sources, back, starts)
+        weights = weights.to(table.dtype)
         for start in range(0, len(rows), ROWS):
             some = slice(start, start + ROWS)
             sums = functional.embedding_bag(rows[some], table, mode="sum", per_sample_weights=weights[some])
-            total[some].addcmul_(sums, counts[some])
+            total[some].addcmul_(sums, scale[some])
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, scale, share, sources, back, starts = ctx.saved_tensors
+        scale, sources, back, starts = ctx.saved_tensors
         back = (back * scale[sources, 0]).to(grad.dtype)
         change = functional.embedding_bag(
             sources, grad.contiguous(), starts, mode="sum", per_sample_weights=back
         )
-        of_share = None
-        if share is not None:
-            of_share = torch.dot(change.flatten(), table.flatten()).to(share.dtype)
-            change.mul_(share)
-        return grad, change, None, of_share, None, None, None, None, None
+        return grad, change, None, None, None, None, None, None

@@ -82,6 +82,7 @@ VARIANTS = {
     "falling rate": f"hafvt {NARROW}",
     "groups in full": f"hafvt {NARROW}",
     "two hops": f"hafvt {NARROW}",
+    "learned share": f"hafvt {NARROW}",
     "other domains trained": f"hafvt {NARROW}",
     "merged trained within": f"hafvt {NARROW}",
 }
@@ -187,7 +188,7 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
         of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
-    figures["renormalised"] = getattr(model.config, "renormalised", False)
+    figures["beside"] = "default"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
 
@@ -214,12 +215,13 @@ def write() -> str:
         + " and ".join(f"{epochs} ({data})" for data, epochs in EPOCHS.items())
         + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
         "999 items that the user never had; rare: targets that training met less than five times, or else "
-        "the rarest tenth. Renormalised: ranked with the merged sequence's softmax over the domain alone, as "
-        "HAF-VT does since; `not renormalised` is the one to compare rows with that were ranked otherwise.",
+        "the rarest tenth. Beside: the row to compare with, the default as it was when this one was made: "
+        "what neighbours are told was counted by a `learned share` then, and before the merged sequence's "
+        "softmax was over all domains in ranking, `not renormalised`.",
         "",
         *sorted({sentence(run["machine"]) for run in found}),
     ]
-    header = ["variant", "options", "seeds", "renormalised"]
+    header = ["variant", "options", "seeds", "beside"]
     header += ["MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
     for data in EPOCHS:
         rows = []
@@ -234,8 +236,8 @@ def write() -> str:
                 told = " ".join(settings.replace(NARROW, "").split())
                 told += f" + designs/{slug(variant)}.patch" if slug(variant) in designs else ""
                 epochs = ", ".join(str(run["epoch"]) for run in runs)
-                so = "yes" if all(run.get("renormalised") for run in runs) else "no"
-                rows.append([variant, f"`{told}`", str(len(runs)), so, *means, epochs])
+                beside = ", ".join(sorted({run["beside"] for run in runs}))
+                rows.append([variant, f"`{told}`", str(len(runs)), beside, *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]
     told = "\n".join(text)
     record("study", told, json.loads(json.dumps({"machine": describe(), "runs": found})))

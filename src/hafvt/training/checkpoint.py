@@ -72,7 +72,8 @@ def unpack(
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise HafvtError(
-            f"the weights do not fit the model ({first}): was the dataset prepared anew?"
+            f"the weights do not fit the model ({first}): was the dataset prepared anew, or is the run of an "
+            "earlier version? Train anew"
         ) from None
     for name, tensor in (average or {}).items():
         tensor.copy_(tensors[f"average.{name}"])

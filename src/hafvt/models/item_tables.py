@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -146,11 +146,19 @@ class ItemTables(nn.Module):
         total = own.clone() if self.project else own  # all the rest is added to it in place
         for name, project in self.project.items():
             total += project(getattr(self, f"frozen_{name}"))
-            if self.near:
-                total = add_linked(total, own, self.links(f"near_{name}"), self.left)
-            if name in self.groups:
-                total = add_linked(total, self.groups[name], self.links(f"group_{name}"), self.left)
+            for table, over in self.lenders(name, own):
+                total = add_linked(total, table, over, self.left)
         return total
+
+    def lenders(self, name: str, own: Tensor) -> Iterator[tuple[Tensor, Links]]:
+        """Yields the tables that a modality has items borrow from, and what they are linked to there.
+
+        The ids, (V, id_width), of those that look or read most alike, and the vectors of groups.
+        """
+        if self.near:
+            yield own, self.links(f"near_{name}")
+        if name in self.groups:
+            yield self.groups[name], self.links(f"group_{name}")
 
     def own(self) -> Tensor:
         """Returns what is told of each item by its id alone, zeros without ids, (V, id_width)."""
@@ -165,20 +173,12 @@ class ItemTables(nn.Module):
     def adds(self, name: str, items: Tensor) -> Tensor:
         """Returns what a modality adds to the ids of some items, (N,) -> (N, id_width).
 
-        The projection of the frozen vectors, and, as much as an item's own id leaves, what is borrowed: the
-        ids of those that look or read most alike, and the vectors of its groups.
+        The projection of the frozen vectors, and, as much as an item's own id leaves, what is borrowed.
         """
         total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[items])
-        if self.near:
-            total = total + self.left[items] * self.borrowed(self.own(), f"near_{name}", items)
-        if name in self.groups:
-            total = total + self.left[items] * self.borrowed(self.groups[name], f"group_{name}", items)
+        for table, over in self.lenders(name, self.own()):
+            total = total + self.left[items] * sums_of_rows(table, over.rows[items], over.weights[items])
         return total
-
-    def borrowed(self, table: Tensor, name: str, items: Tensor) -> Tensor:
-        """Returns the weighted sums of the rows that some items, (N,), are linked to, (N, d)."""
-        over = self.links(name)
-        return sums_of_rows(table, over.rows[items], over.weights[items])
 
     def link(self, name: str, over: Links) -> None:
         """Keeps links under a name, with the weights: on another processor some might be found otherwise."""

@@ -15,6 +15,7 @@ It is defined for two domains.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,20 @@ class PsjNetConfig:
     """Dropout rate."""
     code_v_f: bool = False
     """The authors' code takes V_f for V_s, too."""
+
+
+class Reading(NamedTuple):
+    """What is read of merged histories, by domain.
+
+    Attributes:
+        sides: their parts.
+        states: (B, T_own, d) after each item.
+        carried: (B, K, T_own, d) what each user carries over to the other domain.
+    """
+
+    sides: tuple[Side, Side]
+    states: list[Tensor]
+    carried: list[Tensor]
 
 
 class Split(nn.Module):
@@ -123,8 +138,8 @@ class PsjNet(Model):
             nn.init.xavier_normal_(output.weight)
             nn.init.zeros_(output.bias)
 
-    def read(self, batch: Batch) -> tuple[tuple[Side, Side], list[Tensor], list[Tensor]]:
-        """Returns the sides, their states (B, T_own, d), and what each carries over (B, K, T_own, d)."""
+    def read(self, batch: Batch) -> Reading:
+        """Reads merged histories once, for the predictions in both domains."""
         sides = two_sides(batch, self.domains)
         h = [
             encoder(self.dropout(self.items(side.batch.items)))
@@ -134,19 +149,19 @@ class PsjNet(Model):
         for n, side in enumerate(sides):
             split = self.splits[n](h[n], known(h[1 - n], side.others))  # (B, K, T_own, d)
             carried.append(self.transfers[n](split.flatten(0, 1)).view_as(split))
-        return sides, h, carried
+        return Reading(sides, h, carried)
 
-    def joined(self, batch: Batch, domain: int, row: Tensor, slot: Tensor) -> Tensor:
+    def joined(self, read: Reading, domain: int, row: Tensor, slot: Tensor) -> Tensor:
         """Returns [h; c] of a domain after chosen merged slots, (N, 2 d); rows without items give zeros.
 
         Args:
-            batch: merged histories.
+            read: of merged histories.
             domain: the predicted one.
             row: (N,) the history of each prediction.
             slot: (N,) its last merged slot.
         """
-        sides, states, carried = self.read(batch)
-        h, t = states[domain], carried[1 - domain]  # (B, I, d), (B, K, J, d)
+        sides = read.sides
+        h, t = read.states[domain], read.carried[1 - domain]  # (B, I, d), (B, K, J, d)
         items, others = sides[domain].counts[row, slot], sides[1 - domain].counts[row, slot]  # (N,)
         match = self.over_time[1 - domain](h[:, None], t)  # (B, K, I, J)
         best = known_max(match.transpose(1, 2), row, items)  # (N, K, J), over the items so far
@@ -168,17 +183,18 @@ class PsjNet(Model):
         total = self.items.weight.sum() * 0
         if not mask.any():
             return total
+        read = self.read(inputs)
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
             mine = (targets >= domain.start) & (targets < domain.stop)
             if mine.any():
-                states = self.joined(inputs, number, rows[mine], places[mine])
+                states = self.joined(read, number, rows[mine], places[mine])
                 total = total + nll(states, output, targets[mine] - domain.start)
         return total / max(len(targets), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: W [h; c] + b, before the softmax."""
         rows = torch.arange(batch.items.shape[0], device=batch.items.device)
-        state = self.joined(batch, domain, rows, (batch.lengths - 1).clamp(min=0))
+        state = self.joined(self.read(batch), domain, rows, (batch.lengths - 1).clamp(min=0))
         state = (state * (batch.lengths > 0)[:, None]).float()
         return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
 

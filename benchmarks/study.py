@@ -47,6 +47,7 @@ BEFORE = "--params.blocks 0 --params.repeats false --averaging 0 --params.lambda
 VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
+    "unmixed": f"hafvt {NARROW} --params.mixed false",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
     "ids and titles": f"hafvt {NARROW} --params.modalities [id,title]",
     "ids and pictures": f"hafvt {NARROW} --params.modalities [id,image]",

@@ -57,6 +57,7 @@ OUR_SPACE = {  # beside it, in place of the wide ranges that `tune` has for the 
     "lambda2": [1.0, 10.0, "log"],
 }
 PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what this project added
+    "hafvt, unmixed": "--params.mixed false",
     "hafvt, ids only": "--params.modalities [id]",
     "hafvt, merged history alone": "--params.hierarchy false",
     "hafvt, ids, merged history (original)": "--params.modalities [id] --params.hierarchy false",

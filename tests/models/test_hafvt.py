@@ -12,7 +12,7 @@ from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
 from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
 from hafvt.models.attention import Encoder
-from hafvt.models.hafvt import PAPER, HafVt, HafVtConfig
+from hafvt.models.hafvt import PAPER, UNMIXED, HafVt, HafVtConfig
 from hafvt.models.item_tables import kept_alike
 from hafvt.ops.lookup import add_linked
 from tests.reference import hafvt as reference
@@ -29,6 +29,8 @@ CONFIGS = {
     "deep": replace(SMALL, id_width=9, blocks=2, fused=False),
     "literal mass": replace(SMALL, renormalised=False),
     "content": replace(SMALL, modalities=("image", "title"), positions=False),
+    "unmixed": replace(UNMIXED, id_width=10, content_width=6, dropout=0.0),
+    "unmixed, by attention": replace(FLAT, mixed=False),
 }
 
 
@@ -432,6 +434,20 @@ def test_unencoded_modalities_are_refused(make_small):
         HafVt(read_catalogue(data), HafVtConfig(modalities=("id", "image")))
     with pytest.raises(HafvtError, match="2 weights"):
         HafVt(read_catalogue(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))
+
+
+def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
+    data = make_small(users=7, sizes=(30, 20))
+    mixed, unmixed = build(data, SMALL), build(data, replace(SMALL, mixed=False))
+    assert unmixed.modalities == ("id",)
+    assert unmixed.items.content == ("image", "title")
+    unmixed.items.load_state_dict(mixed.items.state_dict())  # nothing less is learned of items
+    torch.testing.assert_close(unmixed.items.table(0), mixed.items.table(0))
+    batch = gather(data.items, data.offsets[:5], data.offsets[1:6])
+    assert unmixed.shares(batch, 0, torch.arange(9).expand(5, 9)).shape == (5, 9, 3, 1)
+    for changes in ({"fused": False}, {"modalities": ("image", "title")}):
+        with pytest.raises(HafvtError, match="mixed false leaves content without a say"):
+            HafVt(read_catalogue(data), replace(SMALL, mixed=False, **changes))
 
 
 def test_the_paper_configuration_is_what_the_paper_says():

@@ -11,7 +11,7 @@ from hafvt.models.base import Model
 from hafvt.models.c2dsr import C2dsr, C2dsrConfig
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
 from hafvt.models.hafvt import PAPER as HAFVT_PAPER
-from hafvt.models.hafvt import HafVt, HafVtConfig
+from hafvt.models.hafvt import UNMIXED, HafVt, HafVtConfig
 from hafvt.models.mifn import Mifn, MifnConfig
 from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.popularity import Popularity, PopularityConfig
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 MODELS: dict[str, Entry] = {
-    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "paper": HAFVT_PAPER}),
+    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "unmixed": UNMIXED, "paper": HAFVT_PAPER}),
     "gru4rec": Entry(Gru4Rec, {"default": Gru4RecConfig()}),
     "sasrec": Entry(SasRec, {"default": SasRecConfig(), "paper": SASREC_PAPER}),
     "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),

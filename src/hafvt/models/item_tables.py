@@ -27,20 +27,22 @@ class ItemTables(nn.Module):
         id_scale: standard deviation of their entries at the start.
         content_width: see `prepare_vectors`.
         fused: adds learned projections of the frozen vectors to the ids' vectors.
+        mixed: compares candidates by the frozen vectors, too, not by the ids' alone.
         shrinkage: of ids where `fused`, see `HafVtConfig.shrinkage`.
         near: adds, where `fused`, the ids of so many neighbours by each modality.
         sizes: adds, where `fused`, learned vectors of groups of such sizes by each modality.
         entered: makes such projections in any case, for `entering`.
 
     Attributes:
-        modalities: their names, in order.
+        content: names of the frozen ones, in order.
+        modalities: names of those that candidates are compared by, in order.
         widths: of their vectors.
         knowing: numbers of the modalities that know an item that training never met: all but its id, which
             content may speak for.
         learned: of each domain, and of all of them, the places in `met_items`.
 
     Raises:
-        HafvtError: a modality is not encoded.
+        HafvtError: a modality is not encoded, or not `mixed` leaves it without a say.
     """
 
     popularity: Tensor
@@ -64,14 +66,20 @@ class ItemTables(nn.Module):
         id_scale: float,
         content_width: int,
         fused: bool,
+        mixed: bool,
         shrinkage: float,
         near: int,
         sizes: tuple[int, ...],
         entered: bool,
     ) -> None:
         super().__init__()
-        self.modalities = modalities or ("id", *sorted(catalogue.vectors))
-        absent = [m for m in self.modalities if m != "id" and m not in catalogue.vectors]
+        given = modalities or ("id", *sorted(catalogue.vectors))
+        self.content = tuple(name for name in given if name != "id")
+        self.fused = fused and "id" in given and len(self.content) > 0
+        if not (mixed or self.fused or given == ("id",)):
+            raise HafvtError("mixed false leaves content without a say: it needs ids and --params.fused true")
+        self.modalities = given if mixed else ("id",)
+        absent = [name for name in self.content if name not in catalogue.vectors]
         if absent:
             raise HafvtError(
                 f"no features {', '.join(absent)}: encode them, or leave them out of --params.modalities"
@@ -86,23 +94,19 @@ class ItemTables(nn.Module):
         before = F.pad(met.cumsum(0), (1, 0)).tolist()
         ends = [(d.start, d.stop) for d in catalogue.domains] + [(0, len(catalogue))]
         self.learned = [slice(before[start], before[stop]) for start, stop in ends]
-        self.widths = []
-        for modality in self.modalities:
-            if modality == "id":
-                self.ids = nn.Embedding(len(catalogue), id_width)
-                nn.init.normal_(self.ids.weight, std=id_scale)
-                self.widths.append(id_width)
-            else:
-                rows = prepare_vectors(catalogue.vectors[modality], catalogue, content_width)
-                self.register_buffer(f"frozen_{modality}", rows, persistent=False)
-                self.widths.append(rows.shape[1])
-        self.fused = fused and "id" in self.modalities and len(self.modalities) > 1
+        widths = {"id": id_width}
+        if "id" in given:
+            self.ids = nn.Embedding(len(catalogue), id_width)
+            nn.init.normal_(self.ids.weight, std=id_scale)
+        for name in self.content:
+            rows = prepare_vectors(catalogue.vectors[name], catalogue, content_width)
+            self.register_buffer(f"frozen_{name}", rows, persistent=False)
+            widths[name] = rows.shape[1]
+        self.widths = [widths[name] for name in self.modalities]
         self.near = near if self.fused else 0
-        content = zip(self.modalities, self.widths, strict=True)
+        projected = self.content if self.fused or entered else ()
         self.project = nn.ModuleDict(
-            {m: nn.Linear(w, id_width, bias=False) for m, w in content if m != "id"}
-            if self.fused or entered
-            else {}
+            {name: nn.Linear(widths[name], id_width, bias=False) for name in projected}
         )
         for weight in self.project.parameters():  # content speaks as softly as ids at first
             nn.init.normal_(weight, std=id_scale)

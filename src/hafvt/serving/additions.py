@@ -92,9 +92,7 @@ def content_of(run: Run) -> tuple[str, ...]:
     Raises:
         HafvtError: there are none.
     """
-    names = (
-        tuple(name for name in run.model.modalities if name != "id") if isinstance(run.model, HafVt) else ()
-    )
+    names = run.model.items.content if isinstance(run.model, HafVt) else ()
     if not names:
         raise HafvtError(
             f"{run.folder}: {run.name} knows items by their ids alone and has nothing to say of new ones: "

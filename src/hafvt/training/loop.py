@@ -92,7 +92,7 @@ def train(
         model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr or popularity.
         data: a dataset folder, made by prepare and encode.
         out: the run's folder.
-        configuration: a named configuration of the model, such as default or paper.
+        configuration: a named configuration of the model, such as default, unmixed or paper.
         params: single hyperparameters of the model, by name (--params.temperature 0.2).
         epochs: passes over the training histories, at most.
         batch_size: users per step.

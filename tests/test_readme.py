@@ -133,6 +133,7 @@ def test_the_figures_of_real_data_are_what_was_measured():
     measured = json.loads((ROOT / "benchmarks" / "results" / "tuned.json").read_text())["data"]
     labels = {
         "hafvt": "HAF-VT",
+        "hafvt, unmixed": "HAF-VT, unmixed",
         "hafvt, merged history alone": "HAF-VT, merged history alone",
         "hafvt, ids only": "HAF-VT, ids only",
         "c2dsr": "C2DSR",

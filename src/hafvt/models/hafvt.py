@@ -36,7 +36,7 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   alike, in groups from small to large (`groups`). So what people tell of one is told of those like it, until
   they tell enough of each.
 * Without `mixed` (configuration `unmixed`) that is all that content has to say: ids alone have a branch, and
-  (7) falls away. A step makes a half or a third of the products.
+  (7) falls away. A training takes 60 % of the time.
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
   its queries on turning away from the last items, near which the next one is sought.
@@ -95,7 +95,7 @@ class HafVtConfig:
     """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
     mixed: bool = True
     """Gives each modality a branch of its own, mixed by (7); else ids alone have one, in whose vectors
-    content has its say (`fused`): a training then takes half the time."""
+    content has its say (`fused`): a training then takes 60 % of the time."""
     neighbours: int = 10
     """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
     of one is told of those like it."""

@@ -204,7 +204,7 @@ def test_early_stop_keeps_the_best(small, tmp_path):
     ("changes", "said"),
     [
         ({"model": "hafvd"}, "choose one of hafvt"),
-        ({"configuration": "papr"}, "default, paper"),
+        ({"configuration": "papr"}, "default, unmixed, paper"),
         ({"params": {"temprature": 1}}, "no parameter 'temprature'.*temperature"),
         ({"params": {"id_width": "wide"}}, "id_width must be int"),
         ({"params": {"modalities": ["id", "smell"]}}, "has no features smell.*--precomputed smell=FILE"),

@@ -37,7 +37,7 @@ SHAPES = [(7, 13, 5), (1, 1, 1), (1, 37, 3), (33, 1, 17), (70, 1029, 9), (259, 5
 @pytest.fixture(params=[*IMPLS, "attention"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Implementation:
     """The implementations, tiles both ways: as products and as attention, which any processor has."""
-    monkeypatch.setattr(tiles, "by_attention", lambda q: request.param == "attention")
+    monkeypatch.setattr(tiles, "by_attention", lambda q, **_: request.param == "attention")
     return "plain" if request.param == "plain" else "tiles"
 
 
@@ -94,11 +94,23 @@ def reference(h: Tensor, table: Tensor, scale: Tensor) -> Tensor:
     return torch.logsumexp(scale * h @ table.T, dim=1)
 
 
-def test_attention_is_asked_where_the_processor_multiplies_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has_tiles in (False, True):
-        monkeypatch.setattr(tiles, "multiplies_tiles", lambda found=has_tiles: found)
-        assert tiles.by_attention(torch.zeros(1, 2, dtype=torch.bfloat16)) == has_tiles
-        assert not tiles.by_attention(torch.zeros(1, 2))
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_attention_is_asked_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, has_tiles: bool, learns: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(tiles, "multiplies_tiles", lambda: has_tiles)
+    plain = tiles._attended
+    monkeypatch.setattr(tiles, "_attended", lambda q, rows: asked.append(q.dtype) or plain(q, rows))
+    targets = torch.arange(5)
+    for dtype in DTYPES:
+        h, table = unit(5, 4, 0).requires_grad_(), unit(9, 4, 1).to(dtype).requires_grad_(learns)
+        ask = Ask(h, targets, slice(0, 9), 1 / 5)
+        catalogue_nll([ask], table)
+        log_partition(h.detach(), table.detach())  # without means: one product
+    assert (asked.count(torch.float32), asked.count(torch.float64)) == (0 if learns else 1, 0)
+    assert asked.count(torch.bfloat16) == (2 if has_tiles else 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,7 +9,7 @@ numbers:
   stays in the processor's cache from the product that makes it to the sums and products that use it up.
   On processors that multiply tiles themselves (AMX) PyTorch's attention does the same in one kernel: the
   queries' attention to the items gives log-partitions and the gradient of the queries, the items' attention
-  to the queries the gradient of a learned table.
+  to the queries the gradient of a learned table. In float32 it does the former for frozen tables.
 
 `catalogue_nll` is the loss itself. It knows what each log-probability weighs in it, so the gradient of a
 learned table is made from the exponentials at hand: three products and one exp per logit in all (four and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -131,10 +132,12 @@ def sweep(
     cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
     buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
     sums = wide(q.dtype)
+    # 2^(z / log 2) takes two thirds of the time of e^z, but bfloat16 would round the queries once more.
+    stretch, power = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
     for start in range(0, len(q), max(height, 1)):
         part = q[start : start + height]
         real = len(part)
-        part = functional.pad(part, (0, 0, 0, -real % multiple))  # (r, d)
+        part = functional.pad(part, (0, 0, 0, -real % multiple)) * stretch  # (r, d)
         r = len(part)
         starts = [r * cut.start if hold else 0 for cut in cuts]
         tiles = [
@@ -152,12 +155,12 @@ def sweep(
                 torch.mm(part, rows[cut].T, out=z)
             else:
                 z.sub_(shift)
-            total += z.exp_().sum(1)
+            total += power(z).sum(1)
             if means:
                 mean += torch.mm(z, rows[cut])
         log_total = total.log()
         held = list(zip(cuts, tiles, strict=True)) if hold else []
-        lse = log_total + shift[:, 0]
+        lse = log_total + shift[:, 0] / stretch
         mean.div_(total[:, None])
         yield slice(start, start + real), Tile(held, -log_total[:real], lse[:real], mean[:real])
 

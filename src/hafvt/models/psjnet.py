@@ -87,14 +87,16 @@ class Split(nn.Module):
         f_of_items = F.linear(both, self.filter.weight[:, : 2 * d], self.filter.bias)
         c_of_items = F.linear(own, self.candidate.weight[:, :d], self.candidate.bias)
         w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
+        w = torch.cat([w_f, w_c, self.v_n1.weight.T], dim=1)  # one product for three
         f_of_users, c_of_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
         s, states = own.new_zeros(len(own), len(self.users), d), []
         for f_item, c_item, n_item in zip(
             f_of_items.unbind(1), c_of_items.unbind(1), self.nobody(both).unbind(1), strict=True
         ):
-            f = torch.sigmoid(f_item[:, None] + s @ w_f + f_of_users)  # (B, K, d)
-            g = torch.sigmoid(n_item + (self.v_n1(s) * self.v_n2).sum(1))[:, None]  # (B, 1, d)
-            c = torch.tanh(c_item[:, None] + s @ w_c + c_of_users)
+            f, c, n = (s @ w).chunk(3, dim=2)  # (B, K, d) each
+            f = torch.sigmoid(f_item[:, None] + f + f_of_users)
+            g = torch.sigmoid(n_item + (n * self.v_n2).sum(1))[:, None]  # (B, 1, d)
+            c = torch.tanh(c_item[:, None] + c + c_of_users)
             s = (f * c + g * s) / (f.sum(1, keepdim=True) + g + TINY)
             states.append(s)
         return torch.stack(states, dim=2)
@@ -151,77 +153,75 @@ class PsjNet(Model):
             carried.append(self.transfers[n](split.flatten(0, 1)).view_as(split))
         return Reading(sides, h, carried)
 
-    def joined(self, read: Reading, domain: int, row: Tensor, slot: Tensor) -> Tensor:
-        """Returns [h; c] of a domain after chosen merged slots, (N, 2 d); rows without items give zeros.
+    def joined(self, read: Reading, domain: int, slot: Tensor) -> Tensor:
+        """Returns [h; c] of a domain after some merged slots, (B, P, 2 d); rows without items give zeros.
 
         Args:
             read: of merged histories.
             domain: the predicted one.
-            row: (N,) the history of each prediction.
-            slot: (N,) its last merged slot.
+            slot: (B, P) the last merged slot that each prediction knows.
         """
-        sides = read.sides
+        own, other = read.sides[domain], read.sides[1 - domain]
         h, t = read.states[domain], read.carried[1 - domain]  # (B, I, d), (B, K, J, d)
-        items, others = sides[domain].counts[row, slot], sides[1 - domain].counts[row, slot]  # (N,)
+        items, others = own.counts.gather(1, slot), other.counts.gather(1, slot)  # (B, P)
         match = self.over_time[1 - domain](h[:, None], t)  # (B, K, I, J)
-        best = known_max(match.transpose(1, 2), row, items)  # (N, K, J), over the items so far
-        weight = softmax_of_first(best, others[:, None])
-        c = torch.einsum("nkj,nkjd->nkd", weight, t[row])  # (N, K, d)
-        match = self.over_users[1 - domain](h[row], c)  # (N, I, K)
-        early = torch.arange(match.shape[1], device=match.device)[None, :, None] < items[:, None, None]
-        best = match.masked_fill(~early, -torch.inf).amax(1)  # (N, K)
+        best = known_max(match, items)  # (B, K, P, J), over the items so far
+        c = softmax_of_first(best, others[:, None, :, None]) @ t  # (B, K, P, d)
+        match = self.over_users[1 - domain](h[:, None], c)  # (B, K, I, P)
+        late = torch.arange(h.shape[1], device=h.device)[:, None] >= items[:, None, None, :]
+        best = match.masked_fill(late, -torch.inf).amax(2)  # (B, K, P)
         best = best.masked_fill((items == 0)[:, None], 0.0)  # nothing to match with: all users alike
-        c = torch.einsum("nk,nkd->nd", torch.softmax(best, dim=1), c)
-        mine = known(h, sides[domain].counts)[row, slot]
-        found: Tensor = self.dropout(torch.cat([mine, c], dim=1))
-        return found
+        c = (torch.softmax(best, dim=1)[..., None] * c).sum(1)  # (B, P, d)
+        return torch.cat([known(h, items), c], dim=2)
 
     def loss(self, batch: Batch) -> Tensor:
         """The cross-entropies of both domains, over all next items, as a mean."""
         inputs, mask, targets = next_items(batch)
-        rows, places = mask.nonzero(as_tuple=True)
+        rows, slot = mask.nonzero(as_tuple=True)
         total = self.items.weight.sum() * 0
         if not mask.any():
             return total
         read = self.read(inputs)
+        every = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
             mine = (targets >= domain.start) & (targets < domain.stop)
             if mine.any():
-                states = self.joined(read, number, rows[mine], places[mine])
+                # Of all slots: products of whole histories take less than of chosen slots, one by one.
+                states = self.dropout(self.joined(read, number, every)[rows[mine], slot[mine]])  # (N, 2 d)
                 total = total + nll(states, output, targets[mine] - domain.start)
         return total / max(len(targets), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: W [h; c] + b, before the softmax."""
-        rows = torch.arange(batch.items.shape[0], device=batch.items.device)
-        state = self.joined(self.read(batch), domain, rows, (batch.lengths - 1).clamp(min=0))
+        last = (batch.lengths - 1).clamp(min=0)[:, None]
+        state = self.joined(self.read(batch), domain, last)[:, 0]
         state = (state * (batch.lengths > 0)[:, None]).float()
         return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
 
 
-def known_max(match: Tensor, row: Tensor, counts: Tensor) -> Tensor:
+def known_max(match: Tensor, counts: Tensor) -> Tensor:
     """Returns the maximum over the first `counts` of I, 0 where there are none.
 
     Args:
-        match: (B, I, K, J).
-        row: (N,) which of B.
-        counts: (N,) from 0 to I.
+        match: (B, K, I, J).
+        counts: (B, P) from 0 to I.
 
     Returns:
-        (N, K, J)
+        (B, K, P, J)
     """
-    running = match.cummax(1).values  # (B, I, K, J)
-    best: Tensor = running[row, (counts - 1).clamp(min=0)]
-    return best.masked_fill((counts == 0)[:, None, None], 0.0)
+    running = match.cummax(2).values
+    index = (counts - 1).clamp(min=0)[:, None, :, None]
+    best = running.gather(2, index.expand(-1, match.shape[1], -1, match.shape[3]))
+    return best.masked_fill((counts == 0)[:, None, :, None], 0.0)
 
 
 def softmax_of_first(scores: Tensor, counts: Tensor) -> Tensor:
     """Returns the softmax over the first `counts` entries of the last dimension; zeros where there are none.
 
     Args:
-        scores: (N, K, J).
-        counts: (N, 1) from 0 to J.
+        scores: (..., J).
+        counts: (..., 1) from 0 to J.
     """
-    late = torch.arange(scores.shape[-1], device=scores.device) >= counts[..., None]
+    late = torch.arange(scores.shape[-1], device=scores.device) >= counts
     weight = torch.softmax(scores.masked_fill(late, torch.finfo(scores.dtype).min), dim=-1)
     return weight.masked_fill(late, 0.0)

@@ -104,7 +104,7 @@ class Attention(nn.Module):
         alone = F.linear(q, of_q + of_difference, self.first.bias) + F.linear(mean, of_mean)  # (N, 80)
         x = F.linear(f, of_f - of_difference) + F.linear(f * q[:, None], of_both) + alone[:, None]
         scores = self.third(self.bend2(self.second(self.bend1(x))))[:, :, 0]  # (N, J)
-        return torch.einsum("nj,njd->nd", softmax_of_first(scores, counts), f)
+        return torch.einsum("nj,njd->nd", softmax_of_first(scores, counts[:, None]), f)
 
 
 class Direction(nn.Module):

@@ -13,7 +13,8 @@ from torch.nn import functional
 from hafvt.ops.precision import multiplies_tiles
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
-ATTENDED = 16384  # items that attention is made of at a time
+ATTENDED = 8192  # items that attention is made of at a time
+PARTS = 4  # of so many items in one call
 HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
 CACHED = 2**23  # logits wider than bfloat16: more than these are better held of fewer queries at a time
 FEW = 128  # queries, of which the products run at their full rate
@@ -67,7 +68,7 @@ class Attended(NamedTuple):
         weighed = functional.pad(weighed, (0, 0, 0, len(self.q) - len(q)))
         for start in range(0, len(self.rows), ATTENDED):
             items = slice(start, start + ATTENDED)
-            mean, lse = _attention(self.rows[items], self.q, weighed)
+            (mean,), (lse,) = _attention(self.rows[items], self.q[None], weighed[None])
             change[items].addcmul_(mean.to(change.dtype), lse.exp()[:, None])
 
 
@@ -87,21 +88,40 @@ def _attended(q: Tensor, rows: Tensor) -> Attended:
     padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
     total = padded.new_zeros(len(padded), 1, dtype=wide(q.dtype))
     mean = padded.new_zeros(padded.shape, dtype=total.dtype)
-    for start in range(0, len(rows), ATTENDED):
-        part = rows[start : start + ATTENDED]
-        of_part, lse = _attention(padded, part, part)
-        exponentials = lse.exp()[:, None]
-        total += exponentials
-        mean.addcmul_(of_part.to(mean.dtype), exponentials)
+    count = -(-len(rows) // ATTENDED)
+    even = len(rows) // count * count
+    parts = torch.split(rows[:even].reshape(count, -1, rows.shape[1]), PARTS)  # (P, J, d) each
+    for some in (*parts, rows[None, even:]) if even < len(rows) else parts:
+        _add_attended(padded, some, total, mean)
     mean.div_(total)
     return Attended(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
 
 
+def _add_attended(q: Tensor, parts: Tensor, total: Tensor, mean: Tensor) -> None:
+    """Adds the exponentials of (N, d) queries and (P, J, d) rows to `total`, (N, 1), times rows to `mean`."""
+    for of_part, lse in zip(*_attention(q, parts, parts), strict=True):
+        exponentials = lse.exp()[:, None]
+        total += exponentials
+        mean.addcmul_(of_part.to(mean.dtype), exponentials)
+
+
 def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean of the values under softmax(q keys^T), (N, d), and the log-partitions, (N,)."""
-    given = (each.contiguous()[None, None] for each in (q, keys, values))  # it takes the last stride for 1
+    """Returns the means of the values under softmax(q keys^T), and the log-partitions, for P parts of them.
+
+    Threads share the parts, and of each part 256 queries at a time.
+
+    Args:
+        q: (N, d).
+        keys: (P, J, d).
+        values: (P, J, d).
+
+    Returns:
+        (P, N, d) and (P, N).
+    """
+    each = q.contiguous().expand(len(keys), *q.shape)
+    given = (part[None] for part in (each, keys.contiguous(), values.contiguous()))  # last stride: 1
     mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given, scale=1.0)
-    return mean[0, 0], lse[0, 0]
+    return mean[0], lse[0]
 
 
 def sweep(

@@ -136,9 +136,8 @@ def sweep(
         means: whether the rows' means are wanted.
         hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
     """
-    if (
-        safe and len(q) and by_attention(q, means=means, hold=hold)
-    ):  # of no queries the kernel makes an end of the process
+    # Of no queries the kernel makes an end of the process.
+    if safe and len(q) and by_attention(q, means=means, hold=hold):
         yield slice(0, len(q)), _attended(q, rows)
         return
     device = "cuda" if q.is_cuda else "cpu"

@@ -76,7 +76,7 @@ def by_attention(q: Tensor, *, means: bool, hold: bool) -> bool:
     """Returns whether PyTorch's attention is faster than tiles for what `sweep` is asked.
 
     In bfloat16 its kernel is where it multiplies by AMX. In float32 it is for a frozen table: its exponential
-    takes less time than torch's, but of what is not held a learned table's gradient takes a fourth product.
+    takes less time than torch's. A learned table's gradient would take a fourth product.
     """
     known = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private: it may go away
     faster = {torch.bfloat16: multiplies_tiles(), torch.float32: means and not hold}

@@ -48,6 +48,7 @@ def test_every_model_has_a_usual_space_of_what_it_can_take(model):
     assert set(TRAINING) < set(found) <= set(RANGES)
     stands = as_it_stands(model, "default", {})
     assert all(stands[name] in one for name, one in found.items()), "the first trial is not as it stands"
+    assert stands["learning_rate"] == (0.003 if model == "hafvt" else 0.001)
 
 
 def test_what_is_fixed_is_not_searched():

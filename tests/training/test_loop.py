@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
@@ -180,6 +181,24 @@ def test_test_targets_are_not_looked_at_in_training(small, tmp_path):
     train("hafvt", changed, tmp_path / "b", params=PARAMS["hafvt"], epochs=3, batch_size=8)
     assert same_weights(tmp_path / "a", tmp_path / "b")
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("model", "configuration", "rate"),
+    [
+        ("hafvt", "default", 0.003),
+        ("hafvt", "unmixed", 0.003),
+        ("hafvt", "paper", 0.001),
+        ("sasrec", "default", 0.001),
+    ],
+)
+def test_each_model_has_a_usual_rate(small, tmp_path, model, configuration, rate):
+    settings = {"configuration": configuration, "params": PARAMS[model], "epochs": 1, "test": False}
+    train(model, small, tmp_path / "usual", **settings)
+    train(model, small, tmp_path / "same", learning_rate=rate, **settings)
+    assert same_weights(tmp_path / "usual", tmp_path / "same")
+    held = yaml.safe_load((tmp_path / "usual" / "config.yaml").read_text())
+    assert held["learning_rate"] == rate
 
 
 def test_early_stop_keeps_the_best(small, tmp_path):

@@ -64,7 +64,7 @@ class Budget:
 
 BUDGETS = {
     "small": Budget(12, (1e-3, 3e-3), 3, 1, 20, 128, 3, 2),
-    "full": Budget(100, (1e-3, 5e-4, 1e-4), 20, 3, 50, 128, 5, 4),
+    "full": Budget(100, (3e-3, 1e-3, 3e-4), 20, 3, 50, 128, 5, 4),
 }
 
 

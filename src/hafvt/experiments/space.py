@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hafvt.errors import HafvtError
-from hafvt.models import configure
+from hafvt.models import configure, usual_rate
 from hafvt.training.loop import train
 
-TRAINING = {  # what of a training is searched beside the fields of the model, as it stands
-    name: inspect.signature(train).parameters[name].default
-    for name in ("learning_rate", "batch_size", "weight_decay")
+TRAINING: dict[str, type[Any]] = {  # what of a training is searched beside the fields of the model
+    "learning_rate": float,
+    "batch_size": int,
+    "weight_decay": float,
 }
 
 RANGES: dict[str, list[Any]] = {  # for fields of these names, in any model that has them
@@ -125,7 +126,10 @@ def read_space(
 
 def as_it_stands(model: str, configuration: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns every field that may be searched, with its value before any search."""
-    return {**TRAINING, **asdict(configure(model, configuration, dict(params)))}
+    config = asdict(configure(model, configuration, dict(params)))
+    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    usual["learning_rate"] = usual_rate(model, configuration)
+    return {**{name: usual[name] for name in TRAINING}, **config}
 
 
 def plain(value: Any) -> Any:
@@ -162,7 +166,7 @@ def _read(name: str, given: Any, default: Any) -> Range | Choices:
 
 
 def _check_training(name: str, value: Any) -> None:
-    kind = type(TRAINING[name])
+    kind: Any = TRAINING[name]
     lowest = "0 or more" if name == "weight_decay" else "above 0"
     fine = type(value) is kind and math.isfinite(value) and (value > 0 or (value == 0 and "more" in lowest))
     if not fine:

@@ -277,7 +277,7 @@ def _text(search: Search, trials: Sequence[Trial], best: Trial, importances: Map
 
 def _best_yaml(search: Search, best: Trial) -> str:
     """Returns the best settings as `hafvt train --config` reads them."""
-    training = {name: best.params.get(name, default) for name, default in TRAINING.items()}
+    training = {name: best.params.get(name, search.start[name]) for name in TRAINING}
     chosen = {name: value for name, value in best.params.items() if name not in TRAINING}
     options = {name: value for name, value in search.options.items() if name not in ("data", "seed")}
     params = {**search.params, **chosen}

@@ -42,6 +42,14 @@ MODELS: dict[str, Entry] = {
     "popularity": Entry(Popularity, {"default": PopularityConfig()}),
 }
 
+RATES = {("hafvt", "default"): 3e-3, ("hafvt", "unmixed"): 3e-3}
+"""Adam's learning rates by model and configuration, where they are not 0.001: docs/study.md says why."""
+
+
+def usual_rate(name: str, configuration: str) -> float:
+    """Returns the learning rate that a model is trained with unless told otherwise."""
+    return RATES.get((name, configuration), 1e-3)
+
 
 def configure(name: str, configuration: str = "default", params: dict[str, Any] | None = None) -> Any:
     """Returns a model's configuration, a frozen dataclass.

@@ -24,7 +24,7 @@ from hafvt.errors import HafvtError, need
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, checked, ranked
 from hafvt.files import atomic_file, write_json
-from hafvt.models import build, complete, configure
+from hafvt.models import build, complete, configure, usual_rate
 from hafvt.ops.precision import compute_dtype
 from hafvt.progress import peak_gib, progress
 from hafvt.reports.run import report
@@ -66,7 +66,7 @@ def train(
     params: dict[str, Any] | None = None,
     epochs: int = 100,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     weight_decay: float = 0.0,
     averaging: float = 0.995,
     protocol: Protocol = "full",
@@ -96,7 +96,7 @@ def train(
         params: single hyperparameters of the model, by name (--params.temperature 0.2).
         epochs: passes over the training histories, at most.
         batch_size: users per step.
-        learning_rate: of Adam.
+        learning_rate: of Adam; default: 0.003 for hafvt, 0.001 for its configuration paper and all others.
         weight_decay: L2 coefficient of Adam.
         averaging: how much of the running average of the weights each step keeps; the averaged weights are
             validated and kept. 0 takes the weights as they are.
@@ -123,6 +123,8 @@ def train(
     checked(protocol)
     validate_every = (5 if protocol == "c2dsr" else 2) if validate_every is None else validate_every
     patience = (0 if protocol == "c2dsr" else 5) if patience is None else patience
+    if learning_rate is None:
+        learning_rate = usual_rate(model, configuration)
     _check(epochs=epochs, batch_size=batch_size, validate_every=validate_every, learning_rate=learning_rate)
     if not 0 <= averaging < 1:
         raise HafvtError(f"--averaging must be at least 0 and below 1, not {averaging}")

@@ -19,7 +19,7 @@ from hafvt.training.loop import train
 from hafvt.training.run import open_run
 
 BUDGET: dict[str, dict[str, int]] = {
-    "hafvt": {"epochs": 12, "batch_size": 64, "validate_every": 2},
+    "hafvt": {"epochs": 8, "batch_size": 64, "validate_every": 2},
     "sasrec": {"epochs": 40, "batch_size": 64, "validate_every": 2},
     "popularity": {"epochs": 1},
 }

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from machine import RESULTS, describe, record, sentence
+from machine import describe, record, recorded, sentence
 from real_data import ENCODE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import ranked
 from hafvt.experiments.contest import slug
-from hafvt.files import atomic_file, read_json
+from hafvt.files import atomic_file
 from hafvt.reports.table import markdown_table
 from hafvt.training.run import open_run
 
@@ -119,8 +119,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
 
 def write(work: Path) -> str:
     """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
-    path = RESULTS / "domains.json"
-    found = {(run["data"], run["run"]): run for run in (read_json(path)["runs"] if path.exists() else [])}
+    found = recorded("domains")
     text = [
         "# Three and five domains",
         "",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hafvt.files import atomic_file, write_json
+from hafvt.files import atomic_file, read_json, write_json
 from hafvt.ops.precision import compute_dtype
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,6 +40,13 @@ def sentence(machine: dict[str, Any]) -> str:
         f"{machine['threads']} thread(s), torch {machine['torch']}, Python {machine['python']}; "
         f"`compute_dtype`: {machine['compute_dtype']}."
     )
+
+
+def recorded(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the runs of earlier calls that results/NAME.json holds, by data set and run."""
+    path = RESULTS / f"{name}.json"
+    runs = read_json(path)["runs"] if path.exists() else []
+    return {(run["data"], run["run"]): run for run in runs}
 
 
 def record(name: str, text: str, facts: dict[str, Any]) -> None:

@@ -18,14 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-from machine import describe, sentence
+from machine import describe, record, recorded, sentence
 
 from hafvt.evaluation.metrics import Results
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.files import read_json
 from hafvt.reports.run import figures_of
 from hafvt.reports.table import markdown_table, percent, results_markdown
-
-RESULTS = Path(__file__).parent / "results"
 
 PREPARE = {
     "movielens-posters": "--min-per-domain 3 --last 50",
@@ -115,8 +113,7 @@ def train(work: Path, data: str, name: str, options: str) -> None:
 
 def write_results(work: Path) -> str:
     """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
-    machine, path = describe(), RESULTS / "real_data.json"
-    found = {(run["data"], run["run"]): run for run in (read_json(path)["runs"] if path.exists() else [])}
+    machine, found = describe(), recorded("real_data")
     lines = ["# Real data", "", "`python benchmarks/real_data.py --shared ../shared/data --work DIR`", ""]
     for data in PREPARE:
         results: dict[str, Results] = {}
@@ -144,9 +141,7 @@ def write_results(work: Path) -> str:
             lines += [markdown_table(header, rows, text_columns=3)]
             lines += [*sorted({f"{sentence(run['machine'])} One thread a run." for run in runs}), ""]
     text = "\n".join(lines)
-    write_json(path, {"runs": list(found.values())})
-    with atomic_file(RESULTS / "real_data.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    record("real_data", text, {"runs": list(found.values())})
     return text
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from machine import RESULTS, describe, record, sentence
+from machine import describe, record, recorded, sentence
 from real_data import ENCODE, PREPARE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import ranked
 from hafvt.experiments.contest import slug
-from hafvt.files import atomic_file, read_json
+from hafvt.files import atomic_file
 from hafvt.reports.table import markdown_table
 from hafvt.training.run import open_run
 
@@ -45,7 +45,7 @@ PROTOCOLS = ("full", "strict")
 def main() -> None:
     given = options("HAF-VT and SASRec on a tenth of the users.").parse_args()
     wanted = [(data, name) for name in RUNS for data in PREPARE if given.only in f"{data}/{name}"]
-    found = {(run["data"], run["run"]): run for run in kept()}
+    found = recorded("small")
     wanted = [run for run in wanted if run not in found]
     for data in dict.fromkeys(data for data, _ in wanted):
         make_data(given.shared / data, given.work / data)
@@ -54,12 +54,6 @@ def main() -> None:
             found[run] = figures
             write(found)
     print(write(found))
-
-
-def kept() -> list[dict[str, Any]]:
-    """Returns the figures of earlier calls."""
-    path = RESULTS / "small.json"
-    return list(read_json(path)["runs"]) if path.exists() else []
 
 
 def make_data(source: Path, out: Path) -> None:

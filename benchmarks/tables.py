@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from machine import describe, sentence
-from real_data import PREPARE, RESULTS, make_data
+from machine import RESULTS, describe, sentence
+from real_data import PREPARE, make_data
 
 from hafvt.files import atomic_file
 

@@ -126,10 +126,10 @@ def read_space(
 
 def as_it_stands(model: str, configuration: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns every field that may be searched, with its value before any search."""
-    config = asdict(configure(model, configuration, dict(params)))
-    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    usual["learning_rate"] = usual_rate(model, configuration)
-    return {**{name: usual[name] for name in TRAINING}, **config}
+    options = inspect.signature(train).parameters
+    training = {name: options[name].default for name in TRAINING}
+    training["learning_rate"] = usual_rate(model, configuration)
+    return {**training, **asdict(configure(model, configuration, dict(params)))}
 
 
 def plain(value: Any) -> Any:

@@ -27,21 +27,19 @@ def ranks(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tenso
         (B,) float64, from 1 to the number of candidates.
     """
     threshold = scores.gather(1, target[:, None])  # (B, 1)
-    higher = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    same, candidates = higher.clone(), higher + scores.shape[1]
+    # With the target itself among the same, higher + same / 2 = (candidates + higher - lower) / 2.
+    ahead = torch.zeros(len(scores), dtype=torch.float64, device=scores.device)  # higher - lower
+    candidates = torch.full_like(ahead, scores.shape[1])
     for part in _slices(scores.shape[1], len(scores)):
-        higher += _count(scores[:, part] > threshold)
-        same += _count(scores[:, part] == threshold)
+        ahead += _signs(scores[:, part], threshold).sum(1, dtype=torch.float32)
     if ignore is not None:
         columns = ignore.sort(1).values
         left_out = (columns >= 0) & (columns != target[:, None])
         left_out[:, 1:] &= columns[:, 1:] != columns[:, :-1]  # each column once
-        taken = scores.gather(1, columns.clamp(min=0))
-        higher -= ((taken > threshold) & left_out).sum(1)
-        same -= ((taken == threshold) & left_out).sum(1)
+        ahead -= (_signs(scores.gather(1, columns.clamp(min=0)), threshold) * left_out).sum(1)
         candidates -= left_out.sum(1)
-    counted = 1 + higher.double() + 0.5 * (same - 1).double()  # the target ties with itself
-    return torch.where(threshold[:, 0].isnan(), candidates.double(), counted)
+    counted = 0.5 + 0.5 * (candidates + ahead)
+    return torch.where(threshold[:, 0].isnan(), candidates, counted)
 
 
 def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -80,9 +78,17 @@ def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor,
     return values, columns
 
 
-def _count(mask: Tensor) -> Tensor:
-    """Returns how many of each row are true, (B, C) -> (B,): a sum of booleans takes seven times as long."""
-    return mask.view(torch.int8).sum(1, dtype=torch.int32)
+def _signs(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Returns 1 where a score is above its row's threshold (B, 1), 0 where it is the same, else -1.
+
+    The sign of a difference takes a third of the time of two comparisons, whose booleans are written one by
+    one, and is 0 for equal numbers alone. Where there are differences of infinities or of NaN, which is
+    below any number, the comparisons are made.
+    """
+    difference = scores - threshold
+    if difference.sum().isnan():
+        return (scores > threshold).to(scores.dtype) - (~(scores >= threshold)).to(scores.dtype)
+    return difference.sign_()
 
 
 def _slices(length: int, width: int) -> Iterator[slice]:

@@ -1,22 +1,22 @@
 """What bfloat16 and sampled softmaxes cost in quality, on the two real data sets.
 
-    python benchmarks/accuracy.py --shared ../shared/data --work DIR [--seeds 3] [--jobs 2]
+    python benchmarks/accuracy.py --shared ../shared/data --work DIR [--seeds 3] [--jobs 2] [--only TEXT]
 
 Trains HAF-VT and SASRec in float32, in bfloat16, and in float32 with sampled softmaxes, by the command line,
 one thread each, with the same seeds and number of epochs; test targets are not looked at. What was stopped
-goes on when the command is given again. Writes results/accuracy.md and .json from the runs that are finished.
+goes on when the command is given again. Writes results/accuracy.md and .json from the runs that are finished;
+rows of earlier calls of which this one has no runs stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import describe, record, sentence
-from real_data import PREPARE, call, make_data
+from machine import RESULTS, describe, record, sentence
+from real_data import PREPARE, call, make_data, options
 from study import COMMON, NARROW, SASREC
 
 from hafvt.files import read_json
@@ -34,15 +34,13 @@ VARIANTS = ("fp32", "bf16", "sampled")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Quality of bfloat16 and of sampled softmaxes.")
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
+    parser = options("Quality of bfloat16 and of sampled softmaxes.")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     given = parser.parse_args()
     for name in PREPARE:
         make_data(given.shared / name, given.work / "data" / name)
     runs = [(*case, variant, seed) for seed in range(given.seeds) for case in EPOCHS for variant in VARIANTS]
+    runs = [run for run in runs if given.only in "/".join(run[:3])]
     with ThreadPoolExecutor(given.jobs) as pool:
         for finished in [pool.submit(train, given.work, *run) for run in runs]:
             finished.result()
@@ -59,61 +57,75 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
     if (out / "model.json").exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    options = f"train {MODELS[model]} --seed {seed} --epochs {EPOCHS[data, model]} {COMMON}"
-    options += f" --precision {'bf16' if variant == 'bf16' else 'fp32'}"
+    settings = f"train {MODELS[model]} --seed {seed} --epochs {EPOCHS[data, model]} {COMMON}"
+    settings += f" --precision {'bf16' if variant == 'bf16' else 'fp32'}"
     if variant == "sampled":
-        options += f" --params.sampled {SAMPLED[data]}"
+        settings += f" --params.sampled {SAMPLED[data]}"
     place = ["--data", str(work / "data" / data), "--out", str(out)]
-    call([*options.split(), *place], out.with_suffix(".log"), 1)
+    call([*settings.split(), *place], out.with_suffix(".log"), 1)
 
 
 def write(work: Path, seeds: int) -> str:
-    """Writes the table of all finished runs and returns it."""
-    machine, rows = describe(), []
-    held: list[dict[str, Any]] = []
+    """Writes the table of all finished runs, rows of earlier calls among them, and returns it."""
+    path = RESULTS / "accuracy.json"
+    rows = {name_of(row): row for row in (read_json(path)["rows"] if path.exists() else [])}
     for data, model in EPOCHS:
-        found: dict[str, dict[int, float]] = {}
-        for variant in VARIANTS:
-            bests = {
-                seed: read_json(path / "model.json")["best"]
+        for variant in VARIANTS[1:]:
+            pairs = [
+                [folder_of(work, data, model, which, seed) / "model.json" for which in (variant, "fp32")]
                 for seed in range(seeds)
-                if ((path := folder_of(work, data, model, variant, seed)) / "model.json").exists()
-            }
-            found[variant] = {seed: best["valid_mrr"] for seed, best in bests.items()}
-        for variant, other in (("bf16", "fp32"), ("sampled", "fp32")):
-            both = sorted(set(found[variant]) & set(found[other]))
-            if len(both) < 2:
-                continue
-            here, there = ([found[which][seed] for seed in both] for which in (variant, other))
-            ratios = [a / b - 1 for a, b in zip(here, there, strict=True)]
-            change = statistics.mean(here) / statistics.mean(there) - 1
-            error = statistics.stdev(ratios) / len(both) ** 0.5
-            name = f"{SAMPLED[data]:,} sampled items" if variant == "sampled" else variant
-            cells = [data, model, name, f"{'all items, ' if variant == 'sampled' else ''}{other}"]
-            cells += [str(len(both)), *(f"{100 * statistics.mean(x):.2f}" for x in (there, here))]
-            cells += [f"{change:+.1%} ± {error:.1%}"]
-            rows.append(cells)
-            held.append({"data": data, "model": model, "variant": variant, "beside": other, "seeds": both})
-            held[-1] |= {"valid_mrr": here, "valid_mrr_beside": there, "change": change, "error": error}
-    header = ["data", "model", "variant", "beside", "seeds", "MRR beside, %", "MRR, %", "change"]
+            ]
+            bests = [
+                [read_json(path)["best"]["valid_mrr"] for path in pair]
+                for pair in pairs
+                if all(path.exists() for path in pair)
+            ]
+            if len(bests) > 1:
+                row = {"data": data, "model": model, "variant": variant, "epochs": EPOCHS[data, model]}
+                row |= {"valid_mrr": [here for here, _ in bests], "valid_mrr_beside": [x for _, x in bests]}
+                rows[name_of(row)] = row | {"machine": describe()}
+    order = [(*case, variant) for case in EPOCHS for variant in VARIANTS]
+    held = sorted(rows.values(), key=lambda row: order.index(name_of(row)))
+    header = ["data", "model", "epochs", "variant", "seeds", "MRR in fp32, %", "MRR, %", "change", "flags"]
+    machines = dict.fromkeys(sentence(row["machine"]) for row in held)
     text = "\n".join(
         [
             "# Quality in bfloat16 and with sampled softmaxes",
             "",
             "`python benchmarks/accuracy.py --shared ../shared/data --work DIR`: best validation MRR of the "
-            "same seeds and number of epochs ("
-            + ", ".join(f"{model} on {data}: {epochs}" for (data, model), epochs in EPOCHS.items())
-            + "), width 64, histories of 20 items, batches of 128, learning rate 0.003; the change is that "
-            "of the mean, after ± its standard error over the seeds. A run is on one "
-            "thread, two side by side.",
+            "same seeds and number of epochs, width 64, histories of 20 items, batches of 128, learning rate "
+            "0.003; the change is that of the mean, after ± its standard error over the seeds. One thread a "
+            "run, two side by side. The flags are the processor's, by which the machines differ:",
             "",
-            sentence(machine),
+            *(f"* {machine}" for machine in machines),
             "",
-            markdown_table(header, rows, text_columns=4),
+            markdown_table(header, [cells_of(row) for row in held], text_columns=4),
         ]
     )
-    record("accuracy", text, {"machine": machine, "epochs": list(EPOCHS.values()), "rows": held})
+    record("accuracy", text, {"rows": held})
     return text
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["data"], row["model"], row["variant"]
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """Returns a row of the table."""
+    here, there = row["valid_mrr"], row["valid_mrr_beside"]
+    ratios = [a / b - 1 for a, b in zip(here, there, strict=True)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    sampled = f"{SAMPLED[row['data']]:,} sampled items"
+    return [
+        row["data"],
+        row["model"],
+        str(row["epochs"]),
+        sampled if row["variant"] == "sampled" else row["variant"],
+        str(len(here)),
+        *(f"{100 * statistics.mean(x):.2f}" for x in (there, here)),
+        f"{statistics.mean(here) / statistics.mean(there) - 1:+.1%} ± {error:.1%}",
+        ", ".join(row["machine"]["flags"]),
+    ]
 
 
 if __name__ == "__main__":

@@ -65,17 +65,28 @@ def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor,
         if ignore is not None:
             row, slot = (ignore[rows] >= 0).nonzero(as_tuple=True)
             candidates[row, ignore[rows][row, slot]] = -torch.inf
-        cut = candidates.topk(size).values[:, -1:]
-        above, level = candidates > cut, candidates == cut
-        room = size - above.sum(1, keepdim=True)
-        chosen = above | (
-            level & (level.cumsum(1, dtype=torch.int32) <= room)
-        )  # topk alone picks any of the tied
-        found = chosen.nonzero()[:, 1].view(-1, size)
+        best, found = candidates.topk(min(size + 1, scores.shape[1]))
+        cut = best[:, size - 1 : size]
+        tied = ((best[:, size:] == cut) & (cut > -torch.inf)).any(1).nonzero()[:, 0]
+        found = found[:, :size]
+        if len(tied):
+            found[tied] = _lowest(candidates[tied], cut[tied], size)
+        found = found.sort(1).values
         best, order = candidates.gather(1, found).sort(dim=1, descending=True, stable=True)
         values[rows, :size] = best
         columns[rows, :size] = found.gather(1, order).masked_fill(best == -torch.inf, -1)
     return values, columns
+
+
+def _lowest(candidates: Tensor, cut: Tensor, size: int) -> Tensor:
+    """Returns the columns of the best of each row, (B, size), where more than those score the `cut`, (B, 1).
+
+    topk picks any of the tied; here the lowest columns stay.
+    """
+    above, level = candidates > cut, candidates == cut
+    room = size - above.sum(1, keepdim=True)
+    chosen = above | (level & (level.cumsum(1, dtype=torch.int32) <= room))
+    return chosen.nonzero()[:, 1].view(-1, size)
 
 
 def _signs(scores: Tensor, threshold: Tensor) -> Tensor:

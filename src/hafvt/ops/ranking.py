@@ -36,7 +36,8 @@ def ranks(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tenso
         columns = ignore.sort(1).values
         left_out = (columns >= 0) & (columns != target[:, None])
         left_out[:, 1:] &= columns[:, 1:] != columns[:, :-1]  # each column once
-        ahead -= (_signs(scores.gather(1, columns.clamp(min=0)), threshold) * left_out).sum(1)
+        taken = _signs(scores.gather(1, columns.clamp(min=0)), threshold)
+        ahead -= (taken * left_out).sum(1, dtype=torch.float32)
         candidates -= left_out.sum(1)
     counted = 0.5 + 0.5 * (candidates + ahead)
     return torch.where(threshold[:, 0].isnan(), candidates, counted)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, describe, record, sentence
+from machine import describe, record, recorded, sentence
 from real_data import PREPARE, call, make_data, options
 from study import COMMON, NARROW, SASREC
 
@@ -67,8 +67,7 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
 
 def write(work: Path, seeds: int) -> str:
     """Writes the table of all finished runs, rows of earlier calls among them, and returns it."""
-    path = RESULTS / "accuracy.json"
-    rows = {name_of(row): row for row in (read_json(path)["rows"] if path.exists() else [])}
+    found = recorded("accuracy")
     for data, model in EPOCHS:
         for variant in VARIANTS[1:]:
             pairs = [
@@ -81,11 +80,11 @@ def write(work: Path, seeds: int) -> str:
                 if all(path.exists() for path in pair)
             ]
             if len(bests) > 1:
-                row = {"data": data, "model": model, "variant": variant, "epochs": EPOCHS[data, model]}
+                row = {"data": data, "run": f"{model} {variant}", "epochs": EPOCHS[data, model]}
                 row |= {"valid_mrr": [here for here, _ in bests], "valid_mrr_beside": [x for _, x in bests]}
-                rows[name_of(row)] = row | {"machine": describe()}
-    order = [(*case, variant) for case in EPOCHS for variant in VARIANTS]
-    held = sorted(rows.values(), key=lambda row: order.index(name_of(row)))
+                found[data, row["run"]] = row | {"machine": describe()}
+    order = [(data, f"{model} {variant}") for data, model in EPOCHS for variant in VARIANTS]
+    held = [found[name] for name in order if name in found]
     header = ["data", "model", "epochs", "variant", "seeds", "MRR in fp32, %", "MRR, %", "change", "flags"]
     machines = dict.fromkeys(sentence(row["machine"]) for row in held)
     text = "\n".join(
@@ -102,12 +101,8 @@ def write(work: Path, seeds: int) -> str:
             markdown_table(header, [cells_of(row) for row in held], text_columns=4),
         ]
     )
-    record("accuracy", text, {"rows": held})
+    record("accuracy", text, {"runs": held})
     return text
-
-
-def name_of(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["data"], row["model"], row["variant"]
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
@@ -115,12 +110,12 @@ def cells_of(row: dict[str, Any]) -> list[str]:
     here, there = row["valid_mrr"], row["valid_mrr_beside"]
     ratios = [a / b - 1 for a, b in zip(here, there, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    sampled = f"{SAMPLED[row['data']]:,} sampled items"
+    model, variant = row["run"].split()
     return [
         row["data"],
-        row["model"],
+        model,
         str(row["epochs"]),
-        sampled if row["variant"] == "sampled" else row["variant"],
+        f"{SAMPLED[row['data']]:,} sampled items" if variant == "sampled" else variant,
         str(len(here)),
         *(f"{100 * statistics.mean(x):.2f}" for x in (there, here)),
         f"{statistics.mean(here) / statistics.mean(there) - 1:+.1%} ± {error:.1%}",

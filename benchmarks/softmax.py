@@ -21,19 +21,16 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, sentence
+from machine import describe, record, sentence
 from torch.profiler import ProfilerActivity, profile
 
-from hafvt.files import atomic_file, write_json
 from hafvt.ops.catalogue_softmax import Implementation, mean_nll
 from hafvt.ops.precision import compute_dtype
 from hafvt.progress import progress
 
-RESULTS = Path(__file__).parent / "results"
 QUERIES = 2048
 SIZES, WIDTHS = (4_000, 16_000, 64_000, 256_000), (64, 128, 256, 512)
 LARGEST_PLAIN = 64_000  # beyond, stored logits take many gigabytes
@@ -69,9 +66,7 @@ def main() -> None:
     text = markdown(machine, rows)
     print(text)
     if not quick:
-        write_json(RESULTS / "softmax.json", {"machine": machine, "queries": QUERIES, "rows": rows})
-        with atomic_file(RESULTS / "softmax.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        record("softmax", text + "\n", {"machine": machine, "queries": QUERIES, "rows": rows})
 
 
 def measure(v: int, d: int, learned: bool, impl: Implementation, dtype: str) -> dict[str, Any]:

@@ -48,20 +48,22 @@ class PlainHafVt(HafVt):
         of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         loss = torch.zeros(())
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            pair, among = self.pairs(sequence), self.candidates(number)
-            columns = pair.inputs.items[pair.mask.nonzero()[:, 0]] - among.start  # (N, T)
-            had = torch.zeros(len(columns), among.stop - among.start)
-            had.scatter_add_(1, columns.clamp(min=0), pair.had.float())  # (N, V)
+            pair, among = self.pairs(sequence), self.items.learned[number]
+            met = self.items.met_items[among]  # (V',)
+            columns = self.items.met_number[pair.inputs.items[pair.mask.nonzero()[:, 0]]] - among.start
+            had = torch.zeros(len(columns), len(met))
+            had.scatter_add_(1, columns.clamp(0, len(met) - 1), pair.had.float())  # (N, T) -> (N, V')
             read = F.embedding(pair.inputs.items, self.items.entering()) if self.encoders else None
             states = None if read is None else self.encoders[row](read)
             log_p = []
             for modality in range(len(self.modalities)):
                 x = self.items.history(modality, pair.inputs.items) if states is None else states
                 h = F.normalize(self.layer(row, modality)(x)[pair.mask], dim=1)
-                logits = h @ self.items.compared(modality)[among].T / self.config.temperature
+                logits = h @ self.items.compared(modality)[met].T / self.config.temperature
                 logits = logits + had * self.log_again()[0]
-                found = torch.log_softmax(logits, dim=1)  # (N, V)
-                log_p.append(found.gather(1, pair.targets[:, None] - among.start)[:, 0])
+                found = torch.log_softmax(logits, dim=1)
+                places = self.items.met_number[pair.targets] - among.start  # (N,)
+                log_p.append(found.gather(1, places[:, None])[:, 0])
             mixture = (self.log_weights()[row] + torch.stack(log_p, dim=1)).logsumexp(1)
             factor = self.config.lambda2 if number == len(self.domains) else of_domain
             loss = loss - factor * mixture.sum() / max(len(mixture), 1)

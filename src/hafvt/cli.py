@@ -8,8 +8,11 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import takewhile
@@ -160,12 +163,25 @@ def spell_out(arguments: Sequence[str], known: dict[str, Command]) -> list[str]:
     return spelt
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Takes SIGTERM for Ctrl-C: what runs beside is stopped, too, and temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a sub-command.
 
     Returns:
-        0 where it succeeded, 1 where the user can mend what went wrong, 130 after Ctrl-C. (The parser itself
-        exits with 2 on a wrong option.)
+        0 where it succeeded, 1 where the user can mend what went wrong, 130 after Ctrl-C or SIGTERM. (The
+        parser itself exits with 2 on a wrong option.)
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of choices that are ours
     known = commands()
@@ -175,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parser(known, chosen).parse_args(spell_out(given, known))
         values = settings[chosen].as_dict()
         values.pop("config", None)
-        if said := known[chosen].show(known[chosen].function(**values)):
+        with _terminated_as_interrupted():
+            said = known[chosen].show(known[chosen].function(**values))
+        if said:
             print(said)
     except ModuleNotFoundError as error:
         if error.name != "torch":

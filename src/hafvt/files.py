@@ -8,11 +8,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hafvt.errors import HafvtError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -58,6 +63,33 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps others out of a folder, which is made where it is missing, as long as the block runs.
+
+    Should the process die, the system lets others in. Where it knows no such locks nobody is kept out.
+
+    Raises:
+        HafvtError: somebody else is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network drives know no locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise HafvtError(
+                    f"{folder} is in use by another process: wait, end that one, or choose another folder"
+                ) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -23,7 +23,7 @@ from hafvt.experiments.compare import PARTS, ablate, compare
 from hafvt.experiments.contest import Budget, Entry, Outcome, against_best_other, searched, slug
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
-from hafvt.files import write_json
+from hafvt.files import alone_in, write_json
 from hafvt.models import MODELS
 from hafvt.models.popularity import Popularity
 from hafvt.models.sasrec import SasRecConfig
@@ -119,20 +119,26 @@ def test_settings_of_a_search_take_the_place_of_the_rates(make_small, tmp_path, 
         compare(make_small(seed=1).folder, tmp_path / "no", tuned={"gru4rec": str(folder)})
 
 
-def test_a_killed_comparison_goes_on_and_ends_alike(make_small, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_comparison_goes_on_and_ends_alike(make_small, tmp_path, how):
     data = make_small(users=300)
+    arguments = ["compare", str(data.folder), "--out", str(tmp_path / "a")]
+    arguments += ["--models", "gru4rec", "--budget", "small"]
     code = (
+        "from hafvt.cli import main\n"
         "from hafvt.experiments import contest\n"
-        "from hafvt.experiments.compare import compare\n"
         f"contest.BUDGETS['small'] = contest.{QUICK!r}\n"
-        f"compare({str(data.folder)!r}, {str(tmp_path / 'a')!r}, models=['gru4rec'], budget='small')\n"
+        f"raise SystemExit(main({arguments!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("a/runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    process.send_signal(how)
+    assert process.wait(30) == 130
+    for metrics in tmp_path.glob("a/runs/*/*/metrics.jsonl"):
+        with alone_in(metrics.parent):  # nobody trains there any more
+            pass
     held = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
     whole = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")
     assert held.outcomes[0].results == whole.outcomes[0].results

@@ -19,6 +19,7 @@ import yaml
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
+from hafvt.files import alone_in
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load, save
 from hafvt.training.loop import train
@@ -258,6 +259,19 @@ def test_a_run_is_never_overwritten(small, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("dear")
     with pytest.raises(HafvtError, match="not empty"):
         train("sasrec", small, tmp_path / "mine", **settings)
+
+
+def test_two_never_train_in_one_folder(small, tmp_path):
+    settings = {"params": PARAMS["sasrec"], "batch_size": 8, "resume": True}
+    train("sasrec", small, tmp_path / "run", epochs=1, **settings)
+    with (
+        alone_in(tmp_path / "run"),
+        pytest.raises(HafvtError, match="in use by another process: wait"),
+    ):
+        train("sasrec", small, tmp_path / "run", epochs=2, **settings)
+    assert len(lines(tmp_path / "run")) == 1
+    train("sasrec", small, tmp_path / "run", epochs=2, **settings)
+    assert len(lines(tmp_path / "run")) == 2
 
 
 def test_damage_is_named(small, make_small, tmp_path):

@@ -23,7 +23,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, need
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, checked, ranked
-from hafvt.files import atomic_file, write_json
+from hafvt.files import alone_in, atomic_file, write_json
 from hafvt.models import build, complete, configure, usual_rate
 from hafvt.ops.precision import compute_dtype
 from hafvt.progress import peak_gib, progress
@@ -158,97 +158,100 @@ def train(
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
-    _claim(out, settings, resume)
-    weights = [p for p in net.parameters() if p.requires_grad]
-    if not weights:
-        epochs = validate_every = 1
-    optimizer = (  # fused, as the plain one makes temporary copies as large as the item table
-        torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        if weights
-        else None
-    )
-    selected = len(dataset.domains) if protocol == "c2dsr" else 1
-    state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
-    net.to(fabric.device)
-    average = Average(net, averaging)
-    last_path = out / "checkpoint" / "last.safetensors"
-    best_paths = [out / "checkpoint" / f"best{number or ''}.safetensors" for number in range(selected)]
-    if last_path.exists():
-        tensors, held = load(last_path)
-        unpack(tensors, net, optimizer, average.weights)
-        state = Progress(**held)
-    _truncate(out / "metrics.jsonl", state)
-    if optimizer is not None:
-        _, optimizer = fabric.setup(net, optimizer)
+    with alone_in(out):
+        _claim(out, settings, resume)
+        weights = [p for p in net.parameters() if p.requires_grad]
+        if not weights:
+            epochs = validate_every = 1
+        optimizer = (  # fused, as the plain one makes temporary copies as large as the item table
+            torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
+            if weights
+            else None
+        )
+        selected = len(dataset.domains) if protocol == "c2dsr" else 1
+        state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
+        net.to(fabric.device)
+        average = Average(net, averaging)
+        last_path = out / "checkpoint" / "last.safetensors"
+        best_paths = [out / "checkpoint" / f"best{number or ''}.safetensors" for number in range(selected)]
+        if last_path.exists():
+            tensors, held = load(last_path)
+            unpack(tensors, net, optimizer, average.weights)
+            state = Progress(**held)
+        _truncate(out / "metrics.jsonl", state)
+        if optimizer is not None:
+            _, optimizer = fabric.setup(net, optimizer)
 
-    def checkpoint() -> None:
-        save(last_path, pack(net, optimizer, average.weights), asdict(state))
+        def checkpoint() -> None:
+            save(last_path, pack(net, optimizer, average.weights), asdict(state))
 
-    def validate() -> float:
-        _, ranks = ranked([net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device)
-        mrr = mean_mrr(ranks)
-        for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
-            if found > state.best_mrrs[number]:
-                state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
-                save(best_paths[number], pack(net), {"epoch": state.epoch, "valid_mrr": found})
-        return mrr
+        def validate() -> float:
+            _, ranks = ranked([net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device)
+            mrr = mean_mrr(ranks)
+            for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
+                if found > state.best_mrrs[number]:
+                    state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
+                    save(best_paths[number], pack(net), {"epoch": state.epoch, "valid_mrr": found})
+            return mrr
 
-    log = _Log(out, tensorboard)
-    started, saved = time.monotonic() - state.seconds, time.monotonic()
-    total = epochs * len(batches) * batch_size
-    with (
-        progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance,
-        _stoppable() as stop,
-    ):
-        mrr = -1.0
-        while not _finished(state, epochs, validate_every, patience):
-            net.train()
-            for batch in batches.epoch(state.epoch, first=state.batch):
-                if optimizer is not None:
-                    torch.manual_seed((seed << 32) + state.step)  # so that any step can be taken again alike
-                    optimizer.zero_grad(set_to_none=True)
-                    with fabric.autocast():  # Fabric itself gives it to `forward` alone
-                        loss = net.loss(batch.to(fabric.device))
-                    fabric.backward(loss)
-                    optimizer.step()
-                    state.loss += _finite(float(loss.detach()), state, learning_rate)
-                state.batch += 1
-                state.step += 1
-                average.update(state.step)
+        log = _Log(out, tensorboard)
+        started, saved = time.monotonic() - state.seconds, time.monotonic()
+        total = epochs * len(batches) * batch_size
+        with (
+            progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance,
+            _stoppable() as stop,
+        ):
+            mrr = -1.0
+            while not _finished(state, epochs, validate_every, patience):
+                net.train()
+                for batch in batches.epoch(state.epoch, first=state.batch):
+                    if optimizer is not None:
+                        torch.manual_seed(
+                            (seed << 32) + state.step
+                        )  # so that any step can be taken again alike
+                        optimizer.zero_grad(set_to_none=True)
+                        with fabric.autocast():  # Fabric itself gives it to `forward` alone
+                            loss = net.loss(batch.to(fabric.device))
+                        fabric.backward(loss)
+                        optimizer.step()
+                        state.loss += _finite(float(loss.detach()), state, learning_rate)
+                    state.batch += 1
+                    state.step += 1
+                    average.update(state.step)
+                    state.seconds = time.monotonic() - started
+                    advance(batch_size, _note(state, mrr))
+                    if stop() or time.monotonic() - saved > checkpoint_every:
+                        checkpoint()
+                        saved = time.monotonic()
+                    if stop():
+                        raise KeyboardInterrupt
+                state.epoch += 1
+                line: dict[str, Any] = {
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "loss": state.loss / len(batches),
+                }
+                if state.epoch % validate_every == 0 or state.epoch == epochs:
+                    with average.in_place():
+                        mrr = line["valid_mrr"] = validate()
                 state.seconds = time.monotonic() - started
-                advance(batch_size, _note(state, mrr))
-                if stop() or time.monotonic() - saved > checkpoint_every:
-                    checkpoint()
-                    saved = time.monotonic()
-                if stop():
-                    raise KeyboardInterrupt
-            state.epoch += 1
-            line: dict[str, Any] = {
-                "epoch": state.epoch,
-                "step": state.step,
-                "loss": state.loss / len(batches),
-            }
-            if state.epoch % validate_every == 0 or state.epoch == epochs:
-                with average.in_place():
-                    mrr = line["valid_mrr"] = validate()
-            state.seconds = time.monotonic() - started
-            log.write({**line, "seconds": round(state.seconds, 2)})
-            state.batch, state.loss = 0, 0.0
-            checkpoint()
-            saved = time.monotonic()
-    for path, name in zip(best_paths, weight_files(selected), strict=True):
-        save(out / name, *load(path))
-    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": sum(state.best_mrrs) / selected}
-    if selected > 1:
-        best["of_each_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
-    best["seconds"], best["epochs"], best["steps"] = round(state.seconds, 1), state.epoch, state.step
-    best["peak_gib"] = round(_peak_gib(fabric.device), 3)
-    write_json(out / "model.json", describe(model, net, config, settings, best))
-    run = open_run(out, dataset)
-    if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
-        _, ranks = ranked(run.models, dataset, "test", protocol)
-        report(out, model, run.models, dataset, ranks, protocol=protocol)
-    return run
+                log.write({**line, "seconds": round(state.seconds, 2)})
+                state.batch, state.loss = 0, 0.0
+                checkpoint()
+                saved = time.monotonic()
+        for path, name in zip(best_paths, weight_files(selected), strict=True):
+            save(out / name, *load(path))
+        best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": sum(state.best_mrrs) / selected}
+        if selected > 1:
+            best["of_each_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
+        best["seconds"], best["epochs"], best["steps"] = round(state.seconds, 1), state.epoch, state.step
+        best["peak_gib"] = round(_peak_gib(fabric.device), 3)
+        write_json(out / "model.json", describe(model, net, config, settings, best))
+        run = open_run(out, dataset)
+        if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
+            _, ranks = ranked(run.models, dataset, "test", protocol)
+            report(out, model, run.models, dataset, ranks, protocol=protocol)
+        return run
 
 
 def _check(**positive: float) -> None:

@@ -206,9 +206,7 @@ def train(
                 net.train()
                 for batch in batches.epoch(state.epoch, first=state.batch):
                     if optimizer is not None:
-                        torch.manual_seed(
-                            (seed << 32) + state.step
-                        )  # so that any step can be taken again alike
+                        torch.manual_seed((seed << 32) + state.step)  # any step can be taken again alike
                         optimizer.zero_grad(set_to_none=True)
                         with fabric.autocast():  # Fabric itself gives it to `forward` alone
                             loss = net.loss(batch.to(fabric.device))

@@ -157,7 +157,7 @@ def test_the_figures_of_real_data_are_what_was_measured():
     assert f"{overall['amazon-food-kitchen', 'hafvt']} among all" in README.replace("\n", " ")
     assert f"{overall['movielens-posters', 'hafvt']} on films" in README.replace("\n", " ")
     literal = [overall[data, "hafvt paper"] for data in ("amazon-food-kitchen", "movielens-posters")]
-    assert f"{literal[0]} there, {literal[1]} on films" in README.replace("\n", " ")
+    assert f"{literal[0]} on food and kitchen, {literal[1]} on films" in README.replace("\n", " ")
 
 
 def test_main_is_what_the_program_calls(capsys):

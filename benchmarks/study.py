@@ -86,6 +86,7 @@ VARIANTS = {
     "learned share": f"hafvt {NARROW}",
     "other domains trained": f"hafvt {NARROW}",
     "merged trained within": f"hafvt {NARROW}",
+    "recent targets": f"hafvt {NARROW} --params.max_length 50",
 }
 PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures beside titles
 ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in

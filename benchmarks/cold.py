@@ -26,7 +26,7 @@ from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
 from hafvt.experiments.cold import rank_cold
 from hafvt.models.hafvt import HafVt
-from hafvt.reports.table import interval, markdown_table, percent
+from hafvt.reports.tables import interval, markdown_table, percent
 from hafvt.training.run import Run, open_run
 
 DATA = "movielens-posters"

@@ -5,7 +5,7 @@
 The films are sorted into five domains by their first genre, the goods into three by words of their titles.
 Nothing was chosen on these sets: every run is `hafvt train MODEL` with its defaults, but for 30 epochs on the
 films and 20 on the goods. Test MRR of each domain, among all its items and, `strict`, among 999 that the user
-never had. HAF-VT ranks a second time, not renormalised (`RANKED`).
+never had. HAF-VT ranks a second time, not renormalized (`RANKED`).
 
 What was stopped goes on when the command is given again. Rows of earlier calls stay in results/domains.md and
 .json until their run is made again.
@@ -24,10 +24,10 @@ from machine import describe, record, recorded, sentence
 from real_data import ENCODE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import ranked
-from hafvt.experiments.contest import slug
+from hafvt.evaluation.protocols import rank_targets
+from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 from hafvt.training.run import open_run
 
 GENRE = pl.col("genres").str.split("|").list.first()
@@ -55,9 +55,9 @@ CUTS = {  # by data set: where it comes from, and its domains; an item is in the
     ),
 }
 RUNS = {"hafvt": "hafvt", "hafvt, ids only": "hafvt --params.modalities [id]", "sasrec": "sasrec"}
-RANKED = {"hafvt, not renormalised": ("hafvt", {"renormalised": False})}  # a run, ranking with other fields
+RANKED = {"hafvt, not renormalized": ("hafvt", {"renormalized": False})}  # a run, ranking with other fields
 EPOCHS = {"films in five": "--epochs 30", "goods in three": "--epochs 20"}
-PROTOCOLS = ("full", "strict")
+PROTOCOLS = ("full", "sampled-unseen")
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"data": data, "run": name, "users": run.data.users, "best": run.about["best"]}
     found["items"] = {domain.name: len(domain) for domain in run.data.domains}
     for protocol in PROTOCOLS:
-        ranks, _ = ranked(run.models, run.data, "test", protocol)
+        ranks, _ = rank_targets(run.models, run.data, "test", protocol)
         of = {domain.name: 1 / ranks.ranks[ranks.domains == d] for d, domain in enumerate(run.data.domains)}
         found["targets"] = {domain: len(gains) for domain, gains in of.items()}
         found[protocol] = {"all": mean_mrr(ranks)} | {domain: gains.mean() for domain, gains in of.items()}

@@ -1,9 +1,9 @@
-"""How many histories a second are ranked against a whole catalogue, and in how much memory.
+"""How many histories a second are ranked against a whole catalog, and in how much memory.
 
     python benchmarks/evaluation.py [--items 28500]
 
 One target per history among all items of two domains of very unequal size, so that nearly each is ranked
-among the whole catalogue; histories of 20 items, untrained models (which takes as long), all processors.
+among the whole catalog; histories of 20 items, untrained models (which takes as long), all processors.
 Writes results/evaluation.md and .json.
 """
 
@@ -23,9 +23,9 @@ from machine import describe, record, sentence
 
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.evaluation.protocols import full
-from hafvt.features.catalogue import Catalogue, Vectors
-from hafvt.models import build, configure
-from hafvt.reports.table import markdown_table
+from hafvt.features.item_features import ItemFeatures, Vectors
+from hafvt.models import build_model, configure
+from hafvt.reports.tables import markdown_table
 
 USERS, LENGTH, OTHER = 20_000, 20, 100
 CASES = {
@@ -46,9 +46,9 @@ def main() -> None:
         vectors = {
             name: Vectors(F.normalize(torch.randn(items, 512), dim=1), here) for name in ("image", "title")
         }
-        catalogue = Catalogue(data.domains, vectors, torch.ones(items))
+        catalog = ItemFeatures(data.domains, vectors, torch.ones(items))
         for name, params in CASES.items():
-            model = build(name, catalogue, configure(name, params=params))
+            model = build_model(name, catalog, configure(name, params=params))
             positions = np.asarray(data.test)[: USERS if name == "sasrec" else USERS // 5]
             full(model, data, positions[:500])
             with Meter() as meter:
@@ -94,7 +94,7 @@ def write(found: dict[str, dict[str, Any]], items: int) -> None:
         "MiB all scores would take",
     ]
     text = [
-        "# Ranking against the whole catalogue",
+        "# Ranking against the whole catalog",
         "",
         f"`python benchmarks/evaluation.py`: {items:,} items, histories of {LENGTH} items.",
         "",

@@ -3,7 +3,7 @@
     python benchmarks/export.py
 
 Id, picture and title, the default configuration, random weights and vectors, as fast as good ones;
-two catalogues; one thread. What a call costs is the time of the processor, the median of many calls, so that
+two catalogs; one thread. What a call costs is the time of the processor, the median of many calls, so that
 a machine that others use too does not change it much. Writes results/export.md and .json.
 """
 
@@ -25,10 +25,10 @@ from machine import describe, record, sentence
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain, Int64
-from hafvt.features.catalogue import Catalogue, Vectors
-from hafvt.models import build, configure
-from hafvt.reports.table import markdown_table
-from hafvt.serving.export import Scores, take_tables, traced
+from hafvt.features.item_features import ItemFeatures, Vectors
+from hafvt.inference.onnx_export import Scores, take_tables, traced
+from hafvt.models import build_model, configure
+from hafvt.reports.tables import markdown_table
 
 SIZES = {"movielens": (965, 1_356), "64,000 items": (32_000, 32_000)}
 LENGTH, WIDTH, MANY = 20, 128, 64
@@ -57,7 +57,7 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
     vectors = {
         name: Vectors(F.normalize(torch.randn(items, WIDTH), dim=1), here) for name in ("image", "title")
     }
-    model = build("hafvt", Catalogue(domains, vectors, torch.ones(items)), configure("hafvt")).eval()
+    model = build_model("hafvt", ItemFeatures(domains, vectors, torch.ones(items)), configure("hafvt")).eval()
     program = traced(Scores(model, 0))
     onnx_ir.save(program, folder / "baked.onnx", external_data="baked.data")
     tables = take_tables(program.graph, items, "")

@@ -1,9 +1,9 @@
-"""Peak memory of a HAF-VT training step against the size of the catalogue.
+"""Peak memory of a HAF-VT training step against the size of the catalog.
 
     python benchmarks/memory.py
 
 Each size runs in a process of its own. "tables" are what must be held per item whatever the method: vectors,
-learned and frozen, links to neighbours and groups, and of what is learned gradient and both moments of Adam.
+learned and frozen, links to neighbors and groups, and of what is learned gradient and both moments of Adam.
 "peak" is how far the resident memory of the process rose above what it was before the model was built,
 "beside" the peak without the tables (it falls where the rest is at its highest before the gradient of the
 table is there). "step" is exact: the most that torch's tensors took during a fourth step over what they held
@@ -37,7 +37,7 @@ def measure(items: int) -> dict[str, float]:
 
     from hafvt.data.batches import Batch
     from hafvt.data.dataset import Domain
-    from hafvt.features.catalogue import Catalogue, Vectors
+    from hafvt.features.item_features import ItemFeatures, Vectors
     from hafvt.models.hafvt import HafVt, HafVtConfig
 
     torch.manual_seed(0)
@@ -50,9 +50,9 @@ def measure(items: int) -> dict[str, float]:
         name: Vectors(torch.nn.functional.normalize(torch.randn(items, WIDTH)), here)
         for name in ("image", "title")
     }
-    catalogue = Catalogue(domains, vectors, torch.ones(items))
-    model = HafVt(catalogue, HafVtConfig(content_width=0))
-    del vectors, catalogue
+    catalog = ItemFeatures(domains, vectors, torch.ones(items))
+    model = HafVt(catalog, HafVtConfig(content_width=0))
+    del vectors, catalog
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def step() -> None:
@@ -63,14 +63,19 @@ def measure(items: int) -> dict[str, float]:
 
     for _ in range(3):
         step()
-    grown = peak() - before
+    with_added_items = peak() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         step()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = (int(e.nbytes()) for e in sorted(events, key=lambda e: e.start_ns()))
     held = sum(each.nbytes for each in model.buffers()) + 4 * sum(each.nbytes for each in model.parameters())
     tables = held / MIB
-    found = {"items": items, "tables_mib": tables, "peak_mib": grown, "beside_mib": grown - tables}
+    found = {
+        "items": items,
+        "tables_mib": tables,
+        "peak_mib": with_added_items,
+        "beside_mib": with_added_items - tables,
+    }
     return {**found, "step_mib": max(itertools.accumulate(sizes)) / MIB}
 
 
@@ -79,7 +84,7 @@ def main() -> None:
     from machine import describe, sentence
 
     from hafvt.files import atomic_file, write_json
-    from hafvt.reports.table import markdown_table
+    from hafvt.reports.tables import markdown_table
 
     rows = []
     for items in SIZES:
@@ -98,7 +103,7 @@ def main() -> None:
     ]
     lines += [
         f"Steps of {USERS} histories of {LENGTH} items, ids of width 128 with pictures and titles of width "
-        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbours and groups, "
+        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbors and groups, "
         "and of what is learned gradient and both moments of Adam. Peak: rise of the resident memory over "
         "three steps; beside: the same without the tables (it falls where the rest is at its highest before "
         "the gradient of the table is there). Step: the most that torch's tensors took during a step over "

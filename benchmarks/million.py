@@ -29,9 +29,9 @@ from machine import describe, record, sentence
 from hafvt import train
 from hafvt.data.dataset import Dataset, Domain, write_dataset
 from hafvt.files import read_json, write_json
+from hafvt.inference.ann import index, some_histories
+from hafvt.inference.recommender import Recommender
 from hafvt.progress import memory_gib
-from hafvt.serving.index import index, some_histories
-from hafvt.serving.recommender import Recommender
 
 WIDTH = 64  # of all vectors
 OF_PERSON = 13  # items of each domain in a history
@@ -97,8 +97,8 @@ def make(folder: Path, half: int) -> Dataset:
         test=offsets[1 : VALIDATED + 1] - 1,
     )
     for name in ("image", "title"):
-        centres = chance.normal(size=(2 * clusters, WIDTH)).astype(np.float32)
-        vectors = centres[of_item + np.repeat([0, clusters], half)]
+        centers = chance.normal(size=(2 * clusters, WIDTH)).astype(np.float32)
+        vectors = centers[of_item + np.repeat([0, clusters], half)]
         vectors += 0.7 * chance.normal(size=vectors.shape).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         target = folder / "features" / name

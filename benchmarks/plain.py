@@ -27,13 +27,13 @@ from torch import Tensor
 
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset, Domain
-from hafvt.evaluation.metrics import mean_mrr, summarise
+from hafvt.evaluation.metrics import mean_mrr, summarize
 from hafvt.evaluation.protocols import full
-from hafvt.features.catalogue import Catalogue, Vectors, read_catalogue
+from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features
 from hafvt.files import read_json, write_json
 from hafvt.models.hafvt import HafVt, HafVtConfig
-from hafvt.ops.precision import compute_dtype
-from hafvt.reports.table import markdown_table
+from hafvt.ops.dtype import compute_dtype
+from hafvt.reports.tables import markdown_table
 
 ITEMS, BATCH, LENGTH, STEPS = 64_000, 64, 20, 5
 DATA = "amazon-food-kitchen"
@@ -104,15 +104,15 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         vectors = {
             name: Vectors(F.normalize(torch.randn(ITEMS, 128), dim=1), here) for name in ("image", "title")
         }
-        catalogue = Catalogue(domains, vectors, torch.ones(ITEMS))
+        catalog = ItemFeatures(domains, vectors, torch.ones(ITEMS))
         random = [torch.randint(ITEMS, (BATCH, LENGTH + 1)) for _ in range(STEPS)]
         batches = [Batch(items, torch.full((BATCH,), LENGTH + 1)) for items in random]
     else:
         data = Dataset.open(work / DATA)
-        catalogue = read_catalogue(data)
+        catalog = load_item_features(data)
         order = TrainBatches(data, BATCH, LENGTH + 1, seed=0)
         batches = [batch for number in range(passes) for batch in order.epoch(number)]
-    model = kind(catalogue, HafVtConfig(max_length=LENGTH))
+    model = kind(catalog, HafVtConfig(max_length=LENGTH))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
     bf16 = compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"
@@ -126,7 +126,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         optimizer.step()
 
     if case == "steps":
-        with Meter() as first:  # the memory is that of the first step, which makes the optimiser's tables too
+        with Meter() as first:  # the memory is that of the first step, which makes the optimizer's tables too
             step(batches[0])
     spent[0] = 0.0
     with Meter() as training:
@@ -143,7 +143,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
     }
     if case == "passes":
         ranks = full(model, data, data.valid)
-        results = summarise(ranks, [d.name for d in data.domains], resamples=1)
+        results = summarize(ranks, [d.name for d in data.domains], resamples=1)
         figures |= {"valid_mrr": mean_mrr(ranks), "valid_ndcg10": results["overall"]["NDCG@10"].value}
     return figures
 
@@ -163,7 +163,7 @@ def timed_softmax() -> list[float]:
 
         return run
 
-    for name in ("catalogue_nll", "target_log_probabilities"):
+    for name in ("catalog_nll", "target_log_probabilities"):
         setattr(hafvt, name, timed(getattr(hafvt, name)))
     return spent
 

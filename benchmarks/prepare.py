@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from machine import describe, record, sentence
 
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 
 FULL = 20_000_000
 PREPARE = """
@@ -41,12 +41,12 @@ import json, resource, sys, time
 import numpy as np
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.protocols import full
-from hafvt.models import build, configure
+from hafvt.models import build_model, configure
 from hafvt.progress import progress
-from hafvt.training.run import catalogue_of
+from hafvt.training.run import catalog_of
 data, name, params = Dataset.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 config = configure(name, params=params)
-model = build(name, catalogue_of(data, name, config), config)
+model = build_model(name, catalog_of(data, name, config), config)
 positions = np.asarray(data.test)
 start = time.perf_counter()
 with progress(f"rank {name}", len(positions), "histories") as advance:

@@ -22,8 +22,8 @@ from machine import describe, record, recorded, sentence
 
 from hafvt.evaluation.metrics import Results
 from hafvt.files import read_json
-from hafvt.reports.run import figures_of
-from hafvt.reports.table import markdown_table, percent, results_markdown
+from hafvt.reports.report import figures_of
+from hafvt.reports.tables import markdown_table, percent, results_markdown
 
 PREPARE = {
     "movielens-posters": "--min-per-domain 3 --last 50",
@@ -46,8 +46,8 @@ RUNS = [
     ("amazon-food-kitchen", "popularity", "popularity"),
     ("amazon-food-kitchen", "sasrec", "sasrec"),
     ("amazon-food-kitchen", "hafvt ids only", "hafvt --epochs 20 --params.modalities [id]"),
-    ("movielens-posters", "hafvt paper", "hafvt --configuration paper --epochs 10"),
-    ("amazon-food-kitchen", "hafvt paper", "hafvt --configuration paper --epochs 10"),
+    ("movielens-posters", "hafvt paper", "hafvt --preset paper --epochs 10"),
+    ("amazon-food-kitchen", "hafvt paper", "hafvt --preset paper --epochs 10"),
 ]
 
 

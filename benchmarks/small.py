@@ -22,24 +22,24 @@ from machine import describe, record, recorded, sentence
 from real_data import ENCODE, PREPARE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import ranked
-from hafvt.experiments.contest import slug
+from hafvt.evaluation.protocols import rank_targets
+from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 from hafvt.training.run import open_run
 
 EVERY = 10  # users, of whom one is taken
 RUNS = {
     "hafvt": "hafvt",
     "sasrec": "sasrec",
-    "hafvt, unmixed": "hafvt --configuration unmixed",
+    "hafvt, unmixed": "hafvt --preset unmixed",
     "hafvt, ids only": "hafvt --params.modalities [id]",
     "hafvt, rate 0.001": "hafvt --learning-rate 0.001",
     "sasrec, rate 0.003": "sasrec --learning-rate 0.003",
     "hafvt, batches of 128": "hafvt --batch-size 128",
     "sasrec, batches of 128": "sasrec --batch-size 128",
 }
-PROTOCOLS = ("full", "strict")
+PROTOCOLS = ("full", "sampled-unseen")
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     figures |= {"users": run.data.users, "items": {domain.name: len(domain) for domain in domains}}
     for protocol in PROTOCOLS:
         for split in ("valid", "test"):
-            ranks, _ = ranked(run.models, run.data, split, protocol)
+            ranks, _ = rank_targets(run.models, run.data, split, protocol)
             figures[f"{split} {protocol}"] = mean_mrr(ranks)
             figures[f"{split} targets"] = len(ranks.ranks)
     return json.loads(json.dumps(figures, default=float))

@@ -1,8 +1,8 @@
-"""How close to the machine's limit is the softmax over a catalogue, and how does it grow?
+"""How close to the machine's limit is the softmax over a catalog, and how does it grow?
 
 Run: python benchmarks/softmax.py [--quick]
 
-For each implementation, dtype, catalogue size and width: the loss and its gradients, `catalogue_nll`, with a
+For each implementation, dtype, catalog size and width: the loss and its gradients, `catalog_nll`, with a
 frozen table (gradient of the queries alone) and a learned one. The full run writes results/softmax.md and
 .json beside this file; --quick only prints. With OMP_NUM_THREADS=1 the time is CPU time, which others' work
 on the machine disturbs little.
@@ -27,8 +27,8 @@ import torch
 from machine import describe, record, sentence
 from torch.profiler import ProfilerActivity, profile
 
-from hafvt.ops.catalogue_softmax import Implementation, mean_nll
-from hafvt.ops.precision import compute_dtype
+from hafvt.ops.catalog_softmax import Implementation, mean_nll
+from hafvt.ops.dtype import compute_dtype
 from hafvt.progress import progress
 
 QUERIES = 2048
@@ -42,8 +42,8 @@ IMPLS: tuple[tuple[Implementation, str], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures the softmax over a catalogue.")
-    parser.add_argument("--quick", action="store_true", help="the smallest catalogue only; writes nothing")
+    parser = argparse.ArgumentParser(description="Measures the softmax over a catalog.")
+    parser.add_argument("--quick", action="store_true", help="the smallest catalog only; writes nothing")
     quick = parser.parse_args().quick
     sizes, widths = ((4_000, 16_000), (64,)) if quick else (SIZES, WIDTHS)
     fast = "bfloat16" if compute_dtype(torch.device("cpu")) == torch.bfloat16 else "float32"
@@ -130,7 +130,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
 def markdown(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Returns the description and the table."""
     lines = [
-        "# Softmax over a catalogue: loss and gradients",
+        "# Softmax over a catalog: loss and gradients",
         "",
         f"`python benchmarks/softmax.py`. {sentence(machine)} Times are {machine['clock']}; load before and "
         f"after: {machine['load'][0]} and {machine['load'][1]} (above the number of threads others "

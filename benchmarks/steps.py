@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset, Domain
-from hafvt.features.catalogue import read_catalogue
-from hafvt.models import MODELS, build, complete, configure
+from hafvt.features.item_features import load_item_features
+from hafvt.models import MODELS, build_model, configure, resolve_modalities
 from hafvt.models.base import Model
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 
 WIDTH, LENGTH, BATCH, ITEMS, USERS = 64, 20, 128, 8000, 4096
 
@@ -68,8 +68,8 @@ def measure(name: str, data: Dataset, steps: int) -> dict[str, Any]:
     names = {field.name for field in fields(type(configure(name)))}
     params = {"width": WIDTH, "max_length": LENGTH, "pretrain_steps": 0}
     config = configure(name, params={key: value for key, value in params.items() if key in names})
-    catalogue = read_catalogue(data, relations=True)
-    model = build(name, catalogue, complete(config, catalogue)).train()
+    catalog = load_item_features(data, relations=True)
+    model = build_model(name, catalog, resolve_modalities(config, catalog)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = list(TrainBatches(data, batch_size=BATCH, max_length=model.max_length, seed=0).epoch(0))
     step(model, optimizer, batches[0])

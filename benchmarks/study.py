@@ -33,17 +33,17 @@ from torch import Tensor
 
 from hafvt.data.batches import Batch
 from hafvt.evaluation.metrics import Ranks, mean_mrr
-from hafvt.evaluation.protocols import ranked
-from hafvt.experiments.contest import slug
+from hafvt.evaluation.protocols import rank_targets
+from hafvt.experiments.comparison_runner import slug
 from hafvt.files import read_json, write_json
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 from hafvt.training.run import open_run
 
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 SASREC = "sasrec --params.width 64"
 NARROW = "--params.id_width 64 --params.content_width 64"
-BEFORE = "--params.blocks 0 --params.repeats false --averaging 0 --params.lambda1 0.1 --params.lambda2 1.0"
+BEFORE = "--params.blocks 0 --params.repeats false --ema-decay 0 --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
@@ -60,11 +60,11 @@ VARIANTS = {
     "128 directions of content": f"hafvt {NARROW} --params.content_width 128",
     "all of content": f"hafvt {NARROW} --params.content_width 0",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
-    "without neighbours": f"hafvt {NARROW} --params.neighbours 0",
+    "without neighbors": f"hafvt {NARROW} --params.neighbors 0",
     "without groups": f"hafvt {NARROW} --params.groups []",
     "nothing borrowed": f"hafvt {NARROW} --params.shrinkage 0",
-    "not averaged": f"hafvt {NARROW} --averaging 0",
-    "sasrec, not averaged": f"{SASREC} --averaging 0",
+    "not averaged": f"hafvt {NARROW} --ema-decay 0",
+    "sasrec, not averaged": f"{SASREC} --ema-decay 0",
     "dropout 0.1": f"hafvt {NARROW} --params.dropout 0.1",
     "dropout 0.3": f"hafvt {NARROW} --params.dropout 0.3",
     "temperature 0.07": f"hafvt {NARROW} --params.temperature 0.07",
@@ -93,7 +93,7 @@ ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever re
 DESIGNS = Path(__file__).with_name("designs")
 RANKINGS: dict[str, dict[str, float]] = {
     # fields of the default to rank with; popularity: log of the count, times this, added to scores
-    "not renormalised": {"renormalised": False},
+    "not renormalized": {"renormalized": False},
     **{f"lambda1 {value} in ranking": {"lambda1": value} for value in (0.001, 0.1, 1.0)},
     **{f"lambda2 {value} in ranking": {"lambda2": value} for value in (0.3, 1.0, 10.0)},
     "popularity less 0.1 in ranking": {"popularity": -0.1},  # names must differ by letters and digits
@@ -174,19 +174,19 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
     model: Any = run.model
     items, met = np.asarray(run.data.items), run.data.train_counts()
     changes = dict(changes)
-    favour = changes.pop("popularity", 0.0) * torch.from_numpy(met).float().log1p()
+    favor = changes.pop("popularity", 0.0) * torch.from_numpy(met).float().log1p()
     plain = model.scores
 
     def scores(batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         of = slice(run.data.domains[domain].start, run.data.domains[domain].stop)
-        added: Tensor = favour[of if candidates is None else candidates]
+        added: Tensor = favor[of if candidates is None else candidates]
         return plain(batch, domain, candidates) + added
 
     if ranking != variant:
         model.config, model.scores = replace(model.config, **changes), scores
     figures: dict[str, Any] = {"data": data, "variant": ranking, "seed": seed}
-    for protocol in ("full", "strict"):
-        ranks, _ = ranked([model] * len(run.data.domains), run.data, "valid", protocol)
+    for protocol in ("full", "sampled-unseen"):
+        ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", protocol)
         of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
@@ -218,8 +218,8 @@ def write() -> str:
         + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
         "999 items that the user never had; rare: targets that training met less than five times, or else "
         "the rarest tenth. Beside: the row to compare with, the default as it was when this one was made: "
-        "what neighbours are told was counted by a `learned share` then, and before the merged sequence's "
-        "softmax was over all domains in ranking, `not renormalised`.",
+        "what neighbors are told was counted by a `learned share` then, and before the merged sequence's "
+        "softmax was over all domains in ranking, `not renormalized`.",
         "",
         *sorted({sentence(run["machine"]) for run in found}),
     ]
@@ -233,7 +233,7 @@ def write() -> str:
             if runs:
                 means = [
                     f"{100 * statistics.mean(run[key] for run in runs):.2f}"
-                    for key in ("full", "full_rare", "strict", "strict_rare")
+                    for key in ("full", "full_rare", "sampled-unseen", "strict_rare")
                 ]
                 told = " ".join(settings.replace(NARROW, "").split())
                 told += f" + designs/{slug(variant)}.patch" if slug(variant) in designs else ""

@@ -28,11 +28,11 @@ from machine import RESULTS, describe, record, sentence
 from real_data import call, make_data, options
 from study import rare, without_pictures
 
-from hafvt.evaluation.protocols import ranked
+from hafvt.evaluation.protocols import rank_targets
 from hafvt.evaluation.significance import holm, paired
-from hafvt.experiments.contest import slug
+from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file, read_json, write_json
-from hafvt.reports.table import markdown_table
+from hafvt.reports.tables import markdown_table
 from hafvt.training.run import open_run
 
 SEEDS = 3
@@ -42,7 +42,7 @@ EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
 LONGER, PATIENCE = 2, 3  # the last trainings beside those of the search; validations without a better one
 LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
 CONTENT = {"movielens-posters": 64, "amazon-food-kitchen": 128}  # directions of what is frozen
-PROTOCOLS = ("full", "strict")
+PROTOCOLS = ("full", "sampled-unseen")
 SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
     "batch_size": [128],
     "weight_decay": [0.0],
@@ -63,7 +63,7 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt, ids, merged history (original)": "--params.modalities [id] --params.hierarchy false",
     "hafvt without repeats": "--params.repeats false",
     "hafvt without distances": "--params.distances false",
-    "hafvt without neighbours": "--params.neighbours 0",
+    "hafvt without neighbors": "--params.neighbors 0",
     "hafvt without groups": "--params.groups []",
     "hafvt, nothing borrowed": "--params.shrinkage 0",
     "hafvt, ids and titles": "--params.modalities [id,title]",
@@ -168,7 +168,7 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     runs = [open_run(folder / f"seed{seed}") for seed in seeds]
     told["runs"] = [run.about["best"] for run in runs]
     told |= {"parameters": runs[0].about["parameters"], "machine": describe()}
-    found = {p: [ranked(run.models, run.data, "test", p)[0] for run in runs] for p in PROTOCOLS}
+    found = {p: [rank_targets(run.models, run.data, "test", p)[0] for run in runs] for p in PROTOCOLS}
     first = found["full"][0]
     met = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
     path = ranks_of(data, label)
@@ -242,7 +242,7 @@ def write() -> str:
         cells = []
         for label, row in rows.items():
             mine = [label, str(row["seeds"])]
-            for column in ("full", "strict", "rare"):
+            for column in ("full", "sampled-unseen", "rare"):
                 one = row[column]
                 spread = "" if one["deviation"] is None else f" ± {100 * one['deviation']:.2f}"
                 mine += [f"{100 * one['mrr']:.2f}{spread}"]
@@ -270,8 +270,8 @@ def table(pieces: dict[str, Piece]) -> dict[str, Any]:
     ours, found = pieces.get(OURS), {}
     for label, piece in pieces.items():
         row: dict[str, Any] = {"seeds": piece.ranks.shape[1]}
-        for column in ("full", "strict", "rare"):
-            protocol = "strict" if column == "rare" else column
+        for column in ("full", "sampled-unseen", "rare"):
+            protocol = "sampled-unseen" if column == "rare" else column
             gains = piece.gains(protocol, of_rare=column == "rare")
             deviation = None
             if len(piece.mrrs(protocol)) > 1 and column != "rare":
@@ -283,7 +283,7 @@ def table(pieces: dict[str, Piece]) -> dict[str, Any]:
                 row[column] |= {"above": float(mine.mean() / gains.mean() - 1)}
                 row[column] |= {"bootstrap": test.bootstrap, "wilcoxon": test.wilcoxon}
         found[label] = row
-    for column in ("full", "strict", "rare"):
+    for column in ("full", "sampled-unseen", "rare"):
         told = [row[column] for row in found.values() if "above" in row[column]]
         corrected = [holm([one[name] for one in told]) for name in ("bootstrap", "wilcoxon")]
         for one, *values in zip(told, *corrected, strict=True):

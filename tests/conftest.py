@@ -16,6 +16,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, write_dataset
 from hafvt.files import write_json
 
+pytest_plugins = ["tests.served"]
 torch.set_num_threads(2)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts its background jobs so
     signal.signal(signal.SIGINT, signal.default_int_handler)

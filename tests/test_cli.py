@@ -122,7 +122,7 @@ def test_a_yaml_file_gives_options_and_a_flag_overrides_it(tmp_path, capsys, mon
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(SystemExit) as stopped:
-        main(["info", "data", "--colour", "red"])
+        main(["info", "data", "--color", "red"])
     assert stopped.value.code == 2
 
 
@@ -143,7 +143,7 @@ def without_torch(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_does_not_need_torch_starts_without_it(small):
-    modules = "hafvt, hafvt.cli, hafvt.serving.recommender, hafvt.serving.scorer, hafvt.serving.shelf"
+    modules = "hafvt, hafvt.cli, hafvt.inference.recommender, hafvt.inference.scorer, hafvt.inference.catalog"
     assert without_torch(f"import {modules}\nhafvt.Recommender, hafvt.HafvtError").stderr == ""
     for arguments, said in ((["--help"], "Trains a model"), (["info", str(small.folder)], "40")):
         ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")

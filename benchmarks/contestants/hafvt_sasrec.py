@@ -48,7 +48,7 @@ def main() -> None:
             epochs=given.passes,
             batch_size=BATCH,
             learning_rate=RATE,
-            averaging=0,  # nobody else averages
+            ema_decay=0,  # nobody else averages
             validate_every=given.passes,
             patience=0,
             test=False,

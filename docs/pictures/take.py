@@ -19,8 +19,8 @@ from playwright.sync_api import Page, sync_playwright
 
 import hafvt
 from hafvt.data.sources.demo import generate_world
-from hafvt.serving.app import create_app
-from hafvt.serving.live import Source
+from hafvt.server.app import create_app
+from hafvt.server.manager import ModelSource
 
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu"]
@@ -50,7 +50,7 @@ def settle(page: Page) -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Writes what is to be seen in 256 colours, which takes a third of the bytes."""
+    """Writes what is to be seen in 256 colors, which takes a third of the bytes."""
     picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
 
@@ -89,7 +89,7 @@ def main() -> None:
     """Serves a run and takes the pictures."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(sys.argv[1]) if len(sys.argv) > 1 else train(Path(temporary))
-        app = create_app(Source(run))
+        app = create_app(ModelSource(run))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from hafvt.experiments.paper import paper
     from hafvt.experiments.tune import tune
     from hafvt.features.encode import encode
-    from hafvt.serving.catalog import catalog
-    from hafvt.serving.explain import explain
-    from hafvt.serving.export import export
-    from hafvt.serving.files import recommend
-    from hafvt.serving.index import index
-    from hafvt.serving.recommender import Recommender
-    from hafvt.serving.server import serve
-    from hafvt.training.loop import train
+    from hafvt.inference.ann import index
+    from hafvt.inference.batch import recommend
+    from hafvt.inference.catalog_add import catalog
+    from hafvt.inference.explain import explain
+    from hafvt.inference.onnx_export import export
+    from hafvt.inference.recommender import Recommender
+    from hafvt.server.serve import serve
+    from hafvt.training.trainer import train
 
 # Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
 # times the processor time, and slowed the others. OpenMP reads this when torch is loaded; what is set stands.
@@ -67,26 +67,26 @@ HOMES = {
     "Dataset": "hafvt.data.dataset",
     "HafvtError": "hafvt.errors",
     "InputError": "hafvt.errors",
-    "Recommender": "hafvt.serving.recommender",
+    "Recommender": "hafvt.inference.recommender",
     "ablate": "hafvt.experiments.compare",
-    "catalog": "hafvt.serving.catalog",
+    "catalog": "hafvt.inference.catalog_add",
     "compare": "hafvt.experiments.compare",
     "demo": "hafvt.experiments.demo",
     "doctor": "hafvt.experiments.doctor",
     "encode": "hafvt.features.encode",
     "evaluate": "hafvt.experiments.evaluate",
-    "explain": "hafvt.serving.explain",
-    "export": "hafvt.serving.export",
+    "explain": "hafvt.inference.explain",
+    "export": "hafvt.inference.onnx_export",
     "fetch": "hafvt.data.sources.fetch",
-    "index": "hafvt.serving.index",
+    "index": "hafvt.inference.ann",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",
     "prepare": "hafvt.data.prepare",
     "prepare_amazon": "hafvt.data.sources.amazon",
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
-    "recommend": "hafvt.serving.files",
-    "serve": "hafvt.serving.server",
-    "train": "hafvt.training.loop",
+    "recommend": "hafvt.inference.batch",
+    "serve": "hafvt.server.serve",
+    "train": "hafvt.training.trainer",
     "tune": "hafvt.experiments.tune",
 }
 

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from hafvt.data.tables import Table, read_tables
+from hafvt.data.schema import Table, read_tables
 from hafvt.errors import InputError
 
 HEADER = "user_id,item_id,timestamp\n"

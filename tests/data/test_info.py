@@ -56,7 +56,7 @@ def test_counts(tmp_path: Path) -> None:
     )
     assert tea.lengths == Lengths(1, 1.0, 5 / 3, 3)
     assert found.overlap == {("cups", "tea"): 2}
-    assert found.ties == Ties(neighbours=5, tied=2, duplicates=1)
+    assert found.ties == Ties(neighbors=5, tied=2, duplicates=1)
     assert found.ties_order == "random"
     assert found.span == (0, 5 * DAY)
     assert cups.valid_targets + tea.valid_targets == 2
@@ -82,7 +82,7 @@ def test_the_text(tmp_path: Path) -> None:
     assert "3 users, 5 items, 8 interactions" in text
     assert "users of cups and tea: 2 (66.7% of all users)" in text
     assert "merged histories: 1 to 4 interactions, median 3, mean 2.7" in text
-    assert "equal times: 2 of 5 pairs of neighbours (40.0%), put in random order" in text
+    assert "equal times: 2 of 5 pairs of neighbors (40.0%), put in random order" in text
     assert "repeated interactions (same user, item, time): 1" in text
     assert f"times: 0 to {5 * DAY:,}" in text
     table = [line for line in text.splitlines()[2:14] if line]

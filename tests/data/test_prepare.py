@@ -234,4 +234,4 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "amazon-food-kitchen"
     shops = prepare(folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "shops")
     assert (shops.users, len(shops.items)) == (7_144, 173_548)
-    assert round(shops.manifest["ties"]["tied"] / shops.manifest["ties"]["neighbours"], 2) == 0.31
+    assert round(shops.manifest["ties"]["tied"] / shops.manifest["ties"]["neighbors"], 2) == 0.31

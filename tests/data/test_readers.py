@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hafvt.data.tables import read_tables
+from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write, zstd
 
@@ -68,8 +68,10 @@ def test_a_ragged_csv_row(tmp_path: Path, line: str) -> None:
     fields = line.count(",") + 1
     path = write(tmp_path / "log.csv", HEADER + f"u,a,1\nu,b,2\n{line}\nu,c,3\n")
     assert fails(path, f"{fields} fields where the header has 3").row == 4
-    wide = write(tmp_path / "wide.csv", "user_id,item_id,timestamp,note\nu,a,1,x\nu,a,1\nu,a,1,\n")
-    assert fails(wide, "3 fields where the header has 4").row == 3
+    accumulation_dtype = write(
+        tmp_path / "wide.csv", "user_id,item_id,timestamp,note\nu,a,1,x\nu,a,1\nu,a,1,\n"
+    )
+    assert fails(accumulation_dtype, "3 fields where the header has 4").row == 3
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,12 @@ def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_shar
     try:
         split = by_time(offsets, times, valid_share=valid_share, test_share=test_share)
     except HafvtError:
-        ranked = sorted(times)  # only where the smallest time reaches up to the first cut
+        rank_targets = sorted(times)  # only where the smallest time reaches up to the first cut
         assert (
-            ranked[min(int(np.ceil((1 - valid_share - test_share) * len(times) - 1e-9)), len(times) - 1)]
-            == ranked[0]
+            rank_targets[
+                min(int(np.ceil((1 - valid_share - test_share) * len(times) - 1e-9)), len(times) - 1)
+            ]
+            == rank_targets[0]
         )
         return
     trained, valid, test = trained_on(split, offsets), split.valid.tolist(), split.test.tolist()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hafvt.data.batches import Batch
-from hafvt.evaluation.metrics import METRICS, Ranks, mean_mrr, summarise
+from hafvt.evaluation.metrics import METRICS, Ranks, mean_mrr, summarize
 from hafvt.evaluation.protocols import full
 from hafvt.models.base import Model
 
@@ -34,11 +34,11 @@ def test_metrics_by_hand():
 
 def test_summary_is_the_mean_of_the_domains():
     ranks = ranks_of([1, 2, 4, 1], [0, 0, 0, 1])
-    results = summarise(ranks, ["x", "y"])
+    results = summarize(ranks, ["x", "y"])
     assert results["x"]["MRR"].value == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert results["y"]["MRR"].value == 1
     assert results["overall"]["MRR"].value == pytest.approx((1.75 / 3 + 1) / 2) == mean_mrr(ranks)
-    assert set(summarise(ranks_of([1, 2], [1, 1]), ["x", "y"])) == {"y"}
+    assert set(summarize(ranks_of([1, 2], [1, 1]), ["x", "y"])) == {"y"}
 
 
 def test_intervals_cover_as_they_say():
@@ -47,7 +47,7 @@ def test_intervals_cover_as_they_say():
     true = np.mean(1 / np.arange(1, 51))
     held = 0
     for _ in range(200):
-        figure = summarise(ranks_of(random.integers(1, 51, 300), [0] * 300), ["x"], resamples=200)["x"]["MRR"]
+        figure = summarize(ranks_of(random.integers(1, 51, 300), [0] * 300), ["x"], resamples=200)["x"]["MRR"]
         held += figure.low <= true <= figure.high
     assert 180 <= held <= 198
 
@@ -56,8 +56,8 @@ def test_intervals_are_over_users_not_targets():
     """A user's targets are no independent evidence: ten copies of each leave the interval as wide."""
     random = np.random.default_rng(1)
     ranks = random.integers(1, 50, 200)
-    once = summarise(ranks_of(ranks, [0] * 200), ["x"])["x"]["MRR"]
-    copies = summarise(ranks_of(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])["x"][
+    once = summarize(ranks_of(ranks, [0] * 200), ["x"])["x"]["MRR"]
+    copies = summarize(ranks_of(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])["x"][
         "MRR"
     ]
     assert copies.high - copies.low == pytest.approx(once.high - once.low)

@@ -8,13 +8,13 @@ import torch
 
 from hafvt.data.dataset import write_dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import summarise
+from hafvt.evaluation.metrics import summarize
 from hafvt.evaluation.negatives import COUNT, negatives
-from hafvt.evaluation.protocols import ranked
+from hafvt.evaluation.protocols import rank_targets
 from hafvt.experiments.evaluate import evaluate
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.base import Model
-from hafvt.training.loop import train
+from hafvt.training.trainer import train
 
 
 class Scorer(Model):
@@ -44,7 +44,7 @@ def big(make_small):
 
 def test_negatives_are_the_protocols(big):
     for split, positions in (("valid", big.valid), ("test", big.test)):
-        loose, strict = negatives(big, split, "c2dsr"), negatives(big, split, "strict")
+        loose, strict = negatives(big, split, "c2dsr"), negatives(big, split, "sampled-unseen")
         assert loose.shape == strict.shape == (len(positions), COUNT)
         for row, position in enumerate(positions):
             target = big.items[position]
@@ -81,7 +81,7 @@ def test_negatives_are_drawn_once_and_a_change_of_them_is_seen(big):
 
 
 def test_a_small_domain_has_fewer_strict_negatives(small):
-    drawn = negatives(small, "test", "strict")
+    drawn = negatives(small, "test", "sampled-unseen")
     for row, position in enumerate(small.test):
         target = small.items[position]
         domain = next(d for d in small.domains if d.start <= target < d.stop)
@@ -89,17 +89,17 @@ def test_a_small_domain_has_fewer_strict_negatives(small):
         expected = set(range(domain.start, domain.stop)) - set(seen.tolist())
         assert set(drawn[row][drawn[row] >= 0].tolist()) == expected
         assert (drawn[row] >= 0).sum() == len(expected)
-    half, _ = ranked([Scorer(small, torch.zeros(50))] * 2, small, "test", "strict")
+    half, _ = rank_targets([Scorer(small, torch.zeros(50))] * 2, small, "test", "sampled-unseen")
     assert (half.candidates == 1 + (drawn >= 0).sum(1)).all()
     np.testing.assert_allclose(half.ranks, (half.candidates + 1) / 2)
 
 
 def test_a_constant_scorer_is_perfect_by_c2dsrs_rule_alone(big):
-    half, own = ranked([Scorer(big, torch.zeros(4000))] * 2, big, "test", "c2dsr")
+    half, own = rank_targets([Scorer(big, torch.zeros(4000))] * 2, big, "test", "c2dsr")
     assert (own.ranks == 1).all()
     assert (half.ranks == 500.5).all()
-    assert summarise(half, ["a", "b"])["overall"]["MRR"].value == pytest.approx(0.002, abs=1e-4)
-    strict, same = ranked([Scorer(big, torch.zeros(4000))] * 2, big, "test", "strict")
+    assert summarize(half, ["a", "b"])["overall"]["MRR"].value == pytest.approx(0.002, abs=1e-4)
+    strict, same = rank_targets([Scorer(big, torch.zeros(4000))] * 2, big, "test", "sampled-unseen")
     assert (strict.ranks == 500.5).all()
     assert (same.ranks == strict.ranks).all()
 
@@ -108,8 +108,8 @@ def test_a_random_scorer_has_the_known_figures(big):
     torch.manual_seed(0)
     found = {"MRR": [], "NDCG@5": [], "NDCG@10": []}
     for _ in range(12):  # 18,000 targets
-        _, own = ranked([Scorer(big)] * 2, big, "test", "c2dsr")
-        for metric, figure in summarise(own, ["a", "b"], resamples=2)["overall"].items():
+        _, own = rank_targets([Scorer(big)] * 2, big, "test", "c2dsr")
+        for metric, figure in summarize(own, ["a", "b"], resamples=2)["overall"].items():
             if metric in found:
                 found[metric].append(figure.value)
     n = 12 * len(big.test)
@@ -123,23 +123,23 @@ def test_a_random_scorer_has_the_known_figures(big):
 
 def test_the_margin_counts_for_the_target_only_within_it(small):
     table = torch.linspace(0, 1, 50).double()
-    half, own = ranked([Scorer(small, table)] * 2, small, "test", "c2dsr")
+    half, own = rank_targets([Scorer(small, table)] * 2, small, "test", "c2dsr")
     drawn = negatives(small, "test", "c2dsr")
     target = small.items[small.test][:, None]
     np.testing.assert_array_equal(own.ranks, 1 + (drawn > target).sum(1))
     np.testing.assert_array_equal(half.ranks, own.ranks)  # no two items score alike
-    _, close = ranked([Scorer(small, table * 1e-5)] * 2, small, "test", "c2dsr")
+    _, close = rank_targets([Scorer(small, table * 1e-5)] * 2, small, "test", "c2dsr")
     assert (close.ranks == 1).all()
 
 
-@pytest.mark.parametrize("protocol", ["full", "c2dsr", "strict"])
+@pytest.mark.parametrize("protocol", ["full", "c2dsr", "sampled-unseen"])
 def test_each_domain_is_ranked_by_its_own_model(small, protocol):
     torch.manual_seed(0)
     tables = [torch.rand(50), torch.rand(50)]
     models = [Scorer(small, table) for table in tables]
-    both, _ = ranked(models, small, "test", protocol)
+    both, _ = rank_targets(models, small, "test", protocol)
     for number, model in enumerate(models):
-        alone, _ = ranked([model] * 2, small, "test", protocol)
+        alone, _ = rank_targets([model] * 2, small, "test", protocol)
         mine = alone.domains == number
         assert mine.any()
         np.testing.assert_array_equal(both.ranks[mine], alone.ranks[mine])
@@ -155,12 +155,14 @@ def test_training_and_evaluating_by_c2dsrs_protocol(small, tmp_path):
     found = evaluate(run.folder, protocol="c2dsr", split="valid")
     for domain, mrr in zip(small.domains, best["of_each_domain"]["valid_mrrs"], strict=True):
         assert found.results[domain.name]["MRR"].value == pytest.approx(mrr)
-    evaluate(run.folder, protocol="strict")
-    assert (run.folder / "strict" / "results.json").exists() or (run.folder / "test-strict").exists()
+    evaluate(run.folder, protocol="sampled-unseen")
+    assert (run.folder / "sampled-unseen" / "results.json").exists() or (
+        run.folder / "test-sampled-unseen"
+    ).exists()
     with pytest.raises(HafvtError, match="no protocol"):
         evaluate(run.folder, protocol="fair")  # type: ignore[arg-type]
     with pytest.raises(HafvtError, match="--exclude-seen"):
-        evaluate(run.folder, protocol="strict", exclude_seen=True)
+        evaluate(run.folder, protocol="sampled-unseen", exclude_seen=True)
 
 
 def test_flattery_is_told(small, tmp_path):
@@ -169,7 +171,7 @@ def test_flattery_is_told(small, tmp_path):
     assert found.flattered > 0.001  # items of equal count are ties
     assert "WARNING: c2dsr's rule for ties flatters popularity" in str(found)
     assert "ties at half" in str(found)
-    assert "WARNING" not in str(evaluate(run.folder, protocol="strict"))
+    assert "WARNING" not in str(evaluate(run.folder, protocol="sampled-unseen"))
 
 
 MODELS = {
@@ -187,7 +189,7 @@ MODELS = {
 }
 
 
-def relabelled(data, folder, items, users):
+def relabeled(data, folder, items, users):
     """Writes the same histories with items and users numbered otherwise; features follow the items."""
     order = np.argsort(users)  # the old user of each new one
     lengths = np.diff(data.offsets)[order]
@@ -220,9 +222,9 @@ def with_model(name, data, folder):
 
 
 def carried(model, made, items):
-    """Returns a model over other numbers of the items: every row of a table of the catalogue moves along."""
+    """Returns a model over other numbers of the items: every row of a table of the catalog moves along."""
     if model.uses_relations:  # links hold numbers of items: they are read anew
-        fresh = type(model)(read_catalogue(made, (), relations=True), model.config).eval()
+        fresh = type(model)(load_item_features(made, (), relations=True), model.config).eval()
         for new, old in zip(fresh.parameters(), model.parameters(), strict=True):
             new.data = old.data.clone()
         model = fresh
@@ -237,32 +239,32 @@ def carried(model, made, items):
     return model
 
 
-@pytest.mark.parametrize("protocol", ["full", "strict"])
+@pytest.mark.parametrize("protocol", ["full", "sampled-unseen"])
 @pytest.mark.parametrize("name", MODELS)
 def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, protocol):
     random = np.random.default_rng(3)
     small = make_small(sizes=(31, 21))  # no other table of a model has 31, 21 or 52 rows
     model = with_model(name, small, tmp_path / "run")
-    half, _ = ranked([model] * 2, small, "test", "full")
+    half, _ = rank_targets([model] * 2, small, "test", "full")
     items = np.concatenate([d.start + random.permutation(len(d)) for d in small.domains]).astype(np.int32)
-    made, old = relabelled(small, tmp_path / "made", items, random.permutation(small.users))
+    made, old = relabeled(small, tmp_path / "made", items, random.permutation(small.users))
     model = carried(model, made, items)
-    again, _ = ranked([model] * 2, made, "test", "full")
+    again, _ = rank_targets([model] * 2, made, "test", "full")
     places = np.searchsorted(small.test, old[made.test])
     np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
-    if protocol == "strict":  # small domains: all that was never met is among the negatives
-        again, _ = ranked([model] * 2, made, "test", "strict")
+    if protocol == "sampled-unseen":  # small domains: all that was never met is among the negatives
+        again, _ = rank_targets([model] * 2, made, "test", "sampled-unseen")
         model = carried(model, small, np.argsort(items))
-        half, _ = ranked([model] * 2, small, "test", "strict")
+        half, _ = rank_targets([model] * 2, small, "test", "sampled-unseen")
         np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, monkeypatch):
     model = with_model(name, small, tmp_path / "run")
-    half, _ = ranked([model] * 2, small, "test")
+    half, _ = rank_targets([model] * 2, small, "test")
     monkeypatch.setattr("hafvt.evaluation.protocols.SCORES", 1)  # sixteen to a batch
-    small_batches, _ = ranked([model] * 2, small, "test")
+    small_batches, _ = rank_targets([model] * 2, small, "test")
     np.testing.assert_allclose(small_batches.ranks, half.ranks, atol=1e-6)
     from hafvt.data import batches
 
@@ -273,21 +275,21 @@ def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, mo
         return batches.Batch(torch.nn.functional.pad(batch.items, (0, 3), value=7), batch.lengths)
 
     monkeypatch.setattr("hafvt.data.batches.gather", padded)
-    wide, _ = ranked([model] * 2, small, "test")
-    np.testing.assert_allclose(wide.ranks, half.ranks, atol=1e-6)
+    accumulation_dtype, _ = rank_targets([model] * 2, small, "test")
+    np.testing.assert_allclose(accumulation_dtype.ranks, half.ranks, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("protocol", ["full", "c2dsr", "strict"])
+@pytest.mark.parametrize("protocol", ["full", "c2dsr", "sampled-unseen"])
 def test_what_comes_after_a_target_changes_nothing_at_all(make_small, tmp_path, name, protocol):
     data = make_small()
     model = with_model(name, data, tmp_path / "run")
-    before, _ = ranked([model] * 2, data, "valid", protocol)
+    before, _ = rank_targets([model] * 2, data, "valid", protocol)
     # What follows each validation target, the test target, becomes another item.
     changed = np.array(data.items)
     for position in data.test:
         domain = next(d for d in data.domains if d.start <= changed[position] < d.stop)
         changed[position] = domain.start + (changed[position] - domain.start + 5) % len(domain)
     np.save(data.folder / "items.npy", changed)
-    after, _ = ranked([model] * 2, type(data).open(data.folder), "valid", protocol)
+    after, _ = rank_targets([model] * 2, type(data).open(data.folder), "valid", protocol)
     assert (after.ranks == before.ranks).all()

@@ -40,8 +40,8 @@ def prepared(folder, interactions: pl.DataFrame) -> Dataset:
     items = pl.DataFrame({"item_id": IDS, "domain": DOMAINS})
     data = prepare(interactions, items, folder, hold_out_items=0.15)
     random = np.random.default_rng(1)
-    centres = random.normal(size=(KINDS, 8))
-    rows = np.stack([centres[kind(one)] for one in data.item_table["item_id"]])
+    centers = random.normal(size=(KINDS, 8))
+    rows = np.stack([centers[kind(one)] for one in data.item_table["item_id"]])
     rows += 0.2 * random.normal(size=(len(IDS), 8))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     target = data.folder / "features" / "image"

@@ -16,11 +16,18 @@ import yaml
 
 from hafvt.data.sources.checks import SCENARIOS
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Figure
+from hafvt.evaluation.metrics import MetricValue
 from hafvt.experiments import compare as compare_module
-from hafvt.experiments import contest as contest_module
+from hafvt.experiments import comparison_runner as contest_module
 from hafvt.experiments.compare import PARTS, ablate, compare
-from hafvt.experiments.contest import Budget, Entry, Outcome, against_best_other, searched, slug
+from hafvt.experiments.comparison_runner import (
+    Budget,
+    Candidate,
+    ModelResult,
+    against_best_other,
+    searched,
+    slug,
+)
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
 from hafvt.files import alone_in, write_json
@@ -49,7 +56,7 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
         *(["rate0.01-seed0", "rate0.01-seed1"] if (runs / "sasrec" / "rate0.01-seed1").exists() else []),
         *(["rate0.001-seed1", "rate0.01-seed0"] if (runs / "sasrec" / "rate0.001-seed1").exists() else []),
     ]
-    sasrec = found.outcomes[0]
+    sasrec = found.model_results[0]
     assert sasrec.learning_rate == max(sasrec.tried, key=sasrec.tried.get)
     worse = min(sasrec.tried, key=sasrec.tried.get)
     assert not (runs / "sasrec" / f"rate{worse:g}-seed0" / "results.json").exists()  # test is not looked at
@@ -73,9 +80,11 @@ def test_a_comparison_from_search_to_tables(make_small, tmp_path, monkeypatch):
     assert str(again) == str(found)
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     with pytest.raises(HafvtError, match="holds a comparison with another protocol"):
-        compare(data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="strict")
-    wide = MODELS["sasrec"]._replace(configurations={"default": SasRecConfig(width=16)})
-    monkeypatch.setitem(MODELS, "sasrec", wide)  # as a later release may have it
+        compare(
+            data.folder, tmp_path / "out", models=["popularity"], budget="small", protocol="sampled-unseen"
+        )
+    accumulation_dtype = MODELS["sasrec"]._replace(presets={"default": SasRecConfig(width=16)})
+    monkeypatch.setitem(MODELS, "sasrec", accumulation_dtype)  # as a later release may have it
     with pytest.raises(HafvtError, match=r"rate0.*holds a run with width=128, now 16: move it away"):
         compare(data.folder, tmp_path / "out", models=["sasrec"], budget="small")
 
@@ -89,7 +98,7 @@ def test_settings_of_a_search_take_the_place_of_the_rates(make_small, tmp_path, 
     data, folder = make_small(), tmp_path / "tune"
     folder.mkdir()
     write_json(folder / "settings.json", {"model": "gru4rec", "dataset": fingerprint(data)})
-    best = {"configuration": "default", "learning_rate": 0.02, "batch_size": 8, "weight_decay": 1e-6}
+    best = {"preset": "default", "learning_rate": 0.02, "batch_size": 8, "weight_decay": 1e-6}
 
     def compared(**changes):
         params = {"width": 8, "layers": 1}
@@ -125,7 +134,7 @@ def test_a_stopped_comparison_goes_on_and_ends_alike(make_small, tmp_path):
     arguments += ["--models", "gru4rec", "--budget", "small"]
     code = (
         "from hafvt.cli import main\n"
-        "from hafvt.experiments import contest\n"
+        "from hafvt.experiments import comparison_runner as contest\n"
         f"contest.BUDGETS['small'] = contest.{QUICK!r}\n"
         f"raise SystemExit(main({arguments!r}))\n"
     )
@@ -146,15 +155,15 @@ def test_a_stopped_comparison_goes_on_and_ends_alike(make_small, tmp_path):
                 pass
     held = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
     whole = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")
-    assert held.outcomes[0].results == whole.outcomes[0].results
-    assert held.outcomes[0].tried == whole.outcomes[0].tried
+    assert held.model_results[0].results == whole.model_results[0].results
+    assert held.model_results[0].tried == whole.model_results[0].tried
 
 
 def test_a_training_that_fails_is_named(make_small, tmp_path, monkeypatch):
     monkeypatch.setattr(contest_module, "configure", lambda *_: object())
     with pytest.raises(HafvtError, match=r"popularity ended with 1: .*no model|popularity ended"):
-        contest_module.contest(
-            make_small(), tmp_path / "out", [Entry("popularity", "nonsense")], QUICK, "full", 1
+        contest_module.run_comparison(
+            make_small(), tmp_path / "out", [Candidate("popularity", "nonsense")], QUICK, "full", 1
         )
 
 
@@ -178,7 +187,7 @@ def test_models_of_two_domains_are_left_out_of_three_and_said_so(make_small, tmp
     monkeypatch.setattr(compare_module, "MODELS", dict.fromkeys(("popularity", "psjnet")))
     monkeypatch.setattr(Popularity, "notes", ("what it counts",))
     found = compare(make_small(sizes=(20, 15, 10)).folder, tmp_path / "out", budget="small")
-    assert [outcome.entry.label for outcome in found.outcomes] == ["popularity"]
+    assert [model_result.entry.label for model_result in found.model_results] == ["popularity"]
     assert re.search(r"psjnet is left out: .*two domains", str(found))
     assert "\npopularity: what it counts\n" in str(found)
 
@@ -187,14 +196,14 @@ def test_ablation_switches_what_it_says(tmp_path, monkeypatch):
     data = write_small(tmp_path / "data")
     monkeypatch.setitem(contest_module.BUDGETS, "small", Budget(1, (1e-2,), 1, 1, 6, 64, 1, 0))
     found = ablate(data.folder, tmp_path / "out", budget="small", jobs=2)
-    assert [outcome.entry.label for outcome in found.outcomes] == list(PARTS)
-    sizes = {outcome.entry.label: outcome.parameters for outcome in found.outcomes}
+    assert [model_result.entry.label for model_result in found.model_results] == list(PARTS)
+    sizes = {model_result.entry.label: model_result.parameters for model_result in found.model_results}
     assert sizes["original"] < sizes["+ visual"] < sizes["+ visual, hierarchy"]
     figure = ElementTree.fromstring((tmp_path / "out" / "ablate.svg").read_text())
     texts = [element.text for element in figure.iter() if element.tag.endswith("text")]
     assert set(PARTS) <= set(texts)
-    for outcome in found.outcomes:
-        assert f"{100 * outcome.figure('d0', 'MRR')[0]:.2f}" in texts
+    for model_result in found.model_results:
+        assert f"{100 * model_result.figure('d0', 'MRR')[0]:.2f}" in texts
     bare = write_small(tmp_path / "bare", with_features=False)
     with pytest.raises(HafvtError, match="no features image"):
         ablate(bare.folder, tmp_path / "none", budget="small")
@@ -215,12 +224,12 @@ def test_the_papers_rows_stand_beside_ours_where_they_may(make_small, tmp_path, 
         paper("table3", data=data.folder)
 
 
-def outcome(label, value, users):
-    return Outcome(
-        Entry(label, label),
+def model_result(label, value, users):
+    return ModelResult(
+        Candidate(label, label),
         1e-3,
         {},
-        ({"x": {"MRR": Figure(value)}},),
+        ({"x": {"MRR": MetricValue(value)}},),
         {("x", "MRR"): users},
     )
 
@@ -228,11 +237,11 @@ def outcome(label, value, users):
 def test_each_model_meets_the_best_of_the_others():
     random = np.random.default_rng(0)
     users = {name: random.random(300) + shift for name, shift in (("a", 0.0), ("b", 0.3), ("c", 0.1))}
-    tests = against_best_other([outcome(n, float(u.mean()), u) for n, u in users.items()])
+    tests = against_best_other([model_result(n, float(u.mean()), u) for n, u in users.items()])
     assert tests["b", "x", "MRR"].difference == pytest.approx((users["b"] - users["c"]).mean())
     assert tests["a", "x", "MRR"].difference == pytest.approx((users["a"] - users["b"]).mean())
     assert tests["b", "x", "MRR"].wilcoxon < 0.05
-    assert against_best_other([outcome("a", 0.1, users["a"])]) == {}
+    assert against_best_other([model_result("a", 0.1, users["a"])]) == {}
 
 
 def test_the_search_looks_at_its_own_epochs_alone(tmp_path):

@@ -22,11 +22,11 @@ from optuna.trial import TrialState
 
 from hafvt.cli import main
 from hafvt.errors import HafvtError
-from hafvt.experiments import trainings
-from hafvt.experiments.search import Search
-from hafvt.experiments.space import Choices, Range
-from hafvt.experiments.trainings import Trainings
+from hafvt.experiments import training_pool as trainings
+from hafvt.experiments.search_space import Choices, Range
+from hafvt.experiments.training_pool import TrainingPool
 from hafvt.experiments.tune import tune
+from hafvt.experiments.tuner import Search
 
 FAKE = """
 import json, math, sys, time
@@ -126,7 +126,7 @@ def test_a_search_its_early_stops_and_its_files(small, tmp_path, program, monkey
 def test_what_mattered_is_told_from_all_trials(tmp_path):
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "blocks": Choices((1, 2)), "width": Choices((8,))}
     start = {"learning_rate": 1e-3, "blocks": 2, "width": 8}
-    search = Search(tmp_path, "sasrec", {"epochs": 2}, {}, space, start, 0, Trainings(1))
+    search = Search(tmp_path, "sasrec", {"epochs": 2}, {}, space, start, 0, TrainingPool(1))
     assert search.importances() == {}
     random = np.random.default_rng(0)
     first = search.study.ask()
@@ -231,7 +231,7 @@ def test_wrong_settings(small, tmp_path, program, monkeypatch):
     out = tmp_path / "out"
     tune("sasrec", small, out, trials=1, epochs=1, jobs=1)
     for settings, told in (
-        ({"protocol": "strict"}, "holds a search with another protocol: choose another folder"),
+        ({"protocol": "sampled-unseen"}, "holds a search with another protocol: choose another folder"),
         ({"space": {"dropout": [0.1, 0.2]}, "seed": 1}, "with another space and seed"),
         ({"trials": 0}, "--trials 0"),
         ({"minutes": -1.0}, "--minutes -1.0"),
@@ -241,7 +241,7 @@ def test_wrong_settings(small, tmp_path, program, monkeypatch):
         with pytest.raises(HafvtError, match=told):
             tune("sasrec", small, out, **{"epochs": 1, "trials": 1, **settings})
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "hafvt.experiments.search")
+    monkeypatch.delitem(sys.modules, "hafvt.experiments.tuner")
     with pytest.raises(HafvtError, match=r"needs the package 'optuna': pip install 'hafvt\[tune\]'"):
         tune("sasrec", small, out)
 

@@ -20,7 +20,7 @@ WORDS = ["red", "green", "blue", "small", "large", "lamp", "chair", "film", "nig
 
 
 def write_pictures(folder: Path, names: list[str], side: int = 40) -> None:
-    """Writes noisy pictures whose colour depends on their number."""
+    """Writes noisy pictures whose color depends on their number."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for n, name in enumerate(names):
@@ -30,7 +30,7 @@ def write_pictures(folder: Path, names: list[str], side: int = 40) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name, "JPEG")
 
 
-def write_catalogue(
+def write_catalog(
     folder: Path, titles: list[str | None], images: list[str | None], image_root: Path | None
 ) -> Dataset:
     """Writes a dataset of these items, named a0, a1, ..., and one user."""
@@ -69,7 +69,7 @@ def pictured(tmp_path: Path) -> Dataset:
     titles: list[str | None] = [f"{WORDS[n % 10]} {WORDS[(n * 3 + 1) % 10]} {n}" for n in range(12)]
     images: list[str | None] = list(names)
     titles[3] = images[3] = None
-    return write_catalogue(tmp_path / "data", titles, images, tmp_path / "pictures")
+    return write_catalog(tmp_path / "data", titles, images, tmp_path / "pictures")
 
 
 Checkpoint = Callable[[str], Path]

@@ -12,14 +12,14 @@ from hafvt.features.encoders import make_encoder
 from hafvt.features.encoders.classic import BLOCKS
 from hafvt.features.images import open_picture
 
-from .conftest import write_catalogue
+from .conftest import write_catalog
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def test_pictures_of_a_kind_are_neighbours(tmp_path: Path) -> None:
+def test_pictures_of_a_kind_are_neighbors(tmp_path: Path) -> None:
     """Stripes or dots, red or blue: each picture's nearest has both in common with it."""
     random = np.random.default_rng(0)
     grid = np.arange(96)
@@ -28,8 +28,8 @@ def test_pictures_of_a_kind_are_neighbours(tmp_path: Path) -> None:
     kinds, pictures = [], []
     for n in range(24):
         kind = (n % 2, n // 2 % 2)
-        colour = np.array([(200, 40, 40), (40, 40, 200)][kind[1]])
-        pixels = (stripes, dots)[kind[0]][..., None] * colour + random.integers(0, 50, (96, 96, 3))
+        color = np.array([(200, 40, 40), (40, 40, 200)][kind[1]])
+        pixels = (stripes, dots)[kind[0]][..., None] * color + random.integers(0, 50, (96, 96, 3))
         kinds.append(kind)
         pictures.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
     encoder = make_encoder("image", "classic", "cpu", 0)
@@ -72,7 +72,7 @@ def test_absent_pictures_do_not_take_part_in_the_fit() -> None:
     np.testing.assert_allclose(rows[present] @ rows[present].T, alone @ alone.T, atol=1e-4)
 
 
-def test_titles_that_share_words_or_parts_of_words_are_neighbours() -> None:
+def test_titles_that_share_words_or_parts_of_words_are_neighbors() -> None:
     titles = [
         "red lamp",
         "red lamps!",
@@ -92,13 +92,13 @@ def test_titles_that_share_words_or_parts_of_words_are_neighbours() -> None:
 
 @pytest.mark.parametrize("titles", [["x"], ["same", "same", "same"], ["x", "y", None]])
 def test_a_handful_of_titles_is_enough(tmp_path: Path, titles: list[str | None]) -> None:
-    data = write_catalogue(tmp_path / "data", titles, [None] * len(titles), None)
+    data = write_catalog(tmp_path / "data", titles, [None] * len(titles), None)
     table = encode(data, title="classic")["title"]
     assert table.present.tolist() == [title is not None for title in titles]
     assert table.rows.shape[1] <= len(titles)
 
 
-def test_real_posters_of_like_genres_are_neighbours(shared_data: Path) -> None:
+def test_real_posters_of_like_genres_are_neighbors(shared_data: Path) -> None:
     folder = shared_data / "movielens-posters"
     items = pl.read_csv(folder / "items.csv").drop_nulls("image")[::5]
     encoder = make_encoder("image", "classic", "cpu", 0)

@@ -18,7 +18,7 @@ from hafvt.features.encode import encode
 from hafvt.features.encoders.classic import ClassicPictures
 from hafvt.files import read_json
 
-from .conftest import write_catalogue, write_pictures
+from .conftest import write_catalog, write_pictures
 
 
 def problems(data: Dataset, name: str) -> list[dict[str, str]]:
@@ -98,7 +98,7 @@ def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(
     (tmp_path / "pictures" / "2.jpg").write_text("broken early")
     (tmp_path / "pictures" / "20.jpg").write_text("broken late")
     whole, killed = (
-        write_catalogue(tmp_path / name, [None] * 22, [*names], tmp_path / "pictures")
+        write_catalog(tmp_path / name, [None] * 22, [*names], tmp_path / "pictures")
         for name in ("whole", "killed")
     )
     encode(whole, image="classic", batch_size=4)
@@ -202,7 +202,7 @@ def test_a_vector_that_the_fit_loses_is_reported(pictured: Dataset, monkeypatch:
 
 
 def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
-    data = write_catalogue(tmp_path / "data", ["", "  ", None], ["a.jpg", "b.jpg", "c.jpg"], None)
+    data = write_catalog(tmp_path / "data", ["", "  ", None], ["a.jpg", "b.jpg", "c.jpg"], None)
     with pytest.raises(
         HafvtError, match=r"image: none of the 3 items .* 'a0', .*: the dataset has no picture folder"
     ):

@@ -154,7 +154,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     palette = Image.new("RGB", (8, 8), (255, 0, 0)).convert("P")
     palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
     palette.save(tmp_path / "palette.gif", transparency=palette.getpixel((0, 0)))
-    Image.new("L", (8, 8), 7).save(tmp_path / "grey.png", transparency=7)
+    Image.new("L", (8, 8), 7).save(tmp_path / "gray.png", transparency=7)
     for path in sorted(tmp_path.iterdir()):
         assert (np.asarray(open_picture(tmp_path, path.name)) == 255).all(), path.name
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.c2dsr import C2dsr, C2dsrConfig
 from tests.conftest import as_batch
 from tests.reference import c2dsr as reference
@@ -23,7 +23,7 @@ some_histories = pytest.mark.parametrize(
 def made(data, **changes):
     torch.manual_seed(0)
     config = C2dsrConfig(**{"width": 6, "dropout": 0.0, "max_length": 9, **changes})
-    model = C2dsr(read_catalogue(data, (), relations=True), config)
+    model = C2dsr(load_item_features(data, (), relations=True), config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, config

@@ -8,7 +8,7 @@ import torch
 
 from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
 from tests.reference import gru4rec as reference
 
@@ -17,7 +17,7 @@ QUIET = {"dropout_embed": 0.0, "dropout_hidden": 0.0}
 
 def made(data, **changes):
     torch.manual_seed(0)
-    model = Gru4Rec(read_catalogue(data), Gru4RecConfig(**{"width": 7, "layers": 2, **QUIET, **changes}))
+    model = Gru4Rec(load_item_features(data), Gru4RecConfig(**{"width": 7, "layers": 2, **QUIET, **changes}))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
@@ -42,7 +42,7 @@ def test_loss_and_scores_are_the_equations(small, rows):
     histories, batch = some(small, np.array(rows))
     items, bias, layers = numbers(model)
     domains = [(d.start, d.stop) for d in small.domains]
-    expected = reference.catalogue_loss(histories, items, bias, layers, domains)
+    expected = reference.catalog_loss(histories, items, bias, layers, domains)
     assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
     for number, (start, stop) in enumerate(domains):
         found = model.scores(batch, number).detach().numpy()
@@ -86,5 +86,5 @@ def test_an_empty_history_says_no_more_than_the_bias(small):
 
 
 def test_a_loss_that_is_not_known(small):
-    with pytest.raises(HafvtError, match="catalogue, cross-entropy, bpr-max"):
+    with pytest.raises(HafvtError, match="catalog, cross-entropy, bpr-max"):
         made(small, loss="top1")

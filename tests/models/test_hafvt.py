@@ -10,11 +10,11 @@ import torch
 
 from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue, Vectors, prepare_vectors, read_catalogue
-from hafvt.models.attention import Encoder
+from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
+from hafvt.models.attention import SequenceEncoder
 from hafvt.models.hafvt import PAPER, UNMIXED, HafVt, HafVtConfig
-from hafvt.models.item_tables import kept_alike
-from hafvt.ops.lookup import add_linked
+from hafvt.models.item_tables import saved_similarity
+from hafvt.ops.embedding import add_weighted_rows
 from tests.reference import hafvt as reference
 
 SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
@@ -27,7 +27,7 @@ CONFIGS = {
     "weights": replace(SMALL, content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
     "merged": replace(SMALL, content_width=0, hierarchy=False, repeats=False),
     "deep": replace(SMALL, id_width=9, blocks=2, fused=False),
-    "literal mass": replace(SMALL, renormalised=False),
+    "literal mass": replace(SMALL, renormalized=False),
     "content": replace(SMALL, modalities=("image", "title"), positions=False),
     "unmixed": replace(UNMIXED, id_width=10, content_width=6, dropout=0.0),
     "unmixed, by attention": replace(FLAT, mixed=False),
@@ -36,7 +36,7 @@ CONFIGS = {
 
 def build(data, config: HafVtConfig, seed: int = 0) -> HafVt:
     torch.manual_seed(seed)
-    model = HafVt(read_catalogue(data), config)
+    model = HafVt(load_item_features(data), config)
     for name, p in model.named_parameters():
         if name == "come_back":
             torch.nn.init.constant_(p, -0.02)
@@ -87,7 +87,7 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
         "met": ~model.items.unmet.numpy(),
         "content": [name != "id" or model.items.fused for name in model.modalities],
         "new_items": model.config.new_items,
-        "renormalised": model.config.renormalised,
+        "renormalized": model.config.renormalized,
     }
     assert not seen["met"].all()  # else nothing of what is special about them would be tested
     floor = 1e-30  # what has no probability at all
@@ -113,7 +113,7 @@ def test_candidates_score_as_in_the_whole(small, name):
 def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
     items = model.items
-    counts = read_catalogue(small).counts[:, None]
+    counts = load_item_features(small).counts[:, None]
     ids, left = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
     left[items.unmet] = (left * counts).sum() / counts.sum()
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_fused_ids_are_ids_and_projected_content(small):
         assert over.rows.shape == (50, 10)
         assert not items.unmet[over.rows].any()
         expected = expected + left * (ids[over.rows] * over.weights[..., None]).sum(1)
-        over, has = items.links(f"group_{name}"), read_catalogue(small).vectors[name].present
+        over, has = items.links(f"group_{name}"), load_item_features(small).vectors[name].present
         assert over.rows.shape == (50, 3)
         assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
         expected = expected + left * has[:, None] * items.groups[name][over.rows].sum(1)
@@ -175,7 +175,7 @@ def test_the_merged_sequence_weighs_as_much_in_a_small_domain(make_small):
     batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
     for name in ("ids", "content", "default"):
         model = build(data, replace(CONFIGS[name], lambda2=3.0))
-        literal = build(data, replace(model.config, renormalised=False))
+        literal = build(data, replace(model.config, renormalized=False))
         left = []
         for domain in range(3):
             met = ~model.items.unmet[model.candidates(domain)]
@@ -194,9 +194,9 @@ def test_the_merged_sequence_weighs_as_much_in_a_small_domain(make_small):
 
 
 def test_an_unmet_items_share_is_its_contents(small):
-    catalogue = never_met(read_catalogue(small), 4)
+    catalog = never_met(load_item_features(small), 4)
     torch.manual_seed(0)
-    model = HafVt(catalogue, CONFIGS["default"]).eval()
+    model = HafVt(catalog, CONFIGS["default"]).eval()
     with torch.no_grad():
         model.items.project["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
         model.items.weights_near_image.zero_()
@@ -235,24 +235,24 @@ def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(smal
     torch.testing.assert_close(layer(model.items.ids(batch.items[:1, :5]))[0, -1], by_hand)
 
 
-def never_met(catalogue: Catalogue, *items: int) -> Catalogue:
-    """The catalogue, had training met all items but these."""
-    counts = torch.ones(len(catalogue))
+def never_met(catalog: ItemFeatures, *items: int) -> ItemFeatures:
+    """The catalog, had training met all items but these."""
+    counts = torch.ones(len(catalog))
     counts[list(items)] = 0
-    return replace(catalogue, counts=counts)
+    return replace(catalog, counts=counts)
 
 
 def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
-    catalogue = read_catalogue(small)
+    catalog = load_item_features(small)
     whole = {  # of all items: the mean that stands for an absent picture is one of those that were met
         name: Vectors(torch.where(has[:, None], rows, rows[has][0]), torch.ones(50, dtype=torch.bool))
-        for name, (rows, has) in catalogue.vectors.items()
+        for name, (rows, has) in catalog.vectors.items()
     }
-    catalogue = replace(catalogue, counts=torch.ones(50), vectors=whole)
+    catalog = replace(catalog, counts=torch.ones(50), vectors=whole)
     torch.manual_seed(0)
-    whole = HafVt(catalogue, replace(CONFIGS["apart"], content_width=0)).eval()
+    whole = HafVt(catalog, replace(CONFIGS["apart"], content_width=0)).eval()
     torch.nn.init.normal_(whole.mix)
-    some = HafVt(never_met(catalogue, 4, 37), whole.config).eval()
+    some = HafVt(never_met(catalog, 4, 37), whole.config).eval()
     some.load_state_dict(whole.state_dict())
     batch = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3]))
     before, after = (
@@ -271,8 +271,8 @@ def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
 
 
 def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
-    catalogue = never_met(read_catalogue(small), 3)
-    ids = HafVt(catalogue, CONFIGS["ids"]).eval()
+    catalog = never_met(load_item_features(small), 3)
+    ids = HafVt(catalog, CONFIGS["ids"]).eval()
     before = ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0).detach()
     assert before[0, 3] == before.min() == np.log(np.float32(1e-30))  # no probability at all
     with torch.no_grad():
@@ -283,29 +283,29 @@ def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
 def test_a_domain_that_training_never_met_keeps_its_ids(small):
     counts = torch.ones(50)
     counts[30:] = 0
-    assert not replace(read_catalogue(small), counts=counts).unmet.any()
-    assert not replace(read_catalogue(small), counts=torch.zeros(50)).unmet.any()
+    assert not replace(load_item_features(small), counts=counts).unmet.any()
+    assert not replace(load_item_features(small), counts=torch.zeros(50)).unmet.any()
 
 
 def test_frozen_vectors_are_prepared_by_those_of_items_that_training_met(small):
-    catalogue = never_met(read_catalogue(small), 5, 44)
-    image = catalogue.vectors["image"]
+    catalog = never_met(load_item_features(small), 5, 44)
+    image = catalog.vectors["image"]
     changed = Vectors(image.rows.clone(), image.present)
     changed.rows[[5, 44]] = torch.nn.functional.normalize(torch.randn(2, 12), dim=1)
     here = torch.tensor([n not in (5, 44) for n in range(50)])
     for width in (0, 6):
-        one, other = (prepare_vectors(vectors, catalogue, width)[here] for vectors in (image, changed))
+        one, other = (prepare_vectors(vectors, catalog, width)[here] for vectors in (image, changed))
         assert torch.equal(one, other)
 
 
 def test_padding_and_batch_mates_change_nothing(small):
     model = build(small, CONFIGS["default"])
     alone = gather(small.items, small.offsets[:1], small.offsets[1:2])
-    wide = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
-    torch.testing.assert_close(model.scores(wide, 0), model.scores(alone, 0))
+    accumulation_dtype = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
+    torch.testing.assert_close(model.scores(accumulation_dtype, 0), model.scores(alone, 0))
     both = gather(small.items, small.offsets[:9], small.offsets[1:10])
     torch.testing.assert_close(model.scores(both, 0)[:1], model.scores(alone, 0))
-    torch.testing.assert_close(model.loss(wide), model.loss(alone))
+    torch.testing.assert_close(model.loss(accumulation_dtype), model.loss(alone))
 
 
 def test_what_a_history_has_counts_less_and_the_others_more(small):
@@ -321,8 +321,8 @@ def test_what_a_history_has_counts_less_and_the_others_more(small):
     assert (never[others] > as_ever[others]).all()
     one, two = CONFIGS["default"], replace(CONFIGS["default"], repeats=False)
     torch.manual_seed(0)
-    with_it = HafVt(read_catalogue(small), one).eval()
-    without = HafVt(read_catalogue(small), two).eval()
+    with_it = HafVt(load_item_features(small), one).eval()
+    without = HafVt(load_item_features(small), two).eval()
     without.load_state_dict({k: v for k, v in with_it.state_dict().items() if k != "come_back"})
     with torch.no_grad():
         with_it.come_back.fill_(1.0)
@@ -364,7 +364,7 @@ def test_the_future_does_not_reach_a_state(small):
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_the_last_state_of_an_encoder_is_the_last_of_all_states(blocks):
     torch.manual_seed(0)
-    encoder = Encoder(12, blocks, 9, 9, 0.3).eval()
+    encoder = SequenceEncoder(12, blocks, 9, 9, 0.3).eval()
     for p in encoder.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
@@ -387,13 +387,13 @@ def test_branches_that_share_an_encoder_share_its_attention(small):
     assert not torch.equal(found[0, 2], found[0, 1])
 
 
-def test_a_missing_picture_is_neither_favoured_nor_hurt(small):
-    catalogue = read_catalogue(small)
-    rows = prepare_vectors(catalogue.vectors["image"], catalogue, 0)
-    present = catalogue.vectors["image"].present
+def test_a_missing_picture_is_neither_favored_nor_hurt(small):
+    catalog = load_item_features(small)
+    rows = prepare_vectors(catalog.vectors["image"], catalog, 0)
+    present = catalog.vectors["image"].present
     assert (~present).any()
     h = torch.nn.functional.normalize(torch.randn(4, rows.shape[1]), dim=1)
-    for domain in catalogue.domains:
+    for domain in catalog.domains:
         here = torch.arange(domain.start, domain.stop)
         similar = h @ rows[here].T
         missing = ~present[here]
@@ -404,22 +404,22 @@ def test_a_missing_picture_is_neither_favoured_nor_hurt(small):
 def test_rotation_keeps_centred_similarity_when_wide_enough():
     random = torch.randn(50, 6)
     rows = torch.nn.functional.normalize(random, dim=1)
-    catalogue = Catalogue((reference_domain(50),), {}, torch.zeros(50))
-    rotated = prepare_vectors(Vectors(rows, torch.ones(50, dtype=torch.bool)), catalogue, 6)
-    centred = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
-    torch.testing.assert_close(rotated @ rotated.T, centred @ centred.T, atol=1e-5, rtol=1e-4)
+    catalog = ItemFeatures((reference_domain(50),), {}, torch.zeros(50))
+    rotated = prepare_vectors(Vectors(rows, torch.ones(50, dtype=torch.bool)), catalog, 6)
+    centerd = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+    torch.testing.assert_close(rotated @ rotated.T, centerd @ centerd.T, atol=1e-5, rtol=1e-4)
 
 
 def test_which_way_directions_point_is_not_left_to_the_processor(small, monkeypatch):
-    catalogue, eigh = read_catalogue(small), torch.linalg.eigh
-    before = prepare_vectors(catalogue.vectors["title"], catalogue, 4)
+    catalog, eigh = load_item_features(small), torch.linalg.eigh
+    before = prepare_vectors(catalog.vectors["title"], catalog, 4)
 
     def other_way(matrix):
         values, vectors = eigh(matrix)
         return values, vectors * (1 - 2 * (torch.arange(vectors.shape[1]) % 2))
 
     monkeypatch.setattr(torch.linalg, "eigh", other_way)
-    torch.testing.assert_close(prepare_vectors(catalogue.vectors["title"], catalogue, 4), before)
+    torch.testing.assert_close(prepare_vectors(catalog.vectors["title"], catalog, 4), before)
 
 
 def reference_domain(size: int):
@@ -431,9 +431,9 @@ def reference_domain(size: int):
 def test_unencoded_modalities_are_refused(make_small):
     data = make_small(with_features=False)
     with pytest.raises(HafvtError, match="image"):
-        HafVt(read_catalogue(data), HafVtConfig(modalities=("id", "image")))
+        HafVt(load_item_features(data), HafVtConfig(modalities=("id", "image")))
     with pytest.raises(HafvtError, match="2 weights"):
-        HafVt(read_catalogue(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))
+        HafVt(load_item_features(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))
 
 
 def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
@@ -447,13 +447,13 @@ def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
     assert unmixed.shares(batch, 0, torch.arange(9).expand(5, 9)).shape == (5, 9, 3, 1)
     for changes in ({"fused": False}, {"modalities": ("image", "title")}):
         with pytest.raises(HafvtError, match="mixed false leaves content without a say"):
-            HafVt(read_catalogue(data), replace(SMALL, mixed=False, **changes))
+            HafVt(load_item_features(data), replace(SMALL, mixed=False, **changes))
 
 
 def test_the_paper_configuration_is_what_the_paper_says():
     assert (PAPER.id_width, PAPER.content_width, PAPER.dropout) == (256, 0, 0.3)
     assert (PAPER.temperature, PAPER.weights) == (1.0, "equal")
-    assert not PAPER.renormalised
+    assert not PAPER.renormalized
     assert (PAPER.blocks, PAPER.repeats) == (0, False)
     assert not PAPER.residual
     assert not PAPER.positions
@@ -471,7 +471,9 @@ def test_links_are_those_of_the_weights(small, kind):
     assert torch.equal(over.rows, state[key])
     table = torch.zeros(rows, 1, requires_grad=True)
     scale = torch.ones(50, 1)
-    add_linked(torch.zeros(50, 1), table, over, scale).sum().backward()  # along links back, of the new rows
+    add_weighted_rows(
+        torch.zeros(50, 1), table, over, scale
+    ).sum().backward()  # along links back, of the new rows
     expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), over.weights.flatten())
     torch.testing.assert_close(table.grad[:, 0], expected)
     if kind == "group":
@@ -486,14 +488,14 @@ def test_links_are_those_of_the_weights(small, kind):
 
 
 def fewer_and_more(small):
-    """Returns a catalogue without item 4, one with it, never met, and the numbers in it of the others."""
-    catalogue = never_met(read_catalogue(small), 4)  # it stands for an item that is added
-    numbers = torch.arange(len(catalogue))
+    """Returns a catalog without item 4, one with it, never met, and the numbers in it of the others."""
+    catalog = never_met(load_item_features(small), 4)  # it stands for an item that is added
+    numbers = torch.arange(len(catalog))
     numbers = numbers[numbers != 4]
     domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
-    vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalogue.vectors.items()}
-    fewer = replace(catalogue, domains=domains, counts=catalogue.counts[numbers], vectors=vectors)
-    return fewer, catalogue, numbers
+    vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalog.vectors.items()}
+    fewer = replace(catalog, domains=domains, counts=catalog.counts[numbers], vectors=vectors)
+    return fewer, catalog, numbers
 
 
 def test_items_that_come_later_are_linked_and_the_others_stay(small):
@@ -505,12 +507,12 @@ def test_items_that_come_later_are_linked_and_the_others_stay(small):
         key = f"items.rows_{kind}_title"
         changed[key] = old.items.links(f"{kind}_title").rows.flip(0)
     old.load_state_dict(changed)
-    grown = old.grow(more, numbers).items
-    in_groups = grown.links("group_title").rows
+    with_added_items = old.grow(more, numbers).items
+    in_groups = with_added_items.links("group_title").rows
     assert torch.equal(in_groups[numbers], changed["items.rows_group_title"])
     assert 0 <= in_groups[4].min() <= in_groups[4].max() < len(old.items.groups["title"])
     assert in_groups.shape == (50, 3)
-    near = grown.links("near_title")
+    near = with_added_items.links("near_title")
     assert torch.equal(near.rows[numbers], numbers[changed["items.rows_near_title"]])
     assert torch.equal(near.rows[4], fresh.links("near_title").rows[4])
     assert torch.equal(near.weights, fresh.links("near_title").weights)
@@ -518,10 +520,10 @@ def test_items_that_come_later_are_linked_and_the_others_stay(small):
 
 def test_links_that_are_known_are_not_sought(small, monkeypatch):
     made = build(small, CONFIGS["default"])
-    kept = kept_alike(made.items.state_dict())
-    monkeypatch.setattr("hafvt.features.alike.neighbours", None)
-    monkeypatch.setattr("hafvt.features.alike.groups", None)
-    again = HafVt(replace(read_catalogue(small), alike=kept), made.config)
+    kept = saved_similarity(made.items.state_dict())
+    monkeypatch.setattr("hafvt.features.similarity.neighbors", None)
+    monkeypatch.setattr("hafvt.features.similarity.find_clusters", None)
+    again = HafVt(replace(load_item_features(small), similar_items=kept), made.config)
     for name in ("near_title", "group_image"):
         assert all(
             torch.equal(a, b) for a, b in zip(made.items.links(name), again.items.links(name), strict=True)
@@ -535,4 +537,4 @@ def test_links_that_are_known_are_not_sought(small, monkeypatch):
         title._replace(groups=title.groups[:, 0]),
     ):
         with pytest.raises(HafvtError, match="do not fit these items"):
-            HafVt(replace(read_catalogue(small), alike=kept | {"title": wrong}), made.config)
+            HafVt(replace(load_item_features(small), similar_items=kept | {"title": wrong}), made.config)

@@ -10,7 +10,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.mifn import Mifn, MifnConfig
 from tests.conftest import as_batch
 from tests.reference import mifn as reference
@@ -26,7 +26,7 @@ some_histories = pytest.mark.parametrize(
 def relations_of(data, kind):
     """Relations by name: those of the training, two of an items' table, or none."""
     if kind == "transitions":
-        return read_catalogue(data, (), relations=True).relations
+        return load_item_features(data, (), relations=True).relations
     if kind == "none":
         return {}
     random = np.random.default_rng(1)
@@ -40,12 +40,12 @@ def made(data, kind="transitions", **changes):
     torch.manual_seed(0)
     small = {"width": 5, "dropout": 0.0, "max_length": 9, "prefixes": 100, "nodes": 12, "links": 3}
     config = MifnConfig(**{**small, **changes})
-    catalogue = replace(read_catalogue(data, ()), relations=relations_of(data, kind))
-    model = Mifn(catalogue, config)
+    catalog = replace(load_item_features(data, ()), relations=relations_of(data, kind))
+    model = Mifn(catalog, config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     names = {"transitions": ["transition"], "table": ["also_bought", "buy_after"], "none": []}[kind]
-    edges = {name: catalogue.relations[name].tolist() for name in names} or {"none": []}
+    edges = {name: catalog.relations[name].tolist() for name in names} or {"none": []}
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, edges
 
 
@@ -85,10 +85,11 @@ def test_graphs_are_those_of_plain_code(small):
 
 
 def test_a_step_of_training_does_not_find_its_own_link(small):
-    catalogue = replace(
-        read_catalogue(small, ()), relations={"transition": torch.tensor([[3, 4], [3, 5], [3, 5], [8, 3]])}
+    catalog = replace(
+        load_item_features(small, ()),
+        relations={"transition": torch.tensor([[3, 4], [3, 5], [3, 5], [8, 3]])},
     )
-    model = Mifn(catalogue, MifnConfig(width=4, hops=1))
+    model = Mifn(catalog, MifnConfig(width=4, hops=1))
     history = as_batch([[8, 3]])
     nodes = lambda *target: set(model.graphs(history, *target).nodes[0].tolist()) - {-1}  # noqa: E731
     assert nodes() == {3, 8, 4, 5}

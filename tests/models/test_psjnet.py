@@ -8,7 +8,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.pinet import PiNet, PiNetConfig
 from hafvt.models.psjnet import PsjNet, PsjNetConfig
 from tests.conftest import as_batch
@@ -25,7 +25,7 @@ MODELS = {
 def made(data, name, **changes):
     torch.manual_seed(0)
     kind, config, logits = MODELS[name]
-    model = kind(read_catalogue(data), config(**{"width": 5, "roles": 3, "dropout": 0.0, **changes}))
+    model = kind(load_item_features(data), config(**{"width": 5, "roles": 3, "dropout": 0.0, **changes}))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, logits

@@ -1,4 +1,4 @@
-"""The switch to sampled softmaxes: the same loss where the sample is the catalogue, a fair run elsewhere."""
+"""The switch to sampled softmaxes: the same loss where the sample is the catalog, a fair run elsewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hafvt.data.batches import gather
-from hafvt.features.catalogue import read_catalogue
-from hafvt.models import build, configure
+from hafvt.features.item_features import load_item_features
+from hafvt.models import build_model, configure
 from hafvt.ops.sampled_softmax import Sample
 
 
@@ -15,16 +15,16 @@ from hafvt.ops.sampled_softmax import Sample
 def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
     def every(popularity, among, count):
         assert count == 7
-        assert len(popularity) == len(catalogue)
+        assert len(popularity) == len(catalog)
         return Sample(torch.arange(among.start, among.stop), torch.zeros(among.stop - among.start))
 
-    catalogue = read_catalogue(small)
+    catalog = load_item_features(small)
     monkeypatch.setattr(f"hafvt.models.{name}.draw", every)
     batch = gather(small.items, small.offsets[:6], small.offsets[1:7])
     losses, gradients = [], []
     for sampled in (0, 7):
         torch.manual_seed(0)
-        model = build(name, catalogue, configure(name, params={"sampled": sampled, "dropout": 0.0}))
+        model = build_model(name, catalog, configure(name, params={"sampled": sampled, "dropout": 0.0}))
         losses.append(model.loss(batch))
         losses[-1].backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -37,7 +37,7 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
 def test_draws_change_the_loss_and_seeds_fix_it(small, name):
     batch = gather(small.items, small.offsets[:6], small.offsets[1:7])
     torch.manual_seed(0)
-    model = build(name, read_catalogue(small), configure(name, params={"sampled": 5})).eval()
+    model = build_model(name, load_item_features(small), configure(name, params={"sampled": 5})).eval()
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -11,8 +11,8 @@ import torch
 
 from hafvt.data.batches import Batch, gather
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
-from hafvt.models.layers import Dropout, causal_attention
+from hafvt.features.item_features import load_item_features
+from hafvt.models.blocks import Dropout, causal_attention
 from hafvt.models.popularity import Popularity, PopularityConfig
 from hafvt.models.sasrec import PAPER, SasRec, SasRecConfig, unseen
 from tests.conftest import as_batch
@@ -53,7 +53,7 @@ def reference_states(history, w, heads, blocks):
 
 def test_sasrec_is_its_equations(small):
     torch.manual_seed(0)
-    model = SasRec(read_catalogue(small), SasRecConfig(width=8, heads=2, dropout=0.0)).eval()
+    model = SasRec(load_item_features(small), SasRecConfig(width=8, heads=2, dropout=0.0)).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
     weights = {name: t.double().numpy() for name, t in model.state_dict().items()}
@@ -73,12 +73,12 @@ def test_sasrec_is_its_equations(small):
 
 
 def test_sasrec_says_nothing_of_an_empty_history(small):
-    model = SasRec(read_catalogue(small), SasRecConfig(width=8)).eval()
+    model = SasRec(load_item_features(small), SasRecConfig(width=8)).eval()
     assert model.scores(Batch(torch.tensor([[0]]), torch.tensor([0])), 0).unique().tolist() == [0.0]
 
 
 def test_popularity_counts_training_alone(small):
-    model = Popularity(read_catalogue(small), PopularityConfig())
+    model = Popularity(load_item_features(small), PopularityConfig())
     counts = np.zeros(50)
     for start, end in zip(small.offsets[:-1], small.train_ends, strict=True):
         for item in small.items[start : start + end]:
@@ -100,7 +100,7 @@ HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 
 def test_the_paper_configuration_is_the_authors_code(small, heads, histories, monkeypatch):
     torch.manual_seed(0)
     config = replace(PAPER, width=6, heads=heads, dropout=0.0, max_length=9)
-    model = SasRec(read_catalogue(small), config)
+    model = SasRec(load_item_features(small), config)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
     w = {name: t.double().numpy() for name, t in model.state_dict().items()}
@@ -141,5 +141,5 @@ def test_a_drawn_item_is_any_unseen_one_of_the_targets_domain(make_small):
 
 
 def test_an_unknown_loss_is_refused(small):
-    with pytest.raises(HafvtError, match="choose catalogue or binary"):
-        SasRec(read_catalogue(small), SasRecConfig(loss="hinge"))
+    with pytest.raises(HafvtError, match="choose catalog or binary"):
+        SasRec(load_item_features(small), SasRecConfig(loss="hinge"))

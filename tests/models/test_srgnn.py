@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.srgnn import SrGnn, SrGnnConfig, graphs
 from tests.conftest import as_batch
 from tests.reference import srgnn as reference
@@ -16,7 +16,7 @@ HISTORIES = [[3, 41, 3, 8, 41, 3, 3], [45, 31], [9], [7, 12, 7, 12, 7, 12, 33, 3
 
 def made(data, **changes):
     torch.manual_seed(0)
-    model = SrGnn(read_catalogue(data), SrGnnConfig(**{"width": 6, **changes}))
+    model = SrGnn(load_item_features(data), SrGnnConfig(**{"width": 6, **changes}))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {name: t.double().numpy() for name, t in model.state_dict().items()}

@@ -8,7 +8,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.models.tricdr import TriCdr, TriCdrConfig
 from tests.conftest import as_batch
 from tests.reference import tricdr as reference
@@ -33,7 +33,7 @@ SMALL = {
 def made(data, **changes):
     torch.manual_seed(0)
     config = TriCdrConfig(**{**SMALL, **changes})
-    model = TriCdr(read_catalogue(data), config)
+    model = TriCdr(load_item_features(data), config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, config
@@ -85,12 +85,12 @@ def test_the_encoders_train_first_and_the_count_of_steps_is_kept(small, historie
 def test_padding_changes_nothing(small):
     for pretrain_steps in (0, 9):
         model, _, _ = made(small, pretrain_steps=pretrain_steps)
-        short, wide = as_batch(HISTORIES), as_batch(HISTORIES, pad=2, width=9)
-        assert model.loss(wide).item() == pytest.approx(model.loss(short).item(), abs=1e-5)
+        short, accumulation_dtype = as_batch(HISTORIES), as_batch(HISTORIES, pad=2, width=9)
+        assert model.loss(accumulation_dtype).item() == pytest.approx(model.loss(short).item(), abs=1e-5)
         for domain in range(2):
-            torch.testing.assert_close(model.scores(wide, domain), model.scores(short, domain))
+            torch.testing.assert_close(model.scores(accumulation_dtype, domain), model.scores(short, domain))
             single = [model.scores(as_batch([history]), domain) for history in HISTORIES]
-            torch.testing.assert_close(model.scores(wide, domain), torch.cat(single))
+            torch.testing.assert_close(model.scores(accumulation_dtype, domain), torch.cat(single))
 
 
 def test_drawn_prefixes_are_some_of_all(small, monkeypatch):
@@ -127,16 +127,16 @@ def test_three_domains_are_refused(make_small):
         made(make_small(sizes=(10, 10, 10)))
 
 
-def test_normalising_over_candidates_is_a_switch(small):
-    few, more = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
-    for code_normalise in (False, True):
-        model, w, config = made(small, code_normalise=code_normalise)
+def test_normalizing_over_candidates_is_a_switch(small):
+    round_up_width, more = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
+    for code_normalize in (False, True):
+        model, w, config = made(small, code_normalize=code_normalize)
         batch = as_batch(HISTORIES[:1])
-        found = model.scores(batch, 0, few)
-        alike = torch.allclose(found, model.scores(batch, 0, more)[:, :2], atol=1e-6)
-        assert alike != code_normalise
-        if code_normalise:
-            table = w["own.0.items.weight"][few[0]]
+        found = model.scores(batch, 0, round_up_width)
+        similar_items = torch.allclose(found, model.scores(batch, 0, more)[:, :2], atol=1e-6)
+        assert similar_items != code_normalize
+        if code_normalize:
+            table = w["own.0.items.weight"][round_up_width[0]]
             u = reference.user(HISTORIES[0], 0, w, BORDER, config)
             expected = table / np.linalg.norm(table, axis=0) @ u / config.temperature
             np.testing.assert_allclose(found[0].detach().numpy(), expected, atol=1e-5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
-from hafvt.ops.sampled_softmax import Had, Sample, draw, sampled_log_probabilities
+from hafvt.ops.catalog_softmax import SoftmaxQuery, target_log_probabilities
+from hafvt.ops.sampled_softmax import Sample, SeenItems, draw, sampled_log_probabilities
 
 V, D, N = 50, 6, 20
 GENERATOR = torch.Generator().manual_seed(0)
@@ -19,11 +19,11 @@ POPULARITY = torch.arange(V) ** 2
 
 def test_the_sum_of_exponentials_is_right_on_average() -> None:
     torch.manual_seed(0)
-    (exact,) = target_log_probabilities([Ask(H, TARGETS, PART)], TABLE, 0.5)
+    (exact,) = target_log_probabilities([SoftmaxQuery(H, TARGETS, PART)], TABLE, 0.5)
     estimates = []
     for _ in range(2000):
         sample = draw(POPULARITY, PART, 20)
-        (log_p,) = sampled_log_probabilities([Ask(H, TARGETS, PART)], [sample], TABLE, 0.5)
+        (log_p,) = sampled_log_probabilities([SoftmaxQuery(H, TARGETS, PART)], [sample], TABLE, 0.5)
         estimates.append((-log_p).exp())  # partition over the target's exponential: linear in the estimate
     mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
     # The target is left out of the sample and counted as itself, so nothing else biases the sum.
@@ -35,8 +35,8 @@ def test_what_a_history_holds_is_counted_as_it_is() -> None:
     items = torch.stack([PART.start + (TARGETS + 3 * k) % 30 for k in range(3)] + [TARGETS * 0 - 1], dim=1)
     items[::2, 2] = TARGETS[::2]
     z = ((0.5 * H)[:, None] * TABLE[items]).sum(2).masked_fill(items < 0, -torch.inf)
-    had = Had(items, torch.tensor(0.1 / 0.9).log())
-    ask = Ask(H, TARGETS, PART, less=z.logsumexp(1) + torch.tensor(0.9).log())
+    had = SeenItems(items, torch.tensor(0.1 / 0.9).log())
+    ask = SoftmaxQuery(H, TARGETS, PART, less=z.logsumexp(1) + torch.tensor(0.9).log())
     (exact,) = target_log_probabilities([ask], TABLE, 0.5)
     every = Sample(torch.arange(PART.start, PART.stop), torch.zeros(30))
     (got,) = sampled_log_probabilities([ask], [every], TABLE, 0.5, had=[had])
@@ -57,9 +57,9 @@ def test_a_sample_of_every_item_once_is_exact() -> None:
         leaves = [H.clone().requires_grad_(), TABLE.clone().requires_grad_()]
         other = [x.detach().clone().requires_grad_() for x in leaves]
         (got,) = sampled_log_probabilities(
-            [Ask(leaves[0], TARGETS, PART)], [every], leaves[1], 2.0, unit=unit
+            [SoftmaxQuery(leaves[0], TARGETS, PART)], [every], leaves[1], 2.0, unit=unit
         )
-        (exact,) = target_log_probabilities([Ask(other[0], TARGETS, PART)], other[1], 2.0, unit=unit)
+        (exact,) = target_log_probabilities([SoftmaxQuery(other[0], TARGETS, PART)], other[1], 2.0, unit=unit)
         torch.testing.assert_close(got, exact)
         got.sum().backward()
         exact.sum().backward()
@@ -78,11 +78,13 @@ def test_draws_stay_in_their_part_and_follow_popularity() -> None:
     torch.testing.assert_close(drawn, rate, rtol=0.1, atol=0)
 
 
-def test_a_catalogue_of_one_item() -> None:
+def test_a_catalog_of_one_item() -> None:
     table = torch.ones(1, 2, requires_grad=True)
     sample = draw(torch.zeros(1), slice(0, 1), 3)
     targets: Tensor = torch.zeros(2, dtype=torch.int64)
-    (log_p,) = sampled_log_probabilities([Ask(torch.ones(2, 2), targets, slice(0, 1))], [sample], table)
+    (log_p,) = sampled_log_probabilities(
+        [SoftmaxQuery(torch.ones(2, 2), targets, slice(0, 1))], [sample], table
+    )
     log_p.sum().backward()
     assert torch.equal(log_p, torch.zeros(2))
     assert table.grad is not None

@@ -15,7 +15,7 @@ def softmax(z):
 
 
 def transitions(histories, items, counts):
-    """The normalised adjacency of item -> next item, a dense matrix."""
+    """The normalized adjacency of item -> next item, a dense matrix."""
     a = np.zeros((items, items))
     for history in histories:
         for item, following in pairwise(history):

@@ -29,7 +29,7 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum())
 
 
-def catalogue_loss(histories, items, bias, layers, domains):
+def catalog_loss(histories, items, bias, layers, domains):
     losses = []
     for history in histories:
         for h, target in zip(states(history[:-1], items, layers), history[1:], strict=True):

@@ -24,9 +24,9 @@ def attention(F, layer):
 
 
 def norm(x, w, name):
-    centred = x - x.mean(-1, keepdims=True)
+    centerd = x - x.mean(-1, keepdims=True)
     return (
-        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
+        centerd / np.sqrt((centerd**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
         + w[f"{name}.bias"]
     )
 
@@ -142,11 +142,11 @@ def scores(
     met,
     content,
     new_items,
-    renormalised,
+    renormalized,
 ):
     """(10): scores of all items of a domain; what the history has counts `again` times in every branch.
 
-    renormalised: whether the merged sequence's softmax is over that domain, or over everything.
+    renormalized: whether the merged sequence's softmax is over that domain, or over everything.
     """
     tables = [
         (inputs if known else inputs * met[:, None], E)
@@ -159,9 +159,9 @@ def scores(
         if not sequence or layers[s] is None:
             continue
         h = branch_states(sequence, tables, layers, encoders, s)
-        ranked = everything if s == len(domains) and not renormalised else mine
-        rest = tau, counted(history, ranked, again), met, content, new_items
-        p = with_unmet(h, tables, ranked, weights[s], *rest)
+        rank_targets = everything if s == len(domains) and not renormalized else mine
+        rest = tau, counted(history, rank_targets, again), met, content, new_items
+        p = with_unmet(h, tables, rank_targets, weights[s], *rest)
         lambdas = {domain: 1, len(domains): lambda2}
-        found += lambdas.get(s, lambda1) * p[np.isin(ranked, mine)]
+        found += lambdas.get(s, lambda1) * p[np.isin(rank_targets, mine)]
     return found

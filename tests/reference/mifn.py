@@ -68,7 +68,7 @@ def graph(history, relations, counts, config, target=None):
     return nodes, adjacency
 
 
-def behaviour(own, other, w, name):
+def behavior(own, other, w, name):
     """What each item of a domain tells of the other; `other` is the other domain's state before it."""
     d = own.shape[1]
     s, states = np.zeros(d), []
@@ -97,7 +97,7 @@ def states(history, w, border, width):
             else:
                 seen += 1
         other = np.array(before).reshape(-1, width)
-        t.append(behaviour(h[n], other, w, f"behaviours.{n}"))
+        t.append(behavior(h[n], other, w, f"behaviors.{n}"))
     return [latest(x, len(x), width) for x in h], [latest(x, len(x), width) for x in t]
 
 

@@ -38,7 +38,7 @@ def attention(queries, keys, w, name, heads, real):
 
 
 def blocks(x, real, w, prefix, count, heads):
-    """The stack of blocks with its masks and the last normalisation, (L, d) -> (L, d)."""
+    """The stack of blocks with its masks and the last normalization, (L, d) -> (L, d)."""
     x = x * real[:, None]
     for name in (f"{prefix}blocks.{n}" for n in range(count)):
         y = norm(attention(norm(x, w, f"{name}.norm1"), x, w, name, heads, real), w, f"{name}.norm2")

@@ -17,8 +17,8 @@ def linear(x, w, name):
 
 
 def norm(x, w, name):
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    centerd = x - x.mean(-1, keepdims=True)
+    scaled = centerd / np.sqrt((centerd**2).mean(-1, keepdims=True) + 1e-5)
     return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
@@ -107,10 +107,10 @@ def contrast(prefixes, domain, w, border, config):
         return 0.0
     m, s, g = np.array(rows).transpose(1, 0, 2)
     t, rates = config.contrast_temperature, np.array(config.contrast_rates)
-    alike = rates / rates.sum() @ [nt_xent(m, s, t), nt_xent(m, g, t), nt_xent(s, g, t)]
+    similar_items = rates / rates.sum() @ [nt_xent(m, s, t), nt_xent(m, g, t), nt_xent(s, g, t)]
     near, far = (np.linalg.norm(s - z + 1e-6, axis=1) for z in (m, g))  # torch adds 1e-6, too
     apart = np.maximum(near - far + config.triplet_margin, 0).mean()
-    return config.contrast_weight * alike + config.triplet_weight * apart
+    return config.contrast_weight * similar_items + config.triplet_weight * apart
 
 
 def loss(histories, w, border, config):

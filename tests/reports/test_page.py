@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hafvt.evaluation.metrics import Figure
+from hafvt.evaluation.metrics import MetricValue
 from hafvt.reports.charts import ticks
-from hafvt.reports.page import CurvePoint, Person, Recommendation, Shown, write_page
+from hafvt.reports.page import CurvePoint, ItemCard, Recommendation, UserExample, write_page
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'>\"$title"
@@ -66,15 +66,15 @@ class Tree(HTMLParser):
         self.open[-1].text += data
 
 
-def shown(number: int, domain: str = "food", **changes: str | None) -> Shown:
-    return Shown(
+def shown(number: int, domain: str = "food", **changes: str | None) -> ItemCard:
+    return ItemCard(
         **{"item_id": f"i{number}", "domain": domain, "title": f"Title {number}", "picture": PIXEL, **changes}
     )  # type: ignore[arg-type]
 
 
 def person(
     name: str = "ann", shares: dict[tuple[str, str], float] | None = None, **target: str | None
-) -> Person:
+) -> UserExample:
     if shares is None:
         shares = {
             ("own", "id"): 0.5,
@@ -85,7 +85,7 @@ def person(
     items = [shown(number) for number in range(10)]
     if target:
         items[2] = shown(2, **target)
-    return Person(
+    return UserExample(
         user_id=name,
         domain="food",
         history=tuple(shown(100 + n, "food" if n % 2 else "kitchen") for n in range(15)),
@@ -97,7 +97,9 @@ def person(
 
 RESULTS = {
     name: {
-        domain: {metric: Figure(value, value - 0.01, value + 0.01) for metric in ("MRR", "NDCG@10", "HR@10")}
+        domain: {
+            metric: MetricValue(value, value - 0.01, value + 0.01) for metric in ("MRR", "NDCG@10", "HR@10")
+        }
         for domain in ("food", "kitchen", "overall")
     }
     for name, value in {"ours": 0.12, "theirs": 0.1}.items()
@@ -224,7 +226,7 @@ def test_shows_every_person_item_and_choice(tmp_path: Path) -> None:
         assert len(hits) == 1
         assert "really chosen" in hits[0].words()
         for tile in someone.all("li", "tile"):
-            assert tile.all("span", "chip")[0].words() in ("food", "kitchen")  # by name, not by colour alone
+            assert tile.all("span", "chip")[0].words() in ("food", "kitchen")  # by name, not by color alone
         assert all(image.attributes["alt"] for image in someone.all("img"))
         assert someone.all("h4")[0].words().startswith("Chosen so far")
 
@@ -304,7 +306,7 @@ def test_odd_curves_do_no_harm(tmp_path: Path, points: list[CurvePoint]) -> None
 
 def test_one_model_without_people_curves_or_notes(tmp_path: Path) -> None:
     page, root = build(
-        tmp_path, results={"ours": {"food": {"MRR": Figure(0.1)}}}, curves={}, people=[], notes=[]
+        tmp_path, results={"ours": {"food": {"MRR": MetricValue(0.1)}}}, curves={}, people=[], notes=[]
     )
     assert_self_contained(page, root)
     assert [h.text for h in root.all("h2")] == ["Results"]
@@ -316,7 +318,7 @@ def test_one_model_without_people_curves_or_notes(tmp_path: Path) -> None:
 def test_many_domains_branches_and_modalities(tmp_path: Path) -> None:
     shares = {(f"b{b}", f"m{m}"): 1 / 77 for b in range(11) for m in range(7)}
     crowd = [person(domain=f"domain {n}", shares=shares) for n in range(4)]
-    results = {f"model {m}": {f"domain {d}": {"MRR": Figure(0.1)} for d in range(12)} for m in range(9)}
+    results = {f"model {m}": {f"domain {d}": {"MRR": MetricValue(0.1)} for d in range(12)} for m in range(9)}
     page, root = build(
         tmp_path, results=results, curves={f"model {m}": CURVES["ours"] for m in range(9)}, people=crowd
     )

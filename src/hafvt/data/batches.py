@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         return Batch(self.items.to(device), self.lengths.to(device))
 
 
-def few(width: int) -> int:
+def round_up_width(width: int) -> int:
     """Returns a width rounded up, so that few come up: kernels for each size met take memory that stays."""
     return -(-width // 8) * 8
 
@@ -86,7 +86,7 @@ class TrainBatches:
         for cut in random.permutation(cuts)[first:]:
             rows = order[cut : cut + self.batch_size]
             longest = int((self.stops - self.starts)[rows].max())
-            width = min(few(longest - 1) + 1, self.max_length)
+            width = min(round_up_width(longest - 1) + 1, self.max_length)
             yield gather(self.items, self.starts[rows], self.stops[rows], width)
 
 

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Int32
-from hafvt.data.tables import Table
+from hafvt.data.schema import Table
 from hafvt.errors import HafvtError
 
 ONLY_DOMAIN = "all"  # the name of the domain where no table names any
 
 
 @dataclass(frozen=True)
-class Log:
+class InteractionLog:
     """Interactions in numbers.
 
     The numbers depend on which users and items there are, not on the order of their rows.
@@ -41,13 +41,13 @@ class Log:
     domains: list[str]
 
 
-def code(log: Table, items: Table | None, domains: list[str] | None) -> Log:
+def code(log: Table, items: Table | None, domains: list[str] | None) -> InteractionLog:
     """Turns tables into numbers.
 
     Args:
         log: the interactions.
         items: the items, or None: those of the interactions.
-        domains: names of the domains to keep, in the order of the catalogue; None keeps all, sorted by name.
+        domains: names of the domains to keep, in the order of the catalog; None keeps all, sorted by name.
 
     Raises:
         InputError: an item is unknown, listed twice, in two domains or in none.
@@ -83,7 +83,7 @@ def code(log: Table, items: Table | None, domains: list[str] | None) -> Log:
             f"domain {empty!r} has items but no interactions: name the domains to keep with --domains"
         )
     table = table.with_columns(pl.col("domain").cast(pl.String))
-    return Log(user_codes, item_codes, times, user_ids, table, item_domains, names)
+    return InteractionLog(user_codes, item_codes, times, user_ids, table, item_domains, names)
 
 
 def _codes(column: pl.Series) -> Int32:

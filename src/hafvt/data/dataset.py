@@ -24,7 +24,7 @@ ARRAYS = ("items", "times", "offsets", "train_ends", "valid", "test")
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain: its items are the rows [start, stop) of the catalogue."""
+    """A domain: its items are the rows [start, stop) of the catalog."""
 
     name: str
     start: int
@@ -106,7 +106,7 @@ class Dataset:
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
-        """One row per item, in catalogue order: item_id, domain, title, image (nulls where absent)."""
+        """One row per item, in catalog order: item_id, domain, title, image (nulls where absent)."""
         return pl.read_parquet(self.folder / "items.parquet")
 
     @cached_property
@@ -166,7 +166,7 @@ def write_dataset(
     Args:
         folder: where to.
         domains: the domains, contiguous and ascending from item 0.
-        item_table: item_id, domain, title, image and what else is known, one row per item in catalogue order.
+        item_table: item_id, domain, title, image and what else is known, one row per item in catalog order.
         user_ids: the users' own ids in the order of `offsets`.
         items: see `Dataset`, as are times, offsets, train_ends, valid and test.
         times: see `Dataset`.

@@ -17,7 +17,7 @@ class Core(NamedTuple):
 
     Attributes:
         interactions: (interactions,) which stay.
-        items: (items,) which stay in the catalogue.
+        items: (items,) which stay in the catalog.
     """
 
     interactions: Bool

@@ -29,7 +29,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int64]) -> Lengths:
-        """Summarises (users,) lengths; those of 0 do not count."""
+        """Summarizes (users,) lengths; those of 0 do not count."""
         lengths = lengths[lengths > 0]
         if not len(lengths):
             return cls(0, 0.0, 0.0, 0)
@@ -42,7 +42,7 @@ class DomainInfo:
 
     Attributes:
         name: of the domain.
-        items: in the catalogue.
+        items: in the catalog.
         interactions: with these items.
         users: with an interaction in this domain.
         lengths: interactions of such a user in this domain.
@@ -78,7 +78,7 @@ class Info:
         lengths: of the merged histories.
         domains: one entry each.
         overlap: users with interactions in both domains of a pair; more than two domains: and in all.
-        ties: equal times of neighbouring interactions, and repeated interactions.
+        ties: equal times of neighboring interactions, and repeated interactions.
         ties_order: "random" or "input"; "unknown" for a dataset that `prepare` did not make.
         span: first and last time, as they are stored.
         held_out: items held out of training, and targets among them.
@@ -123,7 +123,7 @@ def info(data: str | Path | Dataset) -> Info:
 
     said = data.manifest.get("ties")
     if said:
-        ties = Ties(said["neighbours"], said["tied"], data.manifest["duplicates"])
+        ties = Ties(said["neighbors"], said["tied"], data.manifest["duplicates"])
     else:
         ties = count_ties(users, np.asarray(data.items), np.asarray(data.times))
     names = [domain.name for domain in data.domains]
@@ -209,10 +209,10 @@ def _lines(found: Info) -> list[str]:
     )
     first, last = (_moment(time, found.span) for time in found.span)
     lines.append(f"times: {first} to {last}")
-    neighbours, tied, duplicates = found.ties
+    neighbors, tied, duplicates = found.ties
     order = {"random": "put in random order", "input": "left in the order of the input"}
     lines.append(
-        f"equal times: {tied:,} of {neighbours:,} pairs of neighbours ({tied / max(neighbours, 1):.1%}), "
+        f"equal times: {tied:,} of {neighbors:,} pairs of neighbors ({tied / max(neighbors, 1):.1%}), "
         f"{order.get(found.ties_order, 'in an unknown order')}"
     )
     lines.append(f"repeated interactions (same user, item, time): {duplicates:,}")

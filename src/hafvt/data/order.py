@@ -16,12 +16,12 @@ class Ties(NamedTuple):
     """How much of the order the times leave open.
 
     Attributes:
-        neighbours: pairs of neighbouring interactions of one user.
+        neighbors: pairs of neighboring interactions of one user.
         tied: those of them that share their time.
         duplicates: interactions that repeat another one: same user, item and time.
     """
 
-    neighbours: int
+    neighbors: int
     tied: int
     duplicates: int
 
@@ -58,17 +58,17 @@ def offsets_of(users: Int32, count: int) -> Int64:
 
 def count_ties(users: Int32, items: Int32, times: Times) -> Ties:
     """Counts equal times in sorted histories; see `sort_histories` for the arguments."""
-    neighbours = len(users) - len(np.unique(users))
+    neighbors = len(users) - len(np.unique(users))
     group, slots = _tied(users, times)
     tied = len(slots) - len(np.unique(group))
     item = items[slots]
     by_item = np.lexsort((item, group))
     same = (np.diff(group[by_item]) == 0) & (np.diff(item[by_item]) == 0)
-    return Ties(neighbours, tied, int(same.sum()))
+    return Ties(neighbors, tied, int(same.sum()))
 
 
 def _tied(users: Int32, times: Times) -> tuple[Int64, Int64]:
-    """Returns group and position of each interaction that shares user and time with a neighbour."""
+    """Returns group and position of each interaction that shares user and time with a neighbor."""
     new = np.ones(len(users) + 1, dtype=bool)  # the last entry closes the last group
     new[1:-1] = (users[1:] != users[:-1]) | (times[1:] != times[:-1])
     slots = np.flatnonzero(~(new[:-1] & new[1:]))

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hafvt.data.coding import Log, code
+from hafvt.data.coding import InteractionLog, code
+from hafvt.data.cold_items import cold_targets, draw_items
 from hafvt.data.dataset import Dataset, Domain, Int32, write_dataset
 from hafvt.data.filters import active_everywhere, core, last_of_each
-from hafvt.data.held_out import cold_targets, draw_items
 from hafvt.data.order import count_ties, offsets_of, sort_histories
+from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import by_time, leave_one_out
-from hafvt.data.tables import Table, read_tables
 from hafvt.errors import HafvtError
 from hafvt.files import sha256
 from hafvt.progress import progress
@@ -60,7 +60,7 @@ def prepare(
             the interactions.
         out: the folder to write.
         columns: our names and the input's names where they differ, for both tables, such as user_id=customer.
-        domains: the domains to keep, in the order of the catalogue; default: all, sorted by name.
+        domains: the domains to keep, in the order of the catalog; default: all, sorted by name.
         min_per_domain: keep users with so many interactions in every domain; 0 keeps everyone.
         min_per_item: keep items with so many interactions; 0 keeps all candidates, even those never met.
         last: keep only so many of each user's last interactions, all domains together.
@@ -136,7 +136,7 @@ def prepare(
             "settings": settings,
             "inputs": inputs,
             "counts": counts,
-            "ties": {"order": ties, "neighbours": found.neighbours, "tied": found.tied},
+            "ties": {"order": ties, "neighbors": found.neighbors, "tied": found.tied},
             "duplicates": found.duplicates,
             "held_out_items": int(held_out.sum()),
         }
@@ -192,18 +192,18 @@ def _provenance(table: Table) -> dict[str, Any]:
     return {**known, "rows": len(table.frame)}
 
 
-def _counts(after: str, log: Log) -> Counts:
+def _counts(after: str, log: InteractionLog) -> Counts:
     """Returns how much there is after a step."""
     users = int(np.count_nonzero(np.bincount(log.users)))
     return {"after": after, "users": users, "items": len(log.item_table), "interactions": len(log.users)}
 
 
-def _take(log: Log, rows: Any) -> Log:
+def _take(log: InteractionLog, rows: Any) -> InteractionLog:
     """Returns the log with some of its interactions, or all in another order."""
     return replace(log, users=log.users[rows], items=log.items[rows], times=log.times[rows])
 
 
-def _filter(log: Log, min_per_domain: int, min_per_item: int) -> Log:
+def _filter(log: InteractionLog, min_per_domain: int, min_per_item: int) -> InteractionLog:
     """Drops users and items that are met too rarely."""
     kept = core(
         log.users, log.items, log.item_domains, min_per_domain=min_per_domain, min_per_item=min_per_item
@@ -214,7 +214,7 @@ def _filter(log: Log, min_per_domain: int, min_per_item: int) -> Log:
     new_items = np.cumsum(kept.items, dtype=np.int32) - 1
     met = np.bincount(log.users[kept.interactions], minlength=len(log.user_ids)) > 0
     new_users = np.cumsum(met, dtype=np.int32) - 1
-    return Log(
+    return InteractionLog(
         users=new_users[log.users[kept.interactions]],
         items=new_items[log.items[kept.interactions]],
         times=log.times[kept.interactions],
@@ -225,7 +225,7 @@ def _filter(log: Log, min_per_domain: int, min_per_item: int) -> Log:
     )
 
 
-def _nothing_left(log: Log, min_per_domain: int, min_per_item: int) -> HafvtError:
+def _nothing_left(log: InteractionLog, min_per_domain: int, min_per_item: int) -> HafvtError:
     """Returns the error that tells which filter took everything from which domain."""
     item_domains = log.item_domains[log.items]
     users = [len(np.unique(log.users[item_domains == number])) for number in range(len(log.domains))]
@@ -247,7 +247,7 @@ def _nothing_left(log: Log, min_per_domain: int, min_per_item: int) -> HafvtErro
     )
 
 
-def _shuffle(log: Log, seed: int) -> Log:
+def _shuffle(log: InteractionLog, seed: int) -> InteractionLog:
     """Numbers the users, and the items of each domain, in an order drawn from the seed."""
     random = np.random.default_rng([seed, 0])
     sizes = np.bincount(log.item_domains, minlength=len(log.domains))

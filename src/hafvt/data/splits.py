@@ -57,12 +57,12 @@ def by_time(offsets: Int64, times: npt.NDArray[Any], *, valid_share: float, test
     Raises:
         HafvtError: no interaction is left to train on.
     """
-    ranked = np.sort(times)
+    rank_targets = np.sort(times)
     ranks = np.ceil(np.array([1 - valid_share - test_share, 1 - test_share]) * len(times) - 1e-9).astype(
         np.int64
     )
-    valid_from, test_from = ranked[np.clip(ranks, 0, len(times) - 1)]
-    if valid_from == ranked[0]:
+    valid_from, test_from = rank_targets[np.clip(ranks, 0, len(times) - 1)]
+    if valid_from == rank_targets[0]:
         raise HafvtError(
             f"nothing to train on: no interaction is before {valid_from}, where validation starts: "
             "lower --valid-share and --test-share or use --split leave-one-out"

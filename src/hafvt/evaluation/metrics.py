@@ -17,7 +17,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """A metric, as a fraction of 1, with the bounds of its 95 % interval."""
 
     value: float
@@ -25,7 +25,7 @@ class Figure:
     high: float | None = None
 
 
-Results = dict[str, dict[str, Figure]]
+Results = dict[str, dict[str, MetricValue]]
 """Of one model: per domain and "overall", each metric."""
 
 
@@ -63,7 +63,7 @@ class Ranks:
             table.write_parquet(temporary)
 
 
-def joined(parts: Sequence[Ranks]) -> Ranks:
+def concat_ranks(parts: Sequence[Ranks]) -> Ranks:
     """Returns the ranks of several sets of targets as one, in the order of their positions."""
     order = np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")
     names = [field.name for field in fields(Ranks)]
@@ -107,7 +107,7 @@ def mean_mrr(ranks: Ranks) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def summarise(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int = 0) -> Results:
+def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int = 0) -> Results:
     """Returns every metric per domain and overall, with 95 % bootstrap intervals over users.
 
     "overall" is the mean of the domains' figures, so that a big domain does not hide a small one.
@@ -145,7 +145,7 @@ def summarise(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int
     rows = [domains[d] for d in present] + (["overall"] if len(present) > 1 else [])
     return {
         name: {
-            metric: Figure(float(value[r, m]), float(low[r, m]), float(high[r, m]))
+            metric: MetricValue(float(value[r, m]), float(low[r, m]), float(high[r, m]))
             for m, metric in enumerate(METRICS)
         }
         for r, name in enumerate(rows)

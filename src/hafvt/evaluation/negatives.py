@@ -14,11 +14,13 @@ COUNT = 999
 SEED = 2040  # C2DSR's
 
 
-def negatives(data: Dataset, split: Literal["valid", "test"], protocol: Literal["c2dsr", "strict"]) -> Int32:
+def negatives(
+    data: Dataset, split: Literal["valid", "test"], protocol: Literal["c2dsr", "sampled-unseen"]
+) -> Int32:
     """Returns the negatives of a split's targets, drawn at the first call and kept in the dataset's folder.
 
     Under "c2dsr" they are uniform over the target's domain, with replacement, and only the target itself is
-    left out: items of the history and repetitions are among them, as in C2DSR's code. Under "strict" they are
+    left out: items of the history and repetitions are among them, as in C2DSR's code. Under "sampled-unseen" they are
     distinct and neither the target nor in its history. The file lies in `negatives/`, its hash beside it.
 
     Args:
@@ -27,7 +29,7 @@ def negatives(data: Dataset, split: Literal["valid", "test"], protocol: Literal[
         protocol: how they are drawn.
 
     Returns:
-        (targets, 999) item indices; rows of fewer distinct items, under "strict", are filled with -1.
+        (targets, 999) item indices; rows of fewer distinct items, under "sampled-unseen", are filled with -1.
 
     Raises:
         HafvtError: what is stored is damaged, or a domain has no item but the target.

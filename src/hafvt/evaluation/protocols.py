@@ -1,7 +1,7 @@
 """How a target is ranked: among which candidates, and how ties count.
 
 full: among all items of its domain, ties at half. c2dsr: among 999 negatives that are drawn once, of which
-those count that are scored higher by more than 1e-5: a constant scorer is perfect. strict: among 999 distinct
+those count that are scored higher by more than 1e-5: a constant scorer is perfect. sampled-unseen: among 999 distinct
 negatives that the user never had, ties at half.
 """
 
@@ -17,18 +17,18 @@ import torch
 from hafvt.data.batches import gather, target_batches
 from hafvt.data.dataset import Dataset, Domain, Int32, Int64
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Ranks, joined
+from hafvt.evaluation.metrics import Ranks, concat_ranks
 from hafvt.evaluation.negatives import COUNT, negatives
 from hafvt.models.base import Model
 from hafvt.ops.ranking import ranks as count_ranks
 from hafvt.progress import Advance
 
-Protocol = Literal["full", "c2dsr", "strict"]
+Protocol = Literal["full", "c2dsr", "sampled-unseen"]
 MARGIN = 1e-5  # C2DSR: a negative counts only where its score is higher by more
 SCORES = 4_000_000  # scores held at a time: histories in a batch x candidates
 
 
-def ranked(
+def rank_targets(
     models: Sequence[Model],
     data: Dataset,
     split: Literal["valid", "test"],
@@ -63,17 +63,17 @@ def ranked(
             full(model, data, positions[rows], exclude_seen=exclude_seen, device=device, advance=advance)
             for model, rows in zip(models, parts, strict=False)
         ]
-        return joined(whole), joined(whole)
+        return concat_ranks(whole), concat_ranks(whole)
     drawn = negatives(data, split, protocol)
     pairs = [
         sampled(model, data, positions[rows], drawn[rows], device=device, advance=advance)
         for model, rows in zip(models, parts, strict=False)
     ]
-    half = joined([half for half, _ in pairs])
-    return half, joined([own for _, own in pairs]) if protocol == "c2dsr" else half
+    half = concat_ranks([half for half, _ in pairs])
+    return half, concat_ranks([own for _, own in pairs]) if protocol == "c2dsr" else half
 
 
-def checked(protocol: str) -> None:
+def check_protocol(protocol: str) -> None:
     """Refuses a protocol that is not known.
 
     Raises:
@@ -90,7 +90,7 @@ def among(data: Dataset, protocol: Protocol) -> str:
         "full": f"all items of its domain ({sizes}); ties count half",
         "c2dsr": f"{COUNT} negatives of its domain, drawn with replacement; "
         f"only what is scored higher by more than {MARGIN:g} counts",
-        "strict": f"{COUNT} distinct negatives of its domain that the user never had; ties count half",
+        "sampled-unseen": f"{COUNT} distinct negatives of its domain that the user never had; ties count half",
     }[protocol]
 
 

@@ -30,7 +30,7 @@ class Paired:
 
 
 def paired(differences: Float64, resamples: int = 2000, seed: int = 0) -> Paired:
-    """Tests whether users' differences are centred at 0.
+    """Tests whether users' differences are centerd at 0.
 
     Args:
         differences: (users,) of a metric.

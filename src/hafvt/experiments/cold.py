@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from hafvt.data.held_out import cold_view
+from hafvt.data.cold_items import cold_view
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import METRICS, Figure, Float64, Ranks, Results, joined, summarise
+from hafvt.evaluation.metrics import METRICS, Float64, MetricValue, Ranks, Results, concat_ranks, summarize
 from hafvt.evaluation.protocols import among, full
 from hafvt.files import write_json
 from hafvt.progress import progress
@@ -35,13 +35,13 @@ def by_chance(ranks: Ranks, domains: list[str]) -> Results:
         sizes, counts = np.unique(ranks.candidates[ranks.domains == number], return_counts=True)
         if len(sizes):
             found[name] = {
-                label: Figure(float(np.average([mean(metric, int(n)) for n in sizes], weights=counts)))
+                label: MetricValue(float(np.average([mean(metric, int(n)) for n in sizes], weights=counts)))
                 for label, metric in METRICS.items()
             }
     if len(found) > 1:
         rows = list(found.values())
         found["overall"] = {
-            label: Figure(float(np.mean([row[label].value for row in rows]))) for label in METRICS
+            label: MetricValue(float(np.mean([row[label].value for row in rows]))) for label in METRICS
         }
     return found
 
@@ -70,10 +70,10 @@ def rank_cold(run: Run, device: torch.device) -> tuple[Ranks, Results, Results]:
             full(model.to(device), view, view.test[domains == number], device=device, advance=advance)
             for number, model in enumerate(run.models)
         ]
-    ranks = joined(parts)
+    ranks = concat_ranks(parts)
     ranks = replace(ranks, users=np.asarray(data.cold[:, 0]))  # the view has a user for each target
     names = [domain.name for domain in data.domains]
-    results, chance = summarise(ranks, names), by_chance(ranks, names)
+    results, chance = summarize(ranks, names), by_chance(ranks, names)
     folder = run.folder / "cold"
     folder.mkdir(exist_ok=True)
     ranks.write(folder / "ranks.parquet", view)

@@ -13,16 +13,24 @@ import yaml
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.checks import scenario_of
 from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import Protocol, among, checked
+from hafvt.evaluation.protocols import Protocol, among, check_protocol
 from hafvt.evaluation.significance import Paired
-from hafvt.experiments.contest import BUDGETS, COLUMNS, Budget, Entry, Outcome, against_best_other, contest
+from hafvt.experiments.comparison_runner import (
+    BUDGETS,
+    COLUMNS,
+    Budget,
+    Candidate,
+    ModelResult,
+    against_best_other,
+    run_comparison,
+)
 from hafvt.experiments.published import ABLATION, TABLES
-from hafvt.features.catalogue import read_catalogue
+from hafvt.features.item_features import load_item_features
 from hafvt.files import atomic_file, read_json, write_json
-from hafvt.models import MODELS, build, configure
+from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
-from hafvt.reports.table import markdown_table
-from hafvt.training.run import catalogue_of, fingerprint
+from hafvt.reports.tables import markdown_table
+from hafvt.training.run import fingerprint, model_item_features
 
 SURE = 0.05  # below it, a difference is no chance
 
@@ -41,7 +49,7 @@ PARTS = {  # Table 4: what is on beside the ids
 class Comparison:
     """What a comparison found; as text, its tables."""
 
-    outcomes: tuple[Outcome, ...]
+    model_results: tuple[ModelResult, ...]
     text: str
     folder: Path
 
@@ -76,20 +84,20 @@ def compare(
         tuned: by model a folder of tune, whose best settings it takes in place of a search (--tuned
             sasrec=tune/sasrec hafvt=tune/hafvt); the table says so.
         budget: small (1 seed, 12 epochs, histories of 20 items) or full (3 seeds, 100 epochs, 50 items).
-        protocol: full, c2dsr or strict, see evaluate.
+        protocol: full, c2dsr or sampled-unseen, see evaluate.
         jobs: trainings side by side; default: one for each processor.
 
     Raises:
         HafvtError: a wrong setting, or a training failed; what is finished is kept.
     """
-    checked(protocol)
+    check_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     tuned, remarks = tuned or {}, []
     for name in tuned:
         if name not in (models or MODELS):
             raise HafvtError(f"--tuned {name}: it takes no part, those are {', '.join(models or MODELS)}")
     entries = [
-        _tuned(dataset, name, Path(tuned[name])) if name in tuned else Entry(name, name)
+        _tuned(dataset, name, Path(tuned[name])) if name in tuned else Candidate(name, name)
         for name in models or MODELS
     ]
     remarks += [f"{name}: settings of the search in {tuned[name]}. {_said(tuned[name])}" for name in tuned]
@@ -123,28 +131,28 @@ def ablate(
         data: the dataset, with the features image and title.
         out: folder of the runs, of compare.md, compare.tex, compare.json and ablate.svg.
         budget: small or full, see compare.
-        protocol: full, c2dsr or strict, see evaluate.
+        protocol: full, c2dsr or sampled-unseen, see evaluate.
         jobs: trainings side by side; default: one for each processor.
 
     Raises:
         HafvtError: a feature is missing, a wrong setting, or a training failed.
     """
-    checked(protocol)
+    check_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     entries = [
-        Entry(label, "hafvt", params={"modalities": ("id", *seen), "hierarchy": hierarchy})
+        Candidate(label, "hafvt", params={"modalities": ("id", *seen), "hierarchy": hierarchy})
         for label, (seen, hierarchy) in PARTS.items()
     ]
-    read_catalogue(dataset, ("image", "title"))  # what is missing is told before hours of training
+    load_item_features(dataset, ("image", "title"))  # what is missing is told before hours of training
     found = _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, [])
     domain = dataset.domains[0].name
     bars: list[tuple[str, float, float | None, float | None]] = []
-    for outcome in found.outcomes:
-        figure = outcome.results[0][domain]["MRR"]
-        one = len(outcome.results) == 1
-        bounds = (figure.low, figure.high) if one else _bounds(*outcome.figure(domain, "MRR"))
+    for model_result in found.model_results:
+        figure = model_result.results[0][domain]["MRR"]
+        one = len(model_result.results) == 1
+        bounds = (figure.low, figure.high) if one else _bounds(*model_result.figure(domain, "MRR"))
         low, high = (None if bound is None else 100 * bound for bound in bounds)
-        bars.append((outcome.entry.label, 100 * outcome.figure(domain, "MRR")[0], low, high))
+        bars.append((model_result.entry.label, 100 * model_result.figure(domain, "MRR")[0], low, high))
     with atomic_file(Path(out) / "ablate.svg") as temporary:
         temporary.write_text(bars_svg(f"MRR (%) on {domain}", bars), encoding="utf-8")
     return found
@@ -154,7 +162,7 @@ def _bounds(mean: float, deviation: float | None) -> tuple[float | None, float |
     return (None, None) if deviation is None else (mean - deviation, mean + deviation)
 
 
-def _tuned(data: Dataset, name: str, folder: Path) -> Entry:
+def _tuned(data: Dataset, name: str, folder: Path) -> Candidate:
     """Returns a model with the best settings of a search."""
     held = read_json(folder / "settings.json")
     if (held.get("model"), held.get("dataset")) != (name, fingerprint(data)):
@@ -163,7 +171,7 @@ def _tuned(data: Dataset, name: str, folder: Path) -> Entry:
         raise HafvtError(f"{folder} has no best.yaml yet: let its search go on until a trial has ended")
     best = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
     training = {option: best[option] for option in ("learning_rate", "batch_size", "weight_decay")}
-    return Entry(name, name, best["configuration"], best["params"], training)
+    return Candidate(name, name, best["preset"], best["params"], training)
 
 
 def _said(folder: str) -> str:
@@ -178,45 +186,51 @@ def _budget(name: str) -> Budget:
     return BUDGETS[name]
 
 
-def _built(data: Dataset, entry: Entry) -> tuple[str, ...]:
+def _built(data: Dataset, entry: Candidate) -> tuple[str, ...]:
     """Builds a model, so that what it cannot do is known before anything is trained; returns its notes."""
-    config = configure(entry.model, entry.configuration, entry.params)
-    return build(entry.model, catalogue_of(data, entry.model, config), config).notes
+    config = configure(entry.model, entry.preset, entry.params)
+    return build_model(entry.model, model_item_features(data, entry.model, config), config).notes
 
 
 def _comparison(
     data: Dataset,
     out: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[Candidate],
     budget: Budget,
     protocol: Protocol,
     jobs: int | None,
     remarks: Sequence[str],
 ) -> Comparison:
-    outcomes = contest(data, out, entries, budget, protocol, (os.cpu_count() or 1) if jobs is None else jobs)
-    tests = against_best_other(outcomes)
-    domains = [d.name for d in data.domains if d.name in outcomes[0].results[0]]
+    model_results = run_comparison(
+        data, out, entries, budget, protocol, (os.cpu_count() or 1) if jobs is None else jobs
+    )
+    tests = against_best_other(model_results)
+    domains = [d.name for d in data.domains if d.name in model_results[0].results[0]]
     columns = [(domain, metric) for domain in domains for metric in COLUMNS]
     rows = []
     scenario = scenario_of(data) if protocol == "c2dsr" else None
     published = TABLES[scenario.domains] if scenario else {}
-    for outcome in outcomes:
+    for model_result in model_results:
         marks = []
         for domain, metric in columns:
-            best = max(other.figure(domain, metric)[0] for other in outcomes)
-            test = tests.get((outcome.entry.label, domain, metric))
+            best = max(other.figure(domain, metric)[0] for other in model_results)
+            test = tests.get((model_result.entry.label, domain, metric))
             sure = test is not None and max(test.bootstrap, test.wilcoxon) < SURE
-            leads = outcome.figure(domain, metric)[0] == best
-            marks.append(("significant" if sure else "best") if leads and len(outcomes) > 1 else "")
-        figures = [outcome.figure(*column) for column in columns]
+            leads = model_result.figure(domain, metric)[0] == best
+            marks.append(("significant" if sure else "best") if leads and len(model_results) > 1 else "")
+        figures = [model_result.figure(*column) for column in columns]
         percents = tuple((100 * m, None if sd is None else 100 * sd) for m, sd in figures)
-        rows.append(Row(outcome.entry.label, percents, tuple(marks)))
-        if outcome.entry.label in published and len(domains) == 2:
-            told = published[outcome.entry.label]
-            rows.append(Row(f"{outcome.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True))
-        if scenario and scenario.domains == ("movie", "book") and outcome.entry.label in ABLATION:
-            told = (ABLATION[outcome.entry.label], *(float("nan"),) * 5)
-            rows.append(Row(f"{outcome.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True))
+        rows.append(Row(model_result.entry.label, percents, tuple(marks)))
+        if model_result.entry.label in published and len(domains) == 2:
+            told = published[model_result.entry.label]
+            rows.append(
+                Row(f"{model_result.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True)
+            )
+        if scenario and scenario.domains == ("movie", "book") and model_result.entry.label in ABLATION:
+            told = (ABLATION[model_result.entry.label], *(float("nan"),) * 5)
+            rows.append(
+                Row(f"{model_result.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True)
+            )
     said = (
         f"{len(data.test):,} test targets, each ranked among {among(data, protocol)}; in %, mean"
         f"{' ± standard deviation over the seeds' if budget.seeds > 1 else ''}; bold: best of a column; *: "
@@ -229,7 +243,7 @@ def _comparison(
             said,
             "",
             figures_markdown(domains, COLUMNS, rows),
-            _costs(outcomes),
+            _costs(model_results),
             *(f"\n{remark}" for remark in remarks),
         ]
     )
@@ -237,15 +251,15 @@ def _comparison(
         temporary.write_text(text, encoding="utf-8")
     with atomic_file(out / "compare.tex") as temporary:
         temporary.write_text(figures_latex(domains, COLUMNS, rows, said), encoding="utf-8")
-    write_json(out / "compare.json", _json(outcomes, tests, budget, protocol, columns))
-    return Comparison(tuple(outcomes), text, out)
+    write_json(out / "compare.json", _json(model_results, tests, budget, protocol, columns))
+    return Comparison(tuple(model_results), text, out)
 
 
-def _costs(outcomes: Sequence[Outcome]) -> str:
+def _costs(model_results: Sequence[ModelResult]) -> str:
     """Returns the table of what was chosen and what it took."""
     header = ["model", "learning rate (validation MRR, %)", "best epochs", "parameters", "minutes", "GiB"]
     cells = []
-    for o in outcomes:
+    for o in model_results:
         tried = ", ".join(
             f"{'**' * (rate == o.learning_rate)}{rate:g}{'**' * (rate == o.learning_rate)} ({100 * mrr:.2f})"
             for rate, mrr in o.tried.items()
@@ -265,7 +279,7 @@ def _costs(outcomes: Sequence[Outcome]) -> str:
 
 
 def _json(
-    outcomes: Sequence[Outcome],
+    model_results: Sequence[ModelResult],
     tests: dict[tuple[str, str, str], Paired],
     budget: Budget,
     protocol: str,
@@ -293,6 +307,6 @@ def _json(
                     if (o.entry.label, domain, metric) in tests
                 },
             }
-            for o in outcomes
+            for o in model_results
         ],
     }

@@ -13,10 +13,10 @@ from hafvt.evaluation.metrics import Results
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.encode import encode
 from hafvt.progress import console
-from hafvt.reports.run import write_report
-from hafvt.reports.table import plain_table
-from hafvt.training.loop import train
+from hafvt.reports.report import write_report
+from hafvt.reports.tables import plain_table
 from hafvt.training.run import open_run
+from hafvt.training.trainer import train
 
 BUDGET: dict[str, dict[str, int]] = {
     "hafvt": {"epochs": 8, "batch_size": 64, "validate_every": 2},

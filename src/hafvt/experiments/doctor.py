@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from hafvt.ops.precision import compute_dtype
+from hafvt.ops.dtype import compute_dtype
 
 EXTRAS = {
     "encode": ("pillow", "scikit-image", "scikit-learn", "transformers", "sentence-transformers"),

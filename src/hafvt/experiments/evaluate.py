@@ -10,12 +10,12 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Ranks, Results, summarise
-from hafvt.evaluation.protocols import Protocol, checked, ranked
+from hafvt.evaluation.metrics import Ranks, Results, summarize
+from hafvt.evaluation.protocols import Protocol, check_protocol, rank_targets
 from hafvt.experiments.cold import rank_cold
 from hafvt.progress import progress
-from hafvt.reports.run import report
-from hafvt.reports.table import plain_table
+from hafvt.reports.report import report
+from hafvt.reports.tables import plain_table
 from hafvt.training.run import open_run
 
 NOTICEABLE = 0.001  # of 1: by how much the rule for ties may change a figure without a warning
@@ -108,7 +108,7 @@ def evaluate(
     Raises:
         HafvtError: no finished run, or the dataset is not the one it was trained on.
     """
-    checked(protocol)
+    check_protocol(protocol)
     if exclude_seen and protocol != "full":
         raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
     if cold and (protocol != "full" or split != "test" or exclude_seen):
@@ -122,7 +122,7 @@ def evaluate(
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
     place = torch.device(device)
     with progress(f"evaluate {opened.name}", targets, "targets") as advance:
-        half, ranks = ranked(
+        half, ranks = rank_targets(
             [model.to(place) for model in opened.models],
             opened.data,
             split,
@@ -145,5 +145,5 @@ def evaluate(
     results = report(folder, opened.name, models, opened.data, ranks, what, protocol)
     names = [domain.name for domain in opened.data.domains]
     return Evaluation(
-        opened.name, results, ranks, summarise(half, names) if protocol == "c2dsr" else {}, folder
+        opened.name, results, ranks, summarize(half, names) if protocol == "c2dsr" else {}, folder
     )

@@ -17,17 +17,17 @@ import yaml
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, need
-from hafvt.evaluation.protocols import Protocol, checked
-from hafvt.experiments.space import TRAINING, as_it_stands, plain, read_space, shown
-from hafvt.experiments.trainings import Trainings, keep_settings
+from hafvt.evaluation.protocols import Protocol, check_protocol
+from hafvt.experiments.search_space import TRAINING, as_it_stands, plain, read_space, shown
+from hafvt.experiments.training_pool import TrainingPool, keep_settings
 from hafvt.files import atomic_file
 from hafvt.progress import progress
 from hafvt.reports.comparison import bars_svg
-from hafvt.reports.table import markdown_table, percent
+from hafvt.reports.tables import markdown_table, percent
 from hafvt.training.run import feature_hashes, fingerprint
 
 if TYPE_CHECKING:
-    from hafvt.experiments.search import Search
+    from hafvt.experiments.tuner import Search
 
 SHOWN = 10  # best trials in the table
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
@@ -86,7 +86,7 @@ def tune(
     data: str | Path | Dataset,
     out: str | Path,
     *,
-    configuration: str = "default",
+    preset: str = "default",
     params: dict[str, Any] | None = None,
     space: dict[str, Any] | None = None,
     trials: int = 30,
@@ -110,13 +110,13 @@ def tune(
         model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or c2dsr.
         data: a dataset folder, made by prepare and encode.
         out: folder of best.yaml (for train --config), report.md, trials.csv, importance.svg and the trials.
-        configuration: a named configuration of the model to start from.
+        preset: a named configuration of the model to start from.
         params: hyperparameters that are fixed, by name (--params.width 64).
         space: what is searched beside or in place of the usual (--space.temperature "[0.05, 0.5, log]").
         trials: how many, in all calls together.
         epochs: of a trial, at most.
         validate_every: epochs between two validations; default: as in train.
-        protocol: how validation ranks its targets: full, c2dsr or strict, see evaluate.
+        protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
         seed: of the draws and of every training.
         jobs: trainings side by side in this call; default: one for each processor.
         minutes: stop after so long; called again, it goes on. Default: when all trials are done.
@@ -125,18 +125,18 @@ def tune(
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
     try:
-        from hafvt.experiments.search import Search
+        from hafvt.experiments.tuner import Search
     except ModuleNotFoundError as error:
         raise need("tune", str(error.name)) from None
-    checked(protocol)
+    check_protocol(protocol)
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:
             raise HafvtError(f"--{name} {number}: give a number above 0")
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     out, params, began = Path(out), params or {}, time.monotonic()
-    searched = read_space(model, configuration, params, space or {})
-    trainings = Trainings((os.cpu_count() or 1) if jobs is None else jobs)
-    options: dict[str, Any] = {"configuration": configuration, "protocol": protocol, "epochs": epochs}
+    searched = read_space(model, preset, params, space or {})
+    trainings = TrainingPool((os.cpu_count() or 1) if jobs is None else jobs)
+    options: dict[str, Any] = {"preset": preset, "protocol": protocol, "epochs": epochs}
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
     encoded = tuple(path.parent.name for path in sorted(data.folder.glob("features/*/rows.npy")))
     settings = {
@@ -149,7 +149,7 @@ def tune(
         **options,
     }
     keep_settings(out, settings, "a search")
-    start = as_it_stands(model, configuration, params)
+    start = as_it_stands(model, preset, params)
     search = Search(out, model, {"data": data.folder, **options}, params, searched, start, seed, trainings)
     _search(search, trials, None if minutes is None else began + 60 * minutes)
     found = _write(search)
@@ -229,10 +229,7 @@ def _text(search: Search, trials: Sequence[Trial], best: Trial, importances: Map
     stands = first.valid_mrr if first.params == {n: search.start[n] for n in first.params} else None
     said = (
         f"Best validation MRR {percent(best.valid_mrr)} % (trial {best.number}, epoch {best.epoch})"
-        + (
-            f"; configuration `{options['configuration']}` as it stands (trial 0): {percent(stands)} %"
-            * bool(stands)
-        )
+        + (f"; preset `{options['preset']}` as it stands (trial 0): {percent(stands)} %" * bool(stands))
         + ". The best of many is flattered by chance: what it is worth is for the test targets to say, which "
         "this search has not looked at."
     )

@@ -20,8 +20,8 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encoders import Encoder, make_encoder
 from hafvt.features.encoders.precomputed import read_precomputed
+from hafvt.features.encoding_checkpoint import EncodingCheckpoint, Problem
 from hafvt.features.images import PictureError, open_picture
-from hafvt.features.partial import Partial, Problem
 from hafvt.features.table import FeatureTable
 from hafvt.files import sha256
 from hafvt.progress import progress
@@ -105,7 +105,7 @@ def _encode(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: i
             **{package: importlib.metadata.version(package) for package in encoder.packages},
         },
     }
-    partial = Partial(data.folder / "features" / name, items, about)
+    partial = EncodingCheckpoint(data.folder / "features" / name, items, about)
     step = items if encoder.whole else batch_size
     load = loader(name, data.image_root)
     with (
@@ -165,7 +165,7 @@ def _take(data: Dataset, name: str, path: Path) -> FeatureTable:
     problems += [
         Problem(item_ids[int(i)], path.name, "its vector is zero or not finite") for i in index[~usable]
     ]
-    partial = Partial(data.folder / "features" / name, len(item_ids), about)
+    partial = EncodingCheckpoint(data.folder / "features" / name, len(item_ids), about)
     if not partial.done:
         partial.append(len(item_ids), index[usable], rows[usable], problems, time.monotonic() - begin)
     return partial.publish(*partial.rows(), item_ids.to_list())

@@ -21,7 +21,7 @@ def read_relations(data: Dataset) -> dict[str, Tensor]:
 
     "transition": each training item and the next one of its user, as often as it happens;
     "transition-within": likewise in the histories of each domain alone; and, where the items' table has such
-    lists, also_bought and its kin: links to other items of the catalogue. Nothing of a target enters.
+    lists, also_bought and its kin: links to other items of the catalog. Nothing of a target enters.
     """
     starts, ends = np.asarray(data.offsets[:-1]), np.asarray(data.train_ends)
     owner = np.repeat(np.arange(data.users), ends)
@@ -37,7 +37,7 @@ def read_relations(data: Dataset) -> dict[str, Tensor]:
 
 
 def _steps(items: Int64, group: Int64) -> Tensor:
-    """Returns neighbouring items of the same group."""
+    """Returns neighboring items of the same group."""
     same = group[1:] == group[:-1]
     return torch.from_numpy(np.stack([items[:-1][same], items[1:][same]], axis=1))
 

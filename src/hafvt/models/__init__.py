@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.c2dsr import C2dsr, C2dsrConfig
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
@@ -22,52 +22,52 @@ from hafvt.models.srgnn import SrGnn, SrGnnConfig
 from hafvt.models.tricdr import TriCdr, TriCdrConfig
 
 
-class Entry(NamedTuple):
-    """A model and its named configurations."""
+class ModelEntry(NamedTuple):
+    """A model and its named presets."""
 
     model: type[Any]
-    configurations: dict[str, Any]
+    presets: dict[str, Any]
 
 
-MODELS: dict[str, Entry] = {
-    "hafvt": Entry(HafVt, {"default": HafVtConfig(), "unmixed": UNMIXED, "paper": HAFVT_PAPER}),
-    "gru4rec": Entry(Gru4Rec, {"default": Gru4RecConfig()}),
-    "sasrec": Entry(SasRec, {"default": SasRecConfig(), "paper": SASREC_PAPER}),
-    "srgnn": Entry(SrGnn, {"default": SrGnnConfig()}),
-    "pinet": Entry(PiNet, {"default": PiNetConfig()}),
-    "psjnet": Entry(PsjNet, {"default": PsjNetConfig()}),
-    "mifn": Entry(Mifn, {"default": MifnConfig()}),
-    "tricdr": Entry(TriCdr, {"default": TriCdrConfig()}),
-    "c2dsr": Entry(C2dsr, {"default": C2dsrConfig()}),
-    "popularity": Entry(Popularity, {"default": PopularityConfig()}),
+MODELS: dict[str, ModelEntry] = {
+    "hafvt": ModelEntry(HafVt, {"default": HafVtConfig(), "unmixed": UNMIXED, "paper": HAFVT_PAPER}),
+    "gru4rec": ModelEntry(Gru4Rec, {"default": Gru4RecConfig()}),
+    "sasrec": ModelEntry(SasRec, {"default": SasRecConfig(), "paper": SASREC_PAPER}),
+    "srgnn": ModelEntry(SrGnn, {"default": SrGnnConfig()}),
+    "pinet": ModelEntry(PiNet, {"default": PiNetConfig()}),
+    "psjnet": ModelEntry(PsjNet, {"default": PsjNetConfig()}),
+    "mifn": ModelEntry(Mifn, {"default": MifnConfig()}),
+    "tricdr": ModelEntry(TriCdr, {"default": TriCdrConfig()}),
+    "c2dsr": ModelEntry(C2dsr, {"default": C2dsrConfig()}),
+    "popularity": ModelEntry(Popularity, {"default": PopularityConfig()}),
 }
 
-RATES = {("hafvt", "default"): 3e-3, ("hafvt", "unmixed"): 3e-3}
+LEARNING_RATES = {("hafvt", "default"): 3e-3, ("hafvt", "unmixed"): 3e-3}
 """Adam's learning rates by model and configuration, where they are not 0.001: docs/study.md says why."""
 
 
-def usual_rate(name: str, configuration: str) -> float:
+def default_learning_rate(name: str, preset: str) -> float:
     """Returns the learning rate that a model is trained with unless told otherwise."""
-    return RATES.get((name, configuration), 1e-3)
+    return LEARNING_RATES.get((name, preset), 1e-3)
 
 
-def configure(name: str, configuration: str = "default", params: dict[str, Any] | None = None) -> Any:
+def configure(name: str, preset: str = "default", params: dict[str, Any] | None = None) -> Any:
     """Returns a model's configuration, a frozen dataclass.
 
     Args:
         name: of the model.
-        configuration: a named one to start from.
+        preset: a named one to start from.
         params: fields to change.
 
     Raises:
-        HafvtError: an unknown model, configuration or field, with those that exist.
+        HafvtError: an unknown model, preset or field, with those that exist.
     """
     if name not in MODELS:
         raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
-    known = MODELS[name].configurations
-    if configuration not in known:
-        raise HafvtError(f"{name} has no configuration {configuration!r}: choose one of {', '.join(known)}")
-    config = known[configuration]
+    known = MODELS[name].presets
+    if preset not in known:
+        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(known)}")
+    config = known[preset]
     names = [field.name for field in fields(config)]
     for key in params or {}:
         if key not in names:
@@ -80,13 +80,13 @@ def configure(name: str, configuration: str = "default", params: dict[str, Any] 
     return replace(config, **values)
 
 
-def build(name: str, catalogue: Catalogue, config: Any) -> Model:
+def build_model(name: str, catalog: ItemFeatures, config: Any) -> Model:
     """Returns a new model with random weights."""
-    model: Model = MODELS[name].model(catalogue, config)
+    model: Model = MODELS[name].model(catalog, config)
     return model
 
 
-def modalities_of(config: Any) -> tuple[str, ...] | None:
+def config_modalities(config: Any) -> tuple[str, ...] | None:
     """Returns the names of the frozen features that a configuration reads; None for all there are."""
     if not hasattr(config, "modalities"):
         return ()
@@ -94,8 +94,8 @@ def modalities_of(config: Any) -> tuple[str, ...] | None:
     return None if chosen is None else tuple(name for name in chosen if name != "id")
 
 
-def complete(config: Any, catalogue: Catalogue) -> Any:
+def resolve_modalities(config: Any, catalog: ItemFeatures) -> Any:
     """Returns the configuration with "all modalities there are" spelt out, so that it keeps its meaning."""
     if getattr(config, "modalities", ()) is None:
-        return replace(config, modalities=("id", *sorted(catalogue.vectors)))
+        return replace(config, modalities=("id", *sorted(catalog.vectors)))
     return config

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hafvt.models.layers import Dropout, causal_attention, last, slots
+from hafvt.models.blocks import Dropout, causal_attention, last, slots
 from hafvt.models.sasrec import Block
 
 
-class Encoder(nn.Module):
+class SequenceEncoder(nn.Module):
     """Blocks of self-attention, as SASRec's.
 
     Args:

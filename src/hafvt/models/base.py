@@ -15,7 +15,7 @@ class Model(nn.Module, ABC):
 
     Attributes:
         max_length: the longest history it reads, in items; callers cut older ones off.
-        uses_relations: whether it wants the links between items in its catalogue.
+        uses_relations: whether it wants the links between items in its catalog.
         notes: what a report on it should say.
     """
 

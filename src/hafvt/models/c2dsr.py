@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.features.relations import TRANSITION, WITHIN
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, known, last, next_items, slots, view
+from hafvt.models.blocks import Dropout, known, last, next_items, slots, view
 from hafvt.models.pinet import chosen_scores, nll
 from hafvt.models.sasrec import OriginalBlock
 
@@ -56,8 +56,8 @@ class C2dsrConfig:
     """The authors' graph weighs a transition by how often it happens."""
 
 
-class Graph(nn.Module):
-    """The normalised graph of transitions: each item's neighbours are averaged.
+class TransitionGraph(nn.Module):
+    """The normalized graph of transitions: each item's neighbors are averaged.
 
     Args:
         links: (n, 2) item and next item.
@@ -65,7 +65,7 @@ class Graph(nn.Module):
         counts: whether repeated links weigh more.
     """
 
-    neighbours: Tensor
+    neighbors: Tensor
     starts: Tensor
     weights: Tensor
 
@@ -74,23 +74,23 @@ class Graph(nn.Module):
         keys, times = torch.unique(links[:, 0] * items + links[:, 1], return_counts=True)
         source, weights = keys // items, times.float() if counts else torch.ones(len(keys))
         total = torch.zeros(items).index_add(0, source, weights)
-        self.register_buffer("neighbours", keys % items, persistent=False)  # (n,)
+        self.register_buffer("neighbors", keys % items, persistent=False)  # (n,)
         self.register_buffer("starts", torch.searchsorted(source, torch.arange(items)), persistent=False)
         self.register_buffer("weights", weights / total[source], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the mean of each item's neighbours, zeros where there are none, (V, d) -> (V, d)."""
+        """Returns the mean of each item's neighbors, zeros where there are none, (V, d) -> (V, d)."""
         x, weights = x.float(), self.weights
-        return F.embedding_bag(self.neighbours, x, self.starts, mode="sum", per_sample_weights=weights)
+        return F.embedding_bag(self.neighbors, x, self.starts, mode="sum", per_sample_weights=weights)
 
 
-class Encoder(nn.Module):
+class GraphEncoder(nn.Module):
     """Item vectors with their graph, and self-attention over histories of them."""
 
     def __init__(self, links: Tensor, items: int, config: C2dsrConfig) -> None:
         super().__init__()
         self.layers = config.layers
-        self.graph = Graph(links, items, config.code_counts)
+        self.graph = TransitionGraph(links, items, config.code_counts)
         self.items, self.bias = nn.Embedding(items, config.width), nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Embedding(config.max_length, config.width)
         self.blocks = nn.ModuleList(
@@ -125,12 +125,12 @@ class C2dsr(Model):
 
     uses_relations = True
 
-    def __init__(self, catalogue: Catalogue, config: C2dsrConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: C2dsrConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalogue.domains
+        self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
-        self.merged = Encoder(catalogue.relations[TRANSITION], len(catalogue), config)
-        own = (Encoder(catalogue.relations[WITHIN], len(catalogue), config) for _ in self.domains)
+        self.merged = GraphEncoder(catalog.relations[TRANSITION], len(catalog), config)
+        own = (GraphEncoder(catalog.relations[WITHIN], len(catalog), config) for _ in self.domains)
         self.own = nn.ModuleList(own)
         self.outputs = nn.ModuleList(nn.Linear(d, len(domain)) for domain in self.domains)
         self.discriminators = nn.ModuleList(nn.Bilinear(d, d, 1) for _ in self.domains)

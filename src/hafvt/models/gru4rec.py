@@ -6,7 +6,7 @@ table is both input and output ("constrained embedding", which all their best se
 their code:
 
 * a batch holds whole histories, right-padded, in place of sessions that run in parallel, step by step;
-* loss "catalogue", the default: cross-entropy over all items of the target's domain, without sampling.
+* loss "catalog", the default: cross-entropy over all items of the target's domain, without sampling.
   "cross-entropy" and "bpr-max" are theirs: the negatives of a target are the targets of the other histories
   at the same step and `samples` items drawn by popularity;
 * the dropped state is not carried on to the next step, so that the recurrence runs in one call;
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, last, next_items
-from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
+from hafvt.models.blocks import Dropout, last, next_items
+from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 
-LOSSES = ("catalogue", "cross-entropy", "bpr-max")
+LOSSES = ("catalog", "cross-entropy", "bpr-max")
 TINY = 1e-24  # theirs
 
 
@@ -47,7 +47,7 @@ class Gru4RecConfig:
     """Dropout rate on the items' vectors."""
     dropout_hidden: float = 0.2
     """Dropout rate on the states."""
-    loss: Literal["catalogue", "cross-entropy", "bpr-max"] = "catalogue"
+    loss: Literal["catalog", "cross-entropy", "bpr-max"] = "catalog"
     """See above."""
     samples: int = 2048
     """Negatives drawn for a batch; for the two sampled losses."""
@@ -66,18 +66,18 @@ class Gru4Rec(Model):
 
     popularity: Tensor
 
-    def __init__(self, catalogue: Catalogue, config: Gru4RecConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: Gru4RecConfig) -> None:
         super().__init__()
         if config.loss not in LOSSES:
             raise HafvtError(f"no loss {config.loss!r}: choose one of {', '.join(LOSSES)}")
-        self.config, self.domains = config, catalogue.domains
+        self.config, self.domains = config, catalog.domains
         self.max_length = config.max_length
-        self.items = nn.Embedding(len(catalogue), config.width)  # W_y
-        self.bias = nn.Embedding(len(catalogue), 1)  # B_y
+        self.items = nn.Embedding(len(catalog), config.width)  # W_y
+        self.bias = nn.Embedding(len(catalog), 1)  # B_y
         self.gru = nn.GRU(config.width, config.width, config.layers, batch_first=True)
         self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
-        self.register_buffer("popularity", catalogue.counts / catalogue.counts.sum().clamp(min=1))
-        bound = (6 / (len(catalogue) + config.width)) ** 0.5
+        self.register_buffer("popularity", catalog.counts / catalog.counts.sum().clamp(min=1))
+        bound = (6 / (len(catalog) + config.width)) ** 0.5
         nn.init.uniform_(self.items.weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)
         for name, weight in self.gru.named_parameters():
@@ -95,17 +95,19 @@ class Gru4Rec(Model):
         """The mean over all next items of the chosen loss."""
         inputs, mask, targets = next_items(batch)
         h = self.states(inputs.items)  # (B, T, d)
-        if self.config.loss != "catalogue":
+        if self.config.loss != "catalog":
             return self.sampled_loss(h, mask, batch.items[:, 1:])
         # The bias is one more column of the table, against a 1 in the state.
         table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
-        asks = []
+        softmax_queries = []
         for domain in self.domains:
             here = (targets >= domain.start) & (targets < domain.stop)
             among = slice(domain.start, domain.stop)
-            asks.append(Ask(h[here], targets[here], among, share=1 / max(len(targets), 1)))
-        return catalogue_nll(asks, table)
+            softmax_queries.append(
+                SoftmaxQuery(h[here], targets[here], among, share=1 / max(len(targets), 1))
+            )
+        return catalog_nll(softmax_queries, table)
 
     def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with log-Q correction, or BPR-max, against sampled negatives.

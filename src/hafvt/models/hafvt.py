@@ -15,12 +15,12 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   domain as X in turn.
 * (10) needs P^Y(x) for an item x of X, which no equation defines: the last state of S^Y is compared with the
   vectors of X, softmax over X. A sequence without items says nothing and adds nothing.
-* P^{X+Y} of (9) is a softmax over all items. In (10) it is renormalised over X, as P^X is: what it leaves X
+* P^{X+Y} of (9) is a softmax over all items. In (10) it is renormalized over X, as P^X is: what it leaves X
   says how likely the next item is of X, which is given, and would make it weigh least where X is small.
-  Without `renormalised` it is restricted to X as it is, the literal reading.
+  Without `renormalized` it is restricted to X as it is, the literal reading.
 * All next items of a sequence are targets, under a causal mask.
 * An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that
-  have one, so that it is neither favoured nor hurt. As similarity is linear in the candidate, that is its
+  have one, so that it is neither favored nor hurt. As similarity is linear in the candidate, that is its
   vector: the mean. In a history it is the same vector.
 * An item that training never met (held out, or added later) has an id whose vector was never fitted. The
   softmaxes (4-6) are over the items that training met, and such an item is measured by the same scale; so the
@@ -32,10 +32,10 @@ What the paper leaves open is a field of `HafVtConfig`, or decided here:
   h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
 * `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors. An id itself
   counts n / (n + `shrinkage`) where training met its item n times, and the rest is borrowed: from the ids of
-  the items that look or read most alike (`neighbours`), and from vectors that items share which look or read
+  the items that look or read most alike (`neighbors`), and from vectors that items share which look or read
   alike, in groups from small to large (`groups`). So what people tell of one is told of those like it, until
   they tell enough of each.
-* Without `mixed` (configuration `unmixed`) that is all that content has to say: ids alone have a branch, and
+* Without `mixed` (preset `unmixed`) that is all that content has to say: ids alone have a branch, and
   (7) falls away. A training takes 60 % of the time.
 * `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
   how often people come back to what they had is one number, learned. A softmax that does not know it spends
@@ -58,21 +58,21 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.features.alike import renumbered
-from hafvt.features.catalogue import Catalogue
-from hafvt.models.attention import AttentionLayer, Encoder
+from hafvt.features.item_features import ItemFeatures
+from hafvt.features.similarity import renumber_items
+from hafvt.models.attention import AttentionLayer, SequenceEncoder
 from hafvt.models.base import Model
-from hafvt.models.item_tables import ItemTables, kept_alike
-from hafvt.models.layers import kept_first, next_items, slots, view
-from hafvt.ops.catalogue_softmax import (
-    Ask,
-    catalogue_nll,
+from hafvt.models.blocks import kept_first, next_items, slots, view
+from hafvt.models.item_tables import ItemTables, saved_similarity
+from hafvt.ops.catalog_softmax import (
+    SoftmaxQuery,
+    catalog_nll,
     log_partition,
     target_log_probabilities,
     without,
 )
-from hafvt.ops.lookup import look_up
-from hafvt.ops.sampled_softmax import Had, draw, sampled_log_probabilities
+from hafvt.ops.embedding import embedding_lookup
+from hafvt.ops.sampled_softmax import SeenItems, draw, sampled_log_probabilities
 
 FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
 SWIFT = 30.0  # Adam moves a weight by the learning rate at most: log-odds from 0 on would take too long
@@ -96,7 +96,7 @@ class HafVtConfig:
     mixed: bool = True
     """Gives each modality a branch of its own, mixed by (7); else ids alone have one, in whose vectors
     content has its say (`fused`): a training then takes 60 % of the time."""
-    neighbours: int = 10
+    neighbors: int = 10
     """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
     of one is told of those like it."""
     groups: tuple[int, ...] = (5, 20, 80)
@@ -104,10 +104,10 @@ class HafVtConfig:
     items on average, one by the next larger, ..."""
     shrinkage: float = 20.0
     """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
-    borrows from neighbours and groups the rest; an item that training never met borrows as others do on
+    borrows from neighbors and groups the rest; an item that training never met borrows as others do on
     average over what training met. At 0 nothing is borrowed."""
     content_width: int = 128
-    """Frozen vectors are centred and rotated onto at most so many principal directions; 0 keeps them."""
+    """Frozen vectors are centerd and rotated onto at most so many principal directions; 0 keeps them."""
     blocks: int = 2
     """Blocks of the encoder of each sequence, which its branches share; 0 gives each branch (1, 3) alone."""
     repeats: bool = True
@@ -120,7 +120,7 @@ class HafVtConfig:
     """Weight of the other domains' sequences in (9) and (10)."""
     lambda2: float = 3.0
     """Weight of the merged sequence in (9) and (10)."""
-    renormalised: bool = True
+    renormalized: bool = True
     """Takes the softmax of the merged sequence in (10) over the ranked domain alone; only scores change."""
     hierarchy: bool = True
     """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
@@ -139,8 +139,8 @@ class HafVtConfig:
     """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
 
     def __post_init__(self) -> None:
-        if self.neighbours < 0 or self.shrinkage < 0:
-            raise HafvtError("neighbours and shrinkage must be at least 0")
+        if self.neighbors < 0 or self.shrinkage < 0:
+            raise HafvtError("neighbors and shrinkage must be at least 0")
         if any(type(size) is not int or size < 1 for size in self.groups):
             raise HafvtError(f"groups must be sizes of at least one item, not {list(self.groups)}")
 
@@ -149,7 +149,7 @@ PAPER = HafVtConfig(
     id_width=256,
     id_scale=256**-0.5,
     fused=False,
-    neighbours=0,
+    neighbors=0,
     groups=(),
     shrinkage=0.0,
     content_width=0,
@@ -157,7 +157,7 @@ PAPER = HafVtConfig(
     repeats=False,
     temperature=1.0,
     weights="equal",
-    renormalised=False,
+    renormalized=False,
     residual=False,
     positions=False,
     distances=False,
@@ -169,7 +169,7 @@ UNMIXED = HafVtConfig(mixed=False)
 """Content within the ids' vectors alone, without branches and a mixture of modalities: (7) is one softmax."""
 
 
-class Pairs(NamedTuple):
+class TrainTargets(NamedTuple):
     """What a sequence's histories are asked for in training, N targets in all."""
 
     inputs: Batch
@@ -198,18 +198,18 @@ class Query(NamedTuple):
     bonus: Tensor
     """(), added to `log_weight` for an item that training never met: -inf for its id."""
     less: Tensor | None
-    """(B,), see `Ask.less`."""
+    """(B,), see `SoftmaxQuery.less`."""
 
 
 class HafVt(Model):
     """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
 
-    def __init__(self, catalogue: Catalogue, config: HafVtConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalogue.domains
+        self.config, self.domains = config, catalog.domains
         self.max_length = config.max_length
         self.items = ItemTables(
-            catalogue,
+            catalog,
             config.modalities,
             config.id_width,
             config.id_scale,
@@ -217,7 +217,7 @@ class HafVt(Model):
             fused=config.fused,
             mixed=config.mixed,
             shrinkage=config.shrinkage,
-            near=config.neighbours,
+            near=config.neighbors,
             sizes=tuple(config.groups),
             entered=config.blocks > 0,
         )
@@ -229,7 +229,7 @@ class HafVt(Model):
         deep = config.blocks > 0
         # What reads: for each sequence an encoder, with a head per modality, or for each branch a layer.
         self.encoders = nn.ModuleList(
-            Encoder(config.id_width, config.blocks, positions, distances, config.dropout)
+            SequenceEncoder(config.id_width, config.blocks, positions, distances, config.dropout)
             for _ in (self.used if deep else [])
         )
         self.layers = nn.ModuleList(
@@ -303,20 +303,20 @@ class HafVt(Model):
             return loss + self.sampled_loss(pairs, entering, states, shares)
         said: list[list[Tensor]] = [[] for _ in self.used]  # per sequence, (N,) per modality: log w p
         for modality in others:
-            table, asks = self.asks(modality, pairs, entering, states)
-            for row, log_p in enumerate(target_log_probabilities(asks, table, scale)):
+            table, softmax_queries = self.softmax_queries(modality, pairs, entering, states)
+            for row, log_p in enumerate(target_log_probabilities(softmax_queries, table, scale)):
                 said[row].append(log_weights[row, modality] + log_p)
-        table, asks = self.asks(last, pairs, entering, states)
-        for row, (ask, share) in enumerate(zip(asks, shares, strict=True)):
+        table, softmax_queries = self.softmax_queries(last, pairs, entering, states)
+        for row, (ask, share) in enumerate(zip(softmax_queries, shares, strict=True)):
             # (7), log sum_m w_m p_m = log w_last + log(beside + p_last)
             beside = torch.stack(said[row]).logsumexp(0) - log_weights[row, last] if others else None
-            asks[row] = ask._replace(share=share, beside=beside)
+            softmax_queries[row] = ask._replace(share=share, beside=beside)
             loss = loss - share * len(ask.targets) * log_weights[row, last]
-        return loss + catalogue_nll(asks, table, scale, unit=self.modalities[last] == "id")
+        return loss + catalog_nll(softmax_queries, table, scale, unit=self.modalities[last] == "id")
 
     def sampled_loss(
         self,
-        pairs: list[Pairs],
+        pairs: list[TrainTargets],
         entering: tuple[Tensor, list[Tensor]] | None,
         states: list[Tensor],
         shares: list[float],
@@ -326,9 +326,11 @@ class HafVt(Model):
         had = [self.had(pair) for pair in pairs] if self.config.repeats else None
         of_modalities = []
         for modality, name in enumerate(self.modalities):
-            table, asks = self.asks(modality, pairs, entering, states)
+            table, softmax_queries = self.softmax_queries(modality, pairs, entering, states)
             scale, unit = 1 / self.config.temperature, name == "id"
-            of_modalities.append(sampled_log_probabilities(asks, samples, table, scale, unit=unit, had=had))
+            of_modalities.append(
+                sampled_log_probabilities(softmax_queries, samples, table, scale, unit=unit, had=had)
+            )
         loss = torch.zeros((), device=self.mix.device)
         for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
             log_p = torch.stack([of_modality[row] for of_modality in of_modalities], dim=1)  # (N, M)
@@ -336,13 +338,13 @@ class HafVt(Model):
             loss = loss - share * mixed.sum()
         return loss
 
-    def had(self, pair: Pairs) -> Had:
+    def had(self, pair: TrainTargets) -> SeenItems:
         """Returns what the histories of a sequence's targets hold."""
         log_again, rest = self.log_again()
         items = pair.inputs.items[:, None, :].expand(-1, pair.inputs.items.shape[1], -1)[pair.mask]  # (N, T)
-        return Had(self.items.met_number[items].masked_fill(~pair.had, -1), log_again - rest)
+        return SeenItems(self.items.met_number[items].masked_fill(~pair.had, -1), log_again - rest)
 
-    def pairs(self, sequence: Batch) -> Pairs:
+    def pairs(self, sequence: Batch) -> TrainTargets:
         """Returns `next_items` and what comes again; a target that training is not to meet is none."""
         inputs, mask, targets = next_items(sequence)
         first, early = first_times(inputs), no_later(inputs.items.shape[1], inputs.items.device)
@@ -352,25 +354,25 @@ class HafVt(Model):
             known = ~self.items.unmet[targets]
             mask, targets = mask.masked_scatter(mask, known), targets[known]
         had = first[:, None, :] & early
-        return Pairs(inputs, mask, targets, had[mask], (following & had)[mask].any(1))
+        return TrainTargets(inputs, mask, targets, had[mask], (following & had)[mask].any(1))
 
-    def read(self, pairs: list[Pairs]) -> tuple[tuple[Tensor, list[Tensor]] | None, list[Tensor]]:
+    def read(self, pairs: list[TrainTargets]) -> tuple[tuple[Tensor, list[Tensor]] | None, list[Tensor]]:
         """Returns what enters the encoders in training, all items and the histories, and what comes out.
 
         Nothing enters and nothing comes out where there are no encoders.
         """
         if not self.encoders:
             return None, []
-        entering = look_up(self.items.entering(), *(p.inputs.items for p in pairs))
+        entering = embedding_lookup(self.items.entering(), *(p.inputs.items for p in pairs))
         return entering, [encode(x) for encode, x in zip(self.encoders, entering[1], strict=True)]
 
-    def asks(
+    def softmax_queries(
         self,
         modality: int,
-        pairs: list[Pairs],
+        pairs: list[TrainTargets],
         entering: tuple[Tensor, list[Tensor]] | None,
         states: list[Tensor],
-    ) -> tuple[Tensor, list[Ask]]:
+    ) -> tuple[Tensor, list[SoftmaxQuery]]:
         """Returns a modality's vectors of what training meets, (V', d), and what each sequence asks of them.
 
         An item that training never meets would only be pushed away.
@@ -379,10 +381,10 @@ class HafVt(Model):
         if entering is not None and unit and self.items.fused:  # it is the same table, looked up once
             table, histories = entering
         else:
-            table, histories = look_up(self.items.table(modality), *(p.inputs.items for p in pairs))
+            table, histories = embedding_lookup(self.items.table(modality), *(p.inputs.items for p in pairs))
         if not self.items.all_met:
             table = table.index_select(0, self.items.met_items)  # [...] takes seven times as long
-        asks = []
+        softmax_queries = []
         for row, (number, history, pair) in enumerate(zip(self.used, histories, pairs, strict=True)):
             h: Tensor = self.layer(row, modality)(states[row] if states else history)
             h = F.normalize(h.float(), dim=2)  # (B, T, d)
@@ -392,8 +394,8 @@ class HafVt(Model):
                 z = ((h / self.config.temperature) @ vectors.transpose(1, 2))[pair.mask]  # (N, T)
                 less = self.less(z, pair.had)
             targets = self.items.met_number[pair.targets]
-            asks.append(Ask(h[pair.mask], targets, self.items.learned[number], less=less))
-        return table, asks
+            softmax_queries.append(SoftmaxQuery(h[pair.mask], targets, self.items.learned[number], less=less))
+        return table, softmax_queries
 
     def less(self, z: Tensor, had: Tensor) -> Tensor:
         """Returns the log of what the items of a history count less than others would, (N, T) -> (N,)."""
@@ -409,7 +411,7 @@ class HafVt(Model):
         vectors = [F.embedding(batch.items, table) for table, _ in tables] if self.config.repeats else []
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
             silent = sequence.lengths == 0
-            whole = number == len(self.domains) and not self.config.renormalised
+            whole = number == len(self.domains) and not self.config.renormalized
             for modality, h in enumerate(self.last_states(row, sequence)):
                 h = scale * F.normalize(h.float(), dim=1)  # (B, d)
                 less = None
@@ -548,23 +550,26 @@ class HafVt(Model):
             shares[..., number].masked_fill_(new, 0.0)
         return shares
 
-    def grow(self, catalogue: Catalogue, numbers: Tensor) -> HafVt:
-        """Returns this model over a catalogue of more items, in evaluation mode; old scores stay as they are.
+    def grow(self, catalog: ItemFeatures, numbers: Tensor) -> HafVt:
+        """Returns this model over a catalog of more items, in evaluation mode; old scores stay as they are.
 
         Args:
-            catalogue: the items of this model and new ones, which have a count of 0.
+            catalog: the items of this model and new ones, which have a count of 0.
             numbers: (V,) the number in it of each item of this model.
         """
-        kept = kept_alike(self.items.state_dict())
-        alike = {name: renumbered(of_old, numbers, len(catalogue)) for name, of_old in kept.items()}
-        grown, weights = HafVt(replace(catalogue, alike=alike), self.config), self.state_dict()
+        kept = saved_similarity(self.items.state_dict())
+        similar_items = {name: renumber_items(of_old, numbers, len(catalog)) for name, of_old in kept.items()}
+        with_added_items, weights = (
+            HafVt(replace(catalog, similar_items=similar_items), self.config),
+            self.state_dict(),
+        )
         if "id" in self.modalities:
-            rows = torch.zeros_like(grown.items.ids.weight)
+            rows = torch.zeros_like(with_added_items.items.ids.weight)
             rows[numbers] = self.items.ids.weight
             weights["items.ids.weight"] = rows.detach()
-        links = {name: buffer for name, buffer in grown.named_buffers() if name in weights}
-        grown.load_state_dict(weights | links)
-        return grown.eval()
+        links = {name: buffer for name, buffer in with_added_items.named_buffers() if name in weights}
+        with_added_items.load_state_dict(weights | links)
+        return with_added_items.eval()
 
 
 def first_times(batch: Batch) -> Tensor:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.features.alike import Alike, find_alike
-from hafvt.features.catalogue import Catalogue, prepare_vectors
-from hafvt.ops.lookup import Links, add_linked, links, sums_of_rows
+from hafvt.features.item_features import ItemFeatures, prepare_vectors
+from hafvt.features.similarity import SimilarItems, find_similar_items
+from hafvt.ops.embedding import SparseLinks, add_weighted_rows, links, weighted_row_sums
 
 Made = TypeVar("Made")
 
@@ -21,7 +21,7 @@ class ItemTables(nn.Module):
     """One table per modality, and which items training met.
 
     Args:
-        catalogue: the items.
+        catalog: the items.
         modalities: "id" and names of encoded features; None for all there are.
         id_width: of the learned vectors.
         id_scale: standard deviation of their entries at the start.
@@ -29,7 +29,7 @@ class ItemTables(nn.Module):
         fused: adds learned projections of the frozen vectors to the ids' vectors.
         mixed: compares candidates by the frozen vectors, too, not by the ids' alone.
         shrinkage: of ids where `fused`, see `HafVtConfig.shrinkage`.
-        near: adds, where `fused`, the ids of so many neighbours by each modality.
+        near: adds, where `fused`, the ids of so many neighbors by each modality.
         sizes: adds, where `fused`, learned vectors of groups of such sizes by each modality.
         entered: makes such projections in any case, for `entering`.
 
@@ -60,7 +60,7 @@ class ItemTables(nn.Module):
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalog: ItemFeatures,
         modalities: tuple[str, ...] | None,
         id_width: int,
         id_scale: float,
@@ -73,33 +73,33 @@ class ItemTables(nn.Module):
         entered: bool,
     ) -> None:
         super().__init__()
-        given = modalities or ("id", *sorted(catalogue.vectors))
+        given = modalities or ("id", *sorted(catalog.vectors))
         self.content = tuple(name for name in given if name != "id")
         self.fused = fused and "id" in given and len(self.content) > 0
         if not (mixed or self.fused or given == ("id",)):
             raise HafvtError("mixed false leaves content without a say: it needs ids and --params.fused true")
         self.modalities = given if mixed else ("id",)
-        absent = [name for name in self.content if name not in catalogue.vectors]
+        absent = [name for name in self.content if name not in catalog.vectors]
         if absent:
             raise HafvtError(
                 f"no features {', '.join(absent)}: encode them, or leave them out of --params.modalities"
             )
-        met = ~catalogue.unmet
+        met = ~catalog.unmet
         self.all_met = bool(met.all())
         self.register_buffer("unmet", ~met, persistent=False)
         # Numbers, not a mask: how many there are is a shape then, and no graph is traced without shapes.
         self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)
         self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)
-        self.register_buffer("popularity", catalogue.counts[met], persistent=False)
+        self.register_buffer("popularity", catalog.counts[met], persistent=False)
         before = F.pad(met.cumsum(0), (1, 0)).tolist()
-        ends = [(d.start, d.stop) for d in catalogue.domains] + [(0, len(catalogue))]
+        ends = [(d.start, d.stop) for d in catalog.domains] + [(0, len(catalog))]
         self.learned = [slice(before[start], before[stop]) for start, stop in ends]
         widths = {"id": id_width}
         if "id" in given:
-            self.ids = nn.Embedding(len(catalogue), id_width)
+            self.ids = nn.Embedding(len(catalog), id_width)
             nn.init.normal_(self.ids.weight, std=id_scale)
         for name in self.content:
-            rows = prepare_vectors(catalogue.vectors[name], catalogue, content_width)
+            rows = prepare_vectors(catalog.vectors[name], catalog, content_width)
             self.register_buffer(f"frozen_{name}", rows, persistent=False)
             widths[name] = rows.shape[1]
         self.widths = [widths[name] for name in self.modalities]
@@ -110,7 +110,7 @@ class ItemTables(nn.Module):
         )
         for weight in self.project.parameters():  # content speaks as softly as ids at first
             nn.init.normal_(weight, std=id_scale)
-        counts = catalogue.counts
+        counts = catalog.counts
         known = counts / (counts + shrinkage) if self.fused and shrinkage else met.float()
         self.register_buffer("known", known[:, None], persistent=False)
         # What is borrowed was learned at the weight that it has where training meets items, on average.
@@ -118,15 +118,17 @@ class ItemTables(nn.Module):
         self.register_buffer("left", left[:, None], persistent=False)
         self.groups = nn.ParameterDict()
         for name in self.project if self.fused else ():
-            rows, present = getattr(self, f"frozen_{name}"), catalogue.vectors[name].present
-            alike = find_alike(rows, present, counts, near, sizes, catalogue.alike.get(name))
+            rows, present = getattr(self, f"frozen_{name}"), catalog.vectors[name].present
+            similar_items = find_similar_items(
+                rows, present, counts, near, sizes, catalog.similar_items.get(name)
+            )
             if near:
-                self.link(f"near_{name}", links(alike.near, alike.weights, len(rows)))
+                self.link(f"near_{name}", links(similar_items.near, similar_items.weights, len(rows)))
             if sizes:  # those without a vector get nothing of their groups
-                weights = present[:, None].expand(alike.groups.shape).float()
-                self.link(f"group_{name}", links(alike.groups, weights, alike.total))
-                self.groups[name] = nn.Parameter(torch.zeros(alike.total, id_width))
-        self.register_load_state_dict_post_hook(link_back)  # type: ignore[no-untyped-call]
+                weights = present[:, None].expand(similar_items.groups.shape).float()
+                self.link(f"group_{name}", links(similar_items.groups, weights, similar_items.total))
+                self.groups[name] = nn.Parameter(torch.zeros(similar_items.total, id_width))
+        self.register_load_state_dict_post_hook(rebuild_reverse_links)  # type: ignore[no-untyped-call]
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`
 
@@ -151,10 +153,10 @@ class ItemTables(nn.Module):
         for name, project in self.project.items():
             total += project(getattr(self, f"frozen_{name}"))
             for table, over in self.lenders(name, own):
-                total = add_linked(total, table, over, self.left)
+                total = add_weighted_rows(total, table, over, self.left)
         return total
 
-    def lenders(self, name: str, own: Tensor) -> Iterator[tuple[Tensor, Links]]:
+    def lenders(self, name: str, own: Tensor) -> Iterator[tuple[Tensor, SparseLinks]]:
         """Yields the tables that a modality has items borrow from, and what they are linked to there.
 
         The ids, (V, id_width), of those that look or read most alike, and the vectors of groups.
@@ -181,17 +183,17 @@ class ItemTables(nn.Module):
         """
         total: Tensor = self.project[name](getattr(self, f"frozen_{name}")[items])
         for table, over in self.lenders(name, self.own()):
-            total = total + self.left[items] * sums_of_rows(table, over.rows[items], over.weights[items])
+            total = total + self.left[items] * weighted_row_sums(table, over.rows[items], over.weights[items])
         return total
 
-    def link(self, name: str, over: Links) -> None:
+    def link(self, name: str, over: SparseLinks) -> None:
         """Keeps links under a name, with the weights: on another processor some might be found otherwise."""
         for part, values in over._asdict().items():
             self.register_buffer(f"{part}_{name}", values, persistent=part in ("rows", "weights"))
 
-    def links(self, name: str) -> Links:
+    def links(self, name: str) -> SparseLinks:
         """Returns the links of that name."""
-        return Links(*(getattr(self, f"{part}_{name}") for part in Links._fields))
+        return SparseLinks(*(getattr(self, f"{part}_{name}") for part in SparseLinks._fields))
 
     def compared(self, modality: int) -> Tensor:
         """Returns the vectors of all items as candidates, (V, d): learned ones count with unit length."""
@@ -242,7 +244,7 @@ class ItemTables(nn.Module):
         return self
 
 
-def kept_alike(weights: Mapping[str, Tensor]) -> dict[str, Alike]:
+def saved_similarity(weights: Mapping[str, Tensor]) -> dict[str, SimilarItems]:
     """Returns, by modality, what items are linked to as the weights of a model's `items` have it."""
     count, found = len(weights.get("ids.weight", ())), {}
     projections = [key.split(".")[1] for key in weights if key.startswith("project.")]
@@ -251,11 +253,11 @@ def kept_alike(weights: Mapping[str, Tensor]) -> dict[str, Alike]:
         near = weights.get(f"rows_near_{name}", nothing.long())
         of_near = weights.get(f"weights_near_{name}", nothing)
         in_groups = weights.get(f"rows_group_{name}", nothing.long())
-        found[name] = Alike(near, of_near, in_groups, len(weights.get(f"groups.{name}", ())))
+        found[name] = SimilarItems(near, of_near, in_groups, len(weights.get(f"groups.{name}", ())))
     return found
 
 
-def link_back(tables: ItemTables, _: object) -> None:
+def rebuild_reverse_links(tables: ItemTables, _: object) -> None:
     """Makes the way back of links that were loaded."""
     for name in tables.project:
         for key, table in ((f"near_{name}", tables.unmet), (f"group_{name}", tables.groups.get(name))):

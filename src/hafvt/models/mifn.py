@@ -1,7 +1,7 @@
-"""MIFN: a mixed information flow network of two domains, behaviour and knowledge.
+"""MIFN: a mixed information flow network of two domains, behavior and knowledge.
 
 Ma and others, Mixed Information Flow Network for Cross-domain Sequential Recommendations, ACM TKDD 2022
-(arXiv 2012.00485). A behaviour transfer unit carries a history to the other domain, as in pi-Net without
+(arXiv 2012.00485). A behavior transfer unit carries a history to the other domain, as in pi-Net without
 roles; a knowledge transfer unit lets the items around the history in a graph pass messages; the next item is
 generated from all items of a domain or copied from the graph, as a gate says. Departures from their code:
 
@@ -15,7 +15,7 @@ generated from all items of a domain or copied from the graph, as a gate says. D
   first, up to `nodes`: no learned choice among them;
 * the target is never put into a graph. More than that: in training, the relation "transition", made of the
   training sequences themselves, lacks the link that this very step made and no other. With it, nearly every
-  training target would be a neighbour of the last item, and the model would learn to copy only;
+  training target would be a neighbor of the last item, and the model would learn to copy only;
 * there every sequence has one target in each domain. Here every item is the target of those before it, in
   its own domain; the units that read histories are causal and do all prefixes at once; a step takes the
   graphs of `prefixes` prefixes of each history, drawn anew each time;
@@ -34,12 +34,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, blend, drawn_prefixes, known, slots
+from hafvt.models.blocks import Dropout, ResetFirstGru, blend, drawn_prefixes, known, slots
 from hafvt.models.pinet import only_two, two_sides
-from hafvt.ops.catalogue_softmax import Ask, target_log_probabilities
+from hafvt.ops.catalog_softmax import SoftmaxQuery, target_log_probabilities
 
 TINY = 1e-30
 
@@ -66,7 +66,7 @@ class MifnConfig:
     """The authors' code leaves dropout on at evaluation."""
 
 
-class Graph(NamedTuple):
+class HistoryGraph(NamedTuple):
     """The graph of each history.
 
     Attributes:
@@ -95,8 +95,8 @@ def softmax_over(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=-1) * mask
 
 
-class Behaviour(nn.Module):
-    """The behaviour transfer unit: what a history tells of the other domain, item by item."""
+class Behavior(nn.Module):
+    """The behavior transfer unit: what a history tells of the other domain, item by item."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -247,28 +247,28 @@ class Decoder(nn.Module):
 
 
 class Mifn(Model):
-    """Two encoders, two behaviour transfer units, a knowledge transfer unit, a decoder for each domain."""
+    """Two encoders, two behavior transfer units, a knowledge transfer unit, a decoder for each domain."""
 
     uses_relations = True
     links: Tensor
     single: Tensor
 
-    def __init__(self, catalogue: Catalogue, config: MifnConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: MifnConfig) -> None:
         super().__init__()
-        only_two("MIFN", catalogue.domains)
-        self.config, self.domains = config, catalogue.domains
+        only_two("MIFN", catalog.domains)
+        self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
-        known_links = {name: catalogue.relations[name] for name in graph_relations(catalogue.relations)}
+        known_links = {name: catalog.relations[name] for name in graph_relations(catalog.relations)}
         self.notes = (f"knowledge graph: {', '.join(known_links) or 'none'}",)
         relations = known_links or {"none": torch.zeros(0, 2, dtype=torch.int64)}
-        links, single = link_tables(relations, catalogue.counts, config.links)
+        links, single = link_tables(relations, catalog.counts, config.links)
         self.register_buffer("links", links, persistent=False)  # (V, R, K)
         self.register_buffer("single", single, persistent=False)
-        self.items = nn.Embedding(len(catalogue), d)
+        self.items = nn.Embedding(len(catalog), d)
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.behaviours = nn.ModuleList(Behaviour(d) for _ in range(2))
+        self.behaviors = nn.ModuleList(Behavior(d) for _ in range(2))
         self.knowledge = Knowledge(d, len(relations))
-        self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in catalogue.domains)
+        self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in catalog.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
 
@@ -285,7 +285,7 @@ class Mifn(Model):
             encoder(self.dropout(self.items(side.batch.items)))
             for encoder, side in zip(self.encoders, sides, strict=True)
         ]  # (B, T_own, d)
-        t = [self.behaviours[n](h[n], known(h[1 - n], sides[n].others)) for n in range(2)]
+        t = [self.behaviors[n](h[n], known(h[1 - n], sides[n].others)) for n in range(2)]
         h = [known(states, side.counts) for states, side in zip(h, sides, strict=True)]
         return h, [known(states, side.counts) for states, side in zip(t, sides, strict=True)]
 
@@ -298,7 +298,7 @@ class Mifn(Model):
             links[:, 0] = links[:, 0].masked_fill(made, -1)
         return links
 
-    def graphs(self, batch: Batch, target: Tensor | None = None) -> Graph:
+    def graphs(self, batch: Batch, target: Tensor | None = None) -> HistoryGraph:
         """Draws the graphs around histories.
 
         Every relation holds the links among the nodes, the history's steps, and a loop at each node.
@@ -318,9 +318,11 @@ class Mifn(Model):
         edges = (steps | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device))[:, None]
         for link in links.transpose(1, 2).unbind(3):  # (P, R, N)
             edges = edges | (link[..., None] == nodes[:, None, None])
-        return Graph(nodes, (edges & (real[:, None] & real[:, :, None])[:, None]).float())
+        return HistoryGraph(nodes, (edges & (real[:, None] & real[:, :, None])[:, None]).float())
 
-    def choices(self, states: tuple[list[Tensor], list[Tensor]], graph: Graph, last: Tensor) -> list[Choice]:
+    def choices(
+        self, states: tuple[list[Tensor], list[Tensor]], graph: HistoryGraph, last: Tensor
+    ) -> list[Choice]:
         """Returns the choices of both domains after histories.
 
         Args:
@@ -366,7 +368,7 @@ class Mifn(Model):
                 continue
             table = decoder.table()  # type: ignore[operator]
             queries = F.pad(self.dropout(state[mine]).float(), (0, 1), value=1.0)
-            ask = Ask(queries, target[mine] - domain.start, slice(0, len(table)))
+            ask = SoftmaxQuery(queries, target[mine] - domain.start, slice(0, len(table)))
             (plain,) = target_log_probabilities([ask], table)
             plain, found = plain + F.logsigmoid(-copy[mine]), (g * hit)[mine].sum(1)
             copied = F.logsigmoid(copy[mine]) + found.clamp(min=TINY).log()

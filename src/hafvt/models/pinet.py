@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, blend, known, last, next_items, slots, view
-from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
+from hafvt.models.blocks import Dropout, ResetFirstGru, blend, known, last, next_items, slots, view
+from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,16 @@ class Filter(nn.Module):
 class PiNet(Model):
     """Two encoders, two sharing units, a softmax over each domain."""
 
-    def __init__(self, catalogue: Catalogue, config: PiNetConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: PiNetConfig) -> None:
         super().__init__()
-        only_two("pi-Net", catalogue.domains)
-        self.config, self.domains = config, catalogue.domains
+        only_two("pi-Net", catalog.domains)
+        self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalogue), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(catalog), d)  # one table a domain: their rows are apart
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.filters = nn.ModuleList(Filter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalogue.domains]
+        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalog.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
@@ -145,7 +145,7 @@ class PiNet(Model):
             nn.init.xavier_normal_(output.weight)
             nn.init.zeros_(output.bias)
 
-    def joined(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def concat_ranks(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns, for each domain, [t of the other; h] after each merged slot, (B, T, 2 d) each."""
         sides = two_sides(batch, self.domains)
         h = [
@@ -170,7 +170,7 @@ class PiNet(Model):
         total = self.items.weight.sum() * 0
         if not mask.any():
             return total
-        for domain, output, states in zip(self.domains, self.outputs, self.joined(inputs), strict=True):
+        for domain, output, states in zip(self.domains, self.outputs, self.concat_ranks(inputs), strict=True):
             mine = (targets >= domain.start) & (targets < domain.stop)
             if mine.any():
                 total = total + nll(states[mask][mine], output, targets[mine] - domain.start)
@@ -178,7 +178,7 @@ class PiNet(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: W [t; h] + b, before the softmax."""
-        state = last(self.joined(batch)[domain], batch.lengths).float()  # (B, 2 d)
+        state = last(self.concat_ranks(batch)[domain], batch.lengths).float()  # (B, 2 d)
         return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
 
 
@@ -186,7 +186,7 @@ def nll(states: Tensor, output: nn.Module, targets: Tensor) -> Tensor:
     """Returns the sum of -log softmax(W states + b) at targets, the bias as one more column of W."""
     table = torch.cat([output.weight, output.bias[:, None]], dim=1)  # type: ignore[list-item, index]
     queries = F.pad(states.float(), (0, 1), value=1.0)
-    return catalogue_nll([Ask(queries, targets, slice(0, len(table)))], table)
+    return catalog_nll([SoftmaxQuery(queries, targets, slice(0, len(table)))], table)
 
 
 def chosen_scores(state: Tensor, output: nn.Module, candidates: Tensor | None, start: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 
 
@@ -22,11 +22,11 @@ class Popularity(Model):
 
     counts: Tensor
 
-    def __init__(self, catalogue: Catalogue, config: PopularityConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: PopularityConfig) -> None:
         super().__init__()
         self.max_length = 1  # whatever the history, the scores are the same
-        self.domains = catalogue.domains
-        self.register_buffer("counts", catalogue.counts.clone())
+        self.domains = catalog.domains
+        self.register_buffer("counts", catalog.counts.clone())
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns 0: there is nothing to learn."""

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, ResetFirstGru, known, next_items
+from hafvt.models.blocks import Dropout, ResetFirstGru, known, next_items
 from hafvt.models.pinet import Side, chosen_scores, nll, only_two, two_sides
 
 TINY = 1e-10  # theirs
@@ -46,7 +46,7 @@ class PsjNetConfig:
     """The authors' code takes V_f for V_s, too."""
 
 
-class Reading(NamedTuple):
+class SharedStates(NamedTuple):
     """What is read of merged histories, by domain.
 
     Attributes:
@@ -60,7 +60,7 @@ class Reading(NamedTuple):
     carried: list[Tensor]
 
 
-class Split(nn.Module):
+class UserFilter(nn.Module):
     """The filter of PSJNet-II: a state for each latent user, and a gate for nobody."""
 
     def __init__(self, config: PsjNetConfig) -> None:
@@ -121,18 +121,18 @@ class Match(nn.Module):
 class PsjNet(Model):
     """Two encoders, two splits, two joins, a softmax over each domain."""
 
-    def __init__(self, catalogue: Catalogue, config: PsjNetConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: PsjNetConfig) -> None:
         super().__init__()
-        only_two("PSJNet", catalogue.domains)
-        self.config, self.domains = config, catalogue.domains
+        only_two("PSJNet", catalog.domains)
+        self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalogue), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(catalog), d)  # one table a domain: their rows are apart
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.splits = nn.ModuleList(Split(config) for _ in range(2))
+        self.splits = nn.ModuleList(UserFilter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.over_time = nn.ModuleList(Match(d) for _ in range(2))
         self.over_users = nn.ModuleList(Match(d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalogue.domains]
+        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalog.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
@@ -140,7 +140,7 @@ class PsjNet(Model):
             nn.init.xavier_normal_(output.weight)
             nn.init.zeros_(output.bias)
 
-    def read(self, batch: Batch) -> Reading:
+    def read(self, batch: Batch) -> SharedStates:
         """Reads merged histories once, for the predictions in both domains."""
         sides = two_sides(batch, self.domains)
         h = [
@@ -151,9 +151,9 @@ class PsjNet(Model):
         for n, side in enumerate(sides):
             split = self.splits[n](h[n], known(h[1 - n], side.others))  # (B, K, T_own, d)
             carried.append(self.transfers[n](split.flatten(0, 1)).view_as(split))
-        return Reading(sides, h, carried)
+        return SharedStates(sides, h, carried)
 
-    def joined(self, read: Reading, domain: int, slot: Tensor) -> Tensor:
+    def concat_ranks(self, read: SharedStates, domain: int, slot: Tensor) -> Tensor:
         """Returns [h; c] of a domain after some merged slots, (B, P, 2 d); rows without items give zeros.
 
         Args:
@@ -187,14 +187,16 @@ class PsjNet(Model):
             mine = (targets >= domain.start) & (targets < domain.stop)
             if mine.any():
                 # Of all slots: products of whole histories take less than of chosen slots, one by one.
-                states = self.dropout(self.joined(read, number, every)[rows[mine], slot[mine]])  # (N, 2 d)
+                states = self.dropout(
+                    self.concat_ranks(read, number, every)[rows[mine], slot[mine]]
+                )  # (N, 2 d)
                 total = total + nll(states, output, targets[mine] - domain.start)
         return total / max(len(targets), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """See `Model.scores`: W [h; c] + b, before the softmax."""
         last = (batch.lengths - 1).clamp(min=0)[:, None]
-        state = self.joined(self.read(batch), domain, last)[:, 0]
+        state = self.concat_ranks(self.read(batch), domain, last)[:, 0]
         state = (state * (batch.lengths > 0)[:, None]).float()
         return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
 

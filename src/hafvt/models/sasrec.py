@@ -4,13 +4,13 @@ Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018. The defau
 its code wherever that makes the yardstick stronger or plainer:
 
 * loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
-* both inputs of a block's sub-layers are normalised (pre-norm) instead of the query alone;
+* both inputs of a block's sub-layers are normalized (pre-norm) instead of the query alone;
 * attention has an output projection, the feed-forward part is four times as wide and uses GELU;
-* positions count from the oldest item, and item vectors enter normalised: as small as they start, what
+* positions count from the oldest item, and item vectors enter normalized: as small as they start, what
   untrained blocks add would drown which item it is;
 * for the same reason what a block adds starts small.
 
-`original=True` and `loss="binary"`, together the configuration "paper", take all of that back: then states
+`original=True` and `loss="binary"`, together the preset "paper", take all of that back: then states
 and loss are those of the authors' code, but for two things that change no figure of theirs: histories are
 right-padded, so that a causal mask is all there is, and the drawn item is one of the target's domain.
 """
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import Dropout, causal_attention, last, next_items, slots
-from hafvt.ops.catalogue_softmax import Ask, mean_nll
-from hafvt.ops.lookup import look_up
+from hafvt.models.blocks import Dropout, causal_attention, last, next_items, slots
+from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
+from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
 
 
@@ -51,17 +51,17 @@ class SasRecConfig:
     """Dropout rate on the input and on both sub-layers' outputs."""
     original: bool = False
     """The paper's blocks, input and positions; see above."""
-    loss: Literal["catalogue", "binary"] = "catalogue"
+    loss: Literal["catalog", "binary"] = "catalog"
     """See above."""
     sampled: int = 0
-    """Items drawn at each step for the loss "catalogue", with log-q correction; 0 takes all items."""
+    """Items drawn at each step for the loss "catalog", with log-q correction; 0 takes all items."""
 
 
 PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, original=True, loss="binary")
 
 
 class OriginalBlock(nn.Module):
-    """The paper's block: the query alone is normalised, and the residual adds it so.
+    """The paper's block: the query alone is normalized, and the residual adds it so.
 
     q = LN_1(x);  y = LN_2(softmax(q W_q (x W_k)^T / sqrt(d / heads)) x W_v + q)  (4), (5)
     x' = relu(y W_1) W_2 + y                                                       (6) to (8)
@@ -169,14 +169,14 @@ class SasRec(Model):
 
     popularity: Tensor
 
-    def __init__(self, catalogue: Catalogue, config: SasRecConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: SasRecConfig) -> None:
         super().__init__()
-        if config.loss not in ("catalogue", "binary"):
-            raise HafvtError(f"no loss {config.loss!r}: choose catalogue or binary")
-        self.config, self.domains = config, catalogue.domains
+        if config.loss not in ("catalog", "binary"):
+            raise HafvtError(f"no loss {config.loss!r}: choose catalog or binary")
+        self.config, self.domains = config, catalog.domains
         self.max_length = config.max_length
-        self.register_buffer("popularity", catalogue.counts, persistent=False)
-        self.items = nn.Embedding(len(catalogue), config.width)
+        self.register_buffer("popularity", catalog.counts, persistent=False)
+        self.items = nn.Embedding(len(catalog), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
         self.enter = nn.Identity() if config.original else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
@@ -204,18 +204,18 @@ class SasRec(Model):
     def loss(self, batch: Batch) -> Tensor:
         """The mean of the chosen loss over all real positions.
 
-        catalogue: -log softmax(h_t E^T) at the next item.
+        catalog: -log softmax(h_t E^T) at the next item.
         binary: -log sigmoid(h_t . e) - log(1 - sigmoid(h_t . e')), e' drawn from the rest of its domain.
         """
         inputs, mask, targets = next_items(batch)
-        table, (items,) = look_up(self.items.weight, inputs.items)  # (V, d), (B, T, d)
+        table, (items,) = embedding_lookup(self.items.weight, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
-        if self.config.loss == "catalogue" and self.config.sampled:
+        if self.config.loss == "catalog" and self.config.sampled:
             whole = slice(0, len(table))
             sample = draw(self.popularity, whole, self.config.sampled)
-            (log_p,) = sampled_log_probabilities([Ask(h, targets, whole)], [sample], table)
+            (log_p,) = sampled_log_probabilities([SoftmaxQuery(h, targets, whole)], [sample], table)
             return -log_p.sum() / max(len(log_p), 1)
-        if self.config.loss == "catalogue":
+        if self.config.loss == "catalog":
             return mean_nll(h, table, targets)
         drawn = unseen(batch, batch.items[:, 1:], self.domains)[mask]
         wins, loses = ((h * table[item]).sum(1) for item in (targets, drawn))  # (N,)
@@ -236,7 +236,7 @@ def unseen(batch: Batch, targets: Tensor, domains: tuple[Domain, ...]) -> Tensor
     Args:
         batch: whole sequences.
         targets: (B, T) items.
-        domains: of the catalogue. One that a sequence holds whole gives its last item.
+        domains: of the catalog. One that a sequence holds whole gives its last item.
 
     Returns:
         (B, T)

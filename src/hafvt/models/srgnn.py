@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import drawn_prefixes, last, slots
-from hafvt.ops.catalogue_softmax import mean_nll
-from hafvt.ops.lookup import look_up
+from hafvt.models.blocks import drawn_prefixes, last, slots
+from hafvt.ops.catalog_softmax import mean_nll
+from hafvt.ops.embedding import embedding_lookup
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def graphs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 class SrGnn(Model):
     """A gated graph network over each history's graph, then attention that asks with the last item."""
 
-    def __init__(self, catalogue: Catalogue, config: SrGnnConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: SrGnnConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalogue.domains
+        self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalogue), d)
+        self.items = nn.Embedding(len(catalog), d)
         self.edges_in, self.edges_out = nn.Linear(d, d), nn.Linear(d, d)
         self.bias_in, self.bias_out = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
         self.cell = nn.GRUCell(2 * d, d)
@@ -91,8 +91,10 @@ class SrGnn(Model):
         weight = self.weigh(torch.sigmoid(self.ask(local)[:, None] + self.answer(h)))  # (6), (B, T, 1)
         real = slots(batch.lengths, batch.items.shape[1])[:, :, None]
         whole = (weight * h * real).sum(1)  # s_g, (B, d)
-        joined: Tensor = self.join(torch.cat([whole, local], dim=1)) if self.config.hybrid else whole  # (7)
-        return joined
+        concat_ranks: Tensor = (
+            self.join(torch.cat([whole, local], dim=1)) if self.config.hybrid else whole
+        )  # (7)
+        return concat_ranks
 
     def loss(self, batch: Batch) -> Tensor:
         """Equation (10) over drawn prefixes of each sequence."""
@@ -108,7 +110,7 @@ class SrGnn(Model):
             length: (N,) its number of items.
         """
         prefix = Batch(batch.items[row, : int(length.max())], length)
-        table, (items,) = look_up(self.items.weight, prefix.items)  # (V, d), (N, T, d)
+        table, (items,) = embedding_lookup(self.items.weight, prefix.items)  # (V, d), (N, T, d)
         s = self.session(items, prefix)
         return mean_nll(s.float(), table, batch.items[row, length])
 

@@ -18,8 +18,8 @@ target's. `Attention` and `Direction` state the equations. Departures from the a
   summary of a sequence without items. TCL takes the latest drawn prefix of each history and direction, if
   both domains are in it (theirs: the whole sequence);
 * cross-entropy over all items of the target domain instead of binary cross-entropy against one drawn;
-* two slips are not repeated: its prediction normalises each dimension of the items' vectors over the
-  candidates, so that an item's score depends on the others (`code_normalise` does so, too); its training
+* two slips are not repeated: its prediction normalizes each dimension of the items' vectors over the
+  candidates, so that an item's score depends on the others (`code_normalize` does so, too); its training
   stops where the test result is best.
 
 It is defined for two domains.
@@ -36,14 +36,14 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
-from hafvt.features.catalogue import Catalogue
+from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.layers import drawn_prefixes, known, next_items
+from hafvt.models.blocks import drawn_prefixes, known, next_items
 from hafvt.models.pinet import Side, only_two, two_sides
 from hafvt.models.psjnet import softmax_of_first
 from hafvt.models.sasrec import SasRec, SasRecConfig
-from hafvt.ops.catalogue_softmax import Ask, catalogue_nll
-from hafvt.ops.lookup import look_up
+from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
+from hafvt.ops.embedding import embedding_lookup
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class TriCdrConfig:
     """Weight of the triplet loss, 0 for none (theirs: 5 or 10, worse in validation on films)."""
     triplet_margin: float = 4.0
     """By how much the source is to be nearer to the mixed sequence than to the target's."""
-    code_normalise: bool = False
+    code_normalize: bool = False
     """Scores as the authors' code has them: an item's depends on the other candidates."""
 
 
-class Attention(nn.Module):
+class TripleAttention(nn.Module):
     """TCA: how much each state of a sequence matters to a target state."""
 
     def __init__(self, width: int) -> None:
@@ -113,7 +113,7 @@ class Direction(nn.Module):
     def __init__(self, config: TriCdrConfig) -> None:
         super().__init__()
         self.config, d = config, config.width
-        self.attention = Attention(d)
+        self.attention = TripleAttention(d)
         self.fuse = nn.Sequential(nn.Linear(3 * d, d), nn.LeakyReLU(), nn.Linear(d, d))
         heads = (nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d)) for _ in range(3))
         self.heads = nn.ModuleList(heads)
@@ -135,9 +135,9 @@ class Direction(nn.Module):
             return nothing
         rates, t = self.config.contrast_rates, self.config.contrast_temperature
         pairs = zip(rates, ((m, s), (m, g), (s, g)), strict=True)
-        alike = torch.stack([rate / sum(rates) * nt_xent(a, b, t) for rate, (a, b) in pairs]).sum()
+        similar_items = torch.stack([rate / sum(rates) * nt_xent(a, b, t) for rate, (a, b) in pairs]).sum()
         apart = F.triplet_margin_loss(s, m, g, margin=self.config.triplet_margin)
-        total: Tensor = self.config.contrast_weight * alike + self.config.triplet_weight * apart
+        total: Tensor = self.config.contrast_weight * similar_items + self.config.triplet_weight * apart
         return total
 
 
@@ -164,23 +164,23 @@ class TriCdr(Model):
     directions: Any  # a Direction for each target
     steps: Tensor
 
-    def __init__(self, catalogue: Catalogue, config: TriCdrConfig) -> None:
+    def __init__(self, catalog: ItemFeatures, config: TriCdrConfig) -> None:
         super().__init__()
-        only_two("Tri-CDR", catalogue.domains)
-        self.config, self.domains = config, catalogue.domains
+        only_two("Tri-CDR", catalog.domains)
+        self.config, self.domains = config, catalog.domains
         self.max_length = config.max_length
         encoder = SasRecConfig(config.max_length, config.width, config.blocks, config.heads, config.dropout)
-        self.mixed = SasRec(catalogue, encoder)
-        alone = [replace(domain, start=0, stop=len(domain)) for domain in catalogue.domains]
-        self.own = nn.ModuleList(SasRec(replace(catalogue, domains=(d,)), encoder) for d in alone)
-        self.directions = nn.ModuleList(Direction(config) for _ in catalogue.domains)
+        self.mixed = SasRec(catalog, encoder)
+        alone = [replace(domain, start=0, stop=len(domain)) for domain in catalog.domains]
+        self.own = nn.ModuleList(SasRec(replace(catalog, domains=(d,)), encoder) for d in alone)
+        self.directions = nn.ModuleList(Direction(config) for _ in catalog.domains)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def read(self, batch: Batch) -> States:
         """Runs the encoders."""
         sides, own, tables = two_sides(batch, self.domains), [], []
         for encoder, side, domain in zip(self.own, sides, self.domains, strict=True):
-            table, (items,) = look_up(encoder.items.weight, numbered(side.batch, domain).items)
+            table, (items,) = embedding_lookup(encoder.items.weight, numbered(side.batch, domain).items)
             own.append(encoder.states(items, side.batch.lengths))
             tables.append(table)
         mixed = self.mixed.states(self.mixed.items(batch.items), batch.lengths)
@@ -245,8 +245,8 @@ class TriCdr(Model):
                 continue
             triple, both = self.triple(states, n, row[mine], slot[mine])
             u = self.directions[n].user(triple)
-            ask = Ask(u, targets[mine] - domain.start, slice(0, len(table)), share=1 / len(targets))
-            nll = catalogue_nll([ask], table, 1 / self.config.temperature, unit=True)
+            ask = SoftmaxQuery(u, targets[mine] - domain.start, slice(0, len(table)), share=1 / len(targets))
+            nll = catalog_nll([ask], table, 1 / self.config.temperature, unit=True)
             latest = F.pad(row[mine][1:] != row[mine][:-1], (0, 1), value=True)  # of each sequence
             tcl = self.directions[n].contrast([x[latest & both] for x in triple])
             total = total + nll + tcl / len(self.domains)
@@ -258,7 +258,7 @@ class TriCdr(Model):
         states = self.read(batch)
         triple, _ = self.triple(states, domain, row, (batch.lengths - 1).clamp(min=0))
         u: Tensor = self.directions[domain].user(triple) / self.config.temperature  # (B, d)
-        dim = -2 if self.config.code_normalise else -1
+        dim = -2 if self.config.code_normalize else -1
         if candidates is None:
             return u @ F.normalize(states.tables[domain], dim=dim).T
         found = F.normalize(states.tables[domain][candidates - self.domains[domain].start], dim=dim)
@@ -273,6 +273,8 @@ def numbered(batch: Batch, domain: Domain) -> Batch:
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Mean of -log softmax over all other views of cos / temperature at the same user's, (N, d) twice."""
     views = F.normalize(torch.cat([a, b]), dim=1)  # (2 N, d)
-    alike = views @ views.T / temperature
-    alike = alike.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
-    return F.cross_entropy(alike, torch.arange(len(views), device=views.device).roll(len(a)))
+    similar_items = views @ views.T / temperature
+    similar_items = similar_items.masked_fill(
+        torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf
+    )
+    return F.cross_entropy(similar_items, torch.arange(len(views), device=views.device).roll(len(a)))

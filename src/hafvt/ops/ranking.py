@@ -1,4 +1,4 @@
-"""Ranks by counting and the best k, with ties that favour nobody."""
+"""Ranks by counting and the best k, with ties that favor nobody."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def top_k(scores: Tensor, k: int, ignore: Tensor | None = None) -> tuple[Tensor,
     """Returns the k best candidates of each row, best first.
 
     Equal scores are listed by ascending column, and of equal scores at the cut the lowest columns stay: the
-    list is the same on every run and machine, but it does favour low columns. Use `ranks` to measure.
+    list is the same on every run and machine, but it does favor low columns. Use `ranks` to measure.
 
     Args:
         scores: (B, C) floating point.

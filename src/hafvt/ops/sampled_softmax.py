@@ -1,11 +1,11 @@
-"""Softmax over a catalogue, estimated from a sample: for catalogues whose exact softmax takes too long.
+"""Softmax over a catalog, estimated from a sample: for catalogs whose exact softmax takes too long.
 
 The items are drawn once per step for all queries, with replacement, popular ones more often. An item that is
 drawn with probability q stands for 1 / (count * q) like it, so its logit is lowered by log(count * q) (the
 log-q correction of Bengio and Senecal, 2008), and the sum of the exponentials is right on average. The target
 always takes part, once, as itself. The logits of the sample, (N, count), are stored.
 
-What a query's history holds may count less than the rest (`Had`). It has the largest logits and is known, so
+What a query's history holds may count less than the rest (`SeenItems`). It has the largest logits and is known, so
 it is counted as it is and left out of the sample, instead of taken off an estimate that may not even hold it.
 """
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafvt.ops.catalogue_softmax import Ask
+from hafvt.ops.catalog_softmax import SoftmaxQuery
 
 POWER = 0.75  # of the popularity: between uniform and as popular
 
@@ -35,8 +35,8 @@ class Sample(NamedTuple):
     log_rate: Tensor
 
 
-class Had(NamedTuple):
-    """What `Ask.less` speaks of: items that count less than others in a query's softmax."""
+class SeenItems(NamedTuple):
+    """What `SoftmaxQuery.less` speaks of: items that count less than others in a query's softmax."""
 
     items: Tensor
     """(N, T) row numbers of the whole table; -1 for none."""
@@ -45,7 +45,7 @@ class Had(NamedTuple):
 
 
 def draw(popularity: Tensor, among: slice, count: int) -> Sample:
-    """Draws from a part of the catalogue, with replacement, by torch's generator.
+    """Draws from a part of the catalog, with replacement, by torch's generator.
 
     Args:
         popularity: (V,) how often each item was chosen in training.
@@ -58,13 +58,13 @@ def draw(popularity: Tensor, among: slice, count: int) -> Sample:
 
 
 def sampled_log_probabilities(
-    asks: Sequence[Ask],
+    softmax_queries: Sequence[SoftmaxQuery],
     samples: Sequence[Sample],
     table: Tensor,
     scale: float | Tensor = 1.0,
     *,
     unit: bool = False,
-    had: Sequence[Had | None] | None = None,
+    had: Sequence[SeenItems | None] | None = None,
 ) -> list[Tensor]:
     """Returns estimates of `target_log_probabilities`, with their gradients.
 
@@ -80,7 +80,9 @@ def sampled_log_probabilities(
         One tensor (N,) per ask.
     """
     found = []
-    for ask, sample, known in zip(asks, samples, had or [None] * len(asks), strict=True):
+    for ask, sample, known in zip(
+        softmax_queries, samples, had or [None] * len(softmax_queries), strict=True
+    ):
         drawn, row = F.embedding(sample.items, table), F.embedding(ask.targets, table)  # (count, d), (N, d)
         if unit:
             drawn, row = F.normalize(drawn, dim=1), F.normalize(row, dim=1)

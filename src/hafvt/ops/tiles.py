@@ -1,4 +1,4 @@
-"""The softmax of queries over items, tile after tile or by attention; see `catalogue_softmax`."""
+"""The softmax of queries over items, tile after tile or by attention; see `catalog_softmax`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hafvt.ops.precision import multiplies_tiles
+from hafvt.ops.dtype import has_matrix_units
 
 TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
 ATTENDED = 8192  # items that attention is made of at a time
@@ -19,16 +19,16 @@ HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as ma
 CACHED = 2**23  # logits wider than bfloat16: more than these are better held of fewer queries at a time
 FEW = 128  # queries, of which the products run at their full rate
 MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
-ROWS = 4096  # of a table that are normalised or converted at a time
+ROWS = 4096  # of a table that are normalized or converted at a time
 SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype of sums: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
 
 
-class Tile(NamedTuple):
+class LogitTile(NamedTuple):
     """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
 
     held: list[tuple[slice, Tensor]]
@@ -49,7 +49,7 @@ class Tile(NamedTuple):
                 change[items] += torch.mm(exponentials.T, weighed)
 
 
-class Attended(NamedTuple):
+class FlashTile(NamedTuple):
     """The softmax of N queries over V rows, `p[i, j] = exp(q[i] . rows[j] - lse[i])`, by attention."""
 
     q: Tensor
@@ -73,20 +73,20 @@ class Attended(NamedTuple):
 
 
 def by_attention(q: Tensor, *, means: bool, hold: bool) -> bool:
-    """Returns whether PyTorch's attention is faster than tiles for what `sweep` is asked.
+    """Returns whether PyTorch's attention is faster than tiles for what `iter_tiles` is asked.
 
     In bfloat16 its kernel is where it multiplies by AMX. In float32 it is for a frozen table: its exponential
     takes less time than torch's. A learned table's gradient would take a fourth product.
     """
     known = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private: it may go away
-    faster = {torch.bfloat16: multiplies_tiles(), torch.float32: means and not hold}
+    faster = {torch.bfloat16: has_matrix_units(), torch.float32: means and not hold}
     return q.device.type == "cpu" and known and faster.get(q.dtype, False)
 
 
-def _attended(q: Tensor, rows: Tensor) -> Attended:
+def _attended(q: Tensor, rows: Tensor) -> FlashTile:
     """Returns the softmax of all queries; few rows at a time, as the kernel copies what it is given."""
     padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
-    total = padded.new_zeros(len(padded), 1, dtype=wide(q.dtype))
+    total = padded.new_zeros(len(padded), 1, dtype=accumulation_dtype(q.dtype))
     mean = padded.new_zeros(padded.shape, dtype=total.dtype)
     count = -(-len(rows) // ATTENDED)
     even = len(rows) // count * count
@@ -94,7 +94,7 @@ def _attended(q: Tensor, rows: Tensor) -> Attended:
     for some in (*parts, rows[None, even:]) if even < len(rows) else parts:
         _add_attended(padded, some, total, mean)
     mean.div_(total)
-    return Attended(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
+    return FlashTile(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
 
 
 def _add_attended(q: Tensor, parts: Tensor, total: Tensor, mean: Tensor) -> None:
@@ -124,9 +124,9 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
     return mean[0], lse[0]
 
 
-def sweep(
+def iter_tiles(
     q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool
-) -> Iterator[tuple[slice, Tile | Attended]]:
+) -> Iterator[tuple[slice, LogitTile | FlashTile]]:
     """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
 
     Args:
@@ -150,7 +150,7 @@ def sweep(
     height = min(height // multiple, -(-len(q) // multiple)) * multiple
     cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
     buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
-    sums = wide(q.dtype)
+    sums = accumulation_dtype(q.dtype)
     # 2^(z / log 2) takes two thirds of the time of e^z, but bfloat16 would round the queries once more.
     stretch, power = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
     for start in range(0, len(q), max(height, 1)):
@@ -181,7 +181,7 @@ def sweep(
         held = list(zip(cuts, tiles, strict=True)) if hold else []
         lse = log_total + shift[:, 0] / stretch
         mean.div_(total[:, None])
-        yield slice(start, start + real), Tile(held, -log_total[:real], lse[:real], mean[:real])
+        yield slice(start, start + real), LogitTile(held, -log_total[:real], lse[:real], mean[:real])
 
 
 def prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
@@ -197,15 +197,15 @@ def prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tens
 
 
 def _longest(rows: Tensor) -> float:
-    longest = torch.zeros((), dtype=wide(rows.dtype), device=rows.device)
+    longest = torch.zeros((), dtype=accumulation_dtype(rows.dtype), device=rows.device)
     for start in range(0, len(rows), ROWS):  # norms of bfloat16 are taken of a copy in float32
         part = rows[start : start + ROWS].to(longest.dtype)
         longest = torch.maximum(longest, torch.linalg.vector_norm(part, dim=1).max())
     return float(longest)
 
 
-def through_unit(change: Tensor, table: Tensor, unit: bool) -> Tensor:
-    """Takes the gradient of normalised rows back to the rows, in place."""
+def normalize_backward(change: Tensor, table: Tensor, unit: bool) -> Tensor:
+    """Takes the gradient of normalized rows back to the rows, in place."""
     for start in range(0, len(table) if unit else 0, ROWS):
         part, rows = change[start : start + ROWS], table[start : start + ROWS].to(change.dtype)
         length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Inline SVG: training curves, intervals and stacked bars, coloured by the classes of the style sheet."""
+"""Inline SVG: training curves, intervals and stacked bars, colored by the classes of the style sheet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hafvt.evaluation.metrics import Figure
+from hafvt.evaluation.metrics import MetricValue
 
 COLOURS = 6  # classes k0 to k5 of the style sheet
 SHADES = 4  # classes m0 to m3
@@ -32,8 +32,8 @@ class CurvePoint:
     valid_mrr: float | None
 
 
-def colour(number: int) -> str:
-    """Returns the class of a colour; there are six, then they repeat."""
+def color(number: int) -> str:
+    """Returns the class of a color; there are six, then they repeat."""
     return f"k{number % COLOURS}"
 
 
@@ -50,11 +50,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def line_chart(title: str, series: Mapping[str, Series], percent: bool = False) -> str:
-    """Draws values against epochs, a line per model; each has its own dashes and colour.
+    """Draws values against epochs, a line per model; each has its own dashes and color.
 
     Args:
         title: of the chart, read aloud and shown above it.
-        series: by model, finite (epoch, value) points, epochs ascending; an empty one holds its colour.
+        series: by model, finite (epoch, value) points, epochs ascending; an empty one holds its color.
         percent: whether values are fractions, to be shown in %.
 
     Returns:
@@ -88,11 +88,11 @@ def line_chart(title: str, series: Mapping[str, Series], percent: bool = False) 
     for number, (name, line) in enumerate(series.items()):
         if not line:
             continue
-        look = f"{colour(number)} dash{number % SHADES}"
+        look = f"{color(number)} dash{number % SHADES}"
         path = " ".join(place(x, y) for x, y in line)
         parts.append(f'<polyline class="curve {look}" points="{path}"/>')
         cx, cy = place(*line[-1]).split(",")
-        parts.append(f'<circle class="dot {colour(number)}" cx="{cx}" cy="{cy}" r="4"/>')
+        parts.append(f'<circle class="dot {color(number)}" cx="{cx}" cy="{cy}" r="4"/>')
         sample = f'<path class="curve {look}" d="M0 4H28"/>'
         swatch = f'<svg class="key" viewBox="0 0 28 8" aria-hidden="true">{sample}</svg>'
         legend.append(f"<li>{swatch}<bdi>{escape(name)}</bdi></li>")
@@ -115,7 +115,7 @@ def curve_charts(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
     return line_chart("Validation MRR, %", valid, percent=True) + line_chart("Training loss", loss)
 
 
-def interval_bar(figure: Figure, largest: float) -> str:
+def interval_bar(figure: MetricValue, largest: float) -> str:
     """Draws a value as a dot on its interval, on a scale from 0 to `largest`; the figures stand beside it."""
     if not (math.isfinite(figure.value) and largest > 0):
         return ""
@@ -134,14 +134,14 @@ def stacked_bar(shares: Sequence[tuple[str, int, int, float]], label: str) -> st
     """Draws shares side by side.
 
     Args:
-        shares: name, number of the colour, number of the shade, and share of each segment.
+        shares: name, number of the color, number of the shade, and share of each segment.
         label: what the bar says, read aloud.
     """
     parts, at = [], 0.0
     for name, hue, shade, share in shares:
         if share > 0:
             parts.append(
-                f'<rect class="seg {colour(hue)} m{shade % SHADES}" x="{200 * at:.2f}" height="14" '
+                f'<rect class="seg {color(hue)} m{shade % SHADES}" x="{200 * at:.2f}" height="14" '
                 f'width="{200 * share:.2f}"><title>{escape(name)}: {100 * share:.1f} %</title></rect>'
             )
         at += share

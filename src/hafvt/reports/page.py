@@ -15,13 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from hafvt.evaluation.metrics import Figure, Results
+from hafvt.evaluation.metrics import MetricValue, Results
 from hafvt.files import atomic_file
 from hafvt.reports.charts import CurvePoint, curve_charts, interval_bar
-from hafvt.reports.people import Person, Recommendation, Shown, people_section, text
-from hafvt.reports.table import best_models, domains_of, interval, metrics_of, percent
+from hafvt.reports.people import ItemCard, Recommendation, UserExample, people_section, text
+from hafvt.reports.tables import best_models, domains_of, interval, metrics_of, percent
 
-__all__ = ["CurvePoint", "Person", "Recommendation", "Shown", "write_page"]
+__all__ = ["CurvePoint", "ItemCard", "Recommendation", "UserExample", "write_page"]
 
 MEANINGS = {
     "MRR": "mean reciprocal rank: 100 if the item really chosen always came first, 50 if always second",
@@ -36,7 +36,7 @@ def write_page(
     title: str,
     results: Mapping[str, Results],
     curves: Mapping[str, Sequence[CurvePoint]],
-    people: Sequence[Person],
+    people: Sequence[UserExample],
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the page, whole or not at all.
@@ -49,9 +49,9 @@ def write_page(
         people: examples; may be empty.
         notes: lines at the foot: how it was measured, date, versions.
     """
-    style = _asset("page.css")
+    style = _asset("templates/page.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = Template(_asset("page.html")).substitute(
+    page = Template(_asset("templates/page.html")).substitute(
         title=escape(title),
         style=style,
         style_hash=f"sha256-{digest}",
@@ -80,8 +80,8 @@ def _results(results: Mapping[str, Results]) -> str:
     )
     best = "; the best is marked" if len(results) > 1 else ""
     return (
-        f'<section aria-labelledby="results"><h2 id="results">Results</h2>{_headline(results)}'
-        '<div class="scroll" tabindex="0" role="region" aria-labelledby="results"><table class="results">'
+        f'<section aria-labeledby="results"><h2 id="results">Results</h2>{_headline(results)}'
+        '<div class="scroll" tabindex="0" role="region" aria-labeledby="results"><table class="results">'
         f"<caption>In %, with 95 % intervals{best}</caption>"
         f'<thead><tr><th scope="col">Model</th><td class="plot"></td>{head}</tr></thead>{bodies}'
         f"</table></div><details><summary>What the figures mean</summary><dl>{meanings}"
@@ -101,16 +101,16 @@ def _headline(results: Mapping[str, Results]) -> str:
     }
     if not known:
         return ""
-    ranked = sorted(known, key=lambda name: -known[name]["MRR"].value)
-    first = known[ranked[0]]
+    names = sorted(known, key=lambda name: -known[name]["MRR"].value)
+    first = known[names[0]]
     where = "over all domains" if domain == "overall" else f"in {text(domain)}"
-    tiles = [(percent(first["MRR"].value), "%", f"MRR of {text(ranked[0])} {where}")]
+    tiles = [(percent(first["MRR"].value), "%", f"MRR of {text(names[0])} {where}")]
     if "HR@10" in first:
         often = f"{100 * first['HR@10'].value:.0f}"
         tiles.append((often, "in 100", "times, the item really chosen was among the first ten"))
-    if len(ranked) > 1 and known[ranked[1]]["MRR"].value > 0:
-        gain = first["MRR"].value / known[ranked[1]]["MRR"].value - 1
-        tiles.append((f"{100 * gain:+.0f}", "%", f"MRR compared with {text(ranked[1])}, the next best"))
+    if len(names) > 1 and known[names[1]]["MRR"].value > 0:
+        gain = first["MRR"].value / known[names[1]]["MRR"].value - 1
+        tiles.append((f"{100 * gain:+.0f}", "%", f"MRR compared with {text(names[1])}, the next best"))
     shown = "".join(
         f'<li><b>{value}<span class="unit"> {unit}</span></b><span>{what}</span></li>'
         for value, unit, what in tiles
@@ -120,7 +120,7 @@ def _headline(results: Mapping[str, Results]) -> str:
 
 def _domain(results: Mapping[str, Results], domain: str, metrics: Sequence[str]) -> str:
     rows = {name: result[domain] for name, result in results.items() if domain in result}
-    missing = Figure(math.nan)
+    missing = MetricValue(math.nan)
     mrr = [row.get("MRR", missing) for row in rows.values()]
     bounds = [bound for figure in mrr for bound in (figure.value, figure.high) if bound is not None]
     largest = max((bound for bound in bounds if math.isfinite(bound)), default=0.0)
@@ -153,16 +153,16 @@ def _training(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Model", "Epoch", "Loss", "Validation MRR, %"))
     return (
-        '<section aria-labelledby="training"><h2 id="training">Training</h2>'
+        '<section aria-labeledby="training"><h2 id="training">Training</h2>'
         f'<div class="charts">{charts}</div>'
         '<p class="soft">Losses of different models are not comparable; their MRR is.</p>'
         "<details><summary>The figures behind the curves</summary>"
-        '<div class="scroll tall" tabindex="0" role="region" aria-labelledby="training">'
+        '<div class="scroll tall" tabindex="0" role="region" aria-labeledby="training">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></section>"
     )
 
 
-def _people(people: Sequence[Person], results: Mapping[str, Results]) -> str:
+def _people(people: Sequence[UserExample], results: Mapping[str, Results]) -> str:
     if not people:
         return ""
     shown = [item for p in people for item in (*p.history, p.target, *(r.item for r in p.recommendations))]
@@ -171,7 +171,7 @@ def _people(people: Sequence[Person], results: Mapping[str, Results]) -> str:
         name: number for number, name in enumerate(name for name in dict.fromkeys(names) if name != "overall")
     }
     return (
-        '<section aria-labelledby="people"><h2 id="people">People</h2>'
+        '<section aria-labeledby="people"><h2 id="people">People</h2>'
         f"{people_section(people, domains)}</section>"
     )
 

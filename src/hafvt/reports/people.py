@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from hafvt.reports.charts import SHADES, colour, stacked_bar
+from hafvt.reports.charts import SHADES, color, stacked_bar
 
 RECENT = 12  # items of a history that are always in sight; earlier ones are unfolded
 PICTURE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ItemCard:
     """An item as the page shows it.
 
     Attributes:
@@ -46,14 +46,14 @@ class Recommendation:
         hit: whether it is the item really chosen.
     """
 
-    item: Shown
+    item: ItemCard
     score: float
     shares: dict[tuple[str, str], float] = field(repr=False)
     hit: bool
 
 
 @dataclass(frozen=True)
-class Person:
+class UserExample:
     """A person as of right before a choice.
 
     Attributes:
@@ -67,8 +67,8 @@ class Person:
 
     user_id: str
     domain: str
-    history: tuple[Shown, ...]
-    target: Shown
+    history: tuple[ItemCard, ...]
+    target: ItemCard
     target_rank: float
     recommendations: tuple[Recommendation, ...]
 
@@ -78,12 +78,12 @@ def text(value: str) -> str:
     return f'<bdi dir="auto">{escape(value)}</bdi>'
 
 
-def people_section(people: Sequence[Person], domains: Mapping[str, int]) -> str:
+def people_section(people: Sequence[UserExample], domains: Mapping[str, int]) -> str:
     """Returns the people, one after the other.
 
     Args:
         people: whom.
-        domains: number of the colour of each domain.
+        domains: number of the color of each domain.
     """
     pairs = [
         pair for person in people for recommended in person.recommendations for pair in recommended.shares
@@ -105,22 +105,22 @@ def _legend(branches: Mapping[str, int], modalities: Mapping[str, int]) -> str:
         cells = "".join(
             '<td><svg class="swatch" viewBox="0 0 28 14" role="img" '
             f'aria-label="{escape(branch)}, {escape(modality)}">'
-            f'<rect class="{colour(hue)} m{shade % SHADES}" width="28" height="14"/></svg></td>'
+            f'<rect class="{color(hue)} m{shade % SHADES}" width="28" height="14"/></svg></td>'
             for modality, shade in modalities.items()
         )
         rows.append(f'<tr><th scope="row">{text(branch)}</th>{cells}</tr>')
     return (
-        '<div class="how"><p>The bar below each suggestion shows where its score comes from: the colour '
+        '<div class="how"><p>The bar below each suggestion shows where its score comes from: the color '
         "tells which history spoke for it, the shade what the items were known by. Open <b>Why?</b> for the "
         "figures.</p>"
-        '<table class="legend-table"><caption>Colours of the bars</caption>'
+        '<table class="legend-table"><caption>Colors of the bars</caption>'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _person(
     number: int,
-    person: Person,
+    person: UserExample,
     domains: Mapping[str, int],
     branches: Mapping[str, int],
     modalities: Mapping[str, int],
@@ -143,7 +143,7 @@ def _person(
         for rank, recommended in enumerate(person.recommendations, 1)
     )
     return (
-        f'<article class="person" aria-labelledby="person-{number}">'
+        f'<article class="person" aria-labeledby="person-{number}">'
         f'<header><h3 id="person-{number}">Person {text(person.user_id)}</h3>'
         f"<p>What comes next in {_chip(person.domain, domains)}? {verdict}</p></header>"
         f'<h4>Chosen so far <span class="soft">oldest first</span></h4>{unfolded}'
@@ -153,20 +153,20 @@ def _person(
 
 
 def _chip(domain: str, domains: Mapping[str, int]) -> str:
-    return f'<span class="chip {colour(domains[domain])}">{text(domain)}</span>'
+    return f'<span class="chip {color(domains[domain])}">{text(domain)}</span>'
 
 
-def _picture(item: Shown) -> str:
+def _picture(item: ItemCard) -> str:
     if item.picture and PICTURE.fullmatch(item.picture):
         return f'<img src="{item.picture}" alt="{escape(item.name)}">'
     return '<span class="blank">no picture</span>'
 
 
-def _tile(item: Shown, domains: Mapping[str, int], label: str = "") -> str:
+def _tile(item: ItemCard, domains: Mapping[str, int], label: str = "") -> str:
     flag = f'<span class="flag">{label}</span>' if label else ""
     kind = "tile target" if label else "tile"
     return (
-        f'<li class="{kind} {colour(domains[item.domain])}">{flag}{_picture(item)}'
+        f'<li class="{kind} {color(domains[item.domain])}">{flag}{_picture(item)}'
         f'{_chip(item.domain, domains)}<span class="name">{text(item.name)}</span></li>'
     )
 
@@ -189,7 +189,7 @@ def _card(
 
 
 def _why(
-    item: Shown,
+    item: ItemCard,
     shares: Mapping[tuple[str, str], float],
     branches: Mapping[str, int],
     modalities: Mapping[str, int],

@@ -45,7 +45,7 @@ def pack(
     optimizer: torch.optim.Optimizer | None = None,
     average: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the weights, the optimiser's state and averaged weights as flat named tensors."""
+    """Returns the weights, the optimizer's state and averaged weights as flat named tensors."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
     if optimizer is not None:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.alike import Alike
-from hafvt.features.catalogue import Catalogue, read_catalogue
+from hafvt.features.item_features import ItemFeatures, load_item_features
+from hafvt.features.similarity import SimilarItems
 from hafvt.files import read_json, sha256
-from hafvt.models import MODELS, build, modalities_of
+from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
-from hafvt.models.item_tables import kept_alike
-from hafvt.reports.run import read_results
-from hafvt.reports.table import plain_table
+from hafvt.models.item_tables import saved_similarity
+from hafvt.reports.report import read_results
+from hafvt.reports.tables import plain_table
 from hafvt.training.checkpoint import load, unpack
 
 
@@ -63,7 +63,7 @@ class Run:
 
 
 def fingerprint(data: Dataset) -> str:
-    """Returns a hash that changes with the histories, the catalogue or the split."""
+    """Returns a hash that changes with the histories, the catalog or the split."""
     hashes = data.manifest["sha256"]
     return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_ends.npy"))
 
@@ -78,19 +78,21 @@ def weight_files(count: int) -> list[str]:
     return [f"model{number or ''}.safetensors" for number in range(count)]
 
 
-def catalogue_of(data: Dataset, model: str, config: Any) -> Catalogue:
+def model_item_features(data: Dataset, model: str, config: Any) -> ItemFeatures:
     """Reads what a model in a configuration wants to know of a dataset's items.
 
     Raises:
         HafvtError: a modality is not encoded.
     """
-    return read_catalogue(data, modalities_of(config), relations=MODELS[model].model.uses_relations)
+    return load_item_features(data, config_modalities(config), relations=MODELS[model].model.uses_relations)
 
 
-def links_in(tensors: dict[str, Tensor]) -> dict[str, Alike]:
+def links_in(tensors: dict[str, Tensor]) -> dict[str, SimilarItems]:
     """Returns what a training found its items to be linked to, from the file of its weights."""
     of_items = "model.items."
-    return kept_alike({n.removeprefix(of_items): t for n, t in tensors.items() if n.startswith(of_items)})
+    return saved_similarity(
+        {n.removeprefix(of_items): t for n, t in tensors.items() if n.startswith(of_items)}
+    )
 
 
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
@@ -121,19 +123,19 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         raise HafvtError(
             f"{data.folder}: features were encoded anew since {folder} was trained: train it anew"
         )
-    kind = type(next(iter(MODELS[about["model"]].configurations.values())))
+    kind = type(next(iter(MODELS[about["model"]].presets.values())))
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
     if strange := set(values) - {field.name for field in fields(kind)}:
         raise HafvtError(
             f"{folder} was trained with {min(strange)}, which this version does not know: train it anew"
         )
     config = kind(**values)
-    catalogue = catalogue_of(data, about["model"], config)
+    catalog = model_item_features(data, about["model"], config)
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         tensors, _ = load(folder / name)
         try:
-            model = build(about["model"], replace(catalogue, alike=links_in(tensors)), config)
+            model = build_model(about["model"], replace(catalog, similar_items=links_in(tensors)), config)
             unpack(tensors, model)
         except HafvtError as error:
             raise HafvtError(f"{folder / name}: {error}") from None

@@ -163,8 +163,8 @@ def product_lines(year: int, name: str, base: str, *, items: int = 24) -> list[s
 def picture(number: int) -> bytes:
     """Returns a picture, of another kind each."""
     stream = io.BytesIO()
-    colour = tuple(random.Random(number).randbytes(3))
-    Image.new("RGB", (40, 40), colour).save(stream, KINDS[number % len(KINDS)])
+    color = tuple(random.Random(number).randbytes(3))
+    Image.new("RGB", (40, 40), color).save(stream, KINDS[number % len(KINDS)])
     return stream.getvalue()
 
 

@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.http_client import Web
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.amazon import blocks, prepare_amazon
 from hafvt.data.sources.amazon_lines import product_of, review_of
 from hafvt.data.sources.fetch import fetch
-from hafvt.data.sources.web import Web
 from hafvt.errors import HafvtError, InputError
 from hafvt.features.encode import encode
-from hafvt.training.loop import train
+from hafvt.training.trainer import train
 from tests.data.sources.hostile_server import HostileServer
 from tests.data.sources.miniature import CATEGORIES, DAY, START, asin, dump, gzipped, ratings, reviews
 
@@ -83,7 +83,7 @@ def test_from_the_publishers_server_to_a_trained_model(year, tmp_path, monkeypat
     untitled = int(table["title"].is_null().sum())
     assert untitled == (12 if year == 2018 else 6)
     assert int(tables["title"].present.sum()) == 48 - untitled
-    train("hafvt", data=data.folder, out=tmp_path / "run", epochs=1, protocol="strict")
+    train("hafvt", data=data.folder, out=tmp_path / "run", epochs=1, protocol="sampled-unseen")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results
 

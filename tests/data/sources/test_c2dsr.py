@@ -89,8 +89,8 @@ def test_numbers_are_drawn_anew(release, tmp_path):
     assert not (one.items == other.items).all()
     ids = one.item_table["item_id"].to_list()
     assert ids != sorted(ids)
-    neighbours = [int(b[1:]) - int(a[1:]) for a, b in pairwise(ids)]
-    assert Counter(neighbours)[1] < 8
+    neighbors = [int(b[1:]) - int(a[1:]) for a, b in pairwise(ids)]
+    assert Counter(neighbors)[1] < 8
 
 
 def test_training_in_parts_titles_and_checks(release, tmp_path):

@@ -108,7 +108,7 @@ def test_taste_is_shared_across_shops(tables: tuple[pl.DataFrame, pl.DataFrame])
 
 
 def inks(picture: object) -> np.ndarray:
-    """Returns the mean colours of the darker and of the lighter half of the middle of a picture, (6,)."""
+    """Returns the mean colors of the darker and of the lighter half of the middle of a picture, (6,)."""
     pixels = np.asarray(picture, dtype=float)[40:90, 40:90].reshape(-1, 3)
     dark = pixels.sum(1) < np.median(pixels.sum(1))
     return np.concatenate([pixels[dark].mean(0), pixels[~dark].mean(0)])

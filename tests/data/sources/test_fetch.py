@@ -10,10 +10,10 @@ from functools import partial
 import polars as pl
 import pytest
 
+from hafvt.data.http_client import Web
 from hafvt.data.prepare import prepare
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.fetch import DUMPS, fetch, safe_name
-from hafvt.data.sources.web import Web
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
 from tests.data.sources.hostile_server import BODY, HALF, LARGE_PNG, PICTURES, HostileServer
@@ -28,10 +28,10 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def catalogue(tmp_path):
+def catalog(tmp_path):
     """Writes a dataset folder with the given items and addresses of pictures."""
 
-    def catalogue(items):
+    def catalog(items):
         folder = tmp_path / "data"
         folder.mkdir(exist_ok=True)
         table = pl.DataFrame(items, schema={"item_id": pl.String, "image_url": pl.String}, orient="row")
@@ -39,7 +39,7 @@ def catalogue(tmp_path):
         write_json(folder / "manifest.json", {"image_root": None, "sha256": {}})
         return folder
 
-    return catalogue
+    return catalog
 
 
 def images(folder):
@@ -113,20 +113,20 @@ def test_what_cannot_be_had_is_named_and_the_rest_is_kept(server, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_private_addresses_are_refused_unless_allowed(server, tmp_path, catalogue):
+def test_private_addresses_are_refused_unless_allowed(server, tmp_path, catalog):
     with pytest.raises(HafvtError, match="not a public address"):
         fetch("amazon-2014", tmp_path, categories=["Books"], base_url=server.url("good"))
-    data = catalogue([("a", server.url("picture?is=jpg"))])
+    data = catalog([("a", server.url("picture?is=jpg"))])
     assert fetch("pictures", tmp_path / "out", data=data).failed == 1
     assert "not a public address" in rows(tmp_path / "out" / "problems.csv")[0][2]
     assert server.requests == []
 
 
 @pytest.mark.parametrize("what", ["amazon-2018", "pictures"])
-def test_ctrl_c_leaves_a_state_to_go_on_from(server, tmp_path, catalogue, what):
+def test_ctrl_c_leaves_a_state_to_go_on_from(server, tmp_path, catalog, what):
     out = tmp_path / "out"
     if what == "pictures":
-        data = catalogue([("a", server.url("picture?is=png")), ("b", server.url("interrupts?png"))])
+        data = catalog([("a", server.url("picture?is=png")), ("b", server.url("interrupts?png"))])
         get = partial(fetch, what, out, data=data, allow_private=True, parallel=1)
     else:
         base = server.url("interrupts")
@@ -144,11 +144,11 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(server, tmp_path, catalogue, what):
     assert list(out.rglob("*.part*")) == []
 
 
-def test_pictures_are_named_by_item_and_bytes(server, tmp_path, catalogue):
+def test_pictures_are_named_by_item_and_bytes(server, tmp_path, catalog):
     good = {f"i_{kind}-1": server.url(f"picture/{kind}.exe?is={kind}") for kind in PICTURES}
     hostile = ["../../up", "/etc/passwd", "a/b", "..", "", ".", "con.", "a\0b", "x" * 65, "\u202egpj", "a\nb"]
     hashed = {item: server.url(f"picture?is=png&n={n}") for n, item in enumerate(hostile)}
-    data = catalogue([*good.items(), *hashed.items(), ("none", None), ("blank", "  ")])
+    data = catalog([*good.items(), *hashed.items(), ("none", None), ("blank", "  ")])
     out = tmp_path / "deep" / "out"
     found = fetch("pictures", out, data=data, allow_private=True, per_second=1e6)
     assert (found.files, found.failed, found.without) == (len(good) + len(hostile), 0, 2)
@@ -172,7 +172,7 @@ def test_safe_names():
     assert all(set(name) <= set("0123456789abcdefsh+") for name in names)
 
 
-def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalogue):
+def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalog):
     out = tmp_path / "out"
     dead = {
         "gone": (server.url("status?status=404"), "answers 404"),
@@ -183,7 +183,7 @@ def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalogue):
         "huge": (server.url("huge"), "more than the 1,048,576 that are allowed"),
         "later": (server.url("status?status=500&times=3"), "answers 500"),
     }
-    data = catalogue([("fine", server.url("picture?is=gif")), *((k, v[0]) for k, v in dead.items())])
+    data = catalog([("fine", server.url("picture?is=gif")), *((k, v[0]) for k, v in dead.items())])
     get = partial(fetch, "pictures", out, data=data, allow_private=True, max_picture_mib=1, per_second=1e6)
     found = get()
     assert (found.files, found.failed) == (1, len(dead))
@@ -194,7 +194,7 @@ def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalogue):
         assert problems[item][0] == address
         assert told in problems[item][1]
     assert files(out) == ["images/fine.gif", "problems.csv"]
-    data = catalogue([("fine", server.url("picture?is=gif")), ("gone", server.url("picture?is=jpg"))])
+    data = catalog([("fine", server.url("picture?is=gif")), ("gone", server.url("picture?is=jpg"))])
     assert (get().files, rows(out / "problems.csv")) == (1, [])
 
 
@@ -219,8 +219,8 @@ def test_wrong_settings(server, tmp_path, what, settings, told):
     assert files(tmp_path) == []
 
 
-def test_a_dataset_without_addresses(tmp_path, catalogue):
-    data = catalogue([("a", None)])
+def test_a_dataset_without_addresses(tmp_path, catalog):
+    data = catalog([("a", None)])
     with pytest.raises(HafvtError, match="as image or image_url"):
         fetch("pictures", tmp_path / "out", data=data)
     (data / "items.parquet").write_bytes(b"PAR1")

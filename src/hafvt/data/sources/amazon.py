@@ -20,7 +20,7 @@ import polars as pl
 from hafvt.data.dataset import Domain, Int32, Int64, write_dataset
 from hafvt.data.filters import active_everywhere
 from hafvt.data.order import count_ties, offsets_of, sort_histories
-from hafvt.data.sources.amazon_dumps import Dump, Reviews, check_head, collect, find, read_products
+from hafvt.data.sources.amazon_dumps import DumpFile, Reviews, check_head, collect, find, read_products
 from hafvt.data.sources.amazon_lines import PRODUCT
 from hafvt.data.sources.checks import DAY, Prepared, structure, table1_checks
 from hafvt.errors import HafvtError
@@ -30,7 +30,7 @@ DAYS = {"year": 365, "month": 30, "none": None}
 
 
 @dataclass(frozen=True)
-class Log:
+class ReviewLog:
     """Reviews of all domains in numbers.
 
     Attributes:
@@ -49,7 +49,7 @@ class Log:
         """Returns the domain of each review, (reviews,)."""
         return (np.searchsorted(self.starts, self.items, side="right") - 1).astype(np.int32)
 
-    def take(self, rows: Int64) -> Log:
+    def take(self, rows: Int64) -> ReviewLog:
         """Returns some of the reviews, in the order of `rows`."""
         return replace(self, users=self.users[rows], items=self.items[rows], times=self.times[rows])
 
@@ -93,7 +93,7 @@ def prepare_amazon(
     Args:
         raw: folder of the dumps, named as the publisher does, plain or .gz.
         out: the folder to write.
-        domains: our name and the publisher's category of each domain, in the order of the catalogue.
+        domains: our name and the publisher's category of each domain, in the order of the catalog.
         window: longest span of a sequence: year (365 days, Food-Kitchen), month (30, Movie-Book) or none.
         min_interactions: reviews that every user and every item needs.
         min_per_domain: items of each domain that a sequence needs.
@@ -116,7 +116,7 @@ def prepare_amazon(
             check_head(products, products=True)
 
     paths = [path for pair in found.values() for path in pair if path]
-    dumps = {path: Dump(path) for path in paths}
+    dumps = {path: DumpFile(path) for path in paths}
     with progress("prepare-amazon", sum(path.stat().st_size >> 20 for path in paths), "MiB") as advance:
         users: dict[str, int] = {}
         parts = [
@@ -188,7 +188,7 @@ def prepare_amazon(
                 for path, d in dumps.items()
             },
             "steps": steps,
-            "ties": {"order": ties, "neighbours": tied.neighbours, "tied": tied.tied},
+            "ties": {"order": ties, "neighbors": tied.neighbors, "tied": tied.tied},
             "duplicates": tied.duplicates,
         },
         overwrite=overwrite,
@@ -227,7 +227,7 @@ def _check_settings(
         raise HafvtError("--min-interactions and --min-per-domain start at 0, --max-length at 2")
 
 
-def _joined(parts: list[Reviews]) -> tuple[list[str], Log, int]:
+def _joined(parts: list[Reviews]) -> tuple[list[str], ReviewLog, int]:
     """Joins the domains; an item that an earlier domain has is left out of the later ones.
 
     Returns:
@@ -247,17 +247,17 @@ def _joined(parts: list[Reviews]) -> tuple[list[str], Log, int]:
         known.update(ids)
         starts.append(len(kept))
         shared += int((~new).sum())
-    log = Log(np.concatenate(users), np.concatenate(items), np.concatenate(times), np.array(starts))
+    log = ReviewLog(np.concatenate(users), np.concatenate(items), np.concatenate(times), np.array(starts))
     return kept, log, shared
 
 
-def _everywhere(log: Log) -> Log:
+def _everywhere(log: ReviewLog) -> ReviewLog:
     """Keeps users with a review in every domain."""
     good = active_everywhere(log.users, log.domains(), len(log.starts) - 1, 1)
     return log.take(np.flatnonzero(good[log.users]))
 
 
-def _distinct(log: Log) -> Log:
+def _distinct(log: ReviewLog) -> ReviewLog:
     """Keeps the earliest review of each item by each user."""
     order = np.lexsort((log.times, log.items, log.users))
     users, items = log.users[order], log.items[order]
@@ -266,7 +266,7 @@ def _distinct(log: Log) -> Log:
     return log.take(order[first])
 
 
-def _core(log: Log, least: int) -> Log:
+def _core(log: ReviewLog, least: int) -> ReviewLog:
     """Drops users and items with too few reviews, and users who lose a domain, until nothing changes."""
     while True:
         before = len(log.users)
@@ -279,7 +279,7 @@ def _core(log: Log, least: int) -> Log:
             return log
 
 
-def _order(log: Log, ties: str, seed: int) -> Int64:
+def _order(log: ReviewLog, ties: str, seed: int) -> Int64:
     """Returns the reviews in the order of users and times."""
     order = sort_histories(
         log.users, log.items, log.times, ties="random", random=np.random.default_rng([seed, 2])
@@ -290,7 +290,7 @@ def _order(log: Log, ties: str, seed: int) -> Int64:
     return order[later]
 
 
-def _sequences(log: Log, days: int | None, least: int, most: int) -> Sequences:
+def _sequences(log: ReviewLog, days: int | None, least: int, most: int) -> Sequences:
     """Cuts sorted histories into sequences; see the module's docstring."""
     ends, begins = blocks(log.users, log.times, days, most)
     domains = log.domains()
@@ -332,8 +332,8 @@ def blocks(users: Int32, times: Int64, days: int | None, most: int) -> tuple[Int
 
 
 def _rows(
-    log: Log, sequences: Sequences, names: np.ndarray[tuple[int], np.dtype[np.object_]]
-) -> tuple[Log, Int64, list[str], Int64]:
+    log: ReviewLog, sequences: Sequences, names: np.ndarray[tuple[int], np.dtype[np.object_]]
+) -> tuple[ReviewLog, Int64, list[str], Int64]:
     """Lays the sequences one after the other.
 
     Returns:
@@ -350,7 +350,7 @@ def _rows(
     return log.take(slots), offsets, row_names, held
 
 
-def _renumbered(log: Log, item_ids: list[str], seed: int) -> tuple[Log, list[str]]:
+def _renumbered(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[ReviewLog, list[str]]:
     """Numbers the items that are left, domain by domain, in an order drawn from the seed."""
     random = np.random.default_rng([seed, 0])
     met = np.unique(log.items)

@@ -55,7 +55,7 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 @dataclass
-class Dump:
+class DumpFile:
     """A file, and what was found in it so far.
 
     Attributes:
@@ -113,7 +113,7 @@ def find(raw: Path, category: str) -> tuple[Path, Path | None]:
     return reviews[0], products[0] if products else None
 
 
-def collect(dump: Dump, users: dict[str, int], grow: bool, advance: Advance) -> Reviews:
+def collect(dump: DumpFile, users: dict[str, int], grow: bool, advance: Advance) -> Reviews:
     """Reads the reviews of a category, ids turned into numbers as they come.
 
     Args:
@@ -139,7 +139,7 @@ def collect(dump: Dump, users: dict[str, int], grow: bool, advance: Advance) -> 
     )
 
 
-def read_products(dump: Dump, wanted: set[str], advance: Advance) -> pl.DataFrame:
+def read_products(dump: DumpFile, wanted: set[str], advance: Advance) -> pl.DataFrame:
     """Reads the products of a category whose ids are wanted; of two lines about one product the first counts.
 
     Returns:
@@ -160,11 +160,11 @@ def read_products(dump: Dump, wanted: set[str], advance: Advance) -> pl.DataFram
 def check_head(path: Path, *, products: bool) -> None:
     """Raises InputError where the first lines of a file are not what they should be."""
     parse: Callable[[str], Any] = (lambda line: product_of(line, None)) if products else review_parser(path)
-    for _ in islice(records(Dump(path), parse), HEAD):
+    for _ in islice(records(DumpFile(path), parse), HEAD):
         pass
 
 
-def records(dump: Dump, parse: Callable[[str], T], advance: Advance | None = None) -> Iterator[T]:
+def records(dump: DumpFile, parse: Callable[[str], T], advance: Advance | None = None) -> Iterator[T]:
     """Yields what `parse` makes of the lines of a file, and counts in `dump` the lines that it cannot read.
 
     Raises:
@@ -192,7 +192,7 @@ def records(dump: Dump, parse: Callable[[str], T], advance: Advance | None = Non
         _refuse(dump, first, at=dump.rows)
 
 
-def _refuse(dump: Dump, value: str, at: int) -> None:
+def _refuse(dump: DumpFile, value: str, at: int) -> None:
     """Raises InputError where, `at` so many lines, most were broken."""
     if dump.rows != at or 0 < dump.rows >= 2 * dump.broken:
         return

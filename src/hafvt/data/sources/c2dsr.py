@@ -3,7 +3,7 @@
 Two artefacts of the release matter. Times have the resolution of a day, and each line is stored as its sorted
 beginning, its last X item, its last Y item: under the stable sort that everybody uses, a tie between the two
 makes Y the target. The order is kept, for without it the published counts are lost. And items are numbered
-by first appearance, so that neighbours in time are neighbours in number: here a seed draws their numbers.
+by first appearance, so that neighbors in time are neighbors in number: here a seed draws their numbers.
 
 Format: https://github.com/cjx96/C2DSR. Alist and Blist: number in the dump, ASIN, number within the domain;
 userlist: user, number; sequences: user, sequence, then item|unix time|date| with B's items after A's.
@@ -115,7 +115,7 @@ def prepare_c2dsr(
         about={
             "settings": {"source": "c2dsr", "seed": seed},
             "inputs": {p.name: {"sha256": sha256(p)} for p in [*lists, *(p for part in files for p in part)]},
-            "ties": {"order": "input", "neighbours": ties.neighbours, "tied": ties.tied},
+            "ties": {"order": "input", "neighbors": ties.neighbors, "tied": ties.tied},
             "duplicates": ties.duplicates,
             "scenario": known.domains if known else None,
         },

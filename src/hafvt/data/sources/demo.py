@@ -1,6 +1,6 @@
 """A small generated world of two shops, "garments" and "homeware", that share their customers.
 
-Every item is of one kind (a shirt, a mug), has colours and a motif that only its picture shows, and a theme
+Every item is of one kind (a shirt, a mug), has colors and a motif that only its picture shows, and a theme
 (Nordic, Retro, ...) and a brand that only its title tells. Every customer likes some palettes, motifs, themes
 and brands better than the rest, and the same ones in both shops: what somebody wears tells what plates they
 buy. Sometimes the looks decide and sometimes the words, so neither pictures nor titles tell the whole story.
@@ -30,7 +30,7 @@ Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 KINDS = 6  # of each shop
-LIKES = (3.0, 1.8)  # how much the favourite and the second favourite add to the log-odds of a purchase
+LIKES = (3.0, 1.8)  # how much the favorite and the second favorite add to the log-odds of a purchase
 MATCHES = 2.4  # what each match with the purchase before adds within a session
 FOLLOWS = 1.2  # what it adds to be of the kind that follows upon the purchase before
 SKEW = 0.4  # an item's base popularity is its rank to the power -SKEW
@@ -46,7 +46,7 @@ OPENING = 1_640_995_200  # 2022-01-01 in seconds since 1970
 
 
 @dataclass(frozen=True)
-class Items:
+class GeneratedItems:
     """The items of both shops, one entry each: first those of one shop, then those of the other.
 
     Attributes:
@@ -122,11 +122,11 @@ def generate_world(
     return folder / "interactions.csv", folder / "items.csv"
 
 
-def invent_items(per_shop: int, random: np.random.Generator) -> Items:
+def invent_items(per_shop: int, random: np.random.Generator) -> GeneratedItems:
     """Returns `per_shop` items of each shop, each attribute drawn apart from the others."""
     n = 2 * per_shop
     ranks = np.concatenate([random.permutation(per_shop), random.permutation(per_shop)])
-    return Items(
+    return GeneratedItems(
         shop=np.repeat([0, 1], per_shop),
         kind=random.integers(KINDS, size=n),
         palette=random.integers(len(PALETTES), size=n),
@@ -143,13 +143,16 @@ def opaque_ids(letter: str, n: int, random: np.random.Generator) -> npt.NDArray[
 
 
 def describe_items(
-    items: Items, item_ids: npt.NDArray[np.str_], folder: Path, random: np.random.Generator
+    items: GeneratedItems, item_ids: npt.NDArray[np.str_], folder: Path, random: np.random.Generator
 ) -> pl.DataFrame:
     """Draws the pictures into `folder`/pictures; returns item_id, domain, title and image of every item."""
     (folder / "pictures").mkdir()
-    few = max(1, round(MISSING * len(items)))
+    round_up_width = max(1, round(MISSING * len(items)))
     odd = random.permutation(len(items))
-    blind, nameless = set(odd[:few].tolist()), set(odd[few : 2 * few].tolist())
+    blind, nameless = (
+        set(odd[:round_up_width].tolist()),
+        set(odd[round_up_width : 2 * round_up_width].tolist()),
+    )
     rows = []
     shops = list(SHOPS.items())
     with progress("drawing pictures", len(items), "items") as advance:
@@ -166,14 +169,14 @@ def describe_items(
     return pl.DataFrame(rows, schema=["item_id", "domain", "title", "image"], orient="row").sort("item_id")
 
 
-def favourites(users: int, n: int, random: np.random.Generator) -> Float:
+def favorites(users: int, n: int, random: np.random.Generator) -> Float:
     """Returns what each of `n` values adds for each user, (users, n): something for two of them, else 0."""
     likes = np.zeros(n)
     likes[: len(LIKES)] = LIKES
     return likes[random.random((users, n)).argsort(axis=1)]
 
 
-def go_shopping(items: Items, users: int, random: np.random.Generator) -> tuple[Int, Int]:
+def go_shopping(items: GeneratedItems, users: int, random: np.random.Generator) -> tuple[Int, Int]:
     """Lets customers shop.
 
     Returns:
@@ -182,7 +185,7 @@ def go_shopping(items: Items, users: int, random: np.random.Generator) -> tuple[
     lengths = np.minimum(SHORTEST + random.geometric(1 / (MEAN - SHORTEST + 1), users) - 1, LONGEST)
     liking = np.tile(items.appeal, (2, users, 1))  # (motives, users, items)
     for number, (values, n) in enumerate(items.tastes):
-        liking[number // 2] += favourites(users, n, random)[:, values]
+        liking[number // 2] += favorites(users, n, random)[:, values]
     shops = plan_visits(lengths, random)
     opens = random.random((users, LONGEST)) < SESSION  # this purchase opens a session
     motives = (random.random((users, LONGEST)) < LOOKS).astype(np.int64)  # 0: words decide, 1: looks
@@ -211,7 +214,7 @@ def plan_visits(lengths: Int, random: np.random.Generator) -> Int:
     return (order.argsort(axis=1).argsort(axis=1) >= first[:, None]).astype(np.int64)
 
 
-def influence(items: Items, goods: Int, before: Int, motive: Int, same_session: Bool) -> Float:
+def influence(items: GeneratedItems, goods: Int, before: Int, motive: Int, same_session: Bool) -> Float:
     """Returns what the purchase before adds to the log-odds of each of `goods`, (users, goods)."""
     added: Float = FOLLOWS * (items.kind[goods] == (items.kind[before][:, None] + 1) % KINDS)
     for number, (values, _) in enumerate(items.tastes):

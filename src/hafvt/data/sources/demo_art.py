@@ -1,6 +1,6 @@
 """How the items of the demo world look and what they are called.
 
-A picture is a silhouette (the kind of item) filled with a motif in the colours of a palette; a title names
+A picture is a silhouette (the kind of item) filled with a motif in the colors of a palette; a title names
 the kind, the brand, and words of a theme. Neither theme nor brand can be seen, nor palette or motif read.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 
 SIZE = 128  # pixels, width and height
-GRAIN = 7.0  # standard deviation of the pixel noise, in grey levels
+GRAIN = 7.0  # standard deviation of the pixel noise, in gray levels
 SLIP = 0.1  # how often a word of a title comes from a theme that is not the item's
 
 PALETTES: tuple[tuple[str, str], ...] = (  # ground, figure
@@ -129,7 +129,7 @@ MOTIFS: dict[str, Callable[[Float, Float], Float]] = {  # positive on the figure
 
 @cache
 def _silhouette(kind: Kind) -> Image.Image:
-    """Returns a grey picture that is white inside the silhouette, with soft edges."""
+    """Returns a gray picture that is white inside the silhouette, with soft edges."""
     from PIL import Image, ImageDraw
 
     big = 4 * SIZE
@@ -169,9 +169,7 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
     x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.15, 0.15)
     y = 3 + scale * (down * np.cos(turn) - right * np.sin(turn)) + random.uniform(-0.15, 0.15)
     figure = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
-    inks = np.array([ImageColor.getrgb(colour) for colour in PALETTES[palette]]) + random.normal(
-        0, 14, (2, 3)
-    )
+    inks = np.array([ImageColor.getrgb(color) for color in PALETTES[palette]]) + random.normal(0, 14, (2, 3))
     cloth = (inks[0] * (1 - figure) + inks[1] * figure) * (1.05 - 0.25 * (down + 0.5))[..., None]
     inside = (
         np.asarray(_silhouette(kind).rotate(tilt, Image.Resampling.BILINEAR), dtype=float)[..., None] / 255

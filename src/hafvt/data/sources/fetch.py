@@ -12,8 +12,8 @@ from pathlib import Path
 
 import polars as pl
 
-from hafvt.data.sources.download import Downloaded, Job, download_all
-from hafvt.data.sources.web import Web
+from hafvt.data.download import Downloaded, Job, download_all
+from hafvt.data.http_client import Web
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 from hafvt.progress import progress
@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".png", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
-class Dump:
+class DumpIndex:
     """Where a publisher keeps reviews and metadata, and under which names.
 
     Attributes:
@@ -40,19 +40,19 @@ class Dump:
 # Neither page gives checksums of the files of a category.
 DUMPS = {
     # J. McAuley et al., 2015; the addresses behind https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html
-    "amazon-2014": Dump(
+    "amazon-2014": DumpIndex(
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
         ("reviews_{}.json.gz", "meta_{}.json.gz"),
     ),
     # J. Ni, J. Li, J. McAuley, 2019; once under jmcauley.ucsd.edu and datarepo.eng.ucsd.edu, both gone
-    "amazon-2018": Dump(
+    "amazon-2018": DumpIndex(
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
         "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2/",
         ("categoryFiles/{}.json.gz", "metaFiles2/meta_{}.json.gz"),
     ),
     # Y. Hou et al., 2024
-    "amazon-2023": Dump(
+    "amazon-2023": DumpIndex(
         "https://amazon-reviews-2023.github.io/",
         "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",
         ("raw/review_categories/{}.jsonl.gz", "raw/meta_categories/meta_{}.jsonl.gz"),
@@ -193,7 +193,7 @@ def picture_suffix(head: bytes) -> str:
 
 
 def _fetch_dump(
-    dump: Dump, categories: list[str], base_url: str | None, out: Path, web: Web, parallel: int
+    dump: DumpIndex, categories: list[str], base_url: str | None, out: Path, web: Web, parallel: int
 ) -> Fetched:
     """Fetches reviews and metadata of some categories."""
     base = (base_url or dump.base).rstrip("/")

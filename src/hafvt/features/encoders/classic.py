@@ -1,4 +1,4 @@
-"""Encoders that need no checkpoint: colours, layout and gradients of pictures, weighted n-grams of titles."""
+"""Encoders that need no checkpoint: colors, layout and gradients of pictures, weighted n-grams of titles."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SIDE = 96  # pictures are described at this size, squashed to a square
 HSV_BINS, LAB_BINS = (8, 3, 3), (4, 6, 6)
 LAB_LOW, LAB_SPAN = np.array((0, -80, -80), dtype=np.float32), np.array((100, 160, 160), dtype=np.float32)
 HOG_CELLS = SIDE // 16
-# gradients | HSV histograms of the quarters | Lab histograms of the quarters | 12 x 12 mean colours
+# gradients | HSV histograms of the quarters | Lab histograms of the quarters | 12 x 12 mean colors
 BLOCKS = ((HOG_CELLS - 1) ** 2 * 4 * 9, 4 * 72, 4 * 144, 12 * 12 * 3)
 FIT_ROWS = 20_000  # the projection is fitted on so many pictures at most
 CHUNK = 8_192
 
 
 class ClassicPictures:
-    """Colour histograms, layout and gradients, projected by PCA fitted on the dataset's own pictures.
+    """Color histograms, layout and gradients, projected by PCA fitted on the dataset's own pictures.
 
-    Each kind of descriptor is centred and scaled to the same total variance, so that none outweighs the
+    Each kind of descriptor is centerd and scaled to the same total variance, so that none outweighs the
     others, before PCA to at most 256 dimensions.
 
     Args:
@@ -61,7 +61,7 @@ class ClassicPictures:
         pictures = np.stack([np.asarray(value.resize((SIDE, SIDE)), dtype=np.float32) for value in values])
         pictures /= 255  # (n, SIDE, SIDE, 3)
         lab = (rgb2lab(pictures).astype(np.float32) - LAB_LOW) / LAB_SPAN
-        gradients = [hog(grey, 9, (16, 16), (2, 2), block_norm="L2-Hys") for grey in pictures.mean(axis=3)]
+        gradients = [hog(gray, 9, (16, 16), (2, 2), block_norm="L2-Hys") for gray in pictures.mean(axis=3)]
         cells = lab.reshape(len(lab), 12, SIDE // 12, 12, SIDE // 12, 3).mean(axis=(2, 4))
         parts = (
             np.sqrt(gradients),  # the root tames the large values of histograms
@@ -156,9 +156,9 @@ class ClassicTitles:
         return rows
 
 
-def _histograms(colours: Float32, bins: tuple[int, int, int]) -> Float32:
+def _histograms(colors: Float32, bins: tuple[int, int, int]) -> Float32:
     """Returns joint histograms (n, 4 * bins) of the quarters of pictures (n, SIDE, SIDE, 3) in [0, 1]."""
-    levels = np.minimum((colours * bins).astype(np.int64), np.array(bins) - 1).clip(0)
+    levels = np.minimum((colors * bins).astype(np.int64), np.array(bins) - 1).clip(0)
     codes = (levels[..., 0] * bins[1] + levels[..., 1]) * bins[2] + levels[..., 2]
     n, half, size = len(codes), SIDE // 2, int(np.prod(bins))
     quarters = codes.reshape(n, 2, half, 2, half).transpose(0, 1, 3, 2, 4).reshape(4 * n, half * half)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from hafvt.data.schema import read_tables
+from hafvt.errors import HafvtError
+from tests.data.helpers import FRAME, HEADER, fails, interactions, write
+
+
+def test_ids_are_text(tmp_path: Path) -> None:
+    lines = '{"user_id":7,"item_id":"007","timestamp":1}\n{"user_id":"7","item_id":7,"timestamp":2}\n'
+    table = interactions(write(tmp_path / "log.jsonl", lines)).frame
+    assert table["user_id"].to_list() == ["7", "7"]
+    assert table["item_id"].to_list() == ["007", "7"]
+    numbers = pl.DataFrame(
+        {"user_id": [1, 2], "item_id": pl.Series(["a", "b"], dtype=pl.Categorical), "timestamp": [1, 2]}
+    )
+    assert interactions(numbers).frame.select("user_id", "item_id").rows() == [("1", "a"), ("2", "b")]
+
+
+def test_columns_are_mapped_and_extra_ones_ignored(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "when;who;rating;item_id\n5;u;x;a\n")
+    items = write(tmp_path / "items.csv", "asin,title,price\na,,3\nb,An item,4\n")
+    columns = {"user_id": "who", "timestamp": "when", "item_id": "asin"}
+    table, catalog = read_tables(log, items, columns)
+    assert table.frame.rows(named=True) == [{"user_id": "u", "item_id": "a", "timestamp": 5}]
+    assert catalog is not None
+    assert catalog.frame.rows(named=True) == [
+        {"item_id": "a", "title": None},
+        {"item_id": "b", "title": "An item"},
+    ]
+
+
+def test_a_wrong_column_map_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HafvtError, match=r"'uid' is none of our names.*user_id"):
+        read_tables(FRAME, None, {"uid": "user_id"})
+    with pytest.raises(HafvtError, match=r"no table has a column 'name' for title"):
+        read_tables(FRAME, FRAME, {"title": "name"})
+    error = fails(write(tmp_path / "log.csv", "a,b\n1,2\n"), "'user_id'", "a, b", "--columns user_id=NAME")
+    assert error.file == tmp_path / "log.csv"
+    fails(write(tmp_path / "log.jsonl", '{"user_id": 1, "x": 2}\n'), "'item_id'", "user_id, x")
+    fails(FRAME.drop("timestamp"), "data frame", "'timestamp'")
+    fails(write(tmp_path / "twice.csv", "user_id,item_id,timestamp,user_id\n1,2,3,4\n"), "twice", "'user_id'")
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (["3", "-1", "+2"], [3, -1, 2]),
+        (["1.5", "2", "1e3"], [1.5, 2.0, 1000.0]),
+        (["1700000000000000001", "3"], [1_700_000_000_000_000_001, 3]),
+        (["2024-02-29", "1969-12-31"], [1_709_164_800, -86_400]),
+        (["2024-02-29T12:00:00Z", "2024-02-29 12:00", "2024-02-29T13:00:00+0100"], [1_709_208_000] * 3),
+        (["2024-02-29T12:00:00.25-00:30", "2024-02-29"], [1_709_209_800.25, 1_709_164_800.0]),
+        ([date(2024, 2, 29), date(1970, 1, 1)], [1_709_164_800, 0]),
+        ([datetime(2024, 2, 29, 12, tzinfo=UTC)], [1_709_208_000]),
+        ([datetime(1970, 1, 1, 0, 0, 0, 500_000)], [0.5]),
+        ([1.0, 2.5], [1.0, 2.5]),
+        (np.array(["2024-02-29"], dtype="datetime64[ns]"), [1_709_164_800]),
+    ],
+)
+def test_times(given: Any, stored: list[float]) -> None:
+    ids = ["x"] * len(given)
+    table = interactions(pl.DataFrame({"user_id": ids, "item_id": ids, "timestamp": given}))
+    assert table.frame["timestamp"].to_list() == stored
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "x",
+        "nan",
+        "inf",
+        "1e19",
+        "2024-13-01",
+        "2024-02-30",
+        "2024-01-01T25:00",
+        "12:00",
+        "20240101T",
+        "1_0",
+        "0x1",
+    ],
+)
+def test_what_is_no_time_is_named_with_its_row(tmp_path: Path, bad: str) -> None:
+    good = "2024-01-01" if "-" in bad or ":" in bad or "T" in bad else "5"
+    text = HEADER + f"u,a,{good}\n" * 3 + f"u,b,{bad}\nu,a,{good}\n"
+    error = fails(
+        write(tmp_path / "log.csv", text), "row 5", "'timestamp'", repr(bad), "not a time", "2024-12-31"
+    )
+    assert (error.row, error.column, error.value) == (5, "timestamp", bad)
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), 1e300])
+def test_floats_that_are_no_times(bad: float | None) -> None:
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": [1.5, 2.5, bad]})
+    assert fails(frame, "data frame", "'timestamp'").row == 3
+    assert fails(frame.with_columns(timestamp=pl.lit(True)), "'timestamp'").row == 1
+
+
+def test_empty_ids_are_named_with_their_row(tmp_path: Path) -> None:
+    fails(
+        write(tmp_path / "log.csv", HEADER + "u,a,1\nu,,2\n"),
+        "row 3",
+        "'item_id'",
+        "empty item_id",
+        "Fill it in",
+    )
+    fails(write(tmp_path / "q.csv", HEADER + 'u,a,1\n"",a,2\n'), "row 3", "'user_id'", "empty user_id")
+    fails(write(tmp_path / "t.csv", HEADER + "u,a,1\nu,a,\n"), "row 3", "empty timestamp")
+    fails(
+        write(tmp_path / "log.jsonl", '\n{"user_id":"u","item_id":"a","timestamp":1}\n\n{"user_id":"u"}\n'),
+        "row 4",
+    )
+    fails(FRAME, "row 2", "'domain'", items=pl.DataFrame({"item_id": ["a", "b"], "domain": ["x", None]}))
+    gap = pd.DataFrame({"user_id": [1, None], "item_id": ["a", "b"], "timestamp": [1, 2]})
+    fails(gap, "'user_id'", "Float64", "text or whole numbers")
+
+
+def test_a_mixed_column_of_a_data_frame() -> None:
+    frame = pd.DataFrame(
+        {"user_id": pd.Series(["x", 3], dtype=object), "item_id": ["a", "b"], "timestamp": [1, 2]}
+    )
+    fails(frame, "'user_id'", "one type")

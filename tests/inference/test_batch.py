@@ -1,0 +1,245 @@
+"""`hafvt recommend`: what is in the file is what the model says, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hafvt import recommend, train
+from hafvt.cli import main
+from hafvt.errors import HafvtError, InputError
+from hafvt.inference import batch as files
+from hafvt.inference.recommender import Recommender
+from tests.conftest import write_small
+
+TITLE = 'a \x1b[31mred\u202e\x85 title, "quoted"\n' + "ü" * 80
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose first item has a hostile title."""
+    folder = tmp_path_factory.mktemp("files")
+    data = write_small(folder / "data")
+    table = data.item_table.with_columns(
+        pl.when(pl.col("item_id") == "i0").then(pl.lit(TITLE)).otherwise("title").alias("title")
+    )
+    table.write_parquet(data.folder / "items.parquet")
+    return train(
+        "hafvt", data, folder / "run", params={"id_width": 8, "content_width": 6}, epochs=1, test=False
+    ).folder
+
+
+OBJECTS = [
+    {"user_id": "007", "history": ["i3", "i41", "i7"]},
+    {"user_id": 7, "history": ["i3", "?", "i41", "i7"], "domain": "d1", "k": 2},
+    {"history": []},
+    {"history": ["i3", "!", "?"], "exclude": ["i4"], "k": 50},
+]
+
+
+@pytest.fixture
+def histories(tmp_path):
+    path = tmp_path / "histories.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in OBJECTS))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_the_answers_are_those_of_the_recommender(run, histories, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BATCH", 3)
+    done = recommend(run, histories=histories, domain="d0", k=3, out=tmp_path / "out.jsonl", exclude=["i5"])
+    found = read(tmp_path / "out.jsonl")
+    recommender = Recommender.open(run)
+    asked = [("d0", 3), ("d1", 2), ("d0", 3), ("d0", 50)]
+    for number, (value, said, (domain, k)) in enumerate(zip(OBJECTS, found, asked, strict=True), start=1):
+        exclude = ["i5", *value.get("exclude", [])]
+        (answer,) = recommender.recommend([value["history"]], domain, k, exclude=[exclude])
+        assert [one["item_id"] for one in said["items"]] == [one.item.item_id for one in answer.items]
+        assert [one["score"] for one in said["items"]] == pytest.approx(
+            [one.score for one in answer.items], abs=1e-5
+        )
+        assert [one["rank"] for one in said["items"]] == list(range(1, len(answer.items) + 1))
+        assert (said["number"], said["domain"], said["by"]) == (number, domain, answer.by)
+        assert said["unknown"] == list(answer.unknown)
+    assert [said["user_id"] for said in found] == ["007", "7", None, None]
+    assert [one["by"] for one in found] == ["model", "model", "popularity", "model"]
+    assert len(found[3]["items"]) == 27  # of 30 without i3, i4 and i5
+    assert (done.histories, done.popular, done.troubled, done.unknown) == (4, 1, 2, 3)
+    assert done.examples == ("?", "!", "?")
+    assert "4 histories (1 without a known item, by popularity)" in str(done)
+
+
+def test_every_type_of_file_says_the_same(run, histories, tmp_path, capsys):
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        recommend(run, histories=histories, domain="d0", out=tmp_path / name)
+    csv = pl.read_csv(tmp_path / "a.csv", schema=files.SCHEMA)
+    assert csv.equals(pl.read_parquet(tmp_path / "a.parquet"))
+    rows = [
+        {**said, **item, "unknown": len(said["unknown"])}
+        for said in read(tmp_path / "a.jsonl")
+        for item in said["items"]
+    ]
+    assert csv.to_dicts() == [{name: row[name] for name in files.SCHEMA} for row in rows]
+    assert csv["user_id"].to_list()[:1] == ["007"]
+    assert TITLE in csv["title"].to_list()
+    capsys.readouterr()
+    assert main(["recommend", str(run), "--histories", str(histories), "--domain", "d0"]) == 0
+    said = capsys.readouterr()
+    assert said.out == (tmp_path / "a.jsonl").read_text()
+    assert "skipped 3 unknown ids in 2 of 4 histories, such as '?', '!', '?'" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.csv",
+        "a.jsonl",
+        "a.parquet",
+        "histories.jsonl",
+    ]
+
+
+def test_seen_items_are_told_by_the_whole_history(run, tmp_path):
+    long = [f"i{n % 29}" for n in range(500)]  # i29 is all that is left of d0
+    (tmp_path / "h.jsonl").write_text(json.dumps({"history": long}))
+    recommend(run, histories=tmp_path / "h.jsonl", domain="d0", out=tmp_path / "new.jsonl")
+    recommend(run, histories=tmp_path / "h.jsonl", domain="d0", out=tmp_path / "seen.jsonl", seen=True, k=40)
+    assert [one["item_id"] for one in read(tmp_path / "new.jsonl")[0]["items"]] == ["i29"]
+    assert len(read(tmp_path / "seen.jsonl")[0]["items"]) == 30
+
+
+def test_a_table_of_interactions(run, tmp_path):
+    log = pl.DataFrame({"u": ["b", "a", "b"], "item_id": ["i1", "i2", "i3"], "timestamp": [2, 1, 1]})
+    for source in (log, tmp_path / "log.csv.gz"):
+        log.write_csv(tmp_path / "log.csv.gz", compression="gzip")
+        recommend(run, histories=source, domain="d1", out=tmp_path / "o.jsonl", columns={"user_id": "u"})
+        b, a = read(tmp_path / "o.jsonl")
+        best = Recommender.open(run).recommend([["i3", "i1"]], "d1")[0].items
+        assert (b["user_id"], a["user_id"]) == ("b", "a")
+        assert [one["item_id"] for one in b["items"]] == [one.item.item_id for one in best]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_what_was_there_stays_where_something_goes_wrong(run, histories, tmp_path, name, monkeypatch):
+    out = tmp_path / "out" / name
+    out.parent.mkdir()
+    out.write_text("before")
+    monkeypatch.setattr(files, "BATCH", 1)
+
+    def left():
+        assert out.read_text() == "before"
+        assert [path.name for path in out.parent.iterdir()] == [name]
+
+    answers = files._answers
+
+    def stop(recommender, batch, seen):
+        if batch[0].domain == "d1":  # the second batch
+            raise KeyboardInterrupt
+        return answers(recommender, batch, seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_answers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            recommend(run, histories=histories, domain="d0", out=out)
+        left()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(HafvtError, match=r"cannot be written \(No space left"):
+            recommend(run, histories=histories, domain="d0", out=out)
+        left()
+    with histories.open("a") as file:
+        file.write('{"history": [1.5]}\n')
+    with pytest.raises(InputError, match=r"histories.jsonl, row 5, column 'history'.*type float"):
+        recommend(run, histories=histories, domain="d0", out=out)
+    left()
+
+
+def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
+    histories.write_text(histories.read_text() + "{\n")
+    monkeypatch.setattr(files, "BATCH", 1)
+    monkeypatch.setattr(files, "_answers", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(InputError, match="row 5"):
+        recommend(run, histories=histories, domain="d0")
+
+
+def test_the_input_is_not_overwritten(run, histories, monkeypatch):
+    monkeypatch.chdir(histories.parent)
+    before = histories.read_text()
+    with pytest.raises(HafvtError, match="holds the histories"):
+        recommend(run, histories=histories, domain="d0", out="histories.jsonl")
+    assert histories.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, "--histories FILE, --history ID"),
+        ({"history": ["i1"], "user": "u1"}, "one of --histories"),
+        ({"history": ["i1"]}, "no domain: say --domain, one of d0, d1"),
+        ({"history": ["i1"], "domain": "x"}, "no domain 'x'"),
+        ({"history": ["i1"], "domain": "d0", "k": 0}, "--k 0"),
+        ({"history": ["i1"], "domain": "d0", "out": "x.xlsx"}, ".jsonl, .csv or .parquet"),
+        ({"user": "nobody", "domain": "d0"}, "no user 'nobody'"),
+    ],
+)
+def test_wrong_settings(run, settings, problem):
+    with pytest.raises(HafvtError, match=problem):
+        recommend(run, **settings)
+
+
+def test_one_history_and_one_user_at_the_command_line(run, capsys):
+    def said(*arguments):
+        assert main(["recommend", str(run), *arguments]) == 0
+        return capsys.readouterr()
+
+    lines = said("--history", "i3", "007", "i41", "--domain", "d0", "--k", "30").out.splitlines()
+    best = Recommender.open(run).recommend([["i3", "i41"]], "d0", 30)[0]
+    assert [line.split()[:2] for line in lines[1:-1]] == [
+        [str(rank), one.item.item_id] for rank, one in enumerate(best.items, start=1)
+    ]
+    assert lines[-1] == "skipped 1 unknown ids: '007'"
+    assert any("a  [31mred   title" in line for line in lines)
+    assert max(map(len, lines)) < 90
+    assert "\x1b" not in "".join(lines)
+    assert "by popularity" in said("--history", "--domain", "d1").out
+    recommender = Recommender.open(run)
+    assert said("--user", "u4", "--domain", "d1").err == ""
+    found = said("--user", "u4", "--domain", "d1", "--exclude", best.items[0].item.item_id, "i44").out
+    assert "i44" not in found
+    whole = files.history_of(run, "u4")
+    first = recommender.recommend([whole], "d1", exclude=[["i44"]])[0].items[0]
+    assert found.splitlines()[1].split()[1] == first.item.item_id
+
+
+def test_batches_are_bounded_by_histories_and_by_ids(monkeypatch):
+    monkeypatch.setattr(files, "BATCH", 4)
+    monkeypatch.setattr(files, "IDS", 100)
+    lengths = [1, 1, 1, 1, 1, 95, 1, 300, 1]
+    asked = [files.Asked(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
+    assert [len(batch) for batch in files._batches(iter(asked))] == [4, 2, 2, 1]
+    assert [one for batch in files._batches(iter(asked)) for one in batch] == asked
+
+
+def test_real_films(shared_data, tmp_path):
+    """Everybody's history of the real log, by a model of counts, which is quick to train."""
+    source = shared_data / "movielens-posters"
+    from hafvt import prepare
+
+    data = prepare(source / "interactions.csv.gz", source / "items.csv", tmp_path / "data", min_per_domain=3)
+    run = train("popularity", data, tmp_path / "run", test=False).folder
+    done = recommend(
+        run, histories=source / "interactions.csv.gz", domain="drama", k=5, out=tmp_path / "top.parquet"
+    )
+    top = pl.read_parquet(tmp_path / "top.parquet")
+    log = pl.read_csv(source / "interactions.csv.gz", infer_schema=False)
+    assert done.histories == log["user_id"].n_unique()
+    assert done.unknown == 0
+    assert top.group_by("number").len()["len"].unique().to_list() == [5]
+    assert top.join(log, on=["user_id", "item_id"]).is_empty(), "an item that they had seen"
+    counts = np.asarray(data.train_counts())
+    best = data.item_table.with_columns(met=counts).filter(domain="drama").sort("met")["item_id"][-1]
+    had = set(log.filter(item_id=best)["user_id"])
+    assert set(top.filter(item_id=best)["user_id"]) == set(log["user_id"]) - had

@@ -1,0 +1,204 @@
+"""Items added to a run are recommended, explained and read in histories, and change no old score."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from hafvt import encode, prepare, train
+from hafvt.cli import main
+from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError, InputError
+from hafvt.features.new_items import encode_new_items
+from hafvt.features.table import FeatureTable
+from hafvt.inference.added_items import with_added_items
+from hafvt.inference.catalog_add import catalog
+from hafvt.inference.recommender import Recommender
+from hafvt.training.run import open_run
+from tests.features.conftest import write_pictures
+
+KINDS = ["lamp", "chair", "film", "night"]
+SMALL = {"id_width": 8, "content_width": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two shops whose items have pictures and titles, and a table of new items beside it."""
+    root = tmp_path_factory.mktemp("shops")
+    ids = [f"{shop}{n}" for shop in "ab" for n in range(20)]
+    write_pictures(root / "pictures", [f"{one}.jpg" for one in ids])
+    table = pl.DataFrame(
+        {
+            "item_id": ids,
+            "domain": [{"a": "attic", "b": "barn"}[one[0]] for one in ids],
+            "title": [f"{KINDS[n % 4]} number {n}" for n in range(40)],
+            "image": [f"pictures/{one}.jpg" for one in ids],
+        }
+    )
+    table.write_csv(root / "items.csv")
+    random = np.random.default_rng(0)
+    log = pl.DataFrame(
+        [(f"u{user}", ids[random.integers(40)], time) for user in range(30) for time in range(12)],
+        schema=["user_id", "item_id", "timestamp"],
+        orient="row",
+    )
+    data = prepare(log, root / "items.csv", root / "data")
+    encode(data, image="classic", title="classic")
+    train("hafvt", data, root / "run", params=SMALL, epochs=2, test=False)
+    train("popularity", data, root / "popularity", test=False)
+    write_pictures(root / "new" / "p", ["1.jpg", "2.jpg"])
+    new = {
+        "item_id": ["n1", "n2", "n3", "n4"],
+        "domain": ["attic", "barn", "attic", "barn"],
+        "title": ["lamp number 99", None, "a film of the night", " "],
+        "image": ["p/1.jpg", "p/2.jpg", "p/missing.jpg", "../items.csv"],
+    }
+    pl.DataFrame(new).write_csv(root / "new" / "items.csv")
+    return root
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may add to."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_new_items_are_recommended_explained_and_read(folder: Path, run: Path, capsys) -> None:
+    assert main(["catalog", "add", str(folder / "new" / "items.csv"), "--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in all" in said
+    assert "left out: 'n4' (image: leads outside the picture folder; title: no title given)" in said
+    recommender = Recommender.open(run)
+    (answer,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50)
+    assert answer.unknown == ()
+    listed = {one.item.item_id: one for one in answer.items}
+    assert len(listed) == 21
+    assert {"n1", "n3"} < set(listed)
+    assert listed["n1"].item.train_count == 0
+    told = recommender.explain(["a1", "b2", "n2"], "n1")
+    assert told.score == pytest.approx(listed["n1"].score, abs=1e-5)
+    assert sum(told.shares.values()) == pytest.approx(1, abs=1e-5)
+    assert all(share == 0 for (_, modality), share in told.shares.items() if modality == "id")
+    assert [item.item_id for item in told.history] == ["a1", "b2", "n2"]
+    catalog = recommender.catalog
+    (number,), _ = catalog.find(["n2"])
+    assert (catalog.root(number) / catalog.item(number).image).is_file()
+    (number,), _ = catalog.find(["a3"])
+    assert (catalog.root(number) / catalog.item(number).image).is_file()
+
+
+def test_old_scores_stay_as_they_are(folder: Path, run: Path) -> None:
+    before = Recommender.open(run)
+    catalog("add", folder / "new" / "items.csv", run)
+    after = Recommender.open(run)
+    histories = [["a1", "b2"], ["b7", "b3", "a4"], ["a9"]]
+    for domain in ("attic", "barn"):
+        old, new = (one.recommend(histories, domain, k=99, seen=True) for one in (before, after))
+        for was, now in zip(old, new, strict=True):
+            kept = [one for one in now.items if one.item.item_id[0] != "n"]
+            assert [one.item for one in kept] == [one.item for one in was.items]
+            np.testing.assert_allclose(
+                [one.score for one in kept], [one.score for one in was.items], rtol=0, atol=1e-5
+            )
+    assert before.explain(["a1", "b2"], "b3").shares == pytest.approx(
+        after.explain(["a1", "b2"], "b3").shares, abs=1e-6
+    )
+
+
+def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Path, tmp_path: Path) -> None:
+    """It differs from its twin by the id alone, whose share the twin's other modalities would have."""
+    twin = pl.read_csv(folder / "items.csv").filter(pl.col("item_id") == "b5")
+    twin.with_columns(item_id=pl.lit("n5")).write_csv(folder / "twin.csv")
+    apart = train("hafvt", open_run(run).data, tmp_path / "apart", params={"fused": False}, epochs=1).folder
+    catalog("add", folder / "twin.csv", apart)
+    opened, item_catalog = with_added_items(open_run(apart))
+    (new, old), _ = item_catalog.find(["n5", "b5"])
+    model, start = opened.model, item_catalog.domains[1].start
+    batch = Batch(torch.tensor([[3, 30, 7]]), torch.tensor([3]))
+    with torch.inference_mode():
+        parts = torch.stack(list(model.branches(batch, 1)), 1)[0].unflatten(0, (3, 3))  # (S, M, C)
+    new, old = new - start, old - start
+    assert model.modalities == ("id", "image", "title")
+    assert parts[:, 0, new].tolist() == [0, 0, 0]
+    lift = model.config.new_items / (1 - model.log_weights().exp()[:, 0].detach())
+    torch.testing.assert_close(parts[:, 1:, new], parts[:, 1:, old] * lift[:, None], rtol=5e-3, atol=1e-6)
+
+
+def test_adding_again_accumulates_and_replaces_only_when_told(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    catalog("add", folder / "new" / "items.csv", run)
+    with pytest.raises(InputError, match=r"row 2, column 'item_id', value 'n1': .*added before.*--overwrite"):
+        catalog("add", folder / "new" / "items.csv", run)
+    frame = pl.DataFrame({"item_id": ["n1", "n9"], "domain": "barn", "title": ["lamp", "chair"]})
+    said = catalog("add", frame, run, overwrite=True)
+    assert (said.total, said.items) == (4, {"attic": 0, "barn": 2})
+    recommender = Recommender.open(run)
+    find = recommender.catalog.find
+    assert [recommender.catalog.item(n).domain for n in find(["n1", "n2", "n3", "n9"])[0]] == [
+        "barn", "barn", "attic", "barn",
+    ]  # fmt: skip
+    assert recommender.catalog.item(find(["n1"])[0][0]).title == "lamp"
+
+
+def test_what_cannot_be_added_is_refused_and_nothing_is_written(folder: Path, run: Path) -> None:
+    def refused(match: str, items: object, **options: object) -> None:
+        with pytest.raises(HafvtError, match=match):
+            catalog("add", items, options.pop("run", run), **options)  # type: ignore[arg-type]
+
+    one = {"item_id": "n1", "domain": "barn", "title": "lamp"}
+    refused("no such domain. Use attic or barn", pl.DataFrame([{**one, "domain": "cellar"}]))
+    refused("was trained on this item. Remove the row", pl.DataFrame([{**one, "item_id": "a3"}]))
+    refused("listed before", pl.DataFrame([one, one]))
+    refused("no column 'domain'", pl.DataFrame([{"item_id": "x", "title": "lamp"}]))
+    refused("nothing is known of any of the 1 items", pl.DataFrame([{"item_id": "x", "domain": "barn"}]))
+    refused("made by classic", pl.DataFrame([one]), precomputed={"image": "x.npz"})
+    refused("has no 'smell'", pl.DataFrame([one]), precomputed={"smell": "x.npz"})
+    refused("popularity knows items by their ids alone", pl.DataFrame([one]), run=folder / "popularity")
+    with pytest.raises(HafvtError, match="no action 'drop'"):
+        catalog("drop", pl.DataFrame([one]), run)  # type: ignore[arg-type]
+    assert not (run / "additions").exists()
+
+
+def test_damaged_or_outdated_additions_are_told(folder: Path, run: Path) -> None:
+    catalog("add", folder / "new" / "items.csv", run)
+    about = run / "additions" / "about.json"
+    about.write_text(about.read_text().replace('"image": "', '"image": "0'))
+    with pytest.raises(HafvtError, match="trained anew since these items were added: remove"):
+        Recommender.open(run)
+
+
+@pytest.mark.parametrize("name", ["image", "title"])
+def test_the_fit_that_was_kept_makes_the_datasets_own_vectors_again(folder: Path, name: str) -> None:
+    data = open_run(folder / "run").data
+    stored = FeatureTable.open(data.folder / "features" / name)
+    again = encode_new_items(data, name, data.item_table, data.image_root)
+    assert again.present.tolist() == stored.present.tolist()
+    np.testing.assert_allclose(again.rows.astype(float), stored.rows.astype(float), atol=2e-3)
+
+
+def test_vectors_of_a_file_are_continued_by_a_file(folder: Path, tmp_path: Path) -> None:
+    items = pl.read_csv(folder / "items.csv")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", ids=items["item_id"].to_list(), embeddings=random.normal(size=(40, 5)))
+    shutil.copytree(folder / "data", tmp_path / "data", ignore=shutil.ignore_patterns("features"))
+    data = encode(tmp_path / "data", precomputed={"smell": tmp_path / "own.npz"}) and tmp_path / "data"
+    run = train(
+        "hafvt", data, tmp_path / "run", params=SMALL | {"content_width": 4}, epochs=1, test=False
+    ).folder
+    new = pl.DataFrame({"item_id": ["n1", "n2"], "domain": "barn"})
+    with pytest.raises(HafvtError, match="--precomputed smell=FILE"):
+        catalog("add", new, run)
+    np.savez(tmp_path / "new.npz", ids=["n2", "?"], embeddings=random.normal(size=(2, 5)))
+    said = catalog("add", new, run, precomputed={"smell": tmp_path / "new.npz"})
+    assert said.left_out == {"n1": "smell: no vector in new.npz"}
+    assert Recommender.open(run).explain(["a1"], "n2").item.item_id == "n2"
+    np.savez(tmp_path / "wide.npz", ids=["n1"], embeddings=random.normal(size=(1, 6)))
+    with pytest.raises(HafvtError, match="6 dimensions, the dataset's 5"):
+        catalog("add", new[:1], run, precomputed={"smell": tmp_path / "wide.npz"})

@@ -1,0 +1,78 @@
+"""`hafvt explain`: where a score comes from, as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from hafvt import explain
+from hafvt.cli import main
+from hafvt.errors import HafvtError
+from hafvt.inference.catalog import Item
+from hafvt.inference.recommender import Explanation
+
+
+def test_the_table_holds_the_shares_and_what_was_attended_to(served_run, capsys):
+    history = ["i3", "007", *(f"i{n}" for n in range(30, 44)), "i8"]
+    assert main(["explain", str(served_run), "--item", "i5", "--history", *history]) == 0
+    said = capsys.readouterr().out
+    told = explain(served_run, "i5", history=history)
+    assert said == f"{told}\n"
+    lines = said.splitlines()
+    assert lines[0] == "i5  Wars of stars"
+    assert f"rank {told.rank:g} in d0" in lines[1]
+    shares = {line.split("  ")[0]: line.split()[-4:] for line in lines[4:8]}
+    for sequence in ("d0", "d1", "all domains"):
+        parts = [told.shares[sequence, modality] for modality in ("id", "image", "title")]
+        assert shares[sequence] == [f"{100 * part:.1f}" for part in (*parts, sum(parts))]
+    assert shares["together"][3] == "100.0"
+    assert "and 6 more" in lines
+    assert lines[-1] == "skipped 1 unknown ids: '007'"
+
+
+def test_what_weighs_most_stands_first():
+    items = tuple(Item(f"i{n}", "d0", f"film \x1b{n}", None, 1) for n in range(3))
+    told = Explanation(
+        item=items[0],
+        score=-1.5,
+        rank=2.5,
+        history=items,
+        shares={("d0", "id"): 0.2, ("d1", "id"): 0.5, ("all domains", "id"): 0.3},
+        attention={
+            ("d0", "id"): (0.8, 0.2, 0.0),
+            ("d1", "id"): (0.0, 0.0, 1.0),
+            ("all domains", "id"): (0.1, 0.7, 0.2),
+        },
+    )
+    assert str(told).splitlines() == [
+        "i0  film  0",
+        "score -1.5000, rank 2.5 in d0",
+        "",
+        "share of the score in %     id  together",
+        "d0                        20.0      20.0",
+        "d1                        50.0      50.0",
+        "all domains               30.0      30.0",
+        "together                 100.0     100.0",
+        "",
+        "      attention in %           all domains    d0",
+        "read  item            title             id    id",
+        "2.    i1              film  1         70.0  20.0",
+        "1.    i0              film  0         10.0  80.0",
+        "3.    i2              film  2         20.0   0.0",
+    ]
+
+
+def test_a_user_of_the_dataset(served_run, served_data):
+    stop = int(served_data.offsets[5])
+    items = served_data.items[served_data.offsets[4] : stop]
+    history = [served_data.item_table["item_id"][int(n)] for n in items]
+    assert explain(served_run, "i5", user="u4") == explain(served_run, "i5", history=history)
+    with pytest.raises(HafvtError, match="no user 'nobody'"):
+        explain(served_run, "i5", user="nobody")
+
+
+def test_whose_history_must_be_clear(served_run):
+    for settings in ({}, {"history": ["i1"], "user": "u1"}):
+        with pytest.raises(HafvtError, match=r"either --history ID ID .* or --user USER"):
+            explain(served_run, "i5", **settings)
+    with pytest.raises(HafvtError, match="no known item"):
+        explain(served_run, "i5", history=[])

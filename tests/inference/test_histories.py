@@ -1,0 +1,222 @@
+"""Histories in files: read as they stand, or refused in one line that names file, row, field and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hafvt.errors import HafvtError, InputError
+from hafvt.inference import histories
+from hafvt.inference.histories import Asked, history_of, read_histories
+from tests.data.helpers import write, zstd
+
+USUAL = Asked(None, [], "d0", 10, ["x"])
+
+
+def asked(source: Any, usual: Asked = USUAL, **columns: str) -> list[Asked]:
+    """Reads twice: what yields the histories yields them from the start at each call."""
+    ask = read_histories(source, usual, ("d0", "d1"), columns)
+    first = list(ask())
+    assert list(ask()) == first
+    return first
+
+
+def lines(*values: object) -> str:
+    return "".join(f"{value if isinstance(value, str) else json.dumps(value)}\n" for value in values)
+
+
+def fails(source: Any, *parts: str, usual: Asked = USUAL) -> InputError:
+    with pytest.raises(InputError) as caught:
+        asked(source, usual)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    for part in parts:
+        assert part in message
+    return caught.value
+
+
+def test_a_line_says_what_it_wants_or_takes_the_usual(tmp_path):
+    text = lines(
+        {"user_id": 7, "history": ["a", 7, "007"]},
+        "",
+        {"history": [], "domain": "d1", "k": 3, "exclude": ["y"], "note": [1.5]},
+        {"user_id": None, "history": ["é", " "], "domain": None, "k": None, "exclude": None},
+    )
+    expected = [
+        Asked("7", ["a", "7", "007"], "d0", 10, ["x"]),
+        Asked(None, [], "d1", 3, ["x", "y"]),
+        Asked(None, ["é", " "], "d0", 10, ["x"]),
+    ]
+    contents = {
+        "h.jsonl": text.encode(),
+        "windows.ndjson": b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+        "h.jsonl.gz": gzip.compress(text.encode()),
+        "h.jsonl.zst": zstd(text.encode()),
+        "bom.jsonl.zst": zstd(b"\xef\xbb\xbf" + text.encode()),
+        "open.jsonl": text.rstrip().encode(),
+    }
+    for name, content in contents.items():
+        assert asked(write(tmp_path / name, content)) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ('{"history": ["a"', ["not a JSON object"]),
+        ('["a"]', ["not a JSON object"]),
+        ('{"history": ' + "[" * 100_000, ["not a JSON object"]),
+        ('{"history": [' + "1" * 5_000 + "]}", ["not a JSON object"]),
+        ({"histories": ["a"]}, ["'history'", "not a list of ids"]),
+        ({"history": "a"}, ["'history'", "not a list of ids"]),
+        ({"history": {"a": 1}}, ["'history'", "not a list of ids"]),
+        ({"history": ["a", ["b"]]}, ["'history'", "cannot be of type list"]),
+        ({"history": ["a", None]}, ["cannot be of type NoneType"]),
+        ({"history": [1.0]}, ["cannot be of type float"]),
+        ('{"history": [NaN]}', ["cannot be of type float", "whole numbers"]),
+        ({"history": [True]}, ["cannot be of type bool"]),
+        ({"history": ["a", ""]}, ["an empty id"]),
+        ('{"history": ["\\ud800"]}', ["surrogate"]),
+        ({"history": ["a"], "user_id": ["u"]}, ["'user_id'", "cannot be of type list"]),
+        ({"history": ["a"], "user_id": ""}, ["'user_id'", "an empty id"]),
+        ({"history": ["a"], "exclude": "b"}, ["'exclude'", "not a list of ids"]),
+        ({"history": ["a"], "domain": "d2"}, ["'domain'", "'d2'", "no such domain", "d0, d1"]),
+        ({"history": ["a"], "domain": ["d0"]}, ["'domain'", "no such domain"]),
+        ({"history": ["a"], "k": 0}, ["'k'", "from 1 on"]),
+        ({"history": ["a"], "k": 2.0}, ["'k'"]),
+        ({"history": ["a"], "k": True}, ["'k'"]),
+        ({"history": ["a"] * 10_000 + [None]}, ["NoneType"]),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, parts):
+    path = write(tmp_path / "h.jsonl", lines({"history": ["a"]}, "", line, {"history": ["a"]}))
+    assert fails(path, "h.jsonl", "row 3", *parts).row == 3
+
+
+def test_text_that_is_not_utf8_and_files_cut_short(tmp_path):
+    good = lines(*({"history": [f"i{n}"]} for n in range(3000))).encode()
+    bad = lines({"history": ["a"]}, "").encode() + b'{"history": ["\xff"]}\n'
+    for name, content in {"a.jsonl": bad, "a.jsonl.gz": gzip.compress(bad), "a.jsonl.zst": zstd(bad)}.items():
+        assert fails(write(tmp_path / name, content), "not UTF-8 text", "Save it as UTF-8").row == 3
+    fails(write(tmp_path / "b.jsonl.gz", gzip.compress(good)[:-100]), "cannot be read")
+    fails(write(tmp_path / "b.jsonl.zst", zstd(good)[:-50]), "cannot be read")
+    fails(write(tmp_path / "c.jsonl", b""), "empty")
+    fails(write(tmp_path / "d.jsonl", b"\n\n"), "interactions")
+    fails(tmp_path / "no.jsonl", "no such file")
+    fails(write(tmp_path / "e.jsonl", lines({"items": ["a"]})), "no column 'user_id'")
+
+
+def test_a_huge_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(histories, "LONGEST", 100)
+    for name, pack in {"h.jsonl": bytes, "h.jsonl.gz": gzip.compress, "h.jsonl.zst": zstd}.items():
+        text = lines({"history": ["a"]}, {"history": ["a" * 1000]}).encode()
+        assert fails(write(tmp_path / name, pack(text)), "more than 100 characters", "Cut").row == 2
+
+
+def test_without_a_domain(tmp_path):
+    path = write(tmp_path / "h.jsonl", lines({"history": ["a"], "domain": "d1"}, {"history": ["b"]}))
+    assert fails(path, "no domain", "--domain", usual=USUAL._replace(domain="")).row == 2
+    log = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
+    with pytest.raises(HafvtError, match="--domain, one of d0, d1"):
+        asked(log, USUAL._replace(domain=""))
+
+
+LOG = pl.DataFrame(
+    {
+        "user_id": ["9", "010", "9", "9", "010"],
+        "item_id": ["007", "b", "c", "7", "a"],
+        "timestamp": [5, 2, 1, 5, 1],
+    }
+)
+
+
+def test_a_table_of_interactions_is_grouped_by_user_and_time(tmp_path):
+    expected = [USUAL._replace(user_id="9", history=["c", "007", "7"])]
+    expected += [USUAL._replace(user_id="010", history=["a", "b"])]
+    LOG.write_parquet(tmp_path / "log.parquet")
+    files = {
+        "log.csv": LOG.write_csv().encode(),
+        "log.csv.gz": gzip.compress(LOG.write_csv().encode()),
+        "log.jsonl": LOG.write_ndjson().encode(),
+        "log.jsonl.zst": zstd(LOG.write_ndjson().encode()),
+    }
+    paths = [write(tmp_path / name, content) for name, content in files.items()]
+    for source in [LOG, tmp_path / "log.parquet", *paths]:
+        assert asked(source) == expected
+    assert asked(LOG.rename({"user_id": "who"}), user_id="who") == expected
+    fails(write(tmp_path / "bad.csv", "user_id,item_id,timestamp\nu,,1\n"), "an empty item_id", "row 2")
+
+
+def test_columns_name_those_of_a_table(tmp_path):
+    with pytest.raises(HafvtError, match="--columns"):
+        asked(write(tmp_path / "h.jsonl", lines({"history": []})), user_id="who")
+
+
+def test_the_history_of_a_user_of_a_dataset(small):
+    stop = int(small.offsets[6])
+    expected = [f"i{n}" for n in small.items[small.offsets[5] : stop]]
+    assert history_of("nowhere", "u5", small) == history_of("nowhere", "u5", small.folder) == expected
+    with pytest.raises(HafvtError, match="no user 'U5'"):
+        history_of("nowhere", "U5", small)
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1)
+one = st.fixed_dictionaries(
+    {"history": st.lists(ids | st.integers())},
+    optional={
+        "user_id": ids | st.none(),
+        "domain": st.sampled_from(["d0", "d1", None]),
+        "k": st.integers(1) | st.none(),
+        "exclude": st.lists(ids),
+    },
+)
+
+
+packs = st.sampled_from([("", bytes), (".gz", gzip.compress), (".zst", zstd)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(objects=st.lists(one, min_size=1, max_size=5), ascii=st.booleans(), packed=packs)
+def test_any_histories_are_read_as_they_were_written(objects, ascii, packed):
+    text = "".join(json.dumps(value, ensure_ascii=ascii) + "\n" for value in objects).encode()
+    suffix, pack = packed
+    with tempfile.TemporaryDirectory() as folder:
+        found = asked(write(Path(folder) / f"h.jsonl{suffix}", pack(text)))
+    for value, read in zip(objects, found, strict=True):
+        assert read.history == [str(item) for item in value["history"]]
+        assert read.user_id == value.get("user_id")
+        assert read.domain == (value.get("domain") or "d0")
+        assert read.k == (value.get("k") or 10)
+        assert read.exclude == ["x", *value.get("exclude", [])]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from([b"\n", b"\r", b"\xff", b"{", b"}", b"[", b"]", b",", b'"', b"\x1f", b"\xef\xbb\xbf"])
+        | st.sampled_from([b'"history":', b'"a"', b"1", b"NaN", b"null", b'{"history":["a"]}\n', b'"k":1'])
+        | st.binary(max_size=3),
+        max_size=20,
+    ),
+    packed=packs,
+)
+def test_whatever_a_file_holds_is_read_or_refused_in_one_line(parts, packed):
+    content = b'{"history":[]}\n' + b"".join(parts)
+    suffix, pack = packed
+    message, found = "row", []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = asked(write(Path(folder) / f"h.jsonl{suffix}", pack(content)))
+        except InputError as error:
+            message = str(error)
+    assert "\n" not in message
+    assert "row" in message
+    assert all(isinstance(item, str) and item for read in found for item in read.history)

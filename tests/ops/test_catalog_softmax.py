@@ -1,0 +1,462 @@
+"""Every implementation gives the numbers of the formula in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from hafvt.ops import tiles
+from hafvt.ops.catalog_softmax import (
+    LEAST,
+    Implementation,
+    SoftmaxQuery,
+    catalog_nll,
+    log_partition,
+    mean_nll,
+    target_log_probabilities,
+)
+
+IMPLS: tuple[Implementation, ...] = ("tiles", "plain")
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+# Errors against float64 on the same rounded inputs. Values: absolute. Gradients: relative to the largest
+# entry. In bfloat16 sums of probabilities, probabilities and gradients are rounded to 2**-9, and so
+# are the logits: to that comes `ROUNDING` of the largest one, in values and, relatively, in probabilities.
+VALUE = {torch.float32: 5e-5, torch.bfloat16: 4e-3, torch.float64: 1e-11}
+GRADIENT = {torch.float32: 5e-5, torch.bfloat16: 1.5e-2, torch.float64: 1e-11}
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float64: 0.0}
+
+SHAPES = [(7, 13, 5), (1, 1, 1), (1, 37, 3), (33, 1, 17), (70, 1029, 9), (259, 515, 33), (3, 40, 300)]
+
+
+@pytest.fixture(params=[*IMPLS, "attention"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Implementation:
+    """The implementations, tiles both ways: as products and as attention, which any processor has."""
+    monkeypatch.setattr(tiles, "by_attention", lambda q, **_: request.param == "attention")
+    return "plain" if request.param == "plain" else "tiles"
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiles.TILES, "cpu", (64, 100))
+    monkeypatch.setattr(tiles, "ATTENDED", 500)
+
+
+def unit(rows: int, d: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(
+        torch.randn(rows, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1
+    )
+
+
+def target_log_probability(
+    h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor, impl: Implementation
+) -> Tensor:
+    (found,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, len(table)))], table, scale, impl)
+    return found
+
+
+def values_and_gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """The results of f and the gradients of a sum with unequal weights, one of them zero."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    values = f(*leaves)
+    weights = torch.linspace(-1, 2, len(values), dtype=values.dtype)
+    weights[-1] = 0 if len(values) > 1 else 1
+    return [values.detach(), *torch.autograd.grad((weights * values).sum(), leaves)]
+
+
+def assert_close(
+    got: list[Tensor],
+    expected: list[Tensor],
+    h: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    largest: float,
+) -> None:
+    """Compares values and gradients of h, table and scale; that of scale is a sum whose terms may cancel.
+
+    `largest`: of the logits.
+    """
+    terms = (expected[1] * h / scale).abs()
+    value, gradient = (x[dtype] + ROUNDING[dtype] * largest for x in (VALUE, GRADIENT))
+    sizes = [value / gradient, expected[1].abs().max(), expected[2].abs().max(), terms.sum()]
+    for n, (a, b, size) in enumerate(zip(got, expected, sizes, strict=True)):
+        a, b = a.double(), b.double()
+        allowed = gradient * max(1e-3, float(size))
+        assert (a - b).abs().max() <= allowed, f"output {n}: {(a - b).abs().max()} > {allowed}"
+
+
+def reference(h: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    return torch.logsumexp(scale * h @ table.T, dim=1)
+
+
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_attention_is_asked_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, has_tiles: bool, learns: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(tiles, "has_matrix_units", lambda: has_tiles)
+    plain = tiles._attended
+    monkeypatch.setattr(tiles, "_attended", lambda q, rows: asked.append(q.dtype) or plain(q, rows))
+    targets = torch.arange(5)
+    for dtype in DTYPES:
+        h, table = unit(5, 4, 0).requires_grad_(), unit(9, 4, 1).to(dtype).requires_grad_(learns)
+        ask = SoftmaxQuery(h, targets, slice(0, 9), 1 / 5)
+        catalog_nll([ask], table)
+        log_partition(h.detach(), table.detach())  # without means: one product
+    assert (asked.count(torch.float32), asked.count(torch.float64)) == (0 if learns else 1, 0)
+    assert asked.count(torch.bfloat16) == (2 if has_tiles else 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "v", "d"), SHAPES)
+@pytest.mark.parametrize("scale", [0.5, 16.0, 100.0])
+def test_values_and_all_gradients(
+    impl: Implementation, dtype: torch.dtype, n: int, v: int, d: int, scale: float
+) -> None:
+    table, s = unit(v, d, 1).to(dtype), torch.tensor(scale, dtype=torch.float64)
+    q = (scale * unit(n, d, 0)).to(dtype)  # rounded once: what is tested is what comes after
+    h = q.double() / scale
+    got = values_and_gradients(lambda h, t, s: log_partition(h, t, s, impl), [h, table, s])
+    assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert [x.dtype for x in got[1:]] == [h.dtype, dtype, s.dtype]
+    assert_close(got, values_and_gradients(reference, [h, table.double(), s]), h, s, dtype, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_target_log_probability(impl: Implementation, dtype: torch.dtype) -> None:
+    h, table = unit(50, 12, 0), unit(31, 12, 1).to(dtype)
+    targets = torch.arange(50) % 29  # some twice, some never
+    h = (8 * h).to(dtype).double() / 8
+    s = torch.tensor(8.0, dtype=torch.float64)
+    got = values_and_gradients(lambda h, t, s: target_log_probability(h, t, targets, s, impl), [h, table, s])
+
+    def formula(h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return torch.log_softmax(s * h @ t.T, 1)[torch.arange(50), targets]
+
+    assert_close(got, values_and_gradients(formula, [h, table.double(), s]), h, s, dtype, 8.0)
+
+
+def test_gradcheck(impl: Implementation) -> None:
+    h, table, scale = unit(5, 3, 0), unit(4, 3, 1), torch.tensor(2.0, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (h, table, scale)]
+    targets = torch.tensor([0, 3, 3, 1, 2])
+    torch.autograd.gradcheck(lambda h, t, s: target_log_probability(h, t, targets, s, impl), leaves)
+
+
+@pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_only_what_needs_a_gradient_gets_one(impl: Implementation, which: tuple[bool, ...]) -> None:
+    leaves = [unit(6, 4, 0), unit(9, 4, 1), torch.tensor(3.0, dtype=torch.float64)]
+    expected = values_and_gradients(reference, leaves)
+    leaves = [x.clone().requires_grad_(needs) for x, needs in zip(leaves, which, strict=True)]
+    values = log_partition(*leaves, impl)  # type: ignore[arg-type]
+    assert values.requires_grad == any(which)
+    torch.testing.assert_close(values.detach(), expected[0])
+    if any(which):
+        weights = torch.linspace(-1, 2, 6, dtype=torch.float64)
+        weights[-1] = 0
+        (weights * values).sum().backward()
+    for leaf, gradient in zip(leaves, expected[1:], strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad, gradient)
+        else:
+            assert leaf.grad is None
+
+
+def test_slices_and_other_strides(impl: Implementation) -> None:
+    big, accumulation_dtype = unit(40, 6, 0), unit(5, 12, 1)
+    whole = big.clone().requires_grad_()
+    views = {
+        "rows of a bigger table": (accumulation_dtype[:, :6], whole[11:29]),
+        "every other column": (accumulation_dtype[:, ::2], whole[11:29]),
+        "transposed": (big[:5], unit(6, 18, 2).T),
+        "one row for all": (big[:1].expand(5, 6), whole[11:29]),
+    }
+    one = torch.tensor(1.0, dtype=torch.float64)
+    for name, (h, table) in views.items():
+        torch.testing.assert_close(log_partition(h, table, 1.0, impl), reference(h, table, one), msg=name)
+    log_partition(accumulation_dtype[:, :6], whole[11:29], 1.0, impl).sum().backward()
+    assert whole.grad is not None
+    assert whole.grad[:11].abs().max() == 0
+    assert whole.grad[29:].abs().max() == 0
+    assert whole.grad[11:29].abs().min() > 0
+
+
+def test_no_queries(impl: Implementation) -> None:
+    h, table = torch.zeros(0, 4, requires_grad=True), unit(9, 4, 1).float().requires_grad_()
+    values = target_log_probability(h, table, torch.zeros(0, dtype=torch.int64), 2.0, impl)
+    assert values.shape == (0,)
+    values.sum().backward()
+    assert table.grad is not None
+    assert table.grad.abs().max() == 0
+
+
+def test_huge_logits_neither_overflow_nor_vanish(impl: Implementation) -> None:
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    h = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    values, grad_h, grad_table = values_and_gradients(lambda h, t: log_partition(h, t, 3e4, impl), [h, table])
+    torch.testing.assert_close(values, torch.tensor([3e4, 3e4]))
+    torch.testing.assert_close(grad_h, -3e4 * torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    torch.testing.assert_close(grad_table, -3e4 * torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_queries_are_rounded_once_after_scaling() -> None:
+    h, table = unit(9, 8, 0).float(), unit(20, 8, 1).bfloat16()
+    scaled = (h * 1.7).bfloat16()
+    assert torch.equal(log_partition(h, table, 1.7), log_partition(scaled, table))
+
+
+def test_autocast_computes_in_its_dtype(impl: Implementation) -> None:
+    h, table, targets = unit(9, 8, 0).float(), unit(20, 8, 1).float(), torch.arange(9)
+
+    def run(table: Tensor) -> list[Tensor]:
+        return values_and_gradients(lambda h, t: target_log_probability(h, t, targets, 3.0, impl), [h, table])
+
+    expected = run(table.bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(table)
+    assert [x.dtype for x in got] == [torch.float32] * 3
+    torch.testing.assert_close(got[0], expected[0])
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a, b.float(), atol=2e-2, rtol=2e-2)
+    assert not torch.equal(got[0], run(table)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("unit_rows", [False, True])
+def test_several_asks_of_one_table(
+    impl: Implementation, dtype: torch.dtype, unit_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "ROWS", 16)
+    lengths = torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]
+    table = (unit(90, 12, 0) * lengths).to(dtype)
+    parts = (slice(0, 41), slice(41, 90), slice(0, 90), slice(7, 8))
+    targets = [
+        torch.arange(n) % (s.stop - s.start) + s.start for n, s in zip((8, 0, 70, 5), parts, strict=True)
+    ]
+    h = [
+        (4 * unit(max(len(t), 1), 12, 9 + n)[: len(t)]).to(dtype).double() / 4 for n, t in enumerate(targets)
+    ]
+
+    def ours(table: Tensor, *h: Tensor) -> Tensor:
+        softmax_queries = [SoftmaxQuery(*ask) for ask in zip(h, targets, parts, strict=True)]
+        return torch.cat(target_log_probabilities(softmax_queries, table, 4.0, impl, unit=unit_rows))
+
+    def formula(table: Tensor, *h: Tensor) -> Tensor:
+        rows = torch.nn.functional.normalize(table, dim=1) if unit_rows else table
+        found = []
+        for q, t, part in zip(h, targets, parts, strict=True):
+            log_p = torch.log_softmax(4.0 * q @ rows[part].T, 1)
+            found.append(log_p[torch.arange(len(t)), t - part.start])
+        return torch.cat(found)
+
+    got = values_and_gradients(ours, [table, *h])
+    expected = values_and_gradients(formula, [table.double(), *h])
+    largest = float(max((4 * q.norm(dim=1)).max() for q in h if len(q))) * (1 if unit_rows else 3)
+    value = VALUE[dtype] + 2 * ROUNDING[dtype] * largest  # normalized rows are rounded once more
+    assert (got[0].double() - expected[0]).abs().max() <= value
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        assert a.shape == b.shape
+        if b.numel():
+            assert (a.double() - b).abs().max() <= 2 * GRADIENT[dtype] * max(b.abs().max(), 0.3)
+
+
+def nll_by_formula(
+    softmax_queries: list[SoftmaxQuery], table: Tensor, scale: Tensor, unit_rows: bool
+) -> Tensor:
+    rows = torch.nn.functional.normalize(table, dim=1) if unit_rows else table
+    total = torch.zeros((), dtype=table.dtype)
+    for h, targets, among, share, beside, _ in softmax_queries:
+        p = torch.softmax(scale * h @ rows[among].T, 1)[torch.arange(len(h)), targets - among.start]
+        total = total - share * (p if beside is None else p + beside.exp()).log().sum()
+    return total
+
+
+@pytest.mark.parametrize("safe", [0.0, tiles.SAFE], ids=["any logits", "small logits"])
+@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_loss_and_its_gradients(
+    impl: Implementation, dtype: torch.dtype, unit_rows: bool, safe: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "ROWS", 16)
+    monkeypatch.setattr(tiles, "SAFE", safe)
+    monkeypatch.setitem(tiles.HELD, "cpu", 400)  # four queries at a time
+    table = (unit(90, 12, 0) * torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]).to(dtype)
+    parts = (slice(0, 41), slice(41, 90), slice(0, 90))
+    counts = (8, 0, 70)
+    targets = [torch.arange(n) % (s.stop - s.start) + s.start for n, s in zip(counts, parts, strict=True)]
+    h = [(4 * unit(80, 12, 9 + n)[:count]).to(dtype).double() / 4 for n, count in enumerate(counts)]
+    beside = torch.linspace(-9, 0, 70, dtype=torch.float64)
+    scale = torch.tensor(4.0, dtype=torch.float64)
+
+    def softmax_queries(h: tuple[Tensor, ...], beside: Tensor) -> list[SoftmaxQuery]:
+        of_each = (0.5, 0.25, 1 / 70), (None, None, beside)
+        return [SoftmaxQuery(*ask) for ask in zip(h, targets, parts, *of_each, strict=True)]
+
+    def gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+        leaves = [x.detach().clone().requires_grad_() for x in leaves]
+        loss = f(*leaves)
+        return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
+
+    got = gradients(
+        lambda t, s, b, *h: catalog_nll(softmax_queries(h, b), t, s, impl, unit=unit_rows),
+        [table, scale, beside, *h],
+    )
+    expected = gradients(
+        lambda t, s, b, *h: nll_by_formula(softmax_queries(h, b), t, s, unit_rows),
+        [table.double(), scale, beside, *h],
+    )
+    loose = 2 * (GRADIENT[dtype] + ROUNDING[dtype] * (4 if unit_rows else 12))
+    assert [x.shape for x in got] == [x.shape for x in expected]
+    for n, (a, b) in enumerate(zip(got, expected, strict=True)):
+        if b.numel():
+            worst = float((a.double() - b).abs().max())
+            assert worst <= loose * float(b.abs().max()), f"output {n}: {worst}"
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["log-probabilities", "loss"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_taken_off_the_sum(
+    impl: Implementation, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiles.HELD, "cpu", 400)
+    table, among, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
+    h = (4 * unit(70, 12, 0)).to(dtype).double() / 4
+    share = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
+    less = (4.0 * h @ table[among].double().T).logsumexp(1) + share.log()
+    beside = torch.linspace(-9, 0, 70, dtype=torch.float64)
+
+    def ours(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
+        ask = SoftmaxQuery(h, targets, among, 0.5, beside if joint else None, less)
+        if joint:
+            return catalog_nll([ask], table, 4.0, impl)[None]
+        (log_p,) = target_log_probabilities([ask], table, 4.0, impl)
+        return log_p + 0 * beside
+
+    def formula(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
+        z = 4.0 * h @ table[among].T
+        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - less.exp())
+        return -0.5 * (p + beside.exp()).log().sum()[None] if joint else p.log() + 0 * beside
+
+    got = values_and_gradients(ours, [h, table, less, beside])
+    expected = values_and_gradients(formula, [h, table.double(), less, beside])
+    loose = 2 * (GRADIENT[dtype] + 8 * ROUNDING[dtype])  # what is left of a sum is rounded as the sum is
+    for a, b in zip(got, expected, strict=True):
+        assert (a.double() - b).abs().max() <= loose * max(float(b.abs().max()), 0.1)
+
+
+def test_something_is_left_of_a_sum_of_which_all_is_taken(impl: Implementation) -> None:
+    h, table, targets = unit(3, 4, 0), unit(9, 4, 1).requires_grad_(), torch.arange(3)
+    lse = log_partition(h, table, 2.0, impl).detach()
+    less = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
+    (log_p,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9), less=less)], table, 2.0, impl)
+    (whole,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9))], table, 2.0, impl)
+    expected = whole.detach() - torch.tensor([LEAST, LEAST, 1.0], dtype=torch.float64).log()
+    torch.testing.assert_close(log_p.detach(), expected)
+    log_p.sum().backward()
+    assert less.grad is not None
+    assert less.grad[:2].abs().max() == 0
+    assert table.grad is not None
+    assert table.grad.isfinite().all()
+
+
+def test_the_loss_is_the_mean_of_what_the_targets_get(impl: Implementation) -> None:
+    h, table, targets = unit(50, 12, 0), unit(31, 12, 1), torch.arange(50) % 29
+    one_by_one = target_log_probability(h, table, targets, 8.0, impl)
+    torch.testing.assert_close(mean_nll(h, table, targets, 8.0, impl), -one_by_one.mean())
+    assert mean_nll(h[:0], table, targets[:0], 8.0, impl) == 0
+
+
+def test_gradients_of_the_loss_are_given_once() -> None:
+    table = unit(31, 12, 1).requires_grad_()
+    loss = mean_nll(unit(5, 12, 0), table, torch.arange(5))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_row_of_zeros_has_no_direction(impl: Implementation) -> None:
+    table = torch.zeros(3, 2, requires_grad=True)
+    ask = SoftmaxQuery(torch.ones(2, 2), torch.tensor([0, 2]), slice(0, 3))
+    (log_p,) = target_log_probabilities([ask], table, 5.0, impl, unit=True)
+    torch.testing.assert_close(log_p, torch.full((2,), 1 / 3).log())
+    log_p.sum().backward()
+    assert table.grad is not None
+    assert table.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_inputs_same_bits(impl: Implementation, dtype: torch.dtype) -> None:
+    h, table = unit(800, 24, 0).float(), unit(1500, 24, 1).to(dtype)
+    targets, scale = torch.arange(800) % 7, torch.tensor(20.0)
+
+    def run() -> list[Tensor]:
+        return values_and_gradients(
+            lambda *x: target_log_probability(*x[:2], targets, x[2], impl), [h, table, scale]
+        )
+
+    first = run()
+    for _ in range(3):
+        for a, b in zip(first, run(), strict=True):
+            assert torch.equal(a, b)
+
+
+def peak_bytes(f: Callable[[], object]) -> int:
+    """The most bytes that tensors held at a time, over what they held before, kernels' scratch included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        f()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    assert events
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_memory_does_not_grow_with_the_catalog(
+    impl: Implementation, learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiles.HELD, "cpu", 2**19)
+    monkeypatch.setitem(tiles.TILES, "cpu", (64, 2000))
+    monkeypatch.setattr(tiles, "ATTENDED", 2000)
+    n, d, v = 300, 16, (8_000, 64_000)
+
+    def extra(v: int) -> int:
+        h = unit(n, d, 0).float().requires_grad_()
+        table = unit(v, d, 1).float().requires_grad_(learned)
+        softmax_queries = [
+            SoftmaxQuery(h, torch.arange(n), slice(0, n)),
+            SoftmaxQuery(h, torch.arange(n), slice(0, v)),
+        ]
+
+        def step(softmax_queries: list[SoftmaxQuery]) -> None:
+            torch.cat(
+                target_log_probabilities(softmax_queries, table, 10.0, impl, unit=learned)
+            ).sum().backward()
+
+        step([SoftmaxQuery(h[:2], torch.arange(2), slice(0, v))])  # what is done once only
+        table.grad = None
+        peak = peak_bytes(lambda: step(softmax_queries))
+        # Tables aside: the gradient and the rows of unit length.
+        return peak - 4 * v * learned * 2 * d
+
+    small, large = map(extra, v)
+    if impl == "plain":
+        assert large - small >= n * (v[1] - v[0]) * 4  # the measure does see stored logits
+    else:
+        assert large <= 1.1 * small
+
+
+@pytest.mark.parametrize(
+    ("h", "table"), [((4, 3), (9, 2)), ((4, 3), (0, 3)), ((3,), (9, 3)), ((4, 3), (9, 3, 1))], ids=str
+)
+def test_shapes_that_do_not_fit(impl: Implementation, h: tuple[int, ...], table: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        log_partition(torch.zeros(h), torch.zeros(table), 1.0, impl)
+    with pytest.raises(ValueError, match="expected"):
+        target_log_probability(
+            torch.zeros(h), torch.zeros(table), torch.zeros(4, dtype=torch.int64), 1.0, impl
+        )

@@ -1,0 +1,67 @@
+import math
+
+from hafvt.evaluation.metrics import MetricValue
+from hafvt.reports.tables import (
+    best_models,
+    domains_of,
+    interval,
+    markdown_table,
+    percent,
+    plain_table,
+    results_markdown,
+)
+
+RESULTS = {
+    "ours": {
+        "overall": {"MRR": MetricValue(0.123, 0.118, 0.129), "HR@1": MetricValue(0.05)},
+        "food": {"MRR": MetricValue(0.1, 0.09, 0.11), "HR@1": MetricValue(0.04)},
+    },
+    "theirs": {
+        "overall": {"MRR": MetricValue(0.1, 0.095, 0.105), "HR@1": MetricValue(0.06)},
+        "food": {"MRR": MetricValue(math.nan)},
+        "kitchen": {"MRR": MetricValue(0.2)},
+    },
+}
+
+
+def test_fractions_become_per_cent() -> None:
+    assert (percent(0.12345), percent(None), percent(math.nan)) == ("12.35", "–", "–")
+    assert interval(MetricValue(0.1, 0.09, 0.11)) == "[9.00, 11.00]"
+    assert interval(MetricValue(0.1)) == interval(MetricValue(0.1, math.nan, 0.2)) == ""
+
+
+def test_overall_comes_last() -> None:
+    assert domains_of(RESULTS) == ["food", "kitchen", "overall"]
+
+
+def test_the_best_needs_a_rival() -> None:
+    assert best_models(RESULTS, "overall", "MRR") == {"ours"}
+    assert best_models(RESULTS, "overall", "HR@1") == {"theirs"}
+    assert best_models(RESULTS, "food", "MRR") == best_models(RESULTS, "kitchen", "MRR") == set()
+
+
+def test_markdown_cells_stay_in_their_columns() -> None:
+    assert markdown_table(["a", "b"], [["x|y", "1\n2"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 2 |\n"
+
+
+def test_markdown_results() -> None:
+    lines = results_markdown(RESULTS).splitlines()
+    assert lines[0] == "| domain | model | MRR (%) | HR@1 (%) |"
+    assert "| overall | ours | **12.30** [11.80, 12.90] | 5.00 |" in lines
+    assert "| overall | theirs | 10.00 [9.50, 10.50] | **6.00** |" in lines
+    assert "| kitchen | theirs | 20.00 | – |" in lines
+
+
+def test_plain_table_is_aligned_and_marks_the_best() -> None:
+    table = plain_table(RESULTS)
+    assert "12.30 ±0.55*" in table
+    assert "10.00 ±0.50 " in table
+    assert table.splitlines()[-1].endswith("best of its domain")
+    heads = [line for line in table.splitlines() if "MRR" in line]
+    assert len(heads) == 3
+    assert len(set(map(len, heads))) == 1
+
+
+def test_plain_table_of_one_model_and_of_nothing() -> None:
+    assert "*" not in plain_table({"ours": RESULTS["ours"]})
+    assert plain_table({}) == "in %, ± half the 95 % interval"

@@ -1,0 +1,97 @@
+"""A small trained run and servers of it, for tests that ask over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import pytest
+import uvicorn
+from PIL import Image
+
+from hafvt import train
+from hafvt.data.dataset import Dataset
+from hafvt.files import read_json, write_json
+from hafvt.server.slow_clients import SlowClientProtocol
+from tests.conftest import write_small
+
+SIZES = {"id_width": 8, "content_width": 6}
+ODD = "../a b/<i>&?é"  # an item's id
+
+
+@pytest.fixture(scope="session")
+def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The small dataset with odd ids, titles and pictures; those of i0 and i5 alone may be shown."""
+    folder = tmp_path_factory.mktemp("served")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (400, 600), "red").save(pictures / "red.png")
+    Image.new("RGB", (40, 60), "blue").save(folder / "secret.png")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (pictures / "link.png").symlink_to(folder / "secret.png")
+    images = ["red.png", "../secret.png", str(folder / "secret.png"), "link.png", "broken.jpg", "red.png"]
+    titles = ["Amélie (2001)", "<script>alert(1)</script>", None, "Star Wars", "Star Trek", "Wars of stars"]
+    data = write_small(folder / "data")
+    table = data.item_table.with_columns(
+        pl.Series("image", images + [None] * 44),
+        pl.Series("title", titles + data.item_table["title"].to_list()[6:]),
+        pl.col("item_id").replace("i7", ODD),
+    )
+    table.write_parquet(data.folder / "items.parquet")
+    manifest = read_json(data.folder / "manifest.json")
+    write_json(data.folder / "manifest.json", {**manifest, "image_root": str(pictures)})
+    return Dataset.open(data.folder)
+
+
+@pytest.fixture(scope="session")
+def served_run(served_data: Dataset) -> Path:
+    """A run that tests may read but not change."""
+    return train("hafvt", served_data, served_data.folder.with_name("run"), params=SIZES, epochs=1).folder
+
+
+@pytest.fixture(scope="session")
+def other_run(served_data: Dataset) -> Path:
+    """A run of another model on the same data."""
+    params = {"width": 8}
+    return train("sasrec", served_data, served_data.folder.with_name("sas"), params=params, epochs=1).folder
+
+
+@pytest.fixture
+def own_run(served_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return shutil.copytree(served_run, tmp_path / "own")
+
+
+def put(source: Path, run: Path) -> None:
+    """Puts another model in the place of a run's, model.json last."""
+    for path in [*source.glob("model*.safetensors"), source / "model.json"]:
+        shutil.copyfile(path, run / f".{path.name}.tmp")
+        (run / f".{path.name}.tmp").replace(run / path.name)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Waits for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(app: object) -> Iterator[int]:
+    """Runs an application on a real socket, in a thread; gives its port."""
+    config = uvicorn.Config(app, port=0, http=SlowClientProtocol, ws="none", log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive())
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)

@@ -1,0 +1,155 @@
+"""Keyboard, small screens, light and dark, stillness, and people who listen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.server.page.visitor import cards, choose, names, overflow, somebody, tiles
+
+
+def test_the_keyboard_alone_suffices(visitor):
+    page = visitor.open()
+    expect(cards(page)).to_have_count(10)
+    keys = page.keyboard
+
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            keys.press("Tab")
+            if page.evaluate("what => document.activeElement.matches(what)", selector):
+                outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+                assert outline != "0px" or selector.startswith("#domains")
+                return
+        raise AssertionError(f"the tab key does not reach {selector}")
+
+    tab_to("#skip")
+    tab_to("#query")
+    keys.type("bare")
+    expect(page.locator("#results .main")).to_have_count(1)
+    keys.press("ArrowDown")
+    keys.press("Enter")
+    expect(tiles(page)).to_have_count(1)
+    tab_to("#domains input")
+    keys.press("ArrowRight")
+    expect(page.locator("#next-about")).to_have_text("The 10 best of homeware after 1 item.")
+    tab_to("#cards .main")
+    keys.press("ArrowRight")
+    keys.press("ArrowDown")
+    place = page.evaluate("[...document.querySelectorAll('#cards .main')].indexOf(document.activeElement)")
+    assert place > 2
+    expect(page.locator("#why-title")).to_have_text(names(cards(page))[place])
+    keys.press("Enter")
+    expect(page.locator("#why")).to_have_class(re.compile("pinned"))
+    keys.press("Escape")
+    keys.press("Tab")  # the card's own button that adds it
+    keys.press("Enter")
+    expect(tiles(page)).to_have_count(2)
+    page.evaluate("document.querySelector('#clear').focus()")
+    tab_to("#timeline .main")
+    order = names(tiles(page))
+    keys.press("Home")
+    keys.press("Alt+ArrowRight")
+    expect(tiles(page).first).to_contain_text(order[1])
+    keys.press("Delete")
+    expect(tiles(page)).to_have_count(1)
+    assert names(tiles(page)) == [order[1]]
+    assert page.evaluate("document.activeElement.closest('.tile') !== null")
+    for _ in range(60):  # and it leaves the page again: there is no trap
+        keys.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            break
+    else:
+        raise AssertionError("the tab key never leaves the page")
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_nothing_sticks_out(visitor, width):
+    page = visitor.open(viewport={"width": width, "height": 740}, has_touch=width < 1000)
+    user_id, _ = somebody(visitor)
+    expect(cards(page)).to_have_count(10)
+    assert overflow(page) <= 0
+    page.goto(f"{visitor.address}/#person={user_id}")
+    page.reload()
+    expect(tiles(page).first).to_be_visible()
+    if not page.locator("#finder").is_visible():
+        page.locator("#find").click()
+    page.get_by_role("tab", name="People").click()
+    expect(page.locator("#people .main").first).to_be_visible()
+    assert overflow(page) <= 0
+    assert (
+        page.locator(".thumbs .main, .tile .main, .card .main, .button:visible").evaluate_all(
+            "all => all.filter(one => one.getBoundingClientRect().width > innerWidth).length"
+        )
+        == 0
+    )
+
+
+def test_on_a_phone_a_tap_opens_the_explanation_and_closes_it(visitor):
+    user_id, _ = somebody(visitor)
+    page = visitor.open(
+        f"#person={user_id}", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
+    expect(cards(page).first).to_be_visible()
+    expect(page.locator("#why")).not_to_be_visible()
+    cards(page).nth(1).locator(".main").tap()
+    expect(page.locator("#why")).to_be_visible()
+    expect(page.locator("#why .strongest li")).to_have_count(3)
+    assert overflow(page) <= 0
+    page.get_by_role("button", name="Close the explanation").tap()
+    expect(page.locator("#why")).not_to_be_visible()
+    assert page.evaluate("document.activeElement.closest('.card') !== null")
+
+
+def luminance(color: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_are_readable_and_kept(visitor, scheme):
+    page = visitor.open(color_scheme=scheme)
+    expect(cards(page)).to_have_count(10)
+    other = {"light": "dark", "dark": "light"}[scheme]
+    for theme in (scheme, other):
+        ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert (ground < 0.1) == (theme == "dark")
+        panel = luminance(page.locator("#why").evaluate("one => getComputedStyle(one).backgroundColor"))
+        texts = {"#next-about": ground, "#model": ground, "h1": ground, "#why .story": panel, "#found": panel}
+        for selector, behind in texts.items():
+            color = luminance(page.locator(selector).evaluate("one => getComputedStyle(one).color"))
+            high, low = max(color, behind), min(color, behind)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+        if theme == scheme:
+            page.get_by_role("button", name="Dark theme").click()
+            page.reload()
+            expect(cards(page)).to_have_count(10)
+
+
+def test_people_who_listen_find_their_way(visitor):
+    page = visitor.open()
+    expect(cards(page)).to_have_count(10)
+    for role in ("button", "textbox", "searchbox", "combobox", "radio", "tab"):
+        expect(page.get_by_role(role, name=re.compile(r"^\s*$"))).to_have_count(0)
+    for role, name in (("banner", ""), ("main", ""), ("region", "Your history"), ("region", "Start from")):
+        expect(page.get_by_role(role, name=name)).to_have_count(1)
+    assert page.locator("h1").count() == 1
+    assert page.locator("img:not([alt])").count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(ids) == len(set(ids))
+    expect(page.locator("#next-about")).to_have_attribute("role", "status")
+
+
+def test_cards_glide_to_their_new_places_unless_people_want_stillness(visitor):
+    for wish, moves in (("reduce", False), ("no-preference", True)):
+        page = visitor.open(reduced_motion=wish)
+        expect(cards(page)).to_have_count(10)
+        page.evaluate(
+            "() => { window.moved = 0; const animate = Element.prototype.animate;"
+            "Element.prototype.animate = function (...all) { moved++; return animate.apply(this, all) } }"
+        )
+        choose(page, "#domains", "homeware")
+        expect(page.locator("#next-about")).to_contain_text("homeware")
+        assert page.evaluate("moved > 0") == moves

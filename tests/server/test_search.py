@@ -1,0 +1,57 @@
+"""Items are found by what people type."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from hafvt.data.dataset import Domain
+from hafvt.errors import HafvtError
+from hafvt.inference.catalog import ItemCatalog
+from hafvt.server.search import Search, words
+
+TITLES = ["Amélie (2001)", "STAR WARS", "Star Trek", None, "Wars of the stars", "Łódź, Straße 5"]
+
+
+@pytest.fixture
+def search():
+    table = pl.DataFrame(
+        {"item_id": ["B-1x", "b2", "b3", "b4", "b5", "b6"], "domain": list("aaabbb"), "title": TITLES},
+    ).with_columns(image=pl.lit(None, pl.String))
+    domains = (Domain("a", 0, 3), Domain("b", 3, 6))
+    return Search(ItemCatalog(table, domains, np.array([1, 5, 9, 0, 7, 2]), None))
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", [2, 4, 1, 5, 0, 3]),
+        ("  ", [2, 4, 1, 5, 0, 3]),
+        ("star", [2, 4, 1]),
+        ("war st", [4, 1]),
+        ("AMELIE", [0]),
+        ("amélie 2001", [0]),
+        ("strasse", [5]),
+        ("b-1", [0]),
+        ("b", [2, 4, 1, 5, 0, 3]),
+        ("tar", []),
+        ("star nothing", []),
+        ("!?", []),
+        ("\U0010ffff", []),
+        ("%_*\\", []),
+    ],
+)
+def test_all_words_must_begin_a_word_of_title_or_id(search, query, found):
+    assert search.find(query).tolist() == found
+
+
+def test_within_a_domain(search):
+    assert search.find("star", "b").tolist() == [4]
+    assert search.find("", "a").tolist() == [2, 1, 0]
+    with pytest.raises(HafvtError, match="no domain 'c'"):
+        search.find("star", "c")
+
+
+def test_words_have_neither_case_nor_accents():
+    assert words("ÀÉ_İstanbul ﬁn. 東京 x-2") == ["ae", "istanbul", "fin", "東京", "x", "2"]

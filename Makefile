@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Linux, and with TORCH set to something else, pip's own choice is taken.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-all lint format bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,16 +18,22 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/hafvt demo --out demo
 
-# The tests drive the page in a browser: Debian's chromium, which .ci/run installs. Two processes share them,
-# file by file, as many wait for processes of their own.
+# Two processes share the tests, file by file, as many tests wait for processes of their own. `make test` leaves
+# out what is slow or needs a browser; `make test-all`, which .ci/run calls, runs everything and prints the coverage.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(VENV)/.ready
+	$(PYTEST) -m "not slow and not browser"
+
+test-all: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) --cov --cov-report=term
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix src tests benchmarks

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from hafvt.cli import main
 from hafvt.errors import HafvtError
-from hafvt.experiments import training_pool as trainings
+from hafvt.experiments import training_pool
 from hafvt.experiments.search_space import Choices, Range
 from hafvt.experiments.training_pool import TrainingPool
 from hafvt.experiments.tune import tune
@@ -53,8 +53,8 @@ def program(tmp_path, monkeypatch):
     def put(pause=0.0, fails=1.0):
         path = tmp_path / "fake.py"
         path.write_text(FAKE.format(pause=pause, fails=fails))
-        monkeypatch.setattr(trainings, "PROGRAM", [sys.executable, "-S", str(path)])
-        return trainings.PROGRAM
+        monkeypatch.setattr(training_pool, "PROGRAM", [sys.executable, "-S", str(path)])
+        return training_pool.PROGRAM
 
     return put
 
@@ -62,8 +62,8 @@ def program(tmp_path, monkeypatch):
 def in_a_process(program, data, out, **named):
     """Starts a search in a process of its own."""
     code = (
-        "from hafvt.experiments import trainings, tune\n"
-        f"trainings.PROGRAM = {program!r}\n"
+        "from hafvt.experiments import training_pool, tune\n"
+        f"training_pool.PROGRAM = {program!r}\n"
         f"tune.tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{named!r})\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)

@@ -80,8 +80,8 @@ def _results(results: Mapping[str, Results]) -> str:
     )
     best = "; the best is marked" if len(results) > 1 else ""
     return (
-        f'<section aria-labeledby="results"><h2 id="results">Results</h2>{_headline(results)}'
-        '<div class="scroll" tabindex="0" role="region" aria-labeledby="results"><table class="results">'
+        f'<section aria-labelledby="results"><h2 id="results">Results</h2>{_headline(results)}'
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="results"><table class="results">'
         f"<caption>In %, with 95 % intervals{best}</caption>"
         f'<thead><tr><th scope="col">Model</th><td class="plot"></td>{head}</tr></thead>{bodies}'
         f"</table></div><details><summary>What the figures mean</summary><dl>{meanings}"
@@ -153,11 +153,11 @@ def _training(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
     )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Model", "Epoch", "Loss", "Validation MRR, %"))
     return (
-        '<section aria-labeledby="training"><h2 id="training">Training</h2>'
+        '<section aria-labelledby="training"><h2 id="training">Training</h2>'
         f'<div class="charts">{charts}</div>'
         '<p class="soft">Losses of different models are not comparable; their MRR is.</p>'
         "<details><summary>The figures behind the curves</summary>"
-        '<div class="scroll tall" tabindex="0" role="region" aria-labeledby="training">'
+        '<div class="scroll tall" tabindex="0" role="region" aria-labelledby="training">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></section>"
     )
 
@@ -171,7 +171,7 @@ def _people(people: Sequence[UserExample], results: Mapping[str, Results]) -> st
         name: number for number, name in enumerate(name for name in dict.fromkeys(names) if name != "overall")
     }
     return (
-        '<section aria-labeledby="people"><h2 id="people">People</h2>'
+        '<section aria-labelledby="people"><h2 id="people">People</h2>'
         f"{people_section(people, domains)}</section>"
     )
 

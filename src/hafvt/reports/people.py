@@ -143,7 +143,7 @@ def _person(
         for rank, recommended in enumerate(person.recommendations, 1)
     )
     return (
-        f'<article class="person" aria-labeledby="person-{number}">'
+        f'<article class="person" aria-labelledby="person-{number}">'
         f'<header><h3 id="person-{number}">Person {text(person.user_id)}</h3>'
         f"<p>What comes next in {_chip(person.domain, domains)}? {verdict}</p></header>"
         f'<h4>Chosen so far <span class="soft">oldest first</span></h4>{unfolded}'

@@ -113,7 +113,7 @@ def test_candidates_score_as_in_the_whole(small, name):
 def test_fused_ids_are_ids_and_projected_content(small):
     model = build(small, CONFIGS["default"])
     items = model.items
-    counts = load_item_features(small).counts[:, None]
+    counts = load_item_features(small).train_counts[:, None]
     ids, left = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
     left[items.unmet] = (left * counts).sum() / counts.sum()
     with torch.no_grad():
@@ -239,7 +239,7 @@ def never_met(catalog: ItemFeatures, *items: int) -> ItemFeatures:
     """The catalog, had training met all items but these."""
     counts = torch.ones(len(catalog))
     counts[list(items)] = 0
-    return replace(catalog, counts=counts)
+    return replace(catalog, train_counts=counts)
 
 
 def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
@@ -248,7 +248,7 @@ def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
         name: Vectors(torch.where(has[:, None], rows, rows[has][0]), torch.ones(50, dtype=torch.bool))
         for name, (rows, has) in catalog.vectors.items()
     }
-    catalog = replace(catalog, counts=torch.ones(50), vectors=whole)
+    catalog = replace(catalog, train_counts=torch.ones(50), vectors=whole)
     torch.manual_seed(0)
     whole = HafVt(catalog, replace(CONFIGS["apart"], content_width=0)).eval()
     torch.nn.init.normal_(whole.mix)
@@ -283,8 +283,8 @@ def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
 def test_a_domain_that_training_never_met_keeps_its_ids(small):
     counts = torch.ones(50)
     counts[30:] = 0
-    assert not replace(load_item_features(small), counts=counts).unmet.any()
-    assert not replace(load_item_features(small), counts=torch.zeros(50)).unmet.any()
+    assert not replace(load_item_features(small), train_counts=counts).is_cold.any()
+    assert not replace(load_item_features(small), train_counts=torch.zeros(50)).is_cold.any()
 
 
 def test_frozen_vectors_are_prepared_by_those_of_items_that_training_met(small):
@@ -494,7 +494,7 @@ def fewer_and_more(small):
     numbers = numbers[numbers != 4]
     domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
     vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalog.vectors.items()}
-    fewer = replace(catalog, domains=domains, counts=catalog.counts[numbers], vectors=vectors)
+    fewer = replace(catalog, domains=domains, train_counts=catalog.train_counts[numbers], vectors=vectors)
     return fewer, catalog, numbers
 
 
@@ -530,11 +530,11 @@ def test_links_that_are_known_are_not_sought(small, monkeypatch):
         )
     title = kept["title"]
     for wrong in (
-        title._replace(near=title.near[1:]),
-        title._replace(near=title.near.float()),
-        title._replace(weights=title.weights[:, 1:]),
-        title._replace(groups=title.groups[:, :0]),
-        title._replace(groups=title.groups[:, 0]),
+        title._replace(neighbors=title.neighbors[1:]),
+        title._replace(neighbors=title.neighbors.float()),
+        title._replace(neighbor_weights=title.neighbor_weights[:, 1:]),
+        title._replace(clusters=title.clusters[:, :0]),
+        title._replace(clusters=title.clusters[:, 0]),
     ):
         with pytest.raises(HafvtError, match="do not fit these items"):
             HafVt(replace(load_item_features(small), similar_items=kept | {"title": wrong}), made.config)

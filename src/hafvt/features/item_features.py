@@ -1,4 +1,4 @@
-"""What a model may know of the items: domains, frozen vectors, how often each was met in training."""
+"""What a model may know about the items: domains, frozen vectors, counts of training interactions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.errors import HafvtError
 from hafvt.features.relations import read_relations
-from hafvt.features.similarity import SimilarItems
 from hafvt.features.table import FeatureTable
 
 
@@ -31,21 +30,39 @@ class Vectors(NamedTuple):
     present: Tensor
 
 
+class SimilarItems(NamedTuple):
+    """The most similar items and the clusters of V items in one modality.
+
+    All integers of an item that was not compared with the others yet are -1.
+
+    Attributes:
+        neighbors: (V, k) int64, the most similar trained items; k is 0 without neighbors.
+        neighbor_weights: (V, k) float32, sums to 1 per item, 0 for items without a vector.
+        clusters: (V, L) int64, the cluster of each item at L cluster sizes; L is 0 without clusters.
+        num_clusters: number of clusters of all sizes together.
+    """
+
+    neighbors: Tensor
+    neighbor_weights: Tensor
+    clusters: Tensor
+    num_clusters: int
+
+
 @dataclass(frozen=True)
 class ItemFeatures:
-    """The items as a model sees them.
+    """The item catalog as a model sees it.
 
     Attributes:
         domains: contiguous slices of the items.
-        vectors: frozen vectors by modality; empty for models of ids alone.
-        counts: (items,) occurrences in the training part, float32.
-        relations: links between items by name, see `read_relations`; empty unless a model asks for them.
-        alike: what a training found items to be linked to, by modality; who lacks it finds it anew.
+        vectors: frozen vectors by modality; empty for models that use item ids only.
+        train_counts: (items,) float32, number of training interactions of each item.
+        relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
+        similar_items: similar items and clusters by modality; see `hafvt.features.similarity`.
     """
 
     domains: tuple[Domain, ...]
     vectors: dict[str, Vectors]
-    counts: Tensor
+    train_counts: Tensor
     relations: Mapping[str, Tensor] = field(default_factory=dict)
     similar_items: Mapping[str, SimilarItems] = field(default_factory=dict)
 
@@ -54,13 +71,21 @@ class ItemFeatures:
         return self.domains[-1].stop
 
     @cached_property
-    def unmet(self) -> Tensor:
-        """Which items training never met, (items,) bool; none of a domain of which it met none."""
-        found = self.counts == 0
+    def is_cold(self) -> Tensor:
+        """Cold items, (items,) bool: no training interactions, in a domain that has some.
+
+        In a domain without any training interaction, no item counts as cold.
+        """
+        is_cold = self.train_counts == 0
         for domain in self.domains:
-            here = slice(domain.start, domain.stop)
-            found[here] &= ~found[here].all()
-        return found
+            part = slice(domain.start, domain.stop)
+            is_cold[part] &= ~is_cold[part].all()
+        return is_cold
+
+    @property
+    def is_trained(self) -> Tensor:
+        """Items that are not cold, (items,) bool."""
+        return ~self.is_cold
 
     def domain_of(self, items: Tensor) -> Tensor:
         """Returns the number of the domain of each item index, same shape as `items`."""
@@ -105,9 +130,9 @@ def load_item_features(
             )
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
-    counts = torch.from_numpy(data.train_counts().astype(np.float32))
+    train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
     links = read_relations(data) if relations else {}
-    return ItemFeatures(domains=data.domains, vectors=vectors, counts=counts, relations=links)
+    return ItemFeatures(domains=data.domains, vectors=vectors, train_counts=train_counts, relations=links)
 
 
 def prepare_vectors(vectors: Vectors, catalog: ItemFeatures, width: int) -> Tensor:
@@ -121,7 +146,7 @@ def prepare_vectors(vectors: Vectors, catalog: ItemFeatures, width: int) -> Tens
         width: see `HafVtConfig.content_width`.
     """
     rows, present = vectors
-    fit = present & ~catalog.unmet
+    fit = present & catalog.is_trained
     fit = fit if fit.any() else present
     if width:
         centerd = rows - rows[fit].mean(0)

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hafvt.errors import HafvtError
 from hafvt.features.clusters import STEPS, find_clusters, nearest_clusters
 from hafvt.features.cosines import known_items
+from hafvt.features.item_features import SimilarItems
 from hafvt.features.neighbors import neighbors
 from hafvt.progress import progress
-
-
-class SimilarItems(NamedTuple):
-    """Links of V items; of an item that was not looked at yet all numbers are -1."""
-
-    near: Tensor
-    """(V, k) the items that look or read most alike, see `neighbors`; k is 0 where none are sought."""
-    weights: Tensor
-    """(V, k) theirs."""
-    groups: Tensor
-    """(V, L) the groups that an item is in, see `groups`; L is 0 where none are sought."""
-    total: int
-    """Groups of all sizes."""
 
 
 def find_similar_items(
@@ -62,17 +48,21 @@ def find_similar_items(
         return SimilarItems(*found, *joined_by)
     if not fits(kept, len(rows), near > 0, len(sizes) > 0):
         raise HafvtError("the weights do not fit these items, or are of an earlier version: train anew")
-    new = (torch.cat([kept.near, kept.groups], dim=1) < 0).any(1).nonzero()[:, 0]
+    new = (torch.cat([kept.neighbors, kept.clusters], dim=1) < 0).any(1).nonzero()[:, 0]
     if not len(new):
         return kept
     members = present & (counts > 0)
     members[new] = False
-    of_items, weights, in_groups = kept.near.clone(), kept.weights.clone(), kept.groups.clamp(min=0)
+    of_items, weights, in_groups = (
+        kept.neighbors.clone(),
+        kept.neighbor_weights.clone(),
+        kept.clusters.clamp(min=0),
+    )
     if near:
         of_items[new], weights[new] = neighbors(rows, present, counts, near, new)
     if sizes and members.any():
-        in_groups[new] = nearest_clusters(rows[new], kept.groups[members], rows[members])
-    return SimilarItems(of_items, weights, in_groups, kept.total)
+        in_groups[new] = nearest_clusters(rows[new], kept.clusters[members], rows[members])
+    return SimilarItems(of_items, weights, in_groups, kept.num_clusters)
 
 
 def fits(kept: SimilarItems, count: int, near: bool, grouped: bool) -> bool:
@@ -96,7 +86,12 @@ def renumber_items(kept: SimilarItems, numbers: Tensor, count: int) -> SimilarIt
         count: V, of all items.
     """
     near, weights, in_groups = (
-        part.new_full((count, part.shape[1]), -1) for part in (kept.near, kept.weights, kept.groups)
+        part.new_full((count, part.shape[1]), -1)
+        for part in (kept.neighbors, kept.neighbor_weights, kept.clusters)
     )
-    near[numbers], weights[numbers], in_groups[numbers] = numbers[kept.near], kept.weights, kept.groups
-    return SimilarItems(near, weights, in_groups, kept.total)
+    near[numbers], weights[numbers], in_groups[numbers] = (
+        numbers[kept.neighbors],
+        kept.neighbor_weights,
+        kept.clusters,
+    )
+    return SimilarItems(near, weights, in_groups, kept.num_clusters)

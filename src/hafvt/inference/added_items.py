@@ -159,5 +159,5 @@ def _catalog(own: ItemFeatures, added: AddedItems, order: Int64, domains: tuple[
         more = torch.from_numpy(added.vectors[name].astype(np.float32))
         here = torch.from_numpy(present(added.vectors[name]))
         vectors[name] = Vectors(torch.cat([rows, more])[order], torch.cat([has, here])[order])
-    counts = torch.cat([own.counts, torch.zeros(len(added.table))])[order]
+    counts = torch.cat([own.train_counts, torch.zeros(len(added.table))])[order]
     return ItemFeatures(domains, vectors, counts)

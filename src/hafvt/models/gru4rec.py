@@ -76,7 +76,7 @@ class Gru4Rec(Model):
         self.bias = nn.Embedding(len(catalog), 1)  # B_y
         self.gru = nn.GRU(config.width, config.width, config.layers, batch_first=True)
         self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
-        self.register_buffer("popularity", catalog.counts / catalog.counts.sum().clamp(min=1))
+        self.register_buffer("popularity", catalog.train_counts / catalog.train_counts.sum().clamp(min=1))
         bound = (6 / (len(catalog) + config.width)) ** 0.5
         nn.init.uniform_(self.items.weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures, prepare_vectors
-from hafvt.features.similarity import SimilarItems, find_similar_items
+from hafvt.features.item_features import ItemFeatures, SimilarItems, prepare_vectors
+from hafvt.features.similarity import find_similar_items
 from hafvt.ops.embedding import SparseLinks, add_weighted_rows, links, weighted_row_sums
 
 Made = TypeVar("Made")
@@ -84,13 +84,13 @@ class ItemTables(nn.Module):
             raise HafvtError(
                 f"no features {', '.join(absent)}: encode them, or leave them out of --params.modalities"
             )
-        met = ~catalog.unmet
+        met = catalog.is_trained
         self.all_met = bool(met.all())
         self.register_buffer("unmet", ~met, persistent=False)
         # Numbers, not a mask: how many there are is a shape then, and no graph is traced without shapes.
         self.register_buffer("met_items", met.nonzero()[:, 0], persistent=False)
         self.register_buffer("met_number", met.cumsum(0) - 1, persistent=False)
-        self.register_buffer("popularity", catalog.counts[met], persistent=False)
+        self.register_buffer("popularity", catalog.train_counts[met], persistent=False)
         before = F.pad(met.cumsum(0), (1, 0)).tolist()
         ends = [(d.start, d.stop) for d in catalog.domains] + [(0, len(catalog))]
         self.learned = [slice(before[start], before[stop]) for start, stop in ends]
@@ -110,7 +110,7 @@ class ItemTables(nn.Module):
         )
         for weight in self.project.parameters():  # content speaks as softly as ids at first
             nn.init.normal_(weight, std=id_scale)
-        counts = catalog.counts
+        counts = catalog.train_counts
         known = counts / (counts + shrinkage) if self.fused and shrinkage else met.float()
         self.register_buffer("known", known[:, None], persistent=False)
         # What is borrowed was learned at the weight that it has where training meets items, on average.
@@ -123,11 +123,13 @@ class ItemTables(nn.Module):
                 rows, present, counts, near, sizes, catalog.similar_items.get(name)
             )
             if near:
-                self.link(f"near_{name}", links(similar_items.near, similar_items.weights, len(rows)))
+                self.link(
+                    f"near_{name}", links(similar_items.neighbors, similar_items.neighbor_weights, len(rows))
+                )
             if sizes:  # those without a vector get nothing of their groups
-                weights = present[:, None].expand(similar_items.groups.shape).float()
-                self.link(f"group_{name}", links(similar_items.groups, weights, similar_items.total))
-                self.groups[name] = nn.Parameter(torch.zeros(similar_items.total, id_width))
+                weights = present[:, None].expand(similar_items.clusters.shape).float()
+                self.link(f"group_{name}", links(similar_items.clusters, weights, similar_items.num_clusters))
+                self.groups[name] = nn.Parameter(torch.zeros(similar_items.num_clusters, id_width))
         self.register_load_state_dict_post_hook(rebuild_reverse_links)  # type: ignore[no-untyped-call]
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
         self.held: dict[str, Any] = {}  # see `once`

@@ -261,7 +261,7 @@ class Mifn(Model):
         known_links = {name: catalog.relations[name] for name in graph_relations(catalog.relations)}
         self.notes = (f"knowledge graph: {', '.join(known_links) or 'none'}",)
         relations = known_links or {"none": torch.zeros(0, 2, dtype=torch.int64)}
-        links, single = link_tables(relations, catalog.counts, config.links)
+        links, single = link_tables(relations, catalog.train_counts, config.links)
         self.register_buffer("links", links, persistent=False)  # (V, R, K)
         self.register_buffer("single", single, persistent=False)
         self.items = nn.Embedding(len(catalog), d)

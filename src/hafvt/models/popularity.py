@@ -26,7 +26,7 @@ class Popularity(Model):
         super().__init__()
         self.max_length = 1  # whatever the history, the scores are the same
         self.domains = catalog.domains
-        self.register_buffer("counts", catalog.counts.clone())
+        self.register_buffer("counts", catalog.train_counts.clone())
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns 0: there is nothing to learn."""

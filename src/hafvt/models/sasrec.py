@@ -175,7 +175,7 @@ class SasRec(Model):
             raise HafvtError(f"no loss {config.loss!r}: choose catalog or binary")
         self.config, self.domains = config, catalog.domains
         self.max_length = config.max_length
-        self.register_buffer("popularity", catalog.counts, persistent=False)
+        self.register_buffer("popularity", catalog.train_counts, persistent=False)
         self.items = nn.Embedding(len(catalog), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
         self.enter = nn.Identity() if config.original else nn.LayerNorm(config.width)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures, load_item_features
-from hafvt.features.similarity import SimilarItems
+from hafvt.features.item_features import ItemFeatures, SimilarItems, load_item_features
 from hafvt.files import read_json, sha256
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model

@@ -20,7 +20,7 @@ from real_data import PREPARE, call, make_data, options
 from study import COMMON, NARROW, SASREC
 
 from hafvt.files import read_json
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 EPOCHS = {
     ("movielens-posters", "hafvt"): 12,

@@ -61,7 +61,7 @@ def main() -> None:
     from machine import describe, sentence
 
     from hafvt.files import atomic_file, write_json
-    from hafvt.reports.tables import markdown_table
+    from hafvt.tables import markdown_table
 
     with tempfile.TemporaryDirectory() as folder:
         raw, random = Path(folder), np.random.default_rng(0)

@@ -24,9 +24,10 @@ from machine import describe, record, sentence
 from hafvt.data.batches import target_batches
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
+from hafvt.evaluation.tables import interval
 from hafvt.experiments.cold import rank_cold
 from hafvt.models.hafvt import HafVt
-from hafvt.reports.tables import interval, markdown_table, percent
+from hafvt.tables import markdown_table, percent
 from hafvt.training.run import Run, open_run
 
 DATA = "movielens-posters"

@@ -27,7 +27,7 @@ from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 from hafvt.training.run import open_run
 
 GENRE = pl.col("genres").str.split("|").list.first()

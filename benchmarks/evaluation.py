@@ -25,7 +25,7 @@ from hafvt.data.dataset import Dataset, Domain
 from hafvt.evaluation.protocols import full
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.models import build_model, configure
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 USERS, LENGTH, OTHER = 20_000, 20, 100
 CASES = {

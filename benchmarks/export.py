@@ -28,7 +28,7 @@ from hafvt.data.dataset import Domain, Int64
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.inference.onnx_export import Scores, take_tables, traced
 from hafvt.models import build_model, configure
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 SIZES = {"movielens": (965, 1_356), "64,000 items": (32_000, 32_000)}
 LENGTH, WIDTH, MANY = 20, 128, 64

@@ -84,7 +84,7 @@ def main() -> None:
     from machine import describe, sentence
 
     from hafvt.files import atomic_file, write_json
-    from hafvt.reports.tables import markdown_table
+    from hafvt.tables import markdown_table
 
     rows = []
     for items in SIZES:

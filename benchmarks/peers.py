@@ -24,7 +24,7 @@ from real_data import make_data
 
 from hafvt.data.dataset import Dataset
 from hafvt.files import atomic_file, read_json
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent / "contestants"
 NEEDS = {  # what each peer's environment holds beside torch

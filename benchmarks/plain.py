@@ -33,7 +33,7 @@ from hafvt.features.item_features import ItemFeatures, Vectors, load_item_featur
 from hafvt.files import read_json, write_json
 from hafvt.models.hafvt import HafVt, HafVtConfig
 from hafvt.ops.dtype import compute_dtype
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 ITEMS, BATCH, LENGTH, STEPS = 64_000, 64, 20, 5
 DATA = "amazon-food-kitchen"

@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from machine import describe, record, sentence
 
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 FULL = 20_000_000
 PREPARE = """

@@ -21,9 +21,10 @@ from pathlib import Path
 from machine import describe, record, recorded, sentence
 
 from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.tables import results_markdown
 from hafvt.files import read_json
 from hafvt.reports.report import figures_of
-from hafvt.reports.tables import markdown_table, percent, results_markdown
+from hafvt.tables import markdown_table, percent
 
 PREPARE = {
     "movielens-posters": "--min-per-domain 3 --last 50",

@@ -28,7 +28,7 @@ from hafvt.data.dataset import Dataset, Domain
 from hafvt.features.item_features import load_item_features
 from hafvt.models import MODELS, build_model, configure, resolve_modalities
 from hafvt.models.base import Model
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 
 WIDTH, LENGTH, BATCH, ITEMS, USERS = 64, 20, 128, 8000, 4096
 

@@ -36,7 +36,7 @@ from hafvt.evaluation.metrics import Ranks, mean_mrr
 from hafvt.evaluation.protocols import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import read_json, write_json
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 from hafvt.training.run import open_run
 
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}

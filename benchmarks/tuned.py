@@ -32,7 +32,7 @@ from hafvt.evaluation.protocols import rank_targets
 from hafvt.evaluation.significance import holm, paired
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file, read_json, write_json
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 from hafvt.training.run import open_run
 
 SEEDS = 3

@@ -29,7 +29,7 @@ from hafvt.features.item_features import load_item_features
 from hafvt.files import atomic_file, read_json, write_json
 from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
-from hafvt.reports.tables import markdown_table
+from hafvt.tables import markdown_table
 from hafvt.training.run import fingerprint, model_item_features
 
 SURE = 0.05  # below it, a difference is no chance

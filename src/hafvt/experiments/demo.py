@@ -10,11 +10,11 @@ from pathlib import Path
 from hafvt.data.prepare import prepare
 from hafvt.data.sources.demo import generate_world
 from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.encode import encode
 from hafvt.progress import console
 from hafvt.reports.report import write_report
-from hafvt.reports.tables import plain_table
 from hafvt.training.run import open_run
 from hafvt.training.trainer import train
 

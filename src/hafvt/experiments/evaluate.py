@@ -12,10 +12,10 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Ranks, Results, summarize
 from hafvt.evaluation.protocols import Protocol, check_protocol, rank_targets
+from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.cold import rank_cold
 from hafvt.progress import progress
 from hafvt.reports.report import report
-from hafvt.reports.tables import plain_table
 from hafvt.training.run import open_run
 
 NOTICEABLE = 0.001  # of 1: by how much the rule for ties may change a figure without a warning
@@ -54,7 +54,7 @@ class Evaluation:
     def __str__(self) -> str:
         """The table, in per cent."""
         if self.chance:
-            table = plain_table({self.model: self.results, "a random order": self.chance}, stars=False)
+            table = plain_table({self.model: self.results, "a random order": self.chance}, mark_best=False)
             times = ", ".join(
                 f"{row['MRR'].value / self.chance[name]['MRR'].value:.1f} times {name}"
                 for name, row in self.results.items()
@@ -65,7 +65,7 @@ class Evaluation:
             )
         if self.half:
             rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half}
-            table = plain_table(rows, stars=False)
+            table = plain_table(rows, mark_best=False)
         else:
             table = plain_table({self.model: self.results})
         if self.flattered:

@@ -23,7 +23,7 @@ from hafvt.experiments.training_pool import TrainingPool, keep_settings
 from hafvt.files import atomic_file
 from hafvt.progress import progress
 from hafvt.reports.comparison import bars_svg
-from hafvt.reports.tables import markdown_table, percent
+from hafvt.tables import markdown_table, percent
 from hafvt.training.run import feature_hashes, fingerprint
 
 if TYPE_CHECKING:

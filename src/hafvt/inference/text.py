@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hafvt.reports.tables import aligned
+from hafvt.tables import align_columns
 
 if TYPE_CHECKING:
     from hafvt.inference.catalog import Item
@@ -21,7 +21,7 @@ def of_answer(answer: Recommendations) -> str:
     rows = [["rank", "item", "title", "score"]]
     for rank, one in enumerate(answer.items, start=1):
         rows.append([str(rank), printable(one.item.item_id), title(one.item), f"{one.score:.4f}"])
-    lines = aligned(rows, 3)
+    lines = align_columns(rows, 3)
     if answer.by == "popularity":
         lines.append("by popularity: the history has no known item")
     return "\n".join(lines + unknown(answer.unknown))
@@ -61,9 +61,9 @@ def of_explanation(told: Explanation) -> str:
             f"{printable(item.item_id)}  {title(item)}".rstrip(),
             f"score {told.score:.4f}, rank {told.rank:g} in {item.domain}",
             "",
-            *aligned(rows),
+            *align_columns(rows),
             "",
-            *aligned(read, 3),
+            *align_columns(read, 3),
             *([f"and {more} more"] if more else []),
             *unknown(told.unknown),
         ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hafvt.reports.tables import ABSENT, markdown_table
+from hafvt.tables import ABSENT, markdown_table
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from pathlib import Path
 from string import Template
 
 from hafvt.evaluation.metrics import MetricValue, Results
+from hafvt.evaluation.tables import best_models, domains_of, interval, metrics_of
 from hafvt.files import atomic_file
 from hafvt.reports.charts import CurvePoint, curve_charts, interval_bar
 from hafvt.reports.people import ItemCard, Recommendation, UserExample, people_section, text
-from hafvt.reports.tables import best_models, domains_of, interval, metrics_of, percent
+from hafvt.tables import percent
 
 __all__ = ["CurvePoint", "ItemCard", "Recommendation", "UserExample", "write_page"]
 

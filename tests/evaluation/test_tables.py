@@ -1,15 +1,8 @@
 import math
 
 from hafvt.evaluation.metrics import MetricValue
-from hafvt.reports.tables import (
-    best_models,
-    domains_of,
-    interval,
-    markdown_table,
-    percent,
-    plain_table,
-    results_markdown,
-)
+from hafvt.evaluation.tables import best_models, domains_of, interval, plain_table, results_markdown
+from hafvt.tables import markdown_table, percent
 
 RESULTS = {
     "ours": {

@@ -1,0 +1,94 @@
+"""Metrics of several models as text: a plain table for the terminal, a Markdown table for documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+from hafvt.evaluation.metrics import MetricValue, Results
+from hafvt.tables import align_columns, markdown_table, percent
+
+
+def interval(metric_value: MetricValue) -> str:
+    """Return the 95 % interval as "[11.80, 12.90]" in %, or "" where it is unknown."""
+    bounds = (metric_value.low, metric_value.high)
+    if any(bound is None or not math.isfinite(bound) for bound in bounds):
+        return ""
+    return f"[{percent(metric_value.low)}, {percent(metric_value.high)}]"
+
+
+def _half_interval(metric_value: MetricValue) -> str:
+    """Return half the width of the 95 % interval as " ±0.55" in %, or "" where it is unknown."""
+    if not interval(metric_value) or metric_value.low is None or metric_value.high is None:
+        return ""
+    return f" ±{percent((metric_value.high - metric_value.low) / 2)}"
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def domains_of(results: Mapping[str, Results]) -> list[str]:
+    """Return the domains of all models, with "overall" last."""
+    names = _distinct(chain.from_iterable(results.values()))
+    return sorted(names, key=lambda name: name == "overall")
+
+
+def metrics_of(results: Mapping[str, Results]) -> list[str]:
+    """Return the names of the metrics of all models, in the order of their first occurrence."""
+    return _distinct(chain.from_iterable(row for result in results.values() for row in result.values()))
+
+
+def best_models(results: Mapping[str, Results], domain: str, metric: str) -> set[str]:
+    """Return the models with the highest value; none where fewer than two models have a value."""
+    values = {
+        name: result[domain][metric].value
+        for name, result in results.items()
+        if metric in result.get(domain, {}) and math.isfinite(result[domain][metric].value)
+    }
+    if len(values) < 2:
+        return set()
+    return {name for name, value in values.items() if value == max(values.values())}
+
+
+def results_markdown(results: Mapping[str, Results]) -> str:
+    """Return a Markdown table of every metric in % with its interval, the best model of a domain in bold.
+
+    Args:
+        results: by model: by domain and "overall", each metric.
+    """
+    metrics = metrics_of(results)
+    rows = []
+    for domain in domains_of(results):
+        for name in (name for name, result in results.items() if domain in result):
+            cells = [domain, name]
+            for metric in metrics:
+                value = results[name][domain].get(metric, MetricValue(math.nan))
+                mark = "**" if name in best_models(results, domain, metric) else ""
+                cells.append(f"{mark}{percent(value.value)}{mark} {interval(value)}".rstrip())
+            rows.append(cells)
+    return markdown_table(["domain", "model", *(f"{metric} (%)" for metric in metrics)], rows, text_columns=2)
+
+
+def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> str:
+    """Return a table for the terminal: values in %, ± half the 95 % interval, a star at the best of a domain.
+
+    Args:
+        results: by model: by domain and "overall", each metric.
+        mark_best: mark the best row of each domain; False where the rows are one model under several rules.
+    """
+    mark_best = mark_best and len(results) > 1
+    metrics = metrics_of(results)
+    table = []
+    for domain in domains_of(results):
+        table.append([domain, *metrics])
+        for name in (name for name, result in results.items() if domain in result):
+            cells = [f"  {name}"]
+            for metric in metrics:
+                value = results[name][domain].get(metric, MetricValue(math.nan))
+                star = "*" if mark_best and name in best_models(results, domain, metric) else " "
+                cells.append(f"{percent(value.value)}{_half_interval(value)}{star}")
+            table.append(cells)
+    legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if mark_best else "")
+    return "\n".join([*align_columns(table), legend])

@@ -53,7 +53,7 @@ def measure(raw: str) -> None:
         found = prepare_amazon(raw, Path(out) / "data", domains=CATEGORIES, window="month", min_per_domain=1)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gib": peak, "sequences": found.dataset.users}))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "sequences": found.dataset.num_users}))
 
 
 def main() -> None:

@@ -107,7 +107,12 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     models: Any = run.models
     for model in models if changes else ():
         model.config = replace(model.config, **changes)
-    found: dict[str, Any] = {"data": data, "run": name, "users": run.data.users, "best": run.about["best"]}
+    found: dict[str, Any] = {
+        "data": data,
+        "run": name,
+        "users": run.data.num_users,
+        "best": run.about["best"],
+    }
     found["items"] = {domain.name: len(domain) for domain in run.data.domains}
     for protocol in PROTOCOLS:
         ranks, _ = rank_targets(run.models, run.data, "test", protocol)

@@ -32,7 +32,7 @@ def write_histories(folder: Path, domains: list[Domain], items: np.ndarray) -> D
         items=items.ravel().astype(np.int32),
         times=np.arange(items.size),
         offsets=offsets,
-        train_ends=np.full(users, length - 2),
+        train_lengths=np.full(users, length - 2),
         valid=offsets[1:] - 2,
         test=offsets[1:] - 1,
     )

@@ -62,7 +62,7 @@ def requests(run: Path) -> list[bytes]:
     ids = data.item_table["item_id"].to_list()
     chance, found = random.Random(0), []
     for _ in range(BODIES):
-        user = chance.randrange(data.users)
+        user = chance.randrange(data.num_users)
         start, stop = int(data.offsets[user]), int(data.offsets[user + 1])
         history = [ids[n] for n in data.items[start : chance.randint(start + 1, stop)]]
         body = json.dumps({"history": history, "domain": chance.choice(data.domains).name}).encode()

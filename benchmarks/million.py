@@ -92,7 +92,7 @@ def make(folder: Path, half: int) -> Dataset:
         items=items.ravel(),
         times=np.arange(items.size),
         offsets=offsets,
-        train_ends=np.full(users, length - 2),
+        train_lengths=np.full(users, length - 2),
         valid=offsets[1 : VALIDATED + 1] - 2,
         test=offsets[1 : VALIDATED + 1] - 1,
     )

@@ -76,7 +76,7 @@ def main() -> None:
 def write_log(data: Dataset, path: Path) -> np.ndarray:
     """Writes what all are given, and returns the test targets."""
     train, history, targets = [], [], []
-    for start, end, test in zip(data.offsets[:-1], data.train_ends, data.test, strict=True):
+    for start, end, test in zip(data.offsets[:-1], data.train_lengths, data.test, strict=True):
         row = np.asarray(data.items[start : start + end])[-LENGTH - 1 :]
         if len(row) >= 2:
             train.append(row)

@@ -32,8 +32,8 @@ data = prepare(sys.argv[1], sys.argv[2], sys.argv[3], last=50)
 print(json.dumps({
     "wall_s": round(time.perf_counter() - start, 1),
     "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    "users": data.users, "items": data.domains[-1].stop, "kept": len(data.items),
-    "tied": data.manifest["ties"]["tied"],
+    "users": data.num_users, "items": data.domains[-1].stop, "kept": len(data.items),
+    "tied": data.manifest["ties"]["tied_pairs"],
 }))
 """
 EVALUATE = """

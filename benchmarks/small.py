@@ -87,7 +87,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     run = open_run(out)
     figures: dict[str, Any] = {"data": data, "run": name, "best": run.about["best"], "machine": describe()}
     domains = run.data.domains
-    figures |= {"users": run.data.users, "items": {domain.name: len(domain) for domain in domains}}
+    figures |= {"users": run.data.num_users, "items": {domain.name: len(domain) for domain in domains}}
     for protocol in PROTOCOLS:
         for split in ("valid", "test"):
             ranks, _ = rank_targets(run.models, run.data, split, protocol)

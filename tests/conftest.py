@@ -79,7 +79,7 @@ def write_small(
         items=items,
         times=np.arange(len(items)),
         offsets=offsets,
-        train_ends=lengths - 2,
+        train_lengths=lengths - 2,
         valid=offsets[1:] - 2,
         test=offsets[1:] - 1,
     )

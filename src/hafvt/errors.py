@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of ours, said in one line that names the remedy."""
+"""Errors that a user can fix; their message is one line that names the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class HafvtError(Exception):
-    """An error a user can mend. The command line prints its message alone, without a traceback."""
+    """An error that the user can fix. The command line prints its message without a traceback."""
 
 
 class InputError(HafvtError):
@@ -14,12 +14,12 @@ class InputError(HafvtError):
 
     Args:
         problem: what is wrong, in a few words.
-        remedy: how to mend it.
-        file: the table the value stands in; None for a data frame.
-        row: row number as a person counts in the file, header included: the first row of values of a CSV
-            file is row 2, the first line of a JSONL file row 1.
+        remedy: how to fix it.
+        file: the file of the table; None for a data frame.
+        row: row number in the file, header included: the first data row of a CSV file is row 2, the first
+            line of a JSONL file row 1.
         column: the column's name in the input.
-        value: the offending value.
+        value: the wrong value.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class InputError(HafvtError):
         self.file, self.row, self.column, self.value = file, row, column, value
 
 
-def need(extra: str, package: str) -> HafvtError:
-    """Returns the error for a missing optional package."""
+def missing_package(extra: str, package: str) -> HafvtError:
+    """Return the error for an optional package that is not installed.
+
+    Args:
+        extra: the extra of hafvt that installs the package.
+        package: name of the package.
+    """
     return HafvtError(f"this needs the package {package!r}: pip install 'hafvt[{extra}]'")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process has to itself."""
+"""Atomic files and folders, folder locks, JSON files and checksums."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from hafvt.errors import HafvtError
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
+LOCK_NAME = ".lock"
+"""The file that `lock_folder` leaves in a folder."""
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds, else removes it."""
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -37,10 +37,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; renames it to `path` if the block succeeds, else removes it.
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, else remove it.
+
+    With `overwrite`, an existing folder stays unchanged until the new one is complete.
 
     Raises:
-        HafvtError: `path` exists and `overwrite` is false. What exists is kept until the new folder is whole.
+        HafvtError: `path` exists and `overwrite` is false.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -66,41 +68,32 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps others out of a folder, which is made where it is missing, as long as the block runs.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process while the block runs; create the folder if it is missing.
 
-    Should the process die, the system lets others in. Where it knows no such locks nobody is kept out.
+    If the process dies, the operating system releases the lock.
 
     Raises:
-        HafvtError: somebody else is in it.
+        HafvtError: another process has locked the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    held = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HafvtError(
-                f"{folder} is in use by another process: wait, end that one, or choose another folder"
-            ) from None
-        except OSError:
-            pass  # some network drives know no locks
-        yield
-    finally:
-        os.close(held)
+        with FileLock(folder / LOCK_NAME, timeout=0):
+            yield
+    except Timeout:
+        raise HafvtError(
+            f"{folder} is in use by another process: wait, end that one, or choose another folder"
+        ) from None
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         HafvtError: the file is missing or not JSON.
@@ -111,10 +104,10 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise HafvtError(f"{path} does not exist: is {path.parent} the right folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HafvtError(f"{path} is damaged ({error}): restore it or make its folder anew") from None
+        raise HafvtError(f"{path} is damaged ({error}): restore it or create its folder again") from None
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a file as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

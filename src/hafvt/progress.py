@@ -1,4 +1,4 @@
-"""Progress of long work: how far, how fast, how long still, how much memory."""
+"""Progress of long work on stderr: position, rate, remaining time, memory."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 console = Console(stderr=True)
 
 Advance = Callable[..., None]
-"""`advance(n, note="")`: n more units are done; the note stands at the end of the line."""
+"""`advance(n, note="")` reports that n more units are done; the note appears at the end of the line."""
 
 
 def memory_gib() -> float:
-    """Returns the resident memory of this process in GiB (0 where the system does not tell)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 2**20
-    except OSError:
-        pass
-    return 0.0
+    """Return the resident memory of this process in GiB (0 if the system does not report it)."""
+    return _status_gib("VmRSS")
 
 
-def peak_gib() -> float:
-    """Returns the most resident memory of this process so far in GiB (0 where the system does not tell)."""
+def peak_memory_gib() -> float:
+    """Return the peak resident memory of this process in GiB (0 if the system does not report it)."""
+    return _status_gib("VmHWM")
+
+
+def _status_gib(field: str) -> float:
+    """Return a field of /proc/self/status in GiB, 0 where there is no such file or field."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        pass
-    return 0.0
+        return 0.0
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(field)), 0.0)
 
 
 @contextmanager
 def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float = 10.0) -> Iterator[Advance]:
-    """Shows a bar on a terminal and a plain line every `every_s` seconds elsewhere, both on stderr.
+    """Show a bar on a terminal, and elsewhere a plain line every `every_s` seconds, both on stderr.
 
     Args:
-        title: what is being done.
-        total: how many units there are.
-        unit: the name of a unit, for the rate.
-        done: how many of them were done before, by a run that was stopped.
+        title: name of the work.
+        total: number of units.
+        unit: name of a unit, for the rate.
+        done: number of units that an earlier, interrupted run has done.
         every_s: seconds between two plain lines.
+
+    Yields:
+        The function to call after each step, see `Advance`.
     """
-    start, before, last = time.monotonic(), done, time.monotonic()
+    start, done_before, last_print = time.monotonic(), done, time.monotonic()
 
     def state(note: str) -> str:
-        rate = (done - before) / max(time.monotonic() - start, 1e-9)
+        rate = (done - done_before) / max(time.monotonic() - start, 1e-9)
         return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s  {memory_gib():.1f} GiB  {note}".rstrip()
 
     if console.is_terminal:
@@ -76,14 +76,14 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
         return
 
     def advance_plain(n: int = 1, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, last_print
         done += n
         now = time.monotonic()
-        if now - last >= every_s:
-            last = now
-            left = (now - start) / max(done - before, 1) * max(total - done, 0)
+        if now - last_print >= every_s:
+            last_print = now
+            remaining_s = (now - start) / max(done - done_before, 1) * max(total - done, 0)
             print(
-                f"{title}: {done:,}/{total:,} {unit}  {left:,.0f} s left  {state(note)}",
+                f"{title}: {done:,}/{total:,} {unit}  {remaining_s:,.0f} s left  {state(note)}",
                 file=sys.stderr,
                 flush=True,
             )

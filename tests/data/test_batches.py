@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hafvt.data.batches import TrainBatches, gather, target_batches
+from hafvt.data.batches import TrainBatches, collate, target_batches
 
 
 def rows(batch):
@@ -18,12 +18,12 @@ def test_an_epoch_holds_every_training_sequence_once(small, max_length):
     seen = [row for batch in batches.epoch(0) for row in rows(batch)]
     expected = [
         tuple(small.items[start : start + end][-max_length:].tolist())
-        for start, end in zip(small.offsets[:-1], small.train_ends, strict=True)
+        for start, end in zip(small.offsets[:-1], small.train_lengths, strict=True)
         if end >= 2
     ]
     assert sorted(seen) == sorted(expected)
     assert len(list(batches.epoch(0))) == len(batches)
-    assert batches.targets == sum(len(row) - 1 for row in expected)
+    assert batches.num_targets == sum(len(row) - 1 for row in expected)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(small):
@@ -41,13 +41,13 @@ def test_histories_end_right_before_their_target(small):
     for picked, batch in target_batches(small, small.test, 6, max_length=4):
         for index, row in zip(picked, rows(batch), strict=True):
             position = small.test[index]
-            start = max(small.offsets[small.user_of(np.array([position]))[0]], position - 4)
+            start = max(small.offsets[small.users_at(np.array([position]))[0]], position - 4)
             assert row == tuple(small.items[start:position].tolist())
             seen += 1
     assert seen == len(small.test)
 
 
 def test_gather_of_an_empty_slice():
-    batch = gather(np.array([5, 6, 7]), np.array([1, 0]), np.array([1, 3]))
+    batch = collate(np.array([5, 6, 7]), np.array([1, 0]), np.array([1, 3]))
     assert rows(batch) == [(), (5, 6, 7)]
     assert batch.items[0].tolist() == [0, 0, 0]

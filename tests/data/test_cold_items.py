@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hafvt.data.cold_items import cold_view, draw_items
+from hafvt.data.cold_items import cold_target_view, draw_cold_items
 from hafvt.data.dataset import Dataset
 from hafvt.data.info import info
 from hafvt.data.prepare import prepare
@@ -26,8 +26,8 @@ def log(users: int = 30, length: int = 25) -> pl.DataFrame:
 def test_no_history_has_a_held_out_item_and_every_target_follows_the_training_part(tmp_path, split) -> None:
     whole = log()
     data = prepare(whole, ITEMS, tmp_path / "data", hold_out_items=0.2, split=split)
-    held = set(np.unique(data.cold[:, 2]))
-    assert data.manifest["held_out_items"] == 8
+    held = set(np.unique(data.cold_targets[:, 2]))
+    assert data.manifest["cold_items"] == 8
     assert 4 < len(held) <= 8
     assert not held & set(data.items.tolist())
     names = data.item_table["item_id"]
@@ -35,7 +35,7 @@ def test_no_history_has_a_held_out_item_and_every_target_follows_the_training_pa
     asked = 0
     for user, name in enumerate(data.user_ids):
         mine = by_user[(name,)]["item_id"].to_list()
-        start, end = int(data.offsets[user]), int(data.offsets[user]) + int(data.train_ends[user])
+        start, end = int(data.offsets[user]), int(data.offsets[user]) + int(data.train_lengths[user])
         kept = [one for one in mine if one in set(names.gather(np.unique(data.items)))]
         assert names.gather(data.items[start : data.offsets[user + 1]]).to_list() == kept
         expected, before = [], 0
@@ -44,28 +44,28 @@ def test_no_history_has_a_held_out_item_and_every_target_follows_the_training_pa
                 before += 1
             elif before and start + before >= end:
                 expected.append((start + before, one))
-        rows = data.cold[data.cold[:, 0] == user]
+        rows = data.cold_targets[data.cold_targets[:, 0] == user]
         assert [(int(p), names[int(i)]) for _, p, i in rows] == expected
         asked += len(expected)
-    assert asked == len(data.cold) > 20
-    assert f"held out of training: 8 items, {asked} targets" in str(info(data))
+    assert asked == len(data.cold_targets) > 20
+    assert f"held out of training: 8 cold items with {asked} targets" in str(info(data))
 
 
 def test_a_share_of_each_domain_is_drawn_by_the_seed_whatever_the_log_says(tmp_path) -> None:
     domains = np.array([0] * 30 + [1] * 5 + [2] * 2)
-    drawn = draw_items(domains, 0.1, 0)
+    drawn = draw_cold_items(domains, 0.1, 0)
     assert [int(drawn[domains == n].sum()) for n in range(3)] == [3, 1, 1]
-    assert (draw_items(domains, 0.1, 0) == drawn).all()
-    assert (draw_items(domains, 0.1, 1) != drawn).any()
-    assert not draw_items(domains, 0.0, 0).any()
-    assert draw_items(domains, 0.99, 0).sum() == 29 + 4 + 1  # never all of a domain
+    assert (draw_cold_items(domains, 0.1, 0) == drawn).all()
+    assert (draw_cold_items(domains, 0.1, 1) != drawn).any()
+    assert not draw_cold_items(domains, 0.0, 0).any()
+    assert draw_cold_items(domains, 0.99, 0).sum() == 29 + 4 + 1  # never all of a domain
     with pytest.raises(HafvtError, match="--hold-out-items is 1"):
         prepare(log(), ITEMS, tmp_path / "data", hold_out_items=1.0)
 
 
 def test_without_held_out_items_nothing_is_cold(tmp_path) -> None:
     data = prepare(log(), ITEMS, tmp_path / "data")
-    assert data.cold.shape == (0, 3)
+    assert data.cold_targets.shape == (0, 3)
     assert not (data.folder / "cold.npy").exists()
     assert "held out" not in str(info(data))
 
@@ -73,9 +73,9 @@ def test_without_held_out_items_nothing_is_cold(tmp_path) -> None:
 def test_the_view_has_a_row_for_each_target(tmp_path) -> None:
     data = prepare(log(), ITEMS, tmp_path / "data", hold_out_items=0.2)
     for longest in (50, 3):
-        view = cold_view(Dataset.open(data.folder), longest)
-        assert len(view.test) == len(data.cold)
-        for row, (user, position, item) in enumerate(data.cold.tolist()):
+        view = cold_target_view(Dataset.open(data.folder), longest)
+        assert len(view.test) == len(data.cold_targets)
+        for row, (user, position, item) in enumerate(data.cold_targets.tolist()):
             start = max(int(data.offsets[user]), position - longest)
             history = data.items[start:position].tolist()
             assert view.items[view.offsets[row] : view.offsets[row + 1]].tolist() == [*history, item]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafvt.data.filters import active_everywhere, core, last_of_each
+from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 
 DOMAINS = np.array([0, 0, 0, 1, 1, 1], dtype=np.int32)  # of six items
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=60)
@@ -34,7 +34,7 @@ def test_the_core_is_the_largest_fixed_point(
     pairs: list[tuple[int, int]], min_per_domain: int, min_per_item: int
 ) -> None:
     users, items = arrays(pairs)
-    kept = core(users, items, DOMAINS, min_per_domain=min_per_domain, min_per_item=min_per_item)
+    kept = k_core(users, items, DOMAINS, min_per_domain=min_per_domain, min_per_item=min_per_item)
     expected = plain_core(pairs, min_per_domain, min_per_item)
     assert list(zip(users[kept.interactions], items[kept.interactions], strict=True)) == expected
     met = {item for _, item in expected}
@@ -44,20 +44,20 @@ def test_the_core_is_the_largest_fixed_point(
 def test_dropping_items_drops_users_in_turn() -> None:
     # Item 2 is met once. Without it user 1 has no domain 0, and without user 1 item 4 is met once.
     users, items = arrays([(0, 0), (0, 0), (0, 3), (0, 3), (0, 4), (1, 2), (1, 4)])
-    kept = core(users, items, DOMAINS, min_per_domain=1, min_per_item=2)
+    kept = k_core(users, items, DOMAINS, min_per_domain=1, min_per_item=2)
     assert kept.interactions.tolist() == [True] * 4 + [False] * 3
     assert kept.items.tolist() == [True, False, False, True, False, False]
 
 
 def test_users_must_be_active_in_every_domain() -> None:
     users, items = arrays([(0, 0), (0, 3), (1, 0), (1, 1), (3, 4)])
-    assert active_everywhere(users, DOMAINS[items], 2, 1).tolist() == [True, False, False, False]
-    assert active_everywhere(users, DOMAINS[items], 2, 0).all()
-    assert active_everywhere(users[:0], items[:0], 2, 1).tolist() == []
+    assert is_active_in_all_domains(users, DOMAINS[items], 2, 1).tolist() == [True, False, False, False]
+    assert is_active_in_all_domains(users, DOMAINS[items], 2, 0).all()
+    assert is_active_in_all_domains(users[:0], items[:0], 2, 1).tolist() == []
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=8), last=st.integers(1, 5))
 def test_the_last_of_each_user_stay(lengths: list[int], last: int) -> None:
     users = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     expected = [n - position <= last for n in lengths for position in range(n)]
-    assert last_of_each(users, last).tolist() == expected
+    assert is_recent(users, last).tolist() == expected

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.info import Lengths, info
-from hafvt.data.order import Ties
+from hafvt.data.info import HistoryLengths, info
+from hafvt.data.order import TimeTies
 from hafvt.data.prepare import prepare
 from hafvt.files import write_json
 
@@ -37,8 +37,8 @@ def test_counts(tmp_path: Path) -> None:
     found = info(make(tmp_path / "out"))
     cups, tea = found.domains
     assert (found.users, found.items, found.interactions) == (3, 5, 8)
-    assert found.lengths == Lengths(1, 3.0, 8 / 3, 4)
-    assert (cups.items, cups.interactions, cups.users, cups.never_met, cups.titled, cups.pictured) == (
+    assert found.lengths == HistoryLengths(1, 3.0, 8 / 3, 4)
+    assert (cups.items, cups.interactions, cups.users, cups.without_interactions, cups.with_title, cups.with_image) == (
         2,
         3,
         2,
@@ -46,7 +46,7 @@ def test_counts(tmp_path: Path) -> None:
         1,
         0,
     )
-    assert (tea.items, tea.interactions, tea.users, tea.never_met, tea.titled, tea.pictured) == (
+    assert (tea.items, tea.interactions, tea.users, tea.without_interactions, tea.with_title, tea.with_image) == (
         3,
         5,
         3,
@@ -54,11 +54,11 @@ def test_counts(tmp_path: Path) -> None:
         2,
         1,
     )
-    assert tea.lengths == Lengths(1, 1.0, 5 / 3, 3)
+    assert tea.lengths == HistoryLengths(1, 1.0, 5 / 3, 3)
     assert found.overlap == {("cups", "tea"): 2}
-    assert found.ties == Ties(neighbors=5, tied=2, duplicates=1)
+    assert found.ties == TimeTies(adjacent_pairs=5, tied_pairs=2, duplicates=1)
     assert found.ties_order == "random"
-    assert found.span == (0, 5 * DAY)
+    assert found.time_span == (0, 5 * DAY)
     assert cups.valid_targets + tea.valid_targets == 2
     assert cups.test_targets + tea.test_targets == 2
     assert cups.test_targets >= 1  # the last of u
@@ -73,8 +73,8 @@ def test_a_path_will_do_and_features_are_counted(tmp_path: Path) -> None:
     np.save(folder / "present.npy", present)
     write_json(folder / "about.json", {})
     found = info(str(data.folder))
-    assert [domain.features for domain in found.domains] == [{"title": 1}, {"title": 1}]
-    assert "with features 'title'" in str(found)
+    assert [domain.with_features for domain in found.domains] == [{"title": 1}, {"title": 1}]
+    assert "with title features" in str(found)
 
 
 def test_the_text(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_text(tmp_path: Path) -> None:
     assert "3 users, 5 items, 8 interactions" in text
     assert "users of cups and tea: 2 (66.7% of all users)" in text
     assert "merged histories: 1 to 4 interactions, median 3, mean 2.7" in text
-    assert "equal times: 2 of 5 pairs of neighbors (40.0%), put in random order" in text
+    assert "equal times: 2 of 5 adjacent pairs (40.0%), in random order" in text
     assert "repeated interactions (same user, item, time): 1" in text
     assert f"times: 0 to {5 * DAY:,}" in text
     table = [line for line in text.splitlines()[2:14] if line]
@@ -106,8 +106,8 @@ def test_one_domain_and_a_dataset_that_prepare_did_not_make(small: Dataset, tmp_
     assert single.overlap == {}
     assert [domain.name for domain in single.domains] == ["all"]
     found = info(small)
-    assert (found.ties_order, found.ties.tied) == ("unknown", 0)
-    assert "in an unknown order" in str(found)
+    assert (found.ties_order, found.ties.tied_pairs) == ("unknown", 0)
+    assert "in unknown order" in str(found)
 
 
 def test_real_data(shared_data: Path, tmp_path: Path) -> None:
@@ -115,10 +115,10 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     found = info(
         prepare(folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "out", min_per_domain=3)
     )
-    assert sum(domain.pictured for domain in found.domains) == 2_208
+    assert sum(domain.with_image for domain in found.domains) == 2_208
     assert found.overlap[("action", "drama")] == found.users
 
 
 @pytest.mark.parametrize("part", ["valid_targets", "test_targets"])
 def test_targets_add_up(small: Dataset, part: str) -> None:
-    assert sum(getattr(domain, part) for domain in info(small).domains) == small.users
+    assert sum(getattr(domain, part) for domain in info(small).domains) == small.num_users

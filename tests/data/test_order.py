@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafvt.data.order import Ties, count_ties, offsets_of, sort_histories
+from hafvt.data.order import TimeTies, count_ties, sort_histories, user_offsets
 
 Row = tuple[int, int, float]
 ROWS = st.lists(
@@ -55,9 +55,9 @@ def test_every_order_of_ties_is_equally_likely() -> None:
 def test_ties_are_counted_as_by_hand(rows: list[Row]) -> None:
     rows = histories(rows)
     pairs = [(a, b) for a, b in pairwise(rows) if a[0] == b[0]]
-    expected = Ties(len(pairs), sum(a[2] == b[2] for a, b in pairs), len(rows) - len(set(rows)))
+    expected = TimeTies(len(pairs), sum(a[2] == b[2] for a, b in pairs), len(rows) - len(set(rows)))
     assert count_ties(*arrays(rows)) == expected
 
 
 def test_offsets() -> None:
-    assert offsets_of(np.array([0, 0, 2], dtype=np.int32), 4).tolist() == [0, 2, 2, 3, 3]
+    assert user_offsets(np.array([0, 0, 2], dtype=np.int32), 4).tolist() == [0, 2, 2, 3, 3]

@@ -15,7 +15,7 @@ from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError
 from tests.data.helpers import items_of, log_of
 
-ARRAYS = ("items", "times", "offsets", "train_ends", "valid", "test")
+ARRAYS = ("items", "times", "offsets", "train_lengths", "valid", "test")
 
 
 def world(users: int = 30, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -159,7 +159,7 @@ def test_filters(tmp_path: Path) -> None:
         *[("w", item, time) for time, item in enumerate("abab")],
     )
     everyone = prepare(log, items, tmp_path / "everyone", min_per_domain=0)
-    assert (everyone.users, everyone.domains[-1].stop) == (3, 6)
+    assert (everyone.num_users, everyone.domains[-1].stop) == (3, 6)
     shared = prepare(log, items, tmp_path / "shared")
     assert set(histories(shared)) == {"u", "v"}
     assert shared.domains[-1].stop == 6  # never met, still candidates
@@ -180,7 +180,7 @@ def test_splits_reach_the_dataset(tmp_path: Path) -> None:
     assert np.array_equal(one.valid, one.test - 1)
     two = prepare(log, items, tmp_path / "two", split="time", valid_share=0.2, test_share=0.1)
     starts = np.repeat(two.offsets[:-1], np.diff(two.offsets))
-    trained = np.arange(len(two.items)) < starts + np.repeat(two.train_ends, np.diff(two.offsets))
+    trained = np.arange(len(two.items)) < starts + np.repeat(two.train_lengths, np.diff(two.offsets))
     assert two.times[trained].max() < two.times[two.valid].min()
     assert two.times[two.valid].max() < two.times[two.test].min()
     assert 0.2 < len(two.valid) / len(two.test) < 5
@@ -193,7 +193,7 @@ def test_fractions_of_seconds_count_for_the_order(tmp_path: Path) -> None:
         data = prepare(log.with_columns(timestamp=pl.Series(times)), None, tmp_path / str(number))
         assert [item for item, _ in histories(data)["u"]] == ["c", "a", "b"]
         assert data.times.tolist() == [np.floor(time) for time in sorted(times)]
-        assert data.manifest["ties"]["tied"] == 0
+        assert data.manifest["ties"]["tied_pairs"] == 0
 
 
 def test_the_manifest_tells_where_it_all_comes_from(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_manifest_tells_where_it_all_comes_from(tmp_path: Path) -> None:
     assert manifest["inputs"]["interactions"] == expected
     assert manifest["inputs"]["items"]["rows"] == 20
     assert manifest["ties"]["order"] == "random"
-    assert manifest["ties"]["tied"] == len(log) - log.select("user_id", "timestamp").n_unique()
+    assert manifest["ties"]["tied_pairs"] == len(log) - log.select("user_id", "timestamp").n_unique()
     assert manifest["duplicates"] == len(log) - log.n_unique()
     assert len(data.items) == len(log)  # duplicates are kept
     assert manifest["settings"]["seed"] == 0
@@ -233,5 +233,5 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     assert (posters.image_root / posters.item_table["image"].drop_nulls()[0]).is_file()
     folder = shared_data / "amazon-food-kitchen"
     shops = prepare(folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "shops")
-    assert (shops.users, len(shops.items)) == (7_144, 173_548)
-    assert round(shops.manifest["ties"]["tied"] / shops.manifest["ties"]["neighbors"], 2) == 0.31
+    assert (shops.num_users, len(shops.items)) == (7_144, 173_548)
+    assert round(shops.manifest["ties"]["tied_pairs"] / shops.manifest["ties"]["adjacent_pairs"], 2) == 0.31

@@ -102,7 +102,7 @@ def test_what_exists_is_kept_unless_it_is_a_dataset_to_overwrite(tmp_path: Path)
     with pytest.raises(InputError):
         prepare(tmp_path / "missing.csv", ITEMS, out, overwrite=True)
     assert Dataset.open(out).manifest == first.manifest
-    assert prepare(LOG.head(2), ITEMS, out, overwrite=True).users == 1
+    assert prepare(LOG.head(2), ITEMS, out, overwrite=True).num_users == 1
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").touch()
     with pytest.raises(HafvtError, match="not a dataset"):

@@ -102,14 +102,14 @@ def test_files_that_are_missing_misnamed_or_cut_short(tmp_path: Path) -> None:
     parquet = tmp_path / "good.parquet"
     FRAME.write_parquet(parquet)
     cases = [
-        ("a.csv", gzip.compress(text), "holds .gz"),
-        ("b.csv.gz", text, "holds text"),
-        ("c.jsonl", parquet.read_bytes(), "holds .parquet"),
-        ("d.parquet", text, "holds text"),
+        ("a.csv", gzip.compress(text), "content is .gz"),
+        ("b.csv.gz", text, "content is text"),
+        ("c.jsonl", parquet.read_bytes(), "content is .parquet"),
+        ("d.parquet", text, "content is text"),
         ("e.csv", b"PK\x03\x04 and so on", ".xlsx"),
-        ("f.xlsx", text, "not known"),
-        ("g.parquet.gz", gzip.compress(parquet.read_bytes()), "not known"),
-        ("h.csv", b'{"user_id": 1}\n', "holds JSON"),
+        ("f.xlsx", text, "unknown type of file"),
+        ("g.parquet.gz", gzip.compress(parquet.read_bytes()), "unknown type of file"),
+        ("h.csv", b'{"user_id": 1}\n', "content is JSON"),
         ("i.jsonl", text, "not a JSON object"),
         ("j.csv", b"", "empty"),
         ("k.csv", HEADER.encode(), "no interactions"),

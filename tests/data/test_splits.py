@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hafvt.data.splits import Split, by_time, leave_one_out
+from hafvt.data.splits import Split, leave_one_out, split_by_time
 from hafvt.errors import HafvtError
 
 HISTORIES = st.lists(st.lists(st.integers(0, 30), max_size=8).map(sorted), min_size=1, max_size=12)
@@ -18,13 +18,13 @@ def flat(histories: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained_on(split: Split, offsets: np.ndarray) -> set[int]:
-    spans = zip(offsets[:-1], split.train_ends, strict=True)
+    spans = zip(offsets[:-1], split.train_lengths, strict=True)
     return {position for start, length in spans for position in range(start, start + length)}
 
 
 def test_leave_one_out() -> None:
     split = leave_one_out(np.array([0, 4, 6, 6, 9, 10]))
-    assert split.train_ends.tolist() == [2, 2, 0, 1, 1]
+    assert split.train_lengths.tolist() == [2, 2, 0, 1, 1]
     assert split.valid.tolist() == [2, 7]
     assert split.test.tolist() == [3, 8]
 
@@ -41,9 +41,9 @@ def test_leave_one_out_uses_each_interaction_once(histories: list[list[int]]) ->
 
 def test_by_time() -> None:
     offsets, times = flat([[1, 2, 3, 4, 9], [5, 6, 10], [8, 9], [7]])
-    split = by_time(offsets, times, valid_share=0.2, test_share=0.2)
+    split = split_by_time(offsets, times, valid_share=0.2, test_share=0.2)
     # The cuts are numbers 7 and 9, from 0, of 1 2 3 4 5 6 7 8 9 9 10.
-    assert split.train_ends.tolist() == [4, 2, 0, 1]
+    assert split.train_lengths.tolist() == [4, 2, 0, 1]
     assert split.valid.tolist() == []  # 8 has no history
     assert split.test.tolist() == [4, 7, 9]
 
@@ -53,7 +53,7 @@ def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_shar
     offsets, times = flat(histories)
     assume(len(times))
     try:
-        split = by_time(offsets, times, valid_share=valid_share, test_share=test_share)
+        split = split_by_time(offsets, times, valid_share=valid_share, test_share=test_share)
     except HafvtError:
         rank_targets = sorted(times)  # only where the smallest time reaches up to the first cut
         assert (
@@ -79,10 +79,10 @@ def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_shar
 def test_large_times_are_cut_exactly() -> None:
     start = 1_700_000_000_000_000_000
     offsets, times = np.array([0, 10]), start + np.arange(10)
-    split = by_time(offsets, times, valid_share=0.1, test_share=0.1)
-    assert (split.train_ends.tolist(), split.valid.tolist(), split.test.tolist()) == ([8], [8], [9])
+    split = split_by_time(offsets, times, valid_share=0.1, test_share=0.1)
+    assert (split.train_lengths.tolist(), split.valid.tolist(), split.test.tolist()) == ([8], [8], [9])
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(HafvtError, match="nothing to train on"):
-        by_time(np.array([0, 4]), np.array([5, 5, 5, 5]), valid_share=0.1, test_share=0.1)
+        split_by_time(np.array([0, 4]), np.array([5, 5, 5, 5]), valid_share=0.1, test_share=0.1)

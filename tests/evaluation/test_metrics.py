@@ -87,7 +87,7 @@ def test_full_ranking_by_hand(small, exclude_seen):
     table = torch.from_numpy(np.random.default_rng(0).integers(0, 6, (50, 50))).float()  # many ties
     found = full(Fixed(small, table), small, small.test, exclude_seen=exclude_seen)
     for row, position in enumerate(small.test):
-        user = int(small.user_of(np.array([position]))[0])
+        user = int(small.users_at(np.array([position]))[0])
         history = small.items[small.offsets[user] : position]
         target = int(small.items[position])
         domain = next(d for d in small.domains if d.start <= target < d.stop)
@@ -117,4 +117,4 @@ def test_ranks_on_disk(small, tmp_path):
     assert row["item_id"] == small.item_table["item_id"][item]
     assert row["domain"] == small.item_table["domain"][item]
     assert row["rank"] == found.ranks[3]
-    assert row["user_id"] == small.user_ids[int(small.user_of(small.test[3:4])[0])]
+    assert row["user_id"] == small.user_ids[int(small.users_at(small.test[3:4])[0])]

@@ -53,7 +53,7 @@ def test_negatives_are_the_protocols(big):
                 assert (drawn >= domain.start).all()
                 assert (drawn < domain.stop).all()
                 assert target not in drawn
-            start = big.offsets[big.user_of(position)]
+            start = big.offsets[big.users_at(position)]
             assert len(np.unique(strict[row])) == COUNT
             assert not np.isin(strict[row], big.items[start:position]).any()
         assert (np.array([len(np.unique(row)) for row in loose]) < COUNT).mean() > 0.9  # with replacement
@@ -85,7 +85,7 @@ def test_a_small_domain_has_fewer_strict_negatives(small):
     for row, position in enumerate(small.test):
         target = small.items[position]
         domain = next(d for d in small.domains if d.start <= target < d.stop)
-        seen = small.items[small.offsets[small.user_of(position)] : position + 1]
+        seen = small.items[small.offsets[small.users_at(position)] : position + 1]
         expected = set(range(domain.start, domain.stop)) - set(seen.tolist())
         assert set(drawn[row][drawn[row] >= 0].tolist()) == expected
         assert (drawn[row] >= 0).sum() == len(expected)
@@ -205,7 +205,7 @@ def relabeled(data, folder, items, users):
         items=items[data.items[old]],
         times=data.times[old],
         offsets=offsets,
-        train_ends=data.train_ends[order],
+        train_lengths=data.train_lengths[order],
         valid=np.sort(where[data.valid]),
         test=np.sort(where[data.test]),
     )
@@ -247,7 +247,7 @@ def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, p
     model = with_model(name, small, tmp_path / "run")
     half, _ = rank_targets([model] * 2, small, "test", "full")
     items = np.concatenate([d.start + random.permutation(len(d)) for d in small.domains]).astype(np.int32)
-    made, old = relabeled(small, tmp_path / "made", items, random.permutation(small.users))
+    made, old = relabeled(small, tmp_path / "made", items, random.permutation(small.num_users))
     model = carried(model, made, items)
     again, _ = rank_targets([model] * 2, made, "test", "full")
     places = np.searchsorted(small.test, old[made.test])
@@ -268,13 +268,13 @@ def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, mo
     np.testing.assert_allclose(small_batches.ranks, half.ranks, atol=1e-6)
     from hafvt.data import batches
 
-    gather = batches.gather
+    collate = batches.collate
 
     def padded(items, starts, stops):
-        batch = gather(items, starts, stops)
+        batch = collate(items, starts, stops)
         return batches.Batch(torch.nn.functional.pad(batch.items, (0, 3), value=7), batch.lengths)
 
-    monkeypatch.setattr("hafvt.data.batches.gather", padded)
+    monkeypatch.setattr("hafvt.data.batches.collate", padded)
     accumulation_dtype, _ = rank_targets([model] * 2, small, "test")
     np.testing.assert_allclose(accumulation_dtype.ranks, half.ranks, atol=1e-6)
 

@@ -74,21 +74,21 @@ def test_pictures_tell_where_ids_cannot(folder) -> None:
     assert held["chance"]["first"]["MRR"]["value"] == pytest.approx((1 / np.arange(1, 41)).mean())
     data = Dataset.open(folder / "data")
     table = pl.read_parquet(folder / "hafvt" / "cold" / "ranks.parquet")
-    assert len(table) == len(data.cold)
+    assert len(table) == len(data.cold_targets)
     names = data.item_table["item_id"]
-    assert table["item_id"].to_list() == [names[int(item)] for item in data.cold[:, 2]]
-    assert table["user_id"].to_list() == data.user_ids.gather(data.cold[:, 0]).to_list()
+    assert table["item_id"].to_list() == [names[int(item)] for item in data.cold_targets[:, 2]]
+    assert table["user_id"].to_list() == data.user_ids.gather(data.cold_targets[:, 0]).to_list()
     assert set(table["candidates"]) == {40}
 
 
 def test_ranks_are_those_of_the_scores(folder) -> None:
     found = evaluate(folder / "hafvt", cold=True)
     run = open_run(folder / "hafvt")
-    from hafvt.data.batches import gather
+    from hafvt.data.batches import collate
 
-    for row in range(0, len(run.data.cold), 7):
-        user, position, item = run.data.cold[row].tolist()
-        history = gather(run.data.items, run.data.offsets[[user]], np.array([position]))
+    for row in range(0, len(run.data.cold_targets), 7):
+        user, position, item = run.data.cold_targets[row].tolist()
+        history = collate(run.data.items, run.data.offsets[[user]], np.array([position]))
         domain = int(item >= 40)
         with torch.inference_mode():
             scores = run.model.scores(history, domain)[0]

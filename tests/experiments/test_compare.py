@@ -30,7 +30,7 @@ from hafvt.experiments.comparison_runner import (
 )
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
-from hafvt.files import alone_in, write_json
+from hafvt.files import lock_folder, write_json
 from hafvt.models import MODELS
 from hafvt.models.popularity import Popularity
 from hafvt.models.sasrec import SasRecConfig
@@ -151,7 +151,7 @@ def test_a_stopped_comparison_goes_on_and_ends_alike(make_small, tmp_path):
         process.send_signal(how)
         assert process.wait(30) == 130
         for metrics in tmp_path.glob("a/runs/*/*/metrics.jsonl"):
-            with alone_in(metrics.parent):  # nobody trains there any more
+            with lock_folder(metrics.parent):  # nobody trains there any more
                 pass
     held = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
     whole = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")
@@ -214,9 +214,9 @@ def test_the_papers_rows_stand_beside_ours_where_they_may(make_small, tmp_path, 
     monkeypatch.setattr(compare_module, "MODELS", dict.fromkeys(("popularity", "gru4rec")))
     plain = paper("table2", data=data.folder, out=tmp_path / "plain", budget="small")
     assert "paper" not in str(plain).replace("paper/", "").split("wrote")[0]
-    scenario = compare_module.scenario_of(data)
+    scenario = compare_module.find_scenario(data)
     assert scenario is None
-    monkeypatch.setattr(compare_module, "scenario_of", lambda data: SCENARIOS[0])
+    monkeypatch.setattr(compare_module, "find_scenario", lambda data: SCENARIOS[0])
     told = paper("table2", data=data.folder, out=tmp_path / "plain", budget="small")
     assert "*gru4rec, paper*" in str(told)
     assert all(f"*{value:.2f}*" in str(told) for value in TABLES["food", "kitchen"]["gru4rec"])

@@ -52,7 +52,7 @@ def write_catalog(
         items=np.array([0, 1, 0]),
         times=np.arange(3),
         offsets=np.array([0, 3]),
-        train_ends=np.array([1]),
+        train_lengths=np.array([1]),
         valid=np.array([1]),
         test=np.array([2]),
         image_root=image_root,

@@ -115,10 +115,10 @@ def test_text_that_is_not_utf8_and_files_cut_short(tmp_path):
 
 
 def test_a_huge_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(histories, "LONGEST", 100)
+    monkeypatch.setattr(histories, "MAX_LINE_BYTES", 100)
     for name, pack in {"h.jsonl": bytes, "h.jsonl.gz": gzip.compress, "h.jsonl.zst": zstd}.items():
         text = lines({"history": ["a"]}, {"history": ["a" * 1000]}).encode()
-        assert fails(write(tmp_path / name, pack(text)), "more than 100 characters", "Cut").row == 2
+        assert fails(write(tmp_path / name, pack(text)), "more than 100 bytes", "Shorten").row == 2
 
 
 def test_without_a_domain(tmp_path):

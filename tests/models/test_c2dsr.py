@@ -31,7 +31,7 @@ def made(data, **changes):
 
 def graphs_of(data, counts=False):
     """The merged graph and that of each domain's own transitions, from the training histories."""
-    bounds = zip(data.offsets[:-1], data.train_ends, strict=True)
+    bounds = zip(data.offsets[:-1], data.train_lengths, strict=True)
     histories = [data.items[start : start + end].tolist() for start, end in bounds]
     own = [reference.part(history, domain) for history in histories for domain in data.domains]
     total = data.domains[-1].stop

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hafvt.data.batches import Batch, gather
+from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
 from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
@@ -33,7 +33,7 @@ def numbers(model):
 def some(data, rows):
     starts, stops = data.offsets[rows], data.offsets[rows + 1]
     histories = [list(data.items[a:b]) for a, b in zip(starts, stops, strict=True)]
-    return histories, gather(data.items, starts, stops)
+    return histories, collate(data.items, starts, stops)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [7]])

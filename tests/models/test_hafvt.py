@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hafvt.data.batches import Batch, gather
+from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
 from hafvt.models.attention import SequenceEncoder
@@ -80,7 +80,7 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
     histories.append([0, 1, 2, 0])  # one domain alone
     flat = np.concatenate(histories).astype(np.int32)
     stops = np.cumsum([len(h) for h in histories])
-    batch = gather(flat, stops - [len(h) for h in histories], stops)
+    batch = collate(flat, stops - [len(h) for h in histories], stops)
     expected = reference.loss(histories, **numbers, met=~model.items.unmet.numpy())
     assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
     seen = {
@@ -104,7 +104,7 @@ def test_loss_and_scores_are_the_equations(make_small, name, sizes):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_candidates_score_as_in_the_whole(small, name):
     model = build(small, CONFIGS[name])
-    batch = gather(small.items, small.offsets[:5], small.offsets[1:6])
+    batch = collate(small.items, small.offsets[:5], small.offsets[1:6])
     candidates = torch.randint(30, 50, (5, 8))
     whole = model.scores(batch, 1)
     torch.testing.assert_close(model.scores(batch, 1, candidates), whole.gather(1, candidates - 30))
@@ -147,7 +147,7 @@ def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
     small = make_small(users=7)
     for name in ("apart", "ids"):
         model = build(small, CONFIGS[name]).train()
-        train = gather(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_ends)
+        train = collate(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_lengths)
         model.loss(train).backward()
         items = model.items
         assert items.unmet.any()
@@ -160,7 +160,7 @@ def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
 
 def test_shares_sum_to_one_and_follow_the_lambdas(small):
     model = build(small, CONFIGS["default"])
-    batch = gather(small.items, small.offsets[:5], small.offsets[1:6])
+    batch = collate(small.items, small.offsets[:5], small.offsets[1:6])
     shares = model.shares(batch, 0, torch.randint(0, 30, (5, 4)))
     assert shares.shape == (5, 4, 3, 3)
     torch.testing.assert_close(shares.sum((2, 3)), torch.ones(5, 4))
@@ -300,10 +300,10 @@ def test_frozen_vectors_are_prepared_by_those_of_items_that_training_met(small):
 
 def test_padding_and_batch_mates_change_nothing(small):
     model = build(small, CONFIGS["default"])
-    alone = gather(small.items, small.offsets[:1], small.offsets[1:2])
+    alone = collate(small.items, small.offsets[:1], small.offsets[1:2])
     accumulation_dtype = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
     torch.testing.assert_close(model.scores(accumulation_dtype, 0), model.scores(alone, 0))
-    both = gather(small.items, small.offsets[:9], small.offsets[1:10])
+    both = collate(small.items, small.offsets[:9], small.offsets[1:10])
     torch.testing.assert_close(model.scores(both, 0)[:1], model.scores(alone, 0))
     torch.testing.assert_close(model.loss(accumulation_dtype), model.loss(alone))
 
@@ -443,7 +443,7 @@ def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
     assert unmixed.items.content == ("image", "title")
     unmixed.items.load_state_dict(mixed.items.state_dict())  # nothing less is learned of items
     torch.testing.assert_close(unmixed.items.table(0), mixed.items.table(0))
-    batch = gather(data.items, data.offsets[:5], data.offsets[1:6])
+    batch = collate(data.items, data.offsets[:5], data.offsets[1:6])
     assert unmixed.shares(batch, 0, torch.arange(9).expand(5, 9)).shape == (5, 9, 3, 1)
     for changes in ({"fused": False}, {"modalities": ("image", "title")}):
         with pytest.raises(HafvtError, match="mixed false leaves content without a say"):

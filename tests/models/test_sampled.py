@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hafvt.data.batches import gather
+from hafvt.data.batches import collate
 from hafvt.features.item_features import load_item_features
 from hafvt.models import build_model, configure
 from hafvt.ops.sampled_softmax import Sample
@@ -20,7 +20,7 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
 
     catalog = load_item_features(small)
     monkeypatch.setattr(f"hafvt.models.{name}.draw", every)
-    batch = gather(small.items, small.offsets[:6], small.offsets[1:7])
+    batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses, gradients = [], []
     for sampled in (0, 7):
         torch.manual_seed(0)
@@ -35,7 +35,7 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["hafvt", "sasrec"])
 def test_draws_change_the_loss_and_seeds_fix_it(small, name):
-    batch = gather(small.items, small.offsets[:6], small.offsets[1:7])
+    batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     torch.manual_seed(0)
     model = build_model(name, load_item_features(small), configure(name, params={"sampled": 5})).eval()
     found = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hafvt.data.batches import Batch, gather
+from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
 from hafvt.models.blocks import Dropout, causal_attention
@@ -58,7 +58,7 @@ def test_sasrec_is_its_equations(small):
         torch.nn.init.normal_(p, std=0.4)
     weights = {name: t.double().numpy() for name, t in model.state_dict().items()}
     histories = [list(small.items[a:b]) for a, b in zip(small.offsets[:6], small.offsets[1:7], strict=True)]
-    batch = gather(small.items, small.offsets[:6], small.offsets[1:7])
+    batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses = []
     for history in histories:
         states = reference_states(history, weights, 2, 2)
@@ -80,10 +80,10 @@ def test_sasrec_says_nothing_of_an_empty_history(small):
 def test_popularity_counts_training_alone(small):
     model = Popularity(load_item_features(small), PopularityConfig())
     counts = np.zeros(50)
-    for start, end in zip(small.offsets[:-1], small.train_ends, strict=True):
+    for start, end in zip(small.offsets[:-1], small.train_lengths, strict=True):
         for item in small.items[start : start + end]:
             counts[item] += 1
-    batch = gather(small.items, small.offsets[:3], small.offsets[1:4])
+    batch = collate(small.items, small.offsets[:3], small.offsets[1:4])
     assert model.scores(batch, 1).tolist() == [counts[30:].tolist()] * 3
     assert model.scores(batch, 0, torch.tensor([[2], [4], [2]])).tolist() == [
         [counts[2]],

@@ -19,7 +19,7 @@ import yaml
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import full
-from hafvt.files import alone_in
+from hafvt.files import lock_folder
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load, save
 from hafvt.training.run import open_run
@@ -242,7 +242,7 @@ def test_wrong_settings_are_named(small, tmp_path, changes, said):
 
 
 def test_a_dataset_without_training_histories_leaves_no_run(small, tmp_path):
-    short = replace(small, train_ends=np.ones_like(small.train_ends))
+    short = replace(small, train_lengths=np.ones_like(small.train_lengths))
     with pytest.raises(HafvtError, match="no user has two training interactions"):
         train("sasrec", short, tmp_path / "run", params=PARAMS["sasrec"])
     assert not (tmp_path / "run").exists()
@@ -265,7 +265,7 @@ def test_two_never_train_in_one_folder(small, tmp_path):
     settings = {"params": PARAMS["sasrec"], "batch_size": 8, "resume": True}
     train("sasrec", small, tmp_path / "run", epochs=1, **settings)
     with (
-        alone_in(tmp_path / "run"),
+        lock_folder(tmp_path / "run"),
         pytest.raises(HafvtError, match="in use by another process: wait"),
     ):
         train("sasrec", small, tmp_path / "run", epochs=2, **settings)

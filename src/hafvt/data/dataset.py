@@ -14,12 +14,21 @@ import polars as pl
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_folder, read_json, sha256, write_json
 
-FORMAT = 1
+FORMAT = 2
 
+Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-ARRAYS = ("items", "times", "offsets", "train_ends", "valid", "test")
+ARRAYS = {
+    "items": np.int32,
+    "times": np.int64,
+    "offsets": np.int64,
+    "train_lengths": np.int64,
+    "valid": np.int64,
+    "test": np.int64,
+}
+"""Name and dtype of the arrays of every dataset; `cold_targets` is there where items were held out."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Domain:
     stop: int
 
     def __len__(self) -> int:
-        """Returns the number of items."""
+        """Return the number of items."""
         return self.stop - self.start
 
 
@@ -39,22 +48,23 @@ class Domain:
 class Dataset:
     """Histories of users over the items of one or more domains, with a split.
 
-    All interactions stand in one flat array, user after user, oldest first; the domains of a user are
-    merged. Targets of validation and test are positions in that array: the history of a target at position
-    p of user u is `items[offsets[u]:p]`, so nothing at or after the target can be part of it.
+    All interactions are in one flat array, user after user, oldest first; the domains of a user are merged.
+    Validation and test targets are positions in that array: the history of a target at position p of user u
+    is `items[offsets[u]:p]`, so neither the target nor a later interaction can be part of it.
 
     Attributes:
-        folder: where it lies.
+        folder: the dataset folder.
         manifest: `manifest.json`: format, domains, counts, settings, provenance, hashes.
         domains: the domains in the order of their items.
         items: (interactions,) item index of each interaction.
-        times: (interactions,) its time, in seconds since 1970 or the input's own unit.
+        times: (interactions,) its time, in seconds since 1970 or in the unit of the input.
         offsets: (users + 1,) where each user's history starts.
-        train_ends: (users,) how many leading interactions of each user may be trained on.
+        train_lengths: (users,) how many interactions at the start of each history are for training.
         valid: (n,) positions of the validation targets, ascending.
         test: (n,) positions of the test targets, ascending.
-        cold: (n, 3) targets among the items that were held out of all histories: user, position in the
-            flat array of what came next, item; its history is `items[offsets[user]:position]`.
+        cold_targets: (n, 3) interactions with items that `prepare` held out of all histories. Columns: user
+            index, position p where the interaction belongs in the flat array, item index; its history is
+            `items[offsets[user]:p]`.
     """
 
     folder: Path
@@ -63,14 +73,14 @@ class Dataset:
     items: Int32 = field(repr=False)
     times: Int64 = field(repr=False)
     offsets: Int64 = field(repr=False)
-    train_ends: Int64 = field(repr=False)
+    train_lengths: Int64 = field(repr=False)
     valid: Int64 = field(repr=False)
     test: Int64 = field(repr=False)
-    cold: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
+    cold_targets: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Opens a dataset folder; its arrays are memory-mapped.
+        """Open a dataset folder; its arrays are memory-mapped.
 
         Raises:
             HafvtError: the folder is missing, damaged, or of another format.
@@ -79,49 +89,52 @@ class Dataset:
         manifest = read_json(folder / "manifest.json")
         if manifest.get("format") != FORMAT:
             raise HafvtError(
-                f"{folder}/manifest.json: format {manifest.get('format')!r}, expected {FORMAT}: "
-                "prepare the dataset anew with this version of hafvt"
+                f"{folder} has dataset format {manifest.get('format')!r}, this version reads {FORMAT}: "
+                "prepare the dataset again"
             )
         arrays = {}
-        for name in (*ARRAYS, "cold") if manifest.get("cold_targets") else ARRAYS:
+        for name in (*ARRAYS, "cold_targets") if manifest["cold_targets"] else ARRAYS:
             path = folder / f"{name}.npy"
             try:
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise HafvtError(
-                    f"{path} is missing or damaged ({error}): prepare the dataset anew"
+                    f"{path} is missing or damaged ({error}): prepare the dataset again"
                 ) from None
-        if (
-            len(arrays["items"]) != manifest["interactions"]
-            or len(arrays["offsets"]) != manifest["users"] + 1
-        ):
-            raise HafvtError(f"{folder}: its arrays and its manifest disagree: prepare the dataset anew")
+        interactions, users = len(arrays["items"]), len(arrays["offsets"]) - 1
+        if (interactions, users) != (manifest["interactions"], manifest["users"]):
+            raise HafvtError(f"{folder}: its arrays and its manifest disagree: prepare the dataset again")
         domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in manifest["domains"])
         return cls(folder=folder, manifest=manifest, domains=domains, **arrays)
 
     @property
-    def users(self) -> int:
+    def num_users(self) -> int:
         """The number of users."""
         return len(self.offsets) - 1
 
+    @property
+    def num_items(self) -> int:
+        """The number of items of all domains."""
+        return self.domains[-1].stop
+
     @cached_property
     def item_table(self) -> pl.DataFrame:
-        """One row per item, in catalog order: item_id, domain, title, image (nulls where absent)."""
+        """One row per item, in catalog order: item_id, domain, title, image (null where unknown)."""
         return pl.read_parquet(self.folder / "items.parquet")
 
     @cached_property
     def user_ids(self) -> pl.Series:
-        """The users' own ids; the row number is the user index."""
+        """The user ids of the input; the row number is the user index."""
         return pl.read_parquet(self.folder / "users.parquet")["user_id"]
 
     @property
     def image_root(self) -> Path | None:
-        """The folder that relative picture paths start from; None where the input had no file."""
+        """The folder that relative image paths start from; None if the items were a data frame."""
         root = self.manifest.get("image_root")
         return Path(root) if root else None
 
     def domain(self, name: str) -> Domain:
-        """Returns a domain by name.
+        """Return a domain by name.
 
         Raises:
             HafvtError: there is no such domain.
@@ -131,17 +144,21 @@ class Dataset:
                 return domain
         raise HafvtError(f"no domain {name!r}: this dataset has {', '.join(d.name for d in self.domains)}")
 
-    def user_of(self, positions: Int64) -> Int64:
-        """Returns the user index of each position of the flat arrays."""
+    def domains_of(self, items: npt.ArrayLike) -> Int64:
+        """Return the domain index of each item index."""
+        return np.searchsorted([d.start for d in self.domains], items, side="right") - 1
+
+    def users_at(self, positions: Int64) -> Int64:
+        """Return the user index of each position of the flat arrays."""
         return np.searchsorted(self.offsets, positions, side="right") - 1
 
     def train_counts(self) -> Int64:
-        """Returns how often each item occurs in the training part, (items,)."""
+        """Return how often each item occurs in the training part, (items,)."""
         starts = np.asarray(self.offsets[:-1])
-        marks = np.zeros(len(self.items) + 1, dtype=np.int8)
-        np.add.at(marks, starts, 1)
-        np.add.at(marks, starts + self.train_ends, -1)
-        return np.bincount(self.items[np.cumsum(marks[:-1]) > 0], minlength=self.domains[-1].stop)
+        changes = np.zeros(len(self.items) + 1, dtype=np.int8)  # 1: training part starts, -1: ends
+        np.add.at(changes, starts, 1)
+        np.add.at(changes, starts + self.train_lengths, -1)
+        return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
 
 
 def write_dataset(
@@ -153,42 +170,42 @@ def write_dataset(
     items: Int32,
     times: Int64,
     offsets: Int64,
-    train_ends: Int64,
+    train_lengths: Int64,
     valid: Int64,
     test: Int64,
-    cold: Int64 | None = None,
+    cold_targets: Int64 | None = None,
     image_root: Path | None = None,
-    about: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Writes a dataset folder, whole or not at all, and opens it.
+    """Write a dataset folder atomically and open it.
 
     Args:
-        folder: where to.
+        folder: the folder to write.
         domains: the domains, contiguous and ascending from item 0.
-        item_table: item_id, domain, title, image and what else is known, one row per item in catalog order.
-        user_ids: the users' own ids in the order of `offsets`.
-        items: see `Dataset`, as are times, offsets, train_ends, valid and test.
+        item_table: item_id, domain, title, image and any other columns, one row per item in catalog order.
+        user_ids: the user ids of the input in the order of `offsets`.
+        items: see `Dataset`.
         times: see `Dataset`.
         offsets: see `Dataset`.
-        train_ends: see `Dataset`.
+        train_lengths: see `Dataset`.
         valid: see `Dataset`.
         test: see `Dataset`.
-        cold: see `Dataset`.
-        image_root: the folder that relative picture paths start from.
-        about: settings and provenance, kept in the manifest.
+        cold_targets: see `Dataset`.
+        image_root: the folder that relative image paths start from.
+        metadata: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
+
+    Raises:
+        HafvtError: the folder exists and `overwrite` is false.
     """
+    values: tuple[npt.NDArray[Any], ...] = (items, times, offsets, train_lengths, valid, test)
     arrays: dict[str, npt.NDArray[Any]] = {
-        "items": items.astype(np.int32, copy=False),
-        "times": times.astype(np.int64, copy=False),
-        "offsets": offsets.astype(np.int64, copy=False),
-        "train_ends": train_ends.astype(np.int64, copy=False),
-        "valid": valid.astype(np.int64, copy=False),
-        "test": test.astype(np.int64, copy=False),
+        name: value.astype(dtype, copy=False)
+        for (name, dtype), value in zip(ARRAYS.items(), values, strict=True)
     }
-    if cold is not None and len(cold):
-        arrays["cold"] = cold.astype(np.int64, copy=False)
+    if cold_targets is not None and len(cold_targets):
+        arrays["cold_targets"] = cold_targets.astype(np.int64, copy=False)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
@@ -202,9 +219,9 @@ def write_dataset(
             "interactions": len(items),
             "valid_targets": len(valid),
             "test_targets": len(test),
-            "cold_targets": len(arrays.get("cold", ())),
+            "cold_targets": len(arrays.get("cold_targets", ())),
             "image_root": str(image_root.resolve()) if image_root else None,
-            **(about or {}),
+            **(metadata or {}),
             "sha256": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
         }
         write_json(temporary / "manifest.json", manifest)

@@ -1,82 +1,82 @@
-"""Which interactions stay: overlap of users, k-core, the last of each user. Pure functions on numbers."""
+"""Filters of interactions: k-core, users of all domains, the most recent interactions of each user."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from hafvt.data.dataset import Int32
-
-Bool = npt.NDArray[np.bool_]
+from hafvt.data.dataset import Bool, Int32
 
 
-class Core(NamedTuple):
-    """What stays.
+class KCore(NamedTuple):
+    """What passes `k_core`.
 
     Attributes:
-        interactions: (interactions,) which stay.
-        items: (items,) which stay in the catalog.
+        interactions: (interactions,) whether an interaction passes.
+        items: (items,) whether an item passes.
     """
 
     interactions: Bool
     items: Bool
 
 
-def active_everywhere(users: Int32, domains: Int32, count: int, least: int) -> Bool:
-    """Returns which users have at least `least` interactions in every domain.
+def is_active_in_all_domains(users: Int32, domains: Int32, num_domains: int, minimum: int) -> Bool:
+    """Return which users have at least `minimum` interactions in every domain.
 
     Args:
         users: (n,) user of each interaction.
         domains: (n,) domain of each interaction.
-        count: how many domains there are.
-        least: in each; 0 takes everyone.
+        num_domains: how many domains there are.
+        minimum: interactions that a user needs in every domain; 0 accepts every user.
 
     Returns:
         (largest user + 1,)
     """
-    size = int(users.max(initial=-1)) + 1
-    met = np.bincount(users.astype(np.int64) * count + domains, minlength=size * count)
-    enough: Bool = met.reshape(size, count).min(axis=1) >= least
-    return enough
+    num_users = int(users.max(initial=-1)) + 1
+    counts = np.bincount(users.astype(np.int64) * num_domains + domains, minlength=num_users * num_domains)
+    is_active: Bool = counts.reshape(num_users, num_domains).min(axis=1) >= minimum
+    return is_active
 
 
-def core(users: Int32, items: Int32, item_domains: Int32, *, min_per_domain: int, min_per_item: int) -> Core:
-    """Finds the largest part in which both conditions hold at once.
+def k_core(
+    users: Int32, items: Int32, item_domains: Int32, *, min_per_domain: int, min_per_item: int
+) -> KCore:
+    """Return the largest set of interactions in which users and items have enough interactions.
 
-    Dropping items takes interactions from users and the other way round, so both are repeated until nothing
-    changes.
+    Removing an item removes interactions of users and vice versa, so both filters repeat until neither
+    removes anything.
 
     Args:
         users: (n,) user of each interaction.
         items: (n,) item of each interaction.
         item_domains: (items,) domain of each item.
-        min_per_domain: interactions that a user needs in every domain; 0 keeps everyone.
-        min_per_item: interactions that an item needs; 0 keeps all items, even those never met.
+        min_per_domain: interactions that a user needs in every domain; 0 accepts every user.
+        min_per_item: interactions that an item needs; 0 accepts all items, those without interactions too.
     """
-    count = int(item_domains.max()) + 1
-    left = np.arange(len(users))
+    num_domains = int(item_domains.max()) + 1
+    rows = np.arange(len(users))
     while True:
-        before = len(left)
-        domains = item_domains[items[left]]
-        left = left[active_everywhere(users[left], domains, count, min_per_domain)[users[left]]]
-        enough = np.bincount(items[left], minlength=len(item_domains)) >= min_per_item
-        left = left[enough[items[left]]]
-        if len(left) == before:
+        num_rows = len(rows)
+        domains = item_domains[items[rows]]
+        is_active = is_active_in_all_domains(users[rows], domains, num_domains, min_per_domain)
+        rows = rows[is_active[users[rows]]]
+        is_frequent = np.bincount(items[rows], minlength=len(item_domains)) >= min_per_item
+        rows = rows[is_frequent[items[rows]]]
+        if len(rows) == num_rows:
             break
     interactions = np.zeros(len(users), dtype=bool)
-    interactions[left] = True
-    return Core(interactions, enough)
+    interactions[rows] = True
+    return KCore(interactions, is_frequent)
 
 
-def last_of_each(users: Int32, last: int) -> Bool:
-    """Returns which interactions are among the last `last` of their user.
+def is_recent(users: Int32, last: int) -> Bool:
+    """Return which interactions are among the last `last` of their user.
 
     Args:
-        users: (n,) user of each interaction; the interactions of a user stand together, oldest first.
-        last: how many to keep.
+        users: (n,) user of each interaction; those of a user are adjacent, oldest first.
+        last: how many interactions of each user are recent.
     """
     ends = np.searchsorted(users, users, side="right")
-    kept: Bool = np.arange(len(users)) >= ends - last
-    return kept
+    recent: Bool = np.arange(len(users)) >= ends - last
+    return recent

@@ -1,4 +1,4 @@
-"""`hafvt info`: what a dataset holds."""
+"""`hafvt info`: counts of a dataset."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Dataset, Domain
-from hafvt.data.order import Ties, count_ties
-from hafvt.features.table import FeatureTable
+from hafvt.data.dataset import Bool, Dataset, Domain, Int64
+from hafvt.data.order import TimeTies, count_ties
+from hafvt.errors import HafvtError
 
-UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are taken for another unit
+UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
+TIES_ORDER = {"random": "in random order", "input": "in the order of the input"}
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """How long histories are, over the users that have any."""
+class HistoryLengths:
+    """Lengths of the histories that are not empty."""
 
-    least: int
+    minimum: int
     median: float
     mean: float
-    most: int
+    maximum: int
 
     @classmethod
-    def of(cls, lengths: npt.NDArray[np.int64]) -> Lengths:
-        """Summarizes (users,) lengths; those of 0 do not count."""
+    def of(cls, lengths: Int64) -> HistoryLengths:
+        """Summarize (users,) lengths; lengths of 0 are left out."""
         lengths = lengths[lengths > 0]
         if not len(lengths):
             return cls(0, 0.0, 0.0, 0)
@@ -38,18 +38,18 @@ class Lengths:
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """What a domain holds.
+    """Counts of a domain.
 
     Attributes:
-        name: of the domain.
-        items: in the catalog.
-        interactions: with these items.
-        users: with an interaction in this domain.
-        lengths: interactions of such a user in this domain.
-        never_met: items without any interaction.
-        titled: items with a title.
-        pictured: items with the path of a picture.
-        features: items with a vector, by modality.
+        name: name of the domain.
+        items: items in the catalog.
+        interactions: interactions with these items.
+        users: users with an interaction in this domain.
+        lengths: interactions per such user in this domain.
+        without_interactions: items without interactions.
+        with_title: items with a title.
+        with_image: items with the path of an image.
+        with_features: items with a feature vector, by modality.
         valid_targets: validation targets in this domain.
         test_targets: test targets in this domain.
     """
@@ -58,50 +58,52 @@ class DomainInfo:
     items: int
     interactions: int
     users: int
-    lengths: Lengths
-    never_met: int
-    titled: int
-    pictured: int
-    features: dict[str, int]
+    lengths: HistoryLengths
+    without_interactions: int
+    with_title: int
+    with_image: int
+    with_features: dict[str, int]
     valid_targets: int
     test_targets: int
 
 
 @dataclass(frozen=True)
-class Info:
-    """What a dataset holds; as text, a table.
+class DatasetInfo:
+    """Counts of a dataset; as text, a table.
 
     Attributes:
         users: number of users.
         items: number of items of all domains.
         interactions: number of interactions.
-        lengths: of the merged histories.
+        lengths: lengths of the merged histories.
         domains: one entry each.
-        overlap: users with interactions in both domains of a pair; more than two domains: and in all.
-        ties: equal times of neighboring interactions, and repeated interactions.
-        ties_order: "random" or "input"; "unknown" for a dataset that `prepare` did not make.
-        span: first and last time, as they are stored.
-        held_out: items held out of training, and targets among them.
+        overlap: users with interactions in both domains of a pair, and, of more than two domains, in all.
+        ties: interactions of a user with equal times.
+        ties_order: their order: "random" or "input"; "unknown" for a dataset that `prepare` did not write.
+        time_span: first and last time, as they are stored.
+        cold_items: items held out of training.
+        cold_targets: targets among them.
     """
 
     users: int
     items: int
     interactions: int
-    lengths: Lengths
+    lengths: HistoryLengths
     domains: tuple[DomainInfo, ...]
     overlap: dict[tuple[str, ...], int]
-    ties: Ties
+    ties: TimeTies
     ties_order: str
-    span: tuple[int, int]
-    held_out: tuple[int, int]
+    time_span: tuple[int, int]
+    cold_items: int
+    cold_targets: int
 
     def __str__(self) -> str:
-        """Returns a plain text table."""
-        return "\n".join(_lines(self))
+        """Return a plain text table."""
+        return "\n".join([*_domain_lines(self), "", *_summary_lines(self)])
 
 
-def info(data: str | Path | Dataset) -> Info:
-    """Counts what a dataset holds.
+def info(data: str | Path | Dataset) -> DatasetInfo:
+    """Count users, items, interactions and targets of a dataset.
 
     Example: hafvt info data/movies
 
@@ -112,117 +114,132 @@ def info(data: str | Path | Dataset) -> Info:
         HafvtError: the folder is missing or damaged.
     """
     data = data if isinstance(data, Dataset) else Dataset.open(data)
-    lengths = np.diff(data.offsets)
-    users = np.repeat(np.arange(data.users, dtype=np.int32), lengths)
-    starts = np.array([domain.start for domain in data.domains])
-    item_domains = np.searchsorted(starts, np.asarray(data.items), side="right") - 1
-    met = np.bincount(users * np.int64(len(starts)) + item_domains, minlength=data.users * len(starts))
-    met = met.reshape(data.users, len(starts))  # (users, domains) interactions
-    item_counts = np.bincount(data.items, minlength=data.domains[-1].stop)
-    features = _features(data)
-
-    said = data.manifest.get("ties")
-    if said:
-        ties = Ties(said["neighbors"], said["tied"], data.manifest["duplicates"])
-    else:
-        ties = count_ties(users, np.asarray(data.items), np.asarray(data.times))
-    names = [domain.name for domain in data.domains]
-    groups: list[tuple[int, ...]] = list(combinations(range(len(names)), 2))
-    if len(names) > 2:
-        groups.append(tuple(range(len(names))))
-    return Info(
-        users=data.users,
-        items=len(item_counts),
+    num_domains, names = len(data.domains), [domain.name for domain in data.domains]
+    users = np.repeat(np.arange(data.num_users, dtype=np.int32), np.diff(data.offsets))
+    domains = data.domains_of(data.items)
+    cells = np.bincount(users * np.int64(num_domains) + domains, minlength=data.num_users * num_domains)
+    counts = cells.reshape(data.num_users, num_domains)  # interactions of each user in each domain
+    ties, ties_order = count_ties(users, np.asarray(data.items), np.asarray(data.times)), "unknown"
+    if stored := data.manifest.get("ties"):
+        ties_order = stored["order"]
+        ties = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
+    groups: list[tuple[int, ...]] = list(combinations(range(num_domains), 2))
+    if num_domains > 2:
+        groups.append(tuple(range(num_domains)))
+    return DatasetInfo(
+        users=data.num_users,
+        items=data.num_items,
         interactions=len(data.items),
-        lengths=Lengths.of(lengths),
-        domains=tuple(
-            DomainInfo(
-                name=domain.name,
-                items=len(domain),
-                interactions=int(met[:, number].sum()),
-                users=int((met[:, number] > 0).sum()),
-                lengths=Lengths.of(met[:, number]),
-                never_met=int((item_counts[domain.start : domain.stop] == 0).sum()),
-                titled=_filled(data.item_table["title"], domain),
-                pictured=_filled(data.item_table["image"], domain),
-                features={name: int(has[domain.start : domain.stop].sum()) for name, has in features.items()},
-                valid_targets=int((item_domains[data.valid] == number).sum()),
-                test_targets=int((item_domains[data.test] == number).sum()),
-            )
-            for number, domain in enumerate(data.domains)
-        ),
+        lengths=HistoryLengths.of(np.diff(data.offsets)),
+        domains=_domain_infos(data, counts),
         overlap={
-            tuple(names[n] for n in group): int((met[:, group] > 0).all(axis=1).sum()) for group in groups
+            tuple(names[n] for n in group): int((counts[:, group] > 0).all(axis=1).sum()) for group in groups
         },
         ties=ties,
-        ties_order=said["order"] if said else "unknown",
-        span=(int(data.times.min()), int(data.times.max())),
-        held_out=(data.manifest.get("held_out_items", 0), len(data.cold)),
+        ties_order=ties_order,
+        time_span=(int(data.times.min()), int(data.times.max())),
+        cold_items=data.manifest.get("cold_items", 0),
+        cold_targets=len(data.cold_targets),
     )
 
 
-def _features(data: Dataset) -> dict[str, npt.NDArray[np.bool_]]:
-    """Returns which items have a vector, by modality."""
-    folders = sorted(path.parent for path in data.folder.glob("features/*/about.json"))
-    return {folder.name: FeatureTable.open(folder).present for folder in folders}
+def _domain_infos(data: Dataset, counts: Int64) -> tuple[DomainInfo, ...]:
+    """Return the counts of each domain; `counts` holds the interactions (users, domains)."""
+    item_counts = np.bincount(data.items, minlength=data.num_items)
+    features = _feature_masks(data)
+    valid, test = (data.domains_of(data.items[positions]) for positions in (data.valid, data.test))
+    return tuple(
+        DomainInfo(
+            name=domain.name,
+            items=len(domain),
+            interactions=int(counts[:, number].sum()),
+            users=int((counts[:, number] > 0).sum()),
+            lengths=HistoryLengths.of(counts[:, number]),
+            without_interactions=int((item_counts[domain.start : domain.stop] == 0).sum()),
+            with_title=_count_filled(data.item_table["title"], domain),
+            with_image=_count_filled(data.item_table["image"], domain),
+            with_features={
+                name: int(mask[domain.start : domain.stop].sum()) for name, mask in features.items()
+            },
+            valid_targets=int((valid == number).sum()),
+            test_targets=int((test == number).sum()),
+        )
+        for number, domain in enumerate(data.domains)
+    )
 
 
-def _filled(column: pl.Series, domain: Domain) -> int:
-    """Returns how many items of a domain have a value."""
+def _feature_masks(data: Dataset) -> dict[str, Bool]:
+    """Return which items have a feature vector, (items,) by modality."""
+    masks = {}
+    for path in sorted(data.folder.glob("features/*/present.npy")):
+        try:
+            masks[path.parent.name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise HafvtError(f"{path} is damaged ({error}): encode the dataset again") from None
+    return masks
+
+
+def _count_filled(column: pl.Series, domain: Domain) -> int:
+    """Return how many items of a domain have a value in a column of the item table."""
     return len(domain) - column.slice(domain.start, len(domain)).null_count()
 
 
-def _lines(found: Info) -> list[str]:
-    lengths = found.lengths
+def _domain_lines(dataset: DatasetInfo) -> list[str]:
+    """Return the lines of the table of domains."""
+    domains = dataset.domains
     rows: list[tuple[str, list[str]]] = [
-        ("", [d.name for d in found.domains]),
-        ("items", [f"{d.items:,}" for d in found.domains]),
-        ("  never interacted with", [f"{d.never_met:,}" for d in found.domains]),
-        ("  with a title", [f"{d.titled:,}" for d in found.domains]),
-        ("  with a picture", [f"{d.pictured:,}" for d in found.domains]),
+        ("", [d.name for d in domains]),
+        ("items", [f"{d.items:,}" for d in domains]),
+        ("  without interactions", [f"{d.without_interactions:,}" for d in domains]),
+        ("  with a title", [f"{d.with_title:,}" for d in domains]),
+        ("  with an image", [f"{d.with_image:,}" for d in domains]),
+        *(
+            (f"  with {name} features", [f"{d.with_features[name]:,}" for d in domains])
+            for name in domains[0].with_features
+        ),
+        ("interactions", [f"{d.interactions:,}" for d in domains]),
+        ("users", [f"{d.users:,}" for d in domains]),
+        ("  mean history length", [f"{d.lengths.mean:.1f}" for d in domains]),
+        ("  median history length", [f"{d.lengths.median:g}" for d in domains]),
+        ("  longest history", [f"{d.lengths.maximum:,}" for d in domains]),
+        ("validation targets", [f"{d.valid_targets:,}" for d in domains]),
+        ("test targets", [f"{d.test_targets:,}" for d in domains]),
     ]
-    for name in found.domains[0].features:
-        rows.append((f"  with features {name!r}", [f"{d.features[name]:,}" for d in found.domains]))
-    rows += [
-        ("interactions", [f"{d.interactions:,}" for d in found.domains]),
-        ("users", [f"{d.users:,}" for d in found.domains]),
-        ("  history, mean", [f"{d.lengths.mean:.1f}" for d in found.domains]),
-        ("  history, median", [f"{d.lengths.median:g}" for d in found.domains]),
-        ("  history, longest", [f"{d.lengths.most:,}" for d in found.domains]),
-        ("validation targets", [f"{d.valid_targets:,}" for d in found.domains]),
-        ("test targets", [f"{d.test_targets:,}" for d in found.domains]),
-    ]
-    head = max(len(title) for title, _ in rows)
-    widths = [max(len(cells[n]) for _, cells in rows) for n in range(len(found.domains))]
-    lines = [f"{found.users:,} users, {found.items:,} items, {found.interactions:,} interactions", ""]
+    title_width = max(len(title) for title, _ in rows)
+    widths = [max(len(cells[n]) for _, cells in rows) for n in range(len(domains))]
+    lines = [f"{dataset.users:,} users, {dataset.items:,} items, {dataset.interactions:,} interactions", ""]
     for title, cells in rows:
         padded = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{title:<{head}}  {padded}".rstrip())
-    lines.append("")
-    for group, count in found.overlap.items():
-        lines.append(
-            f"users of {' and '.join(group)}: {count:,} ({count / max(found.users, 1):.1%} of all users)"
-        )
-    lines.append(
-        f"merged histories: {lengths.least:,} to {lengths.most:,} interactions, "
-        f"median {lengths.median:g}, mean {lengths.mean:.1f}"
-    )
-    first, last = (_moment(time, found.span) for time in found.span)
-    lines.append(f"times: {first} to {last}")
-    neighbors, tied, duplicates = found.ties
-    order = {"random": "put in random order", "input": "left in the order of the input"}
-    lines.append(
-        f"equal times: {tied:,} of {neighbors:,} pairs of neighbors ({tied / max(neighbors, 1):.1%}), "
-        f"{order.get(found.ties_order, 'in an unknown order')}"
-    )
-    lines.append(f"repeated interactions (same user, item, time): {duplicates:,}")
-    if found.held_out[0]:
-        lines.append("held out of training: {:,} items, {:,} targets among them".format(*found.held_out))
+        lines.append(f"{title:<{title_width}}  {padded}".rstrip())
     return lines
 
 
-def _moment(time: int, span: tuple[int, int]) -> str:
-    """Returns a time as a date where the span looks like seconds since 1970."""
-    if UNIX_SECONDS[0] <= span[0] and span[1] <= UNIX_SECONDS[1]:
+def _summary_lines(dataset: DatasetInfo) -> list[str]:
+    """Return the lines on overlap, histories, times and cold items."""
+    lengths, ties = dataset.lengths, dataset.ties
+    tied_share = ties.tied_pairs / max(ties.adjacent_pairs, 1)
+    first, last = (_format_time(time, dataset.time_span) for time in dataset.time_span)
+    lines = [
+        f"users of {' and '.join(group)}: {count:,} ({count / max(dataset.users, 1):.1%} of all users)"
+        for group, count in dataset.overlap.items()
+    ]
+    lines += [
+        f"merged histories: {lengths.minimum:,} to {lengths.maximum:,} interactions, "
+        f"median {lengths.median:g}, mean {lengths.mean:.1f}",
+        f"times: {first} to {last}",
+        f"equal times: {ties.tied_pairs:,} of {ties.adjacent_pairs:,} adjacent pairs ({tied_share:.1%}), "
+        f"{TIES_ORDER.get(dataset.ties_order, 'in unknown order')}",
+        f"repeated interactions (same user, item, time): {ties.duplicates:,}",
+    ]
+    if dataset.cold_items:
+        lines.append(
+            f"held out of training: {dataset.cold_items:,} cold items with {dataset.cold_targets:,} targets"
+        )
+    return lines
+
+
+def _format_time(time: int, time_span: tuple[int, int]) -> str:
+    """Return a time as a date if all times of the dataset look like seconds since 1970."""
+    if UNIX_SECONDS[0] <= time_span[0] and time_span[1] <= UNIX_SECONDS[1]:
         return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
     return f"{time:,}"

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from hafvt.data.coding import InteractionLog, code
-from hafvt.data.cold_items import cold_targets, draw_items
+from hafvt.data.cold_items import draw_cold_items, find_cold_targets
 from hafvt.data.dataset import Dataset, Domain, Int32, write_dataset
-from hafvt.data.filters import active_everywhere, core, last_of_each
-from hafvt.data.order import count_ties, offsets_of, sort_histories
+from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
+from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import Table, read_tables
-from hafvt.data.splits import by_time, leave_one_out
+from hafvt.data.splits import leave_one_out, split_by_time
 from hafvt.errors import HafvtError
 from hafvt.files import sha256
 from hafvt.progress import progress
@@ -117,28 +117,28 @@ def prepare(
         )
         log = _take(log, order)
         if last is not None:
-            log = _take(log, last_of_each(log.users, last))
+            log = _take(log, is_recent(log.users, last))
             counts.append(_counts(f"last={last}", log))
-        whole, held_out = log, draw_items(log.item_domains, hold_out_items, seed)
+        whole, held_out = log, draw_cold_items(log.item_domains, hold_out_items, seed)
         if hold_out_items:
             log = _take(log, np.flatnonzero(~held_out[log.items]))
             counts.append(_counts(f"hold_out_items={hold_out_items:g}", log))
         advance(note="filtered and sorted")
 
-        offsets = offsets_of(log.users, len(log.user_ids))
+        offsets = user_offsets(log.users, len(log.user_ids))
         if split == "time":
-            parts = by_time(offsets, log.times, valid_share=valid_share, test_share=test_share)
+            parts = split_by_time(offsets, log.times, valid_share=valid_share, test_share=test_share)
         else:
             parts = leave_one_out(offsets)
-        cold = cold_targets(whole.users, whole.items, held_out, offsets, parts.train_ends)
+        cold = find_cold_targets(whole.users, whole.items, held_out, offsets, parts.train_lengths)
         found = count_ties(log.users, log.items, log.times)
         about = {
             "settings": settings,
             "inputs": inputs,
             "counts": counts,
-            "ties": {"order": ties, "neighbors": found.neighbors, "tied": found.tied},
+            "ties": {"order": ties, "adjacent_pairs": found.adjacent_pairs, "tied_pairs": found.tied_pairs},
             "duplicates": found.duplicates,
-            "held_out_items": int(held_out.sum()),
+            "cold_items": int(held_out.sum()),
         }
         advance(note="split")
 
@@ -152,9 +152,9 @@ def prepare(
             times=np.floor(log.times).astype(np.int64),
             offsets=offsets,
             **parts._asdict(),
-            cold=cold,
+            cold_targets=cold,
             image_root=image_root,
-            about=about,
+            metadata=about,
             overwrite=overwrite,
         )
         advance(note="written")
@@ -205,7 +205,7 @@ def _take(log: InteractionLog, rows: Any) -> InteractionLog:
 
 def _filter(log: InteractionLog, min_per_domain: int, min_per_item: int) -> InteractionLog:
     """Drops users and items that are met too rarely."""
-    kept = core(
+    kept = k_core(
         log.users, log.items, log.item_domains, min_per_domain=min_per_domain, min_per_item=min_per_item
     )
     left = np.bincount(log.item_domains[log.items[kept.interactions]], minlength=len(log.domains))
@@ -231,7 +231,7 @@ def _nothing_left(log: InteractionLog, min_per_domain: int, min_per_item: int) -
     users = [len(np.unique(log.users[item_domains == number])) for number in range(len(log.domains))]
     had = ", ".join(f"{name} {count:,} users" for name, count in zip(log.domains, users, strict=True))
     before = f"before, {len(log.users):,} interactions: {had}"
-    if not active_everywhere(log.users, item_domains, len(log.domains), min_per_domain).any():
+    if not is_active_in_all_domains(log.users, item_domains, len(log.domains), min_per_domain).any():
         what = (
             "no user has interactions"
             if min_per_domain == 1

@@ -1,4 +1,7 @@
-"""Files and data frames as columns; what is wrong with a file is looked for only once something failed."""
+"""Tables from CSV, JSONL, Parquet and data frames; the only reader of text lines in the package.
+
+Polars reads whole columns. Lines are read one by one only where a file is too large or malformed for that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -21,20 +25,116 @@ import polars as pl
 from hafvt.errors import HafvtError, InputError
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
 BOM = b"\xef\xbb\xbf"
-UNREADABLE = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error)
+CHUNK_BYTES = 2**20
+MAX_LINE_BYTES = 2**24
+READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error)
+NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
+
+
+def read_lines(
+    path: Path, *, max_bytes: int = MAX_LINE_BYTES, advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield row number (from 1) and bytes of each line of a text file: plain, gzip or zstd.
+
+    Line ends and a byte order mark are removed. Only a chunk of the file is in memory at a time.
+
+    Args:
+        path: the file; its first bytes decide whether it is compressed.
+        max_bytes: a longer line is cut, but stays longer than `max_bytes`, so that callers can refuse it.
+        advance: receives how many MiB of the file, as stored, have been read since its last call.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    row = 0
+    try:
+        for row, line in enumerate(_raw_lines(path, max_bytes, advance), start=1):
+            yield row, line.removesuffix(b"\r")
+    except READ_ERRORS as error:
+        raise unreadable(path, error, row + 1) from None
+
+
+def _raw_lines(path: Path, max_bytes: int, advance: Callable[[int], None] | None) -> Iterator[bytes]:
+    """Yield the lines of a file, see `read_lines`."""
+    with path.open("rb") as stored:
+        magic = stored.read(4)
+        stored.seek(0)
+        if MAGIC.get(magic) == ".zst":
+            yield from _zstd_lines(path)
+            return
+        text = gzip.GzipFile(fileobj=stored) if MAGIC.get(magic[:2]) == ".gz" else stored
+        rest, mib, is_first = b"", 0, True
+        while chunk := text.read(CHUNK_BYTES):
+            if advance:
+                advance((stored.tell() >> 20) - mib)
+                mib = stored.tell() >> 20
+            *lines, rest = (rest + (chunk.removeprefix(BOM) if is_first else chunk)).split(b"\n")
+            is_first = False
+            yield from lines
+            rest = rest[: max_bytes + 1]
+        if rest:
+            yield rest
+
+
+def _zstd_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a zstd file."""
+    lines = pl.scan_csv(
+        path,
+        has_header=False,
+        schema={"line": pl.String},
+        separator="\x1f",
+        quote_char=None,
+        encoding="utf8-lossy",
+        truncate_ragged_lines=True,
+        glob=False,
+    )
+    for batch in lines.collect_batches(chunk_size=1024):
+        for line in batch["line"].fill_null(""):
+            yield line.encode().replace(
+                "\ufffd".encode(), b"\xff"
+            )  # Polars replaces bytes that are not UTF-8
+
+
+def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row number (from 1) and object of each line of a JSONL file that is not blank.
+
+    Args:
+        path: the file: plain, gzip or zstd.
+        max_bytes: longer lines are refused, so that one line cannot fill the memory.
+
+    Raises:
+        InputError: the file is damaged, or a line is too long, not UTF-8 text or not a JSON object.
+    """
+    for row, line in read_lines(path, max_bytes=max_bytes):
+        problem, remedy, fields = "not a JSON object", "Write one object per line", None
+        if len(line) > max_bytes:
+            problem, remedy = f"a line of more than {max_bytes:,} bytes", "Shorten the line"
+        else:
+            try:
+                text = line.decode()
+                if not text.strip():
+                    continue
+                fields = json.loads(text)
+            except UnicodeDecodeError:
+                problem, remedy = NOT_UTF8
+            except (ValueError, RecursionError):
+                pass
+        if not isinstance(fields, dict):
+            raise InputError(problem, remedy, file=path, row=row, value=line[:400].decode(errors="replace"))
+        yield row, fields
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows came from.
+    """The file or data frame that a table was read from.
 
     Attributes:
         file: the file; None for a data frame.
         kind: "csv", "jsonl", "parquet" or "frame".
-        delimiter: between the fields of a CSV file.
+        delimiter: delimiter of the fields of a CSV file.
     """
 
     file: Path | None
@@ -42,11 +142,14 @@ class Origin:
     delimiter: str = ","
 
     def row(self, index: int) -> int | None:
-        """Returns the row number, as a person counts, of the value row with this index (from 0).
+        """Return the row number in the file of the data row with this index.
 
-        Rows count from 1; in a CSV file the header is row 1, blank rows count, and a record that spans
-        several lines counts once. Blank lines of a JSONL file count, too. None where the row is not found
-        again: in files with stray quotes or control characters.
+        Row numbers start at 1. In a CSV file the header is row 1, blank rows count, and a record that spans
+        several lines counts once. Blank lines of a JSONL file count. The result is None if the row cannot be
+        located, which happens in files with stray quotes or control characters.
+
+        Args:
+            index: index of the data row, from 0.
         """
         if self.kind not in ("csv", "jsonl"):
             return index + 1
@@ -54,12 +157,13 @@ class Origin:
         return next((number for number, _ in islice(self.records(), index + header, None)), None)
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yields row number and fields of a text file's records, header included, blank ones left out.
+        """Yield row number and fields of each record of a CSV or JSONL file that is not blank.
 
-        Ends early where Python's reader cannot follow (a field of more than 128 KiB).
+        The header is a record, too. Stops before a CSV field of more than 128 KiB, the limit of Python's
+        reader.
         """
         assert self.file is not None
-        lines = _lines(self.file)
+        lines = (line.decode(errors="replace") for _, line in read_lines(self.file))
         if self.kind == "csv":
             rows: Iterator[list[str]] = csv.reader((f"{line}\n" for line in lines), delimiter=self.delimiter)
         else:
@@ -70,13 +174,13 @@ class Origin:
                     yield number, fields
 
 
-class Raw(NamedTuple):
-    """Columns as they were read.
+class RawTable(NamedTuple):
+    """Columns of a table before any check.
 
     Attributes:
-        frame: the wanted columns that are there, under the input's names; text is not parsed.
-        columns: the names of all columns found; of a JSONL file the keys of its first line.
-        origin: where the rows came from.
+        frame: the requested columns that the table has, under the input's names; text is not parsed.
+        columns: the names of all columns of the table; of a JSONL file the keys of its first line.
+        origin: the file or data frame.
     """
 
     frame: pl.DataFrame
@@ -84,47 +188,51 @@ class Raw(NamedTuple):
     origin: Origin
 
 
-def read(source: Any, wanted: Sequence[str]) -> Raw:
-    """Reads columns of a file or a data frame.
+def read_columns(source: Any, names: Sequence[str]) -> RawTable:
+    """Read columns of a file or a data frame.
 
     Args:
-        source: a path to CSV (`,` `;` or tab), JSONL (both also as .gz or .zst) or Parquet, or any data
-            frame that narwhals knows.
-        wanted: names of columns in the input; those that are not there are left out.
+        source: a path to CSV (delimiter `,`, `;` or tab), JSONL (both also as .gz or .zst) or Parquet, or
+            any data frame that narwhals supports.
+        names: names of columns in the input; those that the table lacks are left out.
 
     Raises:
-        InputError: the file is missing, misnamed, damaged or malformed, naming the row where it can.
+        InputError: the file is missing, misnamed, damaged or malformed; names the row if it is known.
         HafvtError: `source` is neither a path nor a data frame.
     """
     if not isinstance(source, str | Path):
-        return _read_frame(source, wanted)
+        return _read_frame(source, names)
     path = Path(source)
-    origin = Origin(path, kind_of(path))
+    kind = file_kind(path)
     try:
-        if origin.kind == "csv":
-            return _read_csv(path, wanted)
-        if origin.kind == "jsonl":
-            return _read_jsonl(origin, path, wanted)
+        if kind == "csv":
+            return _read_csv(path, names)
+        if kind == "jsonl":
+            return _read_jsonl(path, names)
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = scan.collect_schema().names()
-        return Raw(
-            scan.select(n for n in wanted if n in columns).collect(engine="streaming"), columns, origin
-        )
-    except UNREADABLE as error:
+        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
+        return RawTable(frame, columns, Origin(path, kind))
+    except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
 
-def kind_of(path: Path) -> str:
-    """Returns "csv", "jsonl" or "parquet", after a look at the first bytes."""
+def file_kind(path: Path) -> str:
+    """Return "csv", "jsonl" or "parquet", by the file's name.
+
+    Raises:
+        InputError: the file is missing or empty, its name has another ending, or its first bytes are not of
+            the kind that its name says.
+    """
     if not path.is_file():
         problem = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(problem, "Check the path", file=path)
     suffix = path.suffix.lower()
-    packed = suffix in PACKED
-    kind = KINDS.get(Path(path.stem).suffix.lower() if packed else suffix)
-    if kind is None or (packed and kind == "parquet"):
-        known = "name it .csv, .tsv, .jsonl or .ndjson (also with .gz or .zst after it) or .parquet"
-        raise InputError("a type of file that is not known", f"By what it holds, {known}", file=path)
+    is_compressed = suffix in COMPRESSED
+    kind = KINDS.get(Path(path.stem).suffix.lower() if is_compressed else suffix)
+    if kind is None or (is_compressed and kind == "parquet"):
+        names = ".csv, .tsv, .jsonl or .ndjson (also with .gz or .zst after it) or .parquet"
+        raise InputError("unknown type of file", f"Name it, by its content, {names}", file=path)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -132,54 +240,38 @@ def kind_of(path: Path) -> str:
         raise unreadable(path, error) from None
     if not head:
         raise InputError("the file is empty", "Write it again", file=path)
-    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), "text")
-    if found != (suffix if packed or kind == "parquet" else "text"):
-        raise InputError(
-            f"its name says {suffix} but it holds {found}", "Rename it by what it holds", file=path
-        )
-    if found == "text" and b"\0" in head:
+    content = next((name for magic, name in MAGIC.items() if head.startswith(magic)), "text")
+    if content != (suffix if is_compressed or kind == "parquet" else "text"):
+        problem = f"its name says {suffix} but its content is {content}"
+        raise InputError(problem, "Rename it by its content", file=path)
+    if content == "text" and b"\0" in head:
         row = head[: head.index(b"\0")].count(b"\n") + 1
-        raise InputError("it is not UTF-8 text", "Save it as UTF-8", file=path, row=row)
+        raise InputError(*NOT_UTF8, file=path, row=row)
     return kind
 
 
-def scan_lines(path: Path, count: int | None = None) -> pl.LazyFrame:
-    """Returns the lines of a text file as a column "line", unpacked, null where blank.
-
-    What is not UTF-8 becomes U+FFFD.
-    """
-    return pl.scan_csv(
-        path,
-        has_header=False,
-        schema={"line": pl.String},
-        separator="\x1f",
-        quote_char=None,
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        glob=False,
-        n_rows=count,
-    )
+def unreadable(path: Path, error: Exception, row: int | None = None) -> InputError:
+    """Return the error for a file that raised one of `READ_ERRORS`, at `row` if that is known."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    remedy = "Check it, or download or write it again"
+    return InputError(f"it cannot be read ({reason})", remedy, file=path, row=row)
 
 
-def _lines(path: Path, count: int | None = None) -> Iterator[str]:
-    yield from scan_lines(path, count).collect(engine="streaming")["line"].fill_null("")
-
-
-def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
-    first = next(_lines(path, 1), "")
+def _read_csv(path: Path, names: Sequence[str]) -> RawTable:
+    _, first_line = next(read_lines(path), (1, b""))
+    first = first_line.decode(errors="replace")
     unquoted = "".join(first.split('"')[::2])
     if first.startswith("{"):
-        raise InputError("its name says CSV but it holds JSON", "Rename it to .jsonl", file=path, row=1)
+        raise InputError("its name says CSV but its content is JSON", "Rename it to .jsonl", file=path, row=1)
     origin = Origin(path, "csv", max(",;\t", key=unquoted.count))
     header = _header(first, origin)
-    names = [name for name in wanted if name in header]
-    twice = [name for name in names if header.count(name) > 1]
-    if twice:
-        raise InputError(
-            "the header names this column twice", "Rename one", file=path, row=1, column=twice[0]
-        )
-    # Polars fills a short row with nulls and says nothing, and sees a long one only where it reads every
-    # column: so all columns are looked at, and only the wanted ones kept.
+    names = [name for name in names if name in header]
+    repeated = [name for name in names if header.count(name) > 1]
+    if repeated:
+        problem = "the header has this column twice"
+        raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
+    # Polars fills a short row with nulls and accepts a long row unless it reads every column. So the query
+    # looks at all columns, and returns the requested ones.
     scan = pl.scan_csv(path, separator=origin.delimiter, infer_schema=False, glob=False).select(
         *names,
         pl.last().is_null().alias("\0short"),
@@ -190,12 +282,13 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Raw:
     except pl.exceptions.PolarsError as error:
         raise _malformed_csv(origin, header, error) or unreadable(path, error) from None
     blank = frame.drop_in_place("\0blank")
-    if (frame.drop_in_place("\0short") & ~blank).any() and (wrong := _malformed_csv(origin, header)):
-        raise wrong
-    return Raw(frame.filter(~blank) if blank.any() else frame, header, origin)
+    if (frame.drop_in_place("\0short") & ~blank).any() and (wrong_row := _malformed_csv(origin, header)):
+        raise wrong_row
+    return RawTable(frame.filter(~blank) if blank.any() else frame, header, origin)
 
 
 def _header(line: str, origin: Origin) -> list[str]:
+    """Return the column names in the first line of a CSV file."""
     try:
         return next(csv.reader([line], delimiter=origin.delimiter), [])
     except csv.Error as error:
@@ -204,77 +297,56 @@ def _header(line: str, origin: Origin) -> list[str]:
 
 
 def _malformed_csv(origin: Origin, header: list[str], error: Exception | None = None) -> InputError | None:
-    """Returns what is wrong with the first malformed record, if there is one."""
-    bad_text = "utf" in str(error).lower()
+    """Return the error of the first malformed record; None if there is none.
+
+    Args:
+        origin: the CSV file.
+        header: its column names.
+        error: the error of Polars, which decides whether the records' encoding is checked.
+    """
+    check_encoding = "utf" in str(error).lower()
     for row, fields in origin.records():
         if len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
-            remedy = "Mend the row; quote fields that hold the delimiter"
+            remedy = "Fix the row; quote fields that contain the delimiter"
             return InputError(problem, remedy, file=origin.file, row=row)
         for column, value in zip(header, fields, strict=True):
-            if bad_text and "\ufffd" in value:
-                return _not_utf8(origin, row, column, value)
+            if check_encoding and "\ufffd" in value:
+                return InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=value)
     return None
 
 
-def _read_jsonl(origin: Origin, path: Path, wanted: Sequence[str]) -> Raw:
+def _read_jsonl(path: Path, names: Sequence[str]) -> RawTable:
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         source: Any = io.BytesIO(file.read()) if file.read(3) == BOM else glob.escape(str(path))
     try:
-        frame = pl.scan_ndjson(source, schema=dict.fromkeys(wanted, pl.String)).collect(engine="streaming")
-        first = json.loads(next(origin.records())[1][0]) if len(frame) else {}
-    except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:
-        raise _malformed_jsonl(origin, error) or unreadable(path, error) from None
-    found = [name for name in wanted if name in first or frame[name].null_count() < len(frame)]
-    return Raw(frame.select(found), list(first), origin)
+        frame = pl.scan_ndjson(source, schema=dict.fromkeys(names, pl.String)).collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        deque(read_jsonl(path), maxlen=0)  # raises the error of the first malformed line
+        raise unreadable(path, error) from None
+    _, first = next(read_jsonl(path), (1, {}))
+    columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
+    return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
 
 
-def _malformed_jsonl(origin: Origin, error: Exception) -> InputError | None:
-    """Returns what is wrong with the first malformed line, if there is one."""
-    bad_text = "utf" in str(error).lower()
-    for row, (line,) in origin.records():
-        if bad_text and "\ufffd" in line:
-            return _not_utf8(origin, row, None, line)
-        try:
-            whole = isinstance(json.loads(line), dict)
-        except (ValueError, RecursionError):
-            whole = False
-        if not whole:
-            return InputError(
-                "not a JSON object", "Write one object per line", file=origin.file, row=row, value=line
-            )
-    return None
-
-
-def _not_utf8(origin: Origin, row: int, column: str | None, value: str) -> InputError:
-    return InputError(
-        "not UTF-8 text", "Save it as UTF-8", file=origin.file, row=row, column=column, value=value
-    )
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
-    """Returns the error for a file that one of `UNREADABLE` came of."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"it cannot be read ({reason})", "Check it, or fetch or write it again", file=path)
-
-
-def _read_frame(source: Any, wanted: Sequence[str]) -> Raw:
+def _read_frame(source: Any, names: Sequence[str]) -> RawTable:
     try:
         frame: Any = nw.from_native(source)
     except TypeError:
         raise HafvtError(
-            f"{type(source).__name__} is neither a path nor a data frame: give one of these"
+            f"{type(source).__name__} is neither a path nor a data frame: pass one of these"
         ) from None
     if isinstance(frame, nw.LazyFrame):
         frame = frame.collect("polars")
     columns = list(frame.columns)
-    names = [name for name in wanted if name in columns]
     series = []
     for name in names:
+        if name not in columns:
+            continue
         try:
             series.append(frame.select(name).to_polars()[name])
-        except (TypeError, ValueError) as error:  # pyarrow's errors are both; a column of mixed types
+        except (TypeError, ValueError) as error:  # errors of pyarrow for a column of mixed types
             raise InputError(
                 f"cannot be read ({error})", "Give all its values one type", column=name
             ) from None
-    return Raw(pl.DataFrame(series), columns, Origin(None, "frame"))
+    return RawTable(pl.DataFrame(series), columns, Origin(None, "frame"))

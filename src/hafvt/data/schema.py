@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from hafvt.data.readers import Origin, read
+from hafvt.data.readers import Origin, read_columns
 from hafvt.errors import HafvtError, InputError
 
 COLUMNS = {
@@ -92,7 +92,7 @@ def read_items(items: Any, columns: dict[str, str]) -> Table:
 
 def _read_table(source: Any, role: str, columns: dict[str, str]) -> Table:
     candidates = {ours: (columns.get(ours, ours), ours) for ours in COLUMNS[role]}
-    raw = read(source, list(dict.fromkeys(name for pair in candidates.values() for name in pair)))
+    raw = read_columns(source, list(dict.fromkeys(name for pair in candidates.values() for name in pair)))
     file = raw.origin.file
     if raw.frame.is_empty() and set(raw.frame.columns).issuperset(NEEDED[role]):
         raise InputError(f"no {role} in it", "Give a table with rows", file=file)

@@ -1,4 +1,4 @@
-"""Which interactions are trained on, and which are the targets of validation and test."""
+"""Splits: which interactions are for training, and which are validation and test targets."""
 
 from __future__ import annotations
 
@@ -10,67 +10,66 @@ import numpy.typing as npt
 from hafvt.data.dataset import Int64
 from hafvt.errors import HafvtError
 
-SHORTEST = 3  # one interaction each for training, validation and test
+MIN_LENGTH = 3  # of a history with targets: one interaction each for training, validation and test
 
 
 class Split(NamedTuple):
     """A split of sorted histories; see `Dataset`.
 
     Attributes:
-        train_ends: (users,) how many leading interactions of each user may be trained on.
+        train_lengths: (users,) how many interactions at the start of each history are for training.
         valid: (n,) positions of the validation targets, ascending.
         test: (n,) positions of the test targets, ascending.
     """
 
-    train_ends: Int64
+    train_lengths: Int64
     valid: Int64
     test: Int64
 
 
 def leave_one_out(offsets: Int64) -> Split:
-    """Takes the last interaction of each user for test, the last but one for validation.
+    """Use the last interaction of each user for test, the second to last for validation.
 
-    Users with fewer than 3 interactions are trained on in full and never are targets.
+    Users with fewer than 3 interactions have no target: all their interactions are for training.
 
     Args:
         offsets: (users + 1,) where each user's history starts.
     """
     lengths = np.diff(offsets)
-    targets = lengths >= SHORTEST
-    ends = offsets[1:][targets]
-    return Split(np.where(targets, lengths - 2, lengths), ends - 2, ends - 1)
+    has_targets = lengths >= MIN_LENGTH
+    ends = offsets[1:][has_targets]
+    return Split(np.where(has_targets, lengths - 2, lengths), ends - 2, ends - 1)
 
 
-def by_time(offsets: Int64, times: npt.NDArray[Any], *, valid_share: float, test_share: float) -> Split:
-    """Cuts all histories at the same two moments.
+def split_by_time(offsets: Int64, times: npt.NDArray[Any], *, valid_share: float, test_share: float) -> Split:
+    """Split all histories at the same two times.
 
-    The moments are the times of actual interactions, such that about `test_share` of all interactions
-    happen at or after the second and `valid_share` between the two. What happens at a moment belongs to the
-    part after it. Interactions after the first moment are targets if their user has an earlier one.
+    The times are those of actual interactions, such that about `test_share` of all interactions happen at or
+    after the second and about `valid_share` between the two. An interaction at exactly one of the times
+    belongs to the later part. Interactions after the first time are targets if their user has an earlier one.
 
     Args:
         offsets: (users + 1,) where each user's history starts.
         times: (interactions,) time of each interaction, ascending within each user.
-        valid_share: about this share of all interactions lies in the window of validation.
-        test_share: likewise, of test.
+        valid_share: approximate share of the interactions in the validation period.
+        test_share: approximate share of the interactions in the test period.
 
     Raises:
         HafvtError: no interaction is left to train on.
     """
-    rank_targets = np.sort(times)
-    ranks = np.ceil(np.array([1 - valid_share - test_share, 1 - test_share]) * len(times) - 1e-9).astype(
-        np.int64
-    )
-    valid_from, test_from = rank_targets[np.clip(ranks, 0, len(times) - 1)]
-    if valid_from == rank_targets[0]:
+    ordered = np.sort(times)
+    shares = np.array([1 - valid_share - test_share, 1 - test_share])
+    ranks = np.ceil(shares * len(times) - 1e-9).astype(np.int64)
+    valid_from, test_from = ordered[np.clip(ranks, 0, len(times) - 1)]
+    if valid_from == ordered[0]:
         raise HafvtError(
             f"nothing to train on: no interaction is before {valid_from}, where validation starts: "
             "lower --valid-share and --test-share or use --split leave-one-out"
         )
-    early = np.concatenate([[0], np.cumsum(times < valid_from)])
-    train_ends = early[offsets[1:]] - early[offsets[:-1]]
-    follows = np.ones(len(times), dtype=bool)  # whether the user has an earlier interaction
-    follows[offsets[:-1][np.diff(offsets) > 0]] = False
-    valid = np.flatnonzero(follows & (times >= valid_from) & (times < test_from))
-    test = np.flatnonzero(follows & (times >= test_from))
-    return Split(train_ends, valid, test)
+    train_before = np.concatenate([[0], np.cumsum(times < valid_from)])  # (interactions + 1,)
+    train_lengths = train_before[offsets[1:]] - train_before[offsets[:-1]]
+    has_history = np.ones(len(times), dtype=bool)  # whether the user has an earlier interaction
+    has_history[offsets[:-1][np.diff(offsets) > 0]] = False
+    valid = np.flatnonzero(has_history & (times >= valid_from) & (times < test_from))
+    test = np.flatnonzero(has_history & (times >= test_from))
+    return Split(train_lengths, valid, test)

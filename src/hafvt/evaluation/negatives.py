@@ -69,7 +69,7 @@ def distinct(data: Dataset, positions: Int64) -> Int32:
     random = np.random.default_rng(SEED)
     drawn = np.full((len(positions), COUNT), -1, dtype=np.int32)
     starts, sizes = _domains(data, positions)
-    firsts = data.offsets[data.user_of(positions)]
+    firsts = data.offsets[data.users_at(positions)]
     for row, (start, size, first, position) in enumerate(zip(starts, sizes, firsts, positions, strict=True)):
         out = np.unique(np.asarray(data.items[first : position + 1])) - start  # the history and the target
         out = out[(out >= 0) & (out < size)]

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from hafvt.data.batches import gather, target_batches
+from hafvt.data.batches import collate, target_batches
 from hafvt.data.dataset import Dataset, Domain, Int32, Int64
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Ranks, concat_ranks
@@ -137,7 +137,7 @@ def full(
     sizes = np.array([len(d) for d in data.domains])
     return Ranks(
         positions=positions,
-        users=data.user_of(positions),
+        users=data.users_at(positions),
         domains=domains.astype(np.int64),
         ranks=found,
         candidates=sizes[domains].astype(np.int64),
@@ -194,7 +194,7 @@ def sampled(
     model.train(was_training)
     ranks = Ranks(
         positions=positions,
-        users=data.user_of(positions),
+        users=data.users_at(positions),
         domains=domains.astype(np.int64),
         ranks=half,
         candidates=1 + (drawn >= 0).sum(1),
@@ -207,8 +207,8 @@ def seen_columns(data: Dataset, targets: Int64, domain: Domain) -> torch.Tensor:
 
     The target itself is never among them: a repeated item is a fair target.
     """
-    starts = np.asarray(data.offsets)[data.user_of(targets)]
-    history = gather(data.items, starts, targets)
+    starts = np.asarray(data.offsets)[data.users_at(targets)]
+    history = collate(data.items, starts, targets)
     columns = history.items - domain.start
     outside = (columns < 0) | (columns >= len(domain))
     outside |= torch.arange(columns.shape[1]) >= history.lengths[:, None]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hafvt.errors import need
+from hafvt.errors import missing_package
 from hafvt.evaluation.metrics import Float64
 
 
@@ -40,7 +40,7 @@ def paired(differences: Float64, resamples: int = 2000, seed: int = 0) -> Paired
     try:
         from scipy.stats import wilcoxon
     except ImportError:
-        raise need("compare", "scipy") from None
+        raise missing_package("compare", "scipy") from None
     random, users = np.random.default_rng(seed), len(differences)
     means = np.empty(resamples)
     for row in range(resamples):

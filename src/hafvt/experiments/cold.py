@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from hafvt.data.cold_items import cold_view
+from hafvt.data.cold_items import cold_target_view
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import METRICS, Float64, MetricValue, Ranks, Results, concat_ranks, summarize
 from hafvt.evaluation.protocols import among, full
@@ -58,28 +58,28 @@ def rank_cold(run: Run, device: torch.device) -> tuple[Ranks, Results, Results]:
         HafvtError: no item was held out.
     """
     data = run.data
-    if not len(data.cold):
+    if not len(data.cold_targets):
         raise HafvtError(
             f"{data.folder} has no cold targets: prepare it with --hold-out-items 0.1 and train on that"
         )
-    view = cold_view(data, run.model.max_length)
+    view = cold_target_view(data, run.model.max_length)
     starts = [domain.start for domain in data.domains]
-    domains = np.searchsorted(starts, data.cold[:, 2], side="right") - 1
-    with progress(f"evaluate {run.name}, cold items", len(data.cold), "targets") as advance:
+    domains = np.searchsorted(starts, data.cold_targets[:, 2], side="right") - 1
+    with progress(f"evaluate {run.name}, cold items", len(data.cold_targets), "targets") as advance:
         parts = [
             full(model.to(device), view, view.test[domains == number], device=device, advance=advance)
             for number, model in enumerate(run.models)
         ]
     ranks = concat_ranks(parts)
-    ranks = replace(ranks, users=np.asarray(data.cold[:, 0]))  # the view has a user for each target
+    ranks = replace(ranks, users=np.asarray(data.cold_targets[:, 0]))  # the view has a user for each target
     names = [domain.name for domain in data.domains]
     results, chance = summarize(ranks, names), by_chance(ranks, names)
     folder = run.folder / "cold"
     folder.mkdir(exist_ok=True)
     ranks.write(folder / "ranks.parquet", view)
     said = (
-        f"{len(ranks.ranks):,} targets among {len(np.unique(data.cold[:, 2])):,} items that were held out of "
-        f"training, each ranked among {among(data, 'full')}; intervals: 95 % bootstrap over users"
+        f"{len(ranks.ranks):,} targets among {len(np.unique(data.cold_targets[:, 2])):,} items that were "
+        f"held out of training, each ranked among {among(data, 'full')}; intervals: 95 % bootstrap over users"
     )
     tables = {
         name: {d: {m: asdict(f) for m, f in row.items()} for d, row in table.items()}

@@ -11,7 +11,7 @@ from typing import Literal
 import yaml
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.sources.checks import scenario_of
+from hafvt.data.sources.checks import find_scenario
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import Protocol, among, check_protocol
 from hafvt.evaluation.significance import Paired
@@ -208,7 +208,7 @@ def _comparison(
     domains = [d.name for d in data.domains if d.name in model_results[0].results[0]]
     columns = [(domain, metric) for domain in domains for metric in COLUMNS]
     rows = []
-    scenario = scenario_of(data) if protocol == "c2dsr" else None
+    scenario = find_scenario(data) if protocol == "c2dsr" else None
     published = TABLES[scenario.domains] if scenario else {}
     for model_result in model_results:
         marks = []

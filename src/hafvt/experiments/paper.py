@@ -9,7 +9,7 @@ from typing import Literal
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.c2dsr import prepare_c2dsr
-from hafvt.data.sources.checks import checks_table, scenario_of, table1_checks
+from hafvt.data.sources.checks import checks_table, find_scenario, table1_checks
 from hafvt.errors import HafvtError
 from hafvt.experiments.compare import ablate, compare
 from hafvt.progress import console
@@ -65,7 +65,7 @@ def paper(
         if not (folder / "manifest.json").exists():
             prepare_c2dsr(release, folder)
     dataset = Dataset.open(folder)
-    known = scenario_of(dataset)
+    known = find_scenario(dataset)
     if known is None or known.domains != SCENARIOS[table]:
         wanted, has = "-".join(SCENARIOS[table]), "-".join(d.name for d in dataset.domains)
         console.print(f"{table} is of {wanted}, this data of {has}: the paper's rows are left out")
@@ -74,7 +74,7 @@ def paper(
 
 
 def _table1(data: Dataset) -> PaperTable:
-    known = scenario_of(data)
+    known = find_scenario(data)
     name = "-".join(name.title() for name in known.domains) if known else "no scenario of the paper"
     head = f"Table 1, {name}: the paper's figures beside those of the data at hand"
     return PaperTable(f"{head}\n{checks_table(table1_checks(data))}")

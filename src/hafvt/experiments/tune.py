@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import Protocol, check_protocol
 from hafvt.experiments.search_space import TRAINING, as_it_stands, plain, read_space, shown
 from hafvt.experiments.training_pool import TrainingPool, keep_settings
@@ -127,7 +127,7 @@ def tune(
     try:
         from hafvt.experiments.tuner import Search
     except ModuleNotFoundError as error:
-        raise need("tune", str(error.name)) from None
+        raise missing_package("tune", str(error.name)) from None
     check_protocol(protocol)
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:

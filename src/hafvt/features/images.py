@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +57,7 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise need("encode", "pillow") from None
+        raise missing_package("encode", "pillow") from None
     try:
         with _quiet(Image.DecompressionBombWarning), Image.open(BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

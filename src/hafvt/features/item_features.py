@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Domain
+from hafvt.data.relations import read_relations
 from hafvt.errors import HafvtError
-from hafvt.features.relations import read_relations
 from hafvt.features.table import FeatureTable
 
 

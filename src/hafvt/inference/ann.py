@@ -20,7 +20,7 @@ from hafvt.inference.recommender import Recommendations, Recommender
 from hafvt.inference.shortlist import FaissShortlist, faiss
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models.hafvt import HafVt
-from hafvt.progress import peak_gib, progress
+from hafvt.progress import peak_memory_gib, progress
 from hafvt.training.run import Run, fingerprint, open_run
 
 FORMAT = 1
@@ -132,7 +132,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
         about = {"format": FORMAT, "of": state(opened), "files": files, "recall": found, "probes": probes}
         write_json(temporary / "about.json", about)
-    return Indexed(found, cells, probes, len(asked), seconds, mib, peak_gib(), folder)
+    return Indexed(found, cells, probes, len(asked), seconds, mib, peak_memory_gib(), folder)
 
 
 def open_shortlist(run: Run) -> FaissShortlist | None:
@@ -238,7 +238,7 @@ def state(run: Run) -> dict[str, Any]:
 
 def some_histories(data: Dataset, most: int) -> list[list[str]]:
     """Returns the histories, as item ids, of people drawn at random, always the same."""
-    users = np.random.default_rng(0).permutation(data.users)[:most]
+    users = np.random.default_rng(0).permutation(data.num_users)[:most]
     ids = data.item_table["item_id"]
     return [
         ids.gather(np.asarray(data.items[data.offsets[user] : data.offsets[user + 1]], np.int64)).to_list()

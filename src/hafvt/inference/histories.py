@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +10,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.readers import UNREADABLE, kind_of, scan_lines, unreadable
+from hafvt.data.readers import file_kind, read_jsonl
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json
 
-LONGEST = 2**24  # characters of a line; a million ids take fewer
+MAX_LINE_BYTES = 2**24  # a million ids take fewer
 
 
 class Asked(NamedTuple):
@@ -95,7 +92,7 @@ def history_of(run: str | Path, user: str, data: str | Path | Dataset | None = N
 
 def _holds_histories(path: Path) -> bool:
     """Returns whether a file is JSONL whose first object has a history."""
-    return kind_of(path) == "jsonl" and "history" in next((line.fields for line in _lines(path)), {})
+    return file_kind(path) == "jsonl" and "history" in next((line.fields for line in _lines(path)), {})
 
 
 @dataclass(frozen=True)
@@ -149,37 +146,6 @@ class HistoryRow:
 
 
 def _lines(path: Path) -> Iterator[HistoryRow]:
-    """Yields the objects of a JSONL file, one line of it in memory at a time."""
-    try:
-        for row, line in enumerate(_text(path), start=1):
-            problem, remedy, fields = "", "Write one object per line", None
-            if len(line) > LONGEST:
-                problem = f"a line of more than {LONGEST:,} characters"
-                remedy = "Cut the history: a model reads its last items only"
-            elif "\ufffd" in line:
-                problem, remedy = "not UTF-8 text", "Save it as UTF-8"
-            elif line.strip():
-                with suppress(ValueError, RecursionError):
-                    fields = json.loads(line)
-                if isinstance(fields, dict):
-                    yield HistoryRow(path, row, fields)
-                else:
-                    problem = "not a JSON object"
-            if problem:
-                raise InputError(problem, remedy, file=path, row=row, value=line)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from None
-
-
-def _text(path: Path) -> Iterator[str]:
-    """Yields the lines of a file, unpacked; what is not UTF-8 becomes U+FFFD."""
-    suffix = path.suffix.lower()
-    if suffix == ".zst":
-        for batch in scan_lines(path).collect_batches(chunk_size=1024):
-            yield from batch["line"].fill_null("")
-        return
-    encoding = "utf-8-sig"  # of the first line; a mark anywhere else is wrong
-    with gzip.open(path) if suffix == ".gz" else path.open("rb") as file:
-        while line := file.readline(4 * LONGEST):
-            yield line.decode(encoding, errors="replace")
-            encoding = "utf-8"
+    """Yield the objects of a JSONL file, one line in memory at a time."""
+    for row, fields in read_jsonl(path, max_bytes=MAX_LINE_BYTES):
+        yield HistoryRow(path, row, fields)

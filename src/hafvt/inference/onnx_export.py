@@ -24,7 +24,7 @@ from torch.export import Dim
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, Int64
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.files import atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.catalog import ItemCatalog
@@ -123,7 +123,7 @@ def export(
         import onnx_ir
         import onnxscript  # noqa: F401  torch.onnx imports it late
     except ImportError as error:
-        raise need("export", str(error.name)) from None
+        raise missing_package("export", str(error.name)) from None
     opened = open_run(run, data)
     if opened.name in UNTRACEABLE:
         able = ", ".join(name for name in MODELS if name not in UNTRACEABLE)

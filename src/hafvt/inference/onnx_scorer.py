@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Domain, Int64
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.files import read_json, sha256
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
@@ -76,7 +76,7 @@ class OnnxScorer:
         try:
             import onnxruntime
         except ImportError:
-            raise need("onnx", "onnxruntime") from None
+            raise missing_package("onnx", "onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # errors alone

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
-from hafvt.errors import need
+from hafvt.errors import missing_package
 from hafvt.inference.scorer import Float32
 from hafvt.models.hafvt import HafVt, Query
 from hafvt.ops.catalog_softmax import without
@@ -133,5 +133,5 @@ def faiss() -> Any:
     try:
         import faiss as library
     except ModuleNotFoundError:
-        raise need("index", "faiss-cpu") from None
+        raise missing_package("index", "faiss-cpu") from None
     return library

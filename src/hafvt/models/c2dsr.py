@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.data.relations import TRANSITION, WITHIN_DOMAIN
 from hafvt.features.item_features import ItemFeatures
-from hafvt.features.relations import TRANSITION, WITHIN
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, known, last, next_items, slots, view
 from hafvt.models.pinet import chosen_scores, nll
@@ -130,7 +130,7 @@ class C2dsr(Model):
         self.config, self.domains = config, catalog.domains
         self.max_length, d = config.max_length, config.width
         self.merged = GraphEncoder(catalog.relations[TRANSITION], len(catalog), config)
-        own = (GraphEncoder(catalog.relations[WITHIN], len(catalog), config) for _ in self.domains)
+        own = (GraphEncoder(catalog.relations[WITHIN_DOMAIN], len(catalog), config) for _ in self.domains)
         self.own = nn.ModuleList(own)
         self.outputs = nn.ModuleList(nn.Linear(d, len(domain)) for domain in self.domains)
         self.discriminators = nn.ModuleList(nn.Bilinear(d, d, 1) for _ in self.domains)

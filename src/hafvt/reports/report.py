@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hafvt.data.batches import gather
+from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.metrics import MetricValue, Ranks, Results, summarize
 from hafvt.evaluation.protocols import Protocol, among
@@ -120,13 +120,13 @@ def people(models: Sequence[Model], data: Dataset, seed: int = 0) -> list[UserEx
 
 def person(models: Sequence[Model], data: Dataset, position: int) -> UserExample:
     """Returns one user, as of right before the target at a position."""
-    user = int(data.user_of(np.array([position]))[0])
+    user = int(data.users_at(np.array([position]))[0])
     target = int(data.items[position])
     number, domain = next((n, d) for n, d in enumerate(data.domains) if d.start <= target < d.stop)
     model = models[number].eval()
     start = max(int(data.offsets[user]), position - model.max_length)
     with torch.inference_mode():
-        batch = gather(data.items, np.array([start]), np.array([position]))
+        batch = collate(data.items, np.array([start]), np.array([position]))
         scores = model.scores(batch, number)  # (1, C)
         rank = float(ranking.ranks(scores, torch.tensor([target - domain.start]))[0])
         best, columns = ranking.top_k(scores, min(LISTED, len(domain)))

@@ -144,11 +144,11 @@ def people_json(live: LoadedModel, limit: int, offset: int) -> dict[str, Any]:
     """Answers `/people`, in the dataset's order."""
     if live.people is None:
         return {"people": [], "total": 0}
-    users = range(live.people.users)[offset : offset + limit]
+    users = range(live.people.num_users)[offset : offset + limit]
     people = [
         {"user_id": live.people.user_ids[user], "history": _history(live, user, GLIMPSE)} for user in users
     ]
-    return {"people": people, "total": live.people.users}
+    return {"people": people, "total": live.people.num_users}
 
 
 def person_json(live: LoadedModel, user_id: str) -> dict[str, Any] | None:

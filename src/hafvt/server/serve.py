@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.progress import console
 from hafvt.server.middleware import KEY
 
@@ -64,7 +64,7 @@ def serve(
         from hafvt.server.app import Settings, create_app
         from hafvt.server.slow_clients import SlowClientProtocol
     except ModuleNotFoundError as error:
-        raise need("serve", error.name or "fastapi") from None
+        raise missing_package("serve", error.name or "fastapi") from None
     from hafvt.server.manager import ModelSource
 
     listener = listen(host, port)

@@ -64,7 +64,7 @@ class Run:
 def fingerprint(data: Dataset) -> str:
     """Returns a hash that changes with the histories, the catalog or the split."""
     hashes = data.manifest["sha256"]
-    return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_ends.npy"))
+    return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_lengths.npy"))
 
 
 def feature_hashes(data: Dataset, modalities: tuple[str, ...]) -> dict[str, str]:

@@ -20,13 +20,13 @@ from lightning_fabric import Fabric
 
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol, check_protocol, rank_targets
-from hafvt.files import alone_in, atomic_file, write_json
+from hafvt.files import LOCK_NAME, atomic_file, lock_folder, write_json
 from hafvt.models import build_model, configure, default_learning_rate, resolve_modalities
 from hafvt.ops.dtype import compute_dtype
-from hafvt.progress import peak_gib, progress
+from hafvt.progress import peak_memory_gib, progress
 from hafvt.reports.report import report
 from hafvt.training.checkpoint import load, pack, save, unpack
 from hafvt.training.ema import EmaWeights
@@ -158,7 +158,7 @@ def train(
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
-    with alone_in(out):
+    with lock_folder(out):
         _claim(out, settings, resume)
         weights = [p for p in net.parameters() if p.requires_grad]
         if not weights:
@@ -281,7 +281,7 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
     """Makes the run's folder, or checks that what is there is this very run."""
     path = out / "config.yaml"
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(path.name != LOCK_NAME for path in out.iterdir()):
             raise HafvtError(f"{out} is not empty and holds no run: choose another folder")
         with atomic_file(path) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -303,7 +303,7 @@ def _peak_gib(device: torch.device) -> float:
     """Returns the most memory that this process held, on a GPU that of torch's tensors there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_gib()
+    return peak_memory_gib()
 
 
 def _finished(state: Progress, epochs: int, validate_every: int, patience: int) -> bool:
@@ -371,7 +371,7 @@ class _Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise need("track", "tensorboard") from None
+                raise missing_package("track", "tensorboard") from None
             self.writer = SummaryWriter(str(out / "tensorboard"))
 
     def write(self, line: dict[str, Any]) -> None:

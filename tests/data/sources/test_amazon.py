@@ -110,8 +110,8 @@ def test_sequences_by_the_papers_rules(raw, tmp_path):
     assert abs(len(data.valid) - len(data.test)) <= 1
     last = {user: row for row, user in enumerate(users)}
     assert (held == np.sort(data.offsets[1:][list(last.values())] - 1)).all()
-    trained = np.diff(data.offsets) * ~np.isin(np.arange(data.users), list(last.values()))
-    assert (data.train_ends == trained).all()
+    trained = np.diff(data.offsets) * ~np.isin(np.arange(data.num_users), list(last.values()))
+    assert (data.train_lengths == trained).all()
     assert "training sequences" in str(found)
 
 

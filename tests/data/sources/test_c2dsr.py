@@ -56,7 +56,7 @@ def test_sequences_are_those_of_the_files_sorted_stably(release, tmp_path):
     data = prepare_c2dsr(release, tmp_path / "data").dataset
     assert [d.name for d in data.domains] == ["x", "y"]
     assert [len(d) for d in data.domains] == list(SIZES)
-    assert (len(data.valid), len(data.test), data.users) == (8, 12, 60)
+    assert (len(data.valid), len(data.test), data.num_users) == (8, 12, 60)
     held = {}
     for path in (release / "traindata_new.txt", release / "validdata_new.txt"):
         for row in path.read_text().splitlines():
@@ -69,8 +69,8 @@ def test_sequences_are_those_of_the_files_sorted_stably(release, tmp_path):
         part = slice(data.offsets[row], data.offsets[row + 1])
         found = list(zip(ids.gather(data.items[part]), data.times[part].tolist(), strict=True))
         assert found == held[name]
-    assert (data.train_ends[:40] == np.diff(data.offsets)[:40]).all()
-    assert (data.train_ends[40:] == 0).all()
+    assert (data.train_lengths[:40] == np.diff(data.offsets)[:40]).all()
+    assert (data.train_lengths[40:] == 0).all()
     assert (np.diff(data.offsets)[40:48] + data.offsets[40:48] - 1 == data.valid).all()
 
 

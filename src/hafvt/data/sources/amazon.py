@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Domain, Int32, Int64, write_dataset
-from hafvt.data.filters import active_everywhere
-from hafvt.data.order import count_ties, offsets_of, sort_histories
+from hafvt.data.filters import is_active_in_all_domains
+from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.sources.amazon_dumps import DumpFile, Reviews, check_head, collect, find, read_products
 from hafvt.data.sources.amazon_lines import PRODUCT
 from hafvt.data.sources.checks import DAY, Prepared, structure, table1_checks
@@ -169,10 +169,10 @@ def prepare_amazon(
         items=log.items,
         times=log.times,
         offsets=offsets,
-        train_ends=np.where(np.isin(np.arange(len(row_names)), held), 0, np.diff(offsets)),
+        train_lengths=np.where(np.isin(np.arange(len(row_names)), held), 0, np.diff(offsets)),
         valid=targets[split],
         test=targets[~split],
-        about={
+        metadata={
             "settings": {
                 "source": "amazon",
                 "domains": domains,
@@ -188,7 +188,7 @@ def prepare_amazon(
                 for path, d in dumps.items()
             },
             "steps": steps,
-            "ties": {"order": ties, "neighbors": tied.neighbors, "tied": tied.tied},
+            "ties": {"order": ties, "adjacent_pairs": tied.adjacent_pairs, "tied_pairs": tied.tied_pairs},
             "duplicates": tied.duplicates,
         },
         overwrite=overwrite,
@@ -253,7 +253,7 @@ def _joined(parts: list[Reviews]) -> tuple[list[str], ReviewLog, int]:
 
 def _everywhere(log: ReviewLog) -> ReviewLog:
     """Keeps users with a review in every domain."""
-    good = active_everywhere(log.users, log.domains(), len(log.starts) - 1, 1)
+    good = is_active_in_all_domains(log.users, log.domains(), len(log.starts) - 1, 1)
     return log.take(np.flatnonzero(good[log.users]))
 
 
@@ -341,7 +341,7 @@ def _rows(
     """
     starts, stops = sequences
     lengths = stops - starts
-    offsets = offsets_of(np.repeat(np.arange(len(starts), dtype=np.int32), lengths), len(starts))
+    offsets = user_offsets(np.repeat(np.arange(len(starts), dtype=np.int32), lengths), len(starts))
     slots = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
     owners = log.users[starts]
     firsts = np.searchsorted(owners, owners)

@@ -22,7 +22,7 @@ import polars as pl
 
 from hafvt.data.dataset import Domain, write_dataset
 from hafvt.data.order import count_ties
-from hafvt.data.readers import read
+from hafvt.data.readers import read_columns
 from hafvt.data.sources.checks import SCENARIOS, Prepared, structure, table1_checks
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import sha256
@@ -108,14 +108,14 @@ def prepare_c2dsr(
         items=flat,
         times=times,
         offsets=offsets,
-        train_ends=np.where(held == 0, lengths, 0),
+        train_lengths=np.where(held == 0, lengths, 0),
         valid=offsets[1:][held == 1] - 1,
         test=offsets[1:][held == 2] - 1,
         image_root=Path(items).parent if items else None,
-        about={
+        metadata={
             "settings": {"source": "c2dsr", "seed": seed},
             "inputs": {p.name: {"sha256": sha256(p)} for p in [*lists, *(p for part in files for p in part)]},
-            "ties": {"order": "input", "neighbors": ties.neighbors, "tied": ties.tied},
+            "ties": {"order": "input", "adjacent_pairs": ties.adjacent_pairs, "tied_pairs": ties.tied_pairs},
             "duplicates": ties.duplicates,
             "scenario": known.domains if known else None,
         },
@@ -208,7 +208,7 @@ def _with_titles(table: pl.DataFrame, items: str | Path | None) -> pl.DataFrame:
     """Adds title and image, nulls where they are not known."""
     if items is None:
         return table.with_columns(title=pl.lit(None, pl.String), image=pl.lit(None, pl.String))
-    found = read(items, ["item_id", "title", "image"]).frame
+    found = read_columns(items, ["item_id", "title", "image"]).frame
     if "item_id" not in found.columns:
         raise InputError("no such column", "Name the ASINs so", file=Path(items), column="item_id")
     for name in {"title", "image"} - set(found.columns):

@@ -80,7 +80,7 @@ def checks_table(checks: Sequence[Check]) -> str:
     )
 
 
-def scenario_of(data: Dataset) -> Scenario | None:
+def find_scenario(data: Dataset) -> Scenario | None:
     """Returns the scenario of the paper that a dataset is, by its numbers of items or its domains' names."""
     names, sizes = tuple(d.name for d in data.domains), tuple(map(len, data.domains))
     return next((s for s in SCENARIOS if sizes == s.items or names == s.domains), None)
@@ -88,7 +88,7 @@ def scenario_of(data: Dataset) -> Scenario | None:
 
 def table1_checks(data: Dataset) -> list[Check]:
     """Returns the rows of the paper's Table 1 beside what a dataset of two domains holds."""
-    known = scenario_of(data)
+    known = find_scenario(data)
     starts = np.array([d.start for d in data.domains])
     counts = {
         split: np.bincount(
@@ -100,7 +100,7 @@ def table1_checks(data: Dataset) -> list[Check]:
         Check(f"items of {d.name}", f"{known.items[n]:,}" if known else "", f"{len(d):,}")
         for n, d in enumerate(data.domains)
     ]
-    trained = int((np.asarray(data.train_ends) > 1).sum())
+    trained = int((np.asarray(data.train_lengths) > 1).sum())
     checks.append(Check("training sequences", f"{known.train:,}" if known else "", f"{trained:,}"))
     for split, label in (("valid", "validation"), ("test", "test")):
         expected = (known.valid if split == "valid" else known.test) if known else None
@@ -112,7 +112,7 @@ def table1_checks(data: Dataset) -> list[Check]:
             )
             for n, d in enumerate(data.domains)
         ]
-    mean = len(data.items) / max(data.users, 1)
+    mean = len(data.items) / max(data.num_users, 1)
     checks.append(Check("mean length", f"{known.length:.2f}" if known else "", f"{mean:.2f}"))
     return checks
 
@@ -129,7 +129,7 @@ def structure(data: Dataset, days: int | None) -> list[Check]:
         disjoint users, span in days.
     """
     targets = np.concatenate([data.valid, data.test])
-    rows = data.user_of(targets)
+    rows = data.users_at(targets)
     starts, stops = data.offsets[rows], targets + 1
     lengths = stops - starts
     slots = (
@@ -162,4 +162,4 @@ def structure(data: Dataset, days: int | None) -> list[Check]:
 
 def people(data: Dataset, positions: Int64) -> set[str]:
     """Returns the users behind the sequences of targets."""
-    return {str(name).rpartition("#")[0] for name in data.user_ids.gather(data.user_of(positions))}
+    return {str(name).rpartition("#")[0] for name in data.user_ids.gather(data.users_at(positions))}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hafvt.errors import need
+from hafvt.errors import missing_package
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,7 +163,7 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
     try:
         from PIL import Image, ImageColor
     except ImportError:
-        raise need("encode", "pillow") from None
+        raise missing_package("encode", "pillow") from None
     turn, scale, tilt = random.uniform(-0.08, 0.08), random.uniform(5.5, 6.5), random.uniform(-4, 4)
     down, right = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
     x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.15, 0.15)

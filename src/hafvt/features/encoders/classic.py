@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ class ClassicPictures:
             import skimage  # noqa: F401
             import sklearn  # noqa: F401
         except ImportError as error:
-            raise need("encode", str(error.name)) from None
+            raise missing_package("encode", str(error.name)) from None
         self.settings: dict[str, Any] = {"encoder": "classic", "side": SIDE, "width": WIDTH, "seed": seed}
         self.seed = seed
         self.fit: dict[str, npt.NDArray[Any]] = {}
@@ -117,7 +117,7 @@ class ClassicTitles:
         try:
             import sklearn  # noqa: F401
         except ImportError as error:
-            raise need("encode", str(error.name)) from None
+            raise missing_package("encode", str(error.name)) from None
         self.settings: dict[str, Any] = {"encoder": "classic", "width": WIDTH, "seed": seed}
         self.seed = seed
         self.fit: dict[str, npt.NDArray[Any]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading, pick_device
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _load(name: str, device: torch.device) -> tuple[Any, dict[str, Any]]:
     try:
         import transformers
     except ImportError:
-        raise need("encode", "transformers") from None
+        raise missing_package("encode", "transformers") from None
     with loading("clip", name):
         model, report = transformers.AutoModel.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading, pick_device
 
 Float32 = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class SentenceTitles:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise need("encode", "sentence-transformers") from None
+            raise missing_package("encode", "sentence-transformers") from None
         target = pick_device(device)
         with loading("sentence", argument):
             folder = _folder(argument)

@@ -38,7 +38,14 @@ def test_counts(tmp_path: Path) -> None:
     cups, tea = found.domains
     assert (found.users, found.items, found.interactions) == (3, 5, 8)
     assert found.lengths == HistoryLengths(1, 3.0, 8 / 3, 4)
-    assert (cups.items, cups.interactions, cups.users, cups.without_interactions, cups.with_title, cups.with_image) == (
+    assert (
+        cups.items,
+        cups.interactions,
+        cups.users,
+        cups.without_interactions,
+        cups.with_title,
+        cups.with_image,
+    ) == (
         2,
         3,
         2,
@@ -46,7 +53,14 @@ def test_counts(tmp_path: Path) -> None:
         1,
         0,
     )
-    assert (tea.items, tea.interactions, tea.users, tea.without_interactions, tea.with_title, tea.with_image) == (
+    assert (
+        tea.items,
+        tea.interactions,
+        tea.users,
+        tea.without_interactions,
+        tea.with_title,
+        tea.with_image,
+    ) == (
         3,
         5,
         3,

@@ -43,7 +43,7 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 LEARNING_RATES = {("hafvt", "default"): 3e-3, ("hafvt", "unmixed"): 3e-3}
-"""Adam's learning rates by model and configuration, where they are not 0.001: docs/study.md says why."""
+"""Adam's learning rates by model and configuration, where they are not 0.001: benchmarks/reports/2026-11-29-hafvt-study.md says why."""
 
 
 def default_learning_rate(name: str, preset: str) -> float:

@@ -15,7 +15,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
     A question of capability, never a timing, so that the same machine always computes the same bits. Of
     processors with bfloat16 vectors but no tiles (AMX) AMD's multiply them twice as fast as float32, Intel's
-    half as fast (docs/performance.md), so there the maker decides.
+    half as fast (see benchmarks/reports), so there the maker decides.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -521,8 +521,8 @@ def test_items_that_come_later_are_linked_and_the_others_stay(small):
 def test_links_that_are_known_are_not_sought(small, monkeypatch):
     made = build(small, CONFIGS["default"])
     kept = saved_similarity(made.items.state_dict())
-    monkeypatch.setattr("hafvt.features.similarity.neighbors", None)
-    monkeypatch.setattr("hafvt.features.similarity.find_clusters", None)
+    monkeypatch.setattr("hafvt.features.similarity.nearest_neighbors", None)
+    monkeypatch.setattr("hafvt.features.similarity.cluster_items", None)
     again = HafVt(replace(load_item_features(small), similar_items=kept), made.config)
     for name in ("near_title", "group_image"):
         assert all(

@@ -287,7 +287,7 @@ def test_damage_is_named(small, make_small, tmp_path):
 
 def test_a_run_is_opened_without_seeking_what_its_items_are_linked_to(small, tmp_path, monkeypatch):
     run = train("hafvt", small, tmp_path / "run", params=PARAMS["hafvt"], epochs=1, test=False)
-    for found_anew in ("neighbors", "find_clusters"):
+    for found_anew in ("nearest_neighbors", "cluster_items"):
         monkeypatch.setattr(f"hafvt.features.similarity.{found_anew}", None)
     opened = open_run(run.folder)
     before, after = (full(one.model, small, small.valid).ranks for one in (run, opened))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures, SimilarItems, prepare_vectors
+from hafvt.features.item_features import ItemFeatures, SimilarItems, Vectors, prepare_vectors
 from hafvt.features.similarity import find_similar_items
 from hafvt.ops.embedding import SparseLinks, add_weighted_rows, links, weighted_row_sums
 
@@ -120,7 +120,7 @@ class ItemTables(nn.Module):
         for name in self.project if self.fused else ():
             rows, present = getattr(self, f"frozen_{name}"), catalog.vectors[name].present
             similar_items = find_similar_items(
-                rows, present, counts, near, sizes, catalog.similar_items.get(name)
+                Vectors(rows, present), counts, near, sizes, catalog.similar_items.get(name)
             )
             if near:
                 self.link(

@@ -60,7 +60,7 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
     settings = f"train {MODELS[model]} --seed {seed} --epochs {EPOCHS[data, model]} {COMMON}"
     settings += f" --precision {'bf16' if variant == 'bf16' else 'fp32'}"
     if variant == "sampled":
-        settings += f" --params.sampled {SAMPLED[data]}"
+        settings += f" --params.num_negatives {SAMPLED[data]}"
     place = ["--data", str(work / "data" / data), "--out", str(out)]
     call([*settings.split(), *place], out.with_suffix(".log"), 1)
 

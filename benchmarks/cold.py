@@ -14,7 +14,6 @@ import argparse
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def measure(run: Run, factor: float) -> dict[str, Any]:
     """Returns what a run has at a value of `new_items`: cold MRR, warm MRR, places among the best ten."""
     model = run.model
     assert isinstance(model, HafVt)
-    model.config = replace(model.config, new_items=factor)
+    model.config = model.config.replace(new_items=factor)
     _, results, chance = rank_cold(run, torch.device("cpu"))
     return {
         "new_items": factor,

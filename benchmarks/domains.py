@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     run = open_run(folder(work, data, trained))
     models: Any = run.models
     for model in models if changes else ():
-        model.config = replace(model.config, **changes)
+        model.config = model.config.replace(**changes)
     found: dict[str, Any] = {
         "data": data,
         "run": name,

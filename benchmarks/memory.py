@@ -38,7 +38,8 @@ def measure(items: int) -> dict[str, float]:
     from hafvt.data.batches import Batch
     from hafvt.data.dataset import Domain
     from hafvt.features.item_features import ItemFeatures, Vectors
-    from hafvt.models.hafvt import HafVt, HafVtConfig
+    from hafvt.models.configs import HafVtConfig
+    from hafvt.models.hafvt import HafVt
 
     torch.manual_seed(0)
     torch.set_num_threads(2)

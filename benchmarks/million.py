@@ -50,7 +50,13 @@ def main() -> None:
     run = given.work / "run"
     begun = time.monotonic()
     data = make(given.work / "data", given.items // 2)
-    params = {"id_width": WIDTH, "content_width": WIDTH, "max_length": 20, "sampled": 512, "fused": False}
+    params = {
+        "id_width": WIDTH,
+        "content_width": WIDTH,
+        "max_length": 20,
+        "num_negatives": 512,
+        "fused": False,
+    }
     train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
     trained = time.monotonic() - begun
     print(f"data and model: {trained:.0f} s", flush=True)

@@ -31,7 +31,8 @@ from hafvt.evaluation.metrics import mean_mrr, summarize
 from hafvt.evaluation.protocols import full
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features
 from hafvt.files import read_json, write_json
-from hafvt.models.hafvt import HafVt, HafVtConfig
+from hafvt.models.configs import HafVtConfig
+from hafvt.models.hafvt import HafVt
 from hafvt.ops.dtype import compute_dtype
 from hafvt.tables import markdown_table
 

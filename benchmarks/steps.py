@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def generate(folder: Path) -> Dataset:
 def measure(name: str, data: Dataset, steps: int) -> dict[str, Any]:
     """Returns a model's speed, its parameters, and the share of its step within tensor operations."""
     torch.manual_seed(0)
-    names = {field.name for field in fields(type(configure(name)))}
+    names = type(configure(name)).model_fields
     params = {"width": WIDTH, "max_length": LENGTH, "pretrain_steps": 0}
     config = configure(name, params={key: value for key, value in params.items() if key in names})
     catalog = load_item_features(data, relations=True)

@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
         return plain(batch, domain, candidates) + added
 
     if ranking != variant:
-        model.config, model.scores = replace(model.config, **changes), scores
+        model.config, model.scores = model.config.replace(**changes), scores
     figures: dict[str, Any] = {"data": data, "variant": ranking, "seed": seed}
     for protocol in ("full", "sampled-unseen"):
         ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", protocol)

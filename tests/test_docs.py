@@ -28,9 +28,9 @@ def test_a_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeyp
     assert len(LINE.splitlines()) == 1
     path = tmp_path / "fading.py"
     path.write_text(FILE, encoding="utf-8")
-    spec = spec_from_file_location("fading", path)
+    spec = spec_from_file_location("hafvt.models.fading", path)
     module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "fading", module)  # where dataclasses look for types
+    monkeypatch.setitem(sys.modules, "hafvt.models.fading", module)
     spec.loader.exec_module(module)
     added = eval(f"{{{LINE}}}", {**vars(module), "ModelEntry": ModelEntry})
     for name, entry in added.items():

@@ -32,8 +32,8 @@ from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
 from hafvt.files import lock_folder, write_json
 from hafvt.models import MODELS
+from hafvt.models.configs import SasRecConfig
 from hafvt.models.popularity import Popularity
-from hafvt.models.sasrec import SasRecConfig
 from hafvt.reports.comparison import Row, bars_svg, figures_latex, figures_markdown
 from hafvt.training.run import fingerprint
 from tests.conftest import write_small

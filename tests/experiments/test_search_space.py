@@ -66,7 +66,7 @@ def test_what_is_fixed_is_not_searched():
         ({"lambda1": [0.0, 1.0, "log"]}, "two numbers above 0"),
         ({"lambda1": [0.1, float("inf")]}, "two numbers"),
         ({"hierarchy": [0, 1, "range"]}, "hierarchy is no number: list its choices"),
-        ({"id_width": [8.5, 16]}, "id_width must be int, not 8.5"),
+        ({"id_width": [8.5, 16]}, "id_width is 8.5: choose a whole number from 1 to 8192"),
         ({"id_width": [8, 8]}, "each choice once"),
         ({"batch_size": [0, 16]}, "batch_size: 0 is no int of above 0"),
         ({"learning_rate": [0.0, 0.1]}, "learning_rate: 0.0 is no float"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +70,7 @@ def said(answers):
 def test_candidates_have_the_scores_of_the_model(indexed_run, short, temperature, renormalized):
     near, exact = both(indexed_run)
     for model in {*near.shortlist.models, *exact.scorer.models}:
-        model.config = replace(model.config, temperature=temperature, renormalized=renormalized)
+        model.config = model.config.replace(temperature=temperature, renormalized=renormalized)
     histories = [np.array([3, 700, 41]), np.array([900]), np.array([5, 6, 7, 8])]
     for domain in (0, 1):
         columns, scores = near.shortlist.scores(*padded(histories), domain, 7)

@@ -8,7 +8,8 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import load_item_features
-from hafvt.models.c2dsr import C2dsr, C2dsrConfig
+from hafvt.models.c2dsr import C2dsr
+from hafvt.models.configs import C2dsrConfig
 from tests.conftest import as_batch
 from tests.reference import c2dsr as reference
 
@@ -61,12 +62,14 @@ def loss_and_wrong(model, histories, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"layers": 2, "blocks": 1, "heads": 3}, {"layers": 3, "code_counts": True}], ids=str
+    "changes",
+    [{}, {"graph_layers": 2, "blocks": 1, "heads": 3}, {"graph_layers": 3, "weighted_transitions": True}],
+    ids=str,
 )
 @some_histories
 def test_scores_and_loss_are_the_equations(small, changes, histories, monkeypatch):
     model, w, config = made(small, **changes)
-    graphs = graphs_of(small, config.code_counts)
+    graphs = graphs_of(small, config.weighted_transitions)
     for number, domain in enumerate(small.domains):
         found = model.scores(as_batch(histories), number).detach().numpy()
         for row, history in zip(found, histories, strict=True):

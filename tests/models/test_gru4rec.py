@@ -9,7 +9,9 @@ import torch
 from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
-from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
+from hafvt.models import configure
+from hafvt.models.configs import Gru4RecConfig
+from hafvt.models.gru4rec import Gru4Rec
 from tests.reference import gru4rec as reference
 
 QUIET = {"dropout_embed": 0.0, "dropout_hidden": 0.0}
@@ -57,7 +59,8 @@ def test_loss_and_scores_are_the_equations(small, rows):
 
 @pytest.mark.parametrize(("kind", "elu"), [("cross-entropy", 0.0), ("bpr-max", 0.0), ("bpr-max", 0.5)])
 def test_the_sampled_losses_are_the_equations(small, kind, elu, monkeypatch):
-    model = made(small, loss=kind, samples=6, sample_alpha=0.3, logq=0.8, bpreg=0.7, elu=elu)
+    parameters = {"logq": 0.8} if kind == "cross-entropy" else {"bpreg": 0.7, "elu": elu}
+    model = made(small, loss=kind, num_negatives=6, sample_alpha=0.3, **parameters)
     drawn = torch.tensor([3, 8, 8, 41, 20, 0])
     monkeypatch.setattr(torch, "multinomial", lambda *given, **named: drawn)
     histories, batch = some(small, np.arange(5))
@@ -70,7 +73,7 @@ def test_the_sampled_losses_are_the_equations(small, kind, elu, monkeypatch):
 
 
 def test_only_items_of_training_are_drawn(small):
-    model = made(small, loss="bpr-max", samples=5000)
+    model = made(small, loss="bpr-max", num_negatives=5000)
     seen = model.popularity > 0
     drawn = torch.multinomial(model.popularity**0.5 * seen, 5000, replacement=True)
     assert seen[drawn].all()
@@ -85,6 +88,6 @@ def test_an_empty_history_says_no_more_than_the_bias(small):
     )
 
 
-def test_a_loss_that_is_not_known(small):
-    with pytest.raises(HafvtError, match="catalog, cross-entropy, bpr-max"):
-        made(small, loss="top1")
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(HafvtError, match="loss is 'top1': choose catalog or cross-entropy or bpr-max"):
+        configure("gru4rec", params={"loss": "top1"})

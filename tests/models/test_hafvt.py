@@ -12,25 +12,26 @@ from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
 from hafvt.models.attention import SequenceEncoder
-from hafvt.models.hafvt import PAPER, UNMIXED, HafVt, HafVtConfig
+from hafvt.models.configs import HAFVT_PAPER, HAFVT_UNMIXED, HafVtConfig
+from hafvt.models.hafvt import HafVt
 from hafvt.models.item_tables import saved_similarity
 from hafvt.ops.embedding import add_weighted_rows
 from tests.reference import hafvt as reference
 
 SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
-FLAT = replace(SMALL, blocks=0, repeats=False)
+FLAT = SMALL.replace(blocks=0, repeats=False)
 CONFIGS = {
     "default": SMALL,
-    "paper": replace(PAPER, id_width=10, dropout=0.0),
-    "apart": replace(FLAT, fused=False, new_items=3.0),
-    "ids": replace(FLAT, modalities=("id",), lambda1=0.7),
-    "weights": replace(SMALL, content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
-    "merged": replace(SMALL, content_width=0, hierarchy=False, repeats=False),
-    "deep": replace(SMALL, id_width=9, blocks=2, fused=False),
-    "literal mass": replace(SMALL, renormalized=False),
-    "content": replace(SMALL, modalities=("image", "title"), positions=False),
-    "unmixed": replace(UNMIXED, id_width=10, content_width=6, dropout=0.0),
-    "unmixed, by attention": replace(FLAT, mixed=False),
+    "paper": HAFVT_PAPER.replace(id_width=10, dropout=0.0),
+    "apart": FLAT.replace(fused=False, new_items=3.0),
+    "ids": FLAT.replace(modalities=("id",), lambda1=0.7),
+    "weights": SMALL.replace(content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
+    "merged": SMALL.replace(content_width=0, hierarchy=False, repeats=False),
+    "deep": SMALL.replace(id_width=9, blocks=2, fused=False),
+    "literal mass": SMALL.replace(renormalized=False),
+    "content": SMALL.replace(modalities=("image", "title"), positions=False),
+    "unmixed": HAFVT_UNMIXED.replace(id_width=10, content_width=6, dropout=0.0),
+    "unmixed, by attention": FLAT.replace(mixed=False),
 }
 
 
@@ -164,7 +165,7 @@ def test_shares_sum_to_one_and_follow_the_lambdas(small):
     shares = model.shares(batch, 0, torch.randint(0, 30, (5, 4)))
     assert shares.shape == (5, 4, 3, 3)
     torch.testing.assert_close(shares.sum((2, 3)), torch.ones(5, 4))
-    alone = build(small, replace(CONFIGS["default"], lambda1=0.0, lambda2=0.0)).shares(
+    alone = build(small, CONFIGS["default"].replace(lambda1=0.0, lambda2=0.0)).shares(
         batch, 0, torch.zeros(5, 1, dtype=torch.int64)
     )
     assert alone[:, :, 1:].abs().max() == 0
@@ -174,8 +175,8 @@ def test_the_merged_sequence_weighs_as_much_in_a_small_domain(make_small):
     data = make_small(sizes=(40, 9, 5))
     batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
     for name in ("ids", "content", "default"):
-        model = build(data, replace(CONFIGS[name], lambda2=3.0))
-        literal = build(data, replace(model.config, renormalized=False))
+        model = build(data, CONFIGS[name].replace(lambda2=3.0))
+        literal = build(data, model.config.replace(renormalized=False))
         left = []
         for domain in range(3):
             met = ~model.items.unmet[model.candidates(domain)]
@@ -250,7 +251,7 @@ def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
     }
     catalog = replace(catalog, train_counts=torch.ones(50), vectors=whole)
     torch.manual_seed(0)
-    whole = HafVt(catalog, replace(CONFIGS["apart"], content_width=0)).eval()
+    whole = HafVt(catalog, CONFIGS["apart"].replace(content_width=0)).eval()
     torch.nn.init.normal_(whole.mix)
     some = HafVt(never_met(catalog, 4, 37), whole.config).eval()
     some.load_state_dict(whole.state_dict())
@@ -319,7 +320,7 @@ def test_what_a_history_has_counts_less_and_the_others_more(small):
     others = torch.tensor([number not in (1, 2) for number in range(30)]) & ~model.items.unmet[:30]
     assert (never[~others] < as_ever[~others] - 20)[:2].all()
     assert (never[others] > as_ever[others]).all()
-    one, two = CONFIGS["default"], replace(CONFIGS["default"], repeats=False)
+    one, two = CONFIGS["default"], CONFIGS["default"].replace(repeats=False)
     torch.manual_seed(0)
     with_it = HafVt(load_item_features(small), one).eval()
     without = HafVt(load_item_features(small), two).eval()
@@ -331,7 +332,7 @@ def test_what_a_history_has_counts_less_and_the_others_more(small):
 
 
 def test_how_often_people_come_back_is_learned(small):
-    model = build(small, replace(CONFIGS["default"], repeats=True)).train()
+    model = build(small, CONFIGS["default"].replace(repeats=True)).train()
     optimizer = torch.optim.Adam([model.come_back], lr=0.01)
 
     def learned(items: list[list[int]]) -> float:
@@ -438,7 +439,7 @@ def test_unencoded_modalities_are_refused(make_small):
 
 def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
     data = make_small(users=7, sizes=(30, 20))
-    mixed, unmixed = build(data, SMALL), build(data, replace(SMALL, mixed=False))
+    mixed, unmixed = build(data, SMALL), build(data, SMALL.replace(mixed=False))
     assert unmixed.modalities == ("id",)
     assert unmixed.items.content == ("image", "title")
     unmixed.items.load_state_dict(mixed.items.state_dict())  # nothing less is learned of items
@@ -447,17 +448,17 @@ def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
     assert unmixed.shares(batch, 0, torch.arange(9).expand(5, 9)).shape == (5, 9, 3, 1)
     for changes in ({"fused": False}, {"modalities": ("image", "title")}):
         with pytest.raises(HafvtError, match="mixed false leaves content without a say"):
-            HafVt(load_item_features(data), replace(SMALL, mixed=False, **changes))
+            HafVt(load_item_features(data), SMALL.replace(mixed=False, **changes))
 
 
 def test_the_paper_configuration_is_what_the_paper_says():
-    assert (PAPER.id_width, PAPER.content_width, PAPER.dropout) == (256, 0, 0.3)
-    assert (PAPER.temperature, PAPER.weights) == (1.0, "equal")
-    assert not PAPER.renormalized
-    assert (PAPER.blocks, PAPER.repeats) == (0, False)
-    assert not PAPER.residual
-    assert not PAPER.positions
-    assert not PAPER.distances
+    assert (HAFVT_PAPER.id_width, HAFVT_PAPER.content_width, HAFVT_PAPER.dropout) == (256, 0, 0.3)
+    assert (HAFVT_PAPER.temperature, HAFVT_PAPER.weights) == (1.0, "equal")
+    assert not HAFVT_PAPER.renormalized
+    assert (HAFVT_PAPER.blocks, HAFVT_PAPER.repeats) == (0, False)
+    assert not HAFVT_PAPER.residual
+    assert not HAFVT_PAPER.positions
+    assert not HAFVT_PAPER.distances
 
 
 @pytest.mark.parametrize("kind", ["near", "group"])

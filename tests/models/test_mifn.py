@@ -11,7 +11,8 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
-from hafvt.models.mifn import Mifn, MifnConfig
+from hafvt.models.configs import MifnConfig
+from hafvt.models.mifn import Mifn
 from tests.conftest import as_batch
 from tests.reference import mifn as reference
 
@@ -38,7 +39,14 @@ def relations_of(data, kind):
 
 def made(data, kind="transitions", **changes):
     torch.manual_seed(0)
-    small = {"width": 5, "dropout": 0.0, "max_length": 9, "prefixes": 100, "nodes": 12, "links": 3}
+    small = {
+        "width": 5,
+        "dropout": 0.0,
+        "max_length": 9,
+        "num_prefixes": 100,
+        "max_nodes": 12,
+        "links_per_item": 3,
+    }
     config = MifnConfig(**{**small, **changes})
     catalog = replace(load_item_features(data, ()), relations=relations_of(data, kind))
     model = Mifn(catalog, config)
@@ -51,7 +59,12 @@ def made(data, kind="transitions", **changes):
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("transitions", {}), ("table", {"hops": 1}), ("table", {"nodes": 5, "links": 6}), ("none", {})],
+    [
+        ("transitions", {}),
+        ("table", {"hops": 1}),
+        ("table", {"max_nodes": 5, "links_per_item": 6}),
+        ("none", {}),
+    ],
     ids=str,
 )
 @some_histories
@@ -103,11 +116,11 @@ def test_the_report_says_which_graph(small):
 
 
 def test_dropout_at_evaluation_is_a_switch(small):
-    for code_dropout in (False, True):
-        model, _, _ = made(small, dropout=0.5, code_dropout=code_dropout)
+    for dropout_at_evaluation in (False, True):
+        model, _, _ = made(small, dropout=0.5, dropout_at_evaluation=dropout_at_evaluation)
         model.eval()
         first, second = (model.scores(as_batch(HISTORIES), 0) for _ in range(2))
-        assert torch.equal(first, second) != code_dropout
+        assert torch.equal(first, second) != dropout_at_evaluation
 
 
 def test_padding_and_company_change_no_score(small):

@@ -9,8 +9,9 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
-from hafvt.models.pinet import PiNet, PiNetConfig
-from hafvt.models.psjnet import PsjNet, PsjNetConfig
+from hafvt.models.configs import PiNetConfig, PsjNetConfig
+from hafvt.models.pinet import PiNet
+from hafvt.models.psjnet import PsjNet
 from tests.conftest import as_batch
 from tests.reference import psjnet as reference
 
@@ -25,14 +26,16 @@ MODELS = {
 def made(data, name, **changes):
     torch.manual_seed(0)
     kind, config, logits = MODELS[name]
-    model = kind(load_item_features(data), config(**{"width": 5, "roles": 3, "dropout": 0.0, **changes}))
+    model = kind(
+        load_item_features(data), config(**{"width": 5, "latent_users": 3, "dropout": 0.0, **changes})
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, logits
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("changes", [{}, {"roles": 1}, {"code_v_f": True}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"latent_users": 1}, {"tie_user_projections": True}], ids=str)
 @pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[1:2]], ids=["many", "one"])
 def test_loss_and_scores_are_the_equations(small, name, changes, histories):
     model, w, logits = made(small, name, **changes)

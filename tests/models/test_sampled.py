@@ -24,7 +24,7 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
     losses, gradients = [], []
     for sampled in (0, 7):
         torch.manual_seed(0)
-        model = build_model(name, catalog, configure(name, params={"sampled": sampled, "dropout": 0.0}))
+        model = build_model(name, catalog, configure(name, params={"num_negatives": sampled, "dropout": 0.0}))
         losses.append(model.loss(batch))
         losses[-1].backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -37,7 +37,7 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
 def test_draws_change_the_loss_and_seeds_fix_it(small, name):
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     torch.manual_seed(0)
-    model = build_model(name, load_item_features(small), configure(name, params={"sampled": 5})).eval()
+    model = build_model(name, load_item_features(small), configure(name, params={"num_negatives": 5})).eval()
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

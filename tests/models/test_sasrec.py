@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +11,11 @@ import torch
 from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
+from hafvt.models import configure
 from hafvt.models.blocks import Dropout, causal_attention
-from hafvt.models.popularity import Popularity, PopularityConfig
-from hafvt.models.sasrec import PAPER, SasRec, SasRecConfig, unseen
+from hafvt.models.configs import SASREC_PAPER, PopularityConfig, SasRecConfig
+from hafvt.models.popularity import Popularity
+from hafvt.models.sasrec import SasRec, unseen
 from tests.conftest import as_batch
 from tests.reference import sasrec as reference
 
@@ -99,7 +100,7 @@ HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 
 @pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[2:3]], ids=["many", "one"])
 def test_the_paper_configuration_is_the_authors_code(small, heads, histories, monkeypatch):
     torch.manual_seed(0)
-    config = replace(PAPER, width=6, heads=heads, dropout=0.0, max_length=9)
+    config = SASREC_PAPER.replace(width=6, heads=heads, dropout=0.0, max_length=9)
     model = SasRec(load_item_features(small), config)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
@@ -140,6 +141,6 @@ def test_a_drawn_item_is_any_unseen_one_of_the_targets_domain(make_small):
     assert set(drawn[:, 1, :4].flatten().tolist()) == {8}  # the history holds its domain whole
 
 
-def test_an_unknown_loss_is_refused(small):
-    with pytest.raises(HafvtError, match="choose catalog or binary"):
-        SasRec(load_item_features(small), SasRecConfig(loss="hinge"))
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(HafvtError, match="sasrec: parameter loss is 'hinge': choose catalog or binary"):
+        configure("sasrec", params={"loss": "hinge"})

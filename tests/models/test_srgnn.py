@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hafvt.features.item_features import load_item_features
-from hafvt.models.srgnn import SrGnn, SrGnnConfig, graphs
+from hafvt.models.configs import SrGnnConfig
+from hafvt.models.srgnn import SrGnn, graphs
 from tests.conftest import as_batch
 from tests.reference import srgnn as reference
 
@@ -38,7 +39,7 @@ def test_scores_are_the_equations(small, steps, hybrid, histories):
 
 
 def test_the_loss_of_every_prefix_is_the_equations(small):
-    model, w = made(small, prefixes=100)
+    model, w = made(small, num_prefixes=100)
     expected = [
         reference.prefix_loss(np.array(history), length, w, 1, True)
         for history in HISTORIES
@@ -48,7 +49,7 @@ def test_the_loss_of_every_prefix_is_the_equations(small):
 
 
 def test_prefixes_are_drawn_alike_often(small, monkeypatch):
-    model, _ = made(small, prefixes=2)
+    model, _ = made(small, num_prefixes=2)
     seen = []
 
     def prefix_loss(batch, row, length):

@@ -9,7 +9,8 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
-from hafvt.models.tricdr import TriCdr, TriCdrConfig
+from hafvt.models.configs import TriCdrConfig
+from hafvt.models.tricdr import TriCdr
 from tests.conftest import as_batch
 from tests.reference import tricdr as reference
 
@@ -25,7 +26,7 @@ SMALL = {
     "dropout": 0.0,
     "max_length": 9,
     "pretrain_steps": 0,
-    "prefixes": 100,
+    "num_prefixes": 100,
     "triplet_weight": 1.0,
 }
 
@@ -94,7 +95,7 @@ def test_padding_changes_nothing(small):
 
 
 def test_drawn_prefixes_are_some_of_all(small, monkeypatch):
-    model, _, _ = made(small, prefixes=2)
+    model, _, _ = made(small, num_prefixes=2)
     seen = []
 
     def prefix_loss(batch, row, slot):
@@ -129,13 +130,13 @@ def test_three_domains_are_refused(make_small):
 
 def test_normalizing_over_candidates_is_a_switch(small):
     round_up_width, more = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
-    for code_normalize in (False, True):
-        model, w, config = made(small, code_normalize=code_normalize)
+    for normalize_over_candidates in (False, True):
+        model, w, config = made(small, normalize_over_candidates=normalize_over_candidates)
         batch = as_batch(HISTORIES[:1])
         found = model.scores(batch, 0, round_up_width)
         similar_items = torch.allclose(found, model.scores(batch, 0, more)[:, :2], atol=1e-6)
-        assert similar_items != code_normalize
-        if code_normalize:
+        assert similar_items != normalize_over_candidates
+        if normalize_over_candidates:
             table = w["own.0.items.weight"][round_up_width[0]]
             u = reference.user(HISTORIES[0], 0, w, BORDER, config)
             expected = table / np.linalg.norm(table, axis=0) @ u / config.temperature

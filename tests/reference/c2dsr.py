@@ -28,7 +28,7 @@ def encode(history, adjacency, w, name, config):
     """The state after each item, (n, d)."""
     e = w[f"{name}.items.weight"]
     layers = [e]
-    for _ in range(config.layers):
+    for _ in range(config.graph_layers):
         layers.append(adjacency @ layers[-1] + w[f"{name}.bias"])
     table = np.sqrt(e.shape[1]) * (np.mean(layers, axis=0) + e)
     if len(history) == 0:
@@ -82,4 +82,4 @@ def loss(histories, wrong, domains, graphs, w, config):
             losses.append(-np.log(found[0]) - np.log(1 - found[1]))
         infomax += np.mean(losses) if losses else 0.0
     predicted = np.mean(cross) + np.mean(single)
-    return config.prediction * predicted + (1 - config.prediction) * infomax
+    return config.prediction_weight * predicted + (1 - config.prediction_weight) * infomax

@@ -36,10 +36,10 @@ def links_of(item, relations, target, config, counts):
     """The links of an item in each relation, padded with None; `target` is what followed the last item."""
     rows = []
     for name, edges in relations.items():
-        found, times = strongest(edges, counts, config.links)
+        found, times = strongest(edges, counts, config.links_per_item)
         row = found.get(item, [])
         row = [None if name == "transition" and b == target and times[item, b] == 1 else b for b in row]
-        rows.append(row + [None] * (config.links - len(row)))
+        rows.append(row + [None] * (config.links_per_item - len(row)))
     return rows
 
 
@@ -53,11 +53,15 @@ def graph(history, relations, counts, config, target=None):
             links[item] = links_of(item, relations, target if item == last else None, config, counts)
         return links[item]
 
-    nodes = list(dict.fromkeys(reversed(history)))[: config.nodes]
+    nodes = list(dict.fromkeys(reversed(history)))[: config.max_nodes]
     for _ in range(config.hops):
         rows = [of(node) for node in nodes]
-        around = [row[r][k] for k in range(config.links) for r in range(len(relations)) for row in rows]
-        nodes = list(dict.fromkeys([*nodes, *(item for item in around if item is not None)]))[: config.nodes]
+        around = [
+            row[r][k] for k in range(config.links_per_item) for r in range(len(relations)) for row in rows
+        ]
+        nodes = list(dict.fromkeys([*nodes, *(item for item in around if item is not None)]))[
+            : config.max_nodes
+        ]
     adjacency = np.zeros((len(relations), len(nodes), len(nodes)))
     steps = set(pairwise(history))
     for r in range(len(relations)):

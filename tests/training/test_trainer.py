@@ -85,7 +85,7 @@ def test_a_run_is_complete_and_learns(small, tmp_path, model):
 def test_bfloat16_is_what_the_loss_is_computed_in(small, tmp_path, model, monkeypatch):
     """And it changes the losses a little: not at all would mean that it is not used."""
     seen = set()
-    kind = MODELS[model].model
+    kind = MODELS[model].model_class
 
     def loss(self, batch):
         seen.add(torch.is_autocast_enabled("cpu"))
@@ -226,7 +226,7 @@ def test_early_stop_keeps_the_best(small, tmp_path):
         ({"model": "hafvd"}, "choose one of hafvt"),
         ({"preset": "papr"}, "default, unmixed, paper"),
         ({"params": {"temprature": 1}}, "no parameter 'temprature'.*temperature"),
-        ({"params": {"id_width": "wide"}}, "id_width must be int"),
+        ({"params": {"id_width": "wide"}}, "id_width is 'wide': choose a whole number from 1 to 8192"),
         ({"params": {"modalities": ["id", "smell"]}}, "has no features smell.*--precomputed smell=FILE"),
         ({"epochs": 0}, "--epochs must be above 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be above 0"),

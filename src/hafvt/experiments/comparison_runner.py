@@ -137,7 +137,7 @@ class ComparisonRunner:
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
             about = read_json(folder / "model.json")
-            _same(folder, about["config"], asdict(configure(entry.model, entry.preset, params)))
+            _same(folder, about["config"], configure(entry.model, entry.preset, params).model_dump())
             _same(folder, about["training"], entry.training)
             done = about["training"]["epochs"]
             if done >= epochs and (not test or (folder / "results.json").exists()):

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hafvt.errors import HafvtError
@@ -27,17 +27,18 @@ RANGES: dict[str, list[Any]] = {  # for fields of these names, in any model that
     "id_width": [64, 128, 256],
     "blocks": [1, 2, 3],
     "layers": [1, 2],
+    "graph_layers": [1, 2],
     "heads": [1, 2, 4],
     "steps": [1, 2, 3],
     "hops": [1, 2],
-    "roles": [2, 4, 8],
+    "latent_users": [2, 4, 8],
     "dropout": [0.0, 0.6],
     "dropout_embed": [0.0, 0.6],
     "dropout_hidden": [0.0, 0.6],
     "temperature": [0.03, 0.5, "log"],
     "lambda1": [0.0, 1.0],
     "lambda2": [0.3, 10.0, "log"],
-    "prediction": [0.3, 0.9],
+    "prediction_weight": [0.3, 0.9],
     "contrast_weight": [0.01, 1.0, "log"],
     "triplet_weight": [0.1, 3.0, "log"],
 }
@@ -129,7 +130,7 @@ def as_it_stands(model: str, preset: str, params: Mapping[str, Any]) -> dict[str
     options = inspect.signature(train).parameters
     training = {name: options[name].default for name in TRAINING}
     training["learning_rate"] = default_learning_rate(model, preset)
-    return {**training, **asdict(configure(model, preset, dict(params)))}
+    return {**training, **configure(model, preset, dict(params)).model_dump()}
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -279,7 +279,7 @@ def write_index(folder: Path, run: Run, catalog: ItemCatalog, tables: list[str],
     about = {
         "format": FORMAT,
         "model": run.name,
-        "config": asdict(run.config),
+        "config": run.config.model_dump(mode="json"),
         "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
         "max_length": scorer.max_length,
         "sequences": scorer.sequences,

@@ -1,101 +1,140 @@
-"""The models by name; to add one, write its file and its line here."""
+"""The models by name. To add a model, write its file and its line in `MODELS`.
+
+This module imports no torch: a model's class is imported when it is used.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures
-from hafvt.models.base import Model
-from hafvt.models.c2dsr import C2dsr, C2dsrConfig
-from hafvt.models.gru4rec import Gru4Rec, Gru4RecConfig
-from hafvt.models.hafvt import PAPER as HAFVT_PAPER
-from hafvt.models.hafvt import UNMIXED, HafVt, HafVtConfig
-from hafvt.models.mifn import Mifn, MifnConfig
-from hafvt.models.pinet import PiNet, PiNetConfig
-from hafvt.models.popularity import Popularity, PopularityConfig
-from hafvt.models.psjnet import PsjNet, PsjNetConfig
-from hafvt.models.sasrec import PAPER as SASREC_PAPER
-from hafvt.models.sasrec import SasRec, SasRecConfig
-from hafvt.models.srgnn import SrGnn, SrGnnConfig
-from hafvt.models.tricdr import TriCdr, TriCdrConfig
+from hafvt.models.configs import (
+    HAFVT_PAPER,
+    HAFVT_UNMIXED,
+    SASREC_PAPER,
+    C2dsrConfig,
+    Gru4RecConfig,
+    HafVtConfig,
+    MifnConfig,
+    PiNetConfig,
+    PopularityConfig,
+    PsjNetConfig,
+    SasRecConfig,
+    SrGnnConfig,
+    TriCdrConfig,
+)
+from hafvt.models.hyperparameters import Hyperparameter, ModelConfig, describe_config, validate_config
+
+if TYPE_CHECKING:
+    from hafvt.features.item_features import ItemFeatures
+    from hafvt.models.base import Model
 
 
 class ModelEntry(NamedTuple):
-    """A model and its named presets."""
+    """A model and its named presets.
 
-    model: type[Any]
-    presets: dict[str, Any]
+    Attributes:
+        path: where its class is, as "module:class".
+        presets: hyperparameters by the preset's name; "default" is one of them.
+        learning_rates: Adam's learning rate by preset, where it is not 0.001.
+    """
 
+    path: str
+    presets: Mapping[str, ModelConfig]
+    learning_rates: dict[str, float] = {}  # noqa: RUF012  a NamedTuple's default, never changed
+
+    @property
+    def model_class(self) -> type[Model]:
+        """Import and return the model's class."""
+        model_class: type[Model] = resolve_name(self.path)
+        return model_class
+
+    @property
+    def config_class(self) -> type[ModelConfig]:
+        """Return the class of the model's hyperparameters."""
+        return type(self.presets["default"])
+
+
+HAFVT_PRESETS = {"default": HafVtConfig(), "unmixed": HAFVT_UNMIXED, "paper": HAFVT_PAPER}
+HAFVT_RATES = {"default": 3e-3, "unmixed": 3e-3}
+SASREC_PRESETS = {"default": SasRecConfig(), "paper": SASREC_PAPER}
 
 MODELS: dict[str, ModelEntry] = {
-    "hafvt": ModelEntry(HafVt, {"default": HafVtConfig(), "unmixed": UNMIXED, "paper": HAFVT_PAPER}),
-    "gru4rec": ModelEntry(Gru4Rec, {"default": Gru4RecConfig()}),
-    "sasrec": ModelEntry(SasRec, {"default": SasRecConfig(), "paper": SASREC_PAPER}),
-    "srgnn": ModelEntry(SrGnn, {"default": SrGnnConfig()}),
-    "pinet": ModelEntry(PiNet, {"default": PiNetConfig()}),
-    "psjnet": ModelEntry(PsjNet, {"default": PsjNetConfig()}),
-    "mifn": ModelEntry(Mifn, {"default": MifnConfig()}),
-    "tricdr": ModelEntry(TriCdr, {"default": TriCdrConfig()}),
-    "c2dsr": ModelEntry(C2dsr, {"default": C2dsrConfig()}),
-    "popularity": ModelEntry(Popularity, {"default": PopularityConfig()}),
+    "hafvt": ModelEntry("hafvt.models.hafvt:HafVt", HAFVT_PRESETS, HAFVT_RATES),
+    "gru4rec": ModelEntry("hafvt.models.gru4rec:Gru4Rec", {"default": Gru4RecConfig()}),
+    "sasrec": ModelEntry("hafvt.models.sasrec:SasRec", SASREC_PRESETS),
+    "srgnn": ModelEntry("hafvt.models.srgnn:SrGnn", {"default": SrGnnConfig()}),
+    "pinet": ModelEntry("hafvt.models.pinet:PiNet", {"default": PiNetConfig()}),
+    "psjnet": ModelEntry("hafvt.models.psjnet:PsjNet", {"default": PsjNetConfig()}),
+    "mifn": ModelEntry("hafvt.models.mifn:Mifn", {"default": MifnConfig()}),
+    "tricdr": ModelEntry("hafvt.models.tricdr:TriCdr", {"default": TriCdrConfig()}),
+    "c2dsr": ModelEntry("hafvt.models.c2dsr:C2dsr", {"default": C2dsrConfig()}),
+    "popularity": ModelEntry("hafvt.models.popularity:Popularity", {"default": PopularityConfig()}),
 }
 
-LEARNING_RATES = {("hafvt", "default"): 3e-3, ("hafvt", "unmixed"): 3e-3}
-"""Adam's learning rates by model and configuration, where they are not 0.001: benchmarks/reports/2026-11-29-hafvt-study.md says why."""
 
-
-def default_learning_rate(name: str, preset: str) -> float:
-    """Returns the learning rate that a model is trained with unless told otherwise."""
-    return LEARNING_RATES.get((name, preset), 1e-3)
-
-
-def configure(name: str, preset: str = "default", params: dict[str, Any] | None = None) -> Any:
-    """Returns a model's configuration, a frozen dataclass.
-
-    Args:
-        name: of the model.
-        preset: a named one to start from.
-        params: fields to change.
+def get_preset(name: str, preset: str = "default") -> ModelConfig:
+    """Return the hyperparameters of a named preset.
 
     Raises:
-        HafvtError: an unknown model, preset or field, with those that exist.
+        HafvtError: an unknown model or preset.
     """
     if name not in MODELS:
         raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
-    known = MODELS[name].presets
-    if preset not in known:
-        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(known)}")
-    config = known[preset]
-    names = [field.name for field in fields(config)]
-    for key in params or {}:
-        if key not in names:
-            raise HafvtError(f"{name} has no parameter {key!r}: it has {', '.join(names) or 'none'}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in (params or {}).items()}
-    for key, value in values.items():
-        kind = type(getattr(config, key))
-        if kind in (int, float, bool) and not (type(value) is kind or (kind is float and type(value) is int)):
-            raise HafvtError(f"{name}: parameter {key} must be {kind.__name__}, not {value!r}")
-    return replace(config, **values)
+    presets = MODELS[name].presets
+    if preset not in presets:
+        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}")
+    return presets[preset]
 
 
-def build_model(name: str, catalog: ItemFeatures, config: Any) -> Model:
-    """Returns a new model with random weights."""
-    model: Model = MODELS[name].model(catalog, config)
+def default_learning_rate(name: str, preset: str) -> float:
+    """Return the default of Adam's learning rate for a model and preset."""
+    return MODELS[name].learning_rates.get(preset, 1e-3)
+
+
+def configure(name: str, preset: str = "default", params: dict[str, Any] | None = None) -> Any:
+    """Return a model's hyperparameters, validated.
+
+    Args:
+        name: of the model.
+        preset: the named hyperparameters to start from.
+        params: hyperparameters to change, by name.
+
+    Raises:
+        HafvtError: an unknown model, preset or parameter, or a value of a wrong type or range.
+    """
+    config = get_preset(name, preset)
+    return validate_config(name, type(config), {**dict(config), **(params or {})})
+
+
+def describe_parameters(name: str, preset: str = "default") -> list[Hyperparameter]:
+    """Return name, type, range, default and description of each hyperparameter of a model.
+
+    Raises:
+        HafvtError: an unknown model or preset.
+    """
+    return describe_config(get_preset(name, preset))
+
+
+def build_model(name: str, item_features: ItemFeatures, config: Any) -> Model:
+    """Return a new model with random weights."""
+    model_class: Any = MODELS[name].model_class
+    model: Model = model_class(model_class.prepare_item_features(item_features, config), config)
     return model
 
 
 def config_modalities(config: Any) -> tuple[str, ...] | None:
-    """Returns the names of the frozen features that a configuration reads; None for all there are."""
+    """Return the names of the frozen features that a model uses; None means all encoded features."""
     if not hasattr(config, "modalities"):
         return ()
-    chosen = config.modalities
-    return None if chosen is None else tuple(name for name in chosen if name != "id")
+    modalities = config.modalities
+    return None if modalities is None else tuple(name for name in modalities if name != "id")
 
 
-def resolve_modalities(config: Any, catalog: ItemFeatures) -> Any:
-    """Returns the configuration with "all modalities there are" spelt out, so that it keeps its meaning."""
+def resolve_modalities(config: Any, item_features: ItemFeatures) -> Any:
+    """Return hyperparameters whose `modalities`, if None, are replaced by the names of all encoded ones."""
     if getattr(config, "modalities", ()) is None:
-        return replace(config, modalities=("id", *sorted(catalog.vectors)))
+        return config.replace(modalities=("id", *sorted(item_features.vectors)))
     return config

@@ -1,42 +1,85 @@
-"""The two things a model must do."""
+"""The interface of all models."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.data.dataset import Domain
+from hafvt.errors import HafvtError
+from hafvt.features.item_features import ItemFeatures
+from hafvt.models.hyperparameters import ModelConfig
+
+__all__ = ["BranchContributions", "Model", "ModelConfig"]
+
+
+class BranchContributions(NamedTuple):
+    """How each branch, a pair of sequence and modality, contributes to scores.
+
+    Attributes:
+        shares: (B, C, S, M) share of each branch in the score of each candidate; the shares sum to 1.
+        attention: (B, S, M, T) weight of each item of the merged history in each branch; sums to 1 over the
+            history, or to 0 where the branch's sequence is empty.
+    """
+
+    shares: Tensor
+    attention: Tensor
 
 
 class Model(nn.Module, ABC):
-    """A recommender: it turns training sequences into a loss and histories into scores.
+    """A recommender: computes a loss from training sequences and scores from histories.
+
+    The constructor takes `item_features` and the model's `ModelConfig`.
 
     Attributes:
-        max_length: the longest history it reads, in items; callers cut older ones off.
-        uses_relations: whether it wants the links between items in its catalog.
-        notes: what a report on it should say.
+        max_length: the longest history that the model reads, in items; callers cut older items.
+        domains: the domains of the catalog.
+        notes: remarks for a report on this model.
+        sequence_names: names of the sequences of `explain`, S of them.
+        modalities: names of the modalities of `explain`, M of them.
+        content_modalities: the frozen features, such as image and title, that the model reads.
+        uses_relations: whether the model needs the relations between items.
+        can_explain: whether `explain` is available.
+        can_extend_catalog: whether `extend_catalog` is available.
     """
 
     max_length: int
-    uses_relations: ClassVar[bool] = False
+    domains: tuple[Domain, ...]
     notes: tuple[str, ...] = ()
+    sequence_names: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    content_modalities: tuple[str, ...] = ()
+    uses_relations: ClassVar[bool] = False
+    can_explain: ClassVar[bool] = False
+    can_extend_catalog: ClassVar[bool] = False
+
+    @classmethod
+    def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
+        """Return the item features that the constructor needs, with what is computed from them once.
+
+        Args:
+            item_features: as read from the dataset.
+            config: the model's hyperparameters.
+        """
+        return item_features
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Returns the training loss of a batch of training sequences, a scalar.
+        """Return the training loss of a batch of training sequences, a scalar.
 
         Args:
-            batch: whole sequences; every item but the first is the target of those before it.
+            batch: whole sequences; every item but the first is the target of the items before it.
         """
 
     @abstractmethod
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """Scores candidates as the item that follows each history.
+        """Return the scores of candidates as the next item of each history.
 
         Args:
-            batch: histories; the next item is not part of them.
+            batch: histories, without the next item.
             domain: number of the domain whose items are ranked.
             candidates: (B, C) item indices of that domain, one set per history; None scores all its items.
 
@@ -44,3 +87,28 @@ class Model(nn.Module, ABC):
             (B, C) scores, higher is better; column c is the item `candidates[:, c]`, or item
             `domain.start + c` without candidates.
         """
+
+    def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
+        """Return how each branch contributes to the scores of candidates.
+
+        Args:
+            batch: histories.
+            domain: number of the candidates' domain.
+            candidates: (B, C) item indices.
+
+        Raises:
+            HafvtError: the model cannot explain its scores.
+        """
+        raise HafvtError(f"{type(self).__name__} cannot explain its scores: use hafvt")
+
+    def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> Self:
+        """Return this model over a larger catalog, in evaluation mode; scores of its items do not change.
+
+        Args:
+            item_features: of this model's items and of new items, whose train count is 0.
+            new_index: (V,) the index in the larger catalog of each item of this model.
+
+        Raises:
+            HafvtError: the model cannot score items that it was not built with.
+        """
+        raise HafvtError(f"{type(self).__name__} cannot score added items: use hafvt with pictures or titles")

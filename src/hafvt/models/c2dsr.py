@@ -19,8 +19,6 @@ More than two domains: one own encoder each; "the other" items are those of all 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,30 +28,9 @@ from hafvt.data.relations import TRANSITION, WITHIN_DOMAIN
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, known, last, next_items, slots, view
+from hafvt.models.configs import C2dsrConfig
 from hafvt.models.pinet import chosen_scores, nll
 from hafvt.models.sasrec import OriginalBlock
-
-
-@dataclass(frozen=True)
-class C2dsrConfig:
-    """Hyperparameters of C2DSR."""
-
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    layers: int = 1
-    """Steps of the graph convolution."""
-    blocks: int = 2
-    """Self-attention blocks of each encoder."""
-    heads: int = 1
-    """Attention heads per block."""
-    dropout: float = 0.3
-    """Dropout rate."""
-    prediction: float = 0.7
-    """Weight lambda of the prediction losses; the infomax objective has 1 - lambda."""
-    code_counts: bool = False
-    """The authors' graph weighs a transition by how often it happens."""
 
 
 class TransitionGraph(nn.Module):
@@ -89,8 +66,8 @@ class GraphEncoder(nn.Module):
 
     def __init__(self, links: Tensor, items: int, config: C2dsrConfig) -> None:
         super().__init__()
-        self.layers = config.layers
-        self.graph = TransitionGraph(links, items, config.code_counts)
+        self.layers = config.graph_layers
+        self.graph = TransitionGraph(links, items, config.weighted_transitions)
         self.items, self.bias = nn.Embedding(items, config.width), nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Embedding(config.max_length, config.width)
         self.blocks = nn.ModuleList(
@@ -125,12 +102,15 @@ class C2dsr(Model):
 
     uses_relations = True
 
-    def __init__(self, catalog: ItemFeatures, config: C2dsrConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: C2dsrConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalog.domains
+        self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.merged = GraphEncoder(catalog.relations[TRANSITION], len(catalog), config)
-        own = (GraphEncoder(catalog.relations[WITHIN_DOMAIN], len(catalog), config) for _ in self.domains)
+        self.merged = GraphEncoder(item_features.relations[TRANSITION], len(item_features), config)
+        own = (
+            GraphEncoder(item_features.relations[WITHIN_DOMAIN], len(item_features), config)
+            for _ in self.domains
+        )
         self.own = nn.ModuleList(own)
         self.outputs = nn.ModuleList(nn.Linear(d, len(domain)) for domain in self.domains)
         self.discriminators = nn.ModuleList(nn.Bilinear(d, d, 1) for _ in self.domains)
@@ -166,7 +146,7 @@ class C2dsr(Model):
             drawn = torch.randint(domain.start, domain.stop, inputs.items.shape, device=h.device)
             wrong = self.merged(table, torch.where(of_domain, drawn, inputs.items))
             infomax = infomax + self.infomax(number, states, counts[:, -1], (h, wrong), mask & ~of_domain)
-        share = self.config.prediction
+        share = self.config.prediction_weight
         total: Tensor = share * predicted / len(targets) + (1 - share) * infomax
         return total
 

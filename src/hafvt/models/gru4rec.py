@@ -15,50 +15,18 @@ their code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, last, next_items
+from hafvt.models.configs import Gru4RecConfig
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 
-LOSSES = ("catalog", "cross-entropy", "bpr-max")
 TINY = 1e-24  # theirs
-
-
-@dataclass(frozen=True)
-class Gru4RecConfig:
-    """Hyperparameters of GRU4Rec."""
-
-    max_length: int = 50
-    """Longest history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    layers: int = 1
-    """Number of GRU layers."""
-    dropout_embed: float = 0.2
-    """Dropout rate on the items' vectors."""
-    dropout_hidden: float = 0.2
-    """Dropout rate on the states."""
-    loss: Literal["catalog", "cross-entropy", "bpr-max"] = "catalog"
-    """See above."""
-    samples: int = 2048
-    """Negatives drawn for a batch; for the two sampled losses."""
-    sample_alpha: float = 0.5
-    """They are drawn in proportion to popularity to this power."""
-    logq: float = 1.0
-    """Strength of the correction for how often an item is drawn; for "cross-entropy"."""
-    bpreg: float = 1.0
-    """Weight of the negatives' squared scores; for "bpr-max"."""
-    elu: float = 0.0
-    """Scores below 0 are bent by an ELU of this alpha, 0 for none; for "bpr-max"."""
 
 
 class Gru4Rec(Model):
@@ -66,18 +34,18 @@ class Gru4Rec(Model):
 
     popularity: Tensor
 
-    def __init__(self, catalog: ItemFeatures, config: Gru4RecConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: Gru4RecConfig) -> None:
         super().__init__()
-        if config.loss not in LOSSES:
-            raise HafvtError(f"no loss {config.loss!r}: choose one of {', '.join(LOSSES)}")
-        self.config, self.domains = config, catalog.domains
+        self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
-        self.items = nn.Embedding(len(catalog), config.width)  # W_y
-        self.bias = nn.Embedding(len(catalog), 1)  # B_y
+        self.items = nn.Embedding(len(item_features), config.width)  # W_y
+        self.bias = nn.Embedding(len(item_features), 1)  # B_y
         self.gru = nn.GRU(config.width, config.width, config.layers, batch_first=True)
         self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
-        self.register_buffer("popularity", catalog.train_counts / catalog.train_counts.sum().clamp(min=1))
-        bound = (6 / (len(catalog) + config.width)) ** 0.5
+        self.register_buffer(
+            "popularity", item_features.train_counts / item_features.train_counts.sum().clamp(min=1)
+        )
+        bound = (6 / (len(item_features) + config.width)) ** 0.5
         nn.init.uniform_(self.items.weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)
         for name, weight in self.gru.named_parameters():
@@ -119,13 +87,13 @@ class Gru4Rec(Model):
         """
         config = self.config
         weights = self.popularity**config.sample_alpha * (self.popularity > 0)
-        drawn = torch.multinomial(weights, config.samples, replacement=True)  # (S,)
+        drawn = torch.multinomial(weights, config.num_negatives, replacement=True)  # (S,)
         h, mask, targets = h.transpose(0, 1), mask.T, targets.T  # (T, B, d), (T, B), (T, B)
         beside = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B)
         extra = h @ self.items(drawn).T + self.bias(drawn)[:, 0]  # (T, B, S)
         scores = torch.cat([beside, extra], dim=2)  # (T, B, B + S), the target on the diagonal
         own = torch.eye(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)  # (B, B + S)
-        absent = F.pad(~mask, (0, config.samples))[:, None]  # (T, 1, B + S): histories that have ended
+        absent = F.pad(~mask, (0, config.num_negatives))[:, None]  # (T, 1, B + S): histories that have ended
         if config.loss == "cross-entropy":
             q = self.popularity[targets], self.popularity[drawn].expand(len(h), -1) ** config.sample_alpha
             scores = scores - config.logq * torch.cat(q, dim=1).clamp(min=TINY).log()[:, None]

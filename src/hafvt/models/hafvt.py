@@ -49,8 +49,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,7 @@ from hafvt.features.similarity import renumber_items
 from hafvt.models.attention import AttentionLayer, SequenceEncoder
 from hafvt.models.base import Model
 from hafvt.models.blocks import kept_first, next_items, slots, view
+from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_tables import ItemTables, saved_similarity
 from hafvt.ops.catalog_softmax import (
     SoftmaxQuery,
@@ -76,97 +77,6 @@ from hafvt.ops.sampled_softmax import SeenItems, draw, sampled_log_probabilities
 
 FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
 SWIFT = 30.0  # Adam moves a weight by the learning rate at most: log-odds from 0 on would take too long
-
-
-@dataclass(frozen=True)
-class HafVtConfig:
-    """Hyperparameters of HAF-VT."""
-
-    modalities: tuple[str, ...] | None = None
-    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded ones."""
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    id_width: int = 128
-    """Width q of the learned item vectors."""
-    id_scale: float = 0.02
-    """Standard deviation of their entries, and of those of the projections that are added (`fused`), at the
-    start. As only directions count, short vectors turn faster."""
-    fused: bool = True
-    """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
-    mixed: bool = True
-    """Gives each modality a branch of its own, mixed by (7); else ids alone have one, in whose vectors
-    content has its say (`fused`): a training then takes 60 % of the time."""
-    neighbors: int = 10
-    """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
-    of one is told of those like it."""
-    groups: tuple[int, ...] = (5, 20, 80)
-    """Where `fused`, items that look or read alike share learned vectors as well: one by groups of so many
-    items on average, one by the next larger, ..."""
-    shrinkage: float = 20.0
-    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
-    borrows from neighbors and groups the rest; an item that training never met borrows as others do on
-    average over what training met. At 0 nothing is borrowed."""
-    content_width: int = 128
-    """Frozen vectors are centerd and rotated onto at most so many principal directions; 0 keeps them."""
-    blocks: int = 2
-    """Blocks of the encoder of each sequence, which its branches share; 0 gives each branch (1, 3) alone."""
-    repeats: bool = True
-    """Learns how often people come back to an item that they had."""
-    temperature: float = 0.1
-    """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
-    weights: tuple[float, ...] | Literal["learned", "equal"] = "learned"
-    """alpha, beta, 1-alpha-beta of (7), in the order of the modalities; "learned" fits them, per sequence."""
-    lambda1: float = 0.3
-    """Weight of the other domains' sequences in (9) and (10)."""
-    lambda2: float = 3.0
-    """Weight of the merged sequence in (9) and (10)."""
-    renormalized: bool = True
-    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; only scores change."""
-    hierarchy: bool = True
-    """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
-    residual: bool = True
-    """Adds the item's own vector, through a learned matrix, to the output of a branch's own attention."""
-    positions: bool = True
-    """Adds a learned vector per position to what comes in."""
-    distances: bool = True
-    """Each head of an encoder learns what its attention adds to an item for how far back it lies."""
-    dropout: float = 0.2
-    """Dropout rate on what comes in and on what attention and blocks add."""
-    new_items: float = 1.5
-    """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
-    1 hardly any of them comes among the best ten. It changes scores only, not training."""
-    sampled: int = 0
-    """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
-
-    def __post_init__(self) -> None:
-        if self.neighbors < 0 or self.shrinkage < 0:
-            raise HafvtError("neighbors and shrinkage must be at least 0")
-        if any(type(size) is not int or size < 1 for size in self.groups):
-            raise HafvtError(f"groups must be sizes of at least one item, not {list(self.groups)}")
-
-
-PAPER = HafVtConfig(
-    id_width=256,
-    id_scale=256**-0.5,
-    fused=False,
-    neighbors=0,
-    groups=(),
-    shrinkage=0.0,
-    content_width=0,
-    blocks=0,
-    repeats=False,
-    temperature=1.0,
-    weights="equal",
-    renormalized=False,
-    residual=False,
-    positions=False,
-    distances=False,
-    dropout=0.3,
-)
-"""The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
-
-UNMIXED = HafVtConfig(mixed=False)
-"""Content within the ids' vectors alone, without branches and a mixture of modalities: (7) is one softmax."""
 
 
 class TrainTargets(NamedTuple):
@@ -299,7 +209,7 @@ class HafVt(Model):
         entering, states = self.read(pairs)
         # The ids last: the gradient of their table is cheapest where the loss is made.
         *others, last = sorted(range(len(self.modalities)), key=lambda m: self.modalities[m] == "id")
-        if self.config.sampled:
+        if self.config.num_negatives:
             return loss + self.sampled_loss(pairs, entering, states, shares)
         said: list[list[Tensor]] = [[] for _ in self.used]  # per sequence, (N,) per modality: log w p
         for modality in others:
@@ -322,7 +232,9 @@ class HafVt(Model):
         shares: list[float],
     ) -> Tensor:
         """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
-        samples = [draw(self.items.popularity, self.items.learned[n], self.config.sampled) for n in self.used]
+        samples = [
+            draw(self.items.popularity, self.items.learned[n], self.config.num_negatives) for n in self.used
+        ]
         had = [self.had(pair) for pair in pairs] if self.config.repeats else None
         of_modalities = []
         for modality, name in enumerate(self.modalities):

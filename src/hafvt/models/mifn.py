@@ -26,7 +26,6 @@ It is defined for two domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -38,32 +37,11 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, ResetFirstGru, blend, drawn_prefixes, known, slots
+from hafvt.models.configs import MifnConfig
 from hafvt.models.pinet import only_two, two_sides
 from hafvt.ops.catalog_softmax import SoftmaxQuery, target_log_probabilities
 
 TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class MifnConfig:
-    """Hyperparameters of MIFN."""
-
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    dropout: float = 0.2
-    """Dropout rate."""
-    nodes: int = 50
-    """Largest number N of items in a history's graph (theirs: 200)."""
-    links: int = 8
-    """Links K that an item keeps in each relation."""
-    hops: int = 2
-    """How far from the history a graph reaches."""
-    prefixes: int = 2
-    """Prefixes of each history that a training step takes."""
-    code_dropout: bool = False
-    """The authors' code leaves dropout on at evaluation."""
 
 
 class HistoryGraph(NamedTuple):
@@ -253,29 +231,31 @@ class Mifn(Model):
     links: Tensor
     single: Tensor
 
-    def __init__(self, catalog: ItemFeatures, config: MifnConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: MifnConfig) -> None:
         super().__init__()
-        only_two("MIFN", catalog.domains)
-        self.config, self.domains = config, catalog.domains
+        only_two("MIFN", item_features.domains)
+        self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        known_links = {name: catalog.relations[name] for name in graph_relations(catalog.relations)}
+        known_links = {
+            name: item_features.relations[name] for name in graph_relations(item_features.relations)
+        }
         self.notes = (f"knowledge graph: {', '.join(known_links) or 'none'}",)
         relations = known_links or {"none": torch.zeros(0, 2, dtype=torch.int64)}
-        links, single = link_tables(relations, catalog.train_counts, config.links)
+        links, single = link_tables(relations, item_features.train_counts, config.links_per_item)
         self.register_buffer("links", links, persistent=False)  # (V, R, K)
         self.register_buffer("single", single, persistent=False)
-        self.items = nn.Embedding(len(catalog), d)
+        self.items = nn.Embedding(len(item_features), d)
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.behaviors = nn.ModuleList(Behavior(d) for _ in range(2))
         self.knowledge = Knowledge(d, len(relations))
-        self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in catalog.domains)
+        self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in item_features.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
 
     def train(self, mode: bool = True) -> Mifn:
         """Sets training or evaluation mode; dropout stays on where the configuration says so."""
         super().train(mode)
-        self.dropout.train(mode or self.config.code_dropout)
+        self.dropout.train(mode or self.config.dropout_at_evaluation)
         return self
 
     def read(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -308,10 +288,10 @@ class Mifn(Model):
             target: (P,) in training the next items, whose own steps are taken out of "transition".
         """
         items = batch.items.masked_fill(~slots(batch.lengths, batch.items.shape[1]), -1)
-        nodes = first_distinct(items.flip(1), self.config.nodes)
+        nodes = first_distinct(items.flip(1), self.config.max_nodes)
         for _ in range(self.config.hops):
             around = self.linked(nodes, target).permute(0, 3, 2, 1).flatten(1)  # (P, K R N)
-            nodes = first_distinct(torch.cat([nodes, around], dim=1), self.config.nodes)
+            nodes = first_distinct(torch.cat([nodes, around], dim=1), self.config.max_nodes)
         links, real = self.linked(nodes, target), nodes >= 0
         slot = ((items[:, :, None] == nodes[:, None]) & real[:, None]).float()  # (P, T, N)
         steps = slot[:, :-1].transpose(1, 2) @ slot[:, 1:] > 0  # (P, N, N)
@@ -342,7 +322,7 @@ class Mifn(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """See `prefix_loss`, over drawn prefixes of each sequence."""
-        row, slot = drawn_prefixes(batch, self.config.prefixes)
+        row, slot = drawn_prefixes(batch, self.config.num_prefixes)
         return self.prefix_loss(batch, row, slot + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:

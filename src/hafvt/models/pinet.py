@@ -16,7 +16,6 @@ It is defined for two domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,23 +28,8 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, ResetFirstGru, blend, known, last, next_items, slots, view
+from hafvt.models.configs import PiNetConfig
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-
-
-@dataclass(frozen=True)
-class PiNetConfig:
-    """Hyperparameters of pi-Net."""
-
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    roles: int = 4
-    """Number K of latent users."""
-    dropout: float = 0.2
-    """Dropout rate."""
-    code_v_f: bool = False
-    """The authors' code takes V_f for V_s, too."""
 
 
 class Side(NamedTuple):
@@ -91,9 +75,9 @@ class Filter(nn.Module):
         super().__init__()
         d = config.width
         self.filter, self.candidate = nn.Linear(3 * d, d), nn.Linear(2 * d, d)  # W_f, b_f; W_s, b_s
-        self.users = nn.Parameter(torch.empty(config.roles, d))  # U
+        self.users = nn.Parameter(torch.empty(config.latent_users, d))  # U
         self.v_f = nn.Linear(d, d, bias=False)
-        self.v_s = self.v_f if config.code_v_f else nn.Linear(d, d, bias=False)
+        self.v_s = self.v_f if config.tie_user_projections else nn.Linear(d, d, bias=False)
         for weight in (
             self.filter.weight,
             self.candidate.weight,
@@ -128,16 +112,16 @@ class Filter(nn.Module):
 class PiNet(Model):
     """Two encoders, two sharing units, a softmax over each domain."""
 
-    def __init__(self, catalog: ItemFeatures, config: PiNetConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: PiNetConfig) -> None:
         super().__init__()
-        only_two("pi-Net", catalog.domains)
-        self.config, self.domains = config, catalog.domains
+        only_two("pi-Net", item_features.domains)
+        self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalog), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(item_features), d)  # one table a domain: their rows are apart
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.filters = nn.ModuleList(Filter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalog.domains]
+        outputs = [nn.Linear(2 * d, len(domain)) for domain in item_features.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)

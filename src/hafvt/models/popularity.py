@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-
-
-@dataclass(frozen=True)
-class PopularityConfig:
-    """Nothing to set."""
+from hafvt.models.configs import PopularityConfig
 
 
 class Popularity(Model):
@@ -22,11 +16,11 @@ class Popularity(Model):
 
     counts: Tensor
 
-    def __init__(self, catalog: ItemFeatures, config: PopularityConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: PopularityConfig) -> None:
         super().__init__()
         self.max_length = 1  # whatever the history, the scores are the same
-        self.domains = catalog.domains
-        self.register_buffer("counts", catalog.train_counts.clone())
+        self.domains = item_features.domains
+        self.register_buffer("counts", item_features.train_counts.clone())
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns 0: there is nothing to learn."""

@@ -14,7 +14,6 @@ It is defined for two domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,25 +24,10 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, ResetFirstGru, known, next_items
+from hafvt.models.configs import PsjNetConfig
 from hafvt.models.pinet import Side, chosen_scores, nll, only_two, two_sides
 
 TINY = 1e-10  # theirs
-
-
-@dataclass(frozen=True)
-class PsjNetConfig:
-    """Hyperparameters of PSJNet-II."""
-
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    roles: int = 4
-    """Number K of latent users."""
-    dropout: float = 0.2
-    """Dropout rate."""
-    code_v_f: bool = False
-    """The authors' code takes V_f for V_s, too."""
 
 
 class SharedStates(NamedTuple):
@@ -65,12 +49,12 @@ class UserFilter(nn.Module):
 
     def __init__(self, config: PsjNetConfig) -> None:
         super().__init__()
-        d, k = config.width, config.roles
+        d, k = config.width, config.latent_users
         self.filter, self.candidate = nn.Linear(3 * d, d), nn.Linear(2 * d, d)  # W_f, b_f; W_s, b_s
         self.nobody = nn.Linear(2 * d, d)  # W_n, b_n
         self.users = nn.Parameter(torch.empty(k, d))  # U
         self.v_f = nn.Linear(d, d, bias=False)
-        self.v_s = self.v_f if config.code_v_f else nn.Linear(d, d, bias=False)
+        self.v_s = self.v_f if config.tie_user_projections else nn.Linear(d, d, bias=False)
         self.v_n1, self.v_n2 = nn.Linear(d, d, bias=False), nn.Parameter(torch.empty(k, d))
         for weight in self.parameters():
             nn.init.xavier_normal_(weight) if weight.ndim > 1 else nn.init.ones_(weight)
@@ -121,18 +105,18 @@ class Match(nn.Module):
 class PsjNet(Model):
     """Two encoders, two splits, two joins, a softmax over each domain."""
 
-    def __init__(self, catalog: ItemFeatures, config: PsjNetConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: PsjNetConfig) -> None:
         super().__init__()
-        only_two("PSJNet", catalog.domains)
-        self.config, self.domains = config, catalog.domains
+        only_two("PSJNet", item_features.domains)
+        self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalog), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(item_features), d)  # one table a domain: their rows are apart
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.splits = nn.ModuleList(UserFilter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.over_time = nn.ModuleList(Match(d) for _ in range(2))
         self.over_users = nn.ModuleList(Match(d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in catalog.domains]
+        outputs = [nn.Linear(2 * d, len(domain)) for domain in item_features.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)

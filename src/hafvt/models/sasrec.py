@@ -10,15 +10,12 @@ its code wherever that makes the yardstick stronger or plainer:
   untrained blocks add would drown which item it is;
 * for the same reason what a block adds starts small.
 
-`original=True` and `loss="binary"`, together the preset "paper", take all of that back: then states
+`paper_blocks=True` and `loss="binary"`, together the preset "paper", take all of that back: then states
 and loss are those of the authors' code, but for two things that change no figure of theirs: histories are
 right-padded, so that a causal mask is all there is, and the drawn item is one of the target's domain.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,38 +23,13 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
-from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, causal_attention, last, next_items, slots
+from hafvt.models.configs import SasRecConfig
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
 from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
-
-
-@dataclass(frozen=True)
-class SasRecConfig:
-    """Hyperparameters of SASRec."""
-
-    max_length: int = 50
-    """Longest history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    blocks: int = 2
-    """Number of self-attention blocks."""
-    heads: int = 2
-    """Attention heads per block."""
-    dropout: float = 0.3
-    """Dropout rate on the input and on both sub-layers' outputs."""
-    original: bool = False
-    """The paper's blocks, input and positions; see above."""
-    loss: Literal["catalog", "binary"] = "catalog"
-    """See above."""
-    sampled: int = 0
-    """Items drawn at each step for the loss "catalog", with log-q correction; 0 takes all items."""
-
-
-PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, original=True, loss="binary")
 
 
 class OriginalBlock(nn.Module):
@@ -169,28 +141,26 @@ class SasRec(Model):
 
     popularity: Tensor
 
-    def __init__(self, catalog: ItemFeatures, config: SasRecConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
         super().__init__()
-        if config.loss not in ("catalog", "binary"):
-            raise HafvtError(f"no loss {config.loss!r}: choose catalog or binary")
-        self.config, self.domains = config, catalog.domains
+        self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
-        self.register_buffer("popularity", catalog.train_counts, persistent=False)
-        self.items = nn.Embedding(len(catalog), config.width)
+        self.register_buffer("popularity", item_features.train_counts, persistent=False)
+        self.items = nn.Embedding(len(item_features), config.width)
         self.positions = nn.Embedding(config.max_length, config.width)
-        self.enter = nn.Identity() if config.original else nn.LayerNorm(config.width)
+        self.enter = nn.Identity() if config.paper_blocks else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
-        block = OriginalBlock if config.original else Block
+        block = OriginalBlock if config.paper_blocks else Block
         self.blocks = nn.ModuleList(
             block(config.width, config.heads, config.dropout) for _ in range(config.blocks)
         )
-        self.norm = nn.LayerNorm(config.width, eps=1e-8 if config.original else 1e-5)
+        self.norm = nn.LayerNorm(config.width, eps=1e-8 if config.paper_blocks else 1e-5)
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Returns the state after each item, from the items' vectors, (B, T, d) -> (B, T, d)."""
-        if self.config.original:  # the latest item stands at the last position
+        if self.config.paper_blocks:  # the latest item stands at the last position
             place = torch.arange(items.shape[1], device=items.device) - lengths[:, None]  # (B, T)
             x = items * self.config.width**0.5 + self.positions(place % self.max_length)
         else:
@@ -210,9 +180,9 @@ class SasRec(Model):
         inputs, mask, targets = next_items(batch)
         table, (items,) = embedding_lookup(self.items.weight, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
-        if self.config.loss == "catalog" and self.config.sampled:
+        if self.config.loss == "catalog" and self.config.num_negatives:
             whole = slice(0, len(table))
-            sample = draw(self.popularity, whole, self.config.sampled)
+            sample = draw(self.popularity, whole, self.config.num_negatives)
             (log_p,) = sampled_log_probabilities([SoftmaxQuery(h, targets, whole)], [sample], table)
             return -log_p.sum() / max(len(log_p), 1)
         if self.config.loss == "catalog":
@@ -236,7 +206,7 @@ def unseen(batch: Batch, targets: Tensor, domains: tuple[Domain, ...]) -> Tensor
     Args:
         batch: whole sequences.
         targets: (B, T) items.
-        domains: of the catalog. One that a sequence holds whole gives its last item.
+        domains: of the item_features. One that a sequence holds whole gives its last item.
 
     Returns:
         (B, T)

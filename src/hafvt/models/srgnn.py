@@ -13,8 +13,6 @@ after the graph; z keeps the old state). Departures from the code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -22,24 +20,9 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import drawn_prefixes, last, slots
+from hafvt.models.configs import SrGnnConfig
 from hafvt.ops.catalog_softmax import mean_nll
 from hafvt.ops.embedding import embedding_lookup
-
-
-@dataclass(frozen=True)
-class SrGnnConfig:
-    """Hyperparameters of SR-GNN."""
-
-    max_length: int = 50
-    """Longest history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    steps: int = 1
-    """Rounds of messages along the graph."""
-    hybrid: bool = True
-    """Joins the last item's state to the session's (7); the code's `nonhybrid` leaves it out."""
-    prefixes: int = 4
-    """Prefixes of each history that a training step takes."""
 
 
 def graphs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,11 +46,11 @@ def graphs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 class SrGnn(Model):
     """A gated graph network over each history's graph, then attention that asks with the last item."""
 
-    def __init__(self, catalog: ItemFeatures, config: SrGnnConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: SrGnnConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalog.domains
+        self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(catalog), d)
+        self.items = nn.Embedding(len(item_features), d)
         self.edges_in, self.edges_out = nn.Linear(d, d), nn.Linear(d, d)
         self.bias_in, self.bias_out = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
         self.cell = nn.GRUCell(2 * d, d)
@@ -98,7 +81,7 @@ class SrGnn(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Equation (10) over drawn prefixes of each sequence."""
-        row, slot = drawn_prefixes(batch, self.config.prefixes)
+        row, slot = drawn_prefixes(batch, self.config.num_prefixes)
         return self.prefix_loss(batch, row, slot + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:

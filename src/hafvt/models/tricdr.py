@@ -27,7 +27,7 @@ It is defined for two domains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,45 +39,12 @@ from hafvt.data.dataset import Domain
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import drawn_prefixes, known, next_items
+from hafvt.models.configs import SasRecConfig, TriCdrConfig
 from hafvt.models.pinet import Side, only_two, two_sides
 from hafvt.models.psjnet import softmax_of_first
-from hafvt.models.sasrec import SasRec, SasRecConfig
+from hafvt.models.sasrec import SasRec
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 from hafvt.ops.embedding import embedding_lookup
-
-
-@dataclass(frozen=True)
-class TriCdrConfig:
-    """Hyperparameters of Tri-CDR."""
-
-    max_length: int = 50
-    """Longest merged history, in items; older ones are cut."""
-    width: int = 128
-    """Width d of items and states."""
-    blocks: int = 2
-    """Self-attention blocks of each encoder."""
-    heads: int = 2
-    """Attention heads per block."""
-    dropout: float = 0.3
-    """Dropout rate in the encoders."""
-    temperature: float = 0.2
-    """Divides the cosines in the softmax over items (theirs: a factor of 5)."""
-    pretrain_steps: int = 100
-    """Training steps that train the encoders alone; more where a training has tens of thousands of steps."""
-    prefixes: int = 8
-    """Prefixes of each history that a later step takes."""
-    contrast_weight: float = 0.1
-    """Weight of the contrast between the sequences, 0 for none."""
-    contrast_rates: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Shares of mixed-source, mixed-target and source-target in it."""
-    contrast_temperature: float = 0.1
-    """Its temperature."""
-    triplet_weight: float = 1.0
-    """Weight of the triplet loss, 0 for none (theirs: 5 or 10, worse in validation on films)."""
-    triplet_margin: float = 4.0
-    """By how much the source is to be nearer to the mixed sequence than to the target's."""
-    code_normalize: bool = False
-    """Scores as the authors' code has them: an item's depends on the other candidates."""
 
 
 class TripleAttention(nn.Module):
@@ -164,16 +131,22 @@ class TriCdr(Model):
     directions: Any  # a Direction for each target
     steps: Tensor
 
-    def __init__(self, catalog: ItemFeatures, config: TriCdrConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: TriCdrConfig) -> None:
         super().__init__()
-        only_two("Tri-CDR", catalog.domains)
-        self.config, self.domains = config, catalog.domains
+        only_two("Tri-CDR", item_features.domains)
+        self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
-        encoder = SasRecConfig(config.max_length, config.width, config.blocks, config.heads, config.dropout)
-        self.mixed = SasRec(catalog, encoder)
-        alone = [replace(domain, start=0, stop=len(domain)) for domain in catalog.domains]
-        self.own = nn.ModuleList(SasRec(replace(catalog, domains=(d,)), encoder) for d in alone)
-        self.directions = nn.ModuleList(Direction(config) for _ in catalog.domains)
+        encoder = SasRecConfig(
+            max_length=config.max_length,
+            width=config.width,
+            blocks=config.blocks,
+            heads=config.heads,
+            dropout=config.dropout,
+        )
+        self.mixed = SasRec(item_features, encoder)
+        alone = [replace(domain, start=0, stop=len(domain)) for domain in item_features.domains]
+        self.own = nn.ModuleList(SasRec(replace(item_features, domains=(d,)), encoder) for d in alone)
+        self.directions = nn.ModuleList(Direction(config) for _ in item_features.domains)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def read(self, batch: Batch) -> States:
@@ -214,7 +187,7 @@ class TriCdr(Model):
             self.steps += 1
         if pretraining:
             return self.encoder_loss(batch)
-        row, slot = drawn_prefixes(batch, self.config.prefixes)
+        row, slot = drawn_prefixes(batch, self.config.num_prefixes)
         return self.prefix_loss(batch, row, slot)
 
     def encoder_loss(self, batch: Batch) -> Tensor:
@@ -258,7 +231,7 @@ class TriCdr(Model):
         states = self.read(batch)
         triple, _ = self.triple(states, domain, row, (batch.lengths - 1).clamp(min=0))
         u: Tensor = self.directions[domain].user(triple) / self.config.temperature  # (B, d)
-        dim = -2 if self.config.code_normalize else -1
+        dim = -2 if self.config.normalize_over_candidates else -1
         if candidates is None:
             return u @ F.normalize(states.tables[domain], dim=dim).T
         found = F.normalize(states.tables[domain][candidates - self.domains[domain].start], dim=dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hafvt.features.item_features import ItemFeatures, SimilarItems, load_item_f
 from hafvt.files import read_json, sha256
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
+from hafvt.models.hyperparameters import validate_config
 from hafvt.models.item_tables import saved_similarity
 from hafvt.reports.report import read_results
 from hafvt.training.checkpoint import load, unpack
@@ -83,7 +84,9 @@ def model_item_features(data: Dataset, model: str, config: Any) -> ItemFeatures:
     Raises:
         HafvtError: a modality is not encoded.
     """
-    return load_item_features(data, config_modalities(config), relations=MODELS[model].model.uses_relations)
+    return load_item_features(
+        data, config_modalities(config), relations=MODELS[model].model_class.uses_relations
+    )
 
 
 def links_in(tensors: dict[str, Tensor]) -> dict[str, SimilarItems]:
@@ -122,13 +125,12 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         raise HafvtError(
             f"{data.folder}: features were encoded anew since {folder} was trained: train it anew"
         )
-    kind = type(next(iter(MODELS[about["model"]].presets.values())))
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in about["config"].items()}
-    if strange := set(values) - {field.name for field in fields(kind)}:
+    kind, values = MODELS[about["model"]].config_class, about["config"]
+    if strange := set(values) - set(kind.model_fields):
         raise HafvtError(
             f"{folder} was trained with {min(strange)}, which this version does not know: train it anew"
         )
-    config = kind(**values)
+    config = validate_config(f"{folder}: {about['model']}", kind, values)
     catalog = model_item_features(data, about["model"], config)
     found = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
@@ -149,7 +151,7 @@ def describe(
     """Returns what model.json says of a finished run."""
     return {
         "model": name,
-        "config": asdict(config),
+        "config": config.model_dump(mode="json"),
         "data": str(Path(training["data"]).resolve()),
         "dataset": training["dataset"],
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -135,7 +135,7 @@ def train(
     config = resolve_modalities(config, catalog)
     settings: dict[str, Any] = {
         "model": model,
-        "config": json.loads(json.dumps(asdict(config))),
+        "config": config.model_dump(mode="json"),
         "data": str(dataset.folder),
         "dataset": fingerprint(dataset),
         "features": feature_hashes(dataset, tuple(catalog.vectors)),

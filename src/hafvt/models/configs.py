@@ -1,0 +1,315 @@
+"""The hyperparameters of each model, with type, range, default and description, and the named presets.
+
+This module imports no torch, so that `hafvt train MODEL --help` starts at once. A model's class lies in the
+module of the same name, which imports its hyperparameters from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hafvt.models.hyperparameters import (
+    Depth,
+    DropoutRate,
+    Length,
+    ModelConfig,
+    Temperature,
+    Weight,
+    Width,
+)
+
+NumNegatives = Annotated[int, Field(ge=0, le=1_000_000)]
+NumPrefixes = Annotated[int, Field(ge=1, le=10_000)]
+
+
+def require_divisor(heads: int, width: int) -> None:
+    """Raise ValueError unless the number of attention heads divides the width."""
+    if width % heads:
+        remedy = f"choose a multiple of {heads} as the width, or other heads"
+        raise ValueError(f"parameter heads {heads} does not divide width {width}: {remedy}")
+
+
+class HafVtConfig(ModelConfig):
+    """Hyperparameters of HAF-VT."""
+
+    modalities: tuple[str, ...] | None = None
+    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded ones."""
+    max_length: Length = 50
+    """Longest merged history, in items; older ones are cut."""
+    id_width: Width = 128
+    """Width q of the learned item vectors."""
+    id_scale: Annotated[float, Field(gt=0, le=10)] = 0.02
+    """Standard deviation of their entries, and of those of the projections that are added (`fused`), at the
+    start. As only directions count, short vectors turn faster."""
+    fused: bool = True
+    """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
+    mixed: bool = True
+    """Gives each modality a branch of its own, mixed by (7); else ids alone have one, in whose vectors
+    content has its say (`fused`): a training then takes 60 % of the time."""
+    neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
+    of one is told of those like it."""
+    groups: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = (5, 20, 80)
+    """Where `fused`, items that look or read alike share learned vectors as well: one by groups of so many
+    items on average, one by the next larger, ..."""
+    shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
+    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
+    borrows from neighbors and groups the rest; an item that training never met borrows as others do on
+    average over what training met. At 0 nothing is borrowed."""
+    content_width: Annotated[int, Field(ge=0, le=8192)] = 128
+    """Frozen vectors are centerd and rotated onto at most so many principal directions; 0 keeps them."""
+    blocks: Annotated[int, Field(ge=0, le=64)] = 2
+    """Blocks of the encoder of each sequence, which its branches share; 0 gives each branch (1, 3) alone."""
+    repeats: bool = True
+    """Learns how often people come back to an item that they had."""
+    temperature: Temperature = 0.1
+    """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
+    weights: tuple[Weight, ...] | Literal["learned", "equal"] = "learned"
+    """alpha, beta, 1-alpha-beta of (7), in the order of the modalities; "learned" fits them, per sequence."""
+    lambda1: Weight = 0.3
+    """Weight of the other domains' sequences in (9) and (10)."""
+    lambda2: Weight = 3.0
+    """Weight of the merged sequence in (9) and (10)."""
+    renormalized: bool = True
+    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; only scores change."""
+    hierarchy: bool = True
+    """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
+    residual: bool = True
+    """Adds the item's own vector, through a learned matrix, to the output of a branch's own attention."""
+    positions: bool = True
+    """Adds a learned vector per position to what comes in."""
+    distances: bool = True
+    """Each head of an encoder learns what its attention adds to an item for how far back it lies."""
+    dropout: DropoutRate = 0.2
+    """Dropout rate on what comes in and on what attention and blocks add."""
+    new_items: Annotated[float, Field(gt=0, le=1000)] = 1.5
+    """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
+    1 hardly any of them comes among the best ten. It changes scores only, not training."""
+    num_negatives: NumNegatives = 0
+    """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
+
+
+HAFVT_PAPER = HafVtConfig(
+    id_width=256,
+    id_scale=256**-0.5,
+    fused=False,
+    neighbors=0,
+    groups=(),
+    shrinkage=0.0,
+    content_width=0,
+    blocks=0,
+    repeats=False,
+    temperature=1.0,
+    weights="equal",
+    renormalized=False,
+    residual=False,
+    positions=False,
+    distances=False,
+    dropout=0.3,
+)
+"""The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
+
+HAFVT_UNMIXED = HafVtConfig(mixed=False)
+"""Content within the ids' vectors alone, without branches and a mixture of modalities: (7) is one softmax."""
+
+
+class Gru4RecConfig(ModelConfig):
+    """Hyperparameters of GRU4Rec."""
+
+    max_length: Length = 50
+    """Longest history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and hidden states."""
+    layers: Depth = 1
+    """Number of GRU layers."""
+    dropout_embed: DropoutRate = 0.2
+    """Dropout rate on the item embeddings."""
+    dropout_hidden: DropoutRate = 0.2
+    """Dropout rate on the hidden states."""
+    loss: Literal["catalog", "cross-entropy", "bpr-max"] = "catalog"
+    """Cross-entropy over the target's domain without sampling, or one of the paper's two sampled losses."""
+    num_negatives: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    """Negatives drawn for each batch; for the sampled losses."""
+    sample_alpha: Annotated[float, Field(ge=0, le=10)] = 0.5
+    """Negatives are drawn in proportion to popularity to this power; for the sampled losses."""
+    logq: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Strength of the correction for how often a negative is drawn; for the loss cross-entropy."""
+    bpreg: Weight = 1.0
+    """Weight of the squared scores of the negatives; for the loss bpr-max."""
+    elu: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Alpha of an ELU on the scores, 0 for none; for the loss bpr-max."""
+
+    @model_validator(mode="after")
+    def _require_used_parameters(self) -> Self:
+        """Refuse a parameter that has no effect with the chosen loss."""
+        losses = {"logq": "cross-entropy", "bpreg": "bpr-max", "elu": "bpr-max"}
+        losses |= dict.fromkeys(("num_negatives", "sample_alpha"), "cross-entropy or bpr-max")
+        for name, allowed in losses.items():
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and self.loss not in allowed.split(" or "):
+                remedy = f"leave it out, or choose the loss {allowed}"
+                raise ValueError(f"parameter {name} has no effect with the loss {self.loss}: {remedy}")
+        return self
+
+
+class SasRecConfig(ModelConfig):
+    """Hyperparameters of SASRec."""
+
+    max_length: Length = 50
+    """Longest history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states, a multiple of `heads`."""
+    blocks: Depth = 2
+    """Number of self-attention blocks."""
+    heads: Depth = 2
+    """Attention heads per block."""
+    dropout: DropoutRate = 0.3
+    """Dropout rate on the input and on the outputs of both sub-layers of a block."""
+    paper_blocks: bool = False
+    """Uses the blocks, input scaling and positions of the paper in place of pre-norm blocks."""
+    loss: Literal["catalog", "binary"] = "catalog"
+    """Cross-entropy over all items, or the paper's binary cross-entropy against one drawn item."""
+    num_negatives: NumNegatives = 0
+    """Items drawn at each step for the loss catalog, with log-q correction; 0 uses all items."""
+
+    @model_validator(mode="after")
+    def _require_consistent_parameters(self) -> Self:
+        """Refuse heads that do not divide the width, and negatives that the loss does not use."""
+        require_divisor(self.heads, self.width)
+        if self.loss == "binary" and self.num_negatives:
+            remedy = "leave it out, or choose the loss catalog"
+            raise ValueError(f"parameter num_negatives has no effect with the loss binary: {remedy}")
+        return self
+
+
+SASREC_PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, paper_blocks=True, loss="binary")
+"""The model and loss of the paper."""
+
+
+class SrGnnConfig(ModelConfig):
+    """Hyperparameters of SR-GNN."""
+
+    max_length: Length = 50
+    """Longest history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states."""
+    steps: Depth = 1
+    """Rounds of message passing on the graph."""
+    hybrid: bool = True
+    """Joins the last item's state to the session's in (7); False corresponds to the code's `nonhybrid`."""
+    num_prefixes: NumPrefixes = 4
+    """Prefixes of each history in a training step."""
+
+
+class PiNetConfig(ModelConfig):
+    """Hyperparameters of pi-Net."""
+
+    max_length: Length = 50
+    """Longest merged history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states."""
+    latent_users: Depth = 4
+    """Number K of latent users of an account."""
+    dropout: DropoutRate = 0.2
+    """Dropout rate on item embeddings and before the softmax."""
+    tie_user_projections: bool = False
+    """Uses V_f in place of V_s, as the authors' code does."""
+
+
+class PsjNetConfig(PiNetConfig):
+    """Hyperparameters of PSJNet-II."""
+
+
+class MifnConfig(ModelConfig):
+    """Hyperparameters of MIFN."""
+
+    max_length: Length = 50
+    """Longest merged history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states."""
+    dropout: DropoutRate = 0.2
+    """Dropout rate on item embeddings and before the softmax."""
+    max_nodes: Annotated[int, Field(ge=1, le=10_000)] = 50
+    """Largest number N of items in the graph of a history; 200 in the authors' code."""
+    links_per_item: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Most frequent links K of each item that are kept in each relation."""
+    hops: Annotated[int, Field(ge=0, le=16)] = 2
+    """Largest distance of a node from the history, in links."""
+    num_prefixes: NumPrefixes = 2
+    """Prefixes of each history in a training step."""
+    dropout_at_evaluation: bool = False
+    """Keeps dropout on during evaluation, as the authors' code does."""
+
+
+class TriCdrConfig(ModelConfig):
+    """Hyperparameters of Tri-CDR."""
+
+    max_length: Length = 50
+    """Longest merged history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states, a multiple of `heads`."""
+    blocks: Depth = 2
+    """Self-attention blocks of each encoder."""
+    heads: Depth = 2
+    """Attention heads per block."""
+    dropout: DropoutRate = 0.3
+    """Dropout rate in the encoders."""
+    temperature: Temperature = 0.2
+    """Divides the cosines in the softmax over items; the authors' code multiplies by 5."""
+    pretrain_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 100
+    """First training steps, which train the encoders alone; choose more for tens of thousands of steps."""
+    num_prefixes: NumPrefixes = 8
+    """Prefixes of each history in a training step after the first `pretrain_steps`."""
+    contrast_weight: Weight = 0.1
+    """Weight of the contrastive loss between the sequences, 0 for none."""
+    contrast_rates: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
+    """Relative weights of the pairs mixed-source, mixed-target and source-target in the contrastive loss."""
+    contrast_temperature: Temperature = 0.1
+    """Divides the cosines in the contrastive loss."""
+    triplet_weight: Weight = 1.0
+    """Weight of the triplet loss, 0 for none; 5 or 10 in the authors' code."""
+    triplet_margin: Weight = 4.0
+    """Least difference of the distances source-target and source-mixed in the triplet loss."""
+    normalize_over_candidates: bool = False
+    """Normalizes item embeddings over the candidates in evaluation, as the authors' code does."""
+
+    @model_validator(mode="after")
+    def _require_consistent_parameters(self) -> Self:
+        """Refuse heads that do not divide the width, and rates that sum to 0."""
+        require_divisor(self.heads, self.width)
+        if not sum(self.contrast_rates):
+            raise ValueError("contrast_rates sum to 0: choose at least one rate above 0")
+        return self
+
+
+class C2dsrConfig(ModelConfig):
+    """Hyperparameters of C2DSR."""
+
+    max_length: Length = 50
+    """Longest merged history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states, a multiple of `heads`."""
+    graph_layers: Depth = 1
+    """Layers of the graph convolution."""
+    blocks: Depth = 2
+    """Self-attention blocks of each encoder."""
+    heads: Depth = 1
+    """Attention heads per block."""
+    dropout: DropoutRate = 0.3
+    """Dropout rate on item embeddings and in the blocks."""
+    prediction_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight lambda of the prediction losses; the infomax loss has weight 1 - lambda."""
+    weighted_transitions: bool = False
+    """Weights a transition of the graph by its frequency, as the authors' code does."""
+
+    @model_validator(mode="after")
+    def _require_consistent_parameters(self) -> Self:
+        """Refuse heads that do not divide the width."""
+        require_divisor(self.heads, self.width)
+        return self
+
+
+class PopularityConfig(ModelConfig):
+    """The popularity model has no hyperparameters."""

@@ -29,7 +29,7 @@ from machine import describe, record, sentence
 from hafvt import train
 from hafvt.data.dataset import Dataset, Domain, write_dataset
 from hafvt.files import read_json, write_json
-from hafvt.inference.ann import index, some_histories
+from hafvt.inference.ann import index, sample_histories
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import memory_gib
 
@@ -135,7 +135,7 @@ def asked(run: Path, most: int) -> dict[str, Any]:
     """Recommends to so many people, one by one and 32 together, ten items each."""
     begun = time.monotonic()
     recommender = Recommender.open(run)
-    histories = some_histories(Dataset.open(read_json(run / "model.json")["data"]), most)
+    histories = sample_histories(Dataset.open(read_json(run / "model.json")["data"]), most)
     recommender.recommend(histories[:1], "x")
     found = {"open_seconds": time.monotonic() - begun, "gib": memory_gib()}
     seconds = []

@@ -41,7 +41,10 @@ from hafvt.data.sources.demo import generate_world
             ["recommend", "run", "--history", "007", "null", "é[", "--k", "3"],
             ["recommend", "run", '--history=["007", "null", "\\U000000e9["]', "--k", "3"],
         ),
-        (["recommend", "run", "--history", "--seen"], ["recommend", "run", "--history=[]", "--seen", "true"]),
+        (
+            ["recommend", "run", "--history", "--exclude-seen"],
+            ["recommend", "run", "--history=[]", "--exclude_seen", "true"],
+        ),
         (["compare", "d", "--models", '["a", "b"]'], ["compare", "d", "--models", '["a", "b"]']),
         (["--help"], ["--help"]),
     ],

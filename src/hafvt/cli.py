@@ -84,7 +84,7 @@ def commands() -> dict[str, Command]:
         "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
         "recommend": Command("hafvt.inference.batch:recommend", ("run",)),
         "explain": Command("hafvt.inference.explain:explain", ("run",)),
-        "catalog": Command("hafvt.inference.catalog_add:catalog", ("action", "items")),
+        "catalog": Command("hafvt.inference.catalog_add:catalog", ("action", "run", "items")),
         "index": Command("hafvt.inference.ann:index", ("run",)),
         "serve": Command("hafvt.server.serve:serve", ("run",)),
         "tune": Command("hafvt.experiments.tune:tune", ("model",)),

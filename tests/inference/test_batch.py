@@ -13,6 +13,7 @@ from hafvt import recommend, train
 from hafvt.cli import main
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import batch as files
+from hafvt.inference.batch_writer import SCHEMA
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
 
@@ -53,7 +54,7 @@ def read(path):
 
 
 def test_the_answers_are_those_of_the_recommender(run, histories, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BATCH", 3)
+    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 3)
     done = recommend(run, histories=histories, domain="d0", k=3, out=tmp_path / "out.jsonl", exclude=["i5"])
     found = read(tmp_path / "out.jsonl")
     recommender = Recommender.open(run)
@@ -66,27 +67,36 @@ def test_the_answers_are_those_of_the_recommender(run, histories, tmp_path, monk
             [one.score for one in answer.items], abs=1e-5
         )
         assert [one["rank"] for one in said["items"]] == list(range(1, len(answer.items) + 1))
-        assert (said["number"], said["domain"], said["by"]) == (number, domain, answer.by)
-        assert said["unknown"] == list(answer.unknown)
+        assert (said["history_number"], said["domain"], said["ranked_by"]) == (
+            number,
+            domain,
+            answer.ranked_by,
+        )
+        assert said["unknown_ids"] == list(answer.unknown_ids)
     assert [said["user_id"] for said in found] == ["007", "7", None, None]
-    assert [one["by"] for one in found] == ["model", "model", "popularity", "model"]
+    assert [one["ranked_by"] for one in found] == ["model", "model", "popularity", "model"]
     assert len(found[3]["items"]) == 27  # of 30 without i3, i4 and i5
-    assert (done.histories, done.popular, done.troubled, done.unknown) == (4, 1, 2, 3)
-    assert done.examples == ("?", "!", "?")
+    assert (done.num_histories, done.num_by_popularity, done.num_with_unknown_ids, done.num_unknown_ids) == (
+        4,
+        1,
+        2,
+        3,
+    )
+    assert done.unknown_id_examples == ("?", "!", "?")
     assert "4 histories (1 without a known item, by popularity)" in str(done)
 
 
 def test_every_type_of_file_says_the_same(run, histories, tmp_path, capsys):
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         recommend(run, histories=histories, domain="d0", out=tmp_path / name)
-    csv = pl.read_csv(tmp_path / "a.csv", schema=files.SCHEMA)
+    csv = pl.read_csv(tmp_path / "a.csv", schema=SCHEMA)
     assert csv.equals(pl.read_parquet(tmp_path / "a.parquet"))
     rows = [
-        {**said, **item, "unknown": len(said["unknown"])}
+        {**said, **item, "num_unknown_ids": len(said["unknown_ids"])}
         for said in read(tmp_path / "a.jsonl")
         for item in said["items"]
     ]
-    assert csv.to_dicts() == [{name: row[name] for name in files.SCHEMA} for row in rows]
+    assert csv.to_dicts() == [{name: row[name] for name in SCHEMA} for row in rows]
     assert csv["user_id"].to_list()[:1] == ["007"]
     assert TITLE in csv["title"].to_list()
     capsys.readouterr()
@@ -106,7 +116,14 @@ def test_seen_items_are_told_by_the_whole_history(run, tmp_path):
     long = [f"i{n % 29}" for n in range(500)]  # i29 is all that is left of d0
     (tmp_path / "h.jsonl").write_text(json.dumps({"history": long}))
     recommend(run, histories=tmp_path / "h.jsonl", domain="d0", out=tmp_path / "new.jsonl")
-    recommend(run, histories=tmp_path / "h.jsonl", domain="d0", out=tmp_path / "seen.jsonl", seen=True, k=40)
+    recommend(
+        run,
+        histories=tmp_path / "h.jsonl",
+        domain="d0",
+        out=tmp_path / "seen.jsonl",
+        exclude_seen=False,
+        k=40,
+    )
     assert [one["item_id"] for one in read(tmp_path / "new.jsonl")[0]["items"]] == ["i29"]
     assert len(read(tmp_path / "seen.jsonl")[0]["items"]) == 30
 
@@ -127,21 +144,21 @@ def test_what_was_there_stays_where_something_goes_wrong(run, histories, tmp_pat
     out = tmp_path / "out" / name
     out.parent.mkdir()
     out.write_text("before")
-    monkeypatch.setattr(files, "BATCH", 1)
+    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 1)
 
     def left():
         assert out.read_text() == "before"
         assert [path.name for path in out.parent.iterdir()] == [name]
 
-    answers = files._answers
+    answers = files.recommend_batch
 
-    def stop(recommender, batch, seen):
+    def stop(recommender, batch, exclude_seen):
         if batch[0].domain == "d1":  # the second batch
             raise KeyboardInterrupt
-        return answers(recommender, batch, seen)
+        return answers(recommender, batch, exclude_seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_answers", stop)
+        patch.setattr(files, "recommend_batch", stop)
         with pytest.raises(KeyboardInterrupt):
             recommend(run, histories=histories, domain="d0", out=out)
         left()
@@ -159,8 +176,8 @@ def test_what_was_there_stays_where_something_goes_wrong(run, histories, tmp_pat
 
 def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
     histories.write_text(histories.read_text() + "{\n")
-    monkeypatch.setattr(files, "BATCH", 1)
-    monkeypatch.setattr(files, "_answers", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 1)
+    monkeypatch.setattr(files, "recommend_batch", lambda *_: pytest.fail("the work began"))
     with pytest.raises(InputError, match="row 5"):
         recommend(run, histories=histories, domain="d0")
 
@@ -168,7 +185,7 @@ def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
 def test_the_input_is_not_overwritten(run, histories, monkeypatch):
     monkeypatch.chdir(histories.parent)
     before = histories.read_text()
-    with pytest.raises(HafvtError, match="holds the histories"):
+    with pytest.raises(HafvtError, match="is the file of histories"):
         recommend(run, histories=histories, domain="d0", out="histories.jsonl")
     assert histories.read_text() == before
 
@@ -178,7 +195,7 @@ def test_the_input_is_not_overwritten(run, histories, monkeypatch):
     [
         ({}, "--histories FILE, --history ID"),
         ({"history": ["i1"], "user": "u1"}, "one of --histories"),
-        ({"history": ["i1"]}, "no domain: say --domain, one of d0, d1"),
+        ({"history": ["i1"]}, "no domain: give --domain, one of d0, d1"),
         ({"history": ["i1"], "domain": "x"}, "no domain 'x'"),
         ({"history": ["i1"], "domain": "d0", "k": 0}, "--k 0"),
         ({"history": ["i1"], "domain": "d0", "out": "x.xlsx"}, ".jsonl, .csv or .parquet"),
@@ -215,12 +232,12 @@ def test_one_history_and_one_user_at_the_command_line(run, capsys):
 
 
 def test_batches_are_bounded_by_histories_and_by_ids(monkeypatch):
-    monkeypatch.setattr(files, "BATCH", 4)
-    monkeypatch.setattr(files, "IDS", 100)
+    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(files, "MAX_BATCH_IDS", 100)
     lengths = [1, 1, 1, 1, 1, 95, 1, 300, 1]
-    asked = [files.Asked(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
-    assert [len(batch) for batch in files._batches(iter(asked))] == [4, 2, 2, 1]
-    assert [one for batch in files._batches(iter(asked)) for one in batch] == asked
+    asked = [files.RecommendRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
+    assert [len(batch) for batch in files.batches(iter(asked))] == [4, 2, 2, 1]
+    assert [one for batch in files.batches(iter(asked)) for one in batch] == asked
 
 
 def test_real_films(shared_data, tmp_path):
@@ -235,9 +252,9 @@ def test_real_films(shared_data, tmp_path):
     )
     top = pl.read_parquet(tmp_path / "top.parquet")
     log = pl.read_csv(source / "interactions.csv.gz", infer_schema=False)
-    assert done.histories == log["user_id"].n_unique()
-    assert done.unknown == 0
-    assert top.group_by("number").len()["len"].unique().to_list() == [5]
+    assert done.num_histories == log["user_id"].n_unique()
+    assert done.num_unknown_ids == 0
+    assert top.group_by("history_number").len()["len"].unique().to_list() == [5]
     assert top.join(log, on=["user_id", "item_id"]).is_empty(), "an item that they had seen"
     counts = np.asarray(data.train_counts())
     best = data.item_table.with_columns(met=counts).filter(domain="drama").sort("met")["item_id"][-1]

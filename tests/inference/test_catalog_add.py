@@ -70,13 +70,13 @@ def run(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_new_items_are_recommended_explained_and_read(folder: Path, run: Path, capsys) -> None:
-    assert main(["catalog", "add", str(folder / "new" / "items.csv"), "--run", str(run)]) == 0
+    assert main(["catalog", "add", str(run), str(folder / "new" / "items.csv")]) == 0
     said = capsys.readouterr().out
-    assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in all" in said
-    assert "left out: 'n4' (image: leads outside the picture folder; title: no title given)" in said
+    assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in total" in said
+    assert "skipped 'n4': image: leads outside the picture folder; title: no title given" in said
     recommender = Recommender.open(run)
     (answer,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50)
-    assert answer.unknown == ()
+    assert answer.unknown_ids == ()
     listed = {one.item.item_id: one for one in answer.items}
     assert len(listed) == 21
     assert {"n1", "n3"} < set(listed)
@@ -87,19 +87,19 @@ def test_new_items_are_recommended_explained_and_read(folder: Path, run: Path, c
     assert all(share == 0 for (_, modality), share in told.shares.items() if modality == "id")
     assert [item.item_id for item in told.history] == ["a1", "b2", "n2"]
     catalog = recommender.catalog
-    (number,), _ = catalog.find(["n2"])
-    assert (catalog.root(number) / catalog.item(number).image).is_file()
-    (number,), _ = catalog.find(["a3"])
-    assert (catalog.root(number) / catalog.item(number).image).is_file()
+    (number,), _ = catalog.indices(["n2"])
+    assert (catalog.image_folder(number) / catalog.item(number).image).is_file()
+    (number,), _ = catalog.indices(["a3"])
+    assert (catalog.image_folder(number) / catalog.item(number).image).is_file()
 
 
 def test_old_scores_stay_as_they_are(folder: Path, run: Path) -> None:
     before = Recommender.open(run)
-    catalog("add", folder / "new" / "items.csv", run)
+    catalog("add", run, folder / "new" / "items.csv")
     after = Recommender.open(run)
     histories = [["a1", "b2"], ["b7", "b3", "a4"], ["a9"]]
     for domain in ("attic", "barn"):
-        old, new = (one.recommend(histories, domain, k=99, seen=True) for one in (before, after))
+        old, new = (one.recommend(histories, domain, k=99, exclude_seen=False) for one in (before, after))
         for was, now in zip(old, new, strict=True):
             kept = [one for one in now.items if one.item.item_id[0] != "n"]
             assert [one.item for one in kept] == [one.item for one in was.items]
@@ -116,9 +116,9 @@ def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Pat
     twin = pl.read_csv(folder / "items.csv").filter(pl.col("item_id") == "b5")
     twin.with_columns(item_id=pl.lit("n5")).write_csv(folder / "twin.csv")
     apart = train("hafvt", open_run(run).data, tmp_path / "apart", params={"fused": False}, epochs=1).folder
-    catalog("add", folder / "twin.csv", apart)
+    catalog("add", apart, folder / "twin.csv")
     opened, item_catalog = with_added_items(open_run(apart))
-    (new, old), _ = item_catalog.find(["n5", "b5"])
+    (new, old), _ = item_catalog.indices(["n5", "b5"])
     model, start = opened.model, item_catalog.domains[1].start
     batch = Batch(torch.tensor([[3, 30, 7]]), torch.tensor([3]))
     with torch.inference_mode():
@@ -133,14 +133,14 @@ def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Pat
 def test_adding_again_accumulates_and_replaces_only_when_told(
     folder: Path, run: Path, tmp_path: Path
 ) -> None:
-    catalog("add", folder / "new" / "items.csv", run)
+    catalog("add", run, folder / "new" / "items.csv")
     with pytest.raises(InputError, match=r"row 2, column 'item_id', value 'n1': .*added before.*--overwrite"):
-        catalog("add", folder / "new" / "items.csv", run)
+        catalog("add", run, folder / "new" / "items.csv")
     frame = pl.DataFrame({"item_id": ["n1", "n9"], "domain": "barn", "title": ["lamp", "chair"]})
-    said = catalog("add", frame, run, overwrite=True)
+    said = catalog("add", run, frame, overwrite=True)
     assert (said.total, said.items) == (4, {"attic": 0, "barn": 2})
     recommender = Recommender.open(run)
-    find = recommender.catalog.find
+    find = recommender.catalog.indices
     assert [recommender.catalog.item(n).domain for n in find(["n1", "n2", "n3", "n9"])[0]] == [
         "barn", "barn", "attic", "barn",
     ]  # fmt: skip
@@ -150,27 +150,29 @@ def test_adding_again_accumulates_and_replaces_only_when_told(
 def test_what_cannot_be_added_is_refused_and_nothing_is_written(folder: Path, run: Path) -> None:
     def refused(match: str, items: object, **options: object) -> None:
         with pytest.raises(HafvtError, match=match):
-            catalog("add", items, options.pop("run", run), **options)  # type: ignore[arg-type]
+            catalog("add", options.pop("run", run), items, **options)  # type: ignore[arg-type]
 
     one = {"item_id": "n1", "domain": "barn", "title": "lamp"}
     refused("no such domain. Use attic or barn", pl.DataFrame([{**one, "domain": "cellar"}]))
-    refused("was trained on this item. Remove the row", pl.DataFrame([{**one, "item_id": "a3"}]))
-    refused("listed before", pl.DataFrame([one, one]))
+    refused("the dataset of the run has this item. Remove the row", pl.DataFrame([{**one, "item_id": "a3"}]))
+    refused("an earlier row has this item", pl.DataFrame([one, one]))
     refused("no column 'domain'", pl.DataFrame([{"item_id": "x", "title": "lamp"}]))
-    refused("nothing is known of any of the 1 items", pl.DataFrame([{"item_id": "x", "domain": "barn"}]))
+    refused(
+        "none of the 1 items has a usable image or title", pl.DataFrame([{"item_id": "x", "domain": "barn"}])
+    )
     refused("made by classic", pl.DataFrame([one]), precomputed={"image": "x.npz"})
     refused("has no 'smell'", pl.DataFrame([one]), precomputed={"smell": "x.npz"})
-    refused("popularity knows items by their ids alone", pl.DataFrame([one]), run=folder / "popularity")
+    refused("popularity reads item ids only", pl.DataFrame([one]), run=folder / "popularity")
     with pytest.raises(HafvtError, match="no action 'drop'"):
-        catalog("drop", pl.DataFrame([one]), run)  # type: ignore[arg-type]
-    assert not (run / "additions").exists()
+        catalog("drop", run, pl.DataFrame([one]))  # type: ignore[arg-type]
+    assert not (run / "added_items").exists()
 
 
 def test_damaged_or_outdated_additions_are_told(folder: Path, run: Path) -> None:
-    catalog("add", folder / "new" / "items.csv", run)
-    about = run / "additions" / "about.json"
+    catalog("add", run, folder / "new" / "items.csv")
+    about = run / "added_items" / "about.json"
     about.write_text(about.read_text().replace('"image": "', '"image": "0'))
-    with pytest.raises(HafvtError, match="trained anew since these items were added: remove"):
+    with pytest.raises(HafvtError, match="trained again after these items were added: remove"):
         Recommender.open(run)
 
 
@@ -194,11 +196,11 @@ def test_vectors_of_a_file_are_continued_by_a_file(folder: Path, tmp_path: Path)
     ).folder
     new = pl.DataFrame({"item_id": ["n1", "n2"], "domain": "barn"})
     with pytest.raises(HafvtError, match="--precomputed smell=FILE"):
-        catalog("add", new, run)
+        catalog("add", run, new)
     np.savez(tmp_path / "new.npz", ids=["n2", "?"], embeddings=random.normal(size=(2, 5)))
-    said = catalog("add", new, run, precomputed={"smell": tmp_path / "new.npz"})
-    assert said.left_out == {"n1": "smell: no vector in new.npz"}
+    said = catalog("add", run, new, precomputed={"smell": tmp_path / "new.npz"})
+    assert said.skipped == {"n1": "smell: no vector in new.npz"}
     assert Recommender.open(run).explain(["a1"], "n2").item.item_id == "n2"
     np.savez(tmp_path / "wide.npz", ids=["n1"], embeddings=random.normal(size=(1, 6)))
     with pytest.raises(HafvtError, match="6 dimensions, the dataset's 5"):
-        catalog("add", new[:1], run, precomputed={"smell": tmp_path / "wide.npz"})
+        catalog("add", run, new[:1], precomputed={"smell": tmp_path / "wide.npz"})

@@ -8,7 +8,7 @@ from hafvt import explain
 from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.inference.catalog import Item
-from hafvt.inference.recommender import Explanation
+from hafvt.inference.recommendations import Explanation
 
 
 def test_the_table_holds_the_shares_and_what_was_attended_to(served_run, capsys):
@@ -24,7 +24,7 @@ def test_the_table_holds_the_shares_and_what_was_attended_to(served_run, capsys)
     for sequence in ("d0", "d1", "all domains"):
         parts = [told.shares[sequence, modality] for modality in ("id", "image", "title")]
         assert shares[sequence] == [f"{100 * part:.1f}" for part in (*parts, sum(parts))]
-    assert shares["together"][3] == "100.0"
+    assert shares["total"][3] == "100.0"
     assert "and 6 more" in lines
     assert lines[-1] == "skipped 1 unknown ids: '007'"
 
@@ -47,11 +47,11 @@ def test_what_weighs_most_stands_first():
         "i0  film  0",
         "score -1.5000, rank 2.5 in d0",
         "",
-        "share of the score in %     id  together",
-        "d0                        20.0      20.0",
-        "d1                        50.0      50.0",
-        "all domains               30.0      30.0",
-        "together                 100.0     100.0",
+        "share of the score in %     id  total",
+        "d0                        20.0   20.0",
+        "d1                        50.0   50.0",
+        "all domains               30.0   30.0",
+        "total                    100.0  100.0",
         "",
         "      attention in %           all domains    d0",
         "read  item            title             id    id",

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import histories
-from hafvt.inference.histories import Asked, history_of, read_histories
+from hafvt.inference.histories import RecommendRequest, history_of, read_requests
 from tests.data.helpers import write, zstd
 
-USUAL = Asked(None, [], "d0", 10, ["x"])
+USUAL = RecommendRequest(None, [], "d0", 10, ["x"])
 
 
-def asked(source: Any, usual: Asked = USUAL, **columns: str) -> list[Asked]:
+def asked(source: Any, usual: RecommendRequest = USUAL, **columns: str) -> list[RecommendRequest]:
     """Reads twice: what yields the histories yields them from the start at each call."""
-    ask = read_histories(source, usual, ("d0", "d1"), columns)
-    first = list(ask())
-    assert list(ask()) == first
+    requests = read_requests(source, usual, ("d0", "d1"), columns)
+    first = list(requests)
+    assert list(requests) == first
     return first
 
 
@@ -33,7 +33,7 @@ def lines(*values: object) -> str:
     return "".join(f"{value if isinstance(value, str) else json.dumps(value)}\n" for value in values)
 
 
-def fails(source: Any, *parts: str, usual: Asked = USUAL) -> InputError:
+def fails(source: Any, *parts: str, usual: RecommendRequest = USUAL) -> InputError:
     with pytest.raises(InputError) as caught:
         asked(source, usual)
     message = str(caught.value)
@@ -52,9 +52,9 @@ def test_a_line_says_what_it_wants_or_takes_the_usual(tmp_path):
         {"user_id": None, "history": ["é", " "], "domain": None, "k": None, "exclude": None},
     )
     expected = [
-        Asked("7", ["a", "7", "007"], "d0", 10, ["x"]),
-        Asked(None, [], "d1", 3, ["x", "y"]),
-        Asked(None, ["é", " "], "d0", 10, ["x"]),
+        RecommendRequest("7", ["a", "7", "007"], "d0", 10, ["x"]),
+        RecommendRequest(None, [], "d1", 3, ["x", "y"]),
+        RecommendRequest(None, ["é", " "], "d0", 10, ["x"]),
     ]
     contents = {
         "h.jsonl": text.encode(),

@@ -44,7 +44,7 @@ def baked(run):
 
 def recommended(recommender, domain):
     return [
-        ([one.item.item_id for one in answer.items], [one.score for one in answer.items], answer.by)
+        ([one.item.item_id for one in answer.items], [one.score for one in answer.items], answer.ranked_by)
         for answer in recommender.recommend(HISTORIES, domain, k=10)
     ]
 
@@ -117,7 +117,7 @@ def test_damage_is_told(baked, tmp_path):
         (damaged / path.name).write_bytes(path.read_bytes())
     with (damaged / "weights.bin").open("r+b") as file:
         file.write(b"\x01")
-    with pytest.raises(HafvtError, match=r"weights.bin is missing or damaged: export the run anew"):
+    with pytest.raises(HafvtError, match=r"weights.bin is missing or damaged: export the run again"):
         Recommender.open(damaged)
     about = json.loads((damaged / "export.json").read_text())
     for change, error in (
@@ -133,9 +133,9 @@ def test_another_catalog_can_be_given(tmp_path):
     params = {"id_width": 8, "content_width": 6, "modalities": ("id", "title"), "hierarchy": False}
     data = write_small(tmp_path / "data", sizes=(41,))
     run = train("hafvt", data, tmp_path / "run", params=params, epochs=1)
-    folder = export(run.folder, out=tmp_path / "given", catalog="given").folder
+    folder = export(run.folder, out=tmp_path / "given", item_tables="inputs").folder
     given, random = OnnxScorer(folder), np.random.default_rng(0)
-    assert set(given.tables) == {"items.ids.weight", "items.frozen_title"}
+    assert set(given.item_tables) == {"items.ids.weight", "items.frozen_title"}
     items, lengths = random.integers(41, size=(4, 6)), np.array([6, 1, 3, 2])
     opened = open_run(run.folder)
     for other in (False, True):
@@ -148,7 +148,9 @@ def test_another_catalog_can_be_given(tmp_path):
         assert given.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(HafvtError, match=r"give float32 \(41, 6\)"):
         OnnxScorer(folder, {"items.frozen_title": titles[:40]})
-    with pytest.raises(HafvtError, match=r"no table 'x': it takes items.frozen_title, items.ids.weight"):
+    with pytest.raises(
+        HafvtError, match=r"no item table 'x' as input: it has items.frozen_title, items.ids.weight"
+    ):
         OnnxScorer(folder, {"x": titles})
 
 
@@ -158,7 +160,7 @@ def test_other_models_are_exported(model, tmp_path):
     run = train(model, data, tmp_path / "run", params={"width": 8}, epochs=1)
     recommender = Recommender.open(export(run.folder, out=tmp_path / "out").folder)
     assert recommended(recommender, "d0")[0][0] == recommended(Recommender.open(run.folder), "d0")[0][0]
-    with pytest.raises(HafvtError, match="cannot say where its scores come from"):
+    with pytest.raises(HafvtError, match="cannot explain its scores"):
         recommender.explain(["i3"], "i4")
 
 

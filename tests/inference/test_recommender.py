@@ -9,7 +9,7 @@ import torch
 from hafvt import train
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
-from hafvt.inference.recommender import Recommender, top_k
+from hafvt.inference.recommender import Recommender, top_k_columns
 
 
 @pytest.fixture
@@ -24,22 +24,22 @@ def test_the_best_items_are_those_of_the_model(run):
     scores[41 - 30] = -torch.inf
     assert [one.item.item_id for one in answer.items] == [f"i{30 + n}" for n in scores.topk(5).indices]
     assert [one.score for one in answer.items] == pytest.approx(scores.topk(5).values.tolist(), abs=1e-5)
-    assert answer.by == "model"
+    assert answer.ranked_by == "model"
 
 
 def test_unknown_ids_are_skipped_and_told(run):
     recommender = Recommender.open(run.folder)
     known, mixed, nothing = recommender.recommend([["i3", "i4"], ["?", "i3", "i4"], ["?"]], "d0")
     assert [one.item for one in mixed.items] == [one.item for one in known.items]
-    assert mixed.unknown == ("?",)
-    assert nothing.by == "popularity"
+    assert mixed.unknown_ids == ("?",)
+    assert nothing.ranked_by == "popularity"
     counts = recommender.catalog.train_counts[:30]
     assert [one.item.train_count for one in nothing.items] == sorted(counts, reverse=True)[:10]
 
 
 def test_seen_and_excluded_items(run):
     recommender = Recommender.open(run.folder)
-    everything = recommender.recommend([["i3"]], "d0", k=50, seen=True)[0]
+    everything = recommender.recommend([["i3"]], "d0", k=50, exclude_seen=False)[0]
     assert len(everything.items) == 30
     left = recommender.recommend([["i3"]], "d0", k=50, exclude=[["i4", "i41", "?"]])[0]
     assert {one.item.item_id for one in left.items} == {f"i{n}" for n in range(30)} - {"i3", "i4"}
@@ -63,5 +63,5 @@ def test_an_explanation_adds_up(run):
 
 def test_top_k_lists_equal_scores_by_column():
     scores = np.array([1, 3, 3, np.nan, 2, 3, -np.inf], dtype=np.float32)
-    assert top_k(scores, 2, np.array([], dtype=np.int64)).tolist() == [1, 2]
-    assert top_k(scores, 9, np.array([2])).tolist() == [1, 5, 4, 0]
+    assert top_k_columns(scores, 2, np.array([], dtype=np.int64)).tolist() == [1, 2]
+    assert top_k_columns(scores, 9, np.array([2])).tolist() == [1, 5, 4, 0]

@@ -65,7 +65,9 @@ def test_recommendations_are_the_recommenders(client, recommender):
     for domain, seen in (("d0", False), ("d1", True)):
         body = {"history": HISTORY, "domain": domain, "k": 7, "exclude": ["i5", "i33"], "seen": seen}
         got = client.post("/recommend", json=body).json()
-        (answer,) = recommender.recommend([HISTORY], domain, 7, exclude=[["i5", "i33"]], seen=seen)
+        (answer,) = recommender.recommend(
+            [HISTORY], domain, 7, exclude=[["i5", "i33"]], exclude_seen=not seen
+        )
         assert [(one["item_id"], one["score"]) for one in got["items"]] == [
             (one.item.item_id, pytest.approx(one.score, abs=1e-6)) for one in answer.items
         ]
@@ -117,7 +119,7 @@ def test_a_model_that_cannot_explain_says_so(other_run):
         assert client.get("/model").json()["explains"] is False
         refused = client.post("/explain", json={"history": ["i3"], "item": "i4"})
         assert refused.status_code == 422
-        assert "sasrec cannot say" in refused.json()["error"]
+        assert "sasrec cannot explain" in refused.json()["error"]
         body = {"history": ["i3"], "domain": "d0", "shares": True}
         assert "shares" not in client.post("/recommend", json=body).json()["items"][0]
 

@@ -64,8 +64,8 @@ def test_nothing_is_loaded_again_where_only_results_change(own_run):
     before = source.version()
     (own_run / "results.json").write_text("{}")
     assert source.version() == before
-    (own_run / "additions").mkdir()
-    (own_run / "additions" / "items.parquet").write_bytes(b"1")
+    (own_run / "added_items").mkdir()
+    (own_run / "added_items" / "items.parquet").write_bytes(b"1")
     assert source.version() != before
 
 

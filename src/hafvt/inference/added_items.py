@@ -1,4 +1,4 @@
-"""Items that were added to a finished run: what is stored of them, and the run over all items."""
+"""`AddedItems`: items that were added to a finished run, on disk; `with_added_items`: the run with them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.hafvt import HafVt
 from hafvt.training.run import Run, model_item_features
 
-FORMAT = 1
-COLUMNS = ("item_id", "domain", "title", "image", "image_root")
+FORMAT = 2
+ITEM_COLUMNS = ("item_id", "domain", "title", "image")
+COLUMNS = (*ITEM_COLUMNS, "image_root")
 
 
 @dataclass(frozen=True)
 class AddedItems:
-    """Added items; none of them is in the dataset.
+    """Items that were added to a run after training; the dataset has none of them.
 
     Attributes:
-        table: item_id, domain, title, image, image_root (the folder that the picture's path starts from).
-        vectors: (items, e) fp16 of unit length or zero, by modality.
+        table: item_id, domain, title, image and image_root, the folder that the picture path starts from.
+        vectors: by modality, (items, e) float16 vectors of unit length, or zero without a picture or title.
     """
 
     table: pl.DataFrame
@@ -37,22 +38,22 @@ class AddedItems:
 
     @classmethod
     def read(cls, run: Run) -> AddedItems:
-        """Reads RUN/additions/; where it is missing, nothing was added.
+        """Reads RUN/added_items/; a run without this folder has no added items.
 
         Raises:
-            HafvtError: it is damaged, or the run was trained anew on other features.
+            HafvtError: the folder is damaged, or the run was trained again on other features.
         """
-        folder, names = folder_of(run), content_of(run)
+        folder, names = added_items_folder(run), content_modalities(run)
         if not folder.exists():
-            width = {
-                name: FeatureTable.open(run.data.folder / "features" / name).rows.shape[1] for name in names
-            }
-            table = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
-            return cls(table, {name: np.zeros((0, e), dtype=np.float16) for name, e in width.items()})
+            tables = {name: FeatureTable.open(run.data.folder / "features" / name) for name in names}
+            empty = {n: np.zeros((0, table.rows.shape[1]), dtype=np.float16) for n, table in tables.items()}
+            return cls(pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)), empty)
         remedy = f"remove {folder} and add the items again"
         about = read_json(folder / "about.json")
-        if about.get("format") != FORMAT or about.get("features") != run.about["training"]["features"]:
-            raise HafvtError(f"{folder}: the run was trained anew since these items were added: {remedy}")
+        if about.get("format") != FORMAT:
+            raise HafvtError(f"{folder}: another version of hafvt added these items: {remedy}")
+        if about.get("features") != run.about["training"]["features"]:
+            raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
         try:
             table = pl.read_parquet(folder / "items.parquet").select(COLUMNS)
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -60,104 +61,106 @@ class AddedItems:
             raise HafvtError(f"{folder}/items.parquet is damaged ({reason}): {remedy}") from None
         vectors = {name: np.asarray(FeatureTable.open(folder / "features" / name).rows) for name in names}
         if any(len(rows) != len(table) for rows in vectors.values()):
-            raise HafvtError(f"{folder}: its table and its vectors disagree: {remedy}")
+            raise HafvtError(f"{folder}: items.parquet and features have different lengths: {remedy}")
         return cls(table, vectors)
 
     def write(self, run: Run) -> None:
-        """Writes RUN/additions/, whole or not at all, in place of what was there."""
-        with atomic_folder(folder_of(run), overwrite=True) as folder:
+        """Writes RUN/added_items/ and replaces an older one; the folder appears complete or not at all."""
+        with atomic_folder(added_items_folder(run), overwrite=True) as folder:
             self.table.write_parquet(folder / "items.parquet")
             for name, rows in self.vectors.items():
-                place = folder / "features" / name
-                place.mkdir(parents=True)
-                np.save(place / "rows.npy", rows, allow_pickle=False)
-                np.save(place / "present.npy", present(rows), allow_pickle=False)
-                write_json(place / "about.json", {"items": len(rows), "encoded": int(present(rows).sum())})
-            about = {
-                "format": FORMAT,
-                "items": len(self.table),
-                "features": run.about["training"]["features"],
-            }
-            write_json(folder / "about.json", about)
+                target, present = folder / "features" / name, is_present(rows)
+                target.mkdir(parents=True)
+                np.save(target / "rows.npy", rows, allow_pickle=False)
+                np.save(target / "present.npy", present, allow_pickle=False)
+                write_json(target / "about.json", {"items": len(rows), "encoded": int(present.sum())})
+            features = run.about["training"]["features"]
+            write_json(
+                folder / "about.json", {"format": FORMAT, "items": len(self.table), "features": features}
+            )
 
 
-def folder_of(run: Run) -> Path:
-    """Returns the folder of a run's additions."""
-    return run.folder / "additions"
+def added_items_folder(run: Run) -> Path:
+    """Returns the folder of a run's added items."""
+    return run.folder / "added_items"
 
 
-def content_of(run: Run) -> tuple[str, ...]:
-    """Returns the modalities by which a run knows an item that it never met.
+def content_modalities(run: Run) -> tuple[str, ...]:
+    """Returns the modalities that describe a cold item to the model of a run, such as image and title.
 
     Raises:
-        HafvtError: there are none.
+        HafvtError: the model reads ids only.
     """
     names = run.model.items.content if isinstance(run.model, HafVt) else ()
     if not names:
         raise HafvtError(
-            f"{run.folder}: {run.name} knows items by their ids alone and has nothing to say of new ones: "
+            f"{run.folder}: {run.name} reads item ids only and cannot score new items: "
             "train hafvt with pictures or titles"
         )
     return names
 
 
-def present(rows: np.ndarray[Any, np.dtype[np.float16]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Returns which rows are vectors, (items,)."""
-    found: np.ndarray[Any, np.dtype[np.bool_]] = (rows != 0).any(axis=1)
-    return found
+def is_present(rows: np.ndarray[Any, np.dtype[np.float16]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Returns which rows are not zero, (items,)."""
+    present: np.ndarray[Any, np.dtype[np.bool_]] = (rows != 0).any(axis=1)
+    return present
 
 
 def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
-    """Returns a run whose models know the added items, too, and the shelf of all items.
+    """Returns a run whose models score the added items, too, and the catalog of all items.
 
-    Added items stand at the end of their domain, so that numbers of items differ from the dataset's. Their
-    count is 0: a model treats them as items that training never met.
+    Added items follow the other items of their domain, so item indices differ from those of the dataset.
+    Their `train_count` is 0: they are cold items.
 
     Raises:
         HafvtError: see `AddedItems.read`.
     """
     data = run.data
-    columns = ["item_id", "domain", "title", "image"]
-    table, met = data.item_table.select(columns), data.train_counts()
-    if not folder_of(run).exists():
-        return run, ItemCatalog(table, data.domains, met, data.image_root)
+    table, train_counts = data.item_table.select(ITEM_COLUMNS), data.train_counts()
+    if not added_items_folder(run).exists():
+        return run, ItemCatalog(table, data.domains, train_counts, data.image_root)
     added = AddedItems.read(run)
-    order, domains = _arranged(data.domains, added.table["domain"].to_list())
-    table = pl.concat([table, added.table.select(columns)])[order]
-    counts = np.concatenate([met, np.zeros(len(added.table), dtype=met.dtype)])[order]
-    number_of = np.empty_like(order)
-    number_of[order] = np.arange(len(order))
-    own, new = number_of[: len(met)], number_of[len(met) :]
-    roots = {
-        number: Path(root)
-        for number, root in zip(new.tolist(), added.table["image_root"].to_list(), strict=True)
+    order, domains = _merged_order(data.domains, added.table["domain"].to_list())
+    new_index = np.empty_like(order)  # of each item of the dataset, then of each added item
+    new_index[order] = np.arange(len(order))
+    added_image_roots = {
+        index: Path(root)
+        for index, root in zip(new_index[len(table) :].tolist(), added.table["image_root"], strict=True)
         if root is not None
     }
-    catalog = _catalog(model_item_features(data, run.name, run.config), added, order, domains)
-    found: dict[int, HafVt] = {}  # the domains' models are often one and the same
+    features = _merged_features(model_item_features(data, run.name, run.config), added, order, domains)
+    old_items = torch.from_numpy(new_index[: len(table)])
+    extended: dict[int, HafVt] = {}  # by identity: domains usually share one model
     for model in run.models:
         assert isinstance(model, HafVt)
-        if id(model) not in found:
-            found[id(model)] = model.grow(catalog, torch.from_numpy(own))
-    run = replace(run, models=tuple(found[id(model)] for model in run.models))
-    return run, ItemCatalog(table, domains, counts, data.image_root, roots)
+        if id(model) not in extended:
+            extended[id(model)] = model.grow(features, old_items)
+    run = replace(run, models=tuple(extended[id(model)] for model in run.models))
+    table = pl.concat([table, added.table.select(ITEM_COLUMNS)])[order]
+    train_counts = np.concatenate([train_counts, np.zeros(len(added.table), train_counts.dtype)])[order]
+    return run, ItemCatalog(table, domains, train_counts, data.image_root, added_image_roots)
 
 
-def _arranged(domains: tuple[Domain, ...], of_added: list[str]) -> tuple[Int64, tuple[Domain, ...]]:
-    """Returns the catalog's order of the dataset's items followed by the added ones, and its domains."""
+def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tuple[Int64, tuple[Domain, ...]]:
+    """Returns how the dataset's items followed by the added ones are ordered, and the domains after it."""
     names = [domain.name for domain in domains]
-    numbers = [*np.repeat(np.arange(len(names)), [len(d) for d in domains]), *map(names.index, of_added)]
-    order = np.argsort(numbers, kind="stable").astype(np.int64)
-    stops = np.bincount(numbers, minlength=len(names)).cumsum().tolist()
+    domain_of = [
+        *np.repeat(np.arange(len(names)), [len(d) for d in domains]),
+        *map(names.index, added_domains),
+    ]
+    order = np.argsort(domain_of, kind="stable").astype(np.int64)
+    stops = np.bincount(domain_of, minlength=len(names)).cumsum().tolist()
     return order, tuple(Domain(n, a, b) for n, a, b in zip(names, [0, *stops], stops, strict=False))
 
 
-def _catalog(own: ItemFeatures, added: AddedItems, order: Int64, domains: tuple[Domain, ...]) -> ItemFeatures:
-    """Returns the catalog of all items."""
+def _merged_features(
+    features: ItemFeatures, added: AddedItems, order: Int64, domains: tuple[Domain, ...]
+) -> ItemFeatures:
+    """Returns the features of the dataset's items and the added ones, in a given order."""
     vectors = {}
-    for name, (rows, has) in own.vectors.items():
-        more = torch.from_numpy(added.vectors[name].astype(np.float32))
-        here = torch.from_numpy(present(added.vectors[name]))
-        vectors[name] = Vectors(torch.cat([rows, more])[order], torch.cat([has, here])[order])
-    counts = torch.cat([own.train_counts, torch.zeros(len(added.table))])[order]
+    for name, (rows, present) in features.vectors.items():
+        new_rows = torch.from_numpy(added.vectors[name].astype(np.float32))
+        new_present = torch.from_numpy(is_present(added.vectors[name]))
+        vectors[name] = Vectors(torch.cat([rows, new_rows])[order], torch.cat([present, new_present])[order])
+    counts = torch.cat([features.train_counts, torch.zeros(len(added.table))])[order]
     return ItemFeatures(domains, vectors, counts)

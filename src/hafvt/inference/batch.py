@@ -1,88 +1,71 @@
-"""`hafvt recommend`: histories in, recommendations out, a batch at a time."""
+"""`hafvt recommend`: recommendations for the histories of a file, batch by batch."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file
-from hafvt.inference.histories import Asked, history_of, read_histories
-from hafvt.inference.recommender import Recommendations, Recommender
+from hafvt.inference.batch_writer import SUFFIXES, open_writer
+from hafvt.inference.histories import RecommendRequest, history_of, read_requests
+from hafvt.inference.recommendations import Recommendations
+from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
 
-BATCH = 1024  # histories that are read, ranked and written together
-IDS = 200_000  # ids in and out of a batch, so that long histories and a large k come in smaller ones
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-SCHEMA = {
-    "number": pl.Int64,
-    "user_id": pl.String,
-    "domain": pl.String,
-    "rank": pl.Int64,
-    "item_id": pl.String,
-    "title": pl.String,
-    "score": pl.Float64,
-    "by": pl.String,
-    "unknown": pl.Int64,
-}
-UNSEEN = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # could steer a terminal or end a line
+MAX_BATCH_SIZE = 1024  # histories that are read, ranked and written together
+MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
 
 
 @dataclass
 class BatchSummary:
-    """What `recommend` did.
+    """Counts of what `recommend` did.
 
     Attributes:
-        out: the file; None where it all went to stdout.
-        histories: how many.
-        popular: of them without a known item, so that popularity decided.
-        troubled: of them with an unknown id.
-        unknown: unknown ids in all of them; they were skipped.
-        examples: the first of these.
+        out: the file; None if the recommendations went to stdout.
+        num_histories: number of histories.
+        num_by_popularity: number of histories without a known item, which got the most popular items.
+        num_with_unknown_ids: number of histories with an unknown id.
+        num_unknown_ids: number of unknown ids in all histories; they were skipped.
+        unknown_id_examples: up to three unknown ids.
     """
 
     out: Path | None
-    histories: int = 0
-    popular: int = 0
-    troubled: int = 0
-    unknown: int = 0
-    examples: tuple[str, ...] = ()
+    num_histories: int = 0
+    num_by_popularity: int = 0
+    num_with_unknown_ids: int = 0
+    num_unknown_ids: int = 0
+    unknown_id_examples: tuple[str, ...] = ()
 
-    def add(self, answer: Recommendations) -> None:
-        """Counts an answer."""
-        self.histories += 1
-        self.popular += answer.by == "popularity"
-        self.troubled += bool(answer.unknown)
-        self.unknown += len(answer.unknown)
-        self.examples = (*self.examples, *answer.unknown[:3])[:3]
+    def add(self, recommendations: Recommendations) -> None:
+        """Counts the recommendations for one history."""
+        unknown_ids = recommendations.unknown_ids
+        self.num_histories += 1
+        self.num_by_popularity += recommendations.ranked_by == "popularity"
+        self.num_with_unknown_ids += bool(unknown_ids)
+        self.num_unknown_ids += len(unknown_ids)
+        self.unknown_id_examples = (*self.unknown_id_examples, *unknown_ids[:3])[:3]
 
     @property
-    def trouble(self) -> str:
-        """A line about unknown ids; empty where there were none."""
-        if not self.unknown:
+    def warning(self) -> str:
+        """A line about unknown ids; empty without any."""
+        if not self.num_unknown_ids:
             return ""
-        first = ", ".join(repr(item_id[:80]) for item_id in self.examples)
+        examples = ", ".join(repr(item_id[:80]) for item_id in self.unknown_id_examples)
         return (
-            f"skipped {self.unknown:,} unknown ids in {self.troubled:,} of {self.histories:,} histories, "
-            f"such as {first}"
+            f"skipped {self.num_unknown_ids:,} unknown ids in {self.num_with_unknown_ids:,} of "
+            f"{self.num_histories:,} histories, such as {examples}"
         )
 
     def __str__(self) -> str:
-        """Where it all is; empty where it is on stdout."""
+        """Returns a line about the file; empty if the recommendations went to stdout."""
         if self.out is None:
             return ""
-        popular = f" ({self.popular:,} without a known item, by popularity)" if self.popular else ""
-        return f"wrote recommendations for {self.histories:,} histories{popular} to {self.out}"
+        popular = f" ({self.num_by_popularity:,} without a known item, by popularity)"
+        note = popular if self.num_by_popularity else ""
+        return f"wrote recommendations for {self.num_histories:,} histories{note} to {self.out}"
 
 
 def recommend(
@@ -94,170 +77,130 @@ def recommend(
     domain: str | None = None,
     k: int = 10,
     out: str | Path | None = None,
-    seen: bool = False,
+    exclude_seen: bool = True,
     exclude: list[str] | None = None,
     columns: dict[str, str] | None = None,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary:
-    """Recommends the best items of a domain to each history, by exact scores of all its items.
+    """Recommends the k best items of a domain for each history.
 
-    Histories may mix domains, and be of people whom training never met. Ids are text always: "007" is not
-    "7". Unknown ids are skipped and told of; where no known one is left, popularity in the domain decides,
-    and `by` says so. All of the input is checked before the work begins; `out` appears whole or not at all.
+    Histories may mix domains and may be of users that the dataset does not have. Ids are text: "007" differs
+    from "7". Unknown ids are skipped and listed in `unknown_ids`. Histories without a known id get the most
+    popular items of the domain, and `ranked_by` is "popularity". The whole input is checked before any
+    scoring; the file `out` appears complete or not at all.
 
-    JSONL has one object for each history: number (from 1, in the order of the input), user_id, domain, by,
-    items (rank, item_id, title, score) and unknown (ids). CSV and Parquet have one row for each item, and in
-    `unknown` how many ids of the history were.
+    JSONL has one object per history: history_number (1 for the first history of the input), user_id, domain,
+    ranked_by, items (rank, item_id, title, score) and unknown_ids. CSV and Parquet have one row per
+    recommended item, with num_unknown_ids instead of unknown_ids.
 
     Example: hafvt recommend runs/hafvt --histories histories.jsonl --domain drama --k 10 --out top.parquet
 
     Args:
         run: the folder of a finished run or of an export.
-        histories: a file: JSONL (also as .gz or .zst) of objects with a history, a list of ids, oldest first,
-            and optionally user_id, domain, k, and exclude, ids beside those of --exclude; or a table of
-            interactions (user_id, item_id, timestamp) of any type that prepare reads, or a data frame.
-        history: in place of a file, one history: ids, oldest first; none are an empty history.
-        user: in place of a file, a user of the dataset, with all that it knows of them.
-        domain: whose items; needed unless each history says so, or there is one only.
-        k: how many for each history.
-        out: the file to write or to replace: .jsonl, .csv or .parquet; default: stdout, of a file as JSONL.
-        seen: recommend items of the history again.
-        exclude: ids never to recommend.
-        columns: our names and the table's names where they differ, such as user_id=customer.
-        data: the dataset, where it has moved since training.
+        histories: a file of histories, or a table of interactions (user_id, item_id, timestamp). A file of
+            histories is JSONL, also as .gz or .zst; each object has history, a list of ids, oldest first, and
+            optionally user_id, domain, k, and exclude, ids in addition to those of --exclude. A table is of
+            any type that prepare reads, or a data frame.
+        history: instead of a file, one history: item ids, oldest first; no ids are an empty history.
+        user: instead of a file, a user of the dataset, with all interactions.
+        domain: the domain to recommend from; not needed if each history names one or there is only one.
+        k: number of items for each history.
+        out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file.
+        exclude_seen: do not recommend items of the history.
+        exclude: ids of items that are not recommended.
+        columns: our column names and the table's names where they differ, such as user_id=customer.
+        data: the dataset, if it has moved since training.
 
     Raises:
         InputError: the input is wrong; names file, row, field, value and remedy.
-        HafvtError: a setting is wrong, or there is no finished run, or `out` cannot be written.
+        HafvtError: an option is wrong, there is no finished run, or `out` cannot be written.
     """
-    if sum(given is not None for given in (histories, history, user)) != 1:
-        raise HafvtError(
-            "whose recommendations? give one of --histories FILE, --history ID ID ... and --user USER"
-        )
+    if sum(source is not None for source in (histories, history, user)) != 1:
+        raise HafvtError("no history: give one of --histories FILE, --history ID ID ... and --user USER")
     if k < 1:
         raise HafvtError(f"--k {k}: give 1 or more")
     target = None if out is None else Path(out)
-    if target is not None and (target.suffix.lower() not in SUFFIXES or target.is_dir()):
-        raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
-    if (
-        target is not None
-        and isinstance(histories, str | Path)
-        and target.resolve() == Path(histories).resolve()
-    ):
-        raise HafvtError(f"--out {target} holds the histories: name another file")
+    if target is not None:
+        if target.suffix.lower() not in SUFFIXES or target.is_dir():
+            raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
+        if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
+            raise HafvtError(f"--out {target} is the file of histories: name another file")
     recommender = Recommender.open(run, data)
     domains = recommender.domains
     if domain is not None:
-        recommender.catalog.domain_number(domain)
-    usual = Asked(user, [], domain or (domains[0] if len(domains) == 1 else ""), k, exclude or [])
+        recommender.catalog.domain_index(domain)
+    domain = domain or (domains[0] if len(domains) == 1 else "")
+    defaults = RecommendRequest(user, [], domain, k, exclude or [])
     if histories is not None:
-        ask = read_histories(histories, usual, domains, columns)
+        requests = read_requests(histories, defaults, domains, columns)
+    elif domain:
+        items = history_of(run, user, data) if user is not None else history or []
+        requests = [defaults._replace(history=items)]
     else:
-        if not usual.domain:
-            raise HafvtError(f"no domain: say --domain, one of {', '.join(domains)}")
-        one = usual._replace(history=history_of(run, user, data) if user is not None else history or [])
+        raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
 
-        def ask() -> Iterator[Asked]:
-            yield one
-
-    done = BatchSummary(target)
-    total = sum(1 for _ in ask())
-    with _writer(target) as write, progress("recommend", total, "histories") as advance:
-        for batch in _batches(ask()):
-            answers = _answers(recommender, batch, seen)
-            objects = []
-            for asked, answer in zip(batch, answers, strict=True):
-                done.add(answer)
-                objects.append(_object(done.histories, asked, answer))
+    summary = BatchSummary(target)
+    total = sum(1 for _ in requests)
+    with open_writer(target) as write, progress("recommend", total, "histories") as advance:
+        for batch in batches(requests):
+            results = recommend_batch(recommender, batch, exclude_seen)
+            numbers = range(summary.num_histories + 1, summary.num_histories + len(batch) + 1)
             if histories is None and target is None:
-                print(answers[0])
+                print(results[0])
             else:
-                write(objects)
+                write([to_json(*row) for row in zip(numbers, batch, results, strict=True)])
+            for recommendations in results:
+                summary.add(recommendations)
             advance(len(batch))
-    if done.unknown and (histories is not None or target is not None):
-        console.print(done.trouble, markup=False, highlight=False, soft_wrap=True)
-    return done
+    if summary.warning and (histories is not None or target is not None):
+        console.print(summary.warning, markup=False, highlight=False, soft_wrap=True)
+    return summary
 
 
-def _batches(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
-    batch: list[Asked] = []
-    ids = 0
-    for one in asked:
-        batch.append(one)
-        ids += len(one.history) + one.k
-        if len(batch) == BATCH or ids >= IDS:
+def batches(requests: Iterable[RecommendRequest]) -> Iterator[list[RecommendRequest]]:
+    """Yields requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
+    batch: list[RecommendRequest] = []
+    num_ids = 0
+    for request in requests:
+        batch.append(request)
+        num_ids += len(request.history) + request.k
+        if len(batch) == MAX_BATCH_SIZE or num_ids >= MAX_BATCH_IDS:
             yield batch
-            batch, ids = [], 0
+            batch, num_ids = [], 0
     if batch:
         yield batch
 
 
-def _answers(recommender: Recommender, batch: list[Asked], seen: bool) -> list[Recommendations]:
-    """Returns the answers in the order of the batch; equal domains and k are ranked together."""
+def recommend_batch(
+    recommender: Recommender, batch: list[RecommendRequest], exclude_seen: bool
+) -> list[Recommendations]:
+    """Returns the recommendations for each request; requests of equal domain and k are ranked together."""
     groups: dict[tuple[str, int], list[int]] = {}
-    for row, one in enumerate(batch):
-        groups.setdefault((one.domain, one.k), []).append(row)
-    found: dict[int, Recommendations] = {}
+    for row, request in enumerate(batch):
+        groups.setdefault((request.domain, request.k), []).append(row)
+    results: dict[int, Recommendations] = {}
     for (domain, k), rows in groups.items():
         histories, exclude = [batch[row].history for row in rows], [batch[row].exclude for row in rows]
-        answers = recommender.recommend(histories, domain, k, exclude=exclude, seen=seen)
-        found.update(zip(rows, answers, strict=True))
-    return [found[row] for row in range(len(batch))]
+        recommendations = recommender.recommend(
+            histories, domain, k, exclude=exclude, exclude_seen=exclude_seen
+        )
+        results.update(zip(rows, recommendations, strict=True))
+    return [results[row] for row in range(len(batch))]
 
 
-def _object(number: int, asked: Asked, answer: Recommendations) -> dict[str, Any]:
-    """Returns what JSONL says of a history."""
+def to_json(
+    history_number: int, request: RecommendRequest, recommendations: Recommendations
+) -> dict[str, Any]:
+    """Returns the JSON object of the recommendations for one history."""
     items = [
         {"rank": rank, "item_id": one.item.item_id, "title": one.item.title, "score": one.score}
-        for rank, one in enumerate(answer.items, start=1)
+        for rank, one in enumerate(recommendations.items, start=1)
     ]
     return {
-        "number": number,
-        "user_id": asked.user_id,
-        "domain": asked.domain,
-        "by": answer.by,
+        "history_number": history_number,
+        "user_id": request.user_id,
+        "domain": request.domain,
+        "ranked_by": recommendations.ranked_by,
         "items": items,
-        "unknown": list(answer.unknown),
+        "unknown_ids": list(recommendations.unknown_ids),
     }
-
-
-def _line(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
-
-
-def _table(objects: list[dict[str, Any]]) -> pl.DataFrame:
-    """Returns a row for each item."""
-    rows = [{**one, "unknown": len(one["unknown"]), **item} for one in objects for item in one["items"]]
-    return pl.DataFrame(rows, schema=SCHEMA)
-
-
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], object]]:
-    """Yields what writes some objects to a file of the type that its name says, or to stdout."""
-    if out is None:
-        yield lambda objects: sys.stdout.writelines(map(_line, objects))
-        return
-    try:
-        with atomic_file(out) as temporary:
-            if out.suffix.lower() == ".parquet":
-                # Polars appends to no Parquet file: each batch becomes a small one, and they are joined.
-                with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-                    parts: list[Path] = []
-
-                    def write(objects: list[dict[str, Any]]) -> None:
-                        parts.append(Path(folder) / f"{len(parts)}.parquet")
-                        _table(objects).write_parquet(parts[-1])
-
-                    yield write
-                    pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
-            elif out.suffix.lower() == ".csv":
-                with temporary.open("wb") as file:
-                    pl.DataFrame(schema=SCHEMA).write_csv(file)
-                    yield lambda objects: _table(objects).write_csv(file, include_header=False)
-            else:
-                with temporary.open("w", encoding="utf-8") as lines:
-                    yield lambda objects: lines.writelines(map(_line, objects))
-    except OSError as error:
-        remedy = "make room or choose another place with --out"
-        raise HafvtError(f"{out} cannot be written ({error.strerror or error}): {remedy}") from None

@@ -1,4 +1,4 @@
-"""The items as people know them: by their own ids, titles and pictures."""
+"""`ItemCatalog`: item ids, titles, pictures and training counts, looked up by item index."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hafvt.errors import HafvtError
 
 @dataclass(frozen=True)
 class Item:
-    """An item.
+    """An item of the catalog.
 
     Attributes:
-        item_id: its own id.
+        item_id: the user's own id of the item.
         domain: name of its domain.
-        title: None where it has none.
-        image: path of its picture below `ItemCatalog.root` of its number, None where it has none.
-        train_count: its number of training interactions; 0 for one added later.
+        title: its title; None without one.
+        image: path of its picture, relative to `ItemCatalog.image_folder`; None without one.
+        train_count: its number of training interactions; 0 for a cold item.
     """
 
     item_id: str
@@ -35,59 +35,61 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemCatalog:
-    """All items of a catalog, in its order.
+    """All items that a model recommends. The index of an item is its row number in `table`.
 
     Attributes:
-        table: item_id, domain, title, image.
-        domains: contiguous slices.
-        train_counts: (items,) training interactions of each.
-        image_root: the folder that relative picture paths start from.
-        roots: another such folder, by the number of the item: of items that were added.
+        table: one row per item, with the columns item_id, domain, title and image.
+        domains: contiguous slices of the rows.
+        train_counts: (items,) training interactions of each item.
+        image_root: the folder that relative picture paths start from; None without pictures.
+        added_image_roots: by item index, the picture folder of items that were added after training.
     """
 
     table: pl.DataFrame
     domains: tuple[Domain, ...]
     train_counts: Int64
     image_root: Path | None
-    roots: dict[int, Path] = field(default_factory=dict)
+    added_image_roots: dict[int, Path] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Returns the number of items over all domains."""
+        return len(self.table)
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """The number of each item by its own id."""
-        return {item_id: number for number, item_id in enumerate(self.table["item_id"].to_list())}
+    def _index_by_id(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.table["item_id"].to_list())}
 
     @cached_property
-    def columns(self) -> tuple[pl.Series, ...]:
-        """What `item` tells: reading a value of a series is a hundred times quicker than a row."""
+    def _columns(self) -> tuple[pl.Series, ...]:
+        """The fields of `Item`: reading single values from series is 100 times faster than reading rows."""
         return tuple(self.table[name] for name in ("item_id", "domain", "title", "image"))
 
-    def item(self, number: int) -> Item:
-        """Returns the item with a number."""
-        item_id, domain, title, image = (column[int(number)] for column in self.columns)
-        return Item(item_id, domain, title, image, int(self.train_counts[number]))
+    def item(self, index: int) -> Item:
+        """Returns the item with an index."""
+        item_id, domain, title, image = (column[int(index)] for column in self._columns)
+        return Item(item_id, domain, title, image, int(self.train_counts[index]))
 
-    def root(self, number: int) -> Path | None:
-        """Returns the folder that an item's picture path starts from."""
-        return self.roots.get(number, self.image_root)
+    def image_folder(self, index: int) -> Path | None:
+        """Returns the folder that the picture path of an item starts from."""
+        return self.added_image_roots.get(index, self.image_root)
 
-    def find(self, item_ids: Iterable[str]) -> tuple[Int64, list[str]]:
-        """Returns the numbers of the known ids, in their order, and the ids that are unknown."""
-        numbers, unknown = [], []
-        for item_id in item_ids:
-            number = self.numbers.get(item_id)
-            if number is None:
-                unknown.append(item_id)
-            else:
-                numbers.append(number)
-        return np.array(numbers, dtype=np.int64), unknown
+    def index_of(self, item_id: str) -> int | None:
+        """Returns the index of an item; None if the catalog does not have its id."""
+        return self._index_by_id.get(item_id)
 
-    def domain_number(self, name: str) -> int:
-        """Returns the number of a domain.
+    def indices(self, item_ids: Iterable[str]) -> tuple[Int64, tuple[str, ...]]:
+        """Returns the indices of the known ids, in the order given, and the unknown ids."""
+        by_id = [(item_id, self._index_by_id.get(item_id)) for item_id in item_ids]
+        indices = np.array([index for _, index in by_id if index is not None], dtype=np.int64)
+        return indices, tuple(item_id for item_id, index in by_id if index is None)
+
+    def domain_index(self, name: str) -> int:
+        """Returns the position of a domain in `domains`.
 
         Raises:
             HafvtError: there is no such domain.
         """
-        for number, domain in enumerate(self.domains):
-            if domain.name == name:
-                return number
-        raise HafvtError(f"no domain {name!r}: choose one of {', '.join(d.name for d in self.domains)}")
+        names = [domain.name for domain in self.domains]
+        if name not in names:
+            raise HafvtError(f"no domain {name!r}: choose one of {', '.join(names)}")
+        return names.index(name)

@@ -1,4 +1,4 @@
-"""`hafvt explain`: why an item has its score for a history."""
+"""`hafvt explain`: how each branch of a model contributes to the score of an item."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.inference.histories import history_of
-from hafvt.inference.recommender import Explanation, Recommender
+from hafvt.inference.recommendations import Explanation
+from hafvt.inference.recommender import Recommender
 
 
 def explain(
@@ -18,25 +19,25 @@ def explain(
     user: str | None = None,
     data: str | Path | Dataset | None = None,
 ) -> Explanation:
-    """Tells why an item has its score: shares of sequences and modalities, and what was attended to.
+    """Explains the score of an item by sequences, modalities and attention.
 
-    The score of HAF-VT is a sum over sequences (the history in each domain, and all of it) and what items are
-    known by (id, picture, title), so its shares are exact. Other models cannot tell.
+    The score of HAF-VT is a sum over sequences (the history in each domain, and the whole history) and
+    modalities (id, picture, title), so the shares are exact. Other models cannot explain their scores.
 
     Example: hafvt explain runs/hafvt --user 5988 --item 1198
 
     Args:
         run: the folder of a finished run or of an export.
-        item: the id of any item of the catalog.
-        history: ids of items of any domains, oldest first; an item that the history has is explained too.
-        user: in place of a history, a user of the dataset, with all that it knows of them.
-        data: the dataset, where it has moved since training.
+        item: id of any item of the catalog, even one of the history.
+        history: item ids of any domains, oldest first.
+        user: instead of a history, a user of the dataset, with all interactions.
+        data: the dataset, if it has moved since training.
 
     Raises:
-        HafvtError: the model cannot explain itself, or user, item or all of the history is unknown.
+        HafvtError: the model cannot explain scores, or the user, the item or the whole history is unknown.
     """
     if (history is None) == (user is None):
-        raise HafvtError("whose recommendation? give either --history ID ID ... or --user USER")
+        raise HafvtError("no history: give either --history ID ID ... or --user USER")
     recommender = Recommender.open(run, data)
     if user is not None:
         history = history_of(run, user, data)

@@ -28,9 +28,8 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.onnx_scorer import FORMAT, INDEX, OnnxScorer
-from hafvt.inference.recommender import padded
-from hafvt.inference.scorer import Float32, Scorer
+from hafvt.inference.onnx_scorer import FORMAT, MANIFEST, OnnxScorer
+from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
 from hafvt.models.base import Model
@@ -97,7 +96,7 @@ def export(
     run: str | Path,
     *,
     out: str | Path,
-    catalog: Literal["baked", "given"] = "baked",
+    item_tables: Literal["baked", "inputs"] = "baked",
     data: str | Path | Dataset | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -111,7 +110,7 @@ def export(
     Args:
         run: the folder that train wrote.
         out: where to.
-        catalog: baked keeps the items' vectors in the graphs; given makes them inputs, kept beside as .npy,
+        item_tables: baked stores the items' vectors in the graphs; inputs makes them inputs, stored as .npy files,
             so that others of the same shape can be put in their place.
         data: the dataset, where it has moved since training.
         overwrite: replace a folder that exists.
@@ -145,18 +144,18 @@ def export(
                     jobs.append(("explain", ExplainGraph(model, number)))
                 for name, job in jobs:
                     program = traced(job)
-                    if catalog == "given":
+                    if item_tables == "inputs":
                         tables |= take_tables(program.graph, domains[-1].stop, suffix)
                     weights.take(program.graph)
                     onnx_ir.save(program, folder / f"{name}{number}.onnx")
                     opset = program.opset_imports[""]
                     advance(1)
-        if catalog == "given" and not tables:
-            raise HafvtError(f"{opened.name} has no table over all items: leave out --catalog given")
+        if item_tables == "inputs" and not tables:
+            raise HafvtError(f"{opened.name} has no table over all items: leave out --item-tables inputs")
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         item_catalog.table.write_parquet(folder / "items.parquet")
-        np.save(folder / "counts.npy", item_catalog.train_counts, allow_pickle=False)
+        np.save(folder / "train_counts.npy", item_catalog.train_counts, allow_pickle=False)
         write_index(folder, opened, item_catalog, sorted(tables), opset)
         difference = largest_difference(OnnxScorer(folder), TorchScorer(opened))
         if not difference <= TOLERANCE:  # NaN, too
@@ -282,16 +281,16 @@ def write_index(folder: Path, run: Run, catalog: ItemCatalog, tables: list[str],
         "config": run.config.model_dump(mode="json"),
         "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
         "max_length": scorer.max_length,
-        "sequences": scorer.sequences,
+        "sequence_names": scorer.sequence_names,
         "modalities": scorer.modalities,
-        "tables": tables,
+        "item_tables": tables,
         "image_root": str(catalog.image_root) if catalog.image_root else None,
-        "roots": {str(number): str(root) for number, root in catalog.roots.items()},
+        "added_image_roots": {str(i): str(root) for i, root in catalog.added_image_roots.items()},
         "opset": opset,
         "versions": {name: version(name) for name in packages},
         "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
-    write_json(folder / INDEX, about)
+    write_json(folder / MANIFEST, about)
 
 
 def largest_difference(one: Scorer, other: Scorer) -> float:
@@ -299,9 +298,9 @@ def largest_difference(one: Scorer, other: Scorer) -> float:
     found = [0.0]
     for domain, among in enumerate(one.domains):
         for histories in random_histories(one.domains, one.max_length):
-            items, lengths = padded(histories)
+            items, lengths = pad_histories(histories)
             found.append(difference(one.scores(items, lengths, domain), other.scores(items, lengths, domain)))
-            if one.sequences:
+            if one.can_explain:
                 candidates = np.unique(np.linspace(among.start, among.stop - 1, 7).astype(np.int64))
                 told = [scorer.explain(histories[0], domain, candidates) for scorer in (one, other)]
                 found += [difference(a, b) for a, b in zip(*told, strict=True)]

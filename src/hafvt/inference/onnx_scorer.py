@@ -1,4 +1,4 @@
-"""An exported model as a `Scorer`: onnxruntime and numpy, no torch."""
+"""`OnnxScorer`: an exported model as a `Scorer`, with onnxruntime and numpy, without torch."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ from hafvt.files import read_json, sha256
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
 
-FORMAT = 1
-INDEX = "export.json"
+FORMAT = 2
+MANIFEST = "export.json"
 
 
 class OnnxScorer:
     """See `Scorer`.
 
     Args:
-        folder: what `export` wrote.
-        tables: with `--catalog given`, tables of items in place of the exported ones, by name, of the same
-            shapes; those left out stay as exported.
-        threads: at most so many for one call; 0 takes all cores.
+        folder: a folder that `export` wrote.
+        item_tables: tables that replace those of an export with `--item-tables inputs`, by name; float32 of
+            the same shapes.
+        threads: number of threads for one call; 0 uses all cores.
 
     Attributes:
-        about: everything that export.json says.
+        manifest: the content of export.json.
 
     Raises:
-        HafvtError: it is no export, damaged, or of another format; onnxruntime is missing; a table is unfit.
+        HafvtError: it is no export, damaged or of another format, onnxruntime is missing, or a table has
+            another name, shape or type.
     """
 
     def __init__(
-        self, folder: str | Path, tables: Mapping[str, Float32] | None = None, threads: int = 0
+        self, folder: str | Path, item_tables: Mapping[str, Float32] | None = None, threads: int = 0
     ) -> None:
         self.folder, self.threads = Path(folder), threads
-        self.about = read_index(self.folder)
-        self.name: str = self.about["model"]
-        self.domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in self.about["domains"])
-        self.max_length: int = self.about["max_length"]
-        self.sequences: tuple[str, ...] = tuple(self.about["sequences"])
-        self.modalities: tuple[str, ...] = tuple(self.about["modalities"])
-        self.tables: dict[str, Float32] = {
+        self.manifest = read_manifest(self.folder)
+        self.name: str = self.manifest["model"]
+        self.domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in self.manifest["domains"])
+        self.max_length: int = self.manifest["max_length"]
+        self.sequence_names: tuple[str, ...] = tuple(self.manifest["sequence_names"])
+        self.modalities: tuple[str, ...] = tuple(self.manifest["modalities"])
+        self.can_explain = bool(self.sequence_names)
+        self.item_tables: dict[str, Float32] = {
             name: np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in self.about["tables"]
+            for name in self.manifest["item_tables"]
         }
-        for name, table in (tables or {}).items():
-            if name not in self.tables:
-                raise HafvtError(
-                    f"{self.folder} takes no table {name!r}: it takes {', '.join(self.tables) or 'none'}"
-                )
-            if table.shape != self.tables[name].shape or table.dtype != np.float32:
-                raise HafvtError(
-                    f"table {name!r} is {table.dtype} {table.shape}: give float32 {self.tables[name].shape}"
-                )
-            self.tables[name] = np.ascontiguousarray(table)
-        self.scoring = [self.session(f"scores{number}.onnx") for number in range(len(self.domains))]
+        for name, table in (item_tables or {}).items():
+            if name not in self.item_tables:
+                names = ", ".join(self.item_tables) or "none"
+                raise HafvtError(f"{self.folder} has no item table {name!r} as input: it has {names}")
+            shape = self.item_tables[name].shape
+            if table.shape != shape or table.dtype != np.float32:
+                raise HafvtError(f"table {name!r} is {table.dtype} {table.shape}: give float32 {shape}")
+            self.item_tables[name] = np.ascontiguousarray(table)
+        self._score_sessions = [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
 
     @cached_property
-    def explaining(self) -> list[Any]:
-        """The graphs that explain; opened when they are first asked for."""
-        return [self.session(f"explain{number}.onnx") for number in range(len(self.domains))]
+    def _explain_sessions(self) -> list[Any]:
+        """The graphs that explain, by domain; the first explanation opens them."""
+        return [self._session(f"explain{index}.onnx") for index in range(len(self.domains))]
 
-    def session(self, name: str) -> Any:
+    def _session(self, name: str) -> Any:
         """Opens a graph.
 
         Raises:
-            HafvtError: onnxruntime is missing or does not take it.
+            HafvtError: onnxruntime is missing or cannot run the graph.
         """
         try:
             import onnxruntime
@@ -79,58 +79,75 @@ class OnnxScorer:
             raise missing_package("onnx", "onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3  # errors alone
+        options.log_severity_level = 3  # log errors only
         try:
             return onnxruntime.InferenceSession(
                 self.folder / name, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own have no common base
+        except Exception as error:  # onnxruntime's errors have no common base class
             reason = str(error).splitlines()[0]
-            raise HafvtError(f"{self.folder / name} cannot be run ({reason}): export the run anew") from None
+            raise HafvtError(f"{self.folder / name} cannot be run ({reason}): export the run again") from None
 
-    def catalog(self) -> ItemCatalog:
-        """Returns the items of the export."""
-        root = self.about["image_root"]
-        table = pl.read_parquet(self.folder / "items.parquet")
-        met: Int64 = np.load(self.folder / "counts.npy", allow_pickle=False)
-        roots = {int(number): Path(of_added) for number, of_added in self.about["roots"].items()}
-        return ItemCatalog(table, self.domains, met, Path(root) if root else None, roots)
-
-    def run(self, session: Any, **values: Int64) -> list[Float32]:
-        """Runs a graph on the values that it reads and the tables that it is given."""
-        given = {**self.tables, **{name: np.ascontiguousarray(value) for name, value in values.items()}}
-        found: list[Float32] = session.run(None, {one.name: given[one.name] for one in session.get_inputs()})
-        return found
+    def _run(self, session: Any, **values: Int64) -> list[Float32]:
+        """Returns the outputs of a graph for the values of its inputs; item tables are inputs, too."""
+        inputs = {name: np.ascontiguousarray(value) for name, value in values.items()} | self.item_tables
+        names = [tensor.name for tensor in session.get_inputs()]
+        outputs: list[Float32] = session.run(None, {name: inputs[name] for name in names})
+        return outputs
 
     def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
         """See `Scorer.scores`."""
-        (found,) = self.run(self.scoring[domain], items=items, lengths=lengths)
+        (scores,) = self._run(self._score_sessions[domain], items=items, lengths=lengths)
         if candidates is None:
-            return found
-        return np.take_along_axis(found, candidates - self.domains[domain].start, axis=1)
+            return scores
+        return np.take_along_axis(scores, candidates - self.domains[domain].start, axis=1)
 
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
         """See `Scorer.explain`."""
         lengths = np.array([len(items)])
-        shares, attention = self.run(
-            self.explaining[domain], items=items[None], lengths=lengths, candidates=candidates[None]
+        shares, attention = self._run(
+            self._explain_sessions[domain], items=items[None], lengths=lengths, candidates=candidates[None]
         )
         return ScoreBreakdown(shares[0], attention[0])
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """Returns what export.json says, once every file is what it was when it was written.
+def is_export(folder: str | Path) -> bool:
+    """Returns whether `export` wrote a folder."""
+    return (Path(folder) / MANIFEST).exists()
+
+
+def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
+    """Opens an export: the arguments of `Recommender`.
+
+    Args:
+        folder: a folder that `export` wrote.
+        threads: see `OnnxScorer`.
+
+    Raises:
+        HafvtError: see `OnnxScorer`.
+    """
+    scorer = OnnxScorer(folder, threads=threads)
+    table = pl.read_parquet(scorer.folder / "items.parquet")
+    train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
+    image_root = scorer.manifest["image_root"]
+    added_image_roots = {int(i): Path(root) for i, root in scorer.manifest["added_image_roots"].items()}
+    image_root = Path(image_root) if image_root else None
+    return scorer, ItemCatalog(table, scorer.domains, train_counts, image_root, added_image_roots)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the content of export.json after checking the hashes of all files.
 
     Raises:
         HafvtError: it is no export, damaged, or of another format.
     """
-    about: dict[str, Any] = read_json(folder / INDEX)
-    if about.get("format") != FORMAT:
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
         raise HafvtError(
-            f"{folder / INDEX}: format {about.get('format')!r}, expected {FORMAT}: export the run anew with "
-            "this version of hafvt"
+            f"{folder / MANIFEST}: format {manifest.get('format')!r}, but this version of hafvt reads format "
+            f"{FORMAT}: export the run again"
         )
-    for name, expected in about["sha256"].items():
+    for name, expected in manifest["sha256"].items():
         if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise HafvtError(f"{folder / name} is missing or damaged: export the run anew")
-    return about
+            raise HafvtError(f"{folder / name} is missing or damaged: export the run again")
+    return manifest

@@ -1,119 +1,63 @@
-"""`Recommender`: what a trained model recommends to anybody, on the user's own ids, and why."""
+"""`Recommender`: recommendations of a trained model for any history, on the user's own ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.errors import HafvtError
-from hafvt.inference import text
-from hafvt.inference.catalog import Item, ItemCatalog
-from hafvt.inference.onnx_scorer import INDEX, OnnxScorer
-from hafvt.inference.scorer import Float32, Scorer, Shortlist
+from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.onnx_scorer import is_export, open_export
+from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
+from hafvt.inference.scorer import CandidateGenerator, Float32, Scorer, pad_histories
 
-SCORES = 4_000_000  # scores held at a time: histories in a batch x items of a domain
-DEPTH = 300  # candidates that each part of the model puts forward, beyond those that may not be listed
-SHORT = 64  # histories in a batch that ranks candidates
-
-
-@dataclass(frozen=True)
-class ScoredItem:
-    """A recommended item and its score, which is higher the better."""
-
-    item: Item
-    score: float
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """What is recommended for one history.
-
-    Attributes:
-        items: best first; fewer than k where fewer are left.
-        by: "model"; or "popularity", where the history has no known item.
-        unknown: ids of the history that the catalog does not have; they were skipped.
-    """
-
-    items: tuple[ScoredItem, ...]
-    by: Literal["model", "popularity"]
-    unknown: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """The items, a line each, and what was unknown."""
-        return text.of_answer(self)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why an item has its score for a history.
-
-    Attributes:
-        item: which.
-        score: as `recommend` gives it.
-        rank: among all items of its domain, ties at half.
-        history: the known items that the model read, oldest first.
-        shares: of the score by (sequence, modality), summing to 1.
-        attention: by (sequence, modality), for each item of `history`; sums to 1, or to 0 where the sequence
-            has no items.
-        unknown: see `Recommendations`.
-    """
-
-    item: Item
-    score: float
-    rank: float
-    history: tuple[Item, ...]
-    shares: dict[tuple[str, str], float] = field(repr=False)
-    attention: dict[tuple[str, str], tuple[float, ...]] = field(repr=False)
-    unknown: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """The shares in per cent, and the items of the history that were attended to most."""
-        return text.of_explanation(self)
+MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
+CANDIDATES_PER_BRANCH = 300  # proposed by each branch of a model, in addition to k and excluded items
+CANDIDATE_BATCH_SIZE = 64  # histories in a batch with candidate generation
 
 
 class Recommender:
-    """Recommends by histories of item ids, oldest first, from any mix of domains.
+    """Recommends items of one domain for histories of item ids, oldest first, from any mix of domains.
 
     Example:
         recommender = Recommender.open("runs/hafvt")
         recommender.recommend([["tt0111161", "tt0068646"]], "drama", k=10)
 
     Args:
-        scorer: ranks the items.
-        shelf: the items as people know them.
-        shortlist: finds the candidates in large domains; None ranks all items everywhere.
+        scorer: the trained model.
+        catalog: the items that `scorer` scores.
+        candidate_generator: selects the items to score in large domains; None scores all items.
     """
 
-    def __init__(self, scorer: Scorer, catalog: ItemCatalog, shortlist: Shortlist | None = None) -> None:
-        self.scorer, self.catalog, self.shortlist = scorer, catalog, shortlist
+    def __init__(
+        self, scorer: Scorer, catalog: ItemCatalog, candidate_generator: CandidateGenerator | None = None
+    ) -> None:
+        self.scorer, self.catalog, self.candidate_generator = scorer, catalog, candidate_generator
 
     @classmethod
     def open(cls, folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
-        """Opens a run, or what `export` made of one.
+        """Opens a run or an export.
 
         Args:
-            folder: of the run or the export.
-            data: the dataset, where it is no longer in the place that the run remembers; none for an export.
-            threads: score with so many, of a run in the whole process; 0 leaves it as it is.
+            folder: a folder that `train` or `export` wrote.
+            data: the dataset, if it has moved since training; unused for an export.
+            threads: number of threads for scoring, in the whole process if `folder` is a run; 0 does not
+                change it.
 
         Raises:
             HafvtError: there is no finished run, its index is out of date, or the export is damaged.
         """
-        if (Path(folder) / INDEX).exists():
-            scorer = OnnxScorer(folder, threads=threads)
-            return cls(scorer, scorer.catalog())
-        from hafvt.inference.added_items import with_added_items  # late: an export does without torch
-        from hafvt.inference.ann import open_shortlist
-        from hafvt.inference.torch_scorer import TorchScorer
-        from hafvt.training.run import open_run
+        if is_export(folder):
+            return cls(*open_export(folder, threads=threads))
+        from hafvt.inference.torch_scorer import (
+            open_trained_run,  # imports torch, which an export does not need
+        )
 
-        run, catalog = with_added_items(open_run(folder, data))
-        return cls(TorchScorer(run, threads), catalog, open_shortlist(run))
+        return cls(*open_trained_run(folder, data, threads=threads))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -127,172 +71,165 @@ class Recommender:
         k: int = 10,
         *,
         exclude: Sequence[Sequence[str]] | None = None,
-        seen: bool = False,
+        exclude_seen: bool = True,
     ) -> list[Recommendations]:
-        """Recommends for each history the k best items of a domain, by exact scores of all of them.
+        """Returns the k best items of a domain for each history.
 
-        In a large domain of a run that was indexed (`hafvt index`), the best of the candidates found.
-        Equal scores are listed by the catalog's order, which is random.
+        All items of the domain are scored. With an index (`hafvt index`), the items of a large domain that
+        the index proposes are scored. Items with equal scores are sorted by the order of the catalog, which
+        is random.
 
         Args:
-            histories: item ids, oldest first; may be empty, then popularity decides.
-            domain: whose items are recommended.
-            k: how many.
-            exclude: ids never to recommend, for each history.
-            seen: whether items of the history may be recommended again.
+            histories: item ids, oldest first. Histories without known ids get the most popular items.
+            domain: name of the domain to recommend from.
+            k: number of items for each history.
+            exclude: for each history, ids of items that are not recommended.
+            exclude_seen: do not recommend items of the history.
 
         Raises:
-            HafvtError: no such domain, k below 1, or `exclude` of another length.
+            HafvtError: there is no such domain, k is below 1, or `exclude` has another length.
         """
-        number = self.catalog.domain_number(domain)
+        domain_index = self.catalog.domain_index(domain)
         if k < 1:
             raise HafvtError(f"k is {k}: give 1 or more")
         if exclude is not None and len(exclude) != len(histories):
             raise HafvtError(f"{len(exclude)} lists to exclude for {len(histories)} histories: give one each")
-        start, stop = self.catalog.domains[number].start, self.catalog.domains[number].stop
-        known = [self.catalog.find(history) for history in histories]
-        without = []
-        for row, (numbers, _) in enumerate(known):
-            out = self.catalog.find(exclude[row])[0] if exclude is not None else numbers[:0]
-            if not seen:
-                out = np.concatenate([out, numbers])
-            without.append(out[(out >= start) & (out < stop)] - start)
-        answers = []
-        best = self.best([numbers for numbers, _ in known], number, k, without)
-        for (numbers, unknown), (columns, scores) in zip(known, best, strict=True):
-            listed = tuple(
-                ScoredItem(self.catalog.item(start + column), score)
-                for column, score in zip(columns.tolist(), scores.tolist(), strict=True)
+        start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
+        histories_and_unknown = [self.catalog.indices(history) for history in histories]
+        excluded = []
+        for row, (history, _) in enumerate(histories_and_unknown):
+            items = history if exclude_seen else history[:0]
+            if exclude is not None:
+                items = np.concatenate([items, self.catalog.indices(exclude[row])[0]])
+            excluded.append(items[(items >= start) & (items < stop)] - start)
+        best = self._best_columns(
+            [history for history, _ in histories_and_unknown], domain_index, k, excluded
+        )
+        return [
+            Recommendations(
+                tuple(
+                    ScoredItem(self.catalog.item(start + column), score)
+                    for column, score in zip(columns.tolist(), scores.tolist(), strict=True)
+                ),
+                "model" if len(history) else "popularity",
+                unknown_ids,
             )
-            answers.append(Recommendations(listed, "model" if len(numbers) else "popularity", tuple(unknown)))
-        return answers
+            for (history, unknown_ids), (columns, scores) in zip(histories_and_unknown, best, strict=True)
+        ]
 
-    def best(
-        self, histories: Sequence[Int64], domain: int, k: int, without: Sequence[Int64]
+    def explain(self, history: Sequence[str], item_id: str) -> Explanation:
+        """Returns how each branch of the model contributes to the score of an item for a history.
+
+        Raises:
+            HafvtError: the model cannot explain scores, or the item or the whole history is unknown.
+        """
+        scorer, catalog = self.scorer, self.catalog
+        if not scorer.can_explain:
+            raise HafvtError(f"{scorer.name} cannot explain its scores: use hafvt")
+        target = catalog.index_of(item_id)
+        if target is None:
+            raise HafvtError(f"no item {item_id[:80]!r} in the catalog")
+        items, unknown_ids = catalog.indices(history)
+        if not len(items):
+            raise HafvtError(
+                "the history has no known item, so items are ranked by popularity: nothing to explain"
+            )
+        items = items[-scorer.max_length :]
+        domain = next(index for index, d in enumerate(catalog.domains) if d.start <= target < d.stop)
+        scores = self.scores([items], domain)[0]
+        score = scores[target - catalog.domains[domain].start]
+        shares, attention = scorer.explain(items, domain, np.array([target]))
+        branches = {
+            (sequence, modality): (s, m)
+            for s, sequence in enumerate(scorer.sequence_names)
+            for m, modality in enumerate(scorer.modalities)
+        }
+        return Explanation(
+            item=catalog.item(target),
+            score=float(score),
+            rank=float(1 + (scores > score).sum() + ((scores == score).sum() - 1) / 2),
+            history=tuple(catalog.item(index) for index in items.tolist()),
+            shares={name: float(shares[0, s, m]) for name, (s, m) in branches.items()},
+            attention={name: tuple(attention[s, m].tolist()) for name, (s, m) in branches.items()},
+            unknown_ids=unknown_ids,
+        )
+
+    def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
+        """Returns the scores of all items of a domain, (B, C); log(1 + train_count) for empty histories.
+
+        Args:
+            histories: item indices, oldest first; the model reads the last `max_length` of them.
+            domain: index of the domain.
+        """
+        items = self.catalog.domains[domain]
+        scores = np.empty((len(histories), len(items)), dtype=np.float32)
+        is_empty = np.array([len(history) == 0 for history in histories], dtype=bool)
+        scores[is_empty] = np.log1p(self.catalog.train_counts[items.start : items.stop]).astype(np.float32)
+        if not is_empty.all():
+            recent = [history[-self.scorer.max_length :] for history in histories if len(history)]
+            scores[~is_empty] = self.scorer.scores(*pad_histories(recent), domain)
+        return scores
+
+    def _best_columns(
+        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> list[tuple[Int64, Float32]]:
         """Returns for each history the columns of the k best items of a domain, best first, and their scores.
 
         Args:
-            histories: item numbers, oldest first.
-            domain: its number.
-            k: how many.
-            without: columns never to list, for each history.
+            histories: item indices, oldest first.
+            domain: index of the domain.
+            k: number of columns.
+            excluded: for each history, columns that are not returned.
         """
-        found = self.shortlisted(histories, domain, k, without)
-        left = [row for row in range(len(histories)) if row not in found]
-        size = max(1, SCORES // len(self.catalog.domains[domain]))
-        for cut in range(0, len(left), size):
-            rows = left[cut : cut + size]
+        best = self._best_candidates(histories, domain, k, excluded)
+        remaining = [row for row in range(len(histories)) if row not in best]
+        batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
+        for start in range(0, len(remaining), batch_size):
+            rows = remaining[start : start + batch_size]
             for row, scores in zip(rows, self.scores([histories[row] for row in rows], domain), strict=True):
-                columns = top_k(scores, k, without[row])
-                found[row] = columns, scores[columns]
-        return [found[row] for row in range(len(histories))]
+                columns = top_k_columns(scores, k, excluded[row])
+                best[row] = columns, scores[columns]
+        return [best[row] for row in range(len(histories))]
 
-    def shortlisted(
-        self, histories: Sequence[Int64], domain: int, k: int, without: Sequence[Int64]
+    def _best_candidates(
+        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> dict[int, tuple[Int64, Float32]]:
-        """Returns what `best` does, by row, of the histories for which candidates suffice."""
-        found: dict[int, tuple[Int64, Float32]] = {}
-        if self.shortlist is None or domain not in self.shortlist.domains:
-            return found
-        most = len(self.catalog.domains[domain]) // 10  # of more candidates all are scored as quickly
-        rows = [
-            row
-            for row, history in enumerate(histories)
-            if len(history) and DEPTH + k + len(without[row]) <= most
+        """Returns the values of `_best_columns`, by row, of the histories that have k candidates."""
+        best: dict[int, tuple[Int64, Float32]] = {}
+        if self.candidate_generator is None or domain not in self.candidate_generator.domains:
+            return best
+        # Scoring all items is as fast as scoring more than a tenth of them.
+        limit = len(self.catalog.domains[domain]) // 10 - CANDIDATES_PER_BRANCH - k
+        usable = [
+            row for row, history in enumerate(histories) if len(history) and len(excluded[row]) <= limit
         ]
-        for cut in range(0, len(rows), SHORT):
-            part = rows[cut : cut + SHORT]
-            depth = DEPTH + k + max(len(without[row]) for row in part)
-            read = padded([histories[row][-self.scorer.max_length :] for row in part])
-            for row, columns, scores in zip(part, *self.shortlist.scores(*read, domain, depth), strict=True):
-                chosen = top_k(scores, k, np.flatnonzero(np.isin(columns, without[row])))
+        for start in range(0, len(usable), CANDIDATE_BATCH_SIZE):
+            rows = usable[start : start + CANDIDATE_BATCH_SIZE]
+            num_per_branch = CANDIDATES_PER_BRANCH + k + max(len(excluded[row]) for row in rows)
+            batch = pad_histories([histories[row][-self.scorer.max_length :] for row in rows])
+            candidates = self.candidate_generator.generate(*batch, domain, num_per_branch)
+            for row, columns, scores in zip(rows, *candidates, strict=True):
+                chosen = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
                 if len(chosen) == k:
-                    found[row] = columns[chosen], scores[chosen]
-        return found
-
-    def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
-        """Returns the scores of all items of a domain, (B, C), popularity's for empty histories.
-
-        Args:
-            histories: item numbers, oldest first; only the last `max_length` are read.
-            domain: its number.
-        """
-        chosen = self.catalog.domains[domain]
-        found = np.empty((len(histories), len(chosen)), dtype=np.float32)
-        empty = np.array([len(history) == 0 for history in histories], dtype=bool)
-        found[empty] = np.log1p(self.catalog.train_counts[chosen.start : chosen.stop]).astype(np.float32)
-        if not empty.all():
-            rows = [history[-self.scorer.max_length :] for history in histories if len(history)]
-            found[~empty] = self.scorer.scores(*padded(rows), domain)
-        return found
-
-    def explain(self, history: Sequence[str], item: str) -> Explanation:
-        """Tells why an item has its score for a history.
-
-        Raises:
-            HafvtError: the model cannot explain itself, or the item or all of the history is unknown.
-        """
-        if not self.scorer.sequences:
-            raise HafvtError(f"{self.scorer.name} cannot say where its scores come from: use hafvt")
-        (target,), (numbers, unknown) = self.number_of(item), self.catalog.find(history)
-        if not len(numbers):
-            raise HafvtError("the history has no known item: popularity alone decides then")
-        numbers = numbers[-self.scorer.max_length :]
-        domain = next(n for n, d in enumerate(self.catalog.domains) if d.start <= target < d.stop)
-        column = int(target) - self.catalog.domains[domain].start
-        scores = self.scores([numbers], domain)[0]
-        told = self.scorer.explain(numbers, domain, np.array([target]))
-        pairs = [
-            (s, m, (sequence, modality))
-            for s, sequence in enumerate(self.scorer.sequences)
-            for m, modality in enumerate(self.scorer.modalities)
-        ]
-        return Explanation(
-            item=self.catalog.item(int(target)),
-            score=float(scores[column]),
-            rank=float(1 + (scores > scores[column]).sum() + ((scores == scores[column]).sum() - 1) / 2),
-            history=tuple(self.catalog.item(int(number)) for number in numbers),
-            shares={pair: float(told.shares[0, s, m]) for s, m, pair in pairs},
-            attention={pair: tuple(told.attention[s, m].tolist()) for s, m, pair in pairs},
-            unknown=tuple(unknown),
-        )
-
-    def number_of(self, item_id: str) -> Int64:
-        """Returns the number of an item, (1,).
-
-        Raises:
-            HafvtError: it is unknown.
-        """
-        numbers, unknown = self.catalog.find([item_id])
-        if unknown:
-            raise HafvtError(f"no item {item_id[:80]!r} in the catalog")
-        return numbers
+                    best[row] = columns[chosen], scores[chosen]
+        return best
 
 
-def padded(histories: Sequence[Int64]) -> tuple[Int64, Int64]:
-    """Returns histories as right-padded rows, (B, T), and their lengths, (B,)."""
-    lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    rows = np.zeros((len(histories), int(lengths.max(initial=1))), dtype=np.int64)
-    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(histories)
-    return rows, lengths
-
-
-def top_k(scores: Float32, k: int, without: Int64) -> Int64:
-    """Returns the columns of the k best scores, best first, equal ones by ascending column.
+def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
+    """Returns the columns of the k highest scores, highest first, equal ones by ascending column.
 
     Args:
-        scores: (C,); NaN and -inf are never listed.
-        k: at most so many.
-        without: columns never to list.
+        scores: (C,); columns of NaN and -inf are not returned.
+        k: the maximum number of columns.
+        excluded: columns that are not returned.
     """
     scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    scores[without] = -np.inf
+    scores[excluded] = -np.inf
     size = min(k, len(scores))
-    cut = np.partition(scores, len(scores) - size)[len(scores) - size]
-    above = np.flatnonzero(scores > cut)
-    level = np.flatnonzero(scores == cut)[: size - len(above)]
-    chosen = np.sort(np.concatenate([above, level]))
+    threshold = np.partition(scores, len(scores) - size)[len(scores) - size]
+    above = np.flatnonzero(scores > threshold)
+    equal = np.flatnonzero(scores == threshold)[: size - len(above)]
+    chosen = np.sort(np.concatenate([above, equal]))
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-    found: Int64 = chosen[scores[chosen] > -np.inf].astype(np.int64)
-    return found
+    columns: Int64 = chosen[scores[chosen] > -np.inf].astype(np.int64)
+    return columns

@@ -1,7 +1,8 @@
-"""What ranks items, in numpy: a trained model under torch, or its export under onnxruntime."""
+"""Protocols in numpy: `Scorer` scores all items, `CandidateGenerator` a few items of a large domain."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,11 +14,11 @@ Float32 = npt.NDArray[np.float32]
 
 
 class ScoreBreakdown(NamedTuple):
-    """Where scores come from; S sequences, M modalities.
+    """How each branch (a sequence and a modality) contributes to scores; S sequences, M modalities.
 
     Attributes:
-        shares: (C, S, M) of each candidate's score, summing to 1.
-        attention: (S, M, T) over the history; each row sums to 1, or to 0 where the sequence has no items.
+        shares: (C, S, M) fractions of each candidate's score, summing to 1.
+        attention: (S, M, T) weights over the history; each row sums to 1, or to 0 if its sequence is empty.
     """
 
     shares: Float32
@@ -25,31 +26,32 @@ class ScoreBreakdown(NamedTuple):
 
 
 class Scorer(Protocol):
-    """A model that gives scores to numpy arrays.
+    """A trained model with numpy arrays as input and output.
 
     Attributes:
-        name: of the model.
-        domains: contiguous slices of its catalog.
-        max_length: longest history, in items.
-        sequences: names of the sequences it tells apart: domains, and "all domains"; empty where it cannot
-            explain itself.
-        modalities: what items are known by: "id" and names of features; empty likewise.
+        name: name of the model.
+        domains: contiguous slices of the item indices.
+        max_length: the longest history that `scores` reads, in items.
+        can_explain: whether `explain` works.
+        sequence_names: the sequences of a `ScoreBreakdown`: domains and "all domains"; else empty.
+        modalities: the modalities of a `ScoreBreakdown`: "id" and names of features; else empty.
     """
 
     name: str
     domains: tuple[Domain, ...]
     max_length: int
-    sequences: tuple[str, ...]
+    can_explain: bool
+    sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]
 
     def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
-        """Scores candidates as the next item of each history.
+        """Returns the scores of candidates as the next item of each history.
 
         Args:
             items: (B, T) item indices, right-padded; T is at most `max_length`.
-            lengths: (B,) real items of each row.
-            domain: number of the domain whose items are ranked.
-            candidates: (B, C) item indices of that domain; None takes all its items.
+            lengths: (B,) number of items of each row without padding.
+            domain: index of the domain whose items are ranked.
+            candidates: (B, C) item indices of that domain; None scores all its items.
 
         Returns:
             (B, C), higher is better.
@@ -57,36 +59,46 @@ class Scorer(Protocol):
         ...
 
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
-        """Tells where the scores of some items of a domain come from, for one history.
+        """Returns how each branch contributes to the scores of candidates, for one history.
 
         Args:
-            items: (T,) item indices, one at least.
-            domain: number of the candidates' domain.
+            items: (T,) item indices, at least one.
+            domain: index of the domain of the candidates.
             candidates: (C,) item indices.
         """
         ...
 
 
-class Shortlist(Protocol):
-    """Finds the few items of a large domain that are worth scoring, and scores them as a `Scorer` does.
+class CandidateGenerator(Protocol):
+    """Selects promising items of a large domain and scores them as a `Scorer` does.
 
     Attributes:
-        domains: numbers of the domains that it serves.
+        domains: indices of the domains that it can be used for.
     """
 
     domains: frozenset[int]
 
-    def scores(self, items: Int64, lengths: Int64, domain: int, depth: int) -> tuple[Int64, Float32]:
-        """Finds and scores candidates for the next item of each history.
+    def generate(
+        self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
+    ) -> tuple[Int64, Float32]:
+        """Returns candidates for the next item of each history, and their scores.
 
         Args:
-            items: see `Scorer.scores`, as are lengths and domain.
+            items: see `Scorer.scores`.
             lengths: see `Scorer.scores`.
             domain: see `Scorer.scores`.
-            depth: how many items each part of the model puts forward.
+            num_per_branch: how many items each branch of the model proposes.
 
         Returns:
-            The candidates' columns in the domain, (B, C), ascending, -1 where a row has fewer; and their
-            scores, (B, C), -inf at these.
+            (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
+            their scores, (B, C), -inf where the column is -1.
         """
         ...
+
+
+def pad_histories(histories: Sequence[Int64]) -> tuple[Int64, Int64]:
+    """Returns histories as right-padded rows, (B, T), and their lengths, (B,)."""
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    rows = np.zeros((len(histories), int(lengths.max(initial=1))), dtype=np.int64)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(histories)
+    return rows, lengths

@@ -1,23 +1,29 @@
-"""A trained model as a `Scorer`."""
+"""`TorchScorer`: a trained run as a `Scorer`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from hafvt.data.batches import Batch
-from hafvt.data.dataset import Int64
-from hafvt.inference.scorer import Float32, ScoreBreakdown
+from hafvt.data.dataset import Dataset, Int64
+from hafvt.inference.added_items import with_added_items
+from hafvt.inference.candidates import open_candidate_generator
+from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.recommendations import ALL_DOMAINS
+from hafvt.inference.scorer import CandidateGenerator, Float32, ScoreBreakdown
 from hafvt.models.hafvt import HafVt
-from hafvt.training.run import Run
+from hafvt.training.run import Run, open_run
 
 
 class TorchScorer:
     """See `Scorer`.
 
     Args:
-        run: a finished one.
-        threads: so many in the whole process, as torch has it; 0 leaves them as they are.
+        run: a finished run.
+        threads: number of threads of torch, in the whole process; 0 does not change it.
     """
 
     def __init__(self, run: Run, threads: int = 0) -> None:
@@ -25,21 +31,22 @@ class TorchScorer:
             torch.set_num_threads(threads)
         self.models = run.models
         self.name, self.domains, self.max_length = run.name, run.data.domains, run.model.max_length
-        self.sequences: tuple[str, ...] = ()
+        self.can_explain = isinstance(run.model, HafVt)
+        self.sequence_names: tuple[str, ...] = ()
         self.modalities: tuple[str, ...] = ()
         if isinstance(run.model, HafVt):
-            self.domains = run.model.domains  # with items that were added
-            names = (*(domain.name for domain in self.domains), "all domains")
-            self.sequences = tuple(names[number] for number in run.model.used)
+            self.domains = run.model.domains  # of the catalog with added items
+            names = (*(domain.name for domain in self.domains), ALL_DOMAINS)
+            self.sequence_names = tuple(names[number] for number in run.model.used)
             self.modalities = run.model.modalities
 
     @torch.inference_mode()
     def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
         """See `Scorer.scores`."""
         batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
-        among = None if candidates is None else torch.from_numpy(candidates)
-        found: Float32 = self.models[domain].scores(batch, domain, among).float().numpy()
-        return found
+        columns = None if candidates is None else torch.from_numpy(candidates)
+        scores: Float32 = self.models[domain].scores(batch, domain, columns).float().numpy()
+        return scores
 
     @torch.inference_mode()
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
@@ -48,6 +55,22 @@ class TorchScorer:
         assert isinstance(model, HafVt)
         batch = Batch(torch.from_numpy(items[None]), torch.tensor([len(items)]))
         shares = model.shares(batch, domain, torch.from_numpy(candidates[None]))[0]
-        return ScoreBreakdown(
-            shares.numpy().astype(np.float32), model.attention(batch)[0].numpy().astype(np.float32)
-        )
+        attention = model.attention(batch)[0]
+        return ScoreBreakdown(shares.numpy().astype(np.float32), attention.numpy().astype(np.float32))
+
+
+def open_trained_run(
+    folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
+) -> tuple[TorchScorer, ItemCatalog, CandidateGenerator | None]:
+    """Opens a run with the items that were added to it and its index: the arguments of `Recommender`.
+
+    Args:
+        folder: the folder that `train` wrote.
+        data: the dataset, if it has moved since training.
+        threads: see `TorchScorer`.
+
+    Raises:
+        HafvtError: there is no finished run, or its added items or its index are out of date.
+    """
+    run, catalog = with_added_items(open_run(folder, data))
+    return TorchScorer(run, threads), catalog, open_candidate_generator(run)

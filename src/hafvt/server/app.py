@@ -177,7 +177,7 @@ def create_app(source: ModelSource, settings: Settings | None = None) -> FastAPI
     async def recommend(question: wire.Recommend) -> Response:
         """Recommends the k best items of a domain for a history."""
         now = live()
-        now.recommender.catalog.domain_number(question.domain)
+        now.recommender.catalog.domain_index(question.domain)
         return await ask(BatchKey(now, question.domain, question.seen, question.shares), question)
 
     @app.post("/explain", response_model=wire.Explained)
@@ -250,7 +250,7 @@ def item_number(live: LoadedModel, item_id: str) -> int:
     Raises:
         HTTPException: 404, there is none.
     """
-    number = live.recommender.catalog.numbers.get(item_id)
+    number = live.recommender.catalog.index_of(item_id)
     if number is None:
         raise HTTPException(404, f"no item {item_id[:80]!r} in the catalog: /items finds those there are")
     return number

@@ -64,7 +64,7 @@ class ModelSource:
         What evaluations write beside it (results, ranks, reports) does not count.
         """
         own = [*self.folder.glob("model*"), self.folder / "export.json"]
-        beside = (path for name in ("additions", "index") for path in (self.folder / name).rglob("*"))
+        beside = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
         found = []
         for path in sorted([*own, *beside]):
             try:
@@ -108,7 +108,7 @@ class LoadedModel:
                 raise HafvtError(f"{source.folder}: its scores are no numbers: train it anew")
         people = source.people()
         # What is read on first use is read now, so that no request waits for it.
-        catalog.find([catalog.item(0).item_id])
+        catalog.indices([catalog.item(0).item_id])
         if people is not None:
             people.item_table.height, people.user_ids.len()
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -73,7 +73,7 @@ class Pictures:
         if not path:
             return None
         try:
-            jpeg = thumbnail(self.catalog.root(number), path, side)
+            jpeg = thumbnail(self.catalog.image_folder(number), path, side)
         except PictureError:
             return None
         return Picture(jpeg, f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"')

@@ -10,7 +10,7 @@ import numpy as np
 
 from hafvt.errors import HafvtError
 from hafvt.inference.catalog import Item
-from hafvt.inference.recommender import Recommendations
+from hafvt.inference.recommendations import Recommendations
 from hafvt.server.manager import LoadedModel
 from hafvt.server.schemas import Explain, Recommend
 
@@ -55,16 +55,16 @@ def recommended(key: BatchKey, questions: Sequence[Recommend]) -> list[dict[str,
         key.domain,
         max(question.k for question in questions),
         exclude=[question.exclude for question in questions],
-        seen=key.seen,
+        exclude_seen=not key.seen,
     )
     found = []
     for question, whole in zip(questions, answers, strict=True):
         listed = whole.items[: question.k]
         items = [{**item_json(one.item), "score": one.score} for one in listed]
-        if key.shares and whole.by == "model" and listed and key.live.recommender.scorer.sequences:
+        if key.shares and whole.ranked_by == "model" and listed and key.live.recommender.scorer.can_explain:
             shares = shares_json(key.live, question.history, key.domain, whole, len(listed))
             items = [{**item, "shares": of_item} for item, of_item in zip(items, shares, strict=True)]
-        found.append({"items": items, "by": whole.by, "unknown": list(whole.unknown)})
+        found.append({"items": items, "by": whole.ranked_by, "unknown": list(whole.unknown_ids)})
     return found
 
 
@@ -73,13 +73,13 @@ def shares_json(
 ) -> list[dict[str, dict[str, float]]]:
     """Returns for each of the first k recommended items: sequence -> modality -> share of its score."""
     scorer, catalog = live.recommender.scorer, live.recommender.catalog
-    numbers = catalog.find(history)[0][-scorer.max_length :]
-    candidates = catalog.find(one.item.item_id for one in whole.items[:k])[0]
-    told = scorer.explain(numbers, catalog.domain_number(domain), candidates).shares
+    numbers = catalog.indices(history)[0][-scorer.max_length :]
+    candidates = catalog.indices(one.item.item_id for one in whole.items[:k])[0]
+    told = scorer.explain(numbers, catalog.domain_index(domain), candidates).shares
     return [
         {
             sequence: dict(zip(scorer.modalities, row, strict=True))
-            for sequence, row in zip(scorer.sequences, of_item, strict=True)
+            for sequence, row in zip(scorer.sequence_names, of_item, strict=True)
         }
         for of_item in np.asarray(told).tolist()
     ]
@@ -100,7 +100,7 @@ def explained(live: LoadedModel, question: Explain) -> dict[str, Any] | HafvtErr
         "attention": [
             {"sequence": s, "modality": m, "weights": weights} for (s, m), weights in told.attention.items()
         ],
-        "unknown": list(told.unknown),
+        "unknown": list(told.unknown_ids),
     }
 
 
@@ -121,10 +121,10 @@ def model_json(live: LoadedModel) -> dict[str, Any]:
     return {
         "name": scorer.name,
         "domains": [{"name": d.name, "items": len(d)} for d in live.recommender.catalog.domains],
-        "sequences": scorer.sequences,
+        "sequences": scorer.sequence_names,
         "modalities": scorer.modalities,
         "max_length": scorer.max_length,
-        "explains": bool(scorer.sequences),
+        "explains": scorer.can_explain,
         "people": live.people is not None,
     }
 
@@ -167,5 +167,5 @@ def _history(live: LoadedModel, user: int, most: int) -> list[dict[str, Any]]:
     start, stop = live.people.offsets[user], live.people.offsets[user + 1]
     numbers = np.asarray(live.people.items[max(start, stop - most) : stop], dtype=np.int64)
     catalog = live.recommender.catalog
-    known, _ = catalog.find(live.people.item_table["item_id"].gather(numbers))
+    known, _ = catalog.indices(live.people.item_table["item_id"].gather(numbers))
     return [item_json(catalog.item(number)) for number in known.tolist()]

@@ -57,7 +57,7 @@ class Search:
         asked = words(query)[:WORDS]
         match = np.full(len(self.order), bool(asked) or not query.strip())
         if domain is not None:
-            chosen = self.catalog.domains[self.catalog.domain_number(domain)]
+            chosen = self.catalog.domains[self.catalog.domain_index(domain)]
             match[: chosen.start] = match[chosen.stop :] = False
         for word in asked:
             first = bisect_left(self.words, word)

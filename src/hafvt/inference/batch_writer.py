@@ -1,0 +1,86 @@
+"""Writes recommendations batch by batch to a JSONL, CSV or Parquet file, or to stdout."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hafvt.errors import HafvtError
+from hafvt.files import atomic_file
+
+SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+SCHEMA = {
+    "history_number": pl.Int64,
+    "user_id": pl.String,
+    "domain": pl.String,
+    "rank": pl.Int64,
+    "item_id": pl.String,
+    "title": pl.String,
+    "score": pl.Float64,
+    "ranked_by": pl.String,
+    "num_unknown_ids": pl.Int64,
+}
+CONTROL = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # can control a terminal or end a line
+
+Rows = list[dict[str, Any]]  # JSON objects, one per history
+
+
+@contextmanager
+def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
+    """Yields a function that writes JSON objects to a file, in the format of its suffix, or to stdout.
+
+    Raises:
+        HafvtError: the file cannot be written.
+    """
+    if out is None:
+        yield lambda rows: sys.stdout.writelines(map(_line, rows))
+        return
+    try:
+        with atomic_file(out) as temporary:
+            if out.suffix.lower() == ".parquet":
+                # Polars cannot append to a Parquet file: each batch becomes a file, and these are joined.
+                with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+                    parts: list[Path] = []
+
+                    def write(rows: Rows) -> None:
+                        parts.append(Path(folder) / f"{len(parts)}.parquet")
+                        _table(rows).write_parquet(parts[-1])
+
+                    yield write
+                    pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
+            elif out.suffix.lower() == ".csv":
+                with temporary.open("wb") as file:
+                    pl.DataFrame(schema=SCHEMA).write_csv(file)
+                    yield lambda rows: _table(rows).write_csv(file, include_header=False)
+            else:
+                with temporary.open("w", encoding="utf-8") as lines:
+                    yield lambda rows: lines.writelines(map(_line, rows))
+    except OSError as error:
+        remedy = "free disk space or choose another folder with --out"
+        raise HafvtError(f"{out} cannot be written ({error.strerror or error}): {remedy}") from None
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Returns an object as a line of JSON, without characters that control a terminal."""
+    text = json.dumps(row, ensure_ascii=False)
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+
+
+def _table(rows: Rows) -> pl.DataFrame:
+    """Returns objects as a table with one row per recommended item."""
+    return pl.DataFrame(
+        [
+            {**row, "num_unknown_ids": len(row["unknown_ids"]), **item}
+            for row in rows
+            for item in row["items"]
+        ],
+        schema=SCHEMA,
+    )

@@ -1,0 +1,134 @@
+"""Results of a `Recommender`: recommendations and explanations, and their text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hafvt.inference.catalog import Item
+from hafvt.tables import align_columns
+
+ALL_DOMAINS = "all domains"  # name of the merged sequence
+MAX_TITLE = 50  # characters of a title, or of an unknown id, in a terminal
+MAX_HISTORY_ROWS = 10  # items of a history that an explanation shows
+
+
+@dataclass(frozen=True)
+class ScoredItem:
+    """A recommended item and its score; higher is better."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The items recommended for one history.
+
+    Attributes:
+        items: best first; fewer than k if fewer may be recommended.
+        ranked_by: "model", or "popularity" if the history has no known item.
+        unknown_ids: ids of the history that the catalog does not have; they were skipped.
+    """
+
+    items: tuple[ScoredItem, ...]
+    ranked_by: Literal["model", "popularity"]
+    unknown_ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Returns a table with one line per item, and a line about unknown ids."""
+        rows = [["rank", "item", "title", "score"]]
+        for rank, scored in enumerate(self.items, start=1):
+            rows.append([str(rank), *_id_and_title(scored.item), f"{scored.score:.4f}"])
+        note = ["by popularity: the history has no known item"] if self.ranked_by == "popularity" else []
+        return "\n".join([*align_columns(rows, 3), *note, *_unknown_line(self.unknown_ids)])
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How each branch of a model (a sequence and a modality) contributes to the score of an item.
+
+    Attributes:
+        item: the item.
+        score: its score, as in `Recommender.recommend`.
+        rank: its rank among all items of its domain; ties count half.
+        history: the known items that the model read, oldest first.
+        shares: fraction of the score by (sequence, modality), summing to 1.
+        attention: weights of the items of `history` by (sequence, modality), summing to 1, or to 0 if the
+            sequence is empty.
+        unknown_ids: see `Recommendations`.
+    """
+
+    item: Item
+    score: float
+    rank: float
+    history: tuple[Item, ...]
+    shares: dict[tuple[str, str], float] = field(repr=False)
+    attention: dict[tuple[str, str], tuple[float, ...]] = field(repr=False)
+    unknown_ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Returns a table of the shares in per cent, and one of the items with the most attention.
+
+        The second table shows the attention of the merged sequence and of the item's own domain. Its rows are
+        sorted by attention times share, summed over these sequences and all modalities.
+        """
+        sequences, modalities = (list(dict.fromkeys(names)) for names in zip(*self.shares, strict=True))
+        share_rows = [["share of the score in %", *modalities, "total"]]
+        for sequence in sequences:
+            parts = [self.shares[sequence, modality] for modality in modalities]
+            share_rows.append([sequence, *_percents([*parts, sum(parts)])])
+        sums = [sum(self.shares[sequence, modality] for sequence in sequences) for modality in modalities]
+        share_rows.append(["total", *_percents([*sums, sum(sums)])])
+
+        shown = [sequence for sequence in (ALL_DOMAINS, self.item.domain) if sequence in sequences]
+        branches = [(sequence, modality) for sequence in shown for modality in modalities]
+        weights = [
+            sum(self.shares[branch] * self.attention[branch][slot] for branch in branches)
+            for slot in range(len(self.history))
+        ]
+        order = sorted(range(len(weights)), key=lambda slot: -weights[slot])[:MAX_HISTORY_ROWS]
+        gap = [""] * (len(modalities) - 1)
+        item_rows = [
+            ["", "attention in %", "", *(cell for sequence in shown for cell in (sequence, *gap))],
+            ["read", "item", "title", *(modality for _, modality in branches)],
+        ]
+        for slot in order:
+            attention = _percents([self.attention[branch][slot] for branch in branches])
+            item_rows.append([f"{slot + 1}.", *_id_and_title(self.history[slot]), *attention])
+        num_hidden = len(self.history) - len(order)
+        return "\n".join(
+            [
+                "  ".join(_id_and_title(self.item)).rstrip(),
+                f"score {self.score:.4f}, rank {self.rank:g} in {self.item.domain}",
+                "",
+                *align_columns(share_rows),
+                "",
+                *align_columns(item_rows, 3),
+                *([f"and {num_hidden} more"] if num_hidden else []),
+                *_unknown_line(self.unknown_ids),
+            ]
+        )
+
+
+def _unknown_line(item_ids: Sequence[str]) -> list[str]:
+    """Returns a line about unknown ids; no line without any."""
+    if not item_ids:
+        return []
+    examples = ", ".join(repr(item_id[:MAX_TITLE]) for item_id in item_ids[:3])
+    return [f"skipped {len(item_ids)} unknown ids: {examples}{', ...' if len(item_ids) > 3 else ''}"]
+
+
+def _id_and_title(item: Item) -> tuple[str, str]:
+    """Returns an item's id and its shortened title, without characters that control a terminal."""
+    item_id, title = (
+        "".join(letter if letter.isprintable() else " " for letter in text)
+        for text in (item.item_id, item.title or "")
+    )
+    return item_id, title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
+
+
+def _percents(fractions: Sequence[float]) -> list[str]:
+    """Returns fractions as text in per cent: 0.1234 as "12.3"."""
+    return [f"{100 * fraction:.1f}" for fraction in fractions]

@@ -110,8 +110,8 @@ def export(
     Args:
         run: the folder that train wrote.
         out: where to.
-        item_tables: baked stores the items' vectors in the graphs; inputs makes them inputs, stored as .npy files,
-            so that others of the same shape can be put in their place.
+        item_tables: baked stores the items' vectors in the graphs; inputs makes them inputs, stored as .npy
+            files, so that tables of the same shapes can replace them.
         data: the dataset, where it has moved since training.
         overwrite: replace a folder that exists.
 

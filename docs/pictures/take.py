@@ -60,7 +60,7 @@ def take(address: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         page = browser.new_context(**DESKTOP).new_page()
-        person = page.request.get(f"{address}/people?limit=1&offset={PERSON}").json()["people"][0]["user_id"]
+        person = page.request.get(f"{address}/users?limit=1&offset={PERSON}").json()["users"][0]["user_id"]
         page.goto(f"{address}/#person={person}&in=homeware")
         page.locator("#cards .main").nth(2).hover()
         settle(page)
@@ -93,7 +93,7 @@ def main() -> None:
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        while not server.started or app.state.models.live is None:
+        while not server.started or app.state.models.current is None:
             time.sleep(0.1)
         take(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
         server.should_exit = True

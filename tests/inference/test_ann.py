@@ -193,7 +193,7 @@ def test_the_server_answers_with_it(indexed_run, short):
     (wanted,) = near.recommend([["i3", "i700"]], "d1", 5)
     with TestClient(create_app(ModelSource(indexed_run))) as client:
         wait_until(lambda: client.get("/ready").status_code == 200)
-        assert client.app.state.models.live.recommender.candidate_generator.domains == {0, 1}
+        assert client.app.state.models.current.recommender.candidate_generator.domains == {0, 1}
         asked = {"history": ["i3", "i700"], "domain": "d1", "k": 5}
         answer = client.post("/recommend", json=asked).json()
         assert len(answer["items"]) == 5

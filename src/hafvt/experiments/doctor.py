@@ -11,7 +11,7 @@ from hafvt.ops.dtype import compute_dtype
 
 EXTRAS = {
     "encode": ("pillow", "scikit-image", "scikit-learn", "transformers", "sentence-transformers"),
-    "serve": ("fastapi", "uvicorn"),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
     "track": ("tensorboard",),
     "tune": ("optuna",),
 }

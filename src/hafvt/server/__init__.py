@@ -1,1 +1,1 @@
-"""Recommending with a trained model: from Python, from files, over HTTP, without torch."""
+"""The HTTP server of a trained model: JSON for programs and a page for people."""

@@ -1,4 +1,4 @@
-"""Questions that arrive at about the same time are answered together, off the event loop."""
+"""Micro-batching: requests that wait at the same time are answered together, off the event loop."""
 
 from __future__ import annotations
 
@@ -11,93 +11,96 @@ from typing import Any
 
 logger = logging.getLogger("hafvt.server")
 
+PendingRequest = tuple[Any, asyncio.Future[Any]]
+
 
 class BusyError(Exception):
-    """So many questions are waiting that one more would wait in vain."""
+    """The queue is full."""
 
 
 class Batcher:
-    """Gathers questions of one key into batches that a single thread answers, key after key.
+    """Gathers requests of one key into batches; a single thread answers batch after batch, keys in turns.
 
-    While a batch is being answered, the next one gathers: the busier, the larger, and nobody waits for a
-    timer.
+    While a batch is being answered, the next one gathers, so that batches grow with the load and no request
+    waits for a timer.
 
     Args:
-        answer: (key, questions) -> an answer or an exception for each; runs in the thread.
-        max_batch_size: how many questions of a key are answered together at most.
-        limit: how many questions may wait.
-        observe: is told the size of each batch.
+        answer_batch: (key, requests) -> an answer or an exception for each request; runs in the thread.
+        max_batch_size: key -> the largest number of its requests in a batch.
+        queue_size: the largest number of requests that wait, over all keys.
+        observe_size: called with the size of each batch.
     """
 
     def __init__(
         self,
-        answer: Callable[[Any, list[Any]], Sequence[Any]],
+        answer_batch: Callable[[Any, list[Any]], Sequence[Any]],
         *,
         max_batch_size: Callable[[Any], int],
-        limit: int,
-        observe: Callable[[int], None] = lambda size: None,
+        queue_size: int,
+        observe_size: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self.answer, self.max_batch_size, self.limit, self.observe = answer, max_batch_size, limit, observe
-        self.waiting: dict[Hashable, deque[tuple[Any, asyncio.Future[Any]]]] = {}
-        self.depth = 0  # questions waiting, over all keys
-        self.wake = asyncio.Event()
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self.answer_batch, self.max_batch_size = answer_batch, max_batch_size
+        self.queue_size, self.observe_size = queue_size, observe_size
+        self.depth = 0  # requests waiting, over all keys
+        self._queues: dict[Hashable, deque[PendingRequest]] = {}
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    async def ask(self, key: Hashable, question: Any) -> Any:
-        """Returns the answer to a question.
+    async def submit(self, key: Hashable, request: Any) -> Any:
+        """Returns the answer to a request, computed together with others of the same key.
 
         Raises:
-            BusyError: too many are waiting.
+            BusyError: `queue_size` requests are waiting.
         """
-        if self.depth >= self.limit:
+        if self.depth >= self.queue_size:
             raise BusyError
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(key, deque()).append((question, future))
+        self._queues.setdefault(key, deque()).append((request, future))
         self.depth += 1
-        self.wake.set()
+        self._wake.set()
         return await future
 
     async def run(self) -> None:
-        """Answers until it is cancelled; what is being computed then is finished and thrown away."""
+        """Answers requests until cancelled; the answers of the batch under way are then dropped."""
         try:
             while True:
-                await self.wake.wait()
-                key, batch = self.take()
+                await self._wake.wait()
+                key, batch = self._next_batch()
                 if batch:
-                    self.observe(len(batch))
-                    await self.answer_all(key, batch)
+                    self.observe_size(len(batch))
+                    await self._answer(key, batch)
         finally:
-            self.thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def take(self) -> tuple[Hashable, list[tuple[Any, asyncio.Future[Any]]]]:
-        """Returns a key and questions of it that somebody still waits for; keys take turns."""
-        if not self.waiting:
-            self.wake.clear()
+    def _next_batch(self) -> tuple[Hashable, list[PendingRequest]]:
+        """Returns a key and requests of it, without those whose caller no longer waits."""
+        if not self._queues:
+            self._wake.clear()
             return None, []
-        key = next(iter(self.waiting))
-        line = self.waiting.pop(key)
-        taken = [line.popleft() for _ in range(min(self.max_batch_size(key), len(line)))]
-        if line:
-            self.waiting[key] = line  # at the end
-        self.depth -= len(taken)
-        return key, [(question, future) for question, future in taken if not future.done()]
+        key = next(iter(self._queues))
+        queue = self._queues.pop(key)
+        batch = [queue.popleft() for _ in range(min(self.max_batch_size(key), len(queue)))]
+        if queue:
+            self._queues[key] = queue  # at the end, so that keys take turns
+        self.depth -= len(batch)
+        return key, [(request, future) for request, future in batch if not future.done()]
 
-    async def answer_all(self, key: Hashable, batch: list[tuple[Any, asyncio.Future[Any]]]) -> None:
-        """Answers a batch; where that fails, each question alone, so that a bad one harms no other."""
+    async def _answer(self, key: Hashable, batch: list[PendingRequest]) -> None:
+        """Answers a batch; if that fails, each of its requests alone, so that one failure harms no other."""
         loop = asyncio.get_running_loop()
         try:
-            questions = [question for question, _ in batch]
-            answers = await loop.run_in_executor(self.thread, self.answer, key, questions)
+            requests = [request for request, _ in batch]
+            answers = await loop.run_in_executor(self._thread, self.answer_batch, key, requests)
         except Exception as error:
             if len(batch) > 1:
-                logger.warning("a batch failed (%s): its questions are answered one by one", error)
-                for one in batch:
-                    await self.answer_all(key, [one])
+                logger.warning("a batch failed (%s): its requests are answered one by one", error)
+                for pending in batch:
+                    await self._answer(key, [pending])
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():  # nobody waits for it any more
+            if future.done():  # its caller no longer waits
                 continue
             if isinstance(answer, Exception):
                 future.set_exception(answer)

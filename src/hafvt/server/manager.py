@@ -1,4 +1,4 @@
-"""The model that a server answers with, and how another one takes its place while it runs."""
+"""The model that a server answers with, and how a newer one replaces it while the server runs."""
 
 from __future__ import annotations
 
@@ -20,185 +20,191 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import read_json
 from hafvt.inference.recommender import Recommender
-from hafvt.server.pictures import Pictures
-from hafvt.server.prometheus import Metrics
-from hafvt.server.search import Search
+from hafvt.server.pictures import PictureCache
+from hafvt.server.prometheus import ServerMetrics
+from hafvt.server.search import ItemSearch
+from hafvt.server.users import UserHistories
 
 logger = logging.getLogger("hafvt.server")
 
-WATCH_S = 2.0  # seconds between two looks at the model's files
+POLL_S = 2.0  # seconds between two looks at the model's files
 
-Version = tuple[tuple[str, int, int], ...]
+FileStates = tuple[tuple[str, int, int], ...]
+"""(path, modification time in ns, bytes) of each file of a model."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model comes from.
+    """Where the model is read from.
 
     Attributes:
-        folder: a run, or what `export` made of one.
-        data: the dataset, where it is no longer in the place that the run remembers.
+        folder: a run or an export.
+        data: the dataset; None for the place that the run names.
     """
 
     folder: Path
     data: Path | None = None
 
-    def open(self) -> Recommender:
-        """Opens the model.
+    def open_recommender(self) -> Recommender:
+        """Returns the model in the folder.
 
         Raises:
-            HafvtError: there is none.
+            HafvtError: the folder holds no model.
         """
-        return Recommender.open(self.folder, self.data, threads=threads())
+        return Recommender.open(self.folder, self.data, threads=num_scoring_threads())
 
-    def people(self) -> Dataset | None:
-        """Returns the dataset for its people's histories, None where it is not at hand."""
+    def open_dataset(self) -> Dataset | None:
+        """Returns the dataset for the histories of its users; None where it cannot be opened."""
         try:
             return Dataset.open(self.data or read_json(self.folder / "model.json")["data"])
         except (HafvtError, KeyError, TypeError):
             return None
 
-    def version(self) -> Version:
-        """Returns what changes when the model does: name, time and size of its files.
+    def file_states(self) -> FileStates:
+        """Returns the state of the model's files, which changes when the model does.
 
-        What evaluations write beside it (results, ranks, reports) does not count.
+        Results, ranks and reports in the same folder do not count.
         """
-        own = [*self.folder.glob("model*"), self.folder / "export.json"]
-        beside = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
-        found = []
-        for path in sorted([*own, *beside]):
+        model_files = [*self.folder.glob("model*"), self.folder / "export.json"]
+        subfolders = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
+        states = []
+        for path in sorted([*model_files, *subfolders]):
             try:
                 status = path.stat()
-            except OSError:  # not there, or gone meanwhile
+            except OSError:  # missing, or removed since it was listed
                 continue
-            found.append((str(path), status.st_mtime_ns, status.st_size))
-        return tuple(found)
+            states.append((str(path), status.st_mtime_ns, status.st_size))
+        return tuple(states)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that is ready to answer, with what the page wants to know beside it.
+    """A model in memory, ready to answer, with the data of the page.
 
     Attributes:
-        recommender: the model and its items.
-        search: finds the items.
-        pictures: theirs.
-        people: their histories; None where they are not at hand.
-        loaded: when, in ISO format.
+        recommender: the model and its catalog.
+        search: finds items of the catalog.
+        pictures: pictures of the items.
+        users: histories of the dataset's users; None without the dataset.
+        loaded_at: time of loading, ISO 8601, UTC.
     """
 
     recommender: Recommender
-    search: Search
-    pictures: Pictures
-    people: Dataset | None
-    loaded: str
+    search: ItemSearch
+    pictures: PictureCache
+    users: UserHistories | None
+    loaded_at: str
 
     @classmethod
     def open(cls, source: ModelSource) -> LoadedModel:
         """Opens and warms up a model; takes seconds.
 
         Raises:
-            HafvtError: there is none, or its scores are no numbers.
+            HafvtError: there is no model, or its scores are not finite.
         """
-        recommender = source.open()
+        recommender = source.open_recommender()
         catalog = recommender.catalog
         for number, domain in enumerate(catalog.domains):
             histories = [np.arange(size, dtype=np.int64) % catalog.domains[-1].stop for size in (1, 2, 50)]
             if len(domain) and not np.isfinite(recommender.scores(histories, number)).all():
-                raise HafvtError(f"{source.folder}: its scores are no numbers: train it anew")
-        people = source.people()
-        # What is read on first use is read now, so that no request waits for it.
-        catalog.indices([catalog.item(0).item_id])
-        if people is not None:
-            people.item_table.height, people.user_ids.len()
+                raise HafvtError(f"{source.folder}: its scores are not finite: train the model again")
+        catalog.indices(
+            [catalog.item(0).item_id]
+        )  # fills the catalog's caches, so that no request waits for them
+        dataset = source.open_dataset()
+        users = UserHistories(dataset, catalog) if dataset is not None else None
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(recommender, Search(catalog), Pictures(catalog), people, now)
+        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, now)
 
 
 class ModelManager:
-    """Keeps one model live; loads another aside when its files change or when asked to, then swaps them.
+    """Holds the model that answers; loads a newer one beside it when files change or on request, then swaps.
 
-    Requests under way keep the one they began with. A new one that cannot be loaded is reported, and the old
-    one stays.
+    Requests under way finish on the model they began with. If a newer model cannot be loaded, this is logged
+    and the current one stays.
 
     Args:
-        source: where they come from.
-        metrics: counts what was loaded.
+        source: where models are read from.
+        metrics: counts the models loaded.
     """
 
-    def __init__(self, source: ModelSource, metrics: Metrics) -> None:
+    def __init__(self, source: ModelSource, metrics: ServerMetrics) -> None:
         self.source, self.metrics = source, metrics
-        self.live: LoadedModel | None = None
-        self.problem: HafvtError | None = None  # why the first one could not be loaded
-        self.on_problem: Callable[[], None] = lambda: None
-        self.asked = asyncio.Event()
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.current: LoadedModel | None = None  # None until the first model is loaded
+        self.startup_error: HafvtError | None = None  # why the first model could not be loaded
+        self.on_startup_error: Callable[[], None] = lambda: None
+        self._reload_requested = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def ask(self) -> None:
-        """Asks for the model to be loaded anew; for signal handlers and other threads."""
-        if self.loop is not None:
-            self.loop.call_soon_threadsafe(self.asked.set)
+    def request_reload(self) -> None:
+        """Requests that the model is loaded again; for signal handlers and other threads."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._reload_requested.set)
 
     async def run(self) -> None:
-        """Loads the first model, then watches over it until it is cancelled."""
-        self.loop = asyncio.get_running_loop()
-        loaded = await asyncio.to_thread(self.source.version)
-        await self.load()
-        if self.live is None:
-            self.on_problem()
+        """Loads the first model, then newer ones until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        states = await asyncio.to_thread(self.source.file_states)
+        await self._load()
+        if self.current is None:
+            self.on_startup_error()
             return
-        # What is here by now, torch's modules above all, is no garbage ever. Under load the collector would
-        # walk all of it every other second, for a tenth of a second in which nobody is answered.
+        # Objects that exist now, torch's modules above all, are never garbage. Under load the collector would
+        # walk through all of them every other second and stop every answer for a tenth of a second.
         gc.freeze()
         try:
-            await self.watch(loaded)
+            await self._watch(states)
         finally:
             gc.unfreeze()
 
-    async def watch(self, loaded: Version) -> None:
-        """Loads the model anew whenever it is asked for or its files are others than those loaded."""
-        seen = loaded
+    async def _watch(self, loaded_states: FileStates) -> None:
+        """Loads the model again on request, and when its files differ from `loaded_states` and rest."""
+        previous = loaded_states
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.asked.wait(), WATCH_S)
-            asked = self.asked.is_set()
-            self.asked.clear()
-            version = await asyncio.to_thread(self.source.version)
-            # Files that changed since the last look are perhaps still being written.
-            if asked or (version != loaded and version == seen):
-                loaded = version
-                await self.load()
-            seen = version
+                await asyncio.wait_for(self._reload_requested.wait(), POLL_S)
+            is_requested = self._reload_requested.is_set()
+            self._reload_requested.clear()
+            states = await asyncio.to_thread(self.source.file_states)
+            # Files that changed since the previous look may still be being written.
+            if is_requested or (states != loaded_states and states == previous):
+                loaded_states = states
+                await self._load()
+            previous = states
 
-    async def load(self) -> None:
-        """Loads a model aside and swaps it in; keeps the old one where that fails."""
+    async def _load(self) -> None:
+        """Loads a model and makes it the current one; keeps the current one if that fails."""
         try:
-            self.live = await asyncio.to_thread(LoadedModel.open, self.source)
-        except Exception as error:  # a broken file may raise anything, and the old model must live on
-            self.metrics.reloads["failed"] += 1
-            if self.live is None:
-                said = error if isinstance(error, HafvtError) else HafvtError(f"cannot load: {error!r}")
-                self.problem = said
+            self.current = await asyncio.to_thread(LoadedModel.open, self.source)
+        except Exception as error:  # a damaged file may raise anything, and the current model must stay
+            self.metrics.reloads.labels("failed").inc()
+            if self.current is None:
+                if not isinstance(error, HafvtError):
+                    error = HafvtError(f"cannot load the model: {error!r}")
+                self.startup_error = error
             else:
                 logger.error("the new model cannot be loaded, the old one stays: %s", error)
         else:
-            self.metrics.reloads["ok"] += 1
-            await asyncio.to_thread(give_back)
-            catalog = self.live.recommender.catalog
-            logger.info("serving %s, %d items", self.live.recommender.scorer.name, len(catalog.train_counts))
+            self.metrics.reloads.labels("ok").inc()
+            await asyncio.to_thread(release_memory)
+            recommender = self.current.recommender
+            logger.info(
+                "serving %s, %d items", recommender.scorer.name, len(recommender.catalog)
+            )
 
 
-def threads() -> int:
-    """Returns how many threads score: one core is left for reading requests and writing answers.
+def num_scoring_threads() -> int:
+    """Returns the number of threads that score: OMP_NUM_THREADS, or all cores but one.
 
-    Threads that wait for that core would spin, torch's as well as onnxruntime's.
+    That one reads requests and writes answers. Scoring threads that wait for it would spin, both torch's and
+    onnxruntime's.
     """
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() else max(1, (os.cpu_count() or 2) - 1)
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() else max(1, (os.cpu_count() or 2) - 1)
 
 
-def give_back() -> None:
-    """Gives freed memory back to the system: glibc would keep what the old model took."""
+def release_memory() -> None:
+    """Returns freed memory to the system: glibc would keep the memory of the replaced model."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

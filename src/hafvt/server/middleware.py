@@ -1,4 +1,8 @@
-"""What every request passes before the application sees it, and every answer after."""
+"""Checks of every request before the application reads it, and headers of every answer.
+
+Starlette's TrustedHostMiddleware refuses with plain text and status 400; FastAPI's security dependencies run
+after the body is read and leave unknown addresses and /openapi.json open. Hence neither is used.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,25 @@ import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any
 
-from hafvt.server.prometheus import Metrics
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from hafvt.server.prometheus import ServerMetrics
 
 logger = logging.getLogger("hafvt.server")
 
-KEY = "HAFVT_API_KEY"  # the environment variable
+API_KEY_VARIABLE = "HAFVT_API_KEY"  # environment variable
 MAX_BODY = 2**20  # bytes
-MAX_DRAINED = 32 * 2**20  # bytes of a body too large that are read and forgotten, so that its sender listens
-BODY_S = 10.0  # seconds in which a body must arrive
-GONE = 499  # counted where the client hangs up before it is answered
+MAX_DISCARDED = (
+    32 * 2**20
+)  # bytes of a larger body that are read and dropped, so that its sender reads the answer
+BODY_TIMEOUT_S = 10.0  # seconds in which a body must arrive
+CLIENT_CLOSED = 499  # status counted where the client disconnects before the answer (nginx's number)
 
-CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "content-security-policy": CONTENT_POLICY,
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
@@ -38,130 +40,134 @@ HEADERS = {
 
 
 class RequestRejected(Exception):
-    """A request that the application never sees.
+    """A request that the application must not see.
 
     Args:
-        status: of the answer.
-        said: what is wrong and how to mend it.
-        close: whether the connection is of no more use.
+        status: status of the answer.
+        message: what is wrong and the remedy, in one line.
+        headers: further headers of the answer.
     """
 
-    def __init__(self, status: int, said: str, *, close: bool = False) -> None:
-        super().__init__(said)
-        self.status, self.close = status, close
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.response = error_response(status, message, headers)
 
 
 class ClientDisconnected(Exception):
-    """The client hung up."""
+    """The client closed the connection before its request was complete."""
 
 
 class SecurityMiddleware:
-    """ASGI middleware: API key, type, size and time of the body, security headers, metrics, no bare crash.
+    """ASGI middleware that checks host, key and body, adds security headers, counts, and reports failures.
 
     Args:
-        app: what is guarded.
-        metrics: count every request.
-        api_key: what callers must know; None lets everybody in.
-        hosts: the names that callers may know the server by; none means any.
-        shared: whether pages of other origins may use answers; else browsers keep pictures from them.
+        app: the application.
+        metrics: counts every request.
+        api_key: the key that callers must send; None answers everybody.
+        allowed_hosts: the values of the Host header, without port, that are answered; empty answers all.
+        cross_origin: whether pages of other origins may use answers; else browsers keep pictures from them.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, api_key: str | None, hosts: tuple[str, ...], shared: bool
+        self,
+        app: ASGIApp,
+        *,
+        metrics: ServerMetrics,
+        api_key: str | None,
+        allowed_hosts: tuple[str, ...],
+        cross_origin: bool,
     ) -> None:
         self.app, self.metrics = app, metrics
-        self.hosts = {host.encode() for host in hosts}
-        self.key = api_key.encode() if api_key else None
-        headers = HEADERS if shared else {**HEADERS, "cross-origin-resource-policy": "same-origin"}
+        self.api_key = api_key.encode() if api_key else None
+        self.allowed_hosts = {host.encode() for host in allowed_hosts}
+        headers = SECURITY_HEADERS | ({} if cross_origin else {"cross-origin-resource-policy": "same-origin"})
         self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles a request."""
+        """Answers a request: by the application, or with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 0
-        # The page is asked after each time, so that nobody keeps an old one; answers are nobody's to keep.
-        age = b"no-cache" if is_page(scope) else b"no-store"
+        start, status = time.perf_counter(), 0
+        # Browsers ask for the page's files each time, so that none keeps an old one; they store no answer.
+        cache_control = b"no-cache" if is_page(scope) else b"no-store"
 
-        async def send_guarded(message: Message) -> None:
+        async def send_secured(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], *self.headers]
                 if all(name.lower() != b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", age))
+                    headers.append((b"cache-control", cache_control))
                 message["headers"] = headers
             await send(message)
 
         try:
-            await self.guarded(scope, receive, send_guarded)
-        except RequestRejected as refused:
-            await send_error(send_guarded, refused.status, str(refused), close=refused.close)
+            body = await self.check(scope, receive)
+            await self.app(scope, receive if body is None else replay(body, receive), send_secured)
+        except RequestRejected as rejection:
+            await rejection.response(scope, receive, send_secured)
         except ClientDisconnected:
-            status = GONE
+            status = CLIENT_CLOSED
         except Exception:
-            logger.exception("a request failed: %s %s", scope["method"], _route(scope))
+            logger.exception("a request failed: %s %s", scope["method"], route_pattern(scope))
             if not status:
-                await send_error(send_guarded, 500, "the server failed at this request: its log says where")
+                response = error_response(500, "the server failed at this request: see its log")
+                await response(scope, receive, send_secured)
         finally:
-            self.metrics.answered(_route(scope), status or GONE, time.perf_counter() - begun)
+            seconds = time.perf_counter() - start
+            self.metrics.count_request(route_pattern(scope), status or CLIENT_CLOSED, seconds)
 
-    async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through to the application.
+    async def check(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Returns the body of an acceptable request, None if its method has none.
 
         Raises:
-            RefusedError: it must not pass.
+            RequestRejected: the request must not reach the application.
+            ClientDisconnected: the client disconnected meanwhile.
         """
         headers = dict(scope["headers"])
-        # A page of another site could else have its own name lead here, and read as if it were ours.
-        host = headers.get(b"host", b"").lower()
-        if self.hosts and re.sub(rb":\d*$", b"", host) not in self.hosts:
-            raise RequestRejected(421, f"without {KEY} set, this server answers as localhost alone: set it")
-        if self.key is not None and not self.may_enter(scope, headers):
-            raise RequestRejected(
-                401, "wrong or no API key: send it as Authorization: Bearer KEY or X-API-Key: KEY"
+        # Without this, a web page could point its own host name here and read the answers as its own.
+        host = re.sub(rb":\d*$", b"", headers.get(b"host", b"").lower())
+        if self.allowed_hosts and host not in self.allowed_hosts:
+            message = (
+                f"without {API_KEY_VARIABLE}, this server answers at localhost only: set {API_KEY_VARIABLE}"
             )
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-            if kind != b"application/json":
-                raise RequestRejected(415, "send JSON, with Content-Type: application/json")
-            body = await read_body(headers, receive)
-            receive = _replayed(body, receive)
-        await self.app(scope, receive, send)
-
-    def may_enter(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        """Returns whether a request knows the key, or needs none."""
-        if is_page(scope) or scope["path"] == "/health":
-            return True
-        kind, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = token.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        assert self.key is not None
-        return hmac.compare_digest(given, self.key)
+            raise RequestRejected(421, message)
+        if self.api_key is not None and not is_page(scope) and scope["path"] != "/health":
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            key = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+            if not hmac.compare_digest(key, self.api_key):
+                message = "wrong or no API key: send it as Authorization: Bearer KEY or X-API-Key: KEY"
+                raise RequestRejected(401, message, {"WWW-Authenticate": "Bearer"})
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return None
+        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if media_type != b"application/json":
+            raise RequestRejected(415, "send JSON, with Content-Type: application/json")
+        return await read_body(headers, receive)
 
 
 def is_page(scope: Scope) -> bool:
-    """Returns whether a request asks for the page or one of its files."""
+    """Returns whether a request is for the page or one of its files."""
     path: str = scope["path"]
     return path == "/" or path.startswith("/static/")
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """Returns a body.
+    """Returns the body of a request.
 
     Raises:
-        RefusedError: it is too large or too slow.
-        GoneError: the client hung up.
+        RequestRejected: the body is too large or too slow; the connection is closed after the answer.
+        ClientDisconnected: the client disconnected meanwhile.
     """
-    too_large = RequestRejected(
-        413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close=True
-    )
-    length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or int(length[:20]) > MAX_DRAINED:
+    close = {"Connection": "close"}
+    too_large = RequestRejected(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close)
+    content_length = headers.get(b"content-length", b"0")
+    if not content_length.isdigit() or int(content_length[:20]) > MAX_DISCARDED:
         raise too_large
     body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(BODY_TIMEOUT_S):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -170,46 +176,38 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
                 size += len(part)
                 if size <= MAX_BODY:
                     body += part
-                elif size > MAX_DRAINED:
+                elif size > MAX_DISCARDED:
                     raise too_large
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
-        said = f"the body took longer than {BODY_S:.0f} s: send it faster"
-        raise RequestRejected(408, said, close=True) from None
+        too_slow = f"the body took longer than {BODY_TIMEOUT_S:.0f} s: send it faster"
+        raise RequestRejected(408, too_slow, close) from None
     if size > MAX_BODY:
         raise too_large
     return bytes(body)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that gives the whole body first."""
-    given = False
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Returns a `receive` that first gives the whole body, then what `receive` gives."""
+    parts = [body]
 
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def receive_replayed() -> Message:
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        return await receive()
 
-    return replay
+    return receive_replayed
 
 
-async def send_error(send: Send, status: int, said: str, *, close: bool = False) -> None:
-    """Sends an error as the application would."""
-    body = json.dumps({"error": said}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if close:
-        headers.append((b"connection", b"close"))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """Returns an error as every route gives it: {"error": message}."""
+    body = json.dumps({"error": message.encode(errors="replace").decode()})
+    return Response(body, status, headers, "application/json")
 
 
-def _route(scope: Any) -> str:
-    """Returns the pattern that a path matched: a path itself could be anything."""
+def route_pattern(scope: Scope) -> str:
+    """Returns the pattern that a path matches: there are few of them, while a path may be anything."""
     route = scope.get("route")
     if route is not None:
         return str(getattr(route, "path_format", route.path))

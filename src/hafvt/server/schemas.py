@@ -1,153 +1,186 @@
-"""What goes over the wire: requests, checked strictly, and answers."""
+"""The JSON of requests and answers: one pydantic model each."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-LONGEST_ID = 256  # characters
-LONGEST_HISTORY = 10_000  # items of a request
-MOST = 100  # items of an answer
+from hafvt.inference.catalog import Item
+from hafvt.inference.recommendations import Explanation
 
-Id = Annotated[str, StringConstraints(max_length=LONGEST_ID)]
-Ids = Annotated[list[Id], Field(max_length=LONGEST_HISTORY)]
+MAX_ID_LENGTH = 256  # characters
+MAX_HISTORY_LENGTH = 10_000  # items of a request
+MAX_ITEMS = 100  # items of an answer
+
+Id = Annotated[str, StringConstraints(max_length=MAX_ID_LENGTH)]
+Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
+Shares = Annotated[
+    dict[str, dict[str, float]],
+    Field(description="sequence -> modality -> share of the score; they sum to 1"),
+]
 
 
-class Question(BaseModel):
-    """A request's body: no unknown fields, nothing converted."""
+class StrictRequest(BaseModel):
+    """The body of a request: unknown fields and values of another type are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Recommend(Question):
-    """What to recommend to whom."""
+class RecommendRequest(StrictRequest):
+    """The body of `POST /recommend`."""
 
     history: Ids = Field(description="item ids, oldest first, from any domains; may be empty")
-    domain: Id = Field(description="whose items are recommended")
-    k: int = Field(10, ge=1, le=MOST, description="how many")
-    exclude: Ids = Field([], description="ids never to recommend")
-    seen: bool = Field(False, description="whether items of the history may be recommended again")
-    shares: bool = Field(False, description="tell where each score comes from")
+    domain: Id = Field(description="the domain whose items are recommended")
+    k: int = Field(10, ge=1, le=MAX_ITEMS, description="the number of items to recommend")
+    exclude: Ids = Field([], description="ids of items never to recommend")
+    exclude_seen: bool = Field(True, description="whether items of the history are never recommended")
+    include_shares: bool = Field(False, description="whether each item has its `shares`; slower")
 
 
-class Explain(Question):
-    """Which item to explain for which history."""
+class ExplainRequest(StrictRequest):
+    """The body of `POST /explain`."""
 
-    history: Ids = Field(description="item ids, oldest first")
-    item: Id
+    history: Ids = Field(description="item ids, oldest first, from any domains")
+    item: Id = Field(description="id of the item to explain")
 
 
-class Item(BaseModel):
-    """An item."""
+class ItemResponse(BaseModel):
+    """An item of the catalog."""
 
     item_id: str
     title: str | None
     domain: str
     picture: str | None = Field(description="path of its picture on this server; takes ?side=160 or 320")
-    train_count: int = Field(description="how often training met it")
+    train_count: int = Field(description="number of training interactions with the item; 0 for a cold item")
+
+    @classmethod
+    def from_item(cls, item: Item, **fields: object) -> Self:
+        """Returns an item of the catalog, with further fields of a subclass."""
+        return cls.model_validate(
+            {
+                "item_id": item.item_id,
+                "title": item.title,
+                "domain": item.domain,
+                "picture": f"/pictures/{quote(item.item_id, safe='')}" if item.image else None,
+                "train_count": item.train_count,
+                **fields,
+            }
+        )
 
 
-class Scored(Item):
+class ScoredItemResponse(ItemResponse):
     """A recommended item."""
 
+    score: float = Field(description="higher is better; comparable within one answer only")
+    shares: Shares | None = Field(None, description="absent unless the request has `include_shares`")
+
+
+class RecommendResponse(BaseModel):
+    """The answer to `POST /recommend`."""
+
+    items: list[ScoredItemResponse] = Field(description="best first")
+    ranked_by: Literal["model", "popularity"] = Field(
+        description="popularity where the history has no item of the catalog"
+    )
+    unknown_ids: list[str] = Field(description="ids of the history that are not in the catalog")
+
+
+class ExplainResponse(BaseModel):
+    """The answer to `POST /explain`."""
+
+    item: ItemResponse
     score: float
-    shares: dict[str, dict[str, float]] | None = Field(None, description="sequence -> modality -> share")
+    rank: float = Field(description="rank among all items of the domain; equal scores share their mean rank")
+    history: list[ItemResponse] = Field(description="the items that the model reads, oldest first")
+    shares: Shares
+    attention: dict[str, dict[str, list[float]]] = Field(
+        description="sequence -> modality -> weight of each item of `history`"
+    )
+    unknown_ids: list[str] = Field(description="ids of the history that are not in the catalog")
+
+    @classmethod
+    def from_explanation(cls, explanation: Explanation) -> Self:
+        """Returns the answer that states an explanation."""
+        shares: dict[str, dict[str, float]] = {}
+        attention: dict[str, dict[str, list[float]]] = {}
+        for (sequence, modality), share in explanation.shares.items():
+            shares.setdefault(sequence, {})[modality] = share
+            weights = explanation.attention[sequence, modality]
+            attention.setdefault(sequence, {})[modality] = list(weights)
+        return cls(
+            item=ItemResponse.from_item(explanation.item),
+            score=explanation.score,
+            rank=explanation.rank,
+            history=[ItemResponse.from_item(item) for item in explanation.history],
+            shares=shares,
+            attention=attention,
+            unknown_ids=list(explanation.unknown_ids),
+        )
 
 
-class Recommended(BaseModel):
-    """An answer to `Recommend`."""
+class ItemPage(BaseModel):
+    """The answer to `GET /items`."""
 
-    items: list[Scored] = Field(description="best first")
-    by: Literal["model", "popularity"] = Field(description="popularity where no item of the history is known")
-    unknown: list[str] = Field(description="ids of the history that the catalog does not have")
-
-
-class Share(BaseModel):
-    """What a branch adds to a score; all of them sum to 1."""
-
-    sequence: str
-    modality: str
-    share: float
+    items: list[ItemResponse]
+    total: int = Field(description="number of items that match, on all pages")
 
 
-class Attention(BaseModel):
-    """What a branch attends to: a weight for each item of the history."""
-
-    sequence: str
-    modality: str
-    weights: list[float]
-
-
-class Explained(BaseModel):
-    """An answer to `Explain`."""
-
-    item: Item
-    score: float
-    rank: float
-    history: list[Item] = Field(description="the known items that the model read, oldest first")
-    shares: list[Share]
-    attention: list[Attention]
-    unknown: list[str]
-
-
-class Items(BaseModel):
-    """A page of items."""
-
-    items: list[Item]
-    total: int
-
-
-class Person(BaseModel):
-    """A person and the last items they met, oldest first."""
+class UserResponse(BaseModel):
+    """A user of the dataset and the last items of their history, oldest first."""
 
     user_id: str
-    history: list[Item]
+    history: list[ItemResponse]
 
 
-class People(BaseModel):
-    """A page of people."""
+class UserPage(BaseModel):
+    """The answer to `GET /users`."""
 
-    people: list[Person]
-    total: int
-
-
-class DomainSize(BaseModel):
-    """A domain."""
-
-    name: str
-    items: int
+    users: list[UserResponse]
+    total: int = Field(description="number of users, on all pages")
 
 
-class Model(BaseModel):
-    """What is served."""
+class DomainResponse(BaseModel):
+    """A domain of the catalog."""
 
     name: str
-    domains: list[DomainSize]
-    sequences: list[str]
-    modalities: list[str]
-    max_length: int
-    explains: bool
-    people: bool
+    num_items: int
 
 
-class Health(BaseModel):
-    """The process lives."""
+class ModelResponse(BaseModel):
+    """The answer to `GET /model`."""
 
-    status: Literal["ok"]
+    name: str
+    domains: list[DomainResponse]
+    sequences: list[str] = Field(
+        description="the sequences of the model's branches; empty if not can_explain"
+    )
+    modalities: list[str] = Field(description="the modalities of the model's branches")
+    max_length: int = Field(
+        description="the number of items, the last ones of a history, that the model reads"
+    )
+    can_explain: bool
+    has_users: bool = Field(description="whether GET /users lists users")
 
 
-class Ready(BaseModel):
-    """The model answers."""
+class HealthResponse(BaseModel):
+    """The answer to `GET /health`."""
 
-    status: Literal["ready"]
+    status: Literal["ok"] = "ok"
+
+
+class ReadyResponse(BaseModel):
+    """The answer to `GET /ready`."""
+
+    status: Literal["ready"] = "ready"
     model: str
     domains: list[str]
-    items: int
-    loaded: str
+    num_items: int
+    loaded_at: str = Field(description="ISO 8601, UTC")
 
 
-class Error(BaseModel):
-    """What is wrong and how to mend it."""
+class ErrorResponse(BaseModel):
+    """The answer to every request that fails."""
 
-    error: str
+    error: str = Field(description="what is wrong and the remedy, in one line")

@@ -1,4 +1,4 @@
-"""Items found by what people type: words of titles and ids."""
+"""Search of items by the words of their titles and ids."""
 
 from __future__ import annotations
 
@@ -12,58 +12,57 @@ from hafvt.data.dataset import Int64
 from hafvt.inference.catalog import ItemCatalog
 
 WORD = re.compile(r"[^\W_]+")
-WORDS = 16  # of a query; more are not looked at
+MAX_QUERY_WORDS = 16  # further words of a query are ignored
 
 
-def words(text: str) -> list[str]:
-    """Returns the words of a text, without case and accents: "Amélie (2001)" has amelie and 2001."""
-    parts = unicodedata.normalize("NFKD", text)
-    return WORD.findall("".join(c for c in parts if not unicodedata.combining(c)).casefold())
+def normalized_words(text: str) -> list[str]:
+    """Returns the words of a text without case and accents: "Amélie (2001)" gives amelie and 2001."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return WORD.findall("".join(c for c in decomposed if not unicodedata.combining(c)).casefold())
 
 
-class Search:
-    """Finds items all of whose asked words begin a word of their title or id, the most popular first.
-
-    An index of words, each with the numbers of its items, answers from 100 thousand items in a millisecond.
+class ItemSearch:
+    """Finds items by word prefixes in an inverted index: a millisecond for 100 thousand items.
 
     Args:
-        shelf: the items.
+        catalog: the items to search.
     """
 
     def __init__(self, catalog: ItemCatalog) -> None:
         self.catalog = catalog
-        found: dict[str, list[int]] = {}
-        ids, titles = (catalog.table[name].to_list() for name in ("item_id", "title"))
-        for number, (item_id, title) in enumerate(zip(ids, titles, strict=True)):
-            for word in {*words(item_id), *words(title or "")}:
-                found.setdefault(word, []).append(number)
-        self.words = sorted(found)
-        self.starts = np.cumsum([0, *(len(found[word]) for word in self.words)])
-        self.items = np.concatenate(
-            [np.array(found[word], dtype=np.int32) for word in self.words] or [np.zeros(0, np.int32)]
+        postings: dict[str, list[int]] = {}  # word -> item indices
+        item_ids, titles = (catalog.table[name].to_list() for name in ("item_id", "title"))
+        for index, (item_id, title) in enumerate(zip(item_ids, titles, strict=True)):
+            for word in {*normalized_words(item_id), *normalized_words(title or "")}:
+                postings.setdefault(word, []).append(index)
+        self._words = sorted(postings)
+        self._offsets = np.cumsum([0, *(len(postings[word]) for word in self._words)])
+        self._items = np.concatenate(
+            [np.array(postings[word], dtype=np.int32) for word in self._words] or [np.zeros(0, np.int32)]
         )
-        self.order = np.argsort(-catalog.train_counts, kind="stable")  # most popular first
+        self._by_popularity = np.argsort(-catalog.train_counts, kind="stable")
 
-    def find(self, query: str, domain: str | None = None) -> Int64:
-        """Returns the numbers of all items that match, the most popular first.
+    def search(self, query: str, domain: str | None = None) -> Int64:
+        """Returns the indices of all items that match a query, the most popular first.
 
         Args:
-            query: words in any order; the empty one matches everything.
-            domain: only its items.
+            query: words in any order, each of which must begin a word of title or id; without a word, all
+                items match.
+            domain: only items of this domain; None for all domains.
 
         Raises:
             HafvtError: there is no such domain.
         """
-        asked = words(query)[:WORDS]
-        match = np.full(len(self.order), bool(asked) or not query.strip())
+        query_words = normalized_words(query)[:MAX_QUERY_WORDS]
+        is_match = np.full(len(self._by_popularity), bool(query_words) or not query.strip())
         if domain is not None:
-            chosen = self.catalog.domains[self.catalog.domain_index(domain)]
-            match[: chosen.start] = match[chosen.stop :] = False
-        for word in asked:
-            first = bisect_left(self.words, word)
-            last = bisect_left(self.words, word + "\U0010ffff")
-            here = np.zeros(len(match), dtype=bool)
-            here[self.items[self.starts[first] : self.starts[last]]] = True
-            match &= here
-        found: Int64 = self.order[match[self.order]]
-        return found
+            items = self.catalog.domains[self.catalog.domain_index(domain)]
+            is_match[: items.start] = is_match[items.stop :] = False
+        for word in query_words:
+            first = bisect_left(self._words, word)
+            last = bisect_left(self._words, word + "\U0010ffff")
+            has_word = np.zeros(len(is_match), dtype=bool)
+            has_word[self._items[self._offsets[first] : self._offsets[last]]] = True
+            is_match &= has_word
+        matches: Int64 = self._by_popularity[is_match[self._by_popularity]]
+        return matches

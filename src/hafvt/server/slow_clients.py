@@ -1,4 +1,8 @@
-"""One connection: uvicorn's, with an end to its patience and to the memory it gives to headers."""
+"""Time and size limits for arriving requests, which uvicorn lacks.
+
+Its timeout_keep_alive counts after an answer only, and h11_max_incomplete_event_size bounds headers for the
+slower h11 alone; uvicorn waits for a request that trickles in without end.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +11,56 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-ARRIVAL_S = 20.0  # seconds in which a request must arrive, from the connection or its first byte on
-MAX_HEADERS = 64 * 2**10  # bytes of headers, the address included
+ARRIVAL_TIMEOUT_S = 20.0  # seconds in which a request must arrive, from the connection or its first byte on
+MAX_HEADERS = 64 * 2**10  # bytes, the request line included
 
 
 class SlowClientProtocol(HttpToolsProtocol):
-    """Hangs up on requests that trickle in or whose headers never end; uvicorn would keep them for ever."""
+    """uvicorn's connection that closes when a request arrives too slowly or its headers are too large."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the first request."""
+        """Starts the timer of the first request."""
         super().connection_made(transport)
-        self.deadline: asyncio.TimerHandle | None = None
-        self.in_headers, self.received = True, 0
-        self.wait()
+        self.arrival_timer: asyncio.TimerHandle | None = None
+        self.in_headers, self.header_bytes = True, 0
+        self.start_timer()
 
-    def wait(self) -> None:
-        """Sets the time by which the request must be there."""
-        if self.deadline is None:
-            self.deadline = self.loop.call_later(ARRIVAL_S, self.timeout_keep_alive_handler)
+    def start_timer(self) -> None:
+        """Closes the connection in ARRIVAL_TIMEOUT_S unless the timer is stopped."""
+        if self.arrival_timer is None:
+            self.arrival_timer = self.loop.call_later(ARRIVAL_TIMEOUT_S, self.timeout_keep_alive_handler)
 
-    def arrived(self) -> None:
-        """Ends the waiting."""
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
+    def stop_timer(self) -> None:
+        """Lets the connection stay."""
+        if self.arrival_timer is not None:
+            self.arrival_timer.cancel()
+            self.arrival_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the waiting."""
-        self.arrived()
+        """Stops the timer of a connection that ended."""
+        self.stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Reads some bytes; counts them while they are headers, which nothing else bounds."""
+        """Parses bytes; counts those of headers and refuses too many."""
         super().data_received(data)
         if self.in_headers:
-            self.received += len(data)
-            if self.received > MAX_HEADERS and not self.transport.is_closing():
+            self.header_bytes += len(data)
+            if self.header_bytes > MAX_HEADERS and not self.transport.is_closing():
                 self.send_400_response("Headers too large.")
 
     def on_message_begin(self, *arguments: Any) -> None:
-        """Called at a request's first byte."""
+        """Starts the timer at the first byte of a request."""
         super().on_message_begin(*arguments)
-        self.in_headers, self.received = True, 0
-        self.wait()
+        self.in_headers, self.header_bytes = True, 0
+        self.start_timer()
 
     def on_headers_complete(self) -> None:
-        """Called when the body begins."""
+        """Ends the counting of header bytes."""
         self.in_headers = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Called when all of a request is there."""
-        self.arrived()
+        """Stops the timer: the whole request is there."""
+        self.stop_timer()
         super().on_message_complete()

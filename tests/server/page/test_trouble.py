@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Route, expect
 
-from hafvt.server.app import Settings
+from hafvt.server.app import ServerSettings
 from hafvt.server.manager import ModelSource
 from tests.server.page.visitor import (
     MARKUP,
@@ -122,7 +122,7 @@ def test_an_answer_that_comes_too_late_is_dropped(visitor):
     choose(page, "#domains", "homeware")
     expect(page.locator("#cards")).to_have_attribute("aria-busy", "false")
     wanted = names(cards(page))
-    held[0].fulfill(json={"items": [], "by": "model", "unknown": []})
+    held[0].fulfill(json={"items": [], "ranked_by": "model", "unknown_ids": []})
     page.wait_for_timeout(100)
     assert names(cards(page)) == wanted
     expect(page.locator("#next-about")).to_contain_text("homeware")
@@ -130,7 +130,7 @@ def test_an_answer_that_comes_too_late_is_dropped(visitor):
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(visitor, source):
     visitor.expected += "|/(model|items).* 401"
-    with serving(source, Settings(api_key="sesame")) as address:
+    with serving(source, ServerSettings(api_key="sesame")) as address:
         page = visitor.open(address=address)
         for given in ("wrong", "sesame"):
             expect(page.get_by_role("dialog")).to_be_visible()

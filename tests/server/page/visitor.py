@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
-from hafvt.server.app import Settings, create_app
+from hafvt.server.app import ServerSettings, create_app
 from hafvt.server.manager import ModelSource
 
 ODD_ID = "../a/b?c#d&e=%2e <b>+ü"
@@ -25,7 +25,7 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 
 
 @contextmanager
-def serving(source: ModelSource, settings: Settings | None = None) -> Iterator[str]:
+def serving(source: ModelSource, settings: ServerSettings | None = None) -> Iterator[str]:
     """Serves a model in a thread; gives its address."""
     app = create_app(source, settings)
     server, models = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning")), app.state.models
@@ -36,7 +36,7 @@ def serving(source: ModelSource, settings: Settings | None = None) -> Iterator[s
             assert thread.is_alive()
             time.sleep(0.02)
         address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        while models.live is None:
+        while models.current is None:
             assert thread.is_alive()
             time.sleep(0.02)
         yield address
@@ -91,8 +91,8 @@ def ask(visitor: Visitor, path: str, body: object = None) -> dict[str, Any]:
 
 def somebody(visitor: Visitor) -> tuple[str, list[str]]:
     """Returns the id of a person and those of their history, as the server tells them."""
-    user_id = ask(visitor, "/people?limit=1")["people"][0]["user_id"]
-    found = ask(visitor, f"/people/{user_id}")["history"]
+    user_id = ask(visitor, "/users?limit=1")["users"][0]["user_id"]
+    found = ask(visitor, f"/users/{user_id}")["history"]
     return user_id, [item["item_id"] for item in found]
 
 

@@ -14,7 +14,7 @@ const WIDE = matchMedia("(min-width: 1280px)"); // the finder has a column of it
 const SHEET = matchMedia("(max-width: 999px)"); // the explanation covers the lower half
 
 const view = { person: null, history: [], domain: "", k: 10 }; // history: entries {item}
-let answer = { items: [], by: "model", unknown: [] };
+let answer = { items: [], ranked_by: "model", unknown_ids: [] };
 let shown = null; // the recommendation that is explained
 let pinned = false; // whether it stays when the pointer moves on
 let told = null; // the explanation of it
@@ -65,7 +65,7 @@ const start = latest(async (signal, { person, history }) => {
   };
   try {
     if (person !== null) {
-      const found = await ask(`/people/${encodeURIComponent(person)}`, { signal });
+      const found = await ask(`/users/${encodeURIComponent(person)}`, { signal });
       Object.assign(view, { person: found.user_id, history: found.history.map((item) => ({ item })) });
     } else {
       const items = await Promise.all(history.map((id) => itemOf(id, signal)));
@@ -93,13 +93,13 @@ async function itemOf(id, signal) {
 // ---- the recommendations
 
 const recommend = latest(async (signal) => {
-  const asked = { history: ids(), domain: view.domain, k: view.k, shares: model.explains };
+  const asked = { history: ids(), domain: view.domain, k: view.k, include_shares: model.can_explain };
   cards.wait(view.k);
   try {
     answer = await ask("/recommend", { body: asked, signal });
   } catch (problem) {
     if (signal.aborted) throw problem;
-    answer = { items: [], by: "model", unknown: [] };
+    answer = { items: [], ranked_by: "model", unknown_ids: [] };
     explainNothing();
     byId("next-about").textContent = "";
     cards.fail(trouble(problem, recommend));
@@ -116,9 +116,9 @@ const recommend = latest(async (signal) => {
 let wish = null; // the id that the address wants explained
 
 function tell() {
-  const read = view.history.length - answer.unknown.length;
-  const skipped = answer.unknown.length ? ` ${count(answer.unknown.length, "id")} not in the catalog, skipped.` : "";
-  const based = answer.by === "popularity"
+  const read = view.history.length - answer.unknown_ids.length;
+  const skipped = answer.unknown_ids.length ? ` ${count(answer.unknown_ids.length, "id")} not in the catalog, skipped.` : "";
+  const based = answer.ranked_by === "popularity"
     ? `${view.history.length ? "Nothing of the history is known here" : "No history yet"}: what is most popular in ${view.domain}.`
     : `The ${answer.items.length} best of ${view.domain} after ${count(Math.min(read, model.max_length), "item")}.`;
   byId("next-about").textContent = answer.items.length ? based + skipped : `Nothing is left to recommend in ${view.domain}.`;
@@ -141,7 +141,7 @@ const explain = latest(async (signal, item) => {
   branch = null;
   cards.mark(item.item_id, pinned);
   const rank = 1 + answer.items.indexOf(item);
-  why.show(item, { rank, by: answer.by, whose: whose(), pinned });
+  why.show(item, { rank, by: answer.ranked_by, whose: whose(), pinned });
   keep();
   if (!item.shares) {
     told = null;
@@ -185,15 +185,15 @@ function looks() {
   const known = view.history.filter((entry) => !entry.item.unknown).slice(-told.history.length);
   return known.map((entry, place) => ({ entry, item: entry.item, parts: model.sequences.map((sequence) => ({
     hue: hueOf(sequence),
-    share: told.attention.filter((one) => one.sequence === sequence).reduce((sum, one) =>
-      sum + (one.weights[place] ?? 0) * weight(one), 0),
+    share: Object.entries(told.attention[sequence] ?? {}).reduce((sum, [modality, weights]) =>
+      sum + (weights[place] ?? 0) * weight({ sequence, modality }), 0),
   })) }));
 }
 
 /** Returns how much a branch's attention counts: by its share of the score, or alone. */
 function weight({ sequence, modality }) {
   if (branch) return branch.sequence === sequence && branch.modality === modality ? 1 : 0;
-  return told.shares.find((one) => one.sequence === sequence && one.modality === modality)?.share ?? 0;
+  return told.shares[sequence]?.[modality] ?? 0;
 }
 
 function look() {
@@ -278,7 +278,7 @@ async function open() {
     } else byId("model").replaceChildren(trouble(problem, open));
     return;
   }
-  const total = model.domains.reduce((sum, domain) => sum + domain.items, 0);
+  const total = model.domains.reduce((sum, domain) => sum + domain.num_items, 0);
   const domains = model.domains.map((one) => one.name).join(", ");
   byId("model").textContent = `${count(total, "item")} of ${domains}, ranked by ${model.name}`;
   chooseDomain = domainChoice(byId("domains"), "recommend-in", "", (domain) => {

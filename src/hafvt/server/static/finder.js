@@ -91,8 +91,8 @@ export function makeFinder(on) {
   const people = latest(async (signal, offset = 0) => {
     const list = byId("people");
     try {
-      const found = await ask(`/people?limit=${CROWD}&offset=${offset}`, { signal });
-      const new_ = found.people.map(face);
+      const found = await ask(`/users?limit=${CROWD}&offset=${offset}`, { signal });
+      const new_ = found.users.map(face);
       if (offset) list.append(...new_);
       else list.replaceChildren(...new_);
       loadedPeople = true;
@@ -108,8 +108,8 @@ export function makeFinder(on) {
   });
 
   const anybody = latest(async (signal, total) => {
-    const found = await ask(`/people?limit=1&offset=${Math.floor(Math.random() * total)}`, { signal });
-    if (found.people.length) on.person(found.people[0].user_id);
+    const found = await ask(`/users?limit=1&offset=${Math.floor(Math.random() * total)}`, { signal });
+    if (found.users.length) on.person(found.users[0].user_id);
   });
 
   const tabs = [byId("tab-items"), byId("tab-people")];
@@ -147,7 +147,7 @@ export function makeFinder(on) {
       domain = value;
       items(0);
     })("");
-    if (!model.people) byId("tab-people").parentElement.hidden = true;
+    if (!model.has_users) byId("tab-people").parentElement.hidden = true;
     items(0);
   }
 

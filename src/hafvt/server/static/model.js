@@ -7,7 +7,7 @@ const SHADES = 4; // classes m0 to m3
 const PLAIN = { id: "choices", image: "pictures", title: "titles" };
 const SPOKEN = { id: "what people choose together", image: "pictures", title: "titles" };
 
-export const model = { name: "", domains: [], sequences: [], modalities: [], explains: false, people: false };
+export const model = { name: "", domains: [], sequences: [], modalities: [], can_explain: false, has_users: false };
 
 /** Asks the server what it serves. */
 export async function meet() {

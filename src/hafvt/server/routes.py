@@ -1,0 +1,212 @@
+"""The routes, one function each.
+
+A route in a file of its own: make an `APIRouter` there as here, and list it in `ROUTERS` of `app.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+
+from hafvt.errors import HafvtError
+from hafvt.server.answers import BatchKey
+from hafvt.server.manager import LoadedModel
+from hafvt.server.schemas import (
+    MAX_ITEMS,
+    DomainResponse,
+    ExplainRequest,
+    ExplainResponse,
+    HealthResponse,
+    ItemPage,
+    ItemResponse,
+    ModelResponse,
+    ReadyResponse,
+    RecommendRequest,
+    RecommendResponse,
+    UserPage,
+    UserResponse,
+)
+
+STATIC = Path(__file__).with_name("static")
+PICTURE_MAX_AGE_S = 3600  # how long browsers use a picture without asking for a newer one
+PICTURE_SIDES = (160, 320)  # pixels
+MAX_USER_HISTORY = 1000  # items of /users/{user_id}
+MAX_LISTED_HISTORY = 12  # items of each user of /users
+
+Text = Annotated[str, Query(max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=MAX_ITEMS)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
+Side = Annotated[
+    int, Query(json_schema_extra={"enum": list(PICTURE_SIDES)}, description="longest side in pixels")
+]
+
+router = APIRouter()
+
+
+async def current_model(request: Request) -> LoadedModel:
+    """Returns the model that answers.
+
+    Raises:
+        HTTPException: 503, no model is loaded yet.
+    """
+    model: LoadedModel | None = request.app.state.models.current
+    if model is None:
+        raise HTTPException(503, "the model is being loaded: try again soon", {"Retry-After": "1"})
+    return model
+
+
+Model = Annotated[LoadedModel, Depends(current_model)]
+
+
+async def submit(request: Request, key: BatchKey, body: RecommendRequest | ExplainRequest) -> Any:
+    """Returns the answer to a request, computed in a batch.
+
+    Raises:
+        HTTPException: 504, there is no answer in time.
+    """
+    timeout = request.app.state.settings.timeout
+    try:
+        async with asyncio.timeout(timeout):
+            return await request.app.state.batcher.submit(key, body)
+    except TimeoutError:
+        message = f"no answer within {timeout:g} s: try again, or with a shorter history"
+        raise HTTPException(504, message) from None
+
+
+def item_index(model: LoadedModel, item_id: str) -> int:
+    """Returns the index of an item.
+
+    Raises:
+        HTTPException: 404, there is no such item.
+    """
+    index = model.recommender.catalog.index_of(item_id)
+    if index is None:
+        raise HTTPException(404, f"no item {item_id[:80]!r} in the catalog: /items lists all items")
+    return index
+
+
+@router.get("/health")
+async def health() -> HealthResponse:
+    """Answers as long as the process runs."""
+    return HealthResponse()
+
+
+@router.get("/ready")
+async def ready(model: Model) -> ReadyResponse:
+    """Answers 200 once a model is loaded, 503 before."""
+    recommender = model.recommender
+    return ReadyResponse(
+        model=recommender.scorer.name,
+        domains=list(recommender.domains),
+        num_items=len(recommender.catalog),
+        loaded_at=model.loaded_at,
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Returns metrics for Prometheus."""
+    return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/model")
+async def describe_model(model: Model) -> ModelResponse:
+    """Describes the model and its domains."""
+    scorer = model.recommender.scorer
+    return ModelResponse(
+        name=scorer.name,
+        domains=[DomainResponse(name=d.name, num_items=len(d)) for d in model.recommender.catalog.domains],
+        sequences=list(scorer.sequence_names),
+        modalities=list(scorer.modalities),
+        max_length=scorer.max_length,
+        can_explain=scorer.can_explain,
+        has_users=model.users is not None,
+    )
+
+
+@router.post("/recommend", response_model=RecommendResponse, response_model_exclude_unset=True)
+async def recommend(body: RecommendRequest, model: Model, request: Request) -> Any:
+    """Recommends the k best items of a domain for a history."""
+    model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
+    return await submit(request, BatchKey(model, body.domain, body.exclude_seen, body.include_shares), body)
+
+
+@router.post("/explain", response_model=ExplainResponse)
+async def explain(body: ExplainRequest, model: Model, request: Request) -> Any:
+    """Explains the score of an item for a history."""
+    item_index(model, body.item)
+    return await submit(request, BatchKey(model), body)
+
+
+@router.get("/items")
+async def search_items(
+    model: Model, query: Text = "", domain: Text | None = None, limit: Limit = 24, offset: Offset = 0
+) -> ItemPage:
+    """Lists items whose titles and ids match all words of the query, the most popular first."""
+    matches, catalog = model.search.search(query, domain), model.recommender.catalog
+    page = [catalog.item(item) for item in matches[offset : offset + limit].tolist()]
+    return ItemPage(items=[ItemResponse.from_item(item) for item in page], total=len(matches))
+
+
+@router.get("/items/{item_id:path}")
+async def get_item(item_id: str, model: Model) -> ItemResponse:
+    """Returns an item."""
+    return ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
+
+
+@router.get(
+    "/pictures/{item_id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}}
+)
+async def get_picture(
+    request: Request, item_id: str, model: Model, side: Side = PICTURE_SIDES[0]
+) -> Response:
+    """Returns the picture of an item as a JPEG."""
+    if side not in PICTURE_SIDES:
+        raise HafvtError(f"side is {side}: give 160 or 320")
+    picture = await model.pictures.get(item_index(model, item_id), side)
+    if picture is None:
+        raise HTTPException(404, "this item has no picture")
+    headers = {"ETag": picture.etag, "Cache-Control": f"private, max-age={PICTURE_MAX_AGE_S}"}
+    if picture.etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/users")
+async def list_users(model: Model, limit: Limit = 20, offset: Offset = 0) -> UserPage:
+    """Lists the dataset's users with the last items of their histories; none without the dataset."""
+    if model.users is None:
+        return UserPage(users=[], total=0)
+    page = range(len(model.users))[offset : offset + limit]
+    users = [user_response(model, user, MAX_LISTED_HISTORY) for user in page]
+    return UserPage(users=users, total=len(model.users))
+
+
+@router.get("/users/{user_id:path}")
+async def get_user(user_id: str, model: Model) -> UserResponse:
+    """Returns the history of a user of the dataset."""
+    user = model.users.index_of(user_id) if model.users is not None else None
+    if user is None:
+        raise HTTPException(404, "no such user: /users lists all users")
+    return user_response(model, user, MAX_USER_HISTORY)
+
+
+def user_response(model: LoadedModel, user: int, limit: int) -> UserResponse:
+    """Returns a user with the last items of the history, at most `limit`."""
+    assert model.users is not None
+    history = [ItemResponse.from_item(item) for item in model.users.last_items(user, limit)]
+    return UserResponse(user_id=model.users.user_ids[user], history=history)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """Returns the page for people."""
+    index = STATIC / "index.html"
+    if not index.exists():
+        raise HTTPException(404, "this installation has no page; /openapi.json describes the routes")
+    return FileResponse(index)

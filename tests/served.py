@@ -1,4 +1,4 @@
-"""A small trained run and servers of it, for tests that ask over HTTP."""
+"""Fixtures and helpers of tests over HTTP: small trained runs, and servers of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hafvt.server.slow_clients import SlowClientProtocol
 from tests.conftest import write_small
 
 SIZES = {"id_width": 8, "content_width": 6}
-ODD = "../a b/<i>&?é"  # an item's id
+ODD_ID = "../a b/<i>&?é"  # of an item
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     table = data.item_table.with_columns(
         pl.Series("image", images + [None] * 44),
         pl.Series("title", titles + data.item_table["title"].to_list()[6:]),
-        pl.col("item_id").replace("i7", ODD),
+        pl.col("item_id").replace("i7", ODD_ID),
     )
     table.write_parquet(data.folder / "items.parquet")
     manifest = read_json(data.folder / "manifest.json")
@@ -50,41 +50,41 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def served_run(served_data: Dataset) -> Path:
-    """A run that tests may read but not change."""
+    """A run of HAF-VT; tests must not change it."""
     return train("hafvt", served_data, served_data.folder.with_name("run"), params=SIZES, epochs=1).folder
 
 
 @pytest.fixture(scope="session")
-def other_run(served_data: Dataset) -> Path:
-    """A run of another model on the same data."""
+def sasrec_run(served_data: Dataset) -> Path:
+    """A run of SASRec on the same data; tests must not change it."""
     params = {"width": 8}
     return train("sasrec", served_data, served_data.folder.with_name("sas"), params=params, epochs=1).folder
 
 
 @pytest.fixture
-def own_run(served_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may change."""
-    return shutil.copytree(served_run, tmp_path / "own")
+def writable_run(served_run: Path, tmp_path: Path) -> Path:
+    """A copy of `served_run` that a test may change."""
+    return shutil.copytree(served_run, tmp_path / "run")
 
 
-def put(source: Path, run: Path) -> None:
-    """Puts another model in the place of a run's, model.json last."""
+def replace_model(run: Path, source: Path) -> None:
+    """Replaces the model of a run by that of another run, model.json last."""
     for path in [*source.glob("model*.safetensors"), source / "model.json"]:
         shutil.copyfile(path, run / f".{path.name}.tmp")
         (run / f".{path.name}.tmp").replace(run / path.name)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Waits for something to become true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it takes too long"
+def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition does not hold after {timeout:g} s"
         time.sleep(0.02)
 
 
 @contextmanager
-def running(app: object) -> Iterator[int]:
-    """Runs an application on a real socket, in a thread; gives its port."""
+def run_in_thread(app: object) -> Iterator[int]:
+    """Runs an application in a thread, on a real socket; yields its port."""
     config = uvicorn.Config(app, port=0, http=SlowClientProtocol, ws="none", log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

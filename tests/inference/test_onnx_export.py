@@ -101,11 +101,11 @@ def test_a_server_leaves_a_core_to_those_who_ask(run, baked, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     try:
-        ModelSource(run.folder).open()
-        assert torch.get_num_threads() == ModelSource(baked).open().scorer.threads == 3
+        ModelSource(run.folder).open_recommender()
+        assert torch.get_num_threads() == ModelSource(baked).open_recommender().scorer.threads == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        ModelSource(run.folder).open()
-        assert torch.get_num_threads() == ModelSource(baked).open().scorer.threads == 2
+        ModelSource(run.folder).open_recommender()
+        assert torch.get_num_threads() == ModelSource(baked).open_recommender().scorer.threads == 2
     finally:
         torch.set_num_threads(before)
 

@@ -1,4 +1,4 @@
-"""Questions are answered together, each with its own answer, and none is lost."""
+"""Batching: every request gets its own answer, and none is lost."""
 
 from __future__ import annotations
 
@@ -11,89 +11,90 @@ import pytest
 from hafvt.server.batching import Batcher, BusyError
 
 
-def with_batcher(batcher, work):
-    """Runs `work(batcher)` while the batcher answers."""
+def run_with_batcher(batcher, scenario):
+    """Returns the result of `scenario(batcher)`, run while the batcher answers."""
 
     async def main():
         runner = asyncio.create_task(batcher.run())
         try:
-            return await asyncio.wait_for(work(batcher), 20)
+            return await asyncio.wait_for(scenario(batcher), 20)
         finally:
             runner.cancel()
 
     return asyncio.run(main())
 
 
-def make(answer, **named):
-    return Batcher(answer, **{"max_batch_size": lambda key: 3, "limit": 100, **named})
+def make_batcher(answer_batch, **options):
+    return Batcher(answer_batch, **{"max_batch_size": lambda key: 3, "queue_size": 100, **options})
 
 
-def test_what_waits_is_answered_together_and_keys_take_turns():
+def test_batcher_busy_gathers_batches_and_serves_keys_in_turn():
     batches, gate = [], threading.Event()
 
-    def answer(key, questions):
+    def answer_batch(key, requests):
         gate.wait(10)
-        batches.append((key, list(questions)))
-        return [question * 10 for question in questions]
+        batches.append((key, list(requests)))
+        return [request * 10 for request in requests]
 
-    async def work(batcher):
-        first = asyncio.create_task(batcher.ask("a", 0))
-        await asyncio.sleep(0.05)  # it is being answered: the others wait meanwhile
-        others = [asyncio.create_task(batcher.ask(key, n)) for key, n in [("a", 1), ("b", 2)] * 4]
+    async def scenario(batcher):
+        first = asyncio.create_task(batcher.submit("a", 0))
+        await asyncio.sleep(0.05)  # the first is being answered, the others wait
+        others = [asyncio.create_task(batcher.submit(key, n)) for key, n in [("a", 1), ("b", 2)] * 4]
         await asyncio.sleep(0.05)
         assert batcher.depth == 8
         gate.set()
         return await asyncio.gather(first, *others)
 
     sizes = Counter()
-    batcher = make(answer, observe=lambda size: sizes.update([size]))
-    assert with_batcher(batcher, work) == [0, *[10, 20] * 4]
+    batcher = make_batcher(answer_batch, observe_size=lambda size: sizes.update([size]))
+    assert run_with_batcher(batcher, scenario) == [0, *[10, 20] * 4]
     assert [(key, len(batch)) for key, batch in batches] == [("a", 1), ("a", 3), ("b", 3), ("a", 1), ("b", 1)]
     assert sizes == {1: 3, 3: 2}
     assert batcher.depth == 0
 
 
-def test_a_bad_question_harms_no_other():
+def test_batcher_failing_request_leaves_others_answered():
     gate = threading.Event()
 
-    def answer(key, questions):
+    def answer_batch(key, requests):
         gate.wait(10)
-        if 2 in questions:
+        if 2 in requests:
             raise ValueError("two")
-        return [KeyError("three") if question == 3 else question for question in questions]
+        return [KeyError("three") if request == 3 else request for request in requests]
 
-    async def work(batcher):
-        tasks = [asyncio.create_task(batcher.ask("a", n)) for n in range(5)]
+    async def scenario(batcher):
+        tasks = [asyncio.create_task(batcher.submit("a", n)) for n in range(5)]
         await asyncio.sleep(0.05)
         gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    zero, one, two, three, four = with_batcher(make(answer, max_batch_size=lambda key: 5), work)
+    batcher = make_batcher(answer_batch, max_batch_size=lambda key: 5)
+    zero, one, two, three, four = run_with_batcher(batcher, scenario)
     assert (zero, one, four) == (0, 1, 4)
     assert isinstance(two, ValueError)
     assert isinstance(three, KeyError)
 
 
-def test_beyond_the_bound_nobody_waits_and_those_who_left_cost_nothing():
-    gate, asked = threading.Event(), []
+def test_batcher_full_queue_refuses_and_skips_canceled_requests():
+    gate, answered = threading.Event(), []
 
-    def answer(key, questions):
+    def answer_batch(key, requests):
         gate.wait(10)
-        asked.extend(questions)
-        return questions
+        answered.extend(requests)
+        return requests
 
-    async def work(batcher):
-        first = asyncio.create_task(batcher.ask("a", 0))
+    async def scenario(batcher):
+        first = asyncio.create_task(batcher.submit("a", 0))
         await asyncio.sleep(0.05)
-        waiting = [asyncio.create_task(batcher.ask("a", n)) for n in (1, 2)]
+        waiting = [asyncio.create_task(batcher.submit("a", n)) for n in (1, 2)]
         await asyncio.sleep(0.05)
         with pytest.raises(BusyError):
-            await batcher.ask("a", 3)
+            await batcher.submit("a", 3)
         waiting[0].cancel()
         gate.set()
         return await asyncio.gather(first, *waiting, return_exceptions=True)
 
-    first, left, stayed = with_batcher(make(answer, limit=2), work)
-    assert (first, stayed) == (0, 2)
-    assert isinstance(left, asyncio.CancelledError)
-    assert asked == [0, 2]
+    first, canceled, second = run_with_batcher(make_batcher(answer_batch, queue_size=2), scenario)
+    assert (first, second) == (0, 2)
+    assert isinstance(canceled, asyncio.CancelledError)
+    assert answered == [0, 2]

@@ -1,4 +1,4 @@
-"""A new model takes the old one's place, and a broken one does not."""
+"""Hot reload: a new model replaces the current one, and a broken one does not."""
 
 from __future__ import annotations
 
@@ -11,73 +11,87 @@ from starlette.testclient import TestClient
 
 from hafvt.errors import HafvtError
 from hafvt.inference.recommender import Recommender
-from hafvt.server import manager as module
+from hafvt.server import manager
 from hafvt.server.app import create_app
 from hafvt.server.manager import LoadedModel, ModelSource
-from tests.served import put, wait_until
+from tests.served import replace_model, wait_until
+
+BODY = {"history": ["i3"], "domain": "d0"}
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(module, "WATCH_S", 0.05)
+def client(writable_run, monkeypatch):
+    """A client of a server of `writable_run` that looks for new models 20 times a second."""
+    monkeypatch.setattr(manager, "POLL_S", 0.05)
+    with TestClient(create_app(ModelSource(writable_run))) as client:
+        wait_until(lambda: model_name(client) == "hafvt")
+        yield client
 
 
-def name_of(client):
+def model_name(client):
     return client.get("/ready").json().get("model")
 
 
-def test_a_new_model_is_noticed_and_none_asked_in_vain(own_run, other_run, impatient):
-    with TestClient(create_app(ModelSource(own_run))) as client:
-        wait_until(lambda: name_of(client) == "hafvt")
-        answers, stop = [], threading.Event()
+def test_manager_new_files_replace_the_model_without_a_failed_request(client, writable_run, sasrec_run):
+    answers, stop = [], threading.Event()
 
-        def ask():
-            while not stop.is_set():
-                answers.append(client.post("/recommend", json={"history": ["i3"], "domain": "d0"}))
+    def send_requests():
+        while not stop.is_set():
+            answers.append(client.post("/recommend", json=BODY))
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        put(other_run, own_run)
-        wait_until(lambda: name_of(client) == "sasrec")
-        stop.set()
-        asking.join()
-        assert {answer.status_code for answer in answers} == {200}
-        assert 'reloads_total{outcome="ok"} 2' in client.get("/metrics").text
+    sender = threading.Thread(target=send_requests)
+    sender.start()
+    replace_model(writable_run, sasrec_run)
+    wait_until(lambda: model_name(client) == "sasrec")
+    stop.set()
+    sender.join()
+    assert {answer.status_code for answer in answers} == {200}
+    assert 'reloads_total{outcome="ok"} 2.0' in client.get("/metrics").text
 
 
-def test_a_broken_model_is_told_and_the_old_one_stays(own_run, other_run, impatient, caplog):
-    with TestClient(create_app(ModelSource(own_run))) as client:
-        wait_until(lambda: name_of(client) == "hafvt")
-        (own_run / "model.json").write_text("{")
-        wait_until(lambda: 'outcome="failed"} 1' in client.get("/metrics").text)
-        assert "the old one stays" in caplog.text
-        assert client.post("/recommend", json={"history": ["i3"], "domain": "d0"}).status_code == 200
-        (own_run / "model.safetensors").write_bytes(b"nothing")
-        client.app.state.models.ask()
-        wait_until(lambda: 'outcome="failed"} 2' in client.get("/metrics").text)
-        put(other_run, own_run)
-        wait_until(lambda: name_of(client) == "sasrec")
+def test_manager_broken_files_keep_the_current_model(client, writable_run, sasrec_run, caplog):
+    (writable_run / "model.json").write_text("{")
+    wait_until(lambda: 'outcome="failed"} 1.0' in client.get("/metrics").text)
+    assert "the old one stays" in caplog.text
+    assert client.post("/recommend", json=BODY).status_code == 200
+    (writable_run / "model.safetensors").write_bytes(b"nothing")
+    client.app.state.models.request_reload()
+    wait_until(lambda: 'outcome="failed"} 2.0' in client.get("/metrics").text)
+    replace_model(writable_run, sasrec_run)
+    wait_until(lambda: model_name(client) == "sasrec")
 
 
-def test_nothing_is_loaded_again_where_only_results_change(own_run):
-    source = ModelSource(own_run)
-    before = source.version()
-    (own_run / "results.json").write_text("{}")
-    assert source.version() == before
-    (own_run / "added_items").mkdir()
-    (own_run / "added_items" / "items.parquet").write_bytes(b"1")
-    assert source.version() != before
+def test_manager_reload_freezes_the_model_and_frees_the_old_one(client):
+    assert gc.get_freeze_count() > 0
+    models = client.app.state.models
+    for _ in range(2):
+        old = weakref.ref(models.current)
+        models.request_reload()
+        wait_until(lambda old=old: old() is None)
+    assert model_name(client) == "hafvt"
+    client.__exit__(None, None, None)
+    assert gc.get_freeze_count() == 0
 
 
-def test_while_the_first_model_is_loaded_it_lives_but_is_not_ready(own_run):
+def test_file_states_change_with_the_model_but_not_with_results(writable_run):
+    source = ModelSource(writable_run)
+    before = source.file_states()
+    (writable_run / "results.json").write_text("{}")
+    assert source.file_states() == before
+    (writable_run / "added_items").mkdir()
+    (writable_run / "added_items" / "items.parquet").write_bytes(b"1")
+    assert source.file_states() != before
+
+
+def test_server_while_loading_is_healthy_but_not_ready(served_run):
     gate = threading.Event()
 
-    class Slow(ModelSource):
-        def open(self):
+    class SlowSource(ModelSource):
+        def open_recommender(self):
             assert gate.wait(20)
-            return super().open()
+            return super().open_recommender()
 
-    with TestClient(create_app(Slow(own_run))) as client:
+    with TestClient(create_app(SlowSource(served_run))) as client:
         assert client.get("/health").status_code == 200
         for answer in (
             client.get("/ready"),
@@ -86,33 +100,22 @@ def test_while_the_first_model_is_loaded_it_lives_but_is_not_ready(own_run):
         ):
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         gate.set()
-        wait_until(lambda: name_of(client) == "hafvt")
+        wait_until(lambda: model_name(client) == "hafvt")
 
 
-def test_a_model_whose_scores_are_no_numbers_is_refused(own_run, monkeypatch):
+def test_loaded_model_scores_not_finite_are_refused(served_run, monkeypatch):
     monkeypatch.setattr(Recommender, "scores", lambda self, histories, domain: [[float("nan")]])
-    with pytest.raises(HafvtError, match="no numbers"):
-        LoadedModel.open(ModelSource(own_run))
+    with pytest.raises(HafvtError, match="not finite"):
+        LoadedModel.open(ModelSource(served_run))
 
 
-def test_the_collector_leaves_the_model_alone_and_yet_old_ones_go(own_run):
-    frozen = gc.get_freeze_count()
-    with TestClient(create_app(ModelSource(own_run))) as client:
-        wait_until(lambda: gc.get_freeze_count() > frozen)
-        models = client.app.state.models
-        for _ in range(2):
-            old = weakref.ref(models.live)
-            models.ask()
-            wait_until(lambda old=old: old() is None)
-        assert name_of(client) == "hafvt"
-    assert gc.get_freeze_count() == 0
+def test_users_without_the_dataset_are_none(served_run, tmp_path):
+    class SourceWithoutDataset(ModelSource):
+        def open_dataset(self):
+            return ModelSource(self.folder, tmp_path / "nowhere").open_dataset()
 
-
-def test_without_the_dataset_there_are_no_people(own_run, monkeypatch):
-    with TestClient(create_app(ModelSource(own_run))) as client:
-        wait_until(lambda: name_of(client) == "hafvt")
-        object.__setattr__(client.app.state.models.live, "people", None)
-        assert client.get("/model").json()["people"] is False
-        assert client.get("/people").json() == {"people": [], "total": 0}
-        assert client.get("/people/u1").status_code == 404
-    assert ModelSource(own_run, own_run / "nowhere").people() is None
+    with TestClient(create_app(SourceWithoutDataset(served_run))) as client:
+        wait_until(lambda: model_name(client) == "hafvt")
+        assert client.get("/model").json()["has_users"] is False
+        assert client.get("/users").json() == {"users": [], "total": 0}
+        assert client.get("/users/u1").status_code == 404

@@ -1,4 +1,4 @@
-"""Pictures are made anew, from the picture folder alone, and kept within a bound."""
+"""Pictures: small JPEGs of files in the picture folder only, in a cache of limited size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from PIL import Image
 
 from hafvt.data.dataset import Domain
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.server import pictures as module
 from hafvt.server.batching import BusyError
-from hafvt.server.pictures import Pictures
+from hafvt.server.pictures import PictureCache
 
 PATHS = [
     "a.png",
@@ -30,9 +29,9 @@ PATHS = [
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder, more = tmp_path / "pictures", tmp_path / "more"
-    for path in (folder / "a.png", folder / "b.png", more / "added.png"):
+def catalog(tmp_path):
+    folder, added_folder = tmp_path / "pictures", tmp_path / "added"
+    for path in (folder / "a.png", folder / "b.png", added_folder / "added.png"):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (400, 600), "red").save(path)
     Image.new("RGB", (4, 6)).save(tmp_path / "secret.png")
@@ -41,40 +40,45 @@ def pictures(tmp_path):
     table = pl.DataFrame({"item_id": [f"i{n}" for n in range(len(images))], "domain": "d", "image": images})
     table = table.with_columns(title=pl.lit(None, pl.String))
     domains = (Domain("d", 0, len(images)),)
-    return Pictures(ItemCatalog(table, domains, np.zeros(len(images), np.int64), folder, {2: more}))
+    return ItemCatalog(table, domains, np.zeros(len(images), np.int64), folder, {2: added_folder})
 
 
-def test_a_picture_is_a_small_jpeg_that_is_kept(pictures):
-    made = asyncio.run(pictures.get(0, 160))
-    with Image.open(BytesIO(made.jpeg)) as image:
+def test_picture_cache_returns_small_jpeg_again_without_its_file(catalog):
+    pictures = PictureCache(catalog)
+    picture = asyncio.run(pictures.get(0, 160))
+    with Image.open(BytesIO(picture.jpeg)) as image:
         assert (image.format, max(image.size)) == ("JPEG", 160)
-    (pictures.catalog.image_root / "a.png").unlink()
-    assert asyncio.run(pictures.get(0, 160)) == made
+    (catalog.image_root / "a.png").unlink()
+    assert asyncio.run(pictures.get(0, 160)) == picture
 
 
-def test_an_added_item_has_a_folder_of_its_own(pictures):
-    assert asyncio.run(pictures.get(2, 160)) is not None
+def test_picture_cache_added_item_reads_its_own_folder(catalog):
+    assert asyncio.run(PictureCache(catalog).get(2, 160)) is not None
 
 
-@pytest.mark.parametrize("number", range(3, len(PATHS) + 1))
-def test_what_is_no_picture_of_the_folder_is_none(pictures, number):
-    assert asyncio.run(pictures.get(number, 160)) is None
+@pytest.mark.parametrize("item", range(3, len(PATHS) + 1))
+def test_picture_cache_path_without_picture_in_folder_returns_none(catalog, item):
+    assert asyncio.run(PictureCache(catalog).get(item, 160)) is None
 
 
-def test_only_so_much_is_kept(pictures, monkeypatch):
-    one = asyncio.run(pictures.get(0, 320))
-    monkeypatch.setattr(module, "MEMORY", len(one.jpeg) + 900)
-    asyncio.run(pictures.get(1, 320))
-    assert [number for number, _ in pictures.kept] == [1]
-    assert pictures.size <= module.MEMORY
+def test_picture_cache_full_forgets_least_recently_used(catalog):
+    size = len(asyncio.run(PictureCache(catalog).get(0, 320)).jpeg)
+    pictures = PictureCache(catalog, cache_bytes=size + 900)
+    for item in (0, 1):
+        asyncio.run(pictures.get(item, 320))
+    assert size < pictures.num_bytes <= pictures.cache_bytes
+    for name in ("a.png", "b.png"):
+        (catalog.image_root / name).unlink()
+    assert asyncio.run(pictures.get(1, 320)) is not None
+    assert asyncio.run(pictures.get(0, 320)) is None
 
 
-def test_only_so_many_wait(pictures, monkeypatch):
-    monkeypatch.setattr(module, "WAITING", 1)
+def test_picture_cache_too_many_waiting_refuses(catalog):
+    pictures = PictureCache(catalog, max_waiting=1)
 
-    async def both():
+    async def get_two():
         return await asyncio.gather(pictures.get(0, 160), pictures.get(1, 160), return_exceptions=True)
 
-    made, refused = asyncio.run(both())
-    assert made.jpeg
-    assert isinstance(refused, BusyError)
+    picture, refusal = asyncio.run(get_two())
+    assert picture.jpeg
+    assert isinstance(refusal, BusyError)

@@ -1,33 +1,40 @@
-"""Counters as Prometheus reads them."""
+"""Metrics as Prometheus reads them."""
 
 from __future__ import annotations
 
-from hafvt.server.prometheus import Histogram, Metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from hafvt.server.prometheus import ServerMetrics
 
 
-def test_a_histogram_counts_up_to_each_bound():
-    histogram = Histogram((1, 2))
-    for value in (0.5, 1, 1.5, 9):
-        histogram.observe(value)
-    assert list(histogram.lines("h", 'a="b"')) == [
-        'h_bucket{a="b",le="1"} 2',
-        'h_bucket{a="b",le="2"} 3',
-        'h_bucket{a="b",le="+Inf"} 4',
-        'h_sum{a="b"} 12.000000',
-        'h_count{a="b"} 4',
-    ]
-
-
-def test_the_text_has_every_counter_once_and_its_kind():
-    metrics = Metrics()
-    metrics.answered("/items", 200, 0.02)
-    metrics.answered("/items", 404, 0.01)
-    text = metrics.text({"hafvt_items": ("Items.", 50)})
-    assert 'hafvt_requests_total{route="/items",status="200"} 1' in text
-    assert 'hafvt_request_seconds_count{route="/items"} 2' in text
-    assert "hafvt_items 50\n" in text
-    samples = [line.split(" ")[0] for line in text.splitlines() if not line.startswith("#")]
-    assert len(samples) == len(set(samples))
-    kinds = [line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert len(kinds) == len(set(kinds))
-    assert all(any(sample.startswith(kind) for kind in kinds) for sample in samples)
+def test_server_metrics_text_has_every_metric_once():
+    metrics = ServerMetrics()
+    metrics.count_request("/items", 200, 0.02)
+    metrics.count_request("/items", 404, 0.01)
+    metrics.batch_size.observe(3)
+    metrics.num_items.set(50)
+    families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
+    assert {name: family.type for name, family in families.items()} == {
+        "hafvt_requests": "counter",
+        "hafvt_request_seconds": "histogram",
+        "hafvt_batch_size": "histogram",
+        "hafvt_reloads": "counter",
+        "hafvt_queue_depth": "gauge",
+        "hafvt_items": "gauge",
+        "hafvt_ready": "gauge",
+        "hafvt_resident_memory_bytes": "gauge",
+    }
+    samples = [sample for family in families.values() for sample in family.samples]
+    values = {
+        (sample.name, *(label for _, label in sorted(sample.labels.items()))): sample.value
+        for sample in samples
+    }
+    assert len(values) == len(samples)
+    assert values["hafvt_requests_total", "/items", "200"] == 1
+    assert values["hafvt_request_seconds_count", "/items"] == 2
+    assert values["hafvt_request_seconds_bucket", "0.01", "/items"] == 1
+    assert values["hafvt_batch_size_bucket", "2.0"] == 0
+    assert values["hafvt_batch_size_bucket", "4.0"] == 1
+    assert values["hafvt_reloads_total", "failed"] == 0
+    assert values["hafvt_items",] == 50
+    assert values["hafvt_resident_memory_bytes",] > 2**20

@@ -1,4 +1,4 @@
-"""Items are found by what people type."""
+"""Search of items by words of titles and ids."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.server.search import Search, words
+from hafvt.server.search import ItemSearch, normalized_words
 
 TITLES = ["Amélie (2001)", "STAR WARS", "Star Trek", None, "Wars of the stars", "Łódź, Straße 5"]
 
 
 @pytest.fixture
-def search():
+def item_search():
     table = pl.DataFrame(
         {"item_id": ["B-1x", "b2", "b3", "b4", "b5", "b6"], "domain": list("aaabbb"), "title": TITLES},
     ).with_columns(image=pl.lit(None, pl.String))
     domains = (Domain("a", 0, 3), Domain("b", 3, 6))
-    return Search(ItemCatalog(table, domains, np.array([1, 5, 9, 0, 7, 2]), None))
+    return ItemSearch(ItemCatalog(table, domains, np.array([1, 5, 9, 0, 7, 2]), None))
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "matches"),
     [
         ("", [2, 4, 1, 5, 0, 3]),
         ("  ", [2, 4, 1, 5, 0, 3]),
@@ -42,16 +42,16 @@ def search():
         ("%_*\\", []),
     ],
 )
-def test_all_words_must_begin_a_word_of_title_or_id(search, query, found):
-    assert search.find(query).tolist() == found
+def test_search_query_matches_word_prefixes_of_title_and_id(item_search, query, matches):
+    assert item_search.search(query).tolist() == matches
 
 
-def test_within_a_domain(search):
-    assert search.find("star", "b").tolist() == [4]
-    assert search.find("", "a").tolist() == [2, 1, 0]
+def test_search_domain_limits_matches(item_search):
+    assert item_search.search("star", "b").tolist() == [4]
+    assert item_search.search("", "a").tolist() == [2, 1, 0]
     with pytest.raises(HafvtError, match="no domain 'c'"):
-        search.find("star", "c")
+        item_search.search("star", "c")
 
 
-def test_words_have_neither_case_nor_accents():
-    assert words("ÀÉ_İstanbul ﬁn. 東京 x-2") == ["ae", "istanbul", "fin", "東京", "x", "2"]
+def test_normalized_words_drop_case_and_accents():
+    assert normalized_words("ÀÉ_İstanbul ﬁn. 東京 x-2") == ["ae", "istanbul", "fin", "東京", "x", "2"]

@@ -1,4 +1,4 @@
-"""The real process: starts, answers, takes a new model, stops."""
+"""The server as a process: it starts, answers, loads a new model, and stops."""
 
 from __future__ import annotations
 
@@ -20,50 +20,52 @@ from hafvt.inference.recommender import Recommender
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
 from hafvt.server.serve import serve
-from tests.served import put, running, wait_until
+from tests.served import replace_model, run_in_thread, wait_until
 
 BODY = json.dumps({"history": ["i3", "i41"], "domain": "d0"})
 
 
 @pytest.fixture
-def process(own_run):
-    """A server that takes any free port."""
-    command = [sys.executable, "-m", "hafvt", "serve", str(own_run), "--port", "0"]
+def process(writable_run):
+    """A running `hafvt serve` at a free port."""
+    command = [sys.executable, "-m", "hafvt", "serve", str(writable_run), "--port", "0"]
     environment = {key: value for key, value in os.environ.items() if key != "HAFVT_API_KEY"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         yield server
         server.kill()
 
 
-def ask(connection, method="POST", path="/recommend"):
+def send(connection, method="POST", path="/recommend"):
     connection.request(method, path, BODY, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 
 
-def test_a_server_from_start_to_stop(process, own_run, other_run):
-    said = process.stderr.readline()
-    port = int(re.match(r"http://127\.0\.0\.1:(\d+) ", said)[1])
+@pytest.mark.slow
+def test_serve_from_start_to_stop_fails_no_request(process, writable_run, sasrec_run):
+    port = int(re.match(r"http://127\.0\.0\.1:(\d+) ", process.stderr.readline())[1])
     log = []
     reading = threading.Thread(target=lambda: log.extend(process.stderr))
     reading.start()
     first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    wait_until(lambda: ask(first, "GET", "/ready")[0] == 200)
+    wait_until(lambda: send(first, "GET", "/ready")[0] == 200)
 
     statuses, stop = [], threading.Event()
 
     def client():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while not stop.is_set():
-            statuses.append(ask(connection)[0])
+            statuses.append(send(connection)[0])
 
     clients = [threading.Thread(target=client) for _ in range(4)]
     for thread in clients:
         thread.start()
-    wait_until(lambda: len(statuses) > 4)  # on a busy machine the new model may be there before they are
-    put(other_run, own_run)
+    wait_until(
+        lambda: len(statuses) > 4
+    )  # else a busy machine may load the new model before the first request
+    replace_model(writable_run, sasrec_run)
     process.send_signal(signal.SIGHUP)
-    wait_until(lambda: ask(first, "GET", "/ready")[1].get("model") == "sasrec")
+    wait_until(lambda: send(first, "GET", "/ready")[1].get("model") == "sasrec")
     stop.set()
     for thread in clients:
         thread.join()
@@ -79,38 +81,38 @@ def test_a_server_from_start_to_stop(process, own_run, other_run):
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_what_is_under_way_is_finished_before_it_stops(served_run, monkeypatch):
-    app, begun, recommend = create_app(ModelSource(served_run)), threading.Event(), Recommender.recommend
+def test_server_stopping_answers_requests_under_way(served_run, monkeypatch):
+    app, started, recommend = create_app(ModelSource(served_run)), threading.Event(), Recommender.recommend
 
-    def slowly(self, *given, **named):
-        begun.set()
+    def recommend_slowly(self, *args, **kwargs):
+        started.set()
         time.sleep(0.5)
-        return recommend(self, *given, **named)
+        return recommend(self, *args, **kwargs)
 
-    monkeypatch.setattr(Recommender, "recommend", slowly)
-    got = []
-    with running(app) as port:
-        wait_until(lambda: app.state.models.live)
+    monkeypatch.setattr(Recommender, "recommend", recommend_slowly)
+    answers = []
+    with run_in_thread(app) as port:
+        wait_until(lambda: app.state.models.current)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        asking = threading.Thread(target=lambda: got.append(ask(connection)))
-        asking.start()
-        assert begun.wait(20)
-    asking.join()
-    assert got[0][0] == 200
+        sender = threading.Thread(target=lambda: answers.append(send(connection)))
+        sender.start()
+        assert started.wait(20)
+    sender.join()
+    assert answers[0][0] == 200
 
 
-def test_what_can_be_mended_is_said(own_run, tmp_path, monkeypatch):
+def test_serve_invalid_options_are_refused(served_run, tmp_path, monkeypatch):
     with pytest.raises(HafvtError, match="holds no finished run"):
         serve(tmp_path, port=0)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(HafvtError, match="--port"):
-        serve(own_run, port=taken.getsockname()[1])
-    for wrong in ({"port": 99999}, {"host": "no.such.host.invalid"}, {"host": ""}):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(HafvtError, match="--port"):
+        serve(served_run, port=other.getsockname()[1])
+    for options in ({"port": 99999}, {"host": "no.such.host.invalid"}, {"host": ""}):
         with pytest.raises(HafvtError, match="--host"):
-            serve(own_run, **{"port": 0, **wrong})
+            serve(served_run, **{"port": 0, **options})
     with pytest.raises(HafvtError, match="--cors-origins"):
-        serve(own_run, cors_origins=["shop.example/x"])
+        serve(served_run, cors_origins=["shop.example/x"])
     with pytest.raises(HafvtError, match="--queue"):
-        serve(own_run, queue=0)
+        serve(served_run, queue=0)
     monkeypatch.setenv("HAFVT_API_KEY", "")
     with pytest.raises(HafvtError, match="HAFVT_API_KEY"):
-        serve(own_run)
+        serve(served_run)

@@ -144,9 +144,9 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visitor, source):
         page.context.close()
 
 
-def test_a_model_that_cannot_explain_itself_says_so(visitor, other_run):
+def test_a_model_that_cannot_explain_itself_says_so(visitor, sasrec_run):
     visitor.expected += "|/pictures/.* 404"  # the files that this data set names are not there
-    with serving(ModelSource(other_run)) as address:
+    with serving(ModelSource(sasrec_run)) as address:
         page = visitor.open("#item=i3&item=i41&in=d1", address)
         expect(page.locator("#next-about")).to_have_text("The 10 best of d1 after 2 items.")
         expect(page.locator("#why .story")).to_have_text("This model cannot say where its scores come from.")

@@ -65,4 +65,4 @@ def visitor(browser: Browser, address: str) -> Iterator[Visitor]:
         for page in context.pages:
             assert page.evaluate("window.hacked") is None
         context.close()
-    assert visitor.wrong == []
+    assert visitor.errors == []

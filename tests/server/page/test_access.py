@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.server.page.visitor import cards, choose, names, overflow, somebody, tiles
+from tests.server.page.visitor import cards, choose_domain, first_user, names, overflow, tiles
 
 
 def test_the_keyboard_alone_suffices(visitor):
@@ -67,7 +67,7 @@ def test_the_keyboard_alone_suffices(visitor):
 @pytest.mark.parametrize("width", [360, 768, 1440])
 def test_nothing_sticks_out(visitor, width):
     page = visitor.open(viewport={"width": width, "height": 740}, has_touch=width < 1000)
-    user_id, _ = somebody(visitor)
+    user_id, _ = first_user(visitor)
     expect(cards(page)).to_have_count(10)
     assert overflow(page) <= 0
     page.goto(f"{visitor.address}/#person={user_id}")
@@ -87,7 +87,7 @@ def test_nothing_sticks_out(visitor, width):
 
 
 def test_on_a_phone_a_tap_opens_the_explanation_and_closes_it(visitor):
-    user_id, _ = somebody(visitor)
+    user_id, _ = first_user(visitor)
     page = visitor.open(
         f"#person={user_id}", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
     )
@@ -150,6 +150,6 @@ def test_cards_glide_to_their_new_places_unless_people_want_stillness(visitor):
             "() => { window.moved = 0; const animate = Element.prototype.animate;"
             "Element.prototype.animate = function (...all) { moved++; return animate.apply(this, all) } }"
         )
-        choose(page, "#domains", "homeware")
+        choose_domain(page, "#domains", "homeware")
         expect(page.locator("#next-about")).to_contain_text("homeware")
         assert page.evaluate("moved > 0") == moves

@@ -14,11 +14,11 @@ from tests.server.page.visitor import (
     MARKUP,
     ODD_ID,
     cards,
-    choose,
+    choose_domain,
+    first_user,
     names,
     overflow,
     serving,
-    somebody,
     tiles,
 )
 
@@ -33,7 +33,7 @@ def test_a_model_that_is_being_loaded_is_waited_for(visitor):
         else:
             route.continue_()
 
-    page = visitor.open(before=lambda page: page.route("**/model", answer))
+    page = visitor.open(prepare=lambda page: page.route("**/model", answer))
     expect(page.locator("#model")).to_have_text("The model is being loaded.")
     expect(cards(page)).to_have_count(10)
 
@@ -63,7 +63,7 @@ def test_hostile_titles_and_ids_are_text(visitor):
 
 def test_unknown_ids_are_shown_and_skipped(visitor):
     visitor.expected += "|/items/.* 404"
-    _, history = somebody(visitor)
+    _, history = first_user(visitor)
     odd = ["<b>nothing</b>", "..", "x" * 200]
     page = visitor.open(f"#{urlencode({'item': [history[0], *odd]}, doseq=True)}")
     expect(page.locator("#next-about")).to_have_text(re.compile("after 1 item. 3 ids not in the catalog"))
@@ -115,11 +115,11 @@ def test_an_answer_that_comes_too_late_is_dropped(visitor):
             route.continue_()
 
     page.route("**/recommend", hold_garments)
-    choose(page, "#domains", "homeware")
+    choose_domain(page, "#domains", "homeware")
     expect(page.locator("#next-about")).to_contain_text("homeware")
-    choose(page, "#domains", "garments")
+    choose_domain(page, "#domains", "garments")
     expect(page.locator("#cards")).to_have_attribute("aria-busy", "true")
-    choose(page, "#domains", "homeware")
+    choose_domain(page, "#domains", "homeware")
     expect(page.locator("#cards")).to_have_attribute("aria-busy", "false")
     wanted = names(cards(page))
     held[0].fulfill(json={"items": [], "ranked_by": "model", "unknown_ids": []})

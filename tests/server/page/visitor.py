@@ -1,4 +1,4 @@
-"""A visitor of the page: opens it in a browser and notices what goes wrong behind it."""
+"""Helpers of tests that drive the page in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 
 @contextmanager
 def serving(source: ModelSource, settings: ServerSettings | None = None) -> Iterator[str]:
-    """Serves a model in a thread; gives its address."""
+    """Serves a model in a thread; yields the address of the server."""
     app = create_app(source, settings)
     server, models = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning")), app.state.models
     thread = threading.Thread(target=server.run, daemon=True)
@@ -46,54 +46,61 @@ def serving(source: ModelSource, settings: ServerSettings | None = None) -> Iter
 
 
 class Visitor:
-    """Opens pages, and listens to what goes wrong behind them."""
+    """Opens pages in new browser contexts and collects their errors.
+
+    Attributes:
+        errors: script errors, failed requests and requests to other hosts that `expected` does not match.
+        expected: a regular expression of errors that a test provokes.
+    """
 
     def __init__(self, browser: Browser, address: str) -> None:
         self.browser, self.address = browser, address
-        self.wrong: list[str] = []
-        self.expected = "(?!)"  # nothing
+        self.errors: list[str] = []
+        self.expected = "(?!)"  # matches nothing
 
     def open(
         self,
         fragment: str = "",
         address: str | None = None,
-        before: Callable[[Page], None] = lambda page: None,
+        prepare: Callable[[Page], None] = lambda page: None,
         **context: object,
     ) -> Page:
         address = address or self.address
-        usual = {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "reduce"}
-        page = self.browser.new_context(**{**usual, **context}).new_page()
-        page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        page.on("console", self.hear)
+        defaults = {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "reduce"}
+        page = self.browser.new_context(**{**defaults, **context}).new_page()
+        page.on("pageerror", lambda error: self.errors.append(f"error: {error}"))
+        page.on("console", self.on_console)
         page.on(
             "request",
-            lambda request: request.url.startswith(f"{address}/") or self.wrong.append(f"asks {request.url}"),
+            lambda request: (
+                request.url.startswith(f"{address}/") or self.errors.append(f"requests {request.url}")
+            ),
         )
-        before(page)
+        prepare(page)
         page.goto(f"{address}/{fragment}")
         return page
 
-    def hear(self, message: ConsoleMessage) -> None:
+    def on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             status = re.search(r"status of (\d+)|ERR_\w+", message.text)
-            said = f"{message.location['url']} {(status[1] or status[0]) if status else message.text}"
-            if not re.search(self.expected, said):
-                self.wrong.append(said)
+            error = f"{message.location['url']} {(status[1] or status[0]) if status else message.text}"
+            if not re.search(self.expected, error):
+                self.errors.append(error)
 
 
-def ask(visitor: Visitor, path: str, body: object = None) -> dict[str, Any]:
-    """Returns what the server itself answers."""
+def send(visitor: Visitor, path: str, body: object = None) -> dict[str, Any]:
+    """Returns the server's own answer to a request."""
     data = None if body is None else json.dumps(body).encode()
     request = Request(visitor.address + path, data, {"Content-Type": "application/json"})
     with urlopen(request) as answer:
         return json.load(answer)
 
 
-def somebody(visitor: Visitor) -> tuple[str, list[str]]:
-    """Returns the id of a person and those of their history, as the server tells them."""
-    user_id = ask(visitor, "/users?limit=1")["users"][0]["user_id"]
-    found = ask(visitor, f"/users/{user_id}")["history"]
-    return user_id, [item["item_id"] for item in found]
+def first_user(visitor: Visitor) -> tuple[str, list[str]]:
+    """Returns the id of the first user and the item ids of the history."""
+    user_id = send(visitor, "/users?limit=1")["users"][0]["user_id"]
+    history = send(visitor, f"/users/{user_id}")["history"]
+    return user_id, [item["item_id"] for item in history]
 
 
 def cards(page: Page) -> Locator:
@@ -108,11 +115,16 @@ def names(entries: Locator) -> list[str]:
     return entries.locator(".name").all_inner_texts()
 
 
-def titles(found: dict[str, list[dict[str, str]]]) -> list[str]:
-    return [(item["title"] or f"item {item['item_id']}").strip() for item in found["items"]]
+def titles(answer: dict[str, list[dict[str, str]]]) -> list[str]:
+    return [(item["title"] or f"item {item['item_id']}").strip() for item in answer["items"]]
 
 
-def choose(page: Page, group: str, domain: str) -> None:
+def by_branch(values: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """Returns sequence -> modality -> value as (sequence, modality) -> value."""
+    return {(sequence, modality): row[modality] for sequence, row in values.items() for modality in row}
+
+
+def choose_domain(page: Page, group: str, domain: str) -> None:
     page.locator(group).get_by_role("radio", name=domain).check()
 
 

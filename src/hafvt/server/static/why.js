@@ -42,7 +42,7 @@ export function makeWhy(on) {
         el("b", {}, el("bdi", {}, modality)), ".");
     }
     const text = by === "popularity"
-      ? `Because many users choose it: bought ${item.train_count.toLocaleString("en")} times in the training data.`
+      ? `A popular item: users chose it ${item.train_count.toLocaleString("en")} times in the training data.`
       : "This model cannot say where its scores come from.";
     return el("p", { class: "story" }, text);
   }

@@ -62,7 +62,7 @@ def test_manager_broken_files_keep_the_current_model(client, writable_run, sasre
 
 
 def test_manager_reload_freezes_the_model_and_frees_the_old_one(client):
-    assert gc.get_freeze_count() > 0
+    wait_until(lambda: gc.get_freeze_count() > 0)
     models = client.app.state.models
     for _ in range(2):
         old = weakref.ref(models.current)

@@ -71,7 +71,11 @@ def _recommend_response(
 ) -> RecommendResponse:
     scored = recommendations.items[: request.k]
     fields: list[dict[str, Any]] = [{"score": one.score} for one in scored]
-    if key.include_shares and recommendations.ranked_by == "model" and key.model.recommender.scorer.can_explain:
+    if (
+        key.include_shares
+        and recommendations.ranked_by == "model"
+        and key.model.recommender.scorer.can_explain
+    ):
         item_ids = [one.item.item_id for one in scored]
         for row, shares in zip(fields, _shares(key.model, request.history, domain, item_ids), strict=True):
             row["shares"] = shares

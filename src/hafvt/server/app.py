@@ -65,9 +65,7 @@ def create_app(source: ModelSource, settings: ServerSettings | None = None) -> F
     )
     metrics.queue_depth.set_function(lambda: batcher.depth)
     metrics.ready.set_function(lambda: models.current is not None)
-    metrics.num_items.set_function(
-        lambda: len(models.current.recommender.catalog) if models.current else 0
-    )
+    metrics.num_items.set_function(lambda: len(models.current.recommender.catalog) if models.current else 0)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

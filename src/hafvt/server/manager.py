@@ -188,9 +188,7 @@ class ModelManager:
             self.metrics.reloads.labels("ok").inc()
             await asyncio.to_thread(release_memory)
             recommender = self.current.recommender
-            logger.info(
-                "serving %s, %d items", recommender.scorer.name, len(recommender.catalog)
-            )
+            logger.info("serving %s, %d items", recommender.scorer.name, len(recommender.catalog))
 
 
 def num_scoring_threads() -> int:

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hafvt.features.encode import encode
-from hafvt.features.encoders import make_encoder
 from hafvt.features.encoders.classic import BLOCKS
 from hafvt.features.images import open_picture
+from hafvt.features.modalities import make_encoder
 
 from .conftest import write_catalog
 

@@ -12,7 +12,7 @@ from PIL import Image
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
-from hafvt.features.encoders import make_encoder
+from hafvt.features.modalities import make_encoder
 
 from .conftest import WORDS, Checkpoint
 
@@ -67,9 +67,9 @@ def test_checkpoints_encode_a_dataset(checkpoint: Checkpoint, pictured: Dataset,
     np.testing.assert_allclose(
         np.linalg.norm(table.rows[table.present].astype(np.float32), axis=1), 1, atol=2e-3
     )
-    assert all(len(digest) == 64 for digest in table.about["settings"]["sha256"].values())
-    assert table.about["settings"]["sha256"]
-    assert table.about["encoder"] == spec
+    assert all(len(digest) == 64 for digest in table.metadata["settings"]["sha256"].values())
+    assert table.metadata["settings"]["sha256"]
+    assert table.metadata["encoder"] == spec
 
 
 def test_sentence_rows_are_what_the_library_gives(checkpoint: Checkpoint) -> None:

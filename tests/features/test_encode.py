@@ -41,15 +41,15 @@ def test_a_table_has_unit_rows_a_mask_provenance_and_every_problem(pictured: Dat
         norms = np.linalg.norm(table.rows.astype(np.float32), axis=1)
         np.testing.assert_allclose(norms, table.present, atol=2e-3)
     assert problems(pictured, "image") == [
-        {"item_id": "a3", "value": "", "problem": "no picture given"},
+        {"item_id": "a3", "value": "", "problem": "no image given"},
         {"item_id": "a5", "value": "5.jpg", "problem": "not a picture (JPEG, PNG, WEBP, GIF, BMP are read)"},
         {"item_id": "a7", "value": "7.jpg", "problem": "no such file"},
     ]
     assert problems(pictured, "title") == [{"item_id": "a3", "value": "", "problem": "no title given"}]
-    assert image.about["counts"] == {"items": 12, "encoded": 9, "missing": 1, "broken": 2}
-    assert image.about["encoder"] == "classic"
-    assert {"pillow", "scikit-image", "python"} <= image.about["versions"].keys()
-    assert len(image.about["source"]["sha256"]) == 64
+    assert image.metadata["counts"] == {"items": 12, "encoded": 9, "missing": 1, "broken": 2}
+    assert image.metadata["encoder"] == "classic"
+    assert {"pillow", "scikit-image", "python"} <= image.metadata["versions"].keys()
+    assert len(image.metadata["source"]["sha256"]) == 64
     assert sorted(p.name for p in (pictured.folder / "features").iterdir()) == ["image", "title"]
 
 
@@ -198,7 +198,7 @@ def test_a_vector_that_the_fit_loses_is_reported(pictured: Dataset, monkeypatch:
     table = encode(pictured, image="classic")["image"]
     assert not table.present[4]
     assert problems(pictured, "image")[-1]["item_id"] == "a4"
-    assert table.about["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3}
+    assert table.metadata["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3}
 
 
 def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:

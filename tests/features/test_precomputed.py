@@ -42,9 +42,9 @@ def test_rows_go_to_their_items_in_any_order(pictured: Dataset, tmp_path: Path, 
     assert np.flatnonzero(table.present).tolist() == [0, 4, 11]
     for item, row in ((11, 0), (4, 1), (0, 2)):
         np.testing.assert_allclose(table.rows[item], rows[row] / np.linalg.norm(rows[row]), atol=1e-3)
-    assert table.about["unknown_ids"] == 2
-    assert table.about["counts"] == {"items": 12, "encoded": 3, "missing": 8, "broken": 1}
-    assert len(table.about["source"]["sha256"]) == 64
+    assert table.metadata["unknown_ids"] == 2
+    assert table.metadata["counts"] == {"items": 12, "encoded": 3, "missing": 8, "broken": 1}
+    assert len(table.metadata["source"]["sha256"]) == 64
     with (pictured.folder / "features" / "sound_2" / "problems.csv").open(newline="") as file:
         listed = {row["item_id"]: row["problem"] for row in csv.DictReader(file)}
     assert len(listed) == 9

@@ -1,4 +1,4 @@
-"""A feature table in the making: survives a kill after any batch, appears whole or not at all."""
+"""A feature table that is being written: survives an interruption, is published as a whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -16,21 +17,25 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
 from hafvt.errors import HafvtError
-from hafvt.features.table import FeatureTable
+from hafvt.features.encoders.base import Bool, Float32
+from hafvt.features.table import (
+    FITTED_ARRAYS,
+    NO_DIRECTION,
+    FeatureTable,
+    normalize_rows,
+    read_fitted_arrays,
+)
 from hafvt.files import atomic_file, read_json, write_json
 
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
-
-CHUNK = 8_192  # rows held in memory at a time
+CHUNK_ROWS = 8_192  # rows in memory at a time
 
 
 class Problem(NamedTuple):
     """Why an item has no vector; a row of problems.csv.
 
     Attributes:
-        item_id: the item's own id.
-        value: the path or the title as the item table has it, empty where it has none.
+        item_id: id of the item.
+        value: the path or title in the item table; empty if there is none.
         problem: what is wrong.
     """
 
@@ -39,86 +44,120 @@ class Problem(NamedTuple):
     problem: str
 
 
-class EncodingCheckpoint:
-    """The folder `features/.<name>.partial/`: raw.npy, problems.csv and state.json, how far they are good.
+@dataclass
+class EncodingState:
+    """Contents of state.json.
 
-    A folder left by a killed run is taken up where it stopped if its `about` is the same, else discarded.
-    Each batch is flushed before state.json counts it; what a kill left beyond that count is overwritten.
-
-    Args:
-        target: the folder of the finished table, `features/<name>/`.
-        items: number of items of the dataset.
-        about: everything that the rows depend on; becomes part of about.json.
+    Attributes:
+        metadata: everything that the raw rows depend on.
+        num_done: number of items, from the first on, that are finished.
+        width: width of the raw rows; 0 until the first one.
+        num_missing: finished items without a picture or title.
+        num_broken: finished items whose picture, title or vector cannot be used.
+        problems_bytes: valid length of problems.csv.
+        seconds: time spent in the encoder.
     """
 
-    def __init__(self, target: Path, items: int, about: dict[str, Any]) -> None:
-        self.target, self.items = target, items
+    metadata: dict[str, Any]
+    num_done: int = 0
+    width: int = 0
+    num_missing: int = 0
+    num_broken: int = 0
+    problems_bytes: int = 0
+    seconds: float = 0.0
+
+
+class EncodingCheckpoint:
+    """The folder `features/.<name>.partial/` with raw.npy, problems.csv and state.json.
+
+    The folder of an interrupted run is continued if its metadata is the same, and discarded otherwise.
+    Each batch is on disk before state.json counts its items; bytes beyond that count are overwritten.
+
+    Args:
+        target: folder of the finished table, `features/<name>/`.
+        num_items: number of items of the dataset.
+        metadata: everything that the raw rows depend on; becomes part of about.json.
+    """
+
+    def __init__(self, target: Path, num_items: int, metadata: dict[str, Any]) -> None:
+        self.target, self.num_items = target, num_items
         self.folder = target.with_name(f".{target.name}.partial")
-        self.about: dict[str, Any] = json.loads(json.dumps(about))
-        self.state = self._stored()
-        if self.state["done"] == 0:
+        self.state = self._read_state(json.loads(json.dumps(metadata)))
+        if self.num_done == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self._append_problems([Problem(*Problem._fields)])
-        self.raw = open_memmap(self.folder / "raw.npy", mode="r+") if self.state["width"] else None
+        self._raw = open_memmap(self.folder / "raw.npy", mode="r+") if self.state.width else None
 
     @property
-    def done(self) -> int:
-        """How many items, from the first on, are settled."""
-        return int(self.state["done"])
+    def num_done(self) -> int:
+        """Number of items, from the first on, that are finished."""
+        return self.state.num_done
 
     def append(
-        self, stop: int, index: npt.NDArray[np.int64], rows: Float32, problems: list[Problem], seconds: float
+        self,
+        num_items: int,
+        items: npt.NDArray[np.int64],
+        rows: Float32,
+        problems: list[Problem],
+        seconds: float,
     ) -> None:
-        """Settles the items from `done` up to `stop`.
+        """Finish the next items.
 
         Args:
-            stop: the first item that is not settled yet.
-            index: (n,) the items that have a vector.
+            num_items: how many.
+            items: (n,) indices of those that have a raw row.
             rows: (n, d) their raw rows, finite and not zero.
-            problems: the other items.
-            seconds: how long the batch took.
+            problems: one for each of the others.
+            seconds: time that the encoder took.
         """
-        if self.raw is None and len(rows):
-            shape = (self.items, rows.shape[1])
-            self.raw = open_memmap(self.folder / "raw.npy", mode="w+", dtype=np.float32, shape=shape)
-            self.state["width"] = rows.shape[1]
-        if self.raw is not None:
-            self.raw[self.done : stop] = 0
-            self.raw[index] = rows
-            self.raw.flush()
+        state, stop = self.state, self.num_done + num_items
+        if self._raw is None and len(rows):
+            shape = (self.num_items, rows.shape[1])
+            self._raw = open_memmap(self.folder / "raw.npy", mode="w+", dtype=np.float32, shape=shape)
+            state.width = rows.shape[1]
+        if self._raw is not None:
+            self._raw[state.num_done : stop] = 0
+            self._raw[items] = rows
+            self._raw.flush()
         self._append_problems(problems)
-        missing = sum(not problem.value for problem in problems)
-        self.state["missing"] += missing
-        self.state["broken"] += len(problems) - missing
-        self.state["seconds"] += seconds
-        self.state["done"] = stop
-        write_json(self.folder / "state.json", self.state)
+        num_missing = sum(not problem.value for problem in problems)
+        state.num_missing += num_missing
+        state.num_broken += len(problems) - num_missing
+        state.seconds += seconds
+        state.num_done = stop
+        write_json(self.folder / "state.json", asdict(state))
 
-    def keep(self, fit: dict[str, npt.NDArray[Any]]) -> None:
-        """Keeps what an encoder was fitted to; it becomes fit.npz of the table."""
-        if fit:
-            with atomic_file(self.folder / "fit.npz") as temporary, temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **fit)
+    def save_fitted_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Save the arrays that an encoder learned, if any; they become part of the table."""
+        if arrays:
+            with atomic_file(self.folder / FITTED_ARRAYS) as temporary, temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
 
-    def rows(self) -> tuple[Float32, Bool]:
-        """Returns the raw rows (items, d), memory-mapped, and which items have one, (items,).
+    def fitted_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the saved arrays of an interrupted run; empty if there are none."""
+        if not (self.folder / FITTED_ARRAYS).exists():
+            return {}
+        return read_fitted_arrays(self.folder, f"remove {self.folder} and encode anew")
+
+    def raw_rows(self) -> tuple[Float32, Bool]:
+        """Return the raw rows (items, d), memory-mapped, and which items have one, (items,).
 
         Raises:
             HafvtError: no item has one.
         """
-        if self.raw is None:
-            raise self._empty()
-        chunks = (self.raw[start : start + CHUNK] for start in range(0, self.items, CHUNK))
-        return self.raw, np.concatenate([(chunk != 0).any(axis=1) for chunk in chunks])
+        if self._raw is None:
+            raise self._nothing_encoded()
+        chunks = (self._raw[start : start + CHUNK_ROWS] for start in range(0, self.num_items, CHUNK_ROWS))
+        return self._raw, np.concatenate([(chunk != 0).any(axis=1) for chunk in chunks])
 
     def publish(self, rows: Float32, present: Bool, item_ids: list[str]) -> FeatureTable:
-        """Writes the finished table in place of an older one and removes this folder.
+        """Write the finished table in place of an older one, remove this folder and return the table.
 
         Args:
             rows: (items, e) vectors of any length.
-            present: (items,) which of them count.
-            item_ids: the items' own ids.
+            present: (items,) which items have a vector.
+            item_ids: ids of the items.
 
         Raises:
             HafvtError: no item has a vector.
@@ -126,77 +165,69 @@ class EncodingCheckpoint:
         table = self.folder / "table"
         shutil.rmtree(table, ignore_errors=True)
         table.mkdir()
-        kept = present.copy()
-        out = open_memmap(table / "rows.npy", mode="w+", dtype=np.float16, shape=rows.shape)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            chunk = rows[part].astype(np.float64)
-            norms = np.linalg.norm(chunk, axis=1)
-            kept[part] &= np.isfinite(norms) & (norms > 0)
-            out[part] = np.where(kept[part, None], chunk / np.where(kept[part], norms, 1)[:, None], 0)
-        out.flush()
-        del out
-        lost = np.flatnonzero(present & ~kept)
-        self._append_problems([Problem(item_ids[i], "", "its vector has no direction") for i in lost])
-        if not kept.any():
-            raise self._empty()
-        np.save(table / "present.npy", kept, allow_pickle=False)
-        shutil.copyfile(self.folder / "problems.csv", table / "problems.csv")
-        if (self.folder / "fit.npz").exists():
-            shutil.copyfile(self.folder / "fit.npz", table / "fit.npz")
+        usable = np.empty_like(present)
+        unit_rows = open_memmap(table / "rows.npy", mode="w+", dtype=np.float16, shape=rows.shape)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            unit_rows[part], usable[part] = normalize_rows(rows[part], present[part])
+        unit_rows.flush()
+        del unit_rows
+        unusable = np.flatnonzero(present & ~usable).tolist()
+        self._append_problems([Problem(item_ids[item], "", NO_DIRECTION) for item in unusable])
+        if not usable.any():
+            raise self._nothing_encoded()
+        np.save(table / "present.npy", usable, allow_pickle=False)
+        is_fitted = (self.folder / FITTED_ARRAYS).exists()
+        for name in ["problems.csv", *[FITTED_ARRAYS] * is_fitted]:
+            shutil.copyfile(self.folder / name, table / name)
         counts = {
-            "items": self.items,
-            "encoded": int(kept.sum()),
-            "missing": self.state["missing"],
-            "broken": self.state["broken"] + len(lost),
+            "items": self.num_items,
+            "encoded": int(usable.sum()),
+            "missing": self.state.num_missing,
+            "broken": self.state.num_broken + len(unusable),
         }
-        seconds = round(self.state["seconds"], 1)
-        about = {**self.about, "counts": counts, "width": rows.shape[1], "seconds": seconds}
-        write_json(table / "about.json", about)
+        metadata = {
+            **self.state.metadata,
+            "is_fitted": is_fitted,
+            "counts": counts,
+            "width": rows.shape[1],
+            "seconds": round(self.state.seconds, 1),
+        }
+        write_json(table / "about.json", metadata)
         if self.target.exists():
             self.target.replace(self.folder / "old")
         table.replace(self.target)
         shutil.rmtree(self.folder)
         return FeatureTable.open(self.target)
 
-    def _stored(self) -> dict[str, Any]:
-        """Returns the state that a killed run left, if it goes on from there; else that of a start."""
-        fresh = {
-            "about": self.about,
-            "done": 0,
-            "width": 0,
-            "missing": 0,
-            "broken": 0,
-            "problems_bytes": 0,
-            "seconds": 0.0,
-        }
-        if not (self.folder / "state.json").exists():
-            return fresh
+    def _read_state(self, metadata: dict[str, Any]) -> EncodingState:
+        """Return the state of an interrupted run with the same metadata, or else that of a new one."""
         try:
-            stored = read_json(self.folder / "state.json")
-        except HafvtError:
-            return fresh
-        same = isinstance(stored, dict) and stored.keys() == fresh.keys() and stored["about"] == self.about
-        return stored if same else fresh
+            state = EncodingState(**read_json(self.folder / "state.json"))
+        except (HafvtError, TypeError):
+            return EncodingState(metadata)
+        return state if state.metadata == metadata else EncodingState(metadata)
 
     def _append_problems(self, problems: list[Problem]) -> None:
+        """Write rows behind the valid part of problems.csv, durably."""
         text = StringIO()
         csv.writer(text, lineterminator="\n").writerows(problems)
         path = self.folder / "problems.csv"
         with path.open("r+b" if path.exists() else "wb") as file:
-            file.truncate(self.state["problems_bytes"])
+            file.truncate(self.state.problems_bytes)
             file.seek(0, os.SEEK_END)
             file.write(text.getvalue().encode("utf-8", errors="replace"))
-            self.state["problems_bytes"] = file.tell()
+            self.state.problems_bytes = file.tell()
             file.flush()
             os.fsync(file.fileno())
 
-    def _empty(self) -> HafvtError:
-        """Returns the error for a table without a vector; the folder goes, so that a mended input is read."""
+    def _nothing_encoded(self) -> HafvtError:
+        """Remove this folder, so that corrected input is read, and return the error."""
         with (self.folder / "problems.csv").open(encoding="utf-8", newline="") as file:
-            first = next(map(Problem._make, islice(csv.reader(file), 1, None)))
+            example = next(map(Problem._make, islice(csv.reader(file), 1, None)))
         shutil.rmtree(self.folder)
         return HafvtError(
-            f"{self.target.name}: none of the {self.items} items could be encoded, e.g. item "
-            f"{first.item_id!r}, value {first.value[:80]!r}: {first.problem}. Mend the input or leave it out"
+            f"{self.target.name}: none of the {self.num_items} items could be encoded, e.g. item "
+            f"{example.item_id!r}, value {example.value[:80]!r}: {example.problem}. Correct the "
+            "input or leave it out"
         )

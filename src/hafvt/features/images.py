@@ -1,4 +1,4 @@
-"""Pictures from outside: checked, opened, reduced. Hostile until proven harmless."""
+"""Open pictures. They are untrusted input: path, size and bytes are checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hafvt.errors import HafvtError, missing_package
+from hafvt.errors import missing_package
+from hafvt.features.encoders.base import ContentError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,32 +26,29 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
-# A pipe must not block us and the last step of the path must not be swapped for a link after the check.
+# A pipe must not block, and the file must not be replaced by a link between the check of its path and here.
 _OPEN_FLAGS = (
     os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 )
 
 
-class PictureError(HafvtError):
+class PictureError(ContentError):
     """Why a picture cannot be used, in a few words."""
 
 
 def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
-    """Opens a picture of an item table.
+    """Return a picture of an item table in RGB, upright by its EXIF orientation, on a white background.
 
-    The path must lead to a regular file inside `root`, links resolved. The format is known by content, not
-    by name; the size is read from the header before anything is decoded. The first frame counts.
+    The path must lead to a regular file inside `root` after links are resolved. The content, not the name,
+    determines the format. Of an animation, the first frame is used.
 
     Args:
-        root: the folder that relative paths start from; None where the dataset has none.
-        value: the path as it stands in the item table.
-        side: larger pictures are reduced so that their shorter side has this many pixels; smaller ones stay.
-
-    Returns:
-        The picture in RGB, turned as its EXIF orientation says, transparency laid on white.
+        root: the folder that relative paths start from; None if the dataset has none.
+        value: the path in the item table.
+        side: larger pictures are reduced until their shorter side has this many pixels.
 
     Raises:
-        PictureError: the picture cannot be used, for whatever reason that lies in the path or the bytes.
+        PictureError: the path, the file or its content cannot be used.
         HafvtError: Pillow is not installed.
     """
     data = _read(root, value)
@@ -63,26 +61,26 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise PictureError(f"{width} x {height} pixels are too many")
-            image.draft("RGB", (side, side))  # JPEG: decodes at 1/2, 1/4 or 1/8 where that is still enough
-            return _reduced(_upright(_rgb(image), _orientation(image)), side)
+            image.draft("RGB", (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that is large enough
+            return _reduce(_upright(_to_rgb(image), _orientation(image)), side)
     except PictureError:
         raise
     except UnidentifiedImageError:
         raise PictureError(f"not a picture ({', '.join(FORMATS)} are read)") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise PictureError("its pixels are too many") from None
+        raise PictureError("too many pixels") from None
     except Exception as error:  # decoders raise nearly anything for broken bytes
         reason = " ".join(str(error).split())[:100]
         raise PictureError(f"broken picture ({reason or type(error).__name__})") from None
 
 
 def thumbnail(root: Path | None, value: str, side: int) -> bytes:
-    """Returns a picture as a JPEG made anew, at most `side` pixels wide and high.
+    """Return a picture, encoded anew as JPEG, at most `side` pixels wide and high.
 
     Args:
         root: see `open_picture`.
         value: see `open_picture`.
-        side: the longest side in pixels.
+        side: length of the longer side in pixels, at most.
 
     Raises:
         PictureError: see `open_picture`.
@@ -95,7 +93,7 @@ def thumbnail(root: Path | None, value: str, side: int) -> bytes:
 
 
 def thumbnail_data_uri(root: Path | None, value: str, side: int) -> str | None:
-    """Returns a `thumbnail` as a data: URI for reports; None where the picture cannot be opened."""
+    """Return a `thumbnail` as a data: URI; None if the picture cannot be opened."""
     try:
         jpeg = thumbnail(root, value, side)
     except PictureError:
@@ -104,11 +102,11 @@ def thumbnail_data_uri(root: Path | None, value: str, side: int) -> str | None:
 
 
 def _read(root: Path | None, value: str) -> bytes:
-    """Returns the bytes of the file, read once."""
+    """Return the bytes of a picture file, read once."""
     if root is None:
         raise PictureError("the dataset has no picture folder")
     if value.lower().startswith(("http://", "https://")):
-        raise PictureError("not fetched yet: a web address")
+        raise PictureError("a web address, not fetched yet")
     if ".." in Path(value).parts:
         raise PictureError("leads outside the picture folder")
     try:
@@ -125,15 +123,15 @@ def _read(root: Path | None, value: str) -> bytes:
         raise PictureError("no such file") from None
     except IsADirectoryError:
         raise PictureError("not a regular file") from None
-    except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, a loop of links, a bad name
         raise PictureError(f"cannot be read ({getattr(error, 'strerror', None) or 'bad path'})") from None
     if len(data) > MAX_BYTES:
         raise PictureError(f"larger than {MAX_BYTES // 2**20} MiB")
     return data
 
 
-def _rgb(image: Image) -> Image:
-    """Decodes to RGB; transparency is laid on white, 16 bits become 8 by scaling, not by clipping."""
+def _to_rgb(image: Image) -> Image:
+    """Return the picture in RGB, transparent parts white, 16-bit values scaled to 8 bits, not clipped."""
     from PIL import Image
 
     image.load()
@@ -148,7 +146,7 @@ def _rgb(image: Image) -> Image:
 
 
 def _orientation(image: Image) -> int:
-    """Returns the EXIF orientation, 1 where there is none; damaged EXIF does not make a picture unusable."""
+    """Return the EXIF orientation; 1, upright, if there is none or the EXIF data are damaged."""
     from PIL.ExifTags import Base
 
     try:
@@ -158,10 +156,10 @@ def _orientation(image: Image) -> int:
 
 
 def _upright(image: Image, orientation: int) -> Image:
-    """Undoes an EXIF orientation."""
+    """Return the picture rotated and mirrored by an EXIF orientation."""
     from PIL.Image import Transpose
 
-    turns = {
+    methods = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -170,11 +168,11 @@ def _upright(image: Image, orientation: int) -> Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    return image.transpose(methods[orientation]) if orientation in methods else image
 
 
-def _reduced(image: Image, side: int) -> Image:
-    """Scales down until the shorter side has `side` pixels."""
+def _reduce(image: Image, side: int) -> Image:
+    """Return the picture, reduced until its shorter side has at most `side` pixels."""
     from PIL.Image import Resampling
 
     scale = side / min(image.size)
@@ -191,10 +189,10 @@ _quiet_filters: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def _quiet(bomb: type[Warning]) -> Iterator[None]:
-    """Silences the decoders' warnings, but makes `bomb` an error.
+    """Suppress warnings of the decoders, but raise warnings of the class `bomb` as errors.
 
-    `warnings.catch_warnings` alone is not for threads: they would restore each other's filters. Here the
-    first one in sets them and the last one out restores them.
+    `warnings.catch_warnings` alone is not thread-safe: threads would restore each other's filters. The first
+    thread to enter sets the filters, and the last one to leave restores them.
     """
     global _quiet_depth, _quiet_filters
     with _quiet_lock:

@@ -15,15 +15,16 @@ from torch import Tensor
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.data.relations import read_relations
 from hafvt.errors import HafvtError
+from hafvt.features.modalities import MODALITIES, encode_option
 from hafvt.features.table import FeatureTable
 
 
 class Vectors(NamedTuple):
-    """The frozen vectors of one modality.
+    """The frozen vectors of all items in one modality.
 
     Attributes:
         rows: (items, e) float32, unit length where present, zero elsewhere.
-        present: (items,) bool.
+        present: (items,) bool, whether an item has a vector.
     """
 
     rows: Tensor
@@ -67,7 +68,7 @@ class ItemFeatures:
     similar_items: Mapping[str, SimilarItems] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Returns the number of items over all domains."""
+        """Return the number of items of all domains."""
         return self.domains[-1].stop
 
     @cached_property
@@ -88,7 +89,7 @@ class ItemFeatures:
         return ~self.is_cold
 
     def domain_of(self, items: Tensor) -> Tensor:
-        """Returns the number of the domain of each item index, same shape as `items`."""
+        """Return the index of the domain of each item, same shape as `items`."""
         starts = torch.tensor([d.start for d in self.domains[1:]], device=items.device, dtype=items.dtype)
         return torch.bucketize(items, starts, right=True)
 
@@ -96,67 +97,62 @@ class ItemFeatures:
 def load_item_features(
     data: Dataset, modalities: tuple[str, ...] | None = None, *, relations: bool = False
 ) -> ItemFeatures:
-    """Reads what the dataset's folder knows of its items.
+    """Return the item features of a dataset, without similar items.
 
     Args:
         data: the dataset.
-        modalities: names of encoded features to read; None reads all there are.
-        relations: read the links between items too.
+        modalities: names of the encoded features to read; None reads all.
+        relations: whether to read the links between items as well.
 
     Raises:
         HafvtError: a modality is not encoded.
     """
     folder = data.folder / "features"
-    found = (
-        sorted(p.name for p in folder.iterdir() if p.name[0] != "." and (p / "about.json").exists())
-        if folder.exists()
-        else []
-    )
-    names = found if modalities is None else list(modalities)
-    missing = [name for name in names if name not in found]
-    if missing:
-        name = missing[0]
-        how = f"--{name} classic" if name in ("image", "title") else f"--precomputed {name}=FILE"
+    encoded = sorted(path.parent.name for path in folder.glob("[!.]*/about.json"))
+    names = encoded if modalities is None else list(modalities)
+    if missing := [name for name in names if name not in encoded]:
+        name, option = missing[0], f"--precomputed {missing[0]}=FILE"
+        if name in MODALITIES:
+            option = encode_option(name, next(iter(MODALITIES[name].encoders)))
         raise HafvtError(
-            f"{data.folder} has no features {', '.join(missing)} (it has: {', '.join(found) or 'none'}): "
-            f"run hafvt encode {data.folder} {how}"
+            f"{data.folder} has no features {', '.join(missing)} (it has: {', '.join(encoded) or 'none'}): "
+            f"run hafvt encode {data.folder} {option}"
         )
-    vectors = {}
+    vectors, num_items = {}, data.domains[-1].stop
     for name in names:
         table = FeatureTable.open(folder / name)
-        if len(table.rows) != data.domains[-1].stop:
-            raise HafvtError(
-                f"{folder / name} has {len(table.rows)} rows for {data.domains[-1].stop} items: encode anew"
-            )
+        if len(table.rows) != num_items:
+            raise HafvtError(f"{folder / name} has {len(table.rows)} rows for {num_items} items: encode anew")
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
-    links = read_relations(data) if relations else {}
-    return ItemFeatures(domains=data.domains, vectors=vectors, train_counts=train_counts, relations=links)
+    return ItemFeatures(data.domains, vectors, train_counts, read_relations(data) if relations else {})
 
 
-def prepare_vectors(vectors: Vectors, catalog: ItemFeatures, width: int) -> Tensor:
-    """Returns frozen vectors as candidates: (items, e) of unit length, absent ones their domain's mean.
+def prepare_vectors(vectors: Vectors, item_features: ItemFeatures, width: int) -> Tensor:
+    """Return frozen vectors for all items, (items, d), reduced to principal directions and without gaps.
 
-    Center, directions and means are those of the items that training met, so that others change nothing.
+    Items without a vector get the mean vector of their domain. Means and principal directions are computed
+    from trained items alone, so that cold items do not change the vectors of other items.
 
     Args:
-        vectors: of one modality.
-        catalog: for its domains, and for which items training met.
-        width: see `HafVtConfig.content_width`.
+        vectors: (items, e) in one modality, of unit length.
+        item_features: defines domains and trained items.
+        width: number of principal directions d, at most; the vectors are centered and projected onto them
+            and get unit length again. 0 keeps the vectors as they are, d = e.
     """
     rows, present = vectors
-    fit = present & catalog.is_trained
+    fit = present & item_features.is_trained
     fit = fit if fit.any() else present
     if width:
-        centerd = rows - rows[fit].mean(0)
-        _, directions = torch.linalg.eigh((centerd[fit].T @ centerd[fit]).double())  # ascending
-        # Which way a direction points is left to the processor: here its largest entry is positive.
+        centered = rows - rows[fit].mean(0)
+        _, directions = torch.linalg.eigh((centered[fit].T @ centered[fit]).double())  # (e, e), ascending
+        # The sign of a direction depends on the processor: make its largest entry positive.
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        rows = F.normalize(centerd @ (directions * largest.sign())[:, -width:].float(), dim=1)
+        rows = F.normalize(centered @ (directions * largest.sign())[:, -width:].float(), dim=1)
     rows = rows.clone()
-    for domain in catalog.domains:
-        here = slice(domain.start, domain.stop)
-        mean = rows[here][fit[here]].mean(0) if fit[here].any() else torch.zeros_like(rows[0])
-        rows[here][~present[here]] = mean
+    for domain in item_features.domains:
+        part = slice(domain.start, domain.stop)
+        mean = rows[part][fit[part]].mean(0) if fit[part].any() else torch.zeros_like(rows[0])
+        rows[part][~present[part]] = mean
     return rows

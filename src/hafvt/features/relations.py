@@ -12,7 +12,7 @@ from hafvt.data.relations import TRANSITION, WITHIN_DOMAIN
 
 
 def link_tables(relations: Mapping[str, Tensor], counts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the `count` most frequent links of each item in each relation.
+    """Return the `count` most frequent links of each item in each relation.
 
     Args:
         relations: (n, 2) directed edges by name; one that is given twice weighs more.
@@ -43,6 +43,6 @@ def link_tables(relations: Mapping[str, Tensor], counts: Tensor, count: int) -> 
 
 
 def graph_relations(relations: Mapping[str, Tensor]) -> list[str]:
-    """Returns the relations that make the graph: those of the items' table, or else training transitions."""
+    """Return the relations that make the graph: those of the items' table, or else training transitions."""
     listed = [name for name in relations if name not in (TRANSITION, WITHIN_DOMAIN)]
     return listed or [name for name in relations if name == TRANSITION]

@@ -27,7 +27,7 @@ NEIGHBOR_TEMPERATURE = 0.1  # of the softmax over cosines that weighs the neighb
 def with_similar_items(
     item_features: ItemFeatures, num_neighbors: int, cluster_sizes: tuple[int, ...], content_width: int = 0
 ) -> ItemFeatures:
-    """Returns `item_features` with `similar_items` filled for each modality that has vectors.
+    """Return `item_features` with `similar_items` filled for each modality that has vectors.
 
     What `item_features.similar_items` holds already, such as the saved results of a training, is reused: on
     another processor, neighbors of nearly the same similarity could differ. Only missing items are compared.
@@ -63,7 +63,7 @@ def find_similar_items(
     cluster_sizes: tuple[int, ...],
     saved: SimilarItems | None = None,
 ) -> SimilarItems:
-    """Returns neighbors and clusters of all V items in one modality.
+    """Return neighbors and clusters of all V items in one modality.
 
     Args:
         vectors: (V, d) of unit length.
@@ -106,7 +106,7 @@ def find_similar_items(
 
 
 def renumber_items(similar_items: SimilarItems, new_index: Tensor, num_items: int) -> SimilarItems:
-    """Returns similar items for a larger catalog; entries of the items that are new in it are -1.
+    """Return similar items for a larger catalog; entries of the items that are new in it are -1.
 
     Args:
         similar_items: results for V items.
@@ -128,7 +128,7 @@ def nearest_neighbors(
     items: Tensor | None = None,
     advance: Advance | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the reference items with the highest cosine to each item, itself left out, and their weights.
+    """Return the reference items with the highest cosine to each item, itself left out, and their weights.
 
     Args:
         vectors: (V, d) of unit length.
@@ -162,7 +162,7 @@ def nearest_neighbors(
 def cluster_items(
     vectors: Vectors, train_counts: Tensor, cluster_sizes: tuple[int, ...], advance: Advance | None = None
 ) -> tuple[Tensor, int]:
-    """Returns the cluster of each item for each cluster size, (V, L), and the number of all clusters.
+    """Return the cluster of each item for each cluster size, (V, L), and the number of all clusters.
 
     Spherical k-means over the reference items of all domains; every other item joins the nearest center.
     Cluster numbers continue from size to size. Items without a vector get the number 0 throughout.
@@ -209,14 +209,14 @@ def assign_to_clusters(rows: Tensor, clusters: Tensor, members: Tensor) -> Tenso
 
 
 def reference_items(vectors: Vectors, train_counts: Tensor) -> Tensor:
-    """Returns the reference items, (K,) ascending; see the module's docstring."""
+    """Return the reference items, (K,) ascending; see the module's docstring."""
     items = (vectors.present & (train_counts > 0)).nonzero()[:, 0]
     order = train_counts[items].argsort(descending=True, stable=True)
     return items[order[:MAX_REFERENCE_ITEMS].sort().values]
 
 
 def iter_cosines(rows: Tensor, table: Tensor, advance: Advance | None = None) -> Iterator[Tensor]:
-    """Yields the cosines of up to `BLOCK_ROWS` rows at a time with a table, (V, d), (K, d) -> (block, K).
+    """Yield the cosines of up to `BLOCK_ROWS` rows at a time with a table, (V, d), (K, d) -> (block, K).
 
     All blocks share one buffer: each overwrites the one before. `advance` gets the number of finished rows.
     """
@@ -231,12 +231,12 @@ def iter_cosines(rows: Tensor, table: Tensor, advance: Advance | None = None) ->
 
 
 def _nearest_center(rows: Tensor, centers: Tensor, advance: Advance | None = None) -> Tensor:
-    """Returns the index of the center with the highest cosine, (V, d), (G, d) -> (V,)."""
+    """Return the index of the center with the highest cosine, (V, d), (G, d) -> (V,)."""
     return torch.cat([cosines.argmax(1) for cosines in iter_cosines(rows, centers, advance)])
 
 
 def _fits(saved: SimilarItems, num_items: int, has_neighbors: bool, has_clusters: bool) -> bool:
-    """Returns whether saved results are for this many items and have neighbors and clusters as wanted."""
+    """Return whether saved results are for this many items and have neighbors and clusters as wanted."""
     neighbors, weights, clusters, _ = saved
     return (
         all(part.dtype == torch.int64 and part.ndim == 2 for part in (neighbors, clusters))

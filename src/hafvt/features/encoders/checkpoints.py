@@ -1,4 +1,4 @@
-"""Checkpoints of others: a local folder or an id on the Hugging Face hub, safetensors only."""
+"""Pretrained checkpoints: a local folder or an id on the Hugging Face hub, safetensors only."""
 
 from __future__ import annotations
 
@@ -14,41 +14,45 @@ from hafvt.files import sha256
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device of a name; "auto" is the GPU where there is one.
+    """Return the device of a name; "auto" is the GPU if there is one.
 
     Raises:
-        HafvtError: torch does not know or have the device.
+        HafvtError: torch does not know the device, or this machine has none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise HafvtError(f"device {name!r} cannot be used ({_first_line(error)}): say cpu or auto") from None
+        raise HafvtError(f"device {name!r} cannot be used ({_first_line(error)}): give cpu or auto") from None
 
 
 def checkpoint_sha256(name: str) -> dict[str, str]:
-    """Returns the SHA-256 of each weights file of a local checkpoint by name; nothing for a hub id."""
+    """Return the SHA-256 of each weights file of a local checkpoint, by file name; empty for a hub id."""
     folder = Path(name)
     return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 @contextmanager
 def loading(kind: str, name: str) -> Iterator[None]:
-    """Turns whatever goes wrong while a checkpoint loads into one line.
+    """Turn any error while a checkpoint loads into one line.
+
+    Args:
+        kind: name of the encoder.
+        name: a local folder or a hub id.
 
     Raises:
-        HafvtError: the name is empty, looks like a folder and is none, or the block failed.
+        HafvtError: the name is empty or that of a missing folder, or the block failed.
     """
     remedy = "give a local folder with safetensors weights, or a hub id that can be reached or is cached"
     if not name:
-        raise HafvtError(f"the encoder {kind} needs a checkpoint: say {kind}:FOLDER or {kind}:HUB_ID")
+        raise HafvtError(f"the encoder {kind} needs a checkpoint: give {kind}:FOLDER or {kind}:HUB_ID")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise HafvtError(f"{kind}:{name}: there is no such folder: {remedy}")
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     try:
-        hub.setLevel(logging.ERROR)  # one line for each try to reach the hub is too many
+        hub.setLevel(logging.ERROR)  # or else each attempt to reach the hub logs a line
         yield
     except HafvtError:
         raise

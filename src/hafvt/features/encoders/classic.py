@@ -9,62 +9,60 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.errors import HafvtError, missing_package
+from hafvt.features.encoders.base import Bool, Encoder, Float32
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
-
-WIDTH = 256  # of the vectors, at most
-SIDE = 96  # pictures are described at this size, squashed to a square
+WIDTH = 256  # width of the vectors, at most
+SIDE = 96  # pictures are resized to a square of this many pixels a side
 HSV_BINS, LAB_BINS = (8, 3, 3), (4, 6, 6)
 LAB_LOW, LAB_SPAN = np.array((0, -80, -80), dtype=np.float32), np.array((100, 160, 160), dtype=np.float32)
 HOG_CELLS = SIDE // 16
-# gradients | HSV histograms of the quarters | Lab histograms of the quarters | 12 x 12 mean colors
+# Lengths of the descriptors: gradients, HSV and Lab histograms of the quarters, 12 x 12 mean colors.
 BLOCKS = ((HOG_CELLS - 1) ** 2 * 4 * 9, 4 * 72, 4 * 144, 12 * 12 * 3)
-FIT_ROWS = 20_000  # the projection is fitted on so many pictures at most
-CHUNK = 8_192
+MAX_FIT_ROWS = 20_000  # pictures that the projection is fitted on, at most
+CHUNK_ROWS = 8_192
+MAX_NGRAMS = 50_000  # most frequent n-grams that are used, of words and of characters each
 
 
-class ClassicPictures:
-    """Color histograms, layout and gradients, projected by PCA fitted on the dataset's own pictures.
+class ClassicPictures(Encoder):
+    """Color histograms, layout and gradients, projected by PCA fitted on the pictures of the dataset.
 
-    Each kind of descriptor is centerd and scaled to the same total variance, so that none outweighs the
-    others, before PCA to at most 256 dimensions.
+    Before PCA to at most 256 dimensions, each kind of descriptor is centered and scaled to the same total
+    variance, so that none outweighs the others.
 
     Args:
-        argument: none is taken.
+        argument: must be empty.
         device: ignored; this encoder runs on the CPU.
-        seed: of the choice of pictures to fit on and of the randomised PCA.
+        seed: random seed of the sample of pictures to fit on and of the randomized PCA.
     """
 
-    packages: tuple[str, ...] = ("scikit-image", "scikit-learn", "pillow", "numpy")
-    whole = False
+    packages = ("scikit-image", "scikit-learn", "pillow", "numpy")
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        _no_argument(argument)
+        _check_argument(argument)
         try:
             import skimage  # noqa: F401
             import sklearn  # noqa: F401
         except ImportError as error:
             raise missing_package("encode", str(error.name)) from None
-        self.settings: dict[str, Any] = {"encoder": "classic", "side": SIDE, "width": WIDTH, "seed": seed}
-        self.seed = seed
-        self.fit: dict[str, npt.NDArray[Any]] = {}
+        super().__init__({"encoder": "classic", "side": SIDE, "width": WIDTH, "seed": seed})
 
-    def encode(self, values: list[Image]) -> Float32:
-        """Returns the descriptors (n, 2196) of n RGB pictures."""
+    def encode(self, contents: list[Image]) -> Float32:
+        """Return the descriptors (n, 2196) of n RGB pictures."""
         from skimage.color import rgb2hsv, rgb2lab
         from skimage.feature import hog
 
-        pictures = np.stack([np.asarray(value.resize((SIDE, SIDE)), dtype=np.float32) for value in values])
+        pictures = np.stack(
+            [np.asarray(picture.resize((SIDE, SIDE)), dtype=np.float32) for picture in contents]
+        )
         pictures /= 255  # (n, SIDE, SIDE, 3)
         lab = (rgb2lab(pictures).astype(np.float32) - LAB_LOW) / LAB_SPAN
         gradients = [hog(gray, 9, (16, 16), (2, 2), block_norm="L2-Hys") for gray in pictures.mean(axis=3)]
-        cells = lab.reshape(len(lab), 12, SIDE // 12, 12, SIDE // 12, 3).mean(axis=(2, 4))
+        cells = lab.reshape(len(lab), 12, SIDE // 12, 12, SIDE // 12, 3).mean(axis=(2, 4))  # (n, 12, 12, 3)
         parts = (
-            np.sqrt(gradients),  # the root tames the large values of histograms
+            np.sqrt(gradients),  # square roots keep large values of histograms from dominating
             np.sqrt(_histograms(rgb2hsv(pictures), HSV_BINS)),
             np.sqrt(_histograms(lab, LAB_BINS)),
             cells.reshape(len(lab), -1),
@@ -72,92 +70,86 @@ class ClassicPictures:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def finish(self, rows: Float32, present: Bool) -> Float32:
-        """Returns the projections (items, at most 256) of the descriptors of all items."""
-        if not self.fit:
+        """Return the projections (items, at most 256) of the descriptors of all items."""
+        if not self.fitted_arrays:
             self._fit(rows, present)
-        mean, scale, axes = (self.fit[name] for name in ("mean", "scale", "axes"))
-        out = np.zeros((len(rows), len(axes)), dtype=np.float32)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            out[part] = ((rows[part] - mean) * scale) @ axes.T * present[part, None]
-        return out
+        mean, scale, axes = (self.fitted_arrays[name] for name in ("mean", "scale", "axes"))
+        vectors = np.zeros((len(rows), len(axes)), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            vectors[part] = ((rows[part] - mean) * scale) @ axes.T * present[part, None]
+        return vectors
 
     def _fit(self, rows: Float32, present: Bool) -> None:
+        """Fit mean (d,), scale (d,) and principal axes (width, d) to the descriptors."""
         from sklearn.utils.extmath import randomized_svd
 
-        found = np.flatnonzero(present)
-        if len(found) > FIT_ROWS:
-            found = np.sort(np.random.default_rng(self.seed).choice(found, FIT_ROWS, replace=False))
-        sample = np.array(rows[found])
+        items, seed = np.flatnonzero(present), self.settings["seed"]
+        if len(items) > MAX_FIT_ROWS:
+            items = np.sort(np.random.default_rng(seed).choice(items, MAX_FIT_ROWS, replace=False))
+        sample = np.array(rows[items])
         mean = sample.mean(axis=0)
         sample -= mean
         scale = np.empty_like(mean)
         for block in np.split(np.arange(len(mean)), np.cumsum(BLOCKS)[:-1]):
             scale[block] = 1 / max(float(np.sqrt(np.square(sample[:, block]).sum(axis=1).mean())), 1e-9)
         width = min(WIDTH, *sample.shape)
-        _, _, axes = randomized_svd(sample * scale, width, n_iter=5, random_state=self.seed)  # (width, d)
-        self.fit = {"mean": mean, "scale": scale, "axes": axes}
+        _, _, axes = randomized_svd(sample * scale, width, n_iter=5, random_state=seed)
+        self.fitted_arrays = {"mean": mean, "scale": scale, "axes": axes}
 
 
-class ClassicTitles:
+class ClassicTitles(Encoder):
     """TF-IDF of words, word pairs and character n-grams within words, reduced by SVD to at most 256.
 
     Args:
-        argument: none is taken.
+        argument: must be empty.
         device: ignored; this encoder runs on the CPU.
-        seed: of the randomised SVD.
+        seed: random seed of the randomized SVD.
     """
 
-    packages: tuple[str, ...] = ("scikit-learn", "numpy")
-    whole = True
-    FEATURES = 50_000  # most frequent n-grams kept, of words and of characters each
+    packages = ("scikit-learn", "numpy")
+    needs_all_items = True
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        _no_argument(argument)
+        _check_argument(argument)
         try:
             import sklearn  # noqa: F401
         except ImportError as error:
             raise missing_package("encode", str(error.name)) from None
-        self.settings: dict[str, Any] = {"encoder": "classic", "width": WIDTH, "seed": seed}
-        self.seed = seed
-        self.fit: dict[str, npt.NDArray[Any]] = {}
+        super().__init__({"encoder": "classic", "width": WIDTH, "seed": seed})
 
-    def encode(self, values: list[str]) -> Float32:
-        """Returns the vectors (n, at most 256) of all n titles of a dataset; once fitted, of any titles."""
+    def encode(self, contents: list[str]) -> Float32:
+        """Return the vectors (n, at most 256) of all n titles of a dataset or, once fitted, of any titles."""
         from scipy.sparse import hstack
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.utils.extmath import randomized_svd
 
-        shared = {"sublinear_tf": True, "dtype": np.float32}
-        # words or runs of signs, of any length, so that no title is without a token
-        kinds = {
+        # Words or runs of signs, of any length, so that no title is without a token.
+        ngrams: dict[str, dict[str, Any]] = {
             "words": {"ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]+"},
             "characters": {"ngram_range": (3, 5), "analyzer": "char_wb"},
         }
-        fitted, parts = bool(self.fit), []
-        for name, settings in kinds.items():
-            if fitted:
-                vectorizer = TfidfVectorizer(**settings, **shared, vocabulary=_unpacked(self.fit[name]))
-                vectorizer.idf_ = self.fit[f"{name}_idf"]
-                parts.append(vectorizer.transform(values))
+        arrays, is_fitted, parts = self.fitted_arrays, bool(self.fitted_arrays), []
+        for name, options in ngrams.items():
+            options = options | {"sublinear_tf": True, "dtype": np.float32}
+            if is_fitted:
+                vectorizer = TfidfVectorizer(**options, vocabulary=_unpack_texts(arrays[name]))
+                vectorizer.idf_ = arrays[f"{name}_idf"]
+                parts.append(vectorizer.transform(contents))
             else:
-                vectorizer = TfidfVectorizer(**settings, **shared, max_features=self.FEATURES)
-                parts.append(vectorizer.fit_transform(values))
-                self.fit[name] = _packed(vectorizer.get_feature_names_out().tolist())
-                self.fit[f"{name}_idf"] = vectorizer.idf_
-        grams = hstack(parts, format="csr")
-        if not fitted:
-            width = min(WIDTH, *grams.shape)
-            _, _, self.fit["axes"] = randomized_svd(grams, width, n_iter=5, random_state=self.seed)
-        return np.asarray(grams @ self.fit["axes"].T, dtype=np.float32)
-
-    def finish(self, rows: Float32, present: Bool) -> Float32:
-        """Returns the rows as they are."""
-        return rows
+                vectorizer = TfidfVectorizer(**options, max_features=MAX_NGRAMS)
+                parts.append(vectorizer.fit_transform(contents))
+                arrays[name] = _pack_texts(vectorizer.get_feature_names_out().tolist())
+                arrays[f"{name}_idf"] = vectorizer.idf_
+        counts = hstack(parts, format="csr")  # (n, n-grams)
+        if not is_fitted:
+            width = min(WIDTH, *counts.shape)
+            _, _, arrays["axes"] = randomized_svd(counts, width, n_iter=5, random_state=self.settings["seed"])
+        return np.asarray(counts @ arrays["axes"].T, dtype=np.float32)
 
 
 def _histograms(colors: Float32, bins: tuple[int, int, int]) -> Float32:
-    """Returns joint histograms (n, 4 * bins) of the quarters of pictures (n, SIDE, SIDE, 3) in [0, 1]."""
+    """Return joint histograms (n, 4 * bins) of the quarters of pictures (n, SIDE, SIDE, 3) in [0, 1]."""
     levels = np.minimum((colors * bins).astype(np.int64), np.array(bins) - 1).clip(0)
     codes = (levels[..., 0] * bins[1] + levels[..., 1]) * bins[2] + levels[..., 2]
     n, half, size = len(codes), SIDE // 2, int(np.prod(bins))
@@ -167,17 +159,18 @@ def _histograms(colors: Float32, bins: tuple[int, int, int]) -> Float32:
     return (counts / (half * half)).astype(np.float32)
 
 
-def _packed(texts: list[str]) -> npt.NDArray[np.uint8]:
-    """Returns texts of any length as bytes: an array of text is as wide as its longest."""
+def _pack_texts(texts: list[str]) -> npt.NDArray[np.uint8]:
+    """Return texts as JSON bytes, as an array of text takes the space of its longest for each."""
     return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
 
 
-def _unpacked(packed: npt.NDArray[np.uint8]) -> list[str]:
-    """Returns what `_packed` took."""
+def _unpack_texts(packed: npt.NDArray[np.uint8]) -> list[str]:
+    """Return the texts that `_pack_texts` packed."""
     texts: list[str] = json.loads(packed.tobytes())
     return texts
 
 
-def _no_argument(argument: str) -> None:
+def _check_argument(argument: str) -> None:
+    """Raise HafvtError unless the argument is empty."""
     if argument:
-        raise HafvtError(f"the encoder classic takes no argument, got {argument!r}: say classic")
+        raise HafvtError(f"the encoder classic takes no argument, got {argument!r}: give classic alone")

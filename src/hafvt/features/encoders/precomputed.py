@@ -1,32 +1,59 @@
-"""Vectors made elsewhere: an .npz or Parquet file of ids and embeddings."""
+"""Vectors from elsewhere: an .npz or Parquet file of ids and embeddings."""
 
 from __future__ import annotations
 
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from hafvt.errors import HafvtError
+from hafvt.features.encoders.base import Bool, Float32
 
-Float32 = npt.NDArray[np.float32]
+MAX_COMPRESSION = 200  # vectors hardly compress; an array that does so further could exhaust the memory
 
-MAX_RATIO = 200  # vectors hardly compress; what shrinks further is a bomb
+
+class PrecomputedVectors(NamedTuple):
+    """The vectors that a file has for a list of items.
+
+    Attributes:
+        rows: (items, e) float32, zero for items that the file lacks.
+        is_listed: (items,) whether the file has the item.
+        problem: what to report about the other items.
+        num_ids: number of ids in the file.
+        first_id: the first of them, empty if there are none.
+    """
+
+    rows: Float32
+    is_listed: Bool
+    problem: str
+    num_ids: int
+    first_id: str
+
+
+def look_up_vectors(path: Path, item_ids: pl.Series) -> PrecomputedVectors:
+    """Return the vectors of items from a file; see `read_precomputed`."""
+    ids, vectors = read_precomputed(path)
+    index = pl.DataFrame({"item_id": ids}, schema={"item_id": pl.String}).with_row_index("row")
+    rows = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")[
+        "row"
+    ]
+    is_listed = rows.is_not_null().to_numpy()
+    found = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
+    found[is_listed] = vectors[rows.drop_nulls().to_numpy()]
+    return PrecomputedVectors(found, is_listed, f"no vector in {path.name}", len(ids), ids[0] if ids else "")
 
 
 def read_precomputed(path: Path) -> tuple[list[str], Float32]:
-    """Reads the vectors of a file; no pickle is loaded.
+    """Return the ids of a file, each once, and their vectors (n, e) in float32. No pickle is loaded.
 
     Args:
         path: an .npz file with the arrays `ids` (n,) of text or whole numbers and `embeddings` (n, e), or a
             Parquet file with a column `id` or `item_id` and a list column `embedding`.
-
-    Returns:
-        The ids as text, each once, and the rows (n, e) in float32.
 
     Raises:
         HafvtError: the file is missing, damaged, of another kind or shape, or repeats an id.
@@ -40,22 +67,21 @@ def read_precomputed(path: Path) -> tuple[list[str], Float32]:
     ids, rows = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
     if len(ids) != len(rows):
         raise HafvtError(f"{path} has {len(ids)} ids for {len(rows)} embeddings: give each embedding one id")
-    series = pl.Series(ids)
-    twice = series.filter(series.is_duplicated())
-    if len(twice):
-        raise HafvtError(f"{path} has the id {twice[0]!r} more than once: keep one embedding of each id")
+    series = pl.Series(ids, dtype=pl.String)
+    repeated = series.filter(series.is_duplicated())
+    if len(repeated):
+        raise HafvtError(f"{path} has the id {repeated[0]!r} more than once: keep one embedding of each id")
     return ids, rows
 
 
 def _read_npz(path: Path) -> tuple[list[str], Float32]:
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = {name: _read_array(path, archive, name) for name in ("ids", "embeddings")}
+            ids, rows = (_read_array(path, archive, name) for name in ("ids", "embeddings"))
     except HafvtError:
         raise
     except Exception as error:  # zipfile and numpy raise nearly anything for broken bytes
         raise HafvtError(f"{path} is damaged or no .npz file ({error}): write it with numpy.savez") from None
-    ids, rows = arrays["ids"], arrays["embeddings"]
     if ids.ndim != 1 or ids.dtype.kind not in "Uiu":
         raise HafvtError(
             f"{path}: ids have shape {ids.shape} and type {ids.dtype}: give (n,) text or whole numbers"
@@ -64,39 +90,42 @@ def _read_npz(path: Path) -> tuple[list[str], Float32]:
         raise HafvtError(
             f"{path}: embeddings have shape {rows.shape} and type {rows.dtype}: give (n, e) floats"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is reported by row
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite; they are reported per item
         return ids.astype(str).tolist(), rows.astype(np.float32)
 
 
-def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.generic]:
-    """Reads one array after checking that its header, which is believed when memory is taken, is honest."""
+def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """Return one array, after a check that its header, by which memory is allocated, is true."""
     try:
-        info = archive.getinfo(f"{name}.npy")
+        entry = archive.getinfo(f"{name}.npy")
     except KeyError:
         raise HafvtError(
             f"{path} has no array {name!r}: write it with numpy.savez(ids=, embeddings=)"
         ) from None
-    if info.file_size > MAX_RATIO * max(info.compress_size, 1):
-        raise HafvtError(f"{path}: array {name!r} unpacks to over {MAX_RATIO} times its size: write it anew")
-    with archive.open(info) as file:
+    if entry.file_size > MAX_COMPRESSION * max(entry.compress_size, 1):
+        raise HafvtError(
+            f"{path}: array {name!r} unpacks to over {MAX_COMPRESSION} times its size: write it anew"
+        )
+    with archive.open(entry) as file:
         shape, dtype = _read_header(file)
         if dtype.hasobject:
             raise HafvtError(f"{path}: array {name!r} holds pickled objects: convert it to text or numbers")
-        if prod(shape) * dtype.itemsize != info.file_size - file.tell():
+        if prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise ValueError(f"array {name!r} is not as long as its header says")
-    with archive.open(info) as file:
-        array: npt.NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type from the header of an .npy file."""
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
         raise ValueError(f"array format {version}")
+    shape, _, dtype = readers[version](file)
     return shape, dtype
 
 

@@ -1,37 +1,31 @@
-"""Sentence encoders of sentence-transformers: titles to vectors."""
+"""Checkpoints of sentence-transformers: titles become vectors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hafvt.errors import HafvtError, missing_package
+from hafvt.features.encoders.base import Encoder, Float32
 from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading, pick_device
-
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
 
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
 OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack"]
 
 
-class SentenceTitles:
-    """A checkpoint of sentence-transformers; longer titles are cut at what it can read.
+class SentenceTitles(Encoder):
+    """A checkpoint of sentence-transformers; titles are cut at its maximum length.
 
     Args:
         argument: a local folder, a hub id, or the bare name of one of the library's own checkpoints.
         device: "auto", or a device of torch.
-        seed: ignored; nothing here is drawn.
+        seed: ignored; nothing is random.
     """
 
-    packages: tuple[str, ...] = ("sentence-transformers", "transformers", "tokenizers", "torch")
-    whole = False
+    packages = ("sentence-transformers", "transformers", "tokenizers", "torch")
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        self.fit: dict[str, npt.NDArray[Any]] = {}
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -47,28 +41,26 @@ class SentenceTitles:
                 model_kwargs={"use_safetensors": True},
             )
         self.model.float().eval()
-        self.settings: dict[str, Any] = {
-            "encoder": "sentence",
-            "checkpoint": argument,
-            "sha256": checkpoint_sha256(str(folder)),
-            "max_length": self.model.max_seq_length,
-            "device": str(target),
-        }
+        super().__init__(
+            {
+                "encoder": "sentence",
+                "checkpoint": argument,
+                "sha256": checkpoint_sha256(str(folder)),
+                "max_length": self.model.max_seq_length,
+                "device": str(target),
+            }
+        )
 
-    def encode(self, values: list[str]) -> Float32:
-        """Returns the sentence vectors (n, e) of n titles."""
+    def encode(self, contents: list[str]) -> Float32:
+        """Return the sentence vectors (n, e) of n titles."""
         rows = self.model.encode(
-            values, batch_size=len(values), show_progress_bar=False, convert_to_numpy=True
+            contents, batch_size=len(contents), show_progress_bar=False, convert_to_numpy=True
         )
         return np.asarray(rows, dtype=np.float32)
 
-    def finish(self, rows: Float32, present: Bool) -> Float32:
-        """Returns the rows as they are."""
-        return rows
-
 
 def _folder(name: str) -> Path:
-    """Returns the local folder of a checkpoint, fetched if need be; none of its weights is a pickle."""
+    """Return the local folder of a checkpoint, downloaded if needed; none of its weights is a pickle."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

@@ -24,8 +24,8 @@ USUAL = RecommendRequest(None, [], "d0", 10, ["x"])
 def asked(source: Any, usual: RecommendRequest = USUAL, **columns: str) -> list[RecommendRequest]:
     """Reads twice: what yields the histories yields them from the start at each call."""
     requests = read_requests(source, usual, ("d0", "d1"), columns)
-    first = list(requests)
-    assert list(requests) == first
+    first = list(requests())
+    assert list(requests()) == first
     return first
 
 

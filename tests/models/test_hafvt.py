@@ -508,7 +508,7 @@ def test_items_that_come_later_are_linked_and_the_others_stay(small):
         key = f"items.rows_{kind}_title"
         changed[key] = old.items.links(f"{kind}_title").rows.flip(0)
     old.load_state_dict(changed)
-    with_added_items = old.grow(more, numbers).items
+    with_added_items = old.extend_catalog(more, numbers).items
     in_groups = with_added_items.links("group_title").rows
     assert torch.equal(in_groups[numbers], changed["items.rows_group_title"])
     assert 0 <= in_groups[4].min() <= in_groups[4].max() < len(old.items.groups["title"])

@@ -16,7 +16,7 @@ from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable
 from hafvt.files import atomic_folder, read_json, write_json
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.models.hafvt import HafVt
+from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
 
 FORMAT = 2
@@ -38,7 +38,7 @@ class AddedItems:
 
     @classmethod
     def read(cls, run: Run) -> AddedItems:
-        """Reads RUN/added_items/; a run without this folder has no added items.
+        """Read RUN/added_items/; a run without this folder has no added items.
 
         Raises:
             HafvtError: the folder is damaged, or the run was trained again on other features.
@@ -65,7 +65,7 @@ class AddedItems:
         return cls(table, vectors)
 
     def write(self, run: Run) -> None:
-        """Writes RUN/added_items/ and replaces an older one; the folder appears complete or not at all."""
+        """Write RUN/added_items/ and replaces an older one; the folder appears complete or not at all."""
         with atomic_folder(added_items_folder(run), overwrite=True) as folder:
             self.table.write_parquet(folder / "items.parquet")
             for name, rows in self.vectors.items():
@@ -81,18 +81,18 @@ class AddedItems:
 
 
 def added_items_folder(run: Run) -> Path:
-    """Returns the folder of a run's added items."""
+    """Return the folder of a run's added items."""
     return run.folder / "added_items"
 
 
 def content_modalities(run: Run) -> tuple[str, ...]:
-    """Returns the modalities that describe a cold item to the model of a run, such as image and title.
+    """Return the modalities that describe a cold item to the model of a run, such as image and title.
 
     Raises:
         HafvtError: the model reads ids only.
     """
-    names = run.model.items.content if isinstance(run.model, HafVt) else ()
-    if not names:
+    names = run.model.content_modalities
+    if not names or not run.model.can_extend_catalog:
         raise HafvtError(
             f"{run.folder}: {run.name} reads item ids only and cannot score new items: "
             "train hafvt with pictures or titles"
@@ -101,13 +101,13 @@ def content_modalities(run: Run) -> tuple[str, ...]:
 
 
 def is_present(rows: np.ndarray[Any, np.dtype[np.float16]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Returns which rows are not zero, (items,)."""
+    """Return which rows are not zero, (items,)."""
     present: np.ndarray[Any, np.dtype[np.bool_]] = (rows != 0).any(axis=1)
     return present
 
 
 def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
-    """Returns a run whose models score the added items, too, and the catalog of all items.
+    """Return a run whose models score the added items, too, and the catalog of all items.
 
     Added items follow the other items of their domain, so item indices differ from those of the dataset.
     Their `train_count` is 0: they are cold items.
@@ -130,11 +130,10 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     }
     features = _merged_features(model_item_features(data, run.name, run.config), added, order, domains)
     old_items = torch.from_numpy(new_index[: len(table)])
-    extended: dict[int, HafVt] = {}  # by identity: domains usually share one model
+    extended: dict[int, Model] = {}  # by identity: domains usually share one model
     for model in run.models:
-        assert isinstance(model, HafVt)
         if id(model) not in extended:
-            extended[id(model)] = model.grow(features, old_items)
+            extended[id(model)] = model.extend_catalog(features, old_items)
     run = replace(run, models=tuple(extended[id(model)] for model in run.models))
     table = pl.concat([table, added.table.select(ITEM_COLUMNS)])[order]
     train_counts = np.concatenate([train_counts, np.zeros(len(added.table), train_counts.dtype)])[order]
@@ -142,7 +141,7 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
 
 
 def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tuple[Int64, tuple[Domain, ...]]:
-    """Returns how the dataset's items followed by the added ones are ordered, and the domains after it."""
+    """Return how the dataset's items followed by the added ones are ordered, and the domains after it."""
     names = [domain.name for domain in domains]
     domain_of = [
         *np.repeat(np.arange(len(names)), [len(d) for d in domains]),
@@ -156,7 +155,7 @@ def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tupl
 def _merged_features(
     features: ItemFeatures, added: AddedItems, order: Int64, domains: tuple[Domain, ...]
 ) -> ItemFeatures:
-    """Returns the features of the dataset's items and the added ones, in a given order."""
+    """Return the features of the dataset's items and the added ones, in a given order."""
     vectors = {}
     for name, (rows, present) in features.vectors.items():
         new_rows = torch.from_numpy(added.vectors[name].astype(np.float32))

@@ -23,6 +23,7 @@ from hafvt.inference.candidates import (
     indexable_models,
     model_state,
 )
+from hafvt.inference.histories import user_history
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
@@ -63,7 +64,7 @@ class IndexSummary:
     folder: Path
 
     def __str__(self) -> str:
-        """Returns one line per domain, and one about time, memory and disk."""
+        """Return one line per domain, and one about time, memory and disk."""
         lines = []
         for name, recall in self.recall.items():
             probes = ", ".join(f"{count:,} ({modality})" for modality, count in self.probes[name].items())
@@ -77,7 +78,7 @@ class IndexSummary:
 
 
 def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset | None = None) -> IndexSummary:
-    """Builds an index of a large catalog, so that recommending does not score every item.
+    """Build an index of a large catalog, so that recommending does not score every item.
 
     The index selects a few thousand candidates, and the model scores these exactly. It is used in domains
     of at least 200,000 items. Build it again after training the model again or adding items. Install it with
@@ -147,7 +148,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
 
 
 def build_index(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-    """Returns a faiss index of vectors, (items, d), by inner product.
+    """Return a faiss index of vectors, (items, d), by inner product.
 
     The index groups the vectors into cells around 2 * sqrt(items) means and stores 8 bits per number. HNSW
     takes minutes to build instead of seconds, and its recall is low with the many equal vectors of items
@@ -164,7 +165,7 @@ def build_index(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
 
 
 def choose_probes(indexes: list[Any], measure: Callable[[], float]) -> float:
-    """Sets how many cells each index probes: as few as `TARGET_RECALL` permits, as probing takes the time.
+    """Set how many cells each index probes: as few as `TARGET_RECALL` permits, as probing takes the time.
 
     It doubles the number for all indexes until the recall suffices, then halves it for one index at a time.
 
@@ -196,19 +197,15 @@ def choose_probes(indexes: list[Any], measure: Callable[[], float]) -> float:
 
 
 def sample_histories(data: Dataset, count: int) -> list[list[str]]:
-    """Returns the histories, as item ids, of users sampled with a fixed seed."""
+    """Return the histories, as item ids, of users sampled with a fixed seed."""
     users = np.random.default_rng(0).permutation(data.num_users)[:count]
-    ids = data.item_table["item_id"]
-    return [
-        ids.gather(np.asarray(data.items[data.offsets[user] : data.offsets[user + 1]], np.int64)).to_list()
-        for user in users
-    ]
+    return [user_history(data, user) for user in users.tolist()]
 
 
 def recommend_with_progress(
     recommender: Recommender, histories: list[list[str]], domain: str, title: str
 ) -> list[Recommendations]:
-    """Returns recommendations and shows progress: exact ones for a million items take a while."""
+    """Return recommendations and shows progress: exact ones for a million items take a while."""
     results = []
     with progress(f"{title}, {domain}", len(histories), "histories") as advance:
         for start in range(0, len(histories), 32):
@@ -218,7 +215,7 @@ def recommend_with_progress(
 
 
 def mean_recall(exact: list[Recommendations], approximate: list[Recommendations]) -> float:
-    """Returns the mean fraction of the exact recommendations that are among the approximate ones."""
+    """Return the mean fraction of the exact recommendations that are among the approximate ones."""
     recalls = []
     for expected, actual in zip(exact, approximate, strict=True):
         expected_ids, actual_ids = ({one.item.item_id for one in r.items} for r in (expected, actual))

@@ -21,7 +21,7 @@ MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
 
 @dataclass
 class BatchSummary:
-    """Counts of what `recommend` did.
+    """Count of what `recommend` did.
 
     Attributes:
         out: the file; None if the recommendations went to stdout.
@@ -40,7 +40,7 @@ class BatchSummary:
     unknown_id_examples: tuple[str, ...] = ()
 
     def add(self, recommendations: Recommendations) -> None:
-        """Counts the recommendations for one history."""
+        """Count the recommendations for one history."""
         unknown_ids = recommendations.unknown_ids
         self.num_histories += 1
         self.num_by_popularity += recommendations.ranked_by == "popularity"
@@ -60,7 +60,7 @@ class BatchSummary:
         )
 
     def __str__(self) -> str:
-        """Returns a line about the file; empty if the recommendations went to stdout."""
+        """Return a line about the file; empty if the recommendations went to stdout."""
         if self.out is None:
             return ""
         popular = f" ({self.num_by_popularity:,} without a known item, by popularity)"
@@ -82,7 +82,7 @@ def recommend(
     columns: dict[str, str] | None = None,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary:
-    """Recommends the k best items of a domain for each history.
+    """Recommend the k best items of a domain for each history.
 
     Histories may mix domains and may be of users that the dataset does not have. Ids are text: "007" differs
     from "7". Unknown ids are skipped and listed in `unknown_ids`. Histories without a known id get the most
@@ -135,14 +135,17 @@ def recommend(
         requests = read_requests(histories, defaults, domains, columns)
     elif domain:
         items = history_of(run, user, data) if user is not None else history or []
-        requests = [defaults._replace(history=items)]
+
+        def requests() -> Iterator[RecommendRequest]:
+            yield defaults._replace(history=items)
+
     else:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
 
     summary = BatchSummary(target)
-    total = sum(1 for _ in requests)
+    total = sum(1 for _ in requests())
     with open_writer(target) as write, progress("recommend", total, "histories") as advance:
-        for batch in batches(requests):
+        for batch in batches(requests()):
             results = recommend_batch(recommender, batch, exclude_seen)
             numbers = range(summary.num_histories + 1, summary.num_histories + len(batch) + 1)
             if histories is None and target is None:
@@ -158,7 +161,7 @@ def recommend(
 
 
 def batches(requests: Iterable[RecommendRequest]) -> Iterator[list[RecommendRequest]]:
-    """Yields requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
+    """Yield requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
     batch: list[RecommendRequest] = []
     num_ids = 0
     for request in requests:
@@ -174,7 +177,7 @@ def batches(requests: Iterable[RecommendRequest]) -> Iterator[list[RecommendRequ
 def recommend_batch(
     recommender: Recommender, batch: list[RecommendRequest], exclude_seen: bool
 ) -> list[Recommendations]:
-    """Returns the recommendations for each request; requests of equal domain and k are ranked together."""
+    """Return the recommendations for each request; requests of equal domain and k are ranked together."""
     groups: dict[tuple[str, int], list[int]] = {}
     for row, request in enumerate(batch):
         groups.setdefault((request.domain, request.k), []).append(row)
@@ -191,7 +194,7 @@ def recommend_batch(
 def to_json(
     history_number: int, request: RecommendRequest, recommendations: Recommendations
 ) -> dict[str, Any]:
-    """Returns the JSON object of the recommendations for one history."""
+    """Return the JSON object of the recommendations for one history."""
     items = [
         {"rank": rank, "item_id": one.item.item_id, "title": one.item.title, "score": one.score}
         for rank, one in enumerate(recommendations.items, start=1)

@@ -35,7 +35,7 @@ Rows = list[dict[str, Any]]  # JSON objects, one per history
 
 @contextmanager
 def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
-    """Yields a function that writes JSON objects to a file, in the format of its suffix, or to stdout.
+    """Yield a function that writes JSON objects to a file, in the format of its suffix, or to stdout.
 
     Raises:
         HafvtError: the file cannot be written.
@@ -69,13 +69,13 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Returns an object as a line of JSON, without characters that control a terminal."""
+    """Return an object as a line of JSON, without characters that control a terminal."""
     text = json.dumps(row, ensure_ascii=False)
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def _table(rows: Rows) -> pl.DataFrame:
-    """Returns objects as a table with one row per recommended item."""
+    """Return objects as a table with one row per recommended item."""
     return pl.DataFrame(
         [
             {**row, "num_unknown_ids": len(row["unknown_ids"]), **item}

@@ -71,7 +71,7 @@ class FaissCandidateGenerator:
         return columns, np.where(columns < 0, -np.inf, total.numpy()).astype(np.float32)
 
     def search(self, queries: list[list[Query]], domain: int, num_per_branch: int) -> Int64:
-        """Returns the best columns of all branches, (B, C), ascending, each once; -1 fills short rows.
+        """Return the best columns of all branches, (B, C), ascending, each once; -1 fills short rows.
 
         Args:
             queries: by modality, the query of each sequence.
@@ -95,7 +95,7 @@ class FaissCandidateGenerator:
 
 
 def log_partitions(model: HafVt, table: Tensor, queries: list[Query], domain: int) -> list[Tensor]:
-    """Returns the logarithms of the denominators of the softmaxes (4-6), (B,) for each query.
+    """Return the logarithms of the denominators of the softmaxes (4-6), (B,) for each query.
 
     All queries are multiplied with the table together: reading it takes most of the time of a small batch.
 
@@ -118,7 +118,7 @@ def log_partitions(model: HafVt, table: Tensor, queries: list[Query], domain: in
 
 
 def log_partition(h: Tensor, table: Tensor, can_overflow: bool) -> Tensor:
-    """Returns `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,).
+    """Return `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,).
 
     Faster than `ops.catalog_softmax.log_partition` for few queries.
     """
@@ -129,7 +129,7 @@ def log_partition(h: Tensor, table: Tensor, can_overflow: bool) -> Tensor:
 
 
 def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
-    """Opens the index of a run for its large domains; None without an index or without large domains.
+    """Open the index of a run for its large domains; None without an index or without large domains.
 
     Args:
         run: a run with its added items, see `with_added_items`.
@@ -160,7 +160,7 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
 
 
 def indexable_models(run: Run) -> list[HafVt]:
-    """Returns the models of a run.
+    """Return the models of a run.
 
     Raises:
         HafvtError: they cannot be indexed.
@@ -172,19 +172,19 @@ def indexable_models(run: Run) -> list[HafVt]:
 
 
 def file_name(domain: int, modality: int) -> str:
-    """Returns the file name of the index of a domain and a modality, by their positions."""
+    """Return the file name of the index of a domain and a modality, by their positions."""
     return f"domain{domain}-modality{modality}.faiss"
 
 
 def model_state(run: Run) -> dict[str, Any]:
-    """Returns hashes that change with the weights or the items of a run."""
+    """Return hashes that change with the weights or the items of a run."""
     paths = [*run.folder.glob("model*.safetensors"), *added_items_folder(run).rglob("*")]
     hashes = {str(path.relative_to(run.folder)): sha256(path) for path in sorted(paths) if path.is_file()}
     return {"dataset": fingerprint(run.data), "files": hashes}
 
 
 def import_faiss() -> Any:
-    """Returns the module faiss.
+    """Return the module faiss.
 
     Raises:
         HafvtError: it is not installed.

@@ -52,7 +52,7 @@ class ItemCatalog:
     added_image_roots: dict[int, Path] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Returns the number of items over all domains."""
+        """Return the number of items over all domains."""
         return len(self.table)
 
     @cached_property
@@ -65,26 +65,26 @@ class ItemCatalog:
         return tuple(self.table[name] for name in ("item_id", "domain", "title", "image"))
 
     def item(self, index: int) -> Item:
-        """Returns the item with an index."""
+        """Return the item with an index."""
         item_id, domain, title, image = (column[int(index)] for column in self._columns)
         return Item(item_id, domain, title, image, int(self.train_counts[index]))
 
     def image_folder(self, index: int) -> Path | None:
-        """Returns the folder that the picture path of an item starts from."""
+        """Return the folder that the picture path of an item starts from."""
         return self.added_image_roots.get(index, self.image_root)
 
     def index_of(self, item_id: str) -> int | None:
-        """Returns the index of an item; None if the catalog does not have its id."""
+        """Return the index of an item; None if the catalog does not have its id."""
         return self._index_by_id.get(item_id)
 
     def indices(self, item_ids: Iterable[str]) -> tuple[Int64, tuple[str, ...]]:
-        """Returns the indices of the known ids, in the order given, and the unknown ids."""
+        """Return the indices of the known ids, in the order given, and the unknown ids."""
         by_id = [(item_id, self._index_by_id.get(item_id)) for item_id in item_ids]
         indices = np.array([index for _, index in by_id if index is not None], dtype=np.int64)
         return indices, tuple(item_id for item_id, index in by_id if index is None)
 
     def domain_index(self, name: str) -> int:
-        """Returns the position of a domain in `domains`.
+        """Return the position of a domain in `domains`.
 
         Raises:
             HafvtError: there is no such domain.

@@ -36,7 +36,7 @@ class AddedItemsSummary:
     folder: Path
 
     def __str__(self) -> str:
-        """Returns a line of counts, one for each skipped item, and the folder."""
+        """Return a line of counts, one for each skipped item, and the folder."""
         domains = ", ".join(f"{count:,} {name}" for name, count in self.items.items())
         encoded = ", ".join(f"{count:,} with {name}" for name, count in self.encoded.items())
         lines = [f"added {sum(self.items.values()):,} items ({domains}): {encoded}; {self.total:,} in total"]
@@ -55,7 +55,7 @@ def catalog(
     data: str | Path | Dataset | None = None,
     device: str = "auto",
 ) -> AddedItemsSummary:
-    """Adds new items to a finished run, which then recommends them, without training.
+    """Add new items to a finished run, which then recommends them, without training.
 
     Their pictures and titles are encoded by the encoders of the dataset. The model scores new items by
     pictures and titles only; the weight of the id goes to the other modalities. The scores of other items do
@@ -126,7 +126,7 @@ def catalog(
 
 
 def _checked(table: Table, run: Run, previous: AddedItems, overwrite: bool) -> pl.DataFrame:
-    """Returns item_id, domain, title and image of a table after checking that all its items may be added."""
+    """Return item_id, domain, title and image of a table after checking that all its items may be added."""
     frame, domains = table.frame, [domain.name for domain in run.data.domains]
     is_repeated = ~frame["item_id"].is_first_distinct()
     if is_repeated.any():

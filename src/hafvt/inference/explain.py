@@ -19,7 +19,7 @@ def explain(
     user: str | None = None,
     data: str | Path | Dataset | None = None,
 ) -> Explanation:
-    """Explains the score of an item by sequences, modalities and attention.
+    """Explain the score of an item by sequences, modalities and attention.
 
     The score of HAF-VT is a sum over sequences (the history in each domain, and the whole history) and
     modalities (id, picture, title), so the shares are exact. Other models cannot explain their scores.

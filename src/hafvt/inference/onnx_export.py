@@ -1,8 +1,8 @@
-"""`hafvt export`: a trained model as ONNX graphs, which are served without torch.
+"""`hafvt export`: a trained model as ONNX graphs, which run without torch.
 
-Whatever a model does in `scores` is traced, once for each domain; nothing here knows how a model works. All
-graphs of an export share one file of weights, so that tables of items are on disk once, and in memory once,
-as onnxruntime maps that file.
+`torch.onnx` traces `Model.scores` once for each domain, and `Model.explain` of models that can explain. All
+graphs of an export share one file of weights, so that tables of items are on disk once. onnxruntime maps this
+file, so that they are in memory once.
 """
 
 from __future__ import annotations
@@ -27,69 +27,62 @@ from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.onnx_scorer import FORMAT, MANIFEST, OnnxScorer
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
 from hafvt.models.base import Model
-from hafvt.models.hafvt import HafVt
 from hafvt.progress import progress
-from hafvt.training.run import Run, open_run
+from hafvt.training.run import open_run
 
-TOLERANCE = 1e-4  # largest difference from torch, of a score or a share
-UNTRACEABLE = ("pinet", "psjnet", "mifn")  # they go through a history step by step, in Python
-# Whose ids an item borrows, and how much its own counts, stay as training had them: they are never given.
-OF_TRAINING = tuple(f"model.items.{name}" for name in ("rows_", "weights_", "groups.", "known", "left"))
-SMALL = 1024  # bytes of a weight that stays in its graph
-PAGE = 4096  # a weight starts at a multiple of it, so that it can be mapped
+TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
+UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
+# Tables that describe similar items and id weights of the trained catalog; they are never inputs.
+FIXED_TABLES = tuple(f"model.items.{name}" for name in ("rows_", "weights_", "groups.", "known", "left"))
+MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
+PAGE_BYTES = 4096  # weights start at multiples of it, so that onnxruntime can map them
+PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export came to.
+class ExportSummary:
+    """What `export` wrote.
 
     Attributes:
-        folder: where it lies.
-        difference: the largest from torch, over all checked scores, shares and attention.
-        size: bytes of all its files.
+        folder: the folder of the export.
+        difference: the largest difference from torch in all checked scores, shares and attention weights.
+        num_bytes: size of all files.
     """
 
     folder: Path
     difference: float
-    size: int
+    num_bytes: int
 
     def __str__(self) -> str:
-        """How exact it is, and where."""
-        return (
-            f"largest difference from torch {self.difference:.0e}\n"
-            f"wrote {self.size / 1e6:,.1f} MB to {self.folder}"
-        )
+        """Return a line about the difference from torch, and one about the folder."""
+        size = f"{self.num_bytes / 1e6:,.1f} MB"
+        return f"largest difference from torch {self.difference:.0e}\nwrote {size} to {self.folder}"
 
 
-class ScoresGraph(nn.Module):
-    """A model's scores of a domain, as a graph computes them."""
+class ScoreGraph(nn.Module):
+    """A model's scores of all items of one domain, as a module to trace."""
 
     def __init__(self, model: Model, domain: int) -> None:
         super().__init__()
         self.model, self.domain = model, domain
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        """Returns (B, C), see `Model.scores`."""
+        """Return scores, (B, C), see `Model.scores`."""
         return self.model.scores(Batch(items, lengths), self.domain).float()
 
 
-class ExplainGraph(nn.Module):
-    """Where HAF-VT's scores of a domain come from, as a graph computes it."""
+class ExplainGraph(ScoreGraph):
+    """A model's explanations of scores in one domain, as a module to trace."""
 
-    def __init__(self, model: HafVt, domain: int) -> None:
-        super().__init__()
-        self.model, self.domain = model, domain
-
-    def forward(self, items: Tensor, lengths: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns shares, (B, C, S, M), and attention, (B, S, M, T)."""
-        batch = Batch(items, lengths)
-        return self.model.shares(batch, self.domain, candidates).float(), self.model.attention(batch).float()
+    def forward(self, items: Tensor, lengths: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return shares, (B, C, S, M), and attention, (B, S, M, T), see `Model.explain`."""
+        shares, attention = self.model.explain(Batch(items, lengths), self.domain, candidates)
+        return shares.float(), attention.float()
 
 
 def export(
@@ -99,112 +92,126 @@ def export(
     item_tables: Literal["baked", "inputs"] = "baked",
     data: str | Path | Dataset | None = None,
     overwrite: bool = False,
-) -> Exported:
-    """Writes a run as ONNX, which `recommend` and `serve` take in place of the run, without torch.
+) -> ExportSummary:
+    """Export a run as ONNX, which `recommend`, `explain` and `serve` read without torch.
 
-    Histories may be of any number and length. The graphs run on random histories under onnxruntime, and
-    nothing is left behind unless they say what torch says to 1e-4. Pictures stay where they are.
+    The graphs take any number of histories of any length. They run on random histories under onnxruntime, and
+    the export is kept only if they differ from torch by at most 1e-4. Pictures are not copied.
 
     Example: hafvt export runs/hafvt --out exports/hafvt
 
     Args:
         run: the folder that train wrote.
-        out: where to.
+        out: the folder to write.
         item_tables: baked stores the items' vectors in the graphs; inputs makes them inputs, stored as .npy
             files, so that tables of the same shapes can replace them.
-        data: the dataset, where it has moved since training.
-        overwrite: replace a folder that exists.
+        data: the dataset, if it has moved since training.
+        overwrite: replace an existing folder.
 
     Raises:
-        HafvtError: no finished run, a model that cannot be exported, or a graph that says something else.
+        HafvtError: there is no finished run, its model cannot be exported, or a graph differs from torch.
     """
     try:
         import onnx_ir
-        import onnxscript  # noqa: F401  torch.onnx imports it late
+        import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise missing_package("export", str(error.name)) from None
     opened = open_run(run, data)
     if opened.name in UNTRACEABLE:
-        able = ", ".join(name for name in MODELS if name not in UNTRACEABLE)
-        raise HafvtError(f"{opened.name} cannot be exported: models that can are {able}")
-    opened, item_catalog = with_added_items(opened)
-    domains = item_catalog.domains
-    explains = isinstance(opened.model, HafVt)
+        names = ", ".join(name for name in MODELS if name not in UNTRACEABLE)
+        raise HafvtError(f"{opened.name} cannot be exported: models that can are {names}")
+    opened, catalog = with_added_items(opened)
+    scorer, tables, opset = TorchScorer(opened), dict[str, np.ndarray](), 0
+    graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
+    num_steps = len(catalog.domains) * len(graph_types) + 1
     with (
         atomic_folder(out, overwrite=overwrite) as folder,
-        progress(f"export {opened.name}", len(domains) * (1 + explains) + 1, "graphs") as advance,
+        progress(f"export {opened.name}", num_steps, "graphs") as advance,
     ):
-        tables: dict[str, np.ndarray] = {}
-        with (folder / Weights.NAME).open("wb") as file:
-            weights, opset = Weights(file), 0
-            for number, model in enumerate(opened.models):
-                suffix = f".{number}" if model is not opened.model else ""  # of a model of its own
-                jobs: list[tuple[str, ScoresGraph | ExplainGraph]] = [("scores", ScoresGraph(model, number))]
-                if isinstance(model, HafVt):
-                    jobs.append(("explain", ExplainGraph(model, number)))
-                for name, job in jobs:
-                    program = traced(job)
+        with (folder / WeightFile.NAME).open("wb") as file:
+            weights = WeightFile(file)
+            for domain, model in enumerate(opened.models):
+                for name, graph_type in graph_types.items():
+                    program = trace(graph_type(model, domain))
                     if item_tables == "inputs":
-                        tables |= take_tables(program.graph, domains[-1].stop, suffix)
-                    weights.take(program.graph)
-                    onnx_ir.save(program, folder / f"{name}{number}.onnx")
+                        # Domains with models of their own have tables of their own.
+                        suffix = f".{domain}" if model is not opened.model else ""
+                        tables |= item_tables_to_inputs(program.graph, len(catalog), suffix)
+                    weights.move_from(program.graph)
+                    onnx_ir.save(program, folder / f"{name}{domain}.onnx")
                     opset = program.opset_imports[""]
                     advance(1)
         if item_tables == "inputs" and not tables:
             raise HafvtError(f"{opened.name} has no table over all items: leave out --item-tables inputs")
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
-        item_catalog.table.write_parquet(folder / "items.parquet")
-        np.save(folder / "train_counts.npy", item_catalog.train_counts, allow_pickle=False)
-        write_index(folder, opened, item_catalog, sorted(tables), opset)
-        difference = largest_difference(OnnxScorer(folder), TorchScorer(opened))
-        if not difference <= TOLERANCE:  # NaN, too
+        catalog.table.write_parquet(folder / "items.parquet")
+        np.save(folder / "train_counts.npy", catalog.train_counts, allow_pickle=False)
+        manifest = {
+            "format": FORMAT,
+            "model": opened.name,
+            "config": opened.about["config"],
+            "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
+            "max_length": scorer.max_length,
+            "sequence_names": scorer.sequence_names,
+            "modalities": scorer.modalities,
+            "item_tables": sorted(tables),
+            "image_root": str(catalog.image_root) if catalog.image_root else None,
+            "added_image_roots": {str(i): str(root) for i, root in catalog.added_image_roots.items()},
+            "opset": opset,
+            "versions": {name: version(name) for name in PACKAGES},
+            "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+        }
+        write_json(folder / MANIFEST, manifest)
+        difference = largest_difference(OnnxScorer(folder), scorer)
+        if not difference <= TOLERANCE:  # also true of NaN
             raise HafvtError(
                 f"the graphs of {opened.folder} differ from torch by {difference:.0e}, more than "
                 f"{TOLERANCE:.0e}, so nothing was written: serve the run itself"
             )
         advance(1)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-    return Exported(Path(out), difference, size)
+        num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    return ExportSummary(Path(out), difference, num_bytes)
 
 
-def traced(job: ScoresGraph | ExplainGraph) -> Any:
-    """Returns a module as a program of ONNX, for batches and histories of any size.
+def trace(module: ScoreGraph) -> Any:
+    """Return a module as an `onnx_ir.Model`, for batches and histories of any size.
 
     Raises:
-        HafvtError: it cannot be traced.
+        HafvtError: torch cannot trace the module.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    longest = job.model.max_length
-    batch, candidates = Dim("batch", min=1), Dim("candidates", min=1)
-    items = torch.zeros(3, min(5, longest), dtype=torch.int64)
-    history = {0: batch, 1: Dim("length", min=1, max=longest)} if longest > 1 else {0: batch}
-    inputs: dict[str, Tensor] = {"items": items, "lengths": torch.ones(3, dtype=torch.int64)}
-    shapes: dict[str, Any] = {"items": history, "lengths": {0: batch}}
-    if isinstance(job, ExplainGraph):
-        first = job.model.domains[job.domain].start
-        inputs["candidates"] = torch.full((3, 2), first)
-        shapes["candidates"] = {0: batch, 1: candidates}
+    max_length = module.model.max_length
+    batch = Dim("batch", min=1)
+    length = {1: Dim("length", min=1, max=max_length)} if max_length > 1 else {}
+    inputs = {
+        "items": torch.zeros(3, min(5, max_length), dtype=torch.int64),
+        "lengths": torch.ones(3, dtype=torch.int64),
+    }
+    shapes: dict[str, Any] = {"items": {0: batch, **length}, "lengths": {0: batch}}
+    if isinstance(module, ExplainGraph):
+        inputs["candidates"] = torch.full((3, 2), module.model.domains[module.domain].start)
+        shapes["candidates"] = {0: batch, 1: Dim("candidates", min=1)}
     try:
         with torch.no_grad(), quiet():
-            found = torch.onnx.export(
-                job, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
+            program = torch.onnx.export(
+                module, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
             )
-    except Exception as error:  # whatever torch stumbles over
+    except Exception as error:  # torch raises errors of many types
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise HafvtError(f"torch cannot export this model ({reason}): serve the run itself") from error
-    assert found is not None
-    ClearMetadataAndDocStringPass()(found.model)  # which tell of paths on this machine
-    return found.model
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
+    return program.model
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what torch says of its own ways while it traces."""
+    """Suppress torch's warnings about its own code while it traces."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it misses torchvision
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -212,113 +219,87 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def take_tables(graph: Any, items: int, suffix: str) -> dict[str, np.ndarray]:
-    """Makes a graph's tables of items, weights with a vector for each item, its inputs.
+def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[str, np.ndarray]:
+    """Turn a graph's item tables, weights with one vector per item, into inputs, and return them by name.
 
-    Returns:
-        The tables by the names of the inputs.
+    Args:
+        graph: the graph, which is changed.
+        num_items: number of rows of an item table.
+        suffix: added to the names.
     """
-    found = {}
+    tables = {}
     for key, value in list(graph.initializers.items()):
         shape = value.const_value.shape
-        if (
-            len(shape) == 2
-            and shape[0] == items
-            and key.startswith("model.")
-            and not key.startswith(OF_TRAINING)
-        ):
+        if len(shape) != 2 or shape[0] != num_items:
+            continue
+        if key.startswith("model.") and not key.startswith(FIXED_TABLES):
             del graph.initializers[key]
             value.name = key.removeprefix("model.") + suffix
-            found[value.name] = value.const_value.numpy()
+            tables[value.name] = value.const_value.numpy()
             value.const_value = None
             graph.inputs.append(value)
-    return found
+    return tables
 
 
-class Weights:
-    """The file of weights that all graphs share; equal ones are written once."""
+class WeightFile:
+    """The file of weights that all graphs share; equal weights are stored once."""
 
     NAME = "weights.bin"
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
-        self.places: dict[bytes, int] = {}
+        self.offsets: dict[bytes, int] = {}  # by SHA-256 of the weight
 
-    def take(self, graph: Any) -> None:
-        """Moves a graph's weights to the file."""
+    def move_from(self, graph: Any) -> None:
+        """Move the large weights of a graph to the file."""
         import onnx_ir
 
+        place = {"location": self.NAME, "base_dir": Path(self.file.name).parent}
         for key, value in graph.initializers.items():
-            array = np.ascontiguousarray(value.const_value.numpy())
-            if array.nbytes > SMALL:
+            tensor = value.const_value
+            array = np.ascontiguousarray(tensor.numpy())
+            if array.nbytes > MAX_INLINE_BYTES:
+                place |= {"offset": self.add(array), "length": array.nbytes}
                 value.const_value = onnx_ir.ExternalTensor(
-                    self.NAME,
-                    self.add(array),
-                    array.nbytes,
-                    value.const_value.dtype,
-                    shape=value.const_value.shape,
-                    name=key,
-                    base_dir=Path(self.file.name).parent,
+                    dtype=tensor.dtype, shape=tensor.shape, name=key, **place
                 )
 
     def add(self, array: np.ndarray) -> int:
-        """Returns where the bytes of an array start in the file."""
+        """Return the offset in the file of an array, and write the array unless the file has it."""
         key = hashlib.sha256(array.data).digest()
-        if key not in self.places:
-            self.file.write(bytes(-self.file.tell() % PAGE))
-            self.places[key] = self.file.tell()
+        if key not in self.offsets:
+            self.file.write(bytes(-self.file.tell() % PAGE_BYTES))
+            self.offsets[key] = self.file.tell()
             self.file.write(array.data)
-        return self.places[key]
+        return self.offsets[key]
 
 
-def write_index(folder: Path, run: Run, catalog: ItemCatalog, tables: list[str], opset: int) -> None:
-    """Writes export.json, which says what the other files are."""
-    scorer = TorchScorer(run)
-    packages = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
-    about = {
-        "format": FORMAT,
-        "model": run.name,
-        "config": run.config.model_dump(mode="json"),
-        "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
-        "max_length": scorer.max_length,
-        "sequence_names": scorer.sequence_names,
-        "modalities": scorer.modalities,
-        "item_tables": tables,
-        "image_root": str(catalog.image_root) if catalog.image_root else None,
-        "added_image_roots": {str(i): str(root) for i, root in catalog.added_image_roots.items()},
-        "opset": opset,
-        "versions": {name: version(name) for name in packages},
-        "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
-    }
-    write_json(folder / MANIFEST, about)
+def largest_difference(a: Scorer, b: Scorer) -> float:
+    """Return the largest difference of two scorers over random histories; NaN if only one of them has NaN."""
+    differences = [0.0]
+    for index, domain in enumerate(a.domains):
+        for histories in random_histories(a.domains, a.max_length):
+            batch = pad_histories(histories)
+            differences.append(difference(a.scores(*batch, index), b.scores(*batch, index)))
+            if a.can_explain:
+                candidates = np.unique(np.linspace(domain.start, domain.stop - 1, 7).astype(np.int64))
+                breakdowns = (scorer.explain(histories[0], index, candidates) for scorer in (a, b))
+                differences += [difference(*arrays) for arrays in zip(*breakdowns, strict=True)]
+    return float(np.max(differences))
 
 
-def largest_difference(one: Scorer, other: Scorer) -> float:
-    """Returns by how much two scorers differ at most over random histories, NaN where one alone has NaN."""
-    found = [0.0]
-    for domain, among in enumerate(one.domains):
-        for histories in random_histories(one.domains, one.max_length):
-            items, lengths = pad_histories(histories)
-            found.append(difference(one.scores(items, lengths, domain), other.scores(items, lengths, domain)))
-            if one.can_explain:
-                candidates = np.unique(np.linspace(among.start, among.stop - 1, 7).astype(np.int64))
-                told = [scorer.explain(histories[0], domain, candidates) for scorer in (one, other)]
-                found += [difference(a, b) for a, b in zip(*told, strict=True)]
-    return float(np.max(found))
-
-
-def difference(one: Float32, other: Float32) -> float:
-    """Returns the largest difference of two arrays; equal infinities have none."""
-    if one.shape != other.shape:
+def difference(a: Float32, b: Float32) -> float:
+    """Return the largest difference of two arrays; equal infinities do not differ."""
+    if a.shape != b.shape:
         return float("inf")
     with np.errstate(invalid="ignore"):
-        return float(np.max(np.where(one == other, 0, np.abs(one - other)), initial=0))
+        return float(np.max(np.where(a == b, 0, np.abs(a - b)), initial=0))
 
 
-def random_histories(domains: tuple[Domain, ...], longest: int) -> Iterator[list[Int64]]:
-    """Yields batches of histories: one and many, short and long, of all domains and of one alone."""
-    random, last = np.random.default_rng(0), domains[-1].stop
-    for length in sorted({1, 2, longest // 2, longest} & set(range(1, longest + 1))):
-        yield [random.integers(last, size=length)]
+def random_histories(domains: tuple[Domain, ...], max_length: int) -> Iterator[list[Int64]]:
+    """Yield batches of one and of several histories, short and long, of all domains and of single domains."""
+    random, num_items = np.random.default_rng(0), domains[-1].stop
+    for length in sorted({1, 2, max_length // 2, max_length} & set(range(1, max_length + 1))):
+        yield [random.integers(num_items, size=length)]
         yield [random.integers(domain.start, domain.stop, size=length) for domain in domains]
-    yield [random.integers(last, size=length) for length in random.integers(1, longest + 1, size=9)]
+    yield [random.integers(num_items, size=length) for length in random.integers(1, max_length + 1, size=9)]

@@ -68,7 +68,7 @@ class OnnxScorer:
         return [self._session(f"explain{index}.onnx") for index in range(len(self.domains))]
 
     def _session(self, name: str) -> Any:
-        """Opens a graph.
+        """Open a graph.
 
         Raises:
             HafvtError: onnxruntime is missing or cannot run the graph.
@@ -89,7 +89,7 @@ class OnnxScorer:
             raise HafvtError(f"{self.folder / name} cannot be run ({reason}): export the run again") from None
 
     def _run(self, session: Any, **values: Int64) -> list[Float32]:
-        """Returns the outputs of a graph for the values of its inputs; item tables are inputs, too."""
+        """Return the outputs of a graph for the values of its inputs; item tables are inputs, too."""
         inputs = {name: np.ascontiguousarray(value) for name, value in values.items()} | self.item_tables
         names = [tensor.name for tensor in session.get_inputs()]
         outputs: list[Float32] = session.run(None, {name: inputs[name] for name in names})
@@ -112,12 +112,12 @@ class OnnxScorer:
 
 
 def is_export(folder: str | Path) -> bool:
-    """Returns whether `export` wrote a folder."""
+    """Return whether `export` wrote a folder."""
     return (Path(folder) / MANIFEST).exists()
 
 
 def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
-    """Opens an export: the arguments of `Recommender`.
+    """Open an export: the arguments of `Recommender`.
 
     Args:
         folder: a folder that `export` wrote.
@@ -136,7 +136,7 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the content of export.json after checking the hashes of all files.
+    """Return the content of export.json after checking the hashes of all files.
 
     Raises:
         HafvtError: it is no export, damaged, or of another format.

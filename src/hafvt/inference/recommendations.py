@@ -37,7 +37,7 @@ class Recommendations:
     unknown_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Returns a table with one line per item, and a line about unknown ids."""
+        """Return a table with one line per item, and a line about unknown ids."""
         rows = [["rank", "item", "title", "score"]]
         for rank, scored in enumerate(self.items, start=1):
             rows.append([str(rank), *_id_and_title(scored.item), f"{scored.score:.4f}"])
@@ -69,7 +69,7 @@ class Explanation:
     unknown_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Returns a table of the shares in per cent, and one of the items with the most attention.
+        """Return a table of the shares in per cent, and one of the items with the most attention.
 
         The second table shows the attention of the merged sequence and of the item's own domain. Its rows are
         sorted by attention times share, summed over these sequences and all modalities.
@@ -113,7 +113,7 @@ class Explanation:
 
 
 def _unknown_line(item_ids: Sequence[str]) -> list[str]:
-    """Returns a line about unknown ids; no line without any."""
+    """Return a line about unknown ids; no line without any."""
     if not item_ids:
         return []
     examples = ", ".join(repr(item_id[:MAX_TITLE]) for item_id in item_ids[:3])
@@ -121,7 +121,7 @@ def _unknown_line(item_ids: Sequence[str]) -> list[str]:
 
 
 def _id_and_title(item: Item) -> tuple[str, str]:
-    """Returns an item's id and its shortened title, without characters that control a terminal."""
+    """Return an item's id and its shortened title, without characters that control a terminal."""
     item_id, title = (
         "".join(letter if letter.isprintable() else " " for letter in text)
         for text in (item.item_id, item.title or "")
@@ -130,5 +130,5 @@ def _id_and_title(item: Item) -> tuple[str, str]:
 
 
 def _percents(fractions: Sequence[float]) -> list[str]:
-    """Returns fractions as text in per cent: 0.1234 as "12.3"."""
+    """Return fractions as text in per cent: 0.1234 as "12.3"."""
     return [f"{100 * fraction:.1f}" for fraction in fractions]

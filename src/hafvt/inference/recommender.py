@@ -40,7 +40,7 @@ class Recommender:
 
     @classmethod
     def open(cls, folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
-        """Opens a run or an export.
+        """Open a run or an export.
 
         Args:
             folder: a folder that `train` or `export` wrote.
@@ -73,7 +73,7 @@ class Recommender:
         exclude: Sequence[Sequence[str]] | None = None,
         exclude_seen: bool = True,
     ) -> list[Recommendations]:
-        """Returns the k best items of a domain for each history.
+        """Return the k best items of a domain for each history.
 
         All items of the domain are scored. With an index (`hafvt index`), the items of a large domain that
         the index proposes are scored. Items with equal scores are sorted by the order of the catalog, which
@@ -118,7 +118,7 @@ class Recommender:
         ]
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
-        """Returns how each branch of the model contributes to the score of an item for a history.
+        """Return how each branch of the model contributes to the score of an item for a history.
 
         Raises:
             HafvtError: the model cannot explain scores, or the item or the whole history is unknown.
@@ -155,7 +155,7 @@ class Recommender:
         )
 
     def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
-        """Returns the scores of all items of a domain, (B, C); log(1 + train_count) for empty histories.
+        """Return the scores of all items of a domain, (B, C); log(1 + train_count) for empty histories.
 
         Args:
             histories: item indices, oldest first; the model reads the last `max_length` of them.
@@ -173,7 +173,7 @@ class Recommender:
     def _best_columns(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> list[tuple[Int64, Float32]]:
-        """Returns for each history the columns of the k best items of a domain, best first, and their scores.
+        """Return for each history the columns of the k best items of a domain, best first, and their scores.
 
         Args:
             histories: item indices, oldest first.
@@ -194,7 +194,7 @@ class Recommender:
     def _best_candidates(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> dict[int, tuple[Int64, Float32]]:
-        """Returns the values of `_best_columns`, by row, of the histories that have k candidates."""
+        """Return the values of `_best_columns`, by row, of the histories that have k candidates."""
         best: dict[int, tuple[Int64, Float32]] = {}
         if self.candidate_generator is None or domain not in self.candidate_generator.domains:
             return best
@@ -216,7 +216,7 @@ class Recommender:
 
 
 def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
-    """Returns the columns of the k highest scores, highest first, equal ones by ascending column.
+    """Return the columns of the k highest scores, highest first, equal ones by ascending column.
 
     Args:
         scores: (C,); columns of NaN and -inf are not returned.

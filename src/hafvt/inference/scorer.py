@@ -45,7 +45,7 @@ class Scorer(Protocol):
     modalities: tuple[str, ...]
 
     def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
-        """Returns the scores of candidates as the next item of each history.
+        """Return the scores of candidates as the next item of each history.
 
         Args:
             items: (B, T) item indices, right-padded; T is at most `max_length`.
@@ -59,7 +59,7 @@ class Scorer(Protocol):
         ...
 
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
-        """Returns how each branch contributes to the scores of candidates, for one history.
+        """Return how each branch contributes to the scores of candidates, for one history.
 
         Args:
             items: (T,) item indices, at least one.
@@ -81,7 +81,7 @@ class CandidateGenerator(Protocol):
     def generate(
         self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
     ) -> tuple[Int64, Float32]:
-        """Returns candidates for the next item of each history, and their scores.
+        """Return candidates for the next item of each history, and their scores.
 
         Args:
             items: see `Scorer.scores`.
@@ -97,7 +97,7 @@ class CandidateGenerator(Protocol):
 
 
 def pad_histories(histories: Sequence[Int64]) -> tuple[Int64, Int64]:
-    """Returns histories as right-padded rows, (B, T), and their lengths, (B,)."""
+    """Return histories as right-padded rows, (B, T), and their lengths, (B,)."""
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     rows = np.zeros((len(histories), int(lengths.max(initial=1))), dtype=np.int64)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(histories)

@@ -12,9 +12,7 @@ from hafvt.data.dataset import Dataset, Int64
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import open_candidate_generator
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.recommendations import ALL_DOMAINS
 from hafvt.inference.scorer import CandidateGenerator, Float32, ScoreBreakdown
-from hafvt.models.hafvt import HafVt
 from hafvt.training.run import Run, open_run
 
 
@@ -29,16 +27,11 @@ class TorchScorer:
     def __init__(self, run: Run, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.models = run.models
-        self.name, self.domains, self.max_length = run.name, run.data.domains, run.model.max_length
-        self.can_explain = isinstance(run.model, HafVt)
-        self.sequence_names: tuple[str, ...] = ()
-        self.modalities: tuple[str, ...] = ()
-        if isinstance(run.model, HafVt):
-            self.domains = run.model.domains  # of the catalog with added items
-            names = (*(domain.name for domain in self.domains), ALL_DOMAINS)
-            self.sequence_names = tuple(names[number] for number in run.model.used)
-            self.modalities = run.model.modalities
+        self.models, model = run.models, run.model
+        self.name, self.domains, self.max_length = run.name, model.domains, model.max_length
+        self.can_explain = model.can_explain
+        self.sequence_names = model.sequence_names if model.can_explain else ()
+        self.modalities = model.modalities if model.can_explain else ()
 
     @torch.inference_mode()
     def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
@@ -51,18 +44,17 @@ class TorchScorer:
     @torch.inference_mode()
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
         """See `Scorer.explain`."""
-        model = self.models[domain]
-        assert isinstance(model, HafVt)
         batch = Batch(torch.from_numpy(items[None]), torch.tensor([len(items)]))
-        shares = model.shares(batch, domain, torch.from_numpy(candidates[None]))[0]
-        attention = model.attention(batch)[0]
+        (shares,), (attention,) = self.models[domain].explain(
+            batch, domain, torch.from_numpy(candidates[None])
+        )
         return ScoreBreakdown(shares.numpy().astype(np.float32), attention.numpy().astype(np.float32))
 
 
 def open_trained_run(
     folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
 ) -> tuple[TorchScorer, ItemCatalog, CandidateGenerator | None]:
-    """Opens a run with the items that were added to it and its index: the arguments of `Recommender`.
+    """Open a run with the items that were added to it and its index: the arguments of `Recommender`.
 
     Args:
         folder: the folder that `train` wrote.

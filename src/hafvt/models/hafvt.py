@@ -61,7 +61,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.features.similarity import renumber_items
 from hafvt.models.attention import AttentionLayer, SequenceEncoder
-from hafvt.models.base import Model
+from hafvt.models.base import BranchContributions, Model
 from hafvt.models.blocks import kept_first, next_items, slots, view
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_tables import ItemTables, saved_similarity
@@ -114,6 +114,9 @@ class Query(NamedTuple):
 class HafVt(Model):
     """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
 
+    can_explain = True
+    can_extend_catalog = True
+
     def __init__(self, catalog: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains = config, catalog.domains
@@ -134,6 +137,9 @@ class HafVt(Model):
         self.modalities, widths = self.items.modalities, self.items.widths
         merged = len(self.domains)
         self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
+        names = (*(domain.name for domain in self.domains), "all domains")
+        self.sequence_names = tuple(names[number] for number in self.used)
+        self.content_modalities = self.items.content
         positions = config.max_length if config.positions else 0
         distances = config.max_length if config.distances else 0
         deep = config.blocks > 0
@@ -446,6 +452,10 @@ class HafVt(Model):
             self.lower(total, batch, domain, candidates)
         return total
 
+    def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
+        """Return how each branch contributes to the scores of candidates, see `Model.explain`."""
+        return BranchContributions(self.shares(batch, domain, candidates), self.attention(batch))
+
     def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
         """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1.
 
@@ -462,7 +472,7 @@ class HafVt(Model):
             shares[..., number].masked_fill_(new, 0.0)
         return shares
 
-    def grow(self, catalog: ItemFeatures, numbers: Tensor) -> HafVt:
+    def extend_catalog(self, catalog: ItemFeatures, numbers: Tensor) -> HafVt:
         """Returns this model over a catalog of more items, in evaluation mode; old scores stay as they are.
 
         Args:

@@ -254,14 +254,13 @@ class WeightFile:
         """Move the large weights of a graph to the file."""
         import onnx_ir
 
-        place = {"location": self.NAME, "base_dir": Path(self.file.name).parent}
+        folder = Path(self.file.name).parent
         for key, value in graph.initializers.items():
-            tensor = value.const_value
-            array = np.ascontiguousarray(tensor.numpy())
+            array = np.ascontiguousarray(value.const_value.numpy())
             if array.nbytes > MAX_INLINE_BYTES:
-                place |= {"offset": self.add(array), "length": array.nbytes}
+                kind, shape, offset = value.const_value.dtype, value.const_value.shape, self.add(array)
                 value.const_value = onnx_ir.ExternalTensor(
-                    dtype=tensor.dtype, shape=tensor.shape, name=key, **place
+                    self.NAME, offset, array.nbytes, kind, shape=shape, name=key, base_dir=folder
                 )
 
     def add(self, array: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import torch
 from hafvt.data.batches import collate
 from hafvt.features.item_features import load_item_features
 from hafvt.models import build_model, configure
-from hafvt.ops.sampled_softmax import Sample
+from hafvt.ops.sampled_softmax import ItemSample
 
 
 @pytest.mark.parametrize("name", ["hafvt", "sasrec"])
@@ -16,10 +16,10 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
     def every(popularity, among, count):
         assert count == 7
         assert len(popularity) == len(catalog)
-        return Sample(torch.arange(among.start, among.stop), torch.zeros(among.stop - among.start))
+        return ItemSample(torch.arange(among.start, among.stop), torch.zeros(among.stop - among.start))
 
     catalog = load_item_features(small)
-    monkeypatch.setattr(f"hafvt.models.{name}.draw", every)
+    monkeypatch.setattr(f"hafvt.models.{name}.sample_items", every)
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses, gradients = [], []
     for sampled in (0, 7):

@@ -1,4 +1,4 @@
-"""Every implementation gives the numbers of the formula in float64."""
+"""All implementations of the catalog softmax match the formula in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hafvt.ops import tiles
 from hafvt.ops.catalog_softmax import (
-    LEAST,
+    MIN_REMAINING_MASS,
     Implementation,
     SoftmaxQuery,
     catalog_nll,
@@ -37,14 +37,14 @@ SHAPES = [(7, 13, 5), (1, 1, 1), (1, 37, 3), (33, 1, 17), (70, 1029, 9), (259, 5
 @pytest.fixture(params=[*IMPLS, "attention"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Implementation:
     """The implementations, tiles both ways: as products and as attention, which any processor has."""
-    monkeypatch.setattr(tiles, "by_attention", lambda q, **_: request.param == "attention")
+    monkeypatch.setattr(tiles, "uses_flash_attention", lambda q, **_: request.param == "attention")
     return "plain" if request.param == "plain" else "tiles"
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiles.TILES, "cpu", (64, 100))
-    monkeypatch.setattr(tiles, "ATTENDED", 500)
+    monkeypatch.setitem(tiles.TILE_SHAPE, "cpu", (64, 100))
+    monkeypatch.setattr(tiles, "FLASH_ROWS", 500)
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
@@ -56,8 +56,8 @@ def unit(rows: int, d: int, seed: int) -> Tensor:
 def target_log_probability(
     h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor, impl: Implementation
 ) -> Tensor:
-    (found,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, len(table)))], table, scale, impl)
-    return found
+    (log_p,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, len(table)))], table, scale, impl)
+    return log_p
 
 
 def values_and_gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
@@ -96,27 +96,27 @@ def reference(h: Tensor, table: Tensor, scale: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("has_tiles", [False, True])
 @pytest.mark.parametrize("learns", [False, True])
-def test_attention_is_asked_where_it_is_faster(
+def test_catalog_softmax_where_attention_is_faster_uses_it(
     monkeypatch: pytest.MonkeyPatch, has_tiles: bool, learns: bool
 ) -> None:
-    asked = []
+    dtypes = []
     monkeypatch.setattr(tiles, "has_matrix_units", lambda: has_tiles)
-    plain = tiles._attended
-    monkeypatch.setattr(tiles, "_attended", lambda q, rows: asked.append(q.dtype) or plain(q, rows))
+    plain = tiles._flash_tile
+    monkeypatch.setattr(tiles, "_flash_tile", lambda q, rows: dtypes.append(q.dtype) or plain(q, rows))
     targets = torch.arange(5)
     for dtype in DTYPES:
         h, table = unit(5, 4, 0).requires_grad_(), unit(9, 4, 1).to(dtype).requires_grad_(learns)
-        ask = SoftmaxQuery(h, targets, slice(0, 9), 1 / 5)
-        catalog_nll([ask], table)
+        query = SoftmaxQuery(h, targets, slice(0, 9), 1 / 5)
+        catalog_nll([query], table)
         log_partition(h.detach(), table.detach())  # without means: one product
-    assert (asked.count(torch.float32), asked.count(torch.float64)) == (0 if learns else 1, 0)
-    assert asked.count(torch.bfloat16) == (2 if has_tiles else 0)
+    assert (dtypes.count(torch.float32), dtypes.count(torch.float64)) == (0 if learns else 1, 0)
+    assert dtypes.count(torch.bfloat16) == (2 if has_tiles else 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "v", "d"), SHAPES)
 @pytest.mark.parametrize("scale", [0.5, 16.0, 100.0])
-def test_values_and_all_gradients(
+def test_log_partition_matches_float64_values_and_gradients(
     impl: Implementation, dtype: torch.dtype, n: int, v: int, d: int, scale: float
 ) -> None:
     table, s = unit(v, d, 1).to(dtype), torch.tensor(scale, dtype=torch.float64)
@@ -129,7 +129,9 @@ def test_values_and_all_gradients(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_target_log_probability(impl: Implementation, dtype: torch.dtype) -> None:
+def test_target_log_probabilities_matches_float64_values_and_gradients(
+    impl: Implementation, dtype: torch.dtype
+) -> None:
     h, table = unit(50, 12, 0), unit(31, 12, 1).to(dtype)
     targets = torch.arange(50) % 29  # some twice, some never
     h = (8 * h).to(dtype).double() / 8
@@ -142,7 +144,7 @@ def test_target_log_probability(impl: Implementation, dtype: torch.dtype) -> Non
     assert_close(got, values_and_gradients(formula, [h, table.double(), s]), h, s, dtype, 8.0)
 
 
-def test_gradcheck(impl: Implementation) -> None:
+def test_target_log_probabilities_passes_gradcheck(impl: Implementation) -> None:
     h, table, scale = unit(5, 3, 0), unit(4, 3, 1), torch.tensor(2.0, dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (h, table, scale)]
     targets = torch.tensor([0, 3, 3, 1, 2])
@@ -150,7 +152,9 @@ def test_gradcheck(impl: Implementation) -> None:
 
 
 @pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3)), ids=str)
-def test_only_what_needs_a_gradient_gets_one(impl: Implementation, which: tuple[bool, ...]) -> None:
+def test_log_partition_gives_gradients_only_where_needed(
+    impl: Implementation, which: tuple[bool, ...]
+) -> None:
     leaves = [unit(6, 4, 0), unit(9, 4, 1), torch.tensor(3.0, dtype=torch.float64)]
     expected = values_and_gradients(reference, leaves)
     leaves = [x.clone().requires_grad_(needs) for x, needs in zip(leaves, which, strict=True)]
@@ -168,26 +172,26 @@ def test_only_what_needs_a_gradient_gets_one(impl: Implementation, which: tuple[
             assert leaf.grad is None
 
 
-def test_slices_and_other_strides(impl: Implementation) -> None:
+def test_log_partition_with_slices_and_strides_matches_formula(impl: Implementation) -> None:
     big, accumulation_dtype = unit(40, 6, 0), unit(5, 12, 1)
-    whole = big.clone().requires_grad_()
+    complete = big.clone().requires_grad_()
     views = {
-        "rows of a bigger table": (accumulation_dtype[:, :6], whole[11:29]),
-        "every other column": (accumulation_dtype[:, ::2], whole[11:29]),
+        "rows of a bigger table": (accumulation_dtype[:, :6], complete[11:29]),
+        "every other column": (accumulation_dtype[:, ::2], complete[11:29]),
         "transposed": (big[:5], unit(6, 18, 2).T),
-        "one row for all": (big[:1].expand(5, 6), whole[11:29]),
+        "one row for all": (big[:1].expand(5, 6), complete[11:29]),
     }
     one = torch.tensor(1.0, dtype=torch.float64)
     for name, (h, table) in views.items():
         torch.testing.assert_close(log_partition(h, table, 1.0, impl), reference(h, table, one), msg=name)
-    log_partition(accumulation_dtype[:, :6], whole[11:29], 1.0, impl).sum().backward()
-    assert whole.grad is not None
-    assert whole.grad[:11].abs().max() == 0
-    assert whole.grad[29:].abs().max() == 0
-    assert whole.grad[11:29].abs().min() > 0
+    log_partition(accumulation_dtype[:, :6], complete[11:29], 1.0, impl).sum().backward()
+    assert complete.grad is not None
+    assert complete.grad[:11].abs().max() == 0
+    assert complete.grad[29:].abs().max() == 0
+    assert complete.grad[11:29].abs().min() > 0
 
 
-def test_no_queries(impl: Implementation) -> None:
+def test_target_log_probabilities_without_queries_is_empty(impl: Implementation) -> None:
     h, table = torch.zeros(0, 4, requires_grad=True), unit(9, 4, 1).float().requires_grad_()
     values = target_log_probability(h, table, torch.zeros(0, dtype=torch.int64), 2.0, impl)
     assert values.shape == (0,)
@@ -196,7 +200,7 @@ def test_no_queries(impl: Implementation) -> None:
     assert table.grad.abs().max() == 0
 
 
-def test_huge_logits_neither_overflow_nor_vanish(impl: Implementation) -> None:
+def test_log_partition_with_huge_logits_stays_finite(impl: Implementation) -> None:
     table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     h = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     values, grad_h, grad_table = values_and_gradients(lambda h, t: log_partition(h, t, 3e4, impl), [h, table])
@@ -205,13 +209,13 @@ def test_huge_logits_neither_overflow_nor_vanish(impl: Implementation) -> None:
     torch.testing.assert_close(grad_table, -3e4 * torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
 
 
-def test_queries_are_rounded_once_after_scaling() -> None:
+def test_log_partition_rounds_queries_once_after_scaling() -> None:
     h, table = unit(9, 8, 0).float(), unit(20, 8, 1).bfloat16()
     scaled = (h * 1.7).bfloat16()
     assert torch.equal(log_partition(h, table, 1.7), log_partition(scaled, table))
 
 
-def test_autocast_computes_in_its_dtype(impl: Implementation) -> None:
+def test_target_log_probabilities_under_autocast_uses_its_dtype(impl: Implementation) -> None:
     h, table, targets = unit(9, 8, 0).float(), unit(20, 8, 1).float(), torch.arange(9)
 
     def run(table: Tensor) -> list[Tensor]:
@@ -228,11 +232,11 @@ def test_autocast_computes_in_its_dtype(impl: Implementation) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("unit_rows", [False, True])
-def test_several_asks_of_one_table(
-    impl: Implementation, dtype: torch.dtype, unit_rows: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("normalize_rows", [False, True])
+def test_target_log_probabilities_of_several_queries_match_formula(
+    impl: Implementation, dtype: torch.dtype, normalize_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "ROWS", 16)
+    monkeypatch.setattr(tiles, "ROW_CHUNK", 16)
     lengths = torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]
     table = (unit(90, 12, 0) * lengths).to(dtype)
     parts = (slice(0, 41), slice(41, 90), slice(0, 90), slice(7, 8))
@@ -244,20 +248,20 @@ def test_several_asks_of_one_table(
     ]
 
     def ours(table: Tensor, *h: Tensor) -> Tensor:
-        softmax_queries = [SoftmaxQuery(*ask) for ask in zip(h, targets, parts, strict=True)]
-        return torch.cat(target_log_probabilities(softmax_queries, table, 4.0, impl, unit=unit_rows))
+        queries = [SoftmaxQuery(*query) for query in zip(h, targets, parts, strict=True)]
+        return torch.cat(target_log_probabilities(queries, table, 4.0, impl, normalize_rows=normalize_rows))
 
     def formula(table: Tensor, *h: Tensor) -> Tensor:
-        rows = torch.nn.functional.normalize(table, dim=1) if unit_rows else table
-        found = []
+        rows = torch.nn.functional.normalize(table, dim=1) if normalize_rows else table
+        target_log_p = []
         for q, t, part in zip(h, targets, parts, strict=True):
             log_p = torch.log_softmax(4.0 * q @ rows[part].T, 1)
-            found.append(log_p[torch.arange(len(t)), t - part.start])
-        return torch.cat(found)
+            target_log_p.append(log_p[torch.arange(len(t)), t - part.start])
+        return torch.cat(target_log_p)
 
     got = values_and_gradients(ours, [table, *h])
     expected = values_and_gradients(formula, [table.double(), *h])
-    largest = float(max((4 * q.norm(dim=1)).max() for q in h if len(q))) * (1 if unit_rows else 3)
+    largest = float(max((4 * q.norm(dim=1)).max() for q in h if len(q))) * (1 if normalize_rows else 3)
     value = VALUE[dtype] + 2 * ROUNDING[dtype] * largest  # normalized rows are rounded once more
     assert (got[0].double() - expected[0]).abs().max() <= value
     for a, b in zip(got[1:], expected[1:], strict=True):
@@ -266,37 +270,42 @@ def test_several_asks_of_one_table(
             assert (a.double() - b).abs().max() <= 2 * GRADIENT[dtype] * max(b.abs().max(), 0.3)
 
 
-def nll_by_formula(
-    softmax_queries: list[SoftmaxQuery], table: Tensor, scale: Tensor, unit_rows: bool
-) -> Tensor:
-    rows = torch.nn.functional.normalize(table, dim=1) if unit_rows else table
+def nll_by_formula(queries: list[SoftmaxQuery], table: Tensor, scale: Tensor, normalize_rows: bool) -> Tensor:
+    rows = torch.nn.functional.normalize(table, dim=1) if normalize_rows else table
     total = torch.zeros((), dtype=table.dtype)
-    for h, targets, among, share, beside, _ in softmax_queries:
-        p = torch.softmax(scale * h @ rows[among].T, 1)[torch.arange(len(h)), targets - among.start]
-        total = total - share * (p if beside is None else p + beside.exp()).log().sum()
+    for h, targets, candidates, weight, log_other_components, _ in queries:
+        p = torch.softmax(scale * h @ rows[candidates].T, 1)[torch.arange(len(h)), targets - candidates.start]
+        total = (
+            total
+            - weight * (p if log_other_components is None else p + log_other_components.exp()).log().sum()
+        )
     return total
 
 
-@pytest.mark.parametrize("safe", [0.0, tiles.SAFE], ids=["any logits", "small logits"])
-@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("safe", [0.0, tiles.MAX_SAFE_LOGIT], ids=["any logits", "small logits"])
+@pytest.mark.parametrize("normalize_rows", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_loss_and_its_gradients(
-    impl: Implementation, dtype: torch.dtype, unit_rows: bool, safe: float, monkeypatch: pytest.MonkeyPatch
+def test_catalog_nll_matches_formula_and_gradients(
+    impl: Implementation,
+    dtype: torch.dtype,
+    normalize_rows: bool,
+    safe: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tiles, "ROWS", 16)
-    monkeypatch.setattr(tiles, "SAFE", safe)
-    monkeypatch.setitem(tiles.HELD, "cpu", 400)  # four queries at a time
+    monkeypatch.setattr(tiles, "ROW_CHUNK", 16)
+    monkeypatch.setattr(tiles, "MAX_SAFE_LOGIT", safe)
+    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 400)  # four queries at a time
     table = (unit(90, 12, 0) * torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]).to(dtype)
     parts = (slice(0, 41), slice(41, 90), slice(0, 90))
     counts = (8, 0, 70)
     targets = [torch.arange(n) % (s.stop - s.start) + s.start for n, s in zip(counts, parts, strict=True)]
     h = [(4 * unit(80, 12, 9 + n)[:count]).to(dtype).double() / 4 for n, count in enumerate(counts)]
-    beside = torch.linspace(-9, 0, 70, dtype=torch.float64)
+    log_other_components = torch.linspace(-9, 0, 70, dtype=torch.float64)
     scale = torch.tensor(4.0, dtype=torch.float64)
 
-    def softmax_queries(h: tuple[Tensor, ...], beside: Tensor) -> list[SoftmaxQuery]:
-        of_each = (0.5, 0.25, 1 / 70), (None, None, beside)
-        return [SoftmaxQuery(*ask) for ask in zip(h, targets, parts, *of_each, strict=True)]
+    def queries(h: tuple[Tensor, ...], log_other_components: Tensor) -> list[SoftmaxQuery]:
+        of_each = (0.5, 0.25, 1 / 70), (None, None, log_other_components)
+        return [SoftmaxQuery(*query) for query in zip(h, targets, parts, *of_each, strict=True)]
 
     def gradients(f: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
         leaves = [x.detach().clone().requires_grad_() for x in leaves]
@@ -304,14 +313,14 @@ def test_the_loss_and_its_gradients(
         return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
 
     got = gradients(
-        lambda t, s, b, *h: catalog_nll(softmax_queries(h, b), t, s, impl, unit=unit_rows),
-        [table, scale, beside, *h],
+        lambda t, s, b, *h: catalog_nll(queries(h, b), t, s, impl, normalize_rows=normalize_rows),
+        [table, scale, log_other_components, *h],
     )
     expected = gradients(
-        lambda t, s, b, *h: nll_by_formula(softmax_queries(h, b), t, s, unit_rows),
-        [table.double(), scale, beside, *h],
+        lambda t, s, b, *h: nll_by_formula(queries(h, b), t, s, normalize_rows),
+        [table.double(), scale, log_other_components, *h],
     )
-    loose = 2 * (GRADIENT[dtype] + ROUNDING[dtype] * (4 if unit_rows else 12))
+    loose = 2 * (GRADIENT[dtype] + ROUNDING[dtype] * (4 if normalize_rows else 12))
     assert [x.shape for x in got] == [x.shape for x in expected]
     for n, (a, b) in enumerate(zip(got, expected, strict=True)):
         if b.numel():
@@ -321,58 +330,69 @@ def test_the_loss_and_its_gradients(
 
 @pytest.mark.parametrize("joint", [False, True], ids=["log-probabilities", "loss"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_taken_off_the_sum(
+def test_log_excluded_mass_is_subtracted_from_the_partition(
     impl: Implementation, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiles.HELD, "cpu", 400)
-    table, among, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
+    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 400)
+    table, candidates, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
     h = (4 * unit(70, 12, 0)).to(dtype).double() / 4
-    share = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
-    less = (4.0 * h @ table[among].double().T).logsumexp(1) + share.log()
-    beside = torch.linspace(-9, 0, 70, dtype=torch.float64)
+    weight = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
+    log_excluded_mass = (4.0 * h @ table[candidates].double().T).logsumexp(1) + weight.log()
+    log_other_components = torch.linspace(-9, 0, 70, dtype=torch.float64)
 
-    def ours(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
-        ask = SoftmaxQuery(h, targets, among, 0.5, beside if joint else None, less)
+    def ours(h: Tensor, table: Tensor, log_excluded_mass: Tensor, log_other_components: Tensor) -> Tensor:
+        query = SoftmaxQuery(
+            h, targets, candidates, 0.5, log_other_components if joint else None, log_excluded_mass
+        )
         if joint:
-            return catalog_nll([ask], table, 4.0, impl)[None]
-        (log_p,) = target_log_probabilities([ask], table, 4.0, impl)
-        return log_p + 0 * beside
+            return catalog_nll([query], table, 4.0, impl)[None]
+        (log_p,) = target_log_probabilities([query], table, 4.0, impl)
+        return log_p + 0 * log_other_components
 
-    def formula(h: Tensor, table: Tensor, less: Tensor, beside: Tensor) -> Tensor:
-        z = 4.0 * h @ table[among].T
-        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - less.exp())
-        return -0.5 * (p + beside.exp()).log().sum()[None] if joint else p.log() + 0 * beside
+    def formula(h: Tensor, table: Tensor, log_excluded_mass: Tensor, log_other_components: Tensor) -> Tensor:
+        z = 4.0 * h @ table[candidates].T
+        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - log_excluded_mass.exp())
+        return (
+            -0.5 * (p + log_other_components.exp()).log().sum()[None]
+            if joint
+            else p.log() + 0 * log_other_components
+        )
 
-    got = values_and_gradients(ours, [h, table, less, beside])
-    expected = values_and_gradients(formula, [h, table.double(), less, beside])
+    got = values_and_gradients(ours, [h, table, log_excluded_mass, log_other_components])
+    expected = values_and_gradients(formula, [h, table.double(), log_excluded_mass, log_other_components])
     loose = 2 * (GRADIENT[dtype] + 8 * ROUNDING[dtype])  # what is left of a sum is rounded as the sum is
     for a, b in zip(got, expected, strict=True):
         assert (a.double() - b).abs().max() <= loose * max(float(b.abs().max()), 0.1)
 
 
-def test_something_is_left_of_a_sum_of_which_all_is_taken(impl: Implementation) -> None:
+def test_log_excluded_mass_above_the_partition_leaves_the_minimum(impl: Implementation) -> None:
     h, table, targets = unit(3, 4, 0), unit(9, 4, 1).requires_grad_(), torch.arange(3)
     lse = log_partition(h, table, 2.0, impl).detach()
-    less = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
-    (log_p,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9), less=less)], table, 2.0, impl)
-    (whole,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9))], table, 2.0, impl)
-    expected = whole.detach() - torch.tensor([LEAST, LEAST, 1.0], dtype=torch.float64).log()
+    log_excluded_mass = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
+    (log_p,) = target_log_probabilities(
+        [SoftmaxQuery(h, targets, slice(0, 9), log_excluded_mass=log_excluded_mass)], table, 2.0, impl
+    )
+    (complete,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9))], table, 2.0, impl)
+    expected = (
+        complete.detach()
+        - torch.tensor([MIN_REMAINING_MASS, MIN_REMAINING_MASS, 1.0], dtype=torch.float64).log()
+    )
     torch.testing.assert_close(log_p.detach(), expected)
     log_p.sum().backward()
-    assert less.grad is not None
-    assert less.grad[:2].abs().max() == 0
+    assert log_excluded_mass.grad is not None
+    assert log_excluded_mass.grad[:2].abs().max() == 0
     assert table.grad is not None
     assert table.grad.isfinite().all()
 
 
-def test_the_loss_is_the_mean_of_what_the_targets_get(impl: Implementation) -> None:
+def test_mean_nll_is_the_mean_over_targets(impl: Implementation) -> None:
     h, table, targets = unit(50, 12, 0), unit(31, 12, 1), torch.arange(50) % 29
     one_by_one = target_log_probability(h, table, targets, 8.0, impl)
     torch.testing.assert_close(mean_nll(h, table, targets, 8.0, impl), -one_by_one.mean())
     assert mean_nll(h[:0], table, targets[:0], 8.0, impl) == 0
 
 
-def test_gradients_of_the_loss_are_given_once() -> None:
+def test_catalog_nll_backward_twice_raises() -> None:
     table = unit(31, 12, 1).requires_grad_()
     loss = mean_nll(unit(5, 12, 0), table, torch.arange(5))
     loss.backward(retain_graph=True)
@@ -380,10 +400,10 @@ def test_gradients_of_the_loss_are_given_once() -> None:
         loss.backward()
 
 
-def test_a_row_of_zeros_has_no_direction(impl: Implementation) -> None:
+def test_normalize_rows_with_zero_rows_gives_finite_gradients(impl: Implementation) -> None:
     table = torch.zeros(3, 2, requires_grad=True)
-    ask = SoftmaxQuery(torch.ones(2, 2), torch.tensor([0, 2]), slice(0, 3))
-    (log_p,) = target_log_probabilities([ask], table, 5.0, impl, unit=True)
+    query = SoftmaxQuery(torch.ones(2, 2), torch.tensor([0, 2]), slice(0, 3))
+    (log_p,) = target_log_probabilities([query], table, 5.0, impl, normalize_rows=True)
     torch.testing.assert_close(log_p, torch.full((2,), 1 / 3).log())
     log_p.sum().backward()
     assert table.grad is not None
@@ -391,7 +411,9 @@ def test_a_row_of_zeros_has_no_direction(impl: Implementation) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_inputs_same_bits(impl: Implementation, dtype: torch.dtype) -> None:
+def test_target_log_probabilities_of_equal_inputs_are_equal_bits(
+    impl: Implementation, dtype: torch.dtype
+) -> None:
     h, table = unit(800, 24, 0).float(), unit(1500, 24, 1).to(dtype)
     targets, scale = torch.arange(800) % 7, torch.tensor(20.0)
 
@@ -416,30 +438,30 @@ def peak_bytes(f: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_memory_does_not_grow_with_the_catalog(
+def test_target_log_probabilities_memory_does_not_grow_with_the_catalog(
     impl: Implementation, learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiles.HELD, "cpu", 2**19)
-    monkeypatch.setitem(tiles.TILES, "cpu", (64, 2000))
-    monkeypatch.setattr(tiles, "ATTENDED", 2000)
+    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 2**19)
+    monkeypatch.setitem(tiles.TILE_SHAPE, "cpu", (64, 2000))
+    monkeypatch.setattr(tiles, "FLASH_ROWS", 2000)
     n, d, v = 300, 16, (8_000, 64_000)
 
     def extra(v: int) -> int:
         h = unit(n, d, 0).float().requires_grad_()
         table = unit(v, d, 1).float().requires_grad_(learned)
-        softmax_queries = [
+        queries = [
             SoftmaxQuery(h, torch.arange(n), slice(0, n)),
             SoftmaxQuery(h, torch.arange(n), slice(0, v)),
         ]
 
-        def step(softmax_queries: list[SoftmaxQuery]) -> None:
+        def step(queries: list[SoftmaxQuery]) -> None:
             torch.cat(
-                target_log_probabilities(softmax_queries, table, 10.0, impl, unit=learned)
+                target_log_probabilities(queries, table, 10.0, impl, normalize_rows=learned)
             ).sum().backward()
 
         step([SoftmaxQuery(h[:2], torch.arange(2), slice(0, v))])  # what is done once only
         table.grad = None
-        peak = peak_bytes(lambda: step(softmax_queries))
+        peak = peak_bytes(lambda: step(queries))
         # Tables aside: the gradient and the rows of unit length.
         return peak - 4 * v * learned * 2 * d
 
@@ -453,7 +475,9 @@ def test_memory_does_not_grow_with_the_catalog(
 @pytest.mark.parametrize(
     ("h", "table"), [((4, 3), (9, 2)), ((4, 3), (0, 3)), ((3,), (9, 3)), ((4, 3), (9, 3, 1))], ids=str
 )
-def test_shapes_that_do_not_fit(impl: Implementation, h: tuple[int, ...], table: tuple[int, ...]) -> None:
+def test_log_partition_with_unfit_shapes_raises(
+    impl: Implementation, h: tuple[int, ...], table: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="expected"):
         log_partition(torch.zeros(h), torch.zeros(table), 1.0, impl)
     with pytest.raises(ValueError, match="expected"):

@@ -19,7 +19,7 @@ def have(monkeypatch: pytest.MonkeyPatch, amx: bool, avx: bool) -> None:
 
 
 @pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
-def test_a_processor_computes_in_what_it_multiplies_fastest(
+def test_compute_dtype_of_a_cpu_is_the_faster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, maker: str
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
@@ -41,7 +41,7 @@ def test_a_processor_computes_in_what_it_multiplies_fastest(
     assert compute_dtype(CPU) == torch.float32
 
 
-def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_dtype_of_a_gpu_is_bfloat16_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert compute_dtype(CUDA) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))

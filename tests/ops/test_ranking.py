@@ -47,10 +47,10 @@ def plain_list(scores: list[float], k: int, ignore: set[int]) -> list[tuple[floa
 
 @settings(max_examples=200, deadline=None)
 @given(tables(), st.sampled_from([1, 5, 2**20]))
-def test_ranks_are_those_of_the_plain_loop(table: tuple[Tensor, Tensor, Tensor], chunk: int) -> None:
+def test_ranks_match_a_plain_loop(table: tuple[Tensor, Tensor, Tensor], chunk: int) -> None:
     scores, target, ignore = table
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "CHUNK", chunk)
+        patch.setattr(ranking, "SCORE_CHUNK", chunk)
         got = ranks(scores, target, ignore)
     assert got.dtype == torch.float64
     assert got.tolist() == [
@@ -61,11 +61,11 @@ def test_ranks_are_those_of_the_plain_loop(table: tuple[Tensor, Tensor, Tensor],
 
 @settings(max_examples=200, deadline=None)
 @given(tables(), st.integers(1, 15), st.sampled_from([1, 5, 2**20]))
-def test_lists_are_those_of_the_plain_loop(table: tuple[Tensor, Tensor, Tensor], k: int, chunk: int) -> None:
+def test_top_k_matches_a_plain_loop(table: tuple[Tensor, Tensor, Tensor], k: int, chunk: int) -> None:
     scores, _, ignore = table
     before = scores.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "CHUNK", chunk)
+        patch.setattr(ranking, "SCORE_CHUNK", chunk)
         values, columns = top_k(scores, k, ignore)
     assert values.shape == columns.shape == (len(scores), k)
     for row, ignored in enumerate(ignore.tolist()):
@@ -76,9 +76,7 @@ def test_lists_are_those_of_the_plain_loop(table: tuple[Tensor, Tensor, Tensor],
 
 @settings(max_examples=100, deadline=None)
 @given(tables(), st.randoms(use_true_random=False))
-def test_a_rank_does_not_depend_on_where_items_stand(
-    table: tuple[Tensor, Tensor, Tensor], random: object
-) -> None:
+def test_ranks_do_not_depend_on_item_order(table: tuple[Tensor, Tensor, Tensor], random: object) -> None:
     scores, target, _ = table
     order = torch.randperm(scores.shape[1], generator=torch.Generator().manual_seed(random.getrandbits(32)))  # type: ignore[attr-defined]
     moved = torch.empty_like(order)
@@ -88,11 +86,11 @@ def test_a_rank_does_not_depend_on_where_items_stand(
 
 @pytest.mark.parametrize("value", [0.0, -math.inf, math.inf])
 @pytest.mark.parametrize("c", [1, 2, 99, 100])
-def test_a_constant_scorer_gets_the_middle(value: float, c: int) -> None:
+def test_ranks_of_a_constant_scorer_are_the_middle(value: float, c: int) -> None:
     assert ranks(torch.full((1, c), value), torch.tensor([c // 3])).tolist() == [(c + 1) / 2]
 
 
-def test_nan_never_helps_a_target() -> None:
+def test_ranks_of_nan_targets_are_last() -> None:
     nan = math.nan
     scores = torch.tensor([[nan, nan, nan, nan], [nan, 1.0, 2.0, -math.inf], [nan, -math.inf, 0.0, nan]])
     assert ranks(scores, torch.tensor([0, 0, 1])).tolist() == [4, 4, 2]
@@ -104,7 +102,7 @@ def test_nan_never_helps_a_target() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_big_tables_of_any_precision(dtype: torch.dtype) -> None:
+def test_ranks_of_large_tables_in_any_precision_match(dtype: torch.dtype) -> None:
     random = np.random.default_rng(0)
     scores = torch.from_numpy(random.integers(0, 50, (5, 3000))).to(dtype)
     target, ignore = (
@@ -120,7 +118,7 @@ def test_big_tables_of_any_precision(dtype: torch.dtype) -> None:
     assert values.tolist() == [[v for v, _ in row] for row in expected]
 
 
-def test_no_rows() -> None:
+def test_ranks_without_rows_are_empty() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     assert ranks(torch.zeros(0, 5), nothing, torch.zeros(0, 2, dtype=torch.int64)).shape == (0,)
     values, columns = top_k(torch.zeros(0, 5), 3)

@@ -16,8 +16,8 @@ from hafvt.files import read_json, sha256
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
 from hafvt.models.hafvt import HafVt, Query
-from hafvt.ops.catalog_softmax import without
-from hafvt.ops.tiles import SAFE
+from hafvt.ops.catalog_softmax import log_subtract_exp
+from hafvt.ops.tiles import MAX_SAFE_LOGIT
 from hafvt.training.run import Run, fingerprint
 
 FORMAT = 2
@@ -62,7 +62,7 @@ class FaissCandidateGenerator:
             )  # (B, S, C)
             partitions = log_partitions(model, trained_table, of_modality, domain)
             for sequence, (query, lse) in enumerate(zip(of_modality, partitions, strict=True)):
-                offset = without(lse, query.less) - query.log_weight
+                offset = log_subtract_exp(lse, query.less) - query.log_weight
                 branch = logits[:, sequence] - offset.masked_fill(query.silent, torch.inf)[:, None]
                 total += torch.where(is_cold, branch + query.bonus, branch).exp_()
         total.clamp_(min=1e-30).log_()
@@ -106,7 +106,10 @@ def log_partitions(model: HafVt, table: Tensor, queries: list[Query], domain: in
         domain: index of the ranked domain.
     """
     # No logit is larger than 1 / temperature, as no vector is longer than 1.
-    tables, can_overflow = [table[part] for part in model.items.learned], 1 / model.config.temperature >= SAFE
+    tables, can_overflow = (
+        [table[part] for part in model.items.learned],
+        1 / model.config.temperature >= MAX_SAFE_LOGIT,
+    )
     h = torch.cat([query.h for query in queries])
     partitions = list(log_partition(h, tables[domain], can_overflow).view(len(queries), -1))
     for row, query in enumerate(queries):

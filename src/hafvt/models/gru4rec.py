@@ -73,7 +73,7 @@ class Gru4Rec(Model):
             here = (targets >= domain.start) & (targets < domain.stop)
             among = slice(domain.start, domain.stop)
             softmax_queries.append(
-                SoftmaxQuery(h[here], targets[here], among, share=1 / max(len(targets), 1))
+                SoftmaxQuery(h[here], targets[here], among, weight=1 / max(len(targets), 1))
             )
         return catalog_nll(softmax_queries, table)
 

@@ -69,11 +69,11 @@ from hafvt.ops.catalog_softmax import (
     SoftmaxQuery,
     catalog_nll,
     log_partition,
+    log_subtract_exp,
     target_log_probabilities,
-    without,
 )
 from hafvt.ops.embedding import embedding_lookup
-from hafvt.ops.sampled_softmax import SeenItems, draw, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_probabilities
 
 FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
 SWIFT = 30.0  # Adam moves a weight by the learning rate at most: log-odds from 0 on would take too long
@@ -226,9 +226,9 @@ class HafVt(Model):
         for row, (ask, share) in enumerate(zip(softmax_queries, shares, strict=True)):
             # (7), log sum_m w_m p_m = log w_last + log(beside + p_last)
             beside = torch.stack(said[row]).logsumexp(0) - log_weights[row, last] if others else None
-            softmax_queries[row] = ask._replace(share=share, beside=beside)
+            softmax_queries[row] = ask._replace(weight=share, log_other_components=beside)
             loss = loss - share * len(ask.targets) * log_weights[row, last]
-        return loss + catalog_nll(softmax_queries, table, scale, unit=self.modalities[last] == "id")
+        return loss + catalog_nll(softmax_queries, table, scale, normalize_rows=self.modalities[last] == "id")
 
     def sampled_loss(
         self,
@@ -239,7 +239,8 @@ class HafVt(Model):
     ) -> Tensor:
         """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
         samples = [
-            draw(self.items.popularity, self.items.learned[n], self.config.num_negatives) for n in self.used
+            sample_items(self.items.popularity, self.items.learned[n], self.config.num_negatives)
+            for n in self.used
         ]
         had = [self.had(pair) for pair in pairs] if self.config.repeats else None
         of_modalities = []
@@ -247,7 +248,9 @@ class HafVt(Model):
             table, softmax_queries = self.softmax_queries(modality, pairs, entering, states)
             scale, unit = 1 / self.config.temperature, name == "id"
             of_modalities.append(
-                sampled_log_probabilities(softmax_queries, samples, table, scale, unit=unit, had=had)
+                sampled_log_probabilities(
+                    softmax_queries, samples, table, scale, normalize_rows=unit, seen_items=had
+                )
             )
         loss = torch.zeros((), device=self.mix.device)
         for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
@@ -312,7 +315,9 @@ class HafVt(Model):
                 z = ((h / self.config.temperature) @ vectors.transpose(1, 2))[pair.mask]  # (N, T)
                 less = self.less(z, pair.had)
             targets = self.items.met_number[pair.targets]
-            softmax_queries.append(SoftmaxQuery(h[pair.mask], targets, self.items.learned[number], less=less))
+            softmax_queries.append(
+                SoftmaxQuery(h[pair.mask], targets, self.items.learned[number], log_excluded_mass=less)
+            )
         return table, softmax_queries
 
     def less(self, z: Tensor, had: Tensor) -> Tensor:
@@ -400,7 +405,7 @@ class HafVt(Model):
             for other in range(len(self.domains)) if whole else ():
                 if other != domain:
                     lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
-            lse = without(lse, less)
+            lse = log_subtract_exp(lse, less)
             # (4-6) and their weight in one: an empty sequence says nothing.
             z.mul_((log_weight + top - lse).exp().masked_fill(silent, 0.0)[:, None])
             if not all_met:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, SimilarItems, Vectors, prepare_vectors
 from hafvt.features.similarity import find_similar_items
-from hafvt.ops.embedding import SparseLinks, add_weighted_rows, links, weighted_row_sums
+from hafvt.ops.embedding import SparseLinks, add_weighted_rows, build_links, weighted_row_sums
 
 Made = TypeVar("Made")
 
@@ -124,11 +124,14 @@ class ItemTables(nn.Module):
             )
             if near:
                 self.link(
-                    f"near_{name}", links(similar_items.neighbors, similar_items.neighbor_weights, len(rows))
+                    f"near_{name}",
+                    build_links(similar_items.neighbors, similar_items.neighbor_weights, len(rows)),
                 )
             if sizes:  # those without a vector get nothing of their groups
                 weights = present[:, None].expand(similar_items.clusters.shape).float()
-                self.link(f"group_{name}", links(similar_items.clusters, weights, similar_items.num_clusters))
+                self.link(
+                    f"group_{name}", build_links(similar_items.clusters, weights, similar_items.num_clusters)
+                )
                 self.groups[name] = nn.Parameter(torch.zeros(similar_items.num_clusters, id_width))
         self.register_load_state_dict_post_hook(rebuild_reverse_links)  # type: ignore[no-untyped-call]
         self.knowing = [number for number, name in enumerate(self.modalities) if name != "id" or self.fused]
@@ -265,4 +268,4 @@ def rebuild_reverse_links(tables: ItemTables, _: object) -> None:
         for key, table in ((f"near_{name}", tables.unmet), (f"group_{name}", tables.groups.get(name))):
             if hasattr(tables, f"rows_{key}"):
                 over = tables.links(key)
-                tables.link(key, links(over.rows, over.weights, len(table)))
+                tables.link(key, build_links(over.rows, over.weights, len(table)))

@@ -29,7 +29,7 @@ from hafvt.models.blocks import Dropout, causal_attention, last, next_items, slo
 from hafvt.models.configs import SasRecConfig
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
 from hafvt.ops.embedding import embedding_lookup
-from hafvt.ops.sampled_softmax import draw, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import sample_items, sampled_log_probabilities
 
 
 class OriginalBlock(nn.Module):
@@ -182,7 +182,7 @@ class SasRec(Model):
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
         if self.config.loss == "catalog" and self.config.num_negatives:
             whole = slice(0, len(table))
-            sample = draw(self.popularity, whole, self.config.num_negatives)
+            sample = sample_items(self.popularity, whole, self.config.num_negatives)
             (log_p,) = sampled_log_probabilities([SoftmaxQuery(h, targets, whole)], [sample], table)
             return -log_p.sum() / max(len(log_p), 1)
         if self.config.loss == "catalog":

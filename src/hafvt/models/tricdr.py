@@ -218,8 +218,8 @@ class TriCdr(Model):
                 continue
             triple, both = self.triple(states, n, row[mine], slot[mine])
             u = self.directions[n].user(triple)
-            ask = SoftmaxQuery(u, targets[mine] - domain.start, slice(0, len(table)), share=1 / len(targets))
-            nll = catalog_nll([ask], table, 1 / self.config.temperature, unit=True)
+            ask = SoftmaxQuery(u, targets[mine] - domain.start, slice(0, len(table)), weight=1 / len(targets))
+            nll = catalog_nll([ask], table, 1 / self.config.temperature, normalize_rows=True)
             latest = F.pad(row[mine][1:] != row[mine][:-1], (0, 1), value=True)  # of each sequence
             tcl = self.directions[n].contrast([x[latest & both] for x in triple])
             total = total + nll + tcl / len(self.domains)

@@ -1,1 +1,1 @@
-"""What must be fast, each with its plain reference."""
+"""Fast tensor operations, each with a plain reference implementation in the code or its tests."""

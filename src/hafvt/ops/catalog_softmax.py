@@ -1,28 +1,18 @@
-"""Softmax over a whole catalog, logits never stored.
+"""Softmax cross-entropy over a whole item catalog, without storing the logits.
 
-The loss of a recommender needs, of the logits `z[i, j] = scale * h[i] . table[j]` of N queries over V
-items, only the target's and `logsumexp_j z[i, j]`, with their gradients. Two implementations give the same
-numbers:
+With logits `z[i, j] = scale * h[i] . table[j]` of N queries and V items, a loss needs only the logit of each
+target and the log-partition `logsumexp_j z[i, j]`, with their gradients. Two implementations agree:
 
-* plain: the formula, the reference. It stores the N * V logits several times over.
-* tiles: a few hundred queries at a time, of these a few thousand items at a time, so that a tile of logits
-  stays in the processor's cache from the product that makes it to the sums and products that use it up.
-  On processors that multiply tiles themselves (AMX) PyTorch's attention does the same in one kernel: the
-  queries' attention to the items gives log-partitions and the gradient of the queries, the items' attention
-  to the queries the gradient of a learned table. In float32 it does the former for frozen tables.
+* "plain" follows the formula and stores all N * V logits. It is the reference of the tests.
+* "tiles" computes a few hundred queries times a few thousand items at a time (`ops.tiles`), so that logits
+  stay in the processor's cache until they are used up. Some processors do it by fused attention instead.
 
-`catalog_nll` is the loss itself. It knows what each log-probability weighs in it, so the gradient of a
-learned table is made from the exponentials at hand: three products and one exp per logit in all (four and
-two by attention).
-`target_log_probabilities` does not know; its backward pass makes the logits a second time for a learned
-table.
+`catalog_nll` is a complete loss: it computes its gradients in the forward pass, from exponentials that exist
+there anyway. `target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its
+backward pass computes the logits a second time if the table needs a gradient.
 
-Exponentials are taken of the logits as they are, without looking for a row's greatest, wherever the lengths
-of queries and items forbid that one overflows. In bfloat16 a logit is rounded by up to 2**-8 of its size:
-that, not the sums, is the error of a log-partition.
-
-A softmax may count some rows less than the others, a few that differ from query to query (`SoftmaxQuery.less`): what
-they count less is taken off the sum of the exponentials when that is known.
+Precision: products run in the table's dtype or in autocast's, sums in float32 at least. A bfloat16 logit is
+rounded by up to 2**-8 of its size, which dominates the error. Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -35,195 +25,198 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepared
+from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
 
 Implementation = Literal["tiles", "plain"]
 
-LEAST = 0.01  # share of a sum that `SoftmaxQuery.less` leaves at least: what is rounded may seem to take more than all
+MIN_REMAINING_MASS = 0.01
+"""Smallest share of a partition that `log_subtract_exp` leaves: rounding could leave less than zero."""
 
 
 class SoftmaxQuery(NamedTuple):
-    """Queries for the softmax over a part of a table."""
+    """N queries for the softmax over one contiguous part of an item table."""
 
     h: Tensor
-    """(N, d) queries."""
+    """(N, d) query vectors."""
     targets: Tensor
-    """(N,) row numbers of the whole table, int64, each within `among`."""
-    among: slice
-    """The rows that the softmax is over, start:stop."""
-    share: float = 1.0
-    """What each target counts in `catalog_nll`: 1 / N for a mean."""
-    beside: Tensor | None = None
-    """(N,) log of what other components of a mixture give the target, for `catalog_nll`."""
-    less: Tensor | None = None
-    """(N,) log of what is taken off each query's sum of exponentials."""
+    """(N,) int64 row numbers in the whole table, each within `candidates`."""
+    candidates: slice
+    """Rows start:stop that the softmax normalizes over."""
+    weight: float = 1.0
+    """Factor of each target's term in `catalog_nll`; 1 / N gives a mean."""
+    log_other_components: Tensor | None = None
+    """(N,) log of the probability that other components of a mixture give the target (`catalog_nll` only)."""
+    log_excluded_mass: Tensor | None = None
+    """(N,) log of an amount to subtract from the partition, the sum of exponentials."""
 
 
 def catalog_nll(
-    softmax_queries: Sequence[SoftmaxQuery],
+    queries: Sequence[SoftmaxQuery],
     table: Tensor,
     scale: float | Tensor = 1.0,
     impl: Implementation = "tiles",
     *,
-    unit: bool = False,
+    normalize_rows: bool = False,
 ) -> Tensor:
-    """Returns the sum, over all asks and targets, of `-share * log(exp(beside) + p(target))`, a scalar.
+    """Return the weighted negative log-likelihood of all targets, a scalar.
 
-    Equal to what `target_log_probabilities` gives, added up; its gradients are made on the way forward.
+    The value is the sum over all queries of `-weight * log(exp(log_other_components) + softmax(target))`.
+    Call `backward` on it at most once: the stored gradient of the table is scaled in place.
 
     Args:
-        asks: queries, targets, the rows that they are sought among, what each counts.
+        queries: One entry for each part of the table.
         table: (V, d) item vectors.
-        scale: see `log_partition`.
-        impl: see `log_partition`.
-        unit: the table's rows count with unit length.
+        scale: Factor of the logits; a scalar tensor may be learned.
+        impl: "tiles", or "plain" for the reference.
+        normalize_rows: Normalize the rows of `table` to unit length first.
 
     Raises:
-        ValueError: the shapes do not fit each other or a part of the table is empty.
+        ValueError: If shapes do not fit each other or a part of the table is empty.
     """
     if impl == "plain":
         total = torch.zeros((), device=table.device)
-        for ask, log_p in zip(
-            softmax_queries,
-            target_log_probabilities(softmax_queries, table, scale, impl, unit=unit),
-            strict=True,
-        ):
-            joint = log_p if ask.beside is None else torch.logaddexp(ask.beside, log_p)
-            total = total - ask.share * joint.sum()
+        log_probabilities = target_log_probabilities(
+            queries, table, scale, impl, normalize_rows=normalize_rows
+        )
+        for query, log_p in zip(queries, log_probabilities, strict=True):
+            others = query.log_other_components
+            total = total - query.weight * (log_p if others is None else torch.logaddexp(others, log_p)).sum()
         return total
-    queries = [_query(ask.h, ask.among, table, scale) for ask in softmax_queries]
-    parts = [(ask.targets, ask.among, ask.share) for ask in softmax_queries]
-    others = [
-        None if other is None else other.to(accumulation_dtype(table.dtype))
-        for other in (*(ask.beside for ask in softmax_queries), *(ask.less for ask in softmax_queries))
+    h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
+    parts = [(query.targets, query.candidates, query.weight) for query in queries]
+    dtype = accumulation_dtype(table.dtype)
+    log_terms = [
+        None if term is None else term.to(dtype)
+        for term in (
+            *(query.log_other_components for query in queries),
+            *(query.log_excluded_mass for query in queries),
+        )
     ]
     with torch.autocast(table.device.type, enabled=False):
-        found: Tensor = _Nll.apply(table, parts, unit, *queries, *others)  # type: ignore[no-untyped-call]
-    return found
+        loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def mean_nll(
     h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
 ) -> Tensor:
-    """Returns the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets, 0 of none, a scalar.
+    """Return the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets; 0 if there are none.
 
     Args:
-        h: (N, d) queries.
+        h: (N, d) query vectors.
         table: (V, d) item vectors.
-        targets: (N,) row numbers of `table`, int64.
-        scale: see `log_partition`.
-        impl: see `log_partition`.
+        targets: (N,) int64 row numbers of `table`.
+        scale: Factor of the logits; a scalar tensor may be learned.
+        impl: "tiles", or "plain" for the reference.
 
     Raises:
-        ValueError: the shapes do not fit each other or the table is empty.
+        ValueError: If shapes do not fit each other or the table is empty.
     """
-    return catalog_nll(
-        [SoftmaxQuery(h, targets, slice(0, len(table)), 1 / max(len(h), 1))], table, scale, impl
-    )
+    query = SoftmaxQuery(h, targets, slice(0, len(table)), weight=1 / max(len(h), 1))
+    return catalog_nll([query], table, scale, impl)
 
 
 def target_log_probabilities(
-    softmax_queries: Sequence[SoftmaxQuery],
+    queries: Sequence[SoftmaxQuery],
     table: Tensor,
     scale: float | Tensor = 1.0,
     impl: Implementation = "tiles",
     *,
-    unit: bool = False,
+    normalize_rows: bool = False,
 ) -> list[Tensor]:
-    """Returns `log softmax_j(scale * h[i] . table[j])` at the target of each query, with exact gradients.
+    """Return `log softmax_j(scale * h[i] . table[j])` at the targets, with exact gradients.
 
     Args:
-        asks: queries, their targets, and the rows that they are sought among; the rest is not looked at.
-        table: (V, d) item vectors; a learned one gets one gradient for all asks.
-        scale: see `log_partition`.
-        impl: see `log_partition`.
-        unit: the table's rows count with unit length.
+        queries: One entry for each part of the table; `weight` and `log_other_components` are ignored.
+        table: (V, d) item vectors.
+        scale: Factor of the logits; a scalar tensor may be learned.
+        impl: "tiles", or "plain" for the reference.
+        normalize_rows: Normalize the rows of `table` to unit length first.
 
     Returns:
-        One tensor (N,) per ask, float32 (float64 for a table in float64).
+        One (N,) tensor for each query, float32 (float64 for a table in float64).
 
     Raises:
-        ValueError: the shapes do not fit each other or a part of the table is empty.
+        ValueError: If shapes do not fit each other or a part of the table is empty.
     """
-    return _log_probabilities(
-        [(ask.h, ask.targets, ask.among, ask.less) for ask in softmax_queries], table, scale, impl, unit
-    )
+    parts = [(query.h, query.targets, query.candidates, query.log_excluded_mass) for query in queries]
+    return _log_probabilities(parts, table, scale, impl, normalize_rows)
 
 
 def log_partition(
     h: Tensor, table: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
 ) -> Tensor:
-    """Returns `logsumexp_j(scale * h[i] . table[j])`, with exact gradients for h, table and scale.
+    """Return `logsumexp_j(scale * h[i] . table[j])`, (N,), with exact gradients for h, table and scale.
 
-    Products are computed in the table's dtype, or autocast's where that is on: `scale * h` is rounded to it
-    once, so h is best given in float32, and so are the logits; sums and results are float32 at least. The
-    same inputs give the same bits.
+    `scale * h` is rounded once to the dtype of the products, so pass `h` in float32.
 
     Args:
-        h: (N, d) queries.
+        h: (N, d) query vectors.
         table: (V, d) item vectors, V > 0.
-        scale: factor of the logits; a scalar tensor may be learned.
+        scale: Factor of the logits; a scalar tensor may be learned.
         impl: "tiles", or "plain" for the reference.
 
-    Returns:
-        (N,) float32 (float64 for a table in float64).
-
     Raises:
-        ValueError: the shapes do not fit each other or the table is empty.
+        ValueError: If shapes do not fit each other or the table is empty.
     """
-    if torch.compiler.is_exporting():  # a graph has no tiles
+    if torch.compiler.is_exporting():  # tiles cannot be traced
         impl = "plain"
-    return -_log_probabilities([(h, None, slice(0, len(table)), None)], table, scale, impl, unit=False)[0]
+    part = (h, None, slice(0, len(table)), None)
+    return -_log_probabilities([part], table, scale, impl, normalize_rows=False)[0]
 
 
-def without(lse: Tensor, less: Tensor | None) -> Tensor:
-    """Returns `log(exp(lse) - exp(less))`, (N,).
+def log_subtract_exp(log_total: Tensor, log_excluded: Tensor | None) -> Tensor:
+    """Return `log(exp(log_total) - exp(log_excluded))`, (N,).
 
-    `LEAST` of the sum is left at least, then without a gradient for `less`.
+    At least `MIN_REMAINING_MASS` of the total remains; where that bound acts, `log_excluded` has no gradient.
     """
-    return lse if less is None else lse + (1 - (less - lse).exp()).clamp(min=LEAST).log()
+    if log_excluded is None:
+        return log_total
+    return log_total + (1 - (log_excluded - log_total).exp()).clamp(min=MIN_REMAINING_MASS).log()
 
 
-def _slopes(lse: Tensor, less: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the derivatives of `without` by lse and by -less, (N,) each."""
-    if less is None:
-        return torch.ones_like(lse), torch.zeros_like(lse)
-    share = (less - lse).exp()
-    kept = (1 - share).clamp(min=LEAST)
-    clear = kept > LEAST
-    return torch.where(clear, 1 / kept, 1.0), torch.where(clear, share / kept, 0.0)
+def _log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of `log_subtract_exp` by `log_total` and by `-log_excluded`, (N,) each."""
+    if log_excluded is None:
+        return torch.ones_like(log_total), torch.zeros_like(log_total)
+    excluded = (log_excluded - log_total).exp()
+    remaining = (1 - excluded).clamp(min=MIN_REMAINING_MASS)
+    unbounded = remaining > MIN_REMAINING_MASS
+    return torch.where(unbounded, 1 / remaining, 1.0), torch.where(unbounded, excluded / remaining, 0.0)
 
 
 def _log_probabilities(
-    softmax_queries: Sequence[tuple[Tensor, Tensor | None, slice, Tensor | None]],
+    parts: Sequence[tuple[Tensor, Tensor | None, slice, Tensor | None]],
     table: Tensor,
     scale: float | Tensor,
     impl: Implementation,
-    unit: bool,
+    normalize_rows: bool,
 ) -> list[Tensor]:
-    """Returns the target's log-probability of each ask; without targets minus the log-partition."""
-    queries = [_query(h, among, table, scale) for h, _, among, _ in softmax_queries]
-    parts = [(targets, among) for _, targets, among, _ in softmax_queries]
-    less = [
-        None if part is None else part.to(accumulation_dtype(table.dtype)) for *_, part in softmax_queries
-    ]
-    if impl == "plain":
-        return _plain(queries, parts, less, table, unit)
+    """Return the targets' log-probabilities for each (h, targets, candidates, log_excluded_mass).
+
+    Without targets the result is the negative log-partition.
+    """
+    h = [_scaled_query(part_h, candidates, table, scale) for part_h, _, candidates, _ in parts]
+    targets = [(part_targets, candidates) for _, part_targets, candidates, _ in parts]
+    dtype = accumulation_dtype(table.dtype)
+    log_excluded = [None if term is None else term.to(dtype) for *_, term in parts]
     with torch.autocast(table.device.type, enabled=False):
-        return list(_LogProbability.apply(table, parts, unit, *queries, *less))  # type: ignore[no-untyped-call]
+        if impl == "plain":
+            return _plain_log_probabilities(h, targets, log_excluded, table, normalize_rows)
+        return list(_LogProbability.apply(table, targets, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
 
 
-def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Tensor:
-    """Returns `scale * h` in the products' dtype; autograd takes the gradients back to h and scale."""
+def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Tensor) -> Tensor:
+    """Return `scale * h` in the dtype of the products; autograd handles this step."""
     if (
         h.ndim != 2
         or table.ndim != 2
         or h.shape[1] != table.shape[1]
-        or not 0 <= among.start < among.stop <= len(table)
+        or not 0 <= candidates.start < candidates.stop <= len(table)
     ):
         raise ValueError(
-            f"queries {tuple(h.shape)} and rows {among.start}:{among.stop} of {tuple(table.shape)}: "
-            "expected (N, d) and (V > 0, d)"
+            f"queries {tuple(h.shape)} and rows {candidates.start}:{candidates.stop} of "
+            f"{tuple(table.shape)}: expected (N, d) and (V > 0, d)"
         )
     dtype, device = table.dtype, table.device.type
     if torch.is_autocast_enabled(device) and dtype == torch.float32:
@@ -231,144 +224,149 @@ def _query(h: Tensor, among: slice, table: Tensor, scale: float | Tensor) -> Ten
     return (h.to(accumulation_dtype(dtype)) * scale).to(dtype)
 
 
-def _plain(
-    queries: Sequence[Tensor],
+def _plain_log_probabilities(
+    h: Sequence[Tensor],
     parts: Sequence[tuple[Tensor | None, slice]],
-    less: Sequence[Tensor | None],
+    log_excluded: Sequence[Tensor | None],
     table: Tensor,
-    unit: bool,
+    normalize_rows: bool,
 ) -> list[Tensor]:
-    found = []
-    with torch.autocast(table.device.type, enabled=False):
-        for q, (targets, among), taken in zip(queries, parts, less, strict=True):
-            rows = (
-                (functional.normalize(table, dim=1) if unit else table)
-                .to(q.dtype)
-                .to(accumulation_dtype(q.dtype))
-            )
-            log_p = -without((q.to(rows.dtype) @ rows[among].T).logsumexp(1), taken)
-            found.append(log_p if targets is None else log_p + (q.to(rows.dtype) * rows[targets]).sum(1))
-    return found
+    """Return the reference for `_LogProbability`, by the formula and autograd."""
+    results = []
+    for q, (targets, candidates), excluded in zip(h, parts, log_excluded, strict=True):
+        rows = functional.normalize(table, dim=1) if normalize_rows else table
+        rows = rows.to(q.dtype).to(accumulation_dtype(q.dtype))  # rounded as the products are
+        q = q.to(rows.dtype)
+        log_p = -log_subtract_exp((q @ rows[candidates].T).logsumexp(1), excluded)  # (N,)
+        results.append(log_p if targets is None else log_p + (q * rows[targets]).sum(1))
+    return results
 
 
-class _Nll(torch.autograd.Function):
-    """The loss, with all gradients made on the way forward."""
+class _CatalogNll(torch.autograd.Function):
+    """`catalog_nll` by tiles; the forward pass computes all gradients."""
 
     @staticmethod
     def forward(
         ctx: Any,
         table: Tensor,
         parts: list[tuple[Tensor, slice, float]],
-        unit: bool,
-        *given: Tensor | None,
+        normalize_rows: bool,
+        *inputs: Tensor | None,
     ) -> Tensor:
         count = len(parts)
-        queries: Any = given[:count]
-        rows, safe = prepared(table, queries, unit)
-        change = (
-            torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype)) if ctx.needs_input_grad[0] else None
-        )
-        loss = torch.zeros((), dtype=accumulation_dtype(rows.dtype), device=table.device)
+        h: Any = inputs[:count]
+        rows, safe = prepare_rows(table, h, normalize_rows)
+        dtype = accumulation_dtype(rows.dtype)
+        table_grad = torch.zeros_like(table, dtype=dtype) if ctx.needs_input_grad[0] else None
+        loss = torch.zeros((), dtype=dtype, device=table.device)
         gradients = []
-        for q, beside, less, (targets, among, share) in zip(
-            queries, given[count : 2 * count], given[2 * count :], parts, strict=True
+        for q, log_others, log_excluded, (targets, candidates, weight) in zip(
+            h, inputs[count : 2 * count], inputs[2 * count :], parts, strict=True
         ):
-            grad_q = torch.zeros_like(q, dtype=loss.dtype)
-            grad_beside = None if beside is None else torch.zeros_like(beside)
-            grad_less = None if less is None else torch.zeros_like(less)
-            for here, tile in iter_tiles(q, rows[among], safe, means=True, hold=change is not None):
-                row, part = rows[targets[here]].to(loss.dtype), q[here].to(loss.dtype)  # (r, d)
-                off = None if less is None else less[here]
-                by_lse, by_less = _slopes(tile.lse, off)
-                log_p = (part * row).sum(1) - without(tile.lse, off)  # (r,)
-                grad = log_p.new_full(log_p.shape, -share)  # of the loss, towards log_p
-                if beside is not None and grad_beside is not None:
-                    joint = torch.logaddexp(beside[here], log_p)
-                    grad_beside[here] = -share * (beside[here] - joint).exp()
-                    grad *= (log_p - joint).exp()
-                    log_p = joint
-                loss -= share * log_p.sum()
-                grad_q[here] = grad[:, None] * (row - by_lse[:, None] * tile.mean)
-                if grad_less is not None:
-                    grad_less[here] = grad * by_less
-                if change is not None:
-                    tile.add_to(change[among], -grad * by_lse, part)
-                    change.index_add_(0, targets[here], grad[:, None] * part)
-            gradients.append((grad_q.to(q.dtype), grad_beside, grad_less))
-        if change is not None:
-            change = normalize_backward(change, table, unit).to(table.dtype)
-        ctx.save_for_backward(change, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
+            grad_q = torch.zeros_like(q, dtype=dtype)
+            grad_others = None if log_others is None else torch.zeros_like(log_others)
+            grad_excluded = None if log_excluded is None else torch.zeros_like(log_excluded)
+            for chunk, tile in iter_tiles(
+                q, rows[candidates], safe, with_means=True, store=table_grad is not None
+            ):
+                target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
+                excluded = None if log_excluded is None else log_excluded[chunk]
+                by_partition, by_excluded = _log_subtract_exp_grads(tile.log_partition, excluded)
+                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, excluded)
+                grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
+                if log_others is not None and grad_others is not None:
+                    mixture = torch.logaddexp(log_others[chunk], log_p)
+                    grad_others[chunk] = -weight * (log_others[chunk] - mixture).exp()
+                    grad *= (log_p - mixture).exp()
+                    log_p = mixture
+                loss -= weight * log_p.sum()
+                grad_q[chunk] = grad[:, None] * (target_rows - by_partition[:, None] * tile.mean)
+                if grad_excluded is not None:
+                    grad_excluded[chunk] = grad * by_excluded
+                if table_grad is not None:
+                    tile.add_table_grad(table_grad[candidates], -grad * by_partition, q_chunk)
+                    table_grad.index_add_(0, targets[chunk], grad[:, None] * q_chunk)
+            gradients.append((grad_q.to(q.dtype), grad_others, grad_excluded))
+        if table_grad is not None:
+            table_grad = normalize_backward(table_grad, table, normalize_rows).to(table.dtype)
+        ctx.save_for_backward(table_grad, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        change, *others = ctx.saved_tensors
-        table = None if change is None else change.mul_(grad)  # in place: nobody else holds it
-        return table, None, None, *(None if other is None else other * grad for other in others)
+        table_grad, *others = ctx.saved_tensors
+        table_grad = None if table_grad is None else table_grad.mul_(grad)  # in place: no copy of the table
+        return table_grad, None, None, *(None if other is None else other * grad for other in others)
 
 
 class _LogProbability(torch.autograd.Function):
-    """Target's logit minus log-partition, with the gradient of the queries made on the way forward."""
+    """`_log_probabilities` by tiles; the forward pass computes the gradients of the queries."""
 
     @staticmethod
     def forward(
         ctx: Any,
         table: Tensor,
         parts: list[tuple[Tensor | None, slice]],
-        unit: bool,
-        *given: Tensor | None,
+        normalize_rows: bool,
+        *inputs: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ctx.parts, ctx.unit = parts, unit
-        learns = any(ctx.needs_input_grad[3:])
-        queries: Any = given[: len(parts)]
-        rows, safe = prepared(table, queries, unit)
-        found, means, by_lses, by_lesses = [], [], [], []
-        for q, less, (targets, among) in zip(queries, given[len(parts) :], parts, strict=True):
+        ctx.parts, ctx.normalize_rows = parts, normalize_rows
+        needs_query_grad = any(ctx.needs_input_grad[3:])
+        h: Any = inputs[: len(parts)]
+        rows, safe = prepare_rows(table, h, normalize_rows)
+        results, grads_q, grads_partition, grads_excluded = [], [], [], []
+        for q, log_excluded, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=accumulation_dtype(q.dtype), device=q.device)
-            mean = torch.zeros_like(q, dtype=log_p.dtype) if learns else None  # of the rows, but the target's
-            by_lse, by_less = torch.ones_like(log_p), torch.zeros_like(log_p)
-            for here, tile in iter_tiles(q, rows[among], safe, means=learns, hold=False):
-                off = None if less is None else less[here]
-                by_lse[here], by_less[here] = _slopes(tile.lse, off)
-                log_p[here] = -without(tile.lse, off)
-                if mean is not None:
-                    mean[here] = -by_lse[here][:, None] * tile.mean
+            grad_q = torch.zeros_like(q, dtype=log_p.dtype) if needs_query_grad else None
+            by_partition, by_excluded = torch.ones_like(log_p), torch.zeros_like(log_p)
+            for chunk, tile in iter_tiles(
+                q, rows[candidates], safe, with_means=needs_query_grad, store=False
+            ):
+                excluded = None if log_excluded is None else log_excluded[chunk]
+                by_partition[chunk], by_excluded[chunk] = _log_subtract_exp_grads(
+                    tile.log_partition, excluded
+                )
+                log_p[chunk] = -log_subtract_exp(tile.log_partition, excluded)
+                if grad_q is not None:
+                    grad_q[chunk] = -by_partition[chunk][:, None] * tile.mean
             if targets is not None:
-                row = rows[targets].to(log_p.dtype)  # (N, d)
-                log_p += (q.to(log_p.dtype) * row).sum(1)
-                mean = None if mean is None else mean.add_(row)
-            found.append(log_p)
-            means.append(mean)
-            by_lses.append(by_lse)
-            by_lesses.append(by_less)
-        ctx.save_for_backward(table, *queries, *means, *by_lses, *by_lesses)
-        return tuple(found)
+                target_rows = rows[targets].to(log_p.dtype)  # (N, d)
+                log_p += (q.to(log_p.dtype) * target_rows).sum(1)
+                grad_q = None if grad_q is None else grad_q.add_(target_rows)
+            results.append(log_p)
+            grads_q.append(grad_q)
+            grads_partition.append(by_partition)
+            grads_excluded.append(by_excluded)
+        ctx.save_for_backward(table, *h, *grads_q, *grads_partition, *grads_excluded)
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
         count = len(grads)
-        queries, means, by_lses, by_lesses = (saved[n * count : (n + 1) * count] for n in range(4))
-        needed = ctx.needs_input_grad[3:]
-        grad_queries = [
-            (grad[:, None] * mean).to(q.dtype) if wanted else None
-            for q, mean, grad, wanted in zip(queries, means, grads, needed[:count], strict=True)
+        h, by_q, by_partition, by_excluded = (saved[n * count : (n + 1) * count] for n in range(4))
+        needs_grad = ctx.needs_input_grad[3:]
+        grads_q = [
+            (grad[:, None] * by).to(q.dtype) if needed else None
+            for q, by, grad, needed in zip(h, by_q, grads, needs_grad[:count], strict=True)
         ]
-        grad_lesses = [
-            grad * by_less if wanted else None
-            for by_less, grad, wanted in zip(by_lesses, grads, needed[count:], strict=True)
+        grads_excluded = [
+            grad * by if needed else None
+            for by, grad, needed in zip(by_excluded, grads, needs_grad[count:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, *grad_queries, *grad_lesses
-        rows, safe = prepared(table, queries, ctx.unit)
-        change = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
-        for q, grad, by_lse, (targets, among) in zip(queries, grads, by_lses, ctx.parts, strict=True):
+            return None, None, None, *grads_q, *grads_excluded
+        rows, safe = prepare_rows(table, h, ctx.normalize_rows)
+        table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
+        for q, grad, by, (targets, candidates) in zip(h, grads, by_partition, ctx.parts, strict=True):
             with torch.autocast(q.device.type, enabled=False):
-                for here, tile in iter_tiles(q, rows[among], safe, means=False, hold=True):
-                    tile.add_to(change[among], (grad * by_lse)[here], -q[here].to(change.dtype))
+                for chunk, tile in iter_tiles(q, rows[candidates], safe, with_means=False, store=True):
+                    tile.add_table_grad(
+                        table_grad[candidates], (grad * by)[chunk], -q[chunk].to(table_grad.dtype)
+                    )
             if targets is not None:
-                change.index_add_(0, targets, grad[:, None] * q.to(change.dtype))
-        change = normalize_backward(change, table, ctx.unit).to(table.dtype)
-        return change, None, None, *grad_queries, *grad_lesses
+                table_grad.index_add_(0, targets, grad[:, None] * q.to(table_grad.dtype))
+        table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
+        return table_grad, None, None, *grads_q, *grads_excluded

@@ -1,4 +1,4 @@
-"""Which dtype a device multiplies fastest."""
+"""Choose the dtype of matrix products by what a device multiplies fastest."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Returns the faster of bfloat16 and float32 on a device, by what its hardware multiplies natively.
+    """Return bfloat16 or float32, whichever the device's hardware multiplies faster.
 
-    A question of capability, never a timing, so that the same machine always computes the same bits. Of
-    processors with bfloat16 vectors but no tiles (AMX) AMD's multiply them twice as fast as float32, Intel's
-    half as fast (see benchmarks/reports), so there the maker decides.
+    The choice depends on the hardware's features, never on a timing, so one machine always computes the same
+    bits. Processors with bfloat16 vectors but without matrix units differ by maker: AMD's multiply bfloat16
+    twice as fast as float32, Intel's half as fast (see benchmarks/reports).
     """
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        fast_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        native = has_matrix_units() or (_supports("_is_avx512_bf16_supported") and "AuthenticAMD" in _maker())
+        amd_vectors = _supports("_is_avx512_bf16_supported") and "AuthenticAMD" in _cpu_vendor()
+        fast_bfloat16 = has_matrix_units() or amd_vectors
     else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
+        fast_bfloat16 = False
+    return torch.bfloat16 if fast_bfloat16 else torch.float32
 
 
 def has_matrix_units() -> bool:
-    """Returns whether the processor multiplies whole tiles of bfloat16 (AMX)."""
+    """Return whether the processor multiplies matrices of bfloat16 in hardware (AMX)."""
     return _supports("_is_amx_tile_supported")
 
 
 def _supports(check: str) -> bool:
-    return bool(getattr(torch.cpu, check, bool)())  # private: they may go away
+    """Return the result of a private function of `torch.cpu`; False if this version lacks it."""
+    return bool(getattr(torch.cpu, check, bool)())
 
 
-def _maker() -> str:
-    """Returns what the system tells of the processor; its maker's name is in there."""
+def _cpu_vendor() -> str:
+    """Return the operating system's description of the processor, which contains its maker's name."""
     try:
         with CPUINFO.open(encoding="utf-8", errors="replace") as lines:
             return next((line for line in lines if line.startswith("vendor_id")), "")

@@ -1,8 +1,8 @@
-"""Rows of a learned table, and sums of its rows, by gradients that take little.
+"""Embedding look-ups and weighted sums of table rows whose gradients need little memory and time.
 
-A model looks up the items of a history in the same table that holds the candidates. Autograd would make a
-gradient as large as the table for either use and add them. Here the table goes through the look-up on its way
-to the candidates, so that its gradient comes back through it and the rows' gradients are added in place.
+A model looks up the items of histories in the same table that also serves as its softmax's candidates.
+Autograd would allocate one gradient as large as the table for each use and add them. `embedding_lookup`
+passes the table on to its second use, so that the rows' gradients are added to that one gradient in place.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch.nn import functional
 
 from hafvt.errors import HafvtError
 
-ROWS = 4096  # of a table that links are followed from at a time: their sums stay in the cache
+ROW_CHUNK = 4096
+"""Rows for which `add_weighted_rows` sums linked rows at a time, so that the sums stay in the cache."""
 
 
 def embedding_lookup(table: Tensor, *indices: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Returns the table, for its one further use in the loss, and the rows at each of the indices.
+    """Return the table, to be used once more in the loss, and its rows at each of the indices.
 
     Args:
         table: (V, d).
-        indices: int64 of any shape (...).
+        indices: int64 tensors of any shape (...).
 
     Returns:
-        The table, (V, d), and per index (..., d).
+        The table, (V, d), and for each index its rows, (..., d).
     """
     if not (table.requires_grad and torch.is_grad_enabled()):
         return table, [functional.embedding(index, table) for index in indices]
@@ -43,96 +44,94 @@ class _EmbeddingLookup(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        for index, of_rows in zip(ctx.saved_tensors, grads, strict=True):
-            grad.index_add_(0, index.flatten(), of_rows.flatten(0, -2).to(grad.dtype))
-        return grad, *(None for _ in grads)
+    def backward(ctx: Any, table_grad: Tensor, *row_grads: Tensor) -> tuple[Tensor | None, ...]:
+        for index, grad in zip(ctx.saved_tensors, row_grads, strict=True):
+            table_grad.index_add_(0, index.flatten(), grad.flatten(0, -2).to(table_grad.dtype))
+        return table_grad, *(None for _ in row_grads)
 
 
 class SparseLinks(NamedTuple):
-    """From each of V items to k rows of a table of R rows, and back."""
+    """Weighted links from each of V items to k rows of a table with R rows, and the same links reversed."""
 
     rows: Tensor
-    """(V, k) rows, int64."""
+    """(V, k) int64 rows of the table."""
     weights: Tensor
-    """(V, k)."""
-    sources: Tensor
-    """(V * k) the items that links come from, by the row that they lead to."""
-    back: Tensor
-    """(V * k) the weights of these."""
-    starts: Tensor
-    """(R,) where those that lead to a row begin."""
+    """(V, k)"""
+    reverse_items: Tensor
+    """(V * k,) items that links start from, sorted by the row that they lead to."""
+    reverse_weights: Tensor
+    """(V * k,) weights in that order."""
+    reverse_offsets: Tensor
+    """(R,) index of each row's first link in that order."""
 
 
-def links(rows: Tensor, weights: Tensor, table: int) -> SparseLinks:
-    """Returns links with their way back, of (V, k) rows and weights into a table of so many rows.
+def build_links(rows: Tensor, weights: Tensor, row_count: int) -> SparseLinks:
+    """Return links with their reverse order.
+
+    Args:
+        rows: (V, k) int64 rows of a table.
+        weights: (V, k).
+        row_count: R, the rows of that table.
 
     Raises:
-        HafvtError: a link leads out of the table.
+        HafvtError: If a link leads out of the table.
     """
-    strange = rows[(rows < 0) | (rows >= table)]
-    if len(strange):
-        raise HafvtError(f"a link leads to row {int(strange[0])} of {table}: the weights are damaged")
-    counts, order = torch.bincount(rows.flatten(), minlength=table), rows.flatten().argsort(stable=True)
+    invalid = rows[(rows < 0) | (rows >= row_count)]
+    if len(invalid):
+        raise HafvtError(f"a link leads to row {int(invalid[0])} of {row_count}: the weights are damaged")
+    counts, order = torch.bincount(rows.flatten(), minlength=row_count), rows.flatten().argsort(stable=True)
     return SparseLinks(
         rows, weights, order // rows.shape[1], weights.flatten()[order], counts.cumsum(0) - counts
     )
 
 
 def weighted_row_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Returns `sum_j weights[i, j] * table[rows[i, j]]`, of some links as they are, (R, d) -> (N, d)."""
+    """Return `sum_j weights[i, j] * table[rows[i, j]]`, (R, d) and twice (N, k) -> (N, d)."""
     return (functional.embedding(rows, table) * weights[..., None]).sum(1)
 
 
-def add_weighted_rows(total: Tensor, table: Tensor, over: SparseLinks, scale: Tensor) -> Tensor:
-    """Adds `scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i, in place.
+def add_weighted_rows(total: Tensor, table: Tensor, links: SparseLinks, scale: Tensor) -> Tensor:
+    """Add `scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i of `total`, in place.
 
-    Nothing as large as the total is made on the way. The gradient of the table is gathered the same way,
-    along the links back, where PyTorch's own takes ten times as long.
+    No temporary is as large as `total`. The table's gradient is gathered along the reversed links, ten times
+    as fast as PyTorch's own.
 
     Args:
-        total: (V, d), of no other use.
+        total: (V, d), without any other use.
         table: (R, d).
-        over: links from V items to its rows.
-        scale: (V, 1), without a gradient.
+        links: Links from the V items to rows of the table.
+        scale: (V, 1), which gets no gradient.
 
     Returns:
-        The total, (V, d).
+        `total`, (V, d).
     """
     if torch.compiler.is_exporting():
-        return total + scale * weighted_row_sums(table, over.rows, over.weights)
-    found: Tensor = _AddWeightedRows.apply(total, table, scale, *over)  # type: ignore[no-untyped-call]
-    return found
+        return total + scale * weighted_row_sums(table, links.rows, links.weights)
+    updated: Tensor = _AddWeightedRows.apply(total, table, scale, *links)  # type: ignore[no-untyped-call]
+    return updated
 
 
 class _AddWeightedRows(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        total: Tensor,
-        table: Tensor,
-        scale: Tensor,
-        rows: Tensor,
-        weights: Tensor,
-        sources: Tensor,
-        back: Tensor,
-        starts: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, total: Tensor, table: Tensor, scale: Tensor, *link_parts: Tensor) -> Tensor:
+        links = SparseLinks(*link_parts)
         ctx.mark_dirty(total)
-        ctx.save_for_backward(scale, sources, back, starts)
-        weights = weights.to(table.dtype)
-        for start in range(0, len(rows), ROWS):
-            some = slice(start, start + ROWS)
-            sums = functional.embedding_bag(rows[some], table, mode="sum", per_sample_weights=weights[some])
-            total[some].addcmul_(sums, scale[some])
+        ctx.save_for_backward(scale, links.reverse_items, links.reverse_weights, links.reverse_offsets)
+        weights = links.weights.to(table.dtype)
+        for start in range(0, len(links.rows), ROW_CHUNK):
+            chunk = slice(start, start + ROW_CHUNK)
+            sums = functional.embedding_bag(
+                links.rows[chunk], table, mode="sum", per_sample_weights=weights[chunk]
+            )
+            total[chunk].addcmul_(sums, scale[chunk])
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, sources, back, starts = ctx.saved_tensors
-        back = (back * scale[sources, 0]).to(grad.dtype)
-        change = functional.embedding_bag(
-            sources, grad.contiguous(), starts, mode="sum", per_sample_weights=back
+        scale, items, weights, offsets = ctx.saved_tensors
+        weights = (weights * scale[items, 0]).to(grad.dtype)
+        table_grad = functional.embedding_bag(
+            items, grad.contiguous(), offsets, mode="sum", per_sample_weights=weights
         )
-        return grad, change, None, None, None, None, None, None
+        return grad, table_grad, *[None] * (1 + len(SparseLinks._fields))

@@ -1,12 +1,12 @@
-"""Softmax over a catalog, estimated from a sample: for catalogs whose exact softmax takes too long.
+"""Estimate the softmax over a catalog from sampled items, for catalogs too large for the exact softmax.
 
-The items are drawn once per step for all queries, with replacement, popular ones more often. An item that is
-drawn with probability q stands for 1 / (count * q) like it, so its logit is lowered by log(count * q) (the
-log-q correction of Bengio and Senecal, 2008), and the sum of the exponentials is right on average. The target
-always takes part, once, as itself. The logits of the sample, (N, count), are stored.
+One sample per step serves all queries. It is drawn with replacement, popular items more often. An item drawn
+with probability q stands for 1 / (count * q) items, so its logit is lowered by log(count * q), the log-q
+correction of Bengio and Senecal (2008); the estimated partition is then right on average. The target always
+takes part, once, with its exact logit. The (N, count) logits of the sample are stored.
 
-What a query's history holds may count less than the rest (`SeenItems`). It has the largest logits and is known, so
-it is counted as it is and left out of the sample, instead of taken off an estimate that may not even hold it.
+Items of a query's history may have a lower weight in the softmax than others (`SeenItems`). They have the
+largest logits, so they enter the partition exactly, and the sample leaves them out.
 """
 
 from __future__ import annotations
@@ -20,97 +20,93 @@ from torch import Tensor
 
 from hafvt.ops.catalog_softmax import SoftmaxQuery
 
-POWER = 0.75  # of the popularity: between uniform and as popular
+POPULARITY_POWER = 0.75
+"""Sampling weight is (popularity + 1) to this power: 0 is uniform, 1 proportional."""
 
 
-class Sample(NamedTuple):
-    """Drawn items.
-
-    Attributes:
-        items: (count,) row numbers of the whole table.
-        log_rate: (count,) log of how often each is drawn on average.
-    """
+class ItemSample(NamedTuple):
+    """Sampled items."""
 
     items: Tensor
+    """(count,) row numbers of the whole table."""
     log_rate: Tensor
+    """(count,) log of how often each item is drawn on average."""
 
 
 class SeenItems(NamedTuple):
-    """What `SoftmaxQuery.less` speaks of: items that count less than others in a query's softmax."""
+    """The history items behind `SoftmaxQuery.log_excluded_mass`, which subtracts a share of their weight."""
 
     items: Tensor
     """(N, T) row numbers of the whole table; -1 for none."""
     log_odds: Tensor
-    """(), log of what such an item counts, over what it counts less."""
+    """() log of the remaining share over the subtracted share of their weight."""
 
 
-def draw(popularity: Tensor, among: slice, count: int) -> Sample:
-    """Draws from a part of the catalog, with replacement, by torch's generator.
+def sample_items(popularity: Tensor, candidates: slice, count: int) -> ItemSample:
+    """Draw `count` items from the rows `candidates`, with replacement, by torch's global generator.
 
     Args:
-        popularity: (V,) how often each item was chosen in training.
-        among: the part, start:stop.
-        count: how many.
+        popularity: (V,) training interactions of each item.
+        candidates: Rows start:stop to draw from.
+        count: Number of items to draw.
     """
-    weight = (popularity[among].float() + 1) ** POWER
+    weight = (popularity[candidates].float() + 1) ** POPULARITY_POWER
     items = torch.multinomial(weight, count, replacement=True)
-    return Sample(items + among.start, (count * weight[items] / weight.sum()).log())
+    return ItemSample(items + candidates.start, (count * weight[items] / weight.sum()).log())
 
 
 def sampled_log_probabilities(
-    softmax_queries: Sequence[SoftmaxQuery],
-    samples: Sequence[Sample],
+    queries: Sequence[SoftmaxQuery],
+    samples: Sequence[ItemSample],
     table: Tensor,
     scale: float | Tensor = 1.0,
     *,
-    unit: bool = False,
-    had: Sequence[SeenItems | None] | None = None,
+    normalize_rows: bool = False,
+    seen_items: Sequence[SeenItems | None] | None = None,
 ) -> list[Tensor]:
-    """Returns estimates of `target_log_probabilities`, with their gradients.
+    """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
     Args:
-        asks: queries and their targets.
-        samples: per ask, drawn from what its softmax is over.
+        queries: Queries and their targets.
+        samples: For each query, a sample of its candidates.
         table: (V, d) item vectors.
-        scale: factor of the logits.
-        unit: the table's rows count with unit length.
-        had: per ask with `less`, what that is of.
-
-    Returns:
-        One tensor (N,) per ask.
+        scale: Factor of the logits.
+        normalize_rows: Normalize the rows of `table` to unit length first.
+        seen_items: For each query with `log_excluded_mass`, the items behind it.
     """
-    found = []
-    for ask, sample, known in zip(
-        softmax_queries, samples, had or [None] * len(softmax_queries), strict=True
-    ):
-        drawn, row = F.embedding(sample.items, table), F.embedding(ask.targets, table)  # (count, d), (N, d)
-        if unit:
-            drawn, row = F.normalize(drawn, dim=1), F.normalize(row, dim=1)
-        h = ask.h.to(table.dtype) * scale
-        z = (h @ drawn.T).float() - sample.log_rate  # (N, count)
-        own = (h * row).sum(1).float()
-        exact = ask.targets[:, None]  # (N, 1) and, below, the history: what is not to be estimated
-        parts = [own[:, None]]
-        if ask.less is not None and known is not None:
-            again = (known.items == exact).any(1)  # the target is in its history: counted there
-            exact = torch.cat([exact, known.items], dim=1)
-            counted = (ask.less + known.log_odds).float()
-            parts = [own.masked_fill(again, -torch.inf)[:, None], counted[:, None]]
-        z = z.masked_fill(among(sample.items, exact, len(table)), -torch.inf)
-        found.append(own - torch.cat([*parts, z], dim=1).logsumexp(1))
-    return found
+    log_probabilities = []
+    for query, sample, seen in zip(queries, samples, seen_items or [None] * len(queries), strict=True):
+        sample_rows, target_rows = F.embedding(sample.items, table), F.embedding(query.targets, table)
+        if normalize_rows:
+            sample_rows, target_rows = F.normalize(sample_rows, dim=1), F.normalize(target_rows, dim=1)
+        h = query.h.to(table.dtype) * scale
+        z = (h @ sample_rows.T).float() - sample.log_rate  # (N, count)
+        target_logit = (h * target_rows).sum(1).float()  # (N,)
+        exact_items = query.targets[:, None]  # (N, 1 + T) items that enter the partition exactly
+        exact_logits = [target_logit[:, None]]
+        if query.log_excluded_mass is not None and seen is not None:
+            is_repeat = (seen.items == exact_items).any(1)  # the target is counted among the seen items
+            exact_items = torch.cat([exact_items, seen.items], dim=1)
+            log_seen_mass = (query.log_excluded_mass + seen.log_odds).float()
+            exact_logits = [
+                target_logit.masked_fill(is_repeat, -torch.inf)[:, None],
+                log_seen_mass[:, None],
+            ]
+        z = z.masked_fill(_is_in_row(sample.items, exact_items, len(table)), -torch.inf)
+        log_probabilities.append(target_logit - torch.cat([*exact_logits, z], dim=1).logsumexp(1))
+    return log_probabilities
 
 
-def among(drawn: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Returns which drawn items are among those of each row, (count,), (N, K) -> (N, count).
+def _is_in_row(sampled: Tensor, rows: Tensor, item_count: int) -> Tensor:
+    """Return which sampled items each row contains, (count,) and (N, K) -> (N, count) bool.
 
     Args:
-        drawn: items.
-        rows: items, -1 for none.
-        size: how many items there are.
+        sampled: (count,) items.
+        rows: (N, K) items, -1 for none.
+        item_count: Number of items of the catalog.
     """
-    kinds, kind = torch.unique(drawn, return_inverse=True)  # (U,), (count,)
-    place = kinds.new_full((size + 1,), len(kinds))  # of an item among the kinds; U for any other
-    place[kinds] = torch.arange(len(kinds), device=kinds.device)
-    met = torch.zeros(len(rows), len(kinds) + 1, dtype=torch.bool, device=drawn.device)
-    return met.scatter_(1, place[rows], True)[:, kind]
+    distinct, number = torch.unique(sampled, return_inverse=True)  # (U,), (count,)
+    column = distinct.new_full((item_count + 1,), len(distinct))  # of an item among the distinct ones, else U
+    column[distinct] = torch.arange(len(distinct), device=distinct.device)
+    contains = torch.zeros(len(rows), len(distinct) + 1, dtype=torch.bool, device=sampled.device)
+    return contains.scatter_(1, column[rows], True)[:, number]

@@ -1,4 +1,10 @@
-"""The softmax of queries over items, tile after tile or by attention; see `catalog_softmax`."""
+"""Compute the softmax of queries over an item table in tiles of logits that fit the processor's cache.
+
+`ops.catalog_softmax` builds its losses from `iter_tiles`. Each step yields the log-partitions of some
+queries, the mean item vector under each softmax (the gradient of the queries) and a way to add the gradient
+of the table. The step is a `LogitTile` (matrix products and exponentials in one reused buffer) or, where the
+processor does that faster, a `FlashTile` (PyTorch's fused attention for the CPU).
+"""
 
 from __future__ import annotations
 
@@ -12,103 +18,177 @@ from torch.nn import functional
 
 from hafvt.ops.dtype import has_matrix_units
 
-TILES = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # queries x items of one tile
-ATTENDED = 8192  # items that attention is made of at a time
-PARTS = 4  # of so many items in one call
-HELD = {"cpu": 2**26, "cuda": 2**28}  # logits that are held at a time: of as many queries, over all items
-CACHED = 2**23  # logits wider than bfloat16: more than these are better held of fewer queries at a time
-FEW = 128  # queries, of which the products run at their full rate
-MULTIPLE = 64  # of queries in a tile: the library's kernels, one for each size met, take memory that stays
-ROWS = 4096  # of a table that are normalized or converted at a time
-SAFE = 60.0  # no exponential of so large a logit, nor a sum of millions of them, leaves float32 or bfloat16
+TILE_SHAPE = {"cpu": (512, 8192), "cuda": (2048, 65536)}
+"""Queries and items of one tile, by device type."""
+MAX_STORED_LOGITS = {"cpu": 2**26, "cuda": 2**28}
+"""Most exponentials that are stored at a time (queries times all items), by device type."""
+CACHE_LOGITS = 2**23
+"""With more stored float32 exponentials than this, fewer queries at a time are faster on a CPU."""
+MIN_QUERIES = 128
+"""Fewest queries for which the matrix products run at their full rate."""
+QUERY_MULTIPLE = 64
+"""Tiles hold a multiple of this many queries: oneDNN caches a kernel, and its memory, for each size."""
+ROW_CHUNK = 4096
+"""Rows of a table that are normalized or converted at a time."""
+FLASH_ROWS = 8192
+"""Items of one attention call."""
+FLASH_BATCH = 4
+"""Groups of `FLASH_ROWS` items that one attention call processes in parallel."""
+MAX_SAFE_LOGIT = 60.0
+"""Up to this size, exponentials and sums of millions of them overflow neither float32 nor bfloat16."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype of sums: float32 at least."""
+    """Return the dtype for sums of values of a dtype: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
 
 
 class LogitTile(NamedTuple):
-    """The softmax of r queries over V rows: `p[i, j] = held[i, j] * exp(log_factor[i])`."""
+    """Softmax of n queries over V items: `p[i, j] = exponentials[i, j] * exp(log_factor[i])`."""
 
-    held: list[tuple[slice, Tensor]]
-    """Items and their exponentials, (r or more, items); nothing where they are not kept."""
+    exponentials: list[tuple[slice, Tensor]]
+    """Ranges of items with their exponentials, (n or more, items); empty if they are not stored."""
     log_factor: Tensor
-    lse: Tensor
+    """(n,)"""
+    log_partition: Tensor
+    """(n,)"""
     mean: Tensor
-    """(r, d) of the rows under the softmax, zeros where not asked for."""
+    """(n, d) mean item vector under the softmax; zeros unless requested."""
 
-    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
-        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d)."""
-        weighed = ((grad * self.log_factor.exp())[:, None] * q).to(self.held[0][1].dtype)  # (r, d)
-        weighed = functional.pad(weighed, (0, 0, 0, len(self.held[0][1]) - len(weighed)))
-        for items, exponentials in self.held:
-            if weighed.dtype == change.dtype:  # a tenth to a third faster than a product that is then added
-                change[items].addmm_(exponentials.T, weighed)
+    def add_table_grad(self, table_grad: Tensor, grad: Tensor, q: Tensor) -> None:
+        """Add the gradient of the log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `table_grad`, (V, d)."""
+        weighted = ((grad * self.log_factor.exp())[:, None] * q).to(self.exponentials[0][1].dtype)  # (n, d)
+        weighted = functional.pad(weighted, (0, 0, 0, len(self.exponentials[0][1]) - len(weighted)))
+        for items, exponentials in self.exponentials:
+            if weighted.dtype == table_grad.dtype:  # 10 % to 30 % faster than a product and a sum
+                table_grad[items].addmm_(exponentials.T, weighted)
             else:
-                change[items] += torch.mm(exponentials.T, weighed)
+                table_grad[items] += torch.mm(exponentials.T, weighted)
 
 
 class FlashTile(NamedTuple):
-    """The softmax of N queries over V rows, `p[i, j] = exp(q[i] . rows[j] - lse[i])`, by attention."""
+    """Softmax of all N queries over V items, `p[i, j] = exp(q[i] . rows[j] - log_partition[i])`."""
 
     q: Tensor
-    """(N or more, d); what is more is zero."""
+    """(N or more, d) queries, padded with zeros."""
     rows: Tensor
-    lse: Tensor
+    """(V, d)"""
+    log_partition: Tensor
+    """(N,)"""
     mean: Tensor
-    """(N, d) of the rows under the softmax."""
+    """(N, d) mean item vector under the softmax."""
 
-    def add_to(self, change: Tensor, grad: Tensor, q: Tensor) -> None:
-        """Adds the gradient of log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `change`, (V, d).
+    def add_table_grad(self, table_grad: Tensor, grad: Tensor, q: Tensor) -> None:
+        """Add the gradient of the log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `table_grad`, (V, d).
 
-        Attention of the items to the queries has that sum over its own partition, which it also tells.
+        Attention from the items to the queries returns that sum divided by its partition, and the partition.
         """
-        weighed = ((grad * (-self.lse).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
-        weighed = functional.pad(weighed, (0, 0, 0, len(self.q) - len(q)))
-        for start in range(0, len(self.rows), ATTENDED):
-            items = slice(start, start + ATTENDED)
-            (mean,), (lse,) = _attention(self.rows[items], self.q[None], weighed[None])
-            change[items].addcmul_(mean.to(change.dtype), lse.exp()[:, None])
+        weighted = ((grad * (-self.log_partition).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
+        weighted = functional.pad(weighted, (0, 0, 0, len(self.q) - len(q)))
+        for start in range(0, len(self.rows), FLASH_ROWS):
+            items = slice(start, start + FLASH_ROWS)
+            (mean,), (log_partition,) = _attention(self.rows[items], self.q[None], weighted[None])
+            table_grad[items].addcmul_(mean.to(table_grad.dtype), log_partition.exp()[:, None])
 
 
-def by_attention(q: Tensor, *, means: bool, hold: bool) -> bool:
-    """Returns whether PyTorch's attention is faster than tiles for what `iter_tiles` is asked.
+def iter_tiles(
+    q: Tensor, rows: Tensor, safe: bool, *, with_means: bool, store: bool
+) -> Iterator[tuple[slice, LogitTile | FlashTile]]:
+    """Yield ranges of queries with their softmax; the next step overwrites the buffer of the previous one.
 
-    In bfloat16 its kernel is where it multiplies by AMX. In float32 it is for a frozen table: its exponential
-    takes less time than torch's. A learned table's gradient would take a fourth product.
+    Args:
+        q: (N, d) scaled queries.
+        rows: (V, d) item vectors.
+        safe: Whether no logit exceeds `MAX_SAFE_LOGIT`, so that no maximum needs to be subtracted.
+        with_means: Compute the mean item vectors.
+        store: Keep the exponentials, which `add_table_grad` needs.
     """
-    known = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private: it may go away
-    faster = {torch.bfloat16: has_matrix_units(), torch.float32: means and not hold}
-    return q.device.type == "cpu" and known and faster.get(q.dtype, False)
+    if safe and len(q) and uses_flash_attention(q, with_means=with_means, store=store):
+        yield slice(0, len(q)), _flash_tile(q, rows)  # (the kernel crashes on an empty batch)
+        return
+    device = "cuda" if q.is_cuda else "cpu"
+    max_height, width = TILE_SHAPE[device]
+    store = store or not safe
+    if store and device == "cpu" and q.dtype != torch.bfloat16:
+        max_height = min(max_height, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
+    height = max(1, min(max_height, MAX_STORED_LOGITS[device] // len(rows))) if store else max_height
+    multiple = min(QUERY_MULTIPLE, height)
+    height = min(height // multiple, -(-len(q) // multiple)) * multiple
+    ranges = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
+    buffer = q.new_empty(height * (len(rows) if store else min(width, len(rows))))
+    # exp2(z / log 2) is faster than exp(z), but would round a bfloat16 query once more.
+    stretch, exp_ = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
+    for start in range(0, len(q), max(height, 1)):
+        chunk = q[start : start + height]
+        count = len(chunk)
+        chunk = functional.pad(chunk, (0, 0, 0, -count % multiple)) * stretch  # (n, d)
+        n = len(chunk)
+        offsets = [n * items.start if store else 0 for items in ranges]
+        logits = [
+            buffer[offset : offset + n * (items.stop - items.start)].view(n, -1)
+            for offset, items in zip(offsets, ranges, strict=True)
+        ]
+        maximum = torch.zeros(n, 1, dtype=q.dtype, device=q.device)
+        if not safe:
+            for items, z in zip(ranges, logits, strict=True):
+                torch.mm(chunk, rows[items].T, out=z)
+            maximum = torch.stack([z.amax(1) for z in logits]).amax(0)[:, None]
+        total = maximum.new_zeros(n, dtype=accumulation_dtype(q.dtype))
+        mean = maximum.new_zeros(chunk.shape, dtype=total.dtype)
+        for items, z in zip(ranges, logits, strict=True):
+            if safe:
+                torch.mm(chunk, rows[items].T, out=z)
+            else:
+                z.sub_(maximum)
+            total += exp_(z).sum(1)
+            if with_means:
+                mean += torch.mm(z, rows[items])
+        log_total = total.log()
+        log_partition = log_total + maximum[:, 0] / stretch
+        mean.div_(total[:, None])
+        stored = list(zip(ranges, logits, strict=True)) if store else []
+        tile = LogitTile(stored, -log_total[:count], log_partition[:count], mean[:count])
+        yield slice(start, start + count), tile
 
 
-def _attended(q: Tensor, rows: Tensor) -> FlashTile:
-    """Returns the softmax of all queries; few rows at a time, as the kernel copies what it is given."""
-    padded = functional.pad(q, (0, 0, 0, -len(q) % MULTIPLE))
+def uses_flash_attention(q: Tensor, *, with_means: bool, store: bool) -> bool:
+    """Return whether PyTorch's fused attention is faster than `LogitTile` for these queries.
+
+    In bfloat16 it is on processors with matrix units (AMX). In float32 it is for a table without gradient;
+    the gradient of the table would need a fourth product.
+    """
+    available = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private to PyTorch
+    faster = {torch.bfloat16: has_matrix_units(), torch.float32: with_means and not store}
+    return q.device.type == "cpu" and available and faster.get(q.dtype, False)
+
+
+def _flash_tile(q: Tensor, rows: Tensor) -> FlashTile:
+    """Return the softmax of all queries, some rows at a time since the kernel copies its inputs."""
+    padded = functional.pad(q, (0, 0, 0, -len(q) % QUERY_MULTIPLE))
     total = padded.new_zeros(len(padded), 1, dtype=accumulation_dtype(q.dtype))
     mean = padded.new_zeros(padded.shape, dtype=total.dtype)
-    count = -(-len(rows) // ATTENDED)
+    count = -(-len(rows) // FLASH_ROWS)
     even = len(rows) // count * count
-    parts = torch.split(rows[:even].reshape(count, -1, rows.shape[1]), PARTS)  # (P, J, d) each
-    for some in (*parts, rows[None, even:]) if even < len(rows) else parts:
-        _add_attended(padded, some, total, mean)
+    groups = torch.split(rows[:even].reshape(count, -1, rows.shape[1]), FLASH_BATCH)  # (P, J, d) each
+    for group in (*groups, rows[None, even:]) if even < len(rows) else groups:
+        _add_attention(padded, group, total, mean)
     mean.div_(total)
     return FlashTile(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
 
 
-def _add_attended(q: Tensor, parts: Tensor, total: Tensor, mean: Tensor) -> None:
-    """Adds the exponentials of (N, d) queries and (P, J, d) rows to `total`, (N, 1), times rows to `mean`."""
-    for of_part, lse in zip(*_attention(q, parts, parts), strict=True):
-        exponentials = lse.exp()[:, None]
-        total += exponentials
-        mean.addcmul_(of_part.to(mean.dtype), exponentials)
+def _add_attention(q: Tensor, group: Tensor, total: Tensor, mean: Tensor) -> None:
+    """Add partitions to `total`, (N, 1), and partitions times means to `mean`, (N, d), for rows (P, J, d).
+
+    In a function of its own, so that its temporaries are freed before the next group.
+    """
+    for part_mean, log_partition in zip(*_attention(q, group, group), strict=True):
+        partition = log_partition.exp()[:, None]
+        total += partition
+        mean.addcmul_(part_mean.to(mean.dtype), partition)
 
 
 def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the means of the values under softmax(q keys^T), and the log-partitions, for P parts of them.
-
-    Threads share the parts, and of each part 256 queries at a time.
+    """Return the means of the values under softmax(q keys^T) and the log-partitions, for P parts.
 
     Args:
         q: (N, d).
@@ -118,97 +198,44 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         (P, N, d) and (P, N).
     """
-    each = q.contiguous().expand(len(keys), *q.shape)
-    given = (part[None] for part in (each, keys.contiguous(), values.contiguous()))  # last stride: 1
-    mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given, scale=1.0)
-    return mean[0], lse[0]
+    repeated = q.contiguous().expand(len(keys), *q.shape)
+    inputs = (tensor[None] for tensor in (repeated, keys.contiguous(), values.contiguous()))
+    mean, log_partition = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*inputs, scale=1.0)
+    return mean[0], log_partition[0]
 
 
-def iter_tiles(
-    q: Tensor, rows: Tensor, safe: bool, *, means: bool, hold: bool
-) -> Iterator[tuple[slice, LogitTile | FlashTile]]:
-    """Yields the softmax of some queries at a time, all in one buffer: the next overwrites the last.
-
-    Args:
-        q: (N, d) queries.
-        rows: (V, d) items.
-        safe: no exponential overflows.
-        means: whether the rows' means are wanted.
-        hold: whether the exponentials are wanted; else one tile of them is all that there is at a time.
-    """
-    # Of no queries the kernel makes an end of the process.
-    if safe and len(q) and by_attention(q, means=means, hold=hold):
-        yield slice(0, len(q)), _attended(q, rows)
-        return
-    device = "cuda" if q.is_cuda else "cpu"
-    most, width = TILES[device]
-    hold = hold or not safe
-    if hold and device == "cpu" and q.dtype != torch.bfloat16:
-        most = min(most, max(FEW, CACHED // len(rows)))
-    height = max(1, min(most, HELD[device] // len(rows))) if hold else most
-    multiple = min(MULTIPLE, height)
-    height = min(height // multiple, -(-len(q) // multiple)) * multiple
-    cuts = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
-    buffer = q.new_empty(height * (len(rows) if hold else min(width, len(rows))))
-    sums = accumulation_dtype(q.dtype)
-    # 2^(z / log 2) takes two thirds of the time of e^z, but bfloat16 would round the queries once more.
-    stretch, power = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
-    for start in range(0, len(q), max(height, 1)):
-        part = q[start : start + height]
-        real = len(part)
-        part = functional.pad(part, (0, 0, 0, -real % multiple)) * stretch  # (r, d)
-        r = len(part)
-        starts = [r * cut.start if hold else 0 for cut in cuts]
-        tiles = [
-            buffer[at : at + r * (cut.stop - cut.start)].view(r, -1)
-            for at, cut in zip(starts, cuts, strict=True)
-        ]
-        shift = torch.zeros(r, 1, dtype=q.dtype, device=q.device)
-        if not safe:
-            for cut, z in zip(cuts, tiles, strict=True):
-                torch.mm(part, rows[cut].T, out=z)
-            shift = torch.stack([z.amax(1) for z in tiles]).amax(0)[:, None]
-        total, mean = shift.new_zeros(r, dtype=sums), shift.new_zeros(part.shape, dtype=sums)
-        for cut, z in zip(cuts, tiles, strict=True):
-            if safe:
-                torch.mm(part, rows[cut].T, out=z)
-            else:
-                z.sub_(shift)
-            total += power(z).sum(1)
-            if means:
-                mean += torch.mm(z, rows[cut])
-        log_total = total.log()
-        held = list(zip(cuts, tiles, strict=True)) if hold else []
-        lse = log_total + shift[:, 0] / stretch
-        mean.div_(total[:, None])
-        yield slice(start, start + real), LogitTile(held, -log_total[:real], lse[:real], mean[:real])
-
-
-def prepared(table: Tensor, queries: Sequence[Tensor], unit: bool) -> tuple[Tensor, bool]:
-    """Returns the rows as they enter the products, and whether no logit is too large for its exponential."""
+def prepare_rows(table: Tensor, queries: Sequence[Tensor], normalize_rows: bool) -> tuple[Tensor, bool]:
+    """Return the table as it enters the products, and whether no logit exceeds `MAX_SAFE_LOGIT`."""
     rows = table
-    if unit or queries[0].dtype != table.dtype:
+    if normalize_rows or queries[0].dtype != table.dtype:
         rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)
-        for start in range(0, len(table), ROWS):
-            part = table[start : start + ROWS]
-            rows[start : start + ROWS] = functional.normalize(part, dim=1) if unit else part
-    longest = [_longest(q) for q in queries]
-    return rows, bool(max(longest) * (1 if unit else _longest(table)) < SAFE)
+        for start in range(0, len(table), ROW_CHUNK):
+            chunk = table[start : start + ROW_CHUNK]
+            rows[start : start + ROW_CHUNK] = functional.normalize(chunk, dim=1) if normalize_rows else chunk
+    longest_query = max(_max_norm(q) for q in queries)
+    return rows, bool(longest_query * (1 if normalize_rows else _max_norm(table)) < MAX_SAFE_LOGIT)
 
 
-def _longest(rows: Tensor) -> float:
+def _max_norm(rows: Tensor) -> float:
+    """Return the greatest length of a row."""
     longest = torch.zeros((), dtype=accumulation_dtype(rows.dtype), device=rows.device)
-    for start in range(0, len(rows), ROWS):  # norms of bfloat16 are taken of a copy in float32
-        part = rows[start : start + ROWS].to(longest.dtype)
-        longest = torch.maximum(longest, torch.linalg.vector_norm(part, dim=1).max())
+    for start in range(0, len(rows), ROW_CHUNK):
+        chunk = rows[start : start + ROW_CHUNK].to(longest.dtype)
+        longest = torch.maximum(longest, torch.linalg.vector_norm(chunk, dim=1).max())
     return float(longest)
 
 
-def normalize_backward(change: Tensor, table: Tensor, unit: bool) -> Tensor:
-    """Takes the gradient of normalized rows back to the rows, in place."""
-    for start in range(0, len(table) if unit else 0, ROWS):
-        part, rows = change[start : start + ROWS], table[start : start + ROWS].to(change.dtype)
+def normalize_backward(grad: Tensor, table: Tensor, normalized: bool) -> Tensor:
+    """Convert, in place, the gradient of normalized rows to that of the rows; return it.
+
+    Args:
+        grad: (V, d) gradient of the rows that entered the products.
+        table: (V, d) the rows before normalization.
+        normalized: Whether they were normalized; if not, `grad` stays as it is.
+    """
+    for start in range(0, len(table) if normalized else 0, ROW_CHUNK):
+        chunk, rows = grad[start : start + ROW_CHUNK], table[start : start + ROW_CHUNK].to(grad.dtype)
         length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
         direction = rows / length
-        part.sub_((part * direction).sum(1, keepdim=True) * direction).div_(length)
-    return change
+        chunk.sub_((chunk * direction).sum(1, keepdim=True) * direction).div_(length)
+    return grad

@@ -22,8 +22,8 @@ from machine import describe, record, sentence
 
 from hafvt.data.batches import target_batches
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import full
 from hafvt.evaluation.tables import interval
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.experiments.cold import rank_cold
 from hafvt.models.hafvt import HafVt
 from hafvt.tables import markdown_table, percent
@@ -92,7 +92,7 @@ def measure(run: Run, factor: float) -> dict[str, Any]:
         },
         "chance": {name: row["MRR"].value for name, row in chance.items()},
         "times": {name: row["MRR"].value / chance[name]["MRR"].value for name, row in results.items()},
-        "warm": mean_mrr(full(model, run.data, run.data.test)),
+        "warm": mean_mrr(rank_positions(model, run.data, run.data.test).half_ties),
         "places": places(model, run),
     }
 

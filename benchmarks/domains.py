@@ -23,7 +23,8 @@ from machine import describe, record, recorded, sentence
 from real_data import ENCODE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import rank_targets
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file
 from hafvt.tables import markdown_table
@@ -114,7 +115,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     }
     found["items"] = {domain.name: len(domain) for domain in run.data.domains}
     for protocol in PROTOCOLS:
-        ranks, _ = rank_targets(run.models, run.data, "test", protocol)
+        ranks, _ = rank_targets(run.models, run.data, "test", get_protocol(protocol))
         of = {domain.name: 1 / ranks.ranks[ranks.domains == d] for d, domain in enumerate(run.data.domains)}
         found["targets"] = {domain: len(gains) for domain, gains in of.items()}
         found[protocol] = {"all": mean_mrr(ranks)} | {domain: gains.mean() for domain, gains in of.items()}

@@ -22,7 +22,7 @@ from generated import write_histories
 from machine import describe, record, sentence
 
 from hafvt.data.dataset import Dataset, Domain
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.models import build_model, configure
 from hafvt.tables import markdown_table
@@ -50,9 +50,9 @@ def main() -> None:
         for name, params in CASES.items():
             model = build_model(name, catalog, configure(name, params=params))
             positions = np.asarray(data.test)[: USERS if name == "sasrec" else USERS // 5]
-            full(model, data, positions[:500])
+            rank_positions(model, data, positions[:500])
             with Meter() as meter:
-                full(model, data, positions)
+                rank_positions(model, data, positions)
             found[name] = {
                 "histories": len(positions),
                 "histories_per_s": len(positions) / meter.wall_s,

@@ -28,7 +28,7 @@ from torch import Tensor
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.evaluation.metrics import mean_mrr, summarize
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features
 from hafvt.files import read_json, write_json
 from hafvt.models.configs import HafVtConfig
@@ -143,7 +143,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         "share_in_softmax": spent[0] / training.wall_s if system == "hafvt" else None,
     }
     if case == "passes":
-        ranks = full(model, data, data.valid)
+        ranks = rank_positions(model, data, data.valid).half_ties
         results = summarize(ranks, [d.name for d in data.domains], resamples=1)
         figures |= {"valid_mrr": mean_mrr(ranks), "valid_ndcg10": results["overall"]["NDCG@10"].value}
     return figures

@@ -40,7 +40,7 @@ EVALUATE = """
 import json, resource, sys, time
 import numpy as np
 from hafvt.data.dataset import Dataset
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.models import build_model, configure
 from hafvt.progress import progress
 from hafvt.training.run import catalog_of
@@ -50,7 +50,7 @@ model = build_model(name, catalog_of(data, name, config), config)
 positions = np.asarray(data.test)
 start = time.perf_counter()
 with progress(f"rank {name}", len(positions), "histories") as advance:
-    ranks = full(model, data, positions, advance=advance)
+    ranks = rank_positions(model, data, positions, advance=advance).half_ties
 print(json.dumps({
     "wall_s": round(time.perf_counter() - start, 1),
     "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),

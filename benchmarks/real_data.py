@@ -21,9 +21,9 @@ from pathlib import Path
 from machine import describe, record, recorded, sentence
 
 from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.results import results_from_json
 from hafvt.evaluation.tables import results_markdown
 from hafvt.files import read_json
-from hafvt.reports.report import figures_of
 from hafvt.tables import markdown_table, percent
 
 PREPARE = {
@@ -130,7 +130,7 @@ def write_results(work: Path) -> str:
             if (data, name) not in found:
                 continue
             run = found[data, name]
-            results[name], best = figures_of(run["results"]), run["best"]
+            results[name], best = results_from_json(run["results"]), run["best"]
             cells = [name, f"`{run['command']}`", run["made"], f"{run['parameters']:,}"]
             cells += [f"{best['epoch']} of {best['epochs']}", f"{best['seconds'] / 60:.1f}"]
             rows.append([*cells, percent(best["valid_mrr"])])

@@ -22,7 +22,8 @@ from machine import describe, record, recorded, sentence
 from real_data import ENCODE, PREPARE, call, options
 
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import rank_targets
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file
 from hafvt.tables import markdown_table
@@ -90,7 +91,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     figures |= {"users": run.data.num_users, "items": {domain.name: len(domain) for domain in domains}}
     for protocol in PROTOCOLS:
         for split in ("valid", "test"):
-            ranks, _ = rank_targets(run.models, run.data, split, protocol)
+            ranks, _ = rank_targets(run.models, run.data, split, get_protocol(protocol))
             figures[f"{split} {protocol}"] = mean_mrr(ranks)
             figures[f"{split} targets"] = len(ranks.ranks)
     return json.loads(json.dumps(figures, default=float))

@@ -31,8 +31,10 @@ from real_data import ENCODE, PREPARE, call, make_data, options
 from torch import Tensor
 
 from hafvt.data.batches import Batch
-from hafvt.evaluation.metrics import Ranks, mean_mrr
-from hafvt.evaluation.protocols import rank_targets
+from hafvt.evaluation.metrics import mean_mrr
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.ranks import Ranks
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import read_json, write_json
 from hafvt.tables import markdown_table
@@ -185,7 +187,7 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
         model.config, model.scores = model.config.replace(**changes), scores
     figures: dict[str, Any] = {"data": data, "variant": ranking, "seed": seed}
     for protocol in ("full", "sampled-unseen"):
-        ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", protocol)
+        ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", get_protocol(protocol))
         of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}

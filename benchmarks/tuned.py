@@ -28,8 +28,9 @@ from machine import RESULTS, describe, record, sentence
 from real_data import call, make_data, options
 from study import rare, without_pictures
 
-from hafvt.evaluation.protocols import rank_targets
-from hafvt.evaluation.significance import holm, paired
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.significance import holm, paired_test
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.comparison_runner import slug
 from hafvt.files import atomic_file, read_json, write_json
 from hafvt.tables import markdown_table
@@ -168,7 +169,10 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     runs = [open_run(folder / f"seed{seed}") for seed in seeds]
     told["runs"] = [run.about["best"] for run in runs]
     told |= {"parameters": runs[0].about["parameters"], "machine": describe()}
-    found = {p: [rank_targets(run.models, run.data, "test", p)[0] for run in runs] for p in PROTOCOLS}
+    found = {
+        p: [rank_targets(run.models, run.data, "test", get_protocol(p)).half_ties for run in runs]
+        for p in PROTOCOLS
+    }
     first = found["full"][0]
     met = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
     path = ranks_of(data, label)
@@ -279,7 +283,7 @@ def table(pieces: dict[str, Piece]) -> dict[str, Any]:
             row[column] = {"mrr": float(gains.mean()), "deviation": deviation}
             if ours is not None and label != OURS:
                 mine = ours.gains(protocol, of_rare=column == "rare")
-                test = paired(mine - gains, resamples=20_000)  # p-values down to 1e-4
+                test = paired_test(mine - gains, resamples=20_000)  # p-values down to 1e-4
                 row[column] |= {"above": float(mine.mean() / gains.mean() - 1)}
                 row[column] |= {"bootstrap": test.bootstrap, "wilcoxon": test.wilcoxon}
         found[label] = row

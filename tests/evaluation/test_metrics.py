@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hafvt.data.batches import Batch
-from hafvt.evaluation.metrics import METRICS, Ranks, mean_mrr, summarize
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.metrics import METRICS, mean_mrr, summarize
+from hafvt.evaluation.ranks import Ranks
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.models.base import Model
 
 
@@ -85,7 +86,7 @@ class Fixed(Model):
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_full_ranking_by_hand(small, exclude_seen):
     table = torch.from_numpy(np.random.default_rng(0).integers(0, 6, (50, 50))).float()  # many ties
-    found = full(Fixed(small, table), small, small.test, exclude_seen=exclude_seen)
+    found = rank_positions(Fixed(small, table), small, small.test, exclude_seen=exclude_seen).half_ties
     for row, position in enumerate(small.test):
         user = int(small.users_at(np.array([position]))[0])
         history = small.items[small.offsets[user] : position]
@@ -103,12 +104,12 @@ def test_full_ranking_by_hand(small, exclude_seen):
 
 
 def test_a_constant_scorer_gets_the_middle(small):
-    found = full(Fixed(small, torch.zeros(50, 50)), small, small.test)
+    found = rank_positions(Fixed(small, torch.zeros(50, 50)), small, small.test).half_ties
     np.testing.assert_array_equal(found.ranks, (found.candidates + 1) / 2)
 
 
 def test_ranks_on_disk(small, tmp_path):
-    found = full(Fixed(small, torch.rand(50, 50)), small, small.test)
+    found = rank_positions(Fixed(small, torch.rand(50, 50)), small, small.test).half_ties
     found.write(tmp_path / "ranks.parquet", small)
     table = pl.read_parquet(tmp_path / "ranks.parquet")
     assert table.columns == ["user_id", "domain", "item_id", "rank", "candidates"]

@@ -9,8 +9,9 @@ import torch
 from hafvt.data.dataset import write_dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import summarize
-from hafvt.evaluation.negatives import COUNT, negatives
-from hafvt.evaluation.protocols import rank_targets
+from hafvt.evaluation.negatives import NUM_NEGATIVES, load_negatives
+from hafvt.evaluation.protocols import PROTOCOLS
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.item_features import load_item_features
 from hafvt.models.base import Model
@@ -36,6 +37,11 @@ class Scorer(Model):
         return torch.rand(candidates.shape) if self.table is None else self.table[candidates]
 
 
+def protocol_negatives(data, split, name):
+    """Returns the negatives of a protocol."""
+    return load_negatives(data, split, name, PROTOCOLS[name].draw_negatives)
+
+
 @pytest.fixture
 def big(make_small):
     """Two domains that have more than 999 items."""
@@ -44,8 +50,11 @@ def big(make_small):
 
 def test_negatives_are_the_protocols(big):
     for split, positions in (("valid", big.valid), ("test", big.test)):
-        loose, strict = negatives(big, split, "c2dsr"), negatives(big, split, "sampled-unseen")
-        assert loose.shape == strict.shape == (len(positions), COUNT)
+        loose, strict = (
+            protocol_negatives(big, split, "c2dsr"),
+            protocol_negatives(big, split, "sampled-unseen"),
+        )
+        assert loose.shape == strict.shape == (len(positions), NUM_NEGATIVES)
         for row, position in enumerate(positions):
             target = big.items[position]
             domain = next(d for d in big.domains if d.start <= target < d.stop)
@@ -54,34 +63,36 @@ def test_negatives_are_the_protocols(big):
                 assert (drawn < domain.stop).all()
                 assert target not in drawn
             start = big.offsets[big.users_at(position)]
-            assert len(np.unique(strict[row])) == COUNT
+            assert len(np.unique(strict[row])) == NUM_NEGATIVES
             assert not np.isin(strict[row], big.items[start:position]).any()
-        assert (np.array([len(np.unique(row)) for row in loose]) < COUNT).mean() > 0.9  # with replacement
+        assert (
+            np.array([len(np.unique(row)) for row in loose]) < NUM_NEGATIVES
+        ).mean() > 0.9  # with replacement
         counts = np.bincount(loose.ravel(), minlength=4000)
         assert counts[:1500].min() > 0
         assert counts[1500:].min() > 0
 
 
 def test_negatives_are_drawn_once_and_a_change_of_them_is_seen(big):
-    first = np.array(negatives(big, "test", "c2dsr"))
+    first = np.array(protocol_negatives(big, "test", "c2dsr"))
     path = big.folder / "negatives" / "c2dsr-test.npy"
     written = path.stat().st_mtime_ns
-    assert (negatives(big, "test", "c2dsr") == first).all()
+    assert (protocol_negatives(big, "test", "c2dsr") == first).all()
     assert path.stat().st_mtime_ns == written
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
     with pytest.raises(HafvtError, match="is damaged"):
-        negatives(big, "test", "c2dsr")
+        protocol_negatives(big, "test", "c2dsr")
     path.unlink()
     with pytest.raises(HafvtError, match="is damaged"):
-        negatives(big, "test", "c2dsr")
+        protocol_negatives(big, "test", "c2dsr")
     path.with_suffix(".json").unlink()
-    assert (negatives(big, "test", "c2dsr") == first).all()
+    assert (protocol_negatives(big, "test", "c2dsr") == first).all()
 
 
 def test_a_small_domain_has_fewer_strict_negatives(small):
-    drawn = negatives(small, "test", "sampled-unseen")
+    drawn = protocol_negatives(small, "test", "sampled-unseen")
     for row, position in enumerate(small.test):
         target = small.items[position]
         domain = next(d for d in small.domains if d.start <= target < d.stop)
@@ -89,17 +100,19 @@ def test_a_small_domain_has_fewer_strict_negatives(small):
         expected = set(range(domain.start, domain.stop)) - set(seen.tolist())
         assert set(drawn[row][drawn[row] >= 0].tolist()) == expected
         assert (drawn[row] >= 0).sum() == len(expected)
-    half, _ = rank_targets([Scorer(small, torch.zeros(50))] * 2, small, "test", "sampled-unseen")
+    half, _ = rank_targets([Scorer(small, torch.zeros(50))] * 2, small, "test", PROTOCOLS["sampled-unseen"])
     assert (half.candidates == 1 + (drawn >= 0).sum(1)).all()
     np.testing.assert_allclose(half.ranks, (half.candidates + 1) / 2)
 
 
 def test_a_constant_scorer_is_perfect_by_c2dsrs_rule_alone(big):
-    half, own = rank_targets([Scorer(big, torch.zeros(4000))] * 2, big, "test", "c2dsr")
+    half, own = rank_targets([Scorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["c2dsr"])
     assert (own.ranks == 1).all()
     assert (half.ranks == 500.5).all()
     assert summarize(half, ["a", "b"])["overall"]["MRR"].value == pytest.approx(0.002, abs=1e-4)
-    strict, same = rank_targets([Scorer(big, torch.zeros(4000))] * 2, big, "test", "sampled-unseen")
+    strict, same = rank_targets(
+        [Scorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["sampled-unseen"]
+    )
     assert (strict.ranks == 500.5).all()
     assert (same.ranks == strict.ranks).all()
 
@@ -108,7 +121,7 @@ def test_a_random_scorer_has_the_known_figures(big):
     torch.manual_seed(0)
     found = {"MRR": [], "NDCG@5": [], "NDCG@10": []}
     for _ in range(12):  # 18,000 targets
-        _, own = rank_targets([Scorer(big)] * 2, big, "test", "c2dsr")
+        _, own = rank_targets([Scorer(big)] * 2, big, "test", PROTOCOLS["c2dsr"])
         for metric, figure in summarize(own, ["a", "b"], resamples=2)["overall"].items():
             if metric in found:
                 found[metric].append(figure.value)
@@ -123,12 +136,12 @@ def test_a_random_scorer_has_the_known_figures(big):
 
 def test_the_margin_counts_for_the_target_only_within_it(small):
     table = torch.linspace(0, 1, 50).double()
-    half, own = rank_targets([Scorer(small, table)] * 2, small, "test", "c2dsr")
-    drawn = negatives(small, "test", "c2dsr")
+    half, own = rank_targets([Scorer(small, table)] * 2, small, "test", PROTOCOLS["c2dsr"])
+    drawn = protocol_negatives(small, "test", "c2dsr")
     target = small.items[small.test][:, None]
     np.testing.assert_array_equal(own.ranks, 1 + (drawn > target).sum(1))
     np.testing.assert_array_equal(half.ranks, own.ranks)  # no two items score alike
-    _, close = rank_targets([Scorer(small, table * 1e-5)] * 2, small, "test", "c2dsr")
+    _, close = rank_targets([Scorer(small, table * 1e-5)] * 2, small, "test", PROTOCOLS["c2dsr"])
     assert (close.ranks == 1).all()
 
 
@@ -137,9 +150,9 @@ def test_each_domain_is_ranked_by_its_own_model(small, protocol):
     torch.manual_seed(0)
     tables = [torch.rand(50), torch.rand(50)]
     models = [Scorer(small, table) for table in tables]
-    both, _ = rank_targets(models, small, "test", protocol)
+    both, _ = rank_targets(models, small, "test", PROTOCOLS[protocol])
     for number, model in enumerate(models):
-        alone, _ = rank_targets([model] * 2, small, "test", protocol)
+        alone, _ = rank_targets([model] * 2, small, "test", PROTOCOLS[protocol])
         mine = alone.domains == number
         assert mine.any()
         np.testing.assert_array_equal(both.ranks[mine], alone.ranks[mine])
@@ -245,17 +258,17 @@ def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, p
     random = np.random.default_rng(3)
     small = make_small(sizes=(31, 21))  # no other table of a model has 31, 21 or 52 rows
     model = with_model(name, small, tmp_path / "run")
-    half, _ = rank_targets([model] * 2, small, "test", "full")
+    half, _ = rank_targets([model] * 2, small, "test", PROTOCOLS["full"])
     items = np.concatenate([d.start + random.permutation(len(d)) for d in small.domains]).astype(np.int32)
     made, old = relabeled(small, tmp_path / "made", items, random.permutation(small.num_users))
     model = carried(model, made, items)
-    again, _ = rank_targets([model] * 2, made, "test", "full")
+    again, _ = rank_targets([model] * 2, made, "test", PROTOCOLS["full"])
     places = np.searchsorted(small.test, old[made.test])
     np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
     if protocol == "sampled-unseen":  # small domains: all that was never met is among the negatives
-        again, _ = rank_targets([model] * 2, made, "test", "sampled-unseen")
+        again, _ = rank_targets([model] * 2, made, "test", PROTOCOLS["sampled-unseen"])
         model = carried(model, small, np.argsort(items))
-        half, _ = rank_targets([model] * 2, small, "test", "sampled-unseen")
+        half, _ = rank_targets([model] * 2, small, "test", PROTOCOLS["sampled-unseen"])
         np.testing.assert_allclose(again.ranks, half.ranks[places], atol=1e-6)
 
 
@@ -263,7 +276,7 @@ def test_numbers_of_items_and_users_change_nothing(make_small, tmp_path, name, p
 def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, monkeypatch):
     model = with_model(name, small, tmp_path / "run")
     half, _ = rank_targets([model] * 2, small, "test")
-    monkeypatch.setattr("hafvt.evaluation.protocols.SCORES", 1)  # sixteen to a batch
+    monkeypatch.setattr("hafvt.evaluation.target_ranking.MAX_SCORES", 1)  # sixteen to a batch
     small_batches, _ = rank_targets([model] * 2, small, "test")
     np.testing.assert_allclose(small_batches.ranks, half.ranks, atol=1e-6)
     from hafvt.data import batches
@@ -284,12 +297,12 @@ def test_padding_and_company_in_a_batch_change_nothing(small, tmp_path, name, mo
 def test_what_comes_after_a_target_changes_nothing_at_all(make_small, tmp_path, name, protocol):
     data = make_small()
     model = with_model(name, data, tmp_path / "run")
-    before, _ = rank_targets([model] * 2, data, "valid", protocol)
+    before, _ = rank_targets([model] * 2, data, "valid", PROTOCOLS[protocol])
     # What follows each validation target, the test target, becomes another item.
     changed = np.array(data.items)
     for position in data.test:
         domain = next(d for d in data.domains if d.start <= changed[position] < d.stop)
         changed[position] = domain.start + (changed[position] - domain.start + 5) % len(domain)
     np.save(data.folder / "items.npy", changed)
-    after, _ = rank_targets([model] * 2, type(data).open(data.folder), "valid", protocol)
+    after, _ = rank_targets([model] * 2, type(data).open(data.folder), "valid", PROTOCOLS[protocol])
     assert (after.ranks == before.ranks).all()

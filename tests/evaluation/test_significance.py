@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, wilcoxon
 
-from hafvt.evaluation.significance import holm, paired
+from hafvt.evaluation.significance import holm, paired_test
 
 
 def test_a_clear_difference_and_none():
     random = np.random.default_rng(0)
-    clear = paired(random.normal(0.05, 0.1, 500))
+    clear = paired_test(random.normal(0.05, 0.1, 500))
     assert clear.low < clear.difference < clear.high
     assert clear.low > 0
     assert max(clear.bootstrap, clear.wilcoxon) < 0.01
-    worse = paired(random.normal(-0.05, 0.1, 500))
+    worse = paired_test(random.normal(-0.05, 0.1, 500))
     assert worse.high < 0
     assert max(worse.bootstrap, worse.wilcoxon) < 0.01
-    same = paired(np.zeros(50))
+    same = paired_test(np.zeros(50))
     assert (same.difference, same.bootstrap, same.wilcoxon) == (0.0, 1.0, 1.0)
 
 
 def test_chance_is_taken_for_chance_as_often_as_it_should():
     random = np.random.default_rng(1)
-    tests = [paired(random.normal(0, 1, 80), resamples=400, seed=n) for n in range(200)]
+    tests = [paired_test(random.normal(0, 1, 80), resamples=400, seed=n) for n in range(200)]
     assert 0.005 <= np.mean([test.bootstrap < 0.05 for test in tests]) <= 0.11
     assert 0.005 <= np.mean([test.wilcoxon < 0.05 for test in tests]) <= 0.11
 
@@ -32,7 +32,7 @@ def test_chance_is_taken_for_chance_as_often_as_it_should():
 def test_wilcoxon_is_scipys_on_many_ties():
     differences = np.array([0.0] * 30 + [0.5] * 12 + [-0.5] * 4 + [0.1, -0.2])
     expected = wilcoxon(differences, zero_method="zsplit", method="approx").pvalue
-    assert paired(differences).wilcoxon == pytest.approx(expected)
+    assert paired_test(differences).wilcoxon == pytest.approx(expected)
 
 
 def test_holm():

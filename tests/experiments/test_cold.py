@@ -12,7 +12,7 @@ import torch
 from hafvt import evaluate, prepare, train
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Ranks
+from hafvt.evaluation.ranks import Ranks
 from hafvt.experiments.cold import by_chance
 from hafvt.files import write_json
 from hafvt.training.run import open_run

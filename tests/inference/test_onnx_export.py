@@ -14,7 +14,7 @@ import torch
 from hafvt import export, train
 from hafvt.data.batches import target_batches
 from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.inference.onnx_scorer import OnnxScorer
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
@@ -66,7 +66,7 @@ def test_the_run_and_its_export_recommend_the_same(run, baked):
 
 def test_its_ranks_are_those_of_evaluate(run, baked):
     scorer, data, positions = OnnxScorer(baked), run.data, np.asarray(run.data.test)
-    expected = full(run.model, data, positions)
+    expected = rank_positions(run.model, data, positions).half_ties
     for rows, batch in target_batches(data, positions, 16, scorer.max_length):
         for number, domain in enumerate(data.domains):
             targets = np.asarray(data.items)[positions[rows]].astype(np.int64)

@@ -18,7 +18,7 @@ import yaml
 
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
-from hafvt.evaluation.protocols import full
+from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.files import lock_folder
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load, save
@@ -75,7 +75,7 @@ def test_a_run_is_complete_and_learns(small, tmp_path, model):
     best = max(line["valid_mrr"] for line in lines(run.folder) if "valid_mrr" in line)
     assert about["best"]["valid_mrr"] == best
     opened = open_run(run.folder)
-    assert mean_mrr(full(opened.model, small, small.valid)) == pytest.approx(best)
+    assert mean_mrr(rank_positions(opened.model, small, small.valid).half_ties) == pytest.approx(best)
     if model != "popularity":
         curve = lines(run.folder)
         assert curve[-1]["loss"] < curve[0]["loss"]
@@ -290,7 +290,7 @@ def test_a_run_is_opened_without_seeking_what_its_items_are_linked_to(small, tmp
     for found_anew in ("nearest_neighbors", "cluster_items"):
         monkeypatch.setattr(f"hafvt.features.similarity.{found_anew}", None)
     opened = open_run(run.folder)
-    before, after = (full(one.model, small, small.valid).ranks for one in (run, opened))
+    before, after = (rank_positions(one.model, small, small.valid).half_ties.ranks for one in (run, opened))
     np.testing.assert_array_equal(before, after)
     tensors, state = load(run.folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "rows_near_" not in name}

@@ -1,7 +1,8 @@
-"""The items that a target is ranked among where not all are: drawn once, stored, shared by all models."""
+"""Sampled negatives: the items that a target is ranked among, drawn once and stored in the dataset."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,78 +11,78 @@ from hafvt.data.dataset import Dataset, Int32, Int64
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 
-COUNT = 999
-SEED = 2040  # C2DSR's
+NUM_NEGATIVES = 999
+SEED = 2040  # of C2DSR's published code
 
 
-def negatives(
-    data: Dataset, split: Literal["valid", "test"], protocol: Literal["c2dsr", "sampled-unseen"]
+def load_negatives(
+    data: Dataset, split: Literal["valid", "test"], name: str, draw: Callable[[Dataset, Int64], Int32]
 ) -> Int32:
-    """Returns the negatives of a split's targets, drawn at the first call and kept in the dataset's folder.
-
-    Under "c2dsr" they are uniform over the target's domain, with replacement, and only the target itself is
-    left out: items of the history and repetitions are among them, as in C2DSR's code. Under "sampled-unseen" they are
-    distinct and neither the target nor in its history. The file lies in `negatives/`, its hash beside it.
+    """Return the negatives of a split's targets; the first call draws and stores them for all models.
 
     Args:
-        data: the dataset.
+        data: the dataset; the file is `negatives/NAME-SPLIT.npy` in its folder, with its hash beside it.
         split: whose targets.
-        protocol: how they are drawn.
+        name: of the protocol.
+        draw: (dataset, positions (n,)) -> (n, N) item indices.
 
     Returns:
-        (targets, 999) item indices; rows of fewer distinct items, under "sampled-unseen", are filled with -1.
+        (n, N) item indices, -1 where a target has fewer than N negatives.
 
     Raises:
-        HafvtError: what is stored is damaged, or a domain has no item but the target.
+        HafvtError: the stored file is damaged, or a domain has a single item.
     """
-    path = data.folder / "negatives" / f"{protocol}-{split}.npy"
+    path = data.folder / "negatives" / f"{name}-{split}.npy"
     about = path.with_suffix(".json")
-    positions = data.valid if split == "valid" else data.test
     if not about.exists():
-        drawn = with_replacement(data, positions) if protocol == "c2dsr" else distinct(data, positions)
+        negatives = draw(data, data.valid if split == "valid" else data.test)
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, drawn)
-        targets = len(positions)
-        write_json(about, {"sha256": sha256(path), "seed": SEED, "targets": targets, "each": COUNT})
+            np.save(file, negatives)
+        targets, each = negatives.shape
+        write_json(about, {"sha256": sha256(path), "seed": SEED, "targets": targets, "each": each})
     if not path.exists() or read_json(about)["sha256"] != sha256(path):
-        raise HafvtError(f"{path} is damaged: remove {path.parent}, it is made again")
+        raise HafvtError(f"{path} is damaged: remove {path.parent}, and the next evaluation draws it again")
     stored: Int32 = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored
 
 
-def with_replacement(data: Dataset, positions: Int64) -> Int32:
-    """Draws uniformly from the domain of each target, the target left out, (n, 999)."""
+def draw_with_replacement(data: Dataset, positions: Int64) -> Int32:
+    """Draw items of each target's domain uniformly, with replacement, (n, 999), as C2DSR's code does.
+
+    Only the target itself is excluded: repetitions and items of the user's history are among the negatives.
+    """
     random = np.random.default_rng(SEED)
-    drawn = np.empty((len(positions), COUNT), dtype=np.int32)
-    starts, sizes = _domains(data, positions)
+    negatives = np.empty((len(positions), NUM_NEGATIVES), dtype=np.int32)
+    starts, sizes = _target_slices(data, positions)
     if (sizes < 2).any():
-        raise HafvtError(f"{data.folder}: a domain has a single item: nothing to rank its targets among")
+        raise HafvtError(f"{data.folder}: a domain of a single item has no negatives: use --protocol full")
     columns = np.asarray(data.items)[positions] - starts
     for row, (start, size, target) in enumerate(zip(starts, sizes, columns, strict=True)):
-        found = random.integers(size - 1, size=COUNT)
-        drawn[row] = start + found + (found >= target)
-    return drawn
+        draws = random.integers(size - 1, size=NUM_NEGATIVES)
+        negatives[row] = start + draws + (draws >= target)
+    return negatives
 
 
-def distinct(data: Dataset, positions: Int64) -> Int32:
-    """Draws distinct items from the domain of each target, its history and itself left out, (n, 999)."""
+def draw_unseen(data: Dataset, positions: Int64) -> Int32:
+    """Draw distinct items of each target's domain, except the target and the user's history, (n, 999)."""
     random = np.random.default_rng(SEED)
-    drawn = np.full((len(positions), COUNT), -1, dtype=np.int32)
-    starts, sizes = _domains(data, positions)
+    negatives = np.full((len(positions), NUM_NEGATIVES), -1, dtype=np.int32)
+    starts, sizes = _target_slices(data, positions)
     firsts = data.offsets[data.users_at(positions)]
     for row, (start, size, first, position) in enumerate(zip(starts, sizes, firsts, positions, strict=True)):
-        out = np.unique(np.asarray(data.items[first : position + 1])) - start  # the history and the target
-        out = out[(out >= 0) & (out < size)]
-        count = min(COUNT, size - len(out))
-        found = random.choice(size - len(out), count, replace=False)
-        # The k-th item that is not left out: as many are skipped as left-out ones stand before it.
-        drawn[row, :count] = start + found + np.searchsorted(out - np.arange(len(out)), found, side="right")
-    return drawn
+        excluded = np.unique(np.asarray(data.items[first : position + 1])) - start  # history and target
+        excluded = excluded[(excluded >= 0) & (excluded < size)]
+        count = min(NUM_NEGATIVES, size - len(excluded))
+        draws = random.choice(size - len(excluded), count, replace=False)
+        # The k-th allowed item is item k plus the number of excluded items before it.
+        skipped = np.searchsorted(excluded - np.arange(len(excluded)), draws, side="right")
+        negatives[row, :count] = start + draws + skipped
+    return negatives
 
 
-def _domains(data: Dataset, positions: Int64) -> tuple[Int64, Int64]:
-    """Returns first item and size of each target's domain."""
-    starts = np.array([d.start for d in data.domains])
-    number = np.searchsorted(starts, np.asarray(data.items)[positions], side="right") - 1
-    return starts[number], np.array([len(d) for d in data.domains])[number]
+def _target_slices(data: Dataset, positions: Int64) -> tuple[Int64, Int64]:
+    """Return the first item and the number of items of each target's domain, (n,) each."""
+    numbers = data.domains_of(np.asarray(data.items)[positions])
+    starts, sizes = np.array([(domain.start, len(domain)) for domain in data.domains]).T
+    return starts[numbers], sizes[numbers]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from hafvt.data.cold_items import cold_target_view
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import METRICS, Float64, MetricValue, Ranks, Results, concat_ranks, summarize
-from hafvt.evaluation.protocols import among, full
-from hafvt.files import write_json
+from hafvt.evaluation.metrics import METRICS, MetricValue, Results
+from hafvt.evaluation.protocols import FULL
+from hafvt.evaluation.ranks import Float64, Ranks, concat_ranks
+from hafvt.evaluation.results import results_to_json, write_results
+from hafvt.evaluation.target_ranking import rank_positions
+from hafvt.files import read_json, write_json
 from hafvt.progress import progress
 from hafvt.training.run import Run
 
@@ -67,23 +70,20 @@ def rank_cold(run: Run, device: torch.device) -> tuple[Ranks, Results, Results]:
     domains = np.searchsorted(starts, data.cold_targets[:, 2], side="right") - 1
     with progress(f"evaluate {run.name}, cold items", len(data.cold_targets), "targets") as advance:
         parts = [
-            full(model.to(device), view, view.test[domains == number], device=device, advance=advance)
+            rank_positions(
+                model.to(device), view, view.test[domains == number], device=device, advance=advance
+            ).half_ties
             for number, model in enumerate(run.models)
         ]
     ranks = concat_ranks(parts)
     ranks = replace(ranks, users=np.asarray(data.cold_targets[:, 0]))  # the view has a user for each target
     names = [domain.name for domain in data.domains]
-    results, chance = summarize(ranks, names), by_chance(ranks, names)
+    chance = by_chance(ranks, names)
     folder = run.folder / "cold"
     folder.mkdir(exist_ok=True)
-    ranks.write(folder / "ranks.parquet", view)
-    said = (
-        f"{len(ranks.ranks):,} targets among {len(np.unique(data.cold_targets[:, 2])):,} items that were "
-        f"held out of training, each ranked among {among(data, 'full')}; intervals: 95 % bootstrap over users"
-    )
-    tables = {
-        name: {d: {m: asdict(f) for m, f in row.items()} for d, row in table.items()}
-        for name, table in (("results", results), ("chance", chance))
-    }
-    write_json(folder / "results.json", {"protocol": said, **tables})
+    num_cold = len(np.unique(data.cold_targets[:, 2]))
+    targets = f"targets among {num_cold:,} items that were held out of training,"
+    results = write_results(folder, view, ranks, FULL, targets)
+    content = read_json(folder / "results.json") | {"chance": results_to_json(chance)}
+    write_json(folder / "results.json", content)
     return ranks, results, chance

@@ -13,8 +13,8 @@ import yaml
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.checks import find_scenario
 from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import Protocol, among, check_protocol
-from hafvt.evaluation.significance import Paired
+from hafvt.evaluation.protocols import Protocol, get_protocol
+from hafvt.evaluation.significance import PairedTest
 from hafvt.experiments.comparison_runner import (
     BUDGETS,
     COLUMNS,
@@ -65,7 +65,7 @@ def compare(
     models: list[str] | None = None,
     tuned: dict[str, str] | None = None,
     budget: Literal["small", "full"] = "full",
-    protocol: Protocol = "full",
+    protocol: str = "full",
     jobs: int | None = None,
 ) -> Comparison:
     """Compares models on equal terms: the same split, negatives, budget, search and selection for all.
@@ -90,7 +90,7 @@ def compare(
     Raises:
         HafvtError: a wrong setting, or a training failed; what is finished is kept.
     """
-    check_protocol(protocol)
+    ranking = get_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     tuned, remarks = tuned or {}, []
     for name in tuned:
@@ -109,7 +109,7 @@ def compare(
                 raise
             entries.remove(entry)
             remarks.append(f"{entry.label} is left out: {error}")
-    return _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, remarks)
+    return _comparison(dataset, Path(out), entries, _budget(budget), ranking, jobs, remarks)
 
 
 def ablate(
@@ -117,7 +117,7 @@ def ablate(
     out: str | Path,
     *,
     budget: Literal["small", "full"] = "full",
-    protocol: Protocol = "full",
+    protocol: str = "full",
     jobs: int | None = None,
 ) -> Comparison:
     """Switches titles, pictures and hierarchical attention of HAF-VT on and off, as the paper's Table 4 does.
@@ -137,14 +137,14 @@ def ablate(
     Raises:
         HafvtError: a feature is missing, a wrong setting, or a training failed.
     """
-    check_protocol(protocol)
+    ranking = get_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     entries = [
         Candidate(label, "hafvt", params={"modalities": ("id", *seen), "hierarchy": hierarchy})
         for label, (seen, hierarchy) in PARTS.items()
     ]
     load_item_features(dataset, ("image", "title"))  # what is missing is told before hours of training
-    found = _comparison(dataset, Path(out), entries, _budget(budget), protocol, jobs, [])
+    found = _comparison(dataset, Path(out), entries, _budget(budget), ranking, jobs, [])
     domain = dataset.domains[0].name
     bars: list[tuple[str, float, float | None, float | None]] = []
     for model_result in found.model_results:
@@ -208,7 +208,7 @@ def _comparison(
     domains = [d.name for d in data.domains if d.name in model_results[0].results[0]]
     columns = [(domain, metric) for domain in domains for metric in COLUMNS]
     rows = []
-    scenario = find_scenario(data) if protocol == "c2dsr" else None
+    scenario = find_scenario(data) if protocol.in_paper else None
     published = TABLES[scenario.domains] if scenario else {}
     for model_result in model_results:
         marks = []
@@ -232,7 +232,7 @@ def _comparison(
                 Row(f"{model_result.entry.label}, paper", tuple((x, None) for x in told), ("",) * 6, True)
             )
     said = (
-        f"{len(data.test):,} test targets, each ranked among {among(data, protocol)}; in %, mean"
+        f"{len(data.test):,} test targets, each ranked among {protocol.describe(data)}; in %, mean"
         f"{' ± standard deviation over the seeds' if budget.seeds > 1 else ''}; bold: best of a column; *: "
         "better than the best other by bootstrap and Wilcoxon over users, p < .05 after Holm's correction."
     )
@@ -251,7 +251,7 @@ def _comparison(
         temporary.write_text(text, encoding="utf-8")
     with atomic_file(out / "compare.tex") as temporary:
         temporary.write_text(figures_latex(domains, COLUMNS, rows, said), encoding="utf-8")
-    write_json(out / "compare.json", _json(model_results, tests, budget, protocol, columns))
+    write_json(out / "compare.json", _json(model_results, tests, budget, protocol.name, columns))
     return Comparison(tuple(model_results), text, out)
 
 
@@ -280,7 +280,7 @@ def _costs(model_results: Sequence[ModelResult]) -> str:
 
 def _json(
     model_results: Sequence[ModelResult],
-    tests: dict[tuple[str, str, str], Paired],
+    tests: dict[tuple[str, str, str], PairedTest],
     budget: Budget,
     protocol: str,
     columns: Sequence[tuple[str, str]],

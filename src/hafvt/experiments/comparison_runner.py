@@ -14,14 +14,15 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import METRICS, Float64, Results
+from hafvt.evaluation.metrics import METRICS, Results
 from hafvt.evaluation.protocols import Protocol
-from hafvt.evaluation.significance import Paired, holm, paired
+from hafvt.evaluation.ranks import Float64
+from hafvt.evaluation.results import read_results
+from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, keep_settings
 from hafvt.files import read_json
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
-from hafvt.reports.report import read_results
 from hafvt.training.run import fingerprint
 
 COLUMNS = ("MRR", "NDCG@5", "NDCG@10")  # those of the paper's tables
@@ -150,7 +151,7 @@ class ComparisonRunner:
             "epochs": epochs,
             "batch_size": self.budget.batch_size,
             "learning_rate": rate,
-            "protocol": self.protocol,
+            "protocol": self.protocol.name,
             "validate_every": self.budget.validate_every,
             "patience": self.budget.patience,
             "seed": seed,
@@ -220,7 +221,7 @@ def run_comparison(
         HafvtError: `out` holds another contest, or a training failed.
     """
     trainings = TrainingPool(jobs)
-    settings = {"dataset": fingerprint(data), "protocol": protocol, "budget": asdict(budget)}
+    settings = {"dataset": fingerprint(data), "protocol": protocol.name, "budget": asdict(budget)}
     keep_settings(out, settings, "a comparison")
     runner = ComparisonRunner(data, out, protocol, budget, trainings)
     total = sum(map(runner.trainings_of, entries))
@@ -230,13 +231,13 @@ def run_comparison(
     return [found[entry.label] for entry in entries]
 
 
-def against_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], Paired]:
+def against_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], PairedTest]:
     """Returns each model's paired tests, p-values Holm-corrected within a column.
 
     Returns:
         By label, domain and metric: the model against the best of the others there.
     """
-    found: dict[tuple[str, str, str], Paired] = {}
+    found: dict[tuple[str, str, str], PairedTest] = {}
     if len(model_results) < 2:
         return found
     for domain, metric in dict.fromkeys(key for model_result in model_results for key in model_result.users):
@@ -244,13 +245,13 @@ def against_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, 
         for model_result in model_results:
             others = [other for other in model_results if other is not model_result]
             best = max(others, key=lambda other: other.figure(domain, metric)[0])
-            tests[model_result.entry.label] = paired(
+            tests[model_result.entry.label] = paired_test(
                 model_result.users[domain, metric] - best.users[domain, metric]
             )
         bootstrap = holm([test.bootstrap for test in tests.values()])
         wilcoxon = holm([test.wilcoxon for test in tests.values()])
         for (label, test), b, w in zip(tests.items(), bootstrap, wilcoxon, strict=True):
-            found[label, domain, metric] = Paired(test.difference, test.low, test.high, b, w)
+            found[label, domain, metric] = PairedTest(test.difference, test.low, test.high, b, w)
     return found
 
 

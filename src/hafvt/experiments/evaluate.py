@@ -10,9 +10,11 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import Ranks, Results, summarize
-from hafvt.evaluation.protocols import Protocol, check_protocol, rank_targets
+from hafvt.evaluation.metrics import Results, summarize
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.ranks import Ranks
 from hafvt.evaluation.tables import plain_table
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold import rank_cold
 from hafvt.progress import progress
 from hafvt.reports.report import report
@@ -79,7 +81,7 @@ class Evaluation:
 def evaluate(
     run: str | Path,
     *,
-    protocol: Protocol = "full",
+    protocol: str = "full",
     split: Literal["test", "valid"] = "test",
     exclude_seen: bool = False,
     cold: bool = False,
@@ -108,10 +110,10 @@ def evaluate(
     Raises:
         HafvtError: no finished run, or the dataset is not the one it was trained on.
     """
-    check_protocol(protocol)
-    if exclude_seen and protocol != "full":
+    ranking = get_protocol(protocol)
+    if exclude_seen and not ranking.ranks_all_items:
         raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
-    if cold and (protocol != "full" or split != "test" or exclude_seen):
+    if cold and (not ranking.ranks_all_items or split != "test" or exclude_seen):
         raise HafvtError("--cold goes with no other protocol, split or --exclude-seen: leave them out")
     opened = open_run(run, data)
     if cold:
@@ -126,7 +128,7 @@ def evaluate(
             [model.to(place) for model in opened.models],
             opened.data,
             split,
-            protocol,
+            ranking,
             exclude_seen=exclude_seen,
             device=place,
             advance=advance,
@@ -142,8 +144,8 @@ def evaluate(
         folder.mkdir(exist_ok=True)
         what += " (items of the history left out)" if exclude_seen else ""
     models = [model.cpu() for model in opened.models]
-    results = report(folder, opened.name, models, opened.data, ranks, what, protocol)
+    results = report(folder, opened.name, models, opened.data, ranks, what, ranking)
     names = [domain.name for domain in opened.data.domains]
     return Evaluation(
-        opened.name, results, ranks, summarize(half, names) if protocol == "c2dsr" else {}, folder
+        opened.name, results, ranks, summarize(half, names) if not ranking.ties_count_half else {}, folder
     )

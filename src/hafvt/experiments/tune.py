@@ -17,7 +17,7 @@ import yaml
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, missing_package
-from hafvt.evaluation.protocols import Protocol, check_protocol
+from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import TRAINING, as_it_stands, plain, read_space, shown
 from hafvt.experiments.training_pool import TrainingPool, keep_settings
 from hafvt.files import atomic_file
@@ -92,7 +92,7 @@ def tune(
     trials: int = 30,
     epochs: int = 20,
     validate_every: int | None = None,
-    protocol: Protocol = "full",
+    protocol: str = "full",
     seed: int = 0,
     jobs: int | None = None,
     minutes: float | None = None,
@@ -128,7 +128,7 @@ def tune(
         from hafvt.experiments.tuner import Search
     except ModuleNotFoundError as error:
         raise missing_package("tune", str(error.name)) from None
-    check_protocol(protocol)
+    get_protocol(protocol)  # refuses an unknown name
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:
             raise HafvtError(f"--{name} {number}: give a number above 0")

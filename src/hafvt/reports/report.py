@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ import torch
 
 from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
-from hafvt.evaluation.metrics import MetricValue, Ranks, Results, summarize
-from hafvt.evaluation.protocols import Protocol, among
+from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.protocols import FULL, Protocol
+from hafvt.evaluation.ranks import Ranks
+from hafvt.evaluation.results import read_description, write_results
 from hafvt.features.images import thumbnail_data_uri
-from hafvt.files import read_json, write_json
 from hafvt.models.base import Model
 from hafvt.models.hafvt import HafVt
 from hafvt.ops import ranking
@@ -59,7 +59,7 @@ def report(
     data: Dataset,
     ranks: Ranks,
     what: str = "test targets",
-    protocol: Protocol = "full",
+    protocol: Protocol = FULL,
 ) -> Results:
     """Writes ranks.parquet, results.json and report.html of one model's ranks.
 
@@ -75,32 +75,10 @@ def report(
     Returns:
         The metrics per domain and overall.
     """
-    results = summarize(ranks, [domain.name for domain in data.domains])
-    ranks.write(folder / "ranks.parquet", data)
-    people = len(np.unique(ranks.users))
-    said = (
-        f"{len(ranks.ranks):,} {what} of {people:,} users, each ranked among {among(data, protocol)}; "
-        "intervals: 95 % bootstrap over users"
-    )
-    write_json(
-        folder / "results.json",
-        {
-            "protocol": said,
-            "results": {d: {m: asdict(f) for m, f in row.items()} for d, row in results.items()},
-        },
-    )
-    write_report(folder / "report.html", {name: (models, results, folder)}, data, [said, *models[0].notes])
+    results = write_results(folder, data, ranks, protocol, what)
+    notes = [read_description(folder), *models[0].notes]
+    write_report(folder / "report.html", {name: (models, results, folder)}, data, notes)
     return results
-
-
-def read_results(folder: Path) -> Results:
-    """Returns the metrics that `report` wrote into a folder."""
-    return figures_of(read_json(folder / "results.json")["results"])
-
-
-def figures_of(held: dict[str, dict[str, dict[str, float]]]) -> Results:
-    """Returns the metrics that JSON holds, by domain and name."""
-    return {domain: {metric: MetricValue(**f) for metric, f in row.items()} for domain, row in held.items()}
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
+from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, SimilarItems, load_item_features
 from hafvt.files import read_json, sha256
@@ -19,7 +20,6 @@ from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import validate_config
 from hafvt.models.item_tables import saved_similarity
-from hafvt.reports.report import read_results
 from hafvt.training.checkpoint import load, unpack
 
 

@@ -22,7 +22,8 @@ from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
-from hafvt.evaluation.protocols import Protocol, check_protocol, rank_targets
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import LOCK_NAME, atomic_file, lock_folder, write_json
 from hafvt.models import build_model, configure, default_learning_rate, resolve_modalities
 from hafvt.ops.dtype import compute_dtype
@@ -69,7 +70,7 @@ def train(
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     ema_decay: float = 0.995,
-    protocol: Protocol = "full",
+    protocol: str = "full",
     validate_every: int | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -120,9 +121,9 @@ def train(
         HafvtError: a wrong setting, an `out` that is in use, or a dataset that lacks what the model needs.
     """
     out = Path(out)
-    check_protocol(protocol)
-    validate_every = (5 if protocol == "c2dsr" else 2) if validate_every is None else validate_every
-    patience = (0 if protocol == "c2dsr" else 5) if patience is None else patience
+    ranking = get_protocol(protocol)
+    validate_every = ranking.validate_every if validate_every is None else validate_every
+    patience = ranking.patience if patience is None else patience
     if learning_rate is None:
         learning_rate = default_learning_rate(model, preset)
     _check(epochs=epochs, batch_size=batch_size, validate_every=validate_every, learning_rate=learning_rate)
@@ -168,7 +169,7 @@ def train(
             if weights
             else None
         )
-        selected = len(dataset.domains) if protocol == "c2dsr" else 1
+        selected = len(dataset.domains) if ranking.checkpoint_per_domain else 1
         state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
         net.to(fabric.device)
         average = EmaWeights(net, ema_decay)
@@ -187,7 +188,7 @@ def train(
 
         def validate() -> float:
             _, ranks = rank_targets(
-                [net] * len(dataset.domains), dataset, "valid", protocol, device=fabric.device
+                [net] * len(dataset.domains), dataset, "valid", ranking, device=fabric.device
             )
             mrr = mean_mrr(ranks)
             for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
@@ -249,8 +250,8 @@ def train(
         write_json(out / "model.json", describe(model, net, config, settings, best))
         run = open_run(out, dataset)
         if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
-            _, ranks = rank_targets(run.models, dataset, "test", protocol)
-            report(out, model, run.models, dataset, ranks, protocol=protocol)
+            _, ranks = rank_targets(run.models, dataset, "test", ranking)
+            report(out, model, run.models, dataset, ranks, protocol=ranking)
         return run
 
 

@@ -1,0 +1,57 @@
+"""The ranks of targets: what every metric and every significance test is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from hafvt.data.dataset import Dataset, Int64
+from hafvt.files import atomic_file
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of n targets, one row per target.
+
+    Attributes:
+        positions: (n,) positions of the targets in `Dataset.items`.
+        users: (n,) user indices.
+        domains: (n,) number of each target's domain.
+        ranks: (n,) rank of each target, 1 is best; fractional where the target ties with other candidates.
+        candidates: (n,) number of ranked items, the target included.
+    """
+
+    positions: Int64
+    users: Int64
+    domains: Int64
+    ranks: Float64
+    candidates: Int64
+
+    def write(self, path: str | Path, data: Dataset) -> None:
+        """Write a Parquet table with the columns user_id, domain, item_id, rank and candidates."""
+        names = np.array([domain.name for domain in data.domains])
+        table = pl.DataFrame(
+            {
+                "user_id": data.user_ids.gather(self.users),
+                "domain": names[self.domains],
+                "item_id": data.item_table["item_id"].gather(np.asarray(data.items)[self.positions]),
+                "rank": self.ranks,
+                "candidates": self.candidates,
+            }
+        )
+        with atomic_file(path) as temporary:
+            table.write_parquet(temporary)
+
+
+def concat_ranks(parts: Sequence[Ranks]) -> Ranks:
+    """Return the ranks of disjoint sets of targets as one object, ordered by position."""
+    order = np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")
+    names = [field.name for field in fields(Ranks)]
+    return Ranks(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in names))

@@ -1,0 +1,186 @@
+"""Rank the targets of a dataset by the scores of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hafvt.data.batches import collate, target_batches
+from hafvt.data.dataset import Dataset, Domain, Int32, Int64
+from hafvt.evaluation.negatives import load_negatives
+from hafvt.evaluation.protocols import FULL, Protocol
+from hafvt.evaluation.ranks import Ranks, concat_ranks
+from hafvt.models.base import Model
+from hafvt.ops import ranking
+from hafvt.progress import Advance
+
+MAX_SCORES = 4_000_000  # bounds the memory of a batch: its histories x its candidates
+SAMPLED_BATCH_SIZE = 128
+
+
+class TargetRanks(NamedTuple):
+    """The ranks of the same targets by two tie rules.
+
+    Attributes:
+        half_ties: a tie counts half.
+        by_protocol: by the protocol's own tie rule; the same object where that rule is half ties.
+    """
+
+    half_ties: Ranks
+    by_protocol: Ranks
+
+
+def rank_targets(
+    models: Sequence[Model],
+    data: Dataset,
+    split: Literal["valid", "test"],
+    protocol: Protocol = FULL,
+    *,
+    exclude_seen: bool = False,
+    device: torch.device | None = None,
+    advance: Advance | None = None,
+) -> TargetRanks:
+    """Rank the targets of a split.
+
+    Args:
+        models: the model of each domain, by which the domain's targets are ranked; often one model repeated.
+        data: holds the targets.
+        split: which targets.
+        protocol: the candidates and the tie rule.
+        exclude_seen: excludes the user's whole history from the candidates; for a protocol that ranks all
+            items.
+        device: where the models are, by default the CPU.
+        advance: called with the number of targets that were ranked since the last call.
+    """
+    positions = np.asarray(data.valid if split == "valid" else data.test)
+    negatives = None
+    if protocol.draw_negatives is not None:
+        negatives = load_negatives(data, split, protocol.name, protocol.draw_negatives)
+    parts = [(models[0], np.arange(len(positions)))]
+    if any(model is not models[0] for model in models):
+        domains = data.domains_of(np.asarray(data.items)[positions])
+        parts = [(model, np.flatnonzero(domains == number)) for number, model in enumerate(models)]
+    part_ranks = [
+        rank_positions(
+            model,
+            data,
+            positions[rows],
+            protocol,
+            None if negatives is None else negatives[rows],
+            exclude_seen=exclude_seen,
+            device=device,
+            advance=advance,
+        )
+        for model, rows in parts
+    ]
+    half_ties = concat_ranks([part.half_ties for part in part_ranks])
+    if protocol.ties_count_half:
+        return TargetRanks(half_ties, half_ties)
+    return TargetRanks(half_ties, concat_ranks([part.by_protocol for part in part_ranks]))
+
+
+def rank_positions(
+    model: Model,
+    data: Dataset,
+    positions: Int64,
+    protocol: Protocol = FULL,
+    negatives: Int32 | None = None,
+    *,
+    exclude_seen: bool = False,
+    device: torch.device | None = None,
+    advance: Advance | None = None,
+) -> TargetRanks:
+    """Rank the targets at some positions by one model.
+
+    Args:
+        model: scores the candidates.
+        data: holds the targets.
+        positions: (n,) positions of the targets in `data.items`.
+        protocol: the tie rule.
+        negatives: (n, N) item indices that each target is ranked among, -1 where there are fewer than N; None
+            for all items of the target's domain.
+        exclude_seen: excludes the user's whole history, except the target, from all items of the domain.
+        device: where the model is, by default the CPU.
+        advance: called with the number of targets that were ranked since the last call.
+    """
+    device = device or torch.device("cpu")
+    positions = np.asarray(positions)
+    items = np.asarray(data.items)
+    domains = data.domains_of(items[positions])
+    half_ties, by_protocol = np.zeros(len(positions)), np.zeros(len(positions))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for number, domain in enumerate(data.domains):
+            domain_rows = np.flatnonzero(domains == number)
+            batch_size = SAMPLED_BATCH_SIZE
+            if negatives is None:
+                batch_size = min(max(MAX_SCORES // max(len(domain), 1), 16), 1024)
+            for batch_rows, batch in target_batches(
+                data, positions[domain_rows], batch_size, model.max_length
+            ):
+                rows = domain_rows[batch_rows]
+                candidates: Tensor | None = None
+                ignore: Tensor | None = None
+                if negatives is None:
+                    target = torch.from_numpy(items[positions[rows]].astype(np.int64) - domain.start)
+                    if exclude_seen:
+                        ignore = seen_columns(data, positions[rows], domain).to(device)
+                else:
+                    target = torch.zeros(len(rows), dtype=torch.int64)
+                    candidates, ignore = sampled_candidates(items[positions[rows]], negatives[rows], device)
+                target = target.to(device)
+                scores = model.scores(batch.to(device), number, candidates)  # (B, C)
+                half_ties[rows] = ranking.ranks(scores, target, ignore).cpu().numpy()
+                if not protocol.ties_count_half:
+                    by_protocol[rows] = protocol.tie_rule(scores, target, ignore).cpu().numpy()
+                if advance is not None:
+                    advance(len(rows))
+    model.train(was_training)
+    sizes = np.array([len(domain) for domain in data.domains])
+    ranks = Ranks(
+        positions=positions,
+        users=data.users_at(positions),
+        domains=domains,
+        ranks=half_ties,
+        candidates=sizes[domains].astype(np.int64) if negatives is None else 1 + (negatives >= 0).sum(1),
+    )
+    return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
+
+
+def sampled_candidates(targets: Int32, negatives: Int32, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return candidates with the target in column 0, and the columns that are padding.
+
+    Args:
+        targets: (B,) item indices.
+        negatives: (B, N) item indices, -1 for padding.
+        device: where the tensors are placed.
+
+    Returns:
+        (B, 1 + N) item indices, padding replaced by the target, and (B, 1 + N) the columns of padding, -1
+        elsewhere.
+    """
+    candidates = np.concatenate([targets[:, None], negatives], axis=1).astype(np.int64)
+    items = torch.from_numpy(candidates).to(device)
+    is_padding = items < 0
+    columns = torch.arange(items.shape[1], device=device).where(is_padding, -1)
+    return torch.where(is_padding, items[:, :1], items), columns
+
+
+def seen_columns(data: Dataset, positions: Int64, domain: Domain) -> Tensor:
+    """Return the columns of a domain's items in the histories before targets, padded with -1, (n, longest).
+
+    The target itself is not listed, because a repeated item is a fair target.
+    """
+    starts = np.asarray(data.offsets)[data.users_at(positions)]
+    history = collate(data.items, starts, positions)
+    columns = history.items - domain.start  # (n, longest)
+    target = torch.from_numpy(np.asarray(data.items)[positions].astype(np.int64) - domain.start)
+    is_excluded = (columns < 0) | (columns >= len(domain)) | (columns == target[:, None])
+    is_excluded |= torch.arange(columns.shape[1]) >= history.lengths[:, None]
+    return columns.masked_fill(is_excluded, -1)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hafvt.data.sources.amazon import DAYS, blocks
+from hafvt.data.sources.amazon import WINDOW_DAYS, cut_blocks
 from hafvt.data.sources.c2dsr import prepare_c2dsr
 
 LONGEST, SHARE = 15, 3
@@ -26,7 +26,7 @@ def main() -> None:
     """Prints how many users agree, by how many sequences they have and whether any is full."""
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_c2dsr(sys.argv[1], Path(folder) / "data").dataset
-    days = DAYS["year"] if data.domains[0].name == "food" else DAYS["month"]
+    days = WINDOW_DAYS["year"] if data.domains[0].name == "food" else WINDOW_DAYS["month"]
     start = data.domains[1].start
     people: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row, name in enumerate(data.user_ids):
@@ -45,8 +45,8 @@ def main() -> None:
             events |= set(zip(data.times[part].tolist(), data.items[part].tolist(), strict=True))
             found.add(frozenset(data.items[part].tolist()))
         times, items = map(np.array, zip(*sorted(events), strict=True))
-        stops, begins = blocks(np.zeros(len(times), dtype=np.int32), times, days, LONGEST)
-        parts = [items[a:b] for a, b in zip(begins, stops, strict=True)]
+        starts, stops = cut_blocks(np.zeros(len(times), dtype=np.int32), times, days, LONGEST)
+        parts = [items[a:b] for a, b in zip(starts, stops, strict=True)]
         made = {
             frozenset(part.tolist())
             for part in parts

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
+from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError
 from hafvt.progress import console
 
@@ -76,8 +77,7 @@ def commands() -> dict[str, Command]:
         "demo": Command("hafvt.experiments.demo:demo"),
         "prepare": Command("hafvt.data.prepare:prepare", (), prepared),
         "fetch": Command("hafvt.data.sources.fetch:fetch", ("what",)),
-        "prepare-amazon": Command("hafvt.data.sources.amazon:prepare_amazon", ("raw",)),
-        "prepare-c2dsr": Command("hafvt.data.sources.c2dsr:prepare_c2dsr", ("release",)),
+        **{f"prepare-{name}": Command(target, ("folder",)) for name, target in SOURCES.items()},
         "encode": Command("hafvt.features.encode:encode", ("data",), encoded),
         "info": Command("hafvt.data.info:info", ("data",)),
         "train": Command("hafvt.training.trainer:train", ("model",)),

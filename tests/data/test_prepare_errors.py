@@ -44,7 +44,7 @@ LOG = log_of(("u", "a", 1), ("u", "x", 2), ("v", "b", 1), ("v", "y", 2))
             LOG.with_columns(domain=pl.Series(["tea", "cups", "tea", "cups"])),
             pl.DataFrame({"item_id": ["a", "z", "b", "x", "y"]}),
             2,
-            "no interaction tells the domain",
+            "this item has no interaction",
         ),
     ],
 )
@@ -105,6 +105,6 @@ def test_what_exists_is_kept_unless_it_is_a_dataset_to_overwrite(tmp_path: Path)
     assert prepare(LOG.head(2), ITEMS, out, overwrite=True).num_users == 1
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letters.txt").touch()
-    with pytest.raises(HafvtError, match="not a dataset"):
+    with pytest.raises(HafvtError, match="is not a dataset"):
         prepare(LOG, ITEMS, tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letters.txt").exists()

@@ -39,7 +39,7 @@ def test_columns_are_mapped_and_extra_ones_ignored(tmp_path: Path) -> None:
 
 
 def test_a_wrong_column_map_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(HafvtError, match=r"'uid' is none of our names.*user_id"):
+    with pytest.raises(HafvtError, match=r"'uid' is not a column of hafvt.*user_id"):
         read_tables(FRAME, None, {"uid": "user_id"})
     with pytest.raises(HafvtError, match=r"no table has a column 'name' for title"):
         read_tables(FRAME, FRAME, {"title": "name"})

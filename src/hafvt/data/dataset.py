@@ -161,6 +161,14 @@ class Dataset:
         return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
 
 
+def check_output_folder(folder: Path, overwrite: bool) -> None:
+    """Raise HafvtError if a folder exists and may not be replaced: only datasets are, with `overwrite`."""
+    if folder.exists() and not overwrite:
+        raise HafvtError(f"{folder} exists already: choose another folder or say --overwrite true")
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise HafvtError(f"{folder} exists and is not a dataset: choose another folder")
+
+
 def write_dataset(
     folder: str | Path,
     *,

@@ -40,7 +40,13 @@ def is_active_in_all_domains(users: Int32, domains: Int32, num_domains: int, min
 
 
 def k_core(
-    users: Int32, items: Int32, item_domains: Int32, *, min_per_domain: int, min_per_item: int
+    users: Int32,
+    items: Int32,
+    item_domains: Int32,
+    *,
+    min_per_domain: int,
+    min_per_item: int,
+    min_per_user: int = 0,
 ) -> KCore:
     """Return the largest set of interactions in which users and items have enough interactions.
 
@@ -53,6 +59,7 @@ def k_core(
         item_domains: (items,) domain of each item.
         min_per_domain: interactions that a user needs in every domain; 0 accepts every user.
         min_per_item: interactions that an item needs; 0 accepts all items, those without interactions too.
+        min_per_user: interactions that a user needs in all domains together.
     """
     num_domains = int(item_domains.max()) + 1
     rows = np.arange(len(users))
@@ -60,6 +67,7 @@ def k_core(
         num_rows = len(rows)
         domains = item_domains[items[rows]]
         is_active = is_active_in_all_domains(users[rows], domains, num_domains, min_per_domain)
+        is_active &= np.bincount(users[rows], minlength=len(is_active)) >= min_per_user
         rows = rows[is_active[users[rows]]]
         is_frequent = np.bincount(items[rows], minlength=len(item_domains)) >= min_per_item
         rows = rows[is_frequent[items[rows]]]

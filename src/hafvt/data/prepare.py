@@ -1,4 +1,4 @@
-"""`hafvt prepare`: tables -> filters -> splits -> Dataset."""
+"""`hafvt prepare`: tables -> ids as numbers -> filters -> split -> Dataset."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from hafvt.data.coding import InteractionLog, code
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
-from hafvt.data.dataset import Dataset, Domain, Int32, write_dataset
+from hafvt.data.dataset import Dataset, Domain, Int32, Int64, check_output_folder, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.order import count_ties, sort_histories, user_offsets
-from hafvt.data.schema import Table, read_tables
-from hafvt.data.splits import leave_one_out, split_by_time
+from hafvt.data.schema import InteractionLog, Table, number_ids, read_tables
+from hafvt.data.splits import Split, leave_one_out, split_by_time
 from hafvt.errors import HafvtError
 from hafvt.files import sha256
 from hafvt.progress import progress
-
-Counts = dict[str, int | str]
 
 
 def prepare(
@@ -40,15 +38,15 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Dataset:
-    """Turns tables of interactions and items into a dataset folder.
+    """Turn tables of interactions and items into a dataset folder.
 
-    Ids are text always: "007" is not "7". Times are numbers of any unit, or ISO 8601 dates and times, which
-    become seconds since 1970 (UTC where no zone is given); fractions count for the order and are then cut
-    off. Columns that are not needed are ignored. An item's domain stands in the items or else in the
-    interactions; where in both, they must agree; where in neither, there is one domain.
+    Ids are text: "007" is not "7". Times are numbers of any unit, or ISO 8601 dates and times, which become
+    seconds since 1970 (UTC unless they name a zone). Fractions of a second count for the order and are then
+    removed. Other columns are ignored. An item's domain comes from the items or else from the interactions.
+    If both tables have domains, they must agree; if neither has, there is one domain.
 
-    Items and users are numbered in an order drawn from the seed, items domain by domain, so that a number
-    tells nothing. The same rows, settings and seed give the same bits, whatever the type of the input and,
+    Users and the items of each domain are numbered in a random order, so that a number reveals neither time
+    nor popularity. The same rows, settings and seed give the same bytes, whatever the type of the input and,
     unless `ties` is "input", whatever the order of the rows.
 
     Example: hafvt prepare --interactions log.csv.gz --items items.csv --out data/movies
@@ -56,33 +54,33 @@ def prepare(
     Args:
         interactions: user_id, item_id, timestamp and, optionally, domain: a path to CSV, JSONL (both also
             as .gz or .zst) or Parquet, or a data frame.
-        items: item_id and, optionally, domain, title, image: likewise; without it, the items are those of
-            the interactions.
+        items: item_id and, optionally, domain, title, image: a path or data frame; default: the items of the
+            interactions.
         out: the folder to write.
-        columns: our names and the input's names where they differ, for both tables, such as user_id=customer.
+        columns: names of columns in the input if they differ, for both tables, such as user_id=customer.
         domains: the domains to keep, in the order of the catalog; default: all, sorted by name.
-        min_per_domain: keep users with so many interactions in every domain; 0 keeps everyone.
-        min_per_item: keep items with so many interactions; 0 keeps all candidates, even those never met.
-        last: keep only so many of each user's last interactions, all domains together.
-        split: "leave-one-out" (last: test, last but one: validation) or "time" (two moments for all users).
-        valid_share: share of the interactions in the window of validation, for --split time.
-        test_share: share of the interactions in the window of test, for --split time.
-        hold_out_items: share of each domain's items, drawn by the seed, whose interactions are taken out of
-            all histories, such as 0.1; `evaluate --cold` ranks those that follow a user's training part.
-        ties: order of a user's interactions at the same time: "random" (from the seed) or as in the "input".
-        seed: of the numbering, of the order of ties and of the items that are held out.
+        min_per_domain: keep users with at least this many interactions in every domain; 0 keeps all users.
+        min_per_item: keep items with at least this many interactions; 0 keeps all items, those without
+            interactions too.
+        last: keep only this many of each user's last interactions, all domains together.
+        split: "leave-one-out" (last interaction: test, second to last: validation) or "time" (the same two
+            times for all users).
+        valid_share: share of the interactions in the validation period, for --split time.
+        test_share: share of the interactions in the test period, for --split time.
+        hold_out_items: share of each domain's items, such as 0.1, whose interactions are removed from all
+            histories; `evaluate --cold` ranks those that follow a user's training part.
+        ties: order of a user's interactions with equal times: "random" or as in the "input".
+        seed: seed of the numbering, of the order of ties and of the held-out items.
         overwrite: replace a dataset folder that exists.
 
     Raises:
         InputError: a table is wrong; names file, row, column, value and remedy.
-        HafvtError: a setting is wrong, or nothing is left after the filters.
+        HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
     out = Path(out)
-    _check_settings(out, min_per_domain, min_per_item, last, split, valid_share, test_share, overwrite)
-    if not 0 <= hold_out_items < 1:
-        raise HafvtError(
-            f"--hold-out-items is {hold_out_items:g}: give a share from 0 to below 1, such as 0.1"
-        )
+    check_output_folder(out, overwrite)
+    _check_filters(min_per_domain, min_per_item, last)
+    _check_shares(split, valid_share, test_share, hold_out_items)
     settings = {
         "columns": columns or {},
         "domains": domains,
@@ -97,148 +95,175 @@ def prepare(
         "seed": seed,
     }
     with progress("prepare", 5, "steps") as advance:
-        log_table, item_table = read_tables(interactions, items, columns or {})
-        inputs = {"interactions": _provenance(log_table)}
+        interaction_table, item_table = read_tables(interactions, items, columns or {})
+        inputs = {"interactions": _provenance(interaction_table)}
         if item_table:
             inputs["items"] = _provenance(item_table)
         image_root = item_table.origin.file.parent if item_table and item_table.origin.file else None
         advance(note="read")
 
-        log = code(log_table, item_table, domains)
-        del log_table, item_table  # the text of the ids is large
-        advance(note="coded")
+        log = number_ids(interaction_table, item_table, domains)
+        del interaction_table, item_table  # the ids as text are large
+        advance(note="numbered")
 
         counts = [_counts("read" if domains is None else f"domains={','.join(domains)}", log)]
-        log = _filter(log, min_per_domain, min_per_item)
+        log = _filter_users_and_items(log, min_per_domain, min_per_item)
         counts.append(_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
-        log = _shuffle(log, seed)
-        order = sort_histories(
-            log.users, log.items, log.times, ties=ties, random=np.random.default_rng([seed, 2])
-        )
-        log = _take(log, order)
+        log = _shuffle_ids(log, seed)
+        random = np.random.default_rng([seed, 2])
+        log = log.select(sort_histories(log.users, log.items, log.times, ties=ties, random=random))
         if last is not None:
-            log = _take(log, is_recent(log.users, last))
+            log = log.select(is_recent(log.users, last))
             counts.append(_counts(f"last={last}", log))
-        whole, held_out = log, draw_cold_items(log.item_domains, hold_out_items, seed)
-        if hold_out_items:
-            log = _take(log, np.flatnonzero(~held_out[log.items]))
-            counts.append(_counts(f"hold_out_items={hold_out_items:g}", log))
         advance(note="filtered and sorted")
 
-        offsets = user_offsets(log.users, len(log.user_ids))
+        is_cold = draw_cold_items(log.item_domains, hold_out_items, seed)
+        warm_log = log.select(~is_cold[log.items]) if hold_out_items else log
+        if hold_out_items:
+            counts.append(_counts(f"hold_out_items={hold_out_items:g}", warm_log))
+        offsets = user_offsets(warm_log.users, len(log.user_ids))
         if split == "time":
-            parts = split_by_time(offsets, log.times, valid_share=valid_share, test_share=test_share)
+            parts = split_by_time(offsets, warm_log.times, valid_share=valid_share, test_share=test_share)
         else:
             parts = leave_one_out(offsets)
-        cold = find_cold_targets(whole.users, whole.items, held_out, offsets, parts.train_lengths)
-        found = count_ties(log.users, log.items, log.times)
-        about = {
-            "settings": settings,
-            "inputs": inputs,
-            "counts": counts,
-            "ties": {"order": ties, "adjacent_pairs": found.adjacent_pairs, "tied_pairs": found.tied_pairs},
-            "duplicates": found.duplicates,
-            "cold_items": int(held_out.sum()),
-        }
+        cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, parts.train_lengths)
         advance(note="split")
 
-        stops = np.bincount(log.item_domains, minlength=len(log.domains)).cumsum().tolist()
-        data = write_dataset(
+        data = write_log(
             out,
-            domains=[Domain(n, a, b) for n, a, b in zip(log.domains, [0, *stops], stops, strict=False)],
-            item_table=log.item_table,
-            user_ids=log.user_ids,
-            items=log.items,
-            times=np.floor(log.times).astype(np.int64),
-            offsets=offsets,
-            **parts._asdict(),
-            cold_targets=cold,
+            warm_log,
+            parts,
+            cold_targets=cold_targets,
+            ties_order=ties,
             image_root=image_root,
-            metadata=about,
+            metadata={
+                "settings": settings,
+                "inputs": inputs,
+                "counts": counts,
+                "cold_items": int(is_cold.sum()),
+            },
             overwrite=overwrite,
         )
         advance(note="written")
     return data
 
 
-def _check_settings(
-    out: Path,
-    min_per_domain: int,
-    min_per_item: int,
-    last: int | None,
-    split: str,
-    valid_share: float,
-    test_share: float,
-    overwrite: bool,
-) -> None:
-    if out.exists():
-        if not overwrite:
-            raise HafvtError(f"{out} exists already: choose another folder or say --overwrite true")
-        if not (out / "manifest.json").is_file():
-            raise HafvtError(f"{out} is not a dataset and is not overwritten: choose another folder")
+def write_log(
+    out: str | Path,
+    log: InteractionLog,
+    split: Split,
+    *,
+    ties_order: str,
+    metadata: dict[str, Any],
+    cold_targets: Int64 | None = None,
+    image_root: Path | None = None,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write interactions and their split as a dataset folder.
+
+    Args:
+        out: the folder to write.
+        log: interactions sorted by user and time; items in the order of the catalog.
+        split: training, validation and test interactions.
+        ties_order: how interactions with equal times are ordered; kept in the manifest.
+        metadata: settings and provenance, kept in the manifest.
+        cold_targets: see `Dataset`.
+        image_root: the folder that relative image paths start from.
+        overwrite: replace a folder that exists.
+    """
+    stops = np.bincount(log.item_domains, minlength=len(log.domains)).cumsum().tolist()
+    ties = count_ties(log.users, log.items, log.times)
+    return write_dataset(
+        out,
+        domains=[Domain(n, a, b) for n, a, b in zip(log.domains, [0, *stops], stops, strict=False)],
+        item_table=log.item_table,
+        user_ids=log.user_ids,
+        items=log.items,
+        times=np.floor(log.times).astype(np.int64),
+        offsets=user_offsets(log.users, len(log.user_ids)),
+        **split._asdict(),
+        cold_targets=cold_targets,
+        image_root=image_root,
+        metadata={
+            **metadata,
+            "ties": {
+                "order": ties_order,
+                "adjacent_pairs": ties.adjacent_pairs,
+                "tied_pairs": ties.tied_pairs,
+            },
+            "duplicates": ties.duplicates,
+        },
+        overwrite=overwrite,
+    )
+
+
+def _check_filters(min_per_domain: int, min_per_item: int, last: int | None) -> None:
     if min(min_per_domain, min_per_item) < 0 or (last is not None and last < 1):
         raise HafvtError("--min-per-domain and --min-per-item start at 0, --last at 1: correct the number")
+
+
+def _check_shares(split: str, valid_share: float, test_share: float, hold_out_items: float) -> None:
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise HafvtError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
         )
+    if not 0 <= hold_out_items < 1:
+        raise HafvtError(
+            f"--hold-out-items is {hold_out_items:g}: give a share from 0 to below 1, such as 0.1"
+        )
 
 
 def _provenance(table: Table) -> dict[str, Any]:
+    """Return name, size, checksum and number of rows of an input, for the manifest."""
     file = table.origin.file
-    known = (
+    about_file = (
         {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} if file else {"file": None}
     )
-    return {**known, "rows": len(table.frame)}
+    return {**about_file, "rows": len(table.frame)}
 
 
-def _counts(after: str, log: InteractionLog) -> Counts:
-    """Returns how much there is after a step."""
+def _counts(step: str, log: InteractionLog) -> dict[str, int | str]:
+    """Return the numbers of users, items and interactions after a step, for the manifest."""
     users = int(np.count_nonzero(np.bincount(log.users)))
-    return {"after": after, "users": users, "items": len(log.item_table), "interactions": len(log.users)}
+    return {"step": step, "users": users, "items": len(log.item_table), "interactions": len(log.users)}
 
 
-def _take(log: InteractionLog, rows: Any) -> InteractionLog:
-    """Returns the log with some of its interactions, or all in another order."""
-    return replace(log, users=log.users[rows], items=log.items[rows], times=log.times[rows])
+def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_item: int) -> InteractionLog:
+    """Return the log without users and items that have too few interactions.
 
-
-def _filter(log: InteractionLog, min_per_domain: int, min_per_item: int) -> InteractionLog:
-    """Drops users and items that are met too rarely."""
-    kept = k_core(
+    Raises:
+        HafvtError: a domain has no interactions left.
+    """
+    core = k_core(
         log.users, log.items, log.item_domains, min_per_domain=min_per_domain, min_per_item=min_per_item
     )
-    left = np.bincount(log.item_domains[log.items[kept.interactions]], minlength=len(log.domains))
-    if not left.all():
-        raise _nothing_left(log, min_per_domain, min_per_item)
-    new_items = np.cumsum(kept.items, dtype=np.int32) - 1
-    met = np.bincount(log.users[kept.interactions], minlength=len(log.user_ids)) > 0
-    new_users = np.cumsum(met, dtype=np.int32) - 1
+    core_log = log.select(core.interactions)
+    if not np.bincount(log.item_domains[core_log.items], minlength=len(log.domains)).all():
+        raise _empty_domain_error(log, min_per_domain, min_per_item)
+    has_interactions = np.bincount(core_log.users, minlength=len(log.user_ids)) > 0
+    new_users = np.cumsum(has_interactions, dtype=np.int32) - 1
+    new_items = np.cumsum(core.items, dtype=np.int32) - 1
     return InteractionLog(
-        users=new_users[log.users[kept.interactions]],
-        items=new_items[log.items[kept.interactions]],
-        times=log.times[kept.interactions],
-        user_ids=log.user_ids.filter(met),
-        item_table=log.item_table.filter(kept.items),
-        item_domains=log.item_domains[kept.items],
+        users=new_users[core_log.users],
+        items=new_items[core_log.items],
+        times=core_log.times,
+        user_ids=log.user_ids.filter(has_interactions),
+        item_table=log.item_table.filter(core.items),
+        item_domains=log.item_domains[core.items],
         domains=log.domains,
     )
 
 
-def _nothing_left(log: InteractionLog, min_per_domain: int, min_per_item: int) -> HafvtError:
-    """Returns the error that tells which filter took everything from which domain."""
-    item_domains = log.item_domains[log.items]
-    users = [len(np.unique(log.users[item_domains == number])) for number in range(len(log.domains))]
-    had = ", ".join(f"{name} {count:,} users" for name, count in zip(log.domains, users, strict=True))
-    before = f"before, {len(log.users):,} interactions: {had}"
-    if not is_active_in_all_domains(log.users, item_domains, len(log.domains), min_per_domain).any():
-        what = (
-            "no user has interactions"
-            if min_per_domain == 1
-            else f"no user has {min_per_domain} interactions"
-        )
+def _empty_domain_error(log: InteractionLog, min_per_domain: int, min_per_item: int) -> HafvtError:
+    """Return the error that names the filter which removed all interactions of a domain."""
+    domains = log.item_domains[log.items]
+    users = [len(np.unique(log.users[domains == number])) for number in range(len(log.domains))]
+    per_domain = ", ".join(f"{name} {count:,} users" for name, count in zip(log.domains, users, strict=True))
+    before = f"before, {len(log.users):,} interactions: {per_domain}"
+    if not is_active_in_all_domains(log.users, domains, len(log.domains), min_per_domain).any():
+        minimum = "interactions" if min_per_domain == 1 else f"{min_per_domain} interactions"
         return HafvtError(
-            f"{what} in every domain ({before}): lower --min-per-domain, "
+            f"no user has {minimum} in every domain ({before}): lower --min-per-domain, "
             "or check that the ids of users are the same in all domains"
         )
     return HafvtError(
@@ -247,8 +272,8 @@ def _nothing_left(log: InteractionLog, min_per_domain: int, min_per_item: int) -
     )
 
 
-def _shuffle(log: InteractionLog, seed: int) -> InteractionLog:
-    """Numbers the users, and the items of each domain, in an order drawn from the seed."""
+def _shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:
+    """Number the users, and the items of each domain, in a random order."""
     random = np.random.default_rng([seed, 0])
     sizes = np.bincount(log.item_domains, minlength=len(log.domains))
     starts = sizes.cumsum() - sizes
@@ -265,8 +290,8 @@ def _shuffle(log: InteractionLog, seed: int) -> InteractionLog:
     )
 
 
-def _inverse(permutation: Any) -> Int32:
-    """Returns the new number of each old one."""
+def _inverse(permutation: npt.NDArray[np.int64]) -> Int32:
+    """Return the new number of each old number."""
     inverse = np.empty(len(permutation), dtype=np.int32)
     inverse[permutation] = np.arange(len(permutation), dtype=np.int32)
     return inverse

@@ -73,3 +73,16 @@ def split_by_time(offsets: Int64, times: npt.NDArray[Any], *, valid_share: float
     valid = np.flatnonzero(has_history & (times >= valid_from) & (times < test_from))
     test = np.flatnonzero(has_history & (times >= test_from))
     return Split(train_lengths, valid, test)
+
+
+def published_split(offsets: Int64, parts: npt.NDArray[np.object_]) -> Split:
+    """Return the split that the publisher of a dataset made.
+
+    Args:
+        offsets: (users + 1,) where each user's history starts.
+        parts: (interactions,) "train", "valid", "test", or None for an interaction that is neither trained
+            on nor a target. The training interactions of a user come first in the history.
+    """
+    train_before = np.concatenate([[0], np.cumsum(parts == "train")])  # (interactions + 1,)
+    train_lengths = train_before[offsets[1:]] - train_before[offsets[:-1]]
+    return Split(train_lengths, np.flatnonzero(parts == "valid"), np.flatnonzero(parts == "test"))

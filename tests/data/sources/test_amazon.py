@@ -15,8 +15,8 @@ import pytest
 from hafvt.data.dataset import Dataset
 from hafvt.data.http_client import Web
 from hafvt.data.sources import fetch as fetch_module
-from hafvt.data.sources.amazon import blocks, prepare_amazon
-from hafvt.data.sources.amazon_lines import product_of, review_of
+from hafvt.data.sources.amazon import cut_blocks, prepare_amazon
+from hafvt.data.sources.amazon_lines import parse_product, parse_review
 from hafvt.data.sources.fetch import fetch
 from hafvt.errors import HafvtError, InputError
 from hafvt.features.encode import encode
@@ -62,8 +62,8 @@ def test_from_the_publishers_server_to_a_trained_model(year, tmp_path, monkeypat
         get(f"amazon-{year}", tmp_path / "raw", categories=list(CATEGORIES.values()), base_url=base)
         found = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
         pictures = get("pictures", tmp_path / "pictures", data=tmp_path / "data")
-    assert str(found).count("1 broken (row 12)") == 2
-    assert str(found).count("1 broken (row 10)") == 2
+    assert str(found).count("1 malformed (row 12)") == 2
+    assert str(found).count("1 malformed (row 10)") == 2
     data = Dataset.open(tmp_path / "data")
     table = data.item_table
     assert len(table) == 48
@@ -134,11 +134,11 @@ def test_same_seed_same_bytes_and_c2dsrs_ties(raw, tmp_path):
 def test_blocks_end_by_length_and_by_time_and_reach_back():
     users = np.array([0] * 7 + [1] * 5, dtype=np.int32)
     times = DAY * np.array([0, 1, 2, 3, 4, 5, 6, 0, 100, 300, 400, 900])
-    stops, begins = blocks(users, times, 365, 3)
-    assert list(zip(begins, stops, strict=True)) == [(0, 3), (3, 6), (4, 7), (7, 10), (8, 11), (11, 12)]
-    stops, begins = blocks(users, times, None, 4)
-    assert list(zip(begins, stops, strict=True)) == [(0, 4), (3, 7), (7, 11), (8, 12)]
-    assert len(blocks(users[:0], times[:0], 365, 3)[0]) == 0
+    starts, stops = cut_blocks(users, times, 365, 3)
+    assert list(zip(starts, stops, strict=True)) == [(0, 3), (3, 6), (4, 7), (7, 10), (8, 11), (11, 12)]
+    starts, stops = cut_blocks(users, times, None, 4)
+    assert list(zip(starts, stops, strict=True)) == [(0, 4), (3, 7), (7, 11), (8, 12)]
+    assert len(cut_blocks(users[:0], times[:0], 365, 3)[0]) == 0
 
 
 def test_core_and_overlap(raw, tmp_path):
@@ -173,18 +173,21 @@ def test_one_broken_line_in_many_is_counted_and_named(raw, tmp_path):
     (folder / "reviews_Grocery_and_Gourmet_Food.json.gz").unlink()
     (folder / "ratings_Grocery_and_Gourmet_Food.csv.gz").write_bytes(gzipped(lines))
     said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
-    assert f"{len(lines):,} lines, 1 broken (row 9001)" in said
+    assert f"{len(lines):,} lines, 1 malformed (row 9001)" in said
 
 
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b"<html>\n" * 500, "100 of the first 100 lines are not in a publisher's format"),
+        (b"<html>\n" * 500, "100 of the first 100 lines are not in a format of the publisher"),
         (b"PK\x03\x04" + bytes(5000), "first 1 lines"),
         (b"", "empty"),
-        (gzip.compress(b'{"a": 1}\n' * 300), "not in a publisher"),
-        (gzip.compress(b'{"reviewerID": "A"}\n' * 900)[:60], "cannot be read|not in a publisher"),
-        (b"__import__('os').system('touch /tmp/owned')\n" * 200, "not in a publisher"),
+        (gzip.compress(b'{"a": 1}\n' * 300), "not in a format of the publisher"),
+        (
+            gzip.compress(b'{"reviewerID": "A"}\n' * 900)[:60],
+            "cannot be read|not in a format",
+        ),
+        (b"__import__('os').system('touch /tmp/owned')\n" * 200, "not in a format of the publisher"),
     ],
     ids=["html", "zip", "empty", "other fields", "cut", "code"],
 )
@@ -206,7 +209,7 @@ def test_without_products_and_with_an_item_of_two_categories(raw, tmp_path):
     path.write_bytes(path.read_bytes() + gzipped([shared]))
     said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
     assert "no products of Home_and_Kitchen" in said
-    assert "1 items are of two categories" in said
+    assert "1 items are in two categories" in said
 
 
 @pytest.mark.parametrize(
@@ -223,30 +226,29 @@ def test_wrong_settings(raw, tmp_path, settings, told):
     with pytest.raises(HafvtError, match=told):
         prepare_amazon(raw(2014), tmp_path / "data", **(EASY | settings))
     (tmp_path / "data").mkdir()
-    with pytest.raises(HafvtError, match="exists already"):
+    with pytest.raises(HafvtError, match="is not a dataset"):
         prepare_amazon(raw(2014), tmp_path / "data", overwrite=True, **EASY)
 
 
 def test_two_files_of_one_category(raw, tmp_path):
     folder = raw(2014)
     (folder / "ratings_Home_and_Kitchen.csv").write_text("x")
-    with pytest.raises(HafvtError, match="hold the same category"):
+    with pytest.raises(HafvtError, match="are of the same category"):
         prepare_amazon(folder, tmp_path / "data", **EASY)
 
 
 def test_lines():
-    assert review_of('{"user_id": "U1", "parent_asin": "B1", "asin": "V", "timestamp": 1588687728923}') == (
-        "U1", "B1", 1588687728,
-    )  # fmt: skip
+    line = '{"user_id": "U1", "parent_asin": "B1", "asin": "V", "timestamp": 1588687728923}'
+    assert parse_review(line) == ("U1", "B1", 1588687728)
     spaced = '{"user_id": "a b", "asin": "B", "timestamp": 5}'
     for line in ('{"user_id": "U"}', "[]", "{" * 9000, spaced, "1", ""):
         with pytest.raises((ValueError, TypeError, SyntaxError, RecursionError, MemoryError)):
-            review_of(line)
-    product = product_of("{'asin': 'B1', 'title': 'Caf\\u00e9 &lt;b&gt;\\n x', 'imUrl': 'ftp://x'}", None)
+            parse_review(line)
+    product = parse_product("{'asin': 'B1', 'title': 'Caf\\u00e9 &lt;b&gt;\\n x', 'imUrl': 'ftp://x'}", None)
     assert product[:3] == ("B1", "Café <b> x", None)
-    assert product_of("{'asin': 'B1'}", {"B2"}) is None
+    assert parse_product("{'asin': 'B1'}", {"B2"}) is None
     with pytest.raises(ValueError, match="cut off"):
-        product_of("{'asin': 'B1', 'ti", {"B2"})
+        parse_product("{'asin': 'B1', 'ti", {"B2"})
 
 
 def test_the_table_of_products_holds_what_is_known(raw, tmp_path):

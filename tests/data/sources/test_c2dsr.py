@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named(release, tmp_path, name, text, told):
 def test_a_missing_file_and_a_sequence_that_stands_twice(release, tmp_path):
     train = release / "traindata_new.txt"
     train.write_text(train.read_text() + train.read_text())
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="is there twice"):
         prepare_c2dsr(release, tmp_path / "data")
     (release / "testdata_new.txt.gz").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(InputError, match="cannot be read"):
@@ -141,13 +141,13 @@ def test_a_missing_file_and_a_sequence_that_stands_twice(release, tmp_path):
     with pytest.raises(InputError, match=r"testdata_new.txt: no such file"):
         prepare_c2dsr(release, tmp_path / "data")
     (tmp_path / "data").mkdir()
-    with pytest.raises(HafvtError, match="exists already"):
+    with pytest.raises(HafvtError, match="is not a dataset"):
         prepare_c2dsr(release, tmp_path / "data", overwrite=True)
 
 
 def test_the_real_release(shared_data, tmp_path):
     found = prepare_c2dsr(shared_data / "c2dsr-food-kitchen", tmp_path / "data")
-    verdicts = {check.what: (check.found, check.verdict) for check in found.checks}
+    verdicts = {check.name: (check.actual, check.verdict) for check in found.checks}
     assert verdicts["items of food"] == ("29,207", "ok")
     assert verdicts["items of kitchen"] == ("34,886", "ok")
     assert verdicts["validation targets in food"] == ("2,722", "ok")

@@ -1,43 +1,56 @@
-"""Amazon's dumps of reviews -> the paper's scenarios: `hafvt prepare-amazon`.
+"""Amazon's dumps of reviews as the paper's scenarios: `hafvt prepare-amazon`.
 
-Nobody published how C2DSR's release was cut out of the dumps. Its lines tell: a user's merged history falls
-into blocks, each of which ends at its 15th item or before the first that lies more than a year after the
-block's first; each block is then extended backwards to 15 items of one year. Of the users of Food-Kitchen
-whose two sequences are both at hand, this gives the very sequences of 96 % (`benchmarks/windows.py`); users
-with many sequences have more of them, by a rule that the lines do not tell.
+C2DSR's authors did not publish how they cut their release out of the dumps. The rule here is reconstructed
+from the release: a user's merged history is cut into blocks, each of which ends at its 15th item or before
+the first item that is more than a year after the block's first. Each block is then extended backwards to 15
+items of one year. For 96 % of the Food-Kitchen users with two sequences, this gives exactly the sequences of
+the release (`benchmarks/windows.py`). Users with many sequences have more of them, by an unknown rule.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Domain, Int32, Int64, write_dataset
-from hafvt.data.filters import is_active_in_all_domains
-from hafvt.data.order import count_ties, sort_histories, user_offsets
-from hafvt.data.sources.amazon_dumps import DumpFile, Reviews, check_head, collect, find, read_products
-from hafvt.data.sources.amazon_lines import PRODUCT
-from hafvt.data.sources.checks import DAY, Prepared, structure, table1_checks
+from hafvt.data.dataset import Int32, Int64, check_output_folder
+from hafvt.data.filters import is_active_in_all_domains, k_core
+from hafvt.data.order import sort_histories, user_offsets
+from hafvt.data.sources.amazon_dumps import (
+    DumpFile,
+    Reviews,
+    check_first_lines,
+    find_dumps,
+    read_products,
+    read_reviews,
+)
+from hafvt.data.sources.amazon_lines import PRODUCT_SCHEMA
+from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
+from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError
-from hafvt.progress import progress
+from hafvt.progress import Advance, progress
 
-DAYS = {"year": 365, "month": 30, "none": None}
+WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
+
+Names = npt.NDArray[np.object_]
+DumpPaths = Mapping[str, tuple[Path, Path | None]]  # domain -> files of reviews and of products
 
 
 @dataclass(frozen=True)
 class ReviewLog:
-    """Reviews of all domains in numbers.
+    """Reviews of all domains with users and items as numbers.
 
     Attributes:
-        users: (reviews,) row of the users' names.
+        users: (reviews,) number of the user.
         items: (reviews,) number of the item, domain after domain.
         times: (reviews,) seconds since 1970.
-        starts: (domains + 1,) first item of each domain, and the end.
+        starts: (domains + 1,) first item of each domain, and the number of items.
     """
 
     users: Int32
@@ -46,28 +59,28 @@ class ReviewLog:
     starts: Int64
 
     def domains(self) -> Int32:
-        """Returns the domain of each review, (reviews,)."""
+        """Return the domain index of each review, (reviews,)."""
         return (np.searchsorted(self.starts, self.items, side="right") - 1).astype(np.int32)
 
-    def take(self, rows: Int64) -> ReviewLog:
-        """Returns some of the reviews, in the order of `rows`."""
+    def select(self, rows: Int64) -> ReviewLog:
+        """Return the reviews with these row numbers, in that order."""
         return replace(self, users=self.users[rows], items=self.items[rows], times=self.times[rows])
 
-    def said(self, step: str) -> str:
-        """Returns how many users, items and reviews there are after a step."""
+    def summary(self, step: str) -> str:
+        """Return a line with the numbers of users, items and reviews after a step."""
         users, items = len(np.unique(self.users)), len(np.unique(self.items))
         return f"{step}: {users:,} users, {items:,} items, {len(self.users):,} reviews"
 
 
 class Sequences(NamedTuple):
-    """Parts of a sorted log: the rows [start, stop) of it, user after user, in order."""
+    """Sequences in a sorted log of reviews: the rows [start, stop), user after user, oldest first."""
 
     starts: Int64
     stops: Int64
 
 
 def prepare_amazon(
-    raw: str | Path,
+    folder: str | Path,
     out: str | Path,
     *,
     domains: dict[str, str],
@@ -78,100 +91,87 @@ def prepare_amazon(
     ties: Literal["random", "c2dsr"] = "random",
     seed: int = 0,
     overwrite: bool = False,
-) -> Prepared:
-    """Turns Amazon's dumps of 2014, 2018 or 2023 into a dataset of sequences, as the paper does.
+) -> PreparedSource:
+    """Turn Amazon's dumps of 2014, 2018 or 2023 into a dataset of sequences, as the paper does.
 
-    Users must have reviews in all domains; users and items with fewer than `min_interactions` go, again and
-    again until none is left; of two reviews of one item by one user the earlier counts. Each history is cut
-    into sequences of at most one window and `max_length` items, named USER#NUMBER, of which those with at
-    least `min_per_domain` items of each domain stay. The latest of each user goes to validation or test, half
-    of them each, drawn from the seed; the rest is trained on. Titles, addresses of pictures (image_url),
-    categories, brands and related items come from the products' file. Broken lines are counted and named.
+    Users need reviews in all domains. Users and items with fewer than `min_interactions` reviews are removed
+    until none is left; of two reviews of one item by one user the earlier counts. Each history is cut into
+    sequences of at most one window and `max_length` items, named USER#NUMBER; sequences need at least
+    `min_per_domain` items of each domain. The latest sequence of each user is for validation or test, half of
+    them each, drawn at random; the others are for training. Titles, addresses of images (image_url),
+    categories, brands and related items come from the file of products. Malformed lines are counted and
+    listed.
 
     Example: hafvt prepare-amazon raw --domains movie=Movies_and_TV book=Books --window month --out data/mb
 
     Args:
-        raw: folder of the dumps, named as the publisher does, plain or .gz.
+        folder: folder of the dumps, named as the publisher does, plain or .gz.
         out: the folder to write.
-        domains: our name and the publisher's category of each domain, in the order of the catalog.
+        domains: name of each domain and the publisher's category for it, in the order of the catalog.
         window: longest span of a sequence: year (365 days, Food-Kitchen), month (30, Movie-Book) or none.
         min_interactions: reviews that every user and every item needs.
         min_per_domain: items of each domain that a sequence needs.
-        max_length: items of a sequence, at most.
-        ties: order of reviews of the same time: random, or c2dsr, which puts the later domain last, so that
-            most targets are of it, as in the release.
-        seed: of the numbering, of ties and of the split.
+        max_length: largest number of items of a sequence.
+        ties: order of reviews with equal times: random, or c2dsr, which puts the later domain last, so that
+            most targets are of that domain, as in the release.
+        seed: seed of the numbering, of ties and of the split.
         overwrite: replace a dataset folder that exists.
 
     Raises:
-        InputError: a file is damaged or in no publisher's format; names file, row, value and remedy.
-        HafvtError: a setting is wrong, a file is missing, or nothing is left.
+        InputError: a file is damaged or in an unknown format; names file, row, value and remedy.
+        HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
-    raw, out = Path(raw), Path(out)
-    _check_settings(out, domains, window, min_interactions, min_per_domain, max_length, overwrite)
-    found = {name: find(raw, category) for name, category in domains.items()}
-    for reviews, products in found.values():  # hours before the second file is opened
-        check_head(reviews, products=False)
+    folder, out = Path(folder), Path(out)
+    check_output_folder(out, overwrite)
+    _check_settings(domains, window, min_interactions, min_per_domain, max_length)
+    paths = {name: find_dumps(folder, category) for name, category in domains.items()}
+    for reviews, products in paths.values():  # before the first file is read, which can take hours
+        check_first_lines(reviews, products=False)
         if products:
-            check_head(products, products=True)
+            check_first_lines(products, products=True)
 
-    paths = [path for pair in found.values() for path in pair if path]
-    dumps = {path: DumpFile(path) for path in paths}
-    with progress("prepare-amazon", sum(path.stat().st_size >> 20 for path in paths), "MiB") as advance:
-        users: dict[str, int] = {}
-        parts = [
-            collect(dumps[reviews], users, grow=number == 0, advance=advance)
-            for number, (reviews, _) in enumerate(found.values())
-        ]
-        item_ids, log, shared = _joined(parts)
-        del parts
-        steps = [log.said("read")]
-        log = _distinct(_everywhere(log))
-        steps.append(log.said("users of all domains, an item once"))
-        log = _core(log, min_interactions)
-        steps.append(log.said(f"at least {min_interactions} reviews of each"))
-        log = log.take(_order(log, ties, seed))
-        sequences = _sequences(log, DAYS[window], min_per_domain, max_length)
+    dumps = {path: DumpFile(path) for pair in paths.values() for path in pair if path}
+    total_mib = sum(path.stat().st_size >> 20 for path in dumps)
+    with progress("prepare-amazon", total_mib, "MiB") as advance:
+        user_names, item_ids, log, num_shared = _read_log(paths, dumps, advance)
+        steps = [log.summary("read")]
+        is_active = is_active_in_all_domains(log.users, log.domains(), len(domains), 1)
+        log = _first_reviews(log.select(np.flatnonzero(is_active[log.users])))
+        steps.append(log.summary("users of all domains, an item once"))
+        core = k_core(
+            log.users,
+            log.items,
+            np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(log.starts)),
+            min_per_domain=1,
+            min_per_item=min_interactions,
+            min_per_user=min_interactions,
+        )
+        log = log.select(np.flatnonzero(core.interactions))
+        steps.append(log.summary(f"at least {min_interactions} reviews of each"))
+        log = log.select(_chronological_order(log, ties, seed))
+        sequences = _cut_sequences(log, WINDOW_DAYS[window], min_per_domain, max_length)
         if not len(sequences.starts):
-            told = "\n  ".join(steps)
             raise HafvtError(
-                f"no sequence is left:\n  {told}\n"
-                "Lower --min-interactions or --min-per-domain, or check that the domains share users"
+                "no sequence is left:\n  {}\nLower --min-interactions or --min-per-domain, or check that the "
+                "domains share users".format("\n  ".join(steps))
             )
-        names = np.array(list(users), dtype=object)
-        del users
-        log, offsets, row_names, held = _rows(log, sequences, names)
-        steps.append(log.said(f"{len(offsets) - 1:,} sequences"))
-        log, item_ids = _renumbered(log, item_ids, seed)
-        wanted = set(item_ids)
-        frames = [
-            read_products(dumps[products], wanted, advance)
-            for _, products in found.values()
-            if products is not None
-        ]
+        log, names, is_latest = _sequence_log(log, sequences, user_names)
+        del user_names
+        steps.append(log.summary(f"{len(names):,} sequences"))
+        log, item_ids = _renumber_items(log, item_ids, seed)
+        items = _item_table(log, item_ids, paths, dumps, advance)
 
-    known = pl.concat([pl.DataFrame(schema=PRODUCT), *frames])
-    known = known.unique("item_id", keep="first", maintain_order=True)
-    sizes = np.diff(log.starts)
-    table = pl.DataFrame({"item_id": item_ids, "domain": np.repeat(list(domains), sizes)}).join(
-        known, on="item_id", how="left", maintain_order="left"
-    )
-    split = np.random.default_rng([seed, 3]).permutation(np.arange(len(held)) % 2 == 0)
-    targets = offsets[1:][held] - 1
-    tied = count_ties(
-        np.repeat(np.arange(len(row_names), dtype=np.int32), np.diff(offsets)), log.items, log.times
-    )
-    dataset = write_dataset(
-        out,
-        domains=[Domain(n, a, b) for n, (a, b) in zip(domains, pairwise(log.starts.tolist()), strict=True)],
-        item_table=table.with_columns(image=pl.lit(None, pl.String)),
-        user_ids=pl.Series(row_names),
-        items=log.items,
-        times=log.times,
-        offsets=offsets,
-        train_lengths=np.where(np.isin(np.arange(len(row_names)), held), 0, np.diff(offsets)),
-        valid=targets[split],
-        test=targets[~split],
+    offsets = user_offsets(log.users, len(names))
+    tables = SourceTables(
+        interactions=pl.DataFrame(
+            {
+                "user_id": pl.Series(names).gather(log.users),
+                "item_id": pl.Series(item_ids).gather(log.items),
+                "timestamp": log.times,
+                "part": pl.Series(_draw_parts(offsets, is_latest, seed), dtype=pl.String),
+            }
+        ),
+        items=items,
         metadata={
             "settings": {
                 "source": "amazon",
@@ -184,181 +184,182 @@ def prepare_amazon(
                 "seed": seed,
             },
             "inputs": {
-                path.name: {"bytes": path.stat().st_size, "rows": d.rows, "broken": d.broken}
-                for path, d in dumps.items()
+                path.name: {"bytes": path.stat().st_size, "rows": dump.rows, "malformed": dump.malformed}
+                for path, dump in dumps.items()
             },
             "steps": steps,
-            "ties": {"order": ties, "adjacent_pairs": tied.adjacent_pairs, "tied_pairs": tied.tied_pairs},
-            "duplicates": tied.duplicates,
         },
-        overwrite=overwrite,
+        ties_order=ties,
     )
+    dataset = prepare_source(tables, out, overwrite=overwrite)
     notes = [*steps, *map(str, dumps.values())]
-    if shared:
-        notes.append(f"{shared:,} items are of two categories: their reviews in the later one are left out")
+    if num_shared:
+        notes.append(
+            f"{num_shared:,} items are in two categories: their reviews in the later one are left out"
+        )
     notes += [
-        f"no products of {domains[name]} in {raw}: its items have neither titles nor pictures"
-        for name, (_, products) in found.items()
+        f"no products of {domains[name]} in {folder}: its items have neither titles nor images"
+        for name, (_, products) in paths.items()
         if products is None
     ]
-    titled, pictured = (int(table[name].is_not_null().sum()) for name in ("title", "image_url"))
-    notes.append(f"{titled:,} of {len(table):,} items have a title, {pictured:,} the address of a picture")
-    return Prepared(dataset, (*table1_checks(dataset), *structure(dataset, DAYS[window])), tuple(notes))
+    titles, addresses = (int(items[name].is_not_null().sum()) for name in ("title", "image_url"))
+    notes.append(f"{titles:,} of {len(items):,} items have a title, {addresses:,} the address of an image")
+    checks = (*table1_checks(dataset), *sequence_checks(dataset, WINDOW_DAYS[window]))
+    return PreparedSource(dataset, checks, tuple(notes))
 
 
 def _check_settings(
-    out: Path,
-    domains: dict[str, str],
-    window: str,
-    min_interactions: int,
-    min_per_domain: int,
-    max_length: int,
-    overwrite: bool,
+    domains: dict[str, str], window: str, min_interactions: int, min_per_domain: int, max_length: int
 ) -> None:
-    if out.exists() and not (overwrite and (out / "manifest.json").is_file()):
-        raise HafvtError(
-            f"{out} exists already: choose another folder or, if a dataset, say --overwrite true"
-        )
-    if window not in DAYS:
-        raise HafvtError(f"--window {window}: choose {', '.join(DAYS)}")
+    if window not in WINDOW_DAYS:
+        raise HafvtError(f"--window {window}: choose {', '.join(WINDOW_DAYS)}")
     if not domains or len(set(domains.values())) < len(domains):
         raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")
     if min(min_interactions, min_per_domain) < 0 or max_length < 2:
         raise HafvtError("--min-interactions and --min-per-domain start at 0, --max-length at 2")
 
 
-def _joined(parts: list[Reviews]) -> tuple[list[str], ReviewLog, int]:
-    """Joins the domains; an item that an earlier domain has is left out of the later ones.
+def _read_log(
+    paths: DumpPaths, dumps: dict[Path, DumpFile], advance: Advance
+) -> tuple[Names, list[str], ReviewLog, int]:
+    """Read the reviews of all domains; an item of two domains keeps the reviews of the earlier one only.
 
     Returns:
-        The ids of all items, the log, and how many items were left out.
+        Ids of the users, ids of the items, the reviews, and the number of items of two domains.
     """
-    kept: list[str] = []
+    user_numbers: dict[str, int] = {}
+    parts: list[Reviews] = [
+        read_reviews(dumps[reviews], user_numbers, add_users=number == 0, advance=advance)
+        for number, (reviews, _) in enumerate(paths.values())
+    ]
+    item_ids: list[str] = []
     known: set[str] = set()
-    starts, users, items, times, shared = [0], [], [], [], 0
-    for who, what, when, ids in parts:
-        new = np.array([item not in known for item in ids], dtype=bool)
-        number = np.cumsum(new, dtype=np.int32) - 1 + np.int32(starts[-1])
-        rows = new[what]
-        users.append(who[rows])
-        items.append(number[what[rows]])
-        times.append(when[rows])
-        kept += [item for item, is_new in zip(ids, new, strict=True) if is_new]
-        known.update(ids)
-        starts.append(len(kept))
-        shared += int((~new).sum())
-    log = ReviewLog(np.concatenate(users), np.concatenate(items), np.concatenate(times), np.array(starts))
-    return kept, log, shared
+    starts, logs, num_shared = [0], [], 0
+    for part in parts:
+        is_new = np.array([item not in known for item in part.item_ids], dtype=bool)
+        new_number = np.cumsum(is_new, dtype=np.int32) - 1 + np.int32(starts[-1])
+        rows = is_new[part.items]
+        logs.append((part.users[rows], new_number[part.items[rows]], part.times[rows]))
+        item_ids += [item for item, new in zip(part.item_ids, is_new, strict=True) if new]
+        known.update(part.item_ids)
+        starts.append(len(item_ids))
+        num_shared += int((~is_new).sum())
+    users, items, times = (np.concatenate(arrays) for arrays in zip(*logs, strict=True))
+    log = ReviewLog(users, items, times, np.array(starts))
+    return np.array(list(user_numbers), dtype=object), item_ids, log, num_shared
 
 
-def _everywhere(log: ReviewLog) -> ReviewLog:
-    """Keeps users with a review in every domain."""
-    good = is_active_in_all_domains(log.users, log.domains(), len(log.starts) - 1, 1)
-    return log.take(np.flatnonzero(good[log.users]))
-
-
-def _distinct(log: ReviewLog) -> ReviewLog:
-    """Keeps the earliest review of each item by each user."""
+def _first_reviews(log: ReviewLog) -> ReviewLog:
+    """Return the earliest review of each item by each user."""
     order = np.lexsort((log.times, log.items, log.users))
     users, items = log.users[order], log.items[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-    return log.take(order[first])
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+    return log.select(order[is_first])
 
 
-def _core(log: ReviewLog, least: int) -> ReviewLog:
-    """Drops users and items with too few reviews, and users who lose a domain, until nothing changes."""
-    while True:
-        before = len(log.users)
-        log = log.take(np.flatnonzero(np.bincount(log.items)[log.items] >= least) if before else np.arange(0))
-        log = log.take(
-            np.flatnonzero(np.bincount(log.users)[log.users] >= least) if len(log.users) else np.arange(0)
-        )
-        log = _everywhere(log)
-        if len(log.users) == before:
-            return log
-
-
-def _order(log: ReviewLog, ties: str, seed: int) -> Int64:
-    """Returns the reviews in the order of users and times."""
-    order = sort_histories(
-        log.users, log.items, log.times, ties="random", random=np.random.default_rng([seed, 2])
-    )
+def _chronological_order(log: ReviewLog, ties: str, seed: int) -> Int64:
+    """Return the row numbers of the reviews by user and time."""
+    random = np.random.default_rng([seed, 2])
+    order = sort_histories(log.users, log.items, log.times, ties="random", random=random)
     if ties == "random":
         return order
-    later = np.lexsort((log.domains()[order], log.times[order], log.users[order]))
-    return order[later]
+    return order[np.lexsort((log.domains()[order], log.times[order], log.users[order]))]
 
 
-def _sequences(log: ReviewLog, days: int | None, least: int, most: int) -> Sequences:
-    """Cuts sorted histories into sequences; see the module's docstring."""
-    ends, begins = blocks(log.users, log.times, days, most)
+def _cut_sequences(log: ReviewLog, days: int | None, min_per_domain: int, max_length: int) -> Sequences:
+    """Cut sorted histories into sequences with enough items of each domain, see the module's docstring."""
+    starts, stops = cut_blocks(log.users, log.times, days, max_length)
     domains = log.domains()
-    enough = np.ones(len(ends), dtype=bool)
+    is_kept = stops - starts > 1
     for domain in range(len(log.starts) - 1):
-        met = np.concatenate([[0], np.cumsum(domains == domain)])
-        enough &= met[ends] - met[begins] >= least
-    return Sequences(begins[enough & (ends - begins > 1)], ends[enough & (ends - begins > 1)])
+        count_before = np.concatenate([[0], np.cumsum(domains == domain)])
+        is_kept &= count_before[stops] - count_before[starts] >= min_per_domain
+    return Sequences(starts[is_kept], stops[is_kept])
 
 
-def blocks(users: Int32, times: Int64, days: int | None, most: int) -> tuple[Int64, Int64]:
-    """Cuts histories into blocks; see the module's docstring.
+def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) -> Sequences:
+    """Cut histories into blocks, see the module's docstring.
 
     Args:
-        users: (n,) user of each review; those of a user stand together, oldest first.
+        users: (n,) user of each review; those of a user are adjacent, oldest first.
         times: (n,) seconds since 1970.
-        days: longest span; None: any.
-        most: items of a block, at most.
-
-    Returns:
-        Where each block ends, exclusive, and where it begins, both (blocks,) and in order.
+        days: longest time span of a block; None for any.
+        max_length: largest number of items of a block.
     """
-    longest = days * DAY if days else np.iinfo(np.int64).max
+    max_seconds = days * SECONDS_PER_DAY if days else np.iinfo(np.int64).max
     ends: list[int] = []
-    first, owner, since = 0, -1, 0
+    start, block_user, start_time = 0, -1, 0
     for row, (user, time) in enumerate(zip(users.tolist(), times.tolist(), strict=True)):
-        if row and (user != owner or row - first >= most or time - since > longest):
+        if row and (user != block_user or row - start >= max_length or time - start_time > max_seconds):
             ends.append(row)
-            first = row
-        if row == first:
-            owner, since = user, time
+            start = row
+        if row == start:
+            block_user, start_time = user, time
     if len(users):
         ends.append(len(users))
     stops = np.array(ends, dtype=np.int64)
-    begins = np.maximum(stops - most, np.searchsorted(users, users[stops - 1]))
-    while (far := times[stops - 1] - times[begins] > longest).any():
-        begins[far] += 1
-    return stops, begins
+    starts = np.maximum(stops - max_length, np.searchsorted(users, users[stops - 1]))
+    while (is_too_long := times[stops - 1] - times[starts] > max_seconds).any():
+        starts[is_too_long] += 1
+    return Sequences(starts, stops)
 
 
-def _rows(
-    log: ReviewLog, sequences: Sequences, names: np.ndarray[tuple[int], np.dtype[np.object_]]
-) -> tuple[ReviewLog, Int64, list[str], Int64]:
-    """Lays the sequences one after the other.
+def _sequence_log(
+    log: ReviewLog, sequences: Sequences, user_names: Names
+) -> tuple[ReviewLog, list[str], npt.NDArray[np.bool_]]:
+    """Return a log in which each sequence is a user.
 
     Returns:
-        The log of the sequences, where each starts, their names, and which are their users' latest.
+        The log, the names of the sequences, and which of them are the latest of their user.
     """
     starts, stops = sequences
     lengths = stops - starts
-    offsets = user_offsets(np.repeat(np.arange(len(starts), dtype=np.int32), lengths), len(starts))
+    numbers = np.arange(len(starts), dtype=np.int32)
+    rows = np.repeat(numbers, lengths)
+    offsets = user_offsets(rows, len(starts))
     slots = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-    owners = log.users[starts]
-    firsts = np.searchsorted(owners, owners)
-    row_names = [f"{names[u]}#{n}" for u, n in zip(owners, np.arange(len(owners)) - firsts, strict=True)]
-    held = np.flatnonzero(np.append(owners[1:] != owners[:-1], True))
-    return log.take(slots), offsets, row_names, held
+    users = log.users[starts]
+    first_of_user = np.searchsorted(users, users)
+    names = [f"{user_names[user]}#{n}" for user, n in zip(users, numbers - first_of_user, strict=True)]
+    is_latest = np.append(users[1:] != users[:-1], True)
+    return replace(log.select(slots), users=rows), names, is_latest
 
 
-def _renumbered(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[ReviewLog, list[str]]:
-    """Numbers the items that are left, domain by domain, in an order drawn from the seed."""
+def _renumber_items(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[ReviewLog, list[str]]:
+    """Number the items with reviews, domain by domain, in a random order."""
     random = np.random.default_rng([seed, 0])
-    met = np.unique(log.items)
-    starts = np.searchsorted(met, log.starts)
-    # what is drawn must not depend on the order in which the file names the items
-    names = np.array(item_ids, dtype=object)[met]
-    parts = [a + np.argsort(names[a:b])[random.permutation(b - a)] for a, b in pairwise(starts)]
-    order = np.concatenate(parts)
-    number = np.empty(len(item_ids), dtype=np.int32)
-    number[met[order]] = np.arange(len(met), dtype=np.int32)
-    return replace(log, items=number[log.items], starts=starts), names[order].tolist()
+    used = np.unique(log.items)
+    starts = np.searchsorted(used, log.starts)
+    # sorted by id first, so that the order of the items in the files has no influence
+    ids = np.array(item_ids, dtype=object)[used]
+    order = np.concatenate([a + np.argsort(ids[a:b])[random.permutation(b - a)] for a, b in pairwise(starts)])
+    new_number = np.empty(len(item_ids), dtype=np.int32)
+    new_number[used[order]] = np.arange(len(used), dtype=np.int32)
+    return replace(log, items=new_number[log.items], starts=starts), ids[order].tolist()
+
+
+def _item_table(
+    log: ReviewLog, item_ids: list[str], paths: DumpPaths, dumps: dict[Path, DumpFile], advance: Advance
+) -> pl.DataFrame:
+    """Return the items with the columns of `PRODUCT_SCHEMA` from the files of products."""
+    wanted = set(item_ids)
+    frames = [read_products(dumps[path], wanted, advance) for _, path in paths.values() if path is not None]
+    products = pl.concat([pl.DataFrame(schema=PRODUCT_SCHEMA), *frames])
+    products = products.unique("item_id", keep="first", maintain_order=True)
+    domains = np.repeat(list(paths), np.diff(log.starts))
+    items = pl.DataFrame({"item_id": item_ids, "domain": domains})
+    items = items.join(products, on="item_id", how="left", maintain_order="left")
+    return items.with_columns(image=pl.lit(None, pl.String))
+
+
+def _draw_parts(offsets: Int64, is_latest: npt.NDArray[np.bool_], seed: int) -> list[str | None]:
+    """Return `part` of each interaction, see `SourceTables`; latest sequences are drawn for valid or test."""
+    lengths = np.diff(offsets)
+    parts = np.full(offsets[-1], "train", dtype=object)
+    parts[np.repeat(is_latest, lengths)] = None
+    num_latest = int(is_latest.sum())
+    is_valid = np.random.default_rng([seed, 3]).permutation(np.arange(num_latest) % 2 == 0)
+    parts[offsets[1:][is_latest] - 1] = np.where(is_valid, "valid", "test")
+    result: list[str | None] = parts.tolist()
+    return result

@@ -1,16 +1,15 @@
-"""Amazon's dumps of reviews and products as they were published in 2014, 2018 and 2023, read as streams.
+"""Amazon's dumps of reviews and products, as published in 2014, 2018 and 2023, read as streams.
 
-A category has a file of reviews (JSON lines or CSV) and one of products. A broken line is counted, not
-fatal; a file most of whose first lines are broken is refused.
+A category has a file of reviews (JSON lines or CSV) and one of products. A malformed line is counted and
+skipped. A file is refused if most of its first lines are malformed.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,72 +18,64 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Int32, Int64
+from hafvt.data.readers import read_lines
 from hafvt.data.sources.amazon_lines import (
-    BROKEN,
-    PRODUCT,
+    PARSE_ERRORS,
+    PRODUCT_SCHEMA,
     Review,
-    names_columns,
-    product_of,
+    is_header,
+    parse_product,
+    parse_review,
     rating_parser,
-    review_of,
 )
 from hafvt.errors import HafvtError, InputError
 from hafvt.progress import Advance
 
 T = TypeVar("T")
 
-REVIEWS = (
-    "reviews_{}.json",
-    "reviews_{}_5.json",
-    "ratings_{}.csv",
-    "{}.json",
-    "{}_5.json",
-    "{}.jsonl",
-    "{}.csv",
-)
-PRODUCTS = ("meta_{}.json", "meta_{}.jsonl")
+RATING_NAMES = ("ratings_{}.csv", "{}.csv")
+REVIEW_NAMES = ("reviews_{}.json", "reviews_{}_5.json", "{}.json", "{}_5.json", "{}.jsonl", *RATING_NAMES)
+PRODUCT_NAMES = ["meta_{}.json", "meta_{}.jsonl"]
 
-MAGIC = b"\x1f\x8b"
-BOM = b"\xef\xbb\xbf"
-CHUNK = 2**20  # bytes that are unpacked at a time
-LONGEST = 2**20  # bytes of a line; the longest honest ones have some 100,000
-HEAD = 100  # lines that decide whether the format is right
-NAMED = 5  # broken lines whose row numbers are kept
-
-UNREADABLE = (OSError, EOFError, zlib.error)
+MAX_LINE_BYTES = 2**20  # the longest lines of the publisher have about 100,000
+NUM_FIRST_LINES = 100  # lines that decide whether the format is right
+NUM_LISTED = 5  # malformed lines whose row numbers are kept
+PRODUCTS_PER_FRAME = 10_000  # as Python objects, products take ten times the memory
 
 
 @dataclass
 class DumpFile:
-    """A file, and what was found in it so far.
+    """A file of a dump, and counts of the lines read.
 
     Attributes:
-        path: of the file.
-        rows: lines that are not blank, a header left out.
-        broken: how many of them could not be read.
-        named: row numbers of the first of those.
+        path: path of the file.
+        rows: lines that are neither blank nor a header.
+        malformed: lines among them that could not be read.
+        malformed_rows: row numbers of the first malformed lines.
     """
 
     path: Path
     rows: int = 0
-    broken: int = 0
-    named: list[int] = field(default_factory=list)
+    malformed: int = 0
+    malformed_rows: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """One line: how many lines are broken, and which."""
-        rows = ", ".join(map(str, self.named)) + (", ..." if self.broken > len(self.named) else "")
-        said = f"{self.path.name}: {self.rows:,} lines, {self.broken:,} broken"
-        return f"{said} (row {rows})" if self.broken else said
+        """Return a line: how many lines are malformed, and which."""
+        counts = f"{self.path.name}: {self.rows:,} lines, {self.malformed:,} malformed"
+        more = ", ..." if self.malformed > len(self.malformed_rows) else ""
+        return (
+            f"{counts} (row {', '.join(map(str, self.malformed_rows))}{more})" if self.malformed else counts
+        )
 
 
 class Reviews(NamedTuple):
-    """The reviews of a category in numbers.
+    """The reviews of a category with users and items as numbers.
 
     Attributes:
         users: (reviews,) number of the user.
-        items: (reviews,) row of `item_ids`.
+        items: (reviews,) index in `item_ids`.
         times: (reviews,) seconds since 1970.
-        item_ids: the items' own ids.
+        item_ids: ids of the items.
     """
 
     users: Int32
@@ -93,150 +84,142 @@ class Reviews(NamedTuple):
     item_ids: list[str]
 
 
-def find(raw: Path, category: str) -> tuple[Path, Path | None]:
-    """Returns the files of a category: reviews, and products where there are any.
+def find_dumps(folder: Path, category: str) -> tuple[Path, Path | None]:
+    """Return the files of a category: reviews, and products or None.
 
     Raises:
-        HafvtError: there is no file of reviews, or more than one.
+        HafvtError: there is no file of reviews, or two files of one kind.
     """
     reviews, products = (
-        [p for name in names for end in ("", ".gz") if (p := raw / (name.format(category) + end)).is_file()]
-        for names in (REVIEWS, PRODUCTS)
+        [p for n in names for end in ("", ".gz") if (p := folder / (n.format(category) + end)).is_file()]
+        for names in (REVIEW_NAMES, PRODUCT_NAMES)
     )
-    for found in (reviews, products):
-        if len(found) > 1:
-            both = " and ".join(path.name for path in found[:2])
-            raise HafvtError(f"{raw}: {both} hold the same category: keep one of them there")
+    for paths in (reviews, products):
+        if len(paths) > 1:
+            both = " and ".join(path.name for path in paths[:2])
+            raise HafvtError(f"{folder}: {both} are of the same category: keep one of them there")
     if not reviews:
-        names = ", ".join(name.format(category) for name in REVIEWS)
-        raise HafvtError(f"{raw} has no reviews of {category}: fetch one of {names}, plain or .gz")
+        names = ", ".join(name.format(category) for name in REVIEW_NAMES)
+        raise HafvtError(f"{folder} has no reviews of {category}: fetch one of {names}, plain or .gz")
     return reviews[0], products[0] if products else None
 
 
-def collect(dump: DumpFile, users: dict[str, int], grow: bool, advance: Advance) -> Reviews:
-    """Reads the reviews of a category, ids turned into numbers as they come.
+def read_reviews(dump: DumpFile, users: dict[str, int], *, add_users: bool, advance: Advance) -> Reviews:
+    """Read the reviews of a category; ids become numbers while they are read, to save memory.
 
     Args:
         dump: the file of reviews.
-        users: number of each user known so far.
-        grow: take unknown users in; else their reviews are left out, so that memory holds the users of the
-            first category only.
-        advance: is told how many MiB of the file are done.
+        users: number of each known user.
+        add_users: add unknown users to `users`; if false, their reviews are left out.
+        advance: receives the MiB of the file that are done.
     """
-    items: dict[str, int] = {}
-    who, what, when = array("i"), array("i"), array("q")
-    for user, item, time in records(dump, review_parser(dump.path), advance):
-        number = users.setdefault(user, len(users)) if grow else users.get(user, -1)
+    item_numbers: dict[str, int] = {}
+    review_users, review_items, times = array("i"), array("i"), array("q")
+    for user, item, time in parse_lines(dump, review_parser(dump.path), advance):
+        number = users.setdefault(user, len(users)) if add_users else users.get(user, -1)
         if number >= 0:
-            who.append(number)
-            what.append(items.setdefault(item, len(items)))
-            when.append(time)
+            review_users.append(number)
+            review_items.append(item_numbers.setdefault(item, len(item_numbers)))
+            times.append(time)
     return Reviews(
-        np.frombuffer(who, dtype=np.int32),
-        np.frombuffer(what, dtype=np.int32),
-        np.frombuffer(when, dtype=np.int64),
-        list(items),
+        np.frombuffer(review_users, dtype=np.int32),
+        np.frombuffer(review_items, dtype=np.int32),
+        np.frombuffer(times, dtype=np.int64),
+        list(item_numbers),
     )
 
 
 def read_products(dump: DumpFile, wanted: set[str], advance: Advance) -> pl.DataFrame:
-    """Reads the products of a category whose ids are wanted; of two lines about one product the first counts.
+    """Read the products of a category; of two lines about one product the first counts.
+
+    Args:
+        dump: the file of products.
+        wanted: ids of the products to read.
+        advance: receives the MiB of the file that are done.
 
     Returns:
-        The columns of `PRODUCT`; null where nothing is known.
+        The columns of `PRODUCT_SCHEMA`; null where a product lacks one.
     """
-    left = set(wanted)
-    frames, rows = [pl.DataFrame(schema=PRODUCT)], []
-    for product in records(dump, lambda line: product_of(line, left), advance):
+    remaining = set(wanted)
+    frames, rows = [pl.DataFrame(schema=PRODUCT_SCHEMA)], []
+    for product in parse_lines(dump, partial(parse_product, wanted=remaining), advance):
         if product is not None:
-            left.discard(product[0])
+            remaining.discard(product[0])
             rows.append(product)
-        if len(rows) == 10_000:  # as Python's objects they take ten times the memory
-            frames.append(pl.DataFrame(rows, schema=PRODUCT, orient="row"))
+        if len(rows) == PRODUCTS_PER_FRAME:
+            frames.append(pl.DataFrame(rows, schema=PRODUCT_SCHEMA, orient="row"))
             rows.clear()
-    return pl.concat([*frames, pl.DataFrame(rows, schema=PRODUCT, orient="row")])
+    return pl.concat([*frames, pl.DataFrame(rows, schema=PRODUCT_SCHEMA, orient="row")])
 
 
-def check_head(path: Path, *, products: bool) -> None:
-    """Raises InputError where the first lines of a file are not what they should be."""
-    parse: Callable[[str], Any] = (lambda line: product_of(line, None)) if products else review_parser(path)
-    for _ in islice(records(DumpFile(path), parse), HEAD):
+def check_first_lines(path: Path, *, products: bool) -> None:
+    """Raise InputError if the first lines of a file are not of products or reviews."""
+    parse: Callable[[str], Any] = (
+        (lambda line: parse_product(line, None)) if products else review_parser(path)
+    )
+    for _ in islice(parse_lines(DumpFile(path), parse), NUM_FIRST_LINES):
         pass
 
 
-def records(dump: DumpFile, parse: Callable[[str], T], advance: Advance | None = None) -> Iterator[T]:
-    """Yields what `parse` makes of the lines of a file, and counts in `dump` the lines that it cannot read.
+def parse_lines(dump: DumpFile, parse: Callable[[str], T], advance: Advance | None = None) -> Iterator[T]:
+    """Yield the result of `parse` for each line of a file; count lines and malformed lines in `dump`.
+
+    Args:
+        dump: the file.
+        parse: reads a line, or raises one of `PARSE_ERRORS` if it is malformed.
+        advance: receives the MiB of the file that are done.
 
     Raises:
-        InputError: the file is damaged or empty, or most of its first lines are broken.
+        InputError: the file is damaged or empty, or most of its first lines are malformed.
     """
-    first = ""
+    first_malformed = ""
     for row, line in _lines(dump.path, advance):
-        if row == 1 and _header(dump.path, line):
+        if row == 1 and ".csv" in dump.path.suffixes and is_header(line.decode(errors="replace")):
             continue
         dump.rows += 1
         try:
-            if len(line) > LONGEST:
+            if len(line) > MAX_LINE_BYTES:
                 raise ValueError("too long")
             record = parse(line.decode())
-        except BROKEN:
-            dump.broken += 1
-            if len(dump.named) < NAMED:
-                dump.named.append(row)
-                first = first or line[:80].decode(errors="replace")
-            _refuse(dump, first, at=HEAD)
+        except PARSE_ERRORS:
+            dump.malformed += 1
+            if len(dump.malformed_rows) < NUM_LISTED:
+                dump.malformed_rows.append(row)
+                first_malformed = first_malformed or line[:80].decode(errors="replace")
+            _check_format(dump, first_malformed, num_lines=NUM_FIRST_LINES)
         else:
-            _refuse(dump, first, at=HEAD)
+            _check_format(dump, first_malformed, num_lines=NUM_FIRST_LINES)
             yield record
-    if dump.rows < HEAD:
-        _refuse(dump, first, at=dump.rows)
-
-
-def _refuse(dump: DumpFile, value: str, at: int) -> None:
-    """Raises InputError where, `at` so many lines, most were broken."""
-    if dump.rows != at or 0 < dump.rows >= 2 * dump.broken:
-        return
-    if not dump.rows:
-        raise InputError("the file is empty", "Fetch it again", file=dump.path)
-    raise InputError(
-        f"{dump.broken} of the first {dump.rows} lines are not in a publisher's format",
-        "Check that it is the file its name says, or fetch it again",
-        file=dump.path,
-        row=dump.named[0],
-        value=value,
-    )
-
-
-def _lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yields row number and text of the lines that are not blank; of one that is too long, its beginning."""
-    row, rest, done = 0, b"", 0
-    try:
-        with path.open("rb") as packed:
-            plain = gzip.GzipFile(fileobj=packed) if packed.read(2) == MAGIC else packed
-            packed.seek(0)
-            while chunk := plain.read(CHUNK):
-                if advance:
-                    advance((packed.tell() >> 20) - done, note=path.name)
-                    done = packed.tell() >> 20
-                *lines, rest = (rest + (chunk if row or rest else chunk.removeprefix(BOM))).split(b"\n")
-                for row, line in enumerate(lines, start=row + 1):  # noqa: B020  (goes on where it was)
-                    if not line.isspace() and line:
-                        yield row, line
-                rest = rest[: LONGEST + 1]  # too long stays too long and cannot fill the memory
-            if rest.strip():
-                yield row + 1, rest
-    except UNREADABLE as error:
-        problem = f"it cannot be read ({error})"
-        raise InputError(problem, "Fetch it again", file=path, row=row + 1) from None
+    if dump.rows < NUM_FIRST_LINES:
+        _check_format(dump, first_malformed, num_lines=dump.rows)
 
 
 def review_parser(path: Path) -> Callable[[str], Review]:
-    """Returns what reads a line of a file of reviews, by its name and first lines."""
+    """Return the function that parses a line of a file of reviews."""
     if ".csv" not in path.suffixes:
-        return review_of
-    return rating_parser(path, [line.decode(errors="replace") for _, line in islice(_lines(path), HEAD)])
+        return parse_review
+    lines = [line.decode(errors="replace") for _, line in islice(_lines(path), NUM_FIRST_LINES)]
+    return rating_parser(path, lines)
 
 
-def _header(path: Path, line: bytes) -> bool:
-    """Returns whether the first line names the columns."""
-    return ".csv" in path.suffixes and names_columns(line.decode(errors="replace"))
+def _lines(path: Path, advance: Advance | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield row number and bytes of the lines that are not blank."""
+    report = (lambda mib: advance(mib, note=path.name)) if advance else None
+    for row, line in read_lines(path, max_bytes=MAX_LINE_BYTES, advance=report):
+        if line and not line.isspace():
+            yield row, line
+
+
+def _check_format(dump: DumpFile, first_malformed: str, num_lines: int) -> None:
+    """Raise InputError if `num_lines` have been read and most of them are malformed."""
+    if dump.rows != num_lines or 0 < dump.rows >= 2 * dump.malformed:
+        return
+    if not dump.rows:
+        raise InputError("the file is empty", "Download it again", file=dump.path)
+    raise InputError(
+        f"{dump.malformed} of the first {dump.rows} lines are not in a format of the publisher",
+        "Check that the file is what its name says, or download it again",
+        file=dump.path,
+        row=dump.malformed_rows[0],
+        value=first_malformed,
+    )

@@ -1,7 +1,7 @@
-"""One line of Amazon's dumps -> a review or a product, whatever the year.
+"""Parsers of a line of Amazon's dumps of any year.
 
-The metadata of 2014 are Python literals, not JSON; its ratings are user,item,rating,time, those of 2018
-item,user,rating,time, both without a header; those of 2023 have one.
+The products of 2014 are Python literals, not JSON. Ratings of 2014 have the columns user, item, rating, time,
+those of 2018 item, user, rating, time, both without a header; those of 2023 have a header.
 
 Formats: https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon,
 https://amazon-reviews-2023.github.io.
@@ -22,100 +22,105 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from hafvt.data.relations import RELATION_COLUMNS
 from hafvt.errors import InputError
 
 Fields = dict[str, Any]
 
-BROKEN = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
+PARSE_ERRORS = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
 
 ID = re.compile(r"[!-~]{1,64}")
 ADDRESS = re.compile(r"https?://[^\s\x00-\x1f\x7f]{1,2000}", re.IGNORECASE)
 ASIN = re.compile(r"""['"](?:parent_)?asin['"]\s*:\s*['"]([^'"]*)['"]""")
-SHAPES = {  # of the columns of a file of ratings without a header
+RATING_PATTERNS = {  # of the columns of a file of ratings without a header
     "user": re.compile(r"A[0-9A-Z]{7,}|#oc-\w+"),
     "item": re.compile(r"B[0-9A-Z]{9}|\d{9}[\dX]"),
     "time": re.compile(r"\d{9,10}|\d{12,13}"),
 }
-NAMES = {  # of the fields of a review; the first that is there counts
+REVIEW_FIELDS = {  # names of the fields of a review; the first that is there counts
     "user": ("user_id", "reviewerID"),
     "item": ("parent_asin", "asin"),
     "time": ("timestamp", "unixReviewTime"),
 }
-LATEST = 4_102_444_800  # the year 2100; larger times are milliseconds
+REVIEW_FIELD_NAMES = frozenset(name for names in REVIEW_FIELDS.values() for name in names)
+MAX_SECONDS = 4_102_444_800  # the year 2100; larger times are milliseconds
 
-RELATED = {  # our name -> the names of 2014 and of 2018
-    "also_bought": ("also_bought", "also_buy"),
-    "also_viewed": ("also_viewed", "also_view"),
-    "bought_together": ("bought_together",),
-    "buy_after_viewing": ("buy_after_viewing",),
-}
-PRODUCT: dict[str, Any] = {
+NAMES_OF_2018 = {"also_bought": "also_buy", "also_viewed": "also_view"}  # for columns of RELATION_COLUMNS
+PRODUCT_SCHEMA: dict[str, Any] = {
     "item_id": pl.String,
     "title": pl.String,
     "image_url": pl.String,
     "categories": pl.List(pl.String),
     "brand": pl.String,
-    **dict.fromkeys(RELATED, pl.List(pl.String)),
+    **dict.fromkeys(RELATION_COLUMNS, pl.List(pl.String)),
 }
 
 
 class Review(NamedTuple):
-    """Who reviewed what and when, in seconds since 1970."""
+    """User and item of a review and its time in seconds since 1970."""
 
     user: str
     item: str
     time: int
 
 
-def rating_parser(path: Path, head: list[str]) -> Callable[[str], Review]:
-    """Returns what reads a line of a file of ratings.
+def rating_parser(path: Path, first_lines: list[str]) -> Callable[[str], Review]:
+    """Return the function that parses a line of a file of ratings.
 
     Args:
-        path: of the file, for the error.
-        head: its first lines, a header included.
+        path: path of the file, for the error.
+        first_lines: its first lines, with a header if it has one.
 
     Raises:
         InputError: no columns look like users, items and times.
     """
-    rows = [_fields(line) for line in head]
-    user, item, time = _columns(path, rows)
-    width = len(rows[0])
+    rows = [_csv_fields(line) for line in first_lines]
+    user, item, time = _rating_columns(path, rows)
+    num_columns = len(rows[0])
 
-    def rating_of(line: str) -> Review:
-        fields = _fields(line)
-        if len(fields) != width:
+    def parse_rating(line: str) -> Review:
+        fields = _csv_fields(line)
+        if len(fields) != num_columns:
             raise ValueError(f"{len(fields)} fields")
-        return _review(fields[user], fields[item], fields[time])
+        return _checked_review(fields[user], fields[item], fields[time])
 
-    return rating_of
-
-
-def names_columns(line: str) -> bool:
-    """Returns whether a line of CSV is a header."""
-    return not {name for names in NAMES.values() for name in names}.isdisjoint(_fields(line))
+    return parse_rating
 
 
-def review_of(line: str) -> Review:
-    """Reads a review of any year."""
+def is_header(line: str) -> bool:
+    """Return whether a line of CSV is a header."""
+    return not REVIEW_FIELD_NAMES.isdisjoint(_csv_fields(line))
+
+
+def parse_review(line: str) -> Review:
+    """Parse a review of any year.
+
+    Raises:
+        One of PARSE_ERRORS: the line is not a review.
+    """
     fields = _object(line)
-    user, item, time = (next((fields[n] for n in names if n in fields), None) for names in NAMES.values())
-    return _review(user, item, time)
+    return _checked_review(*(_first_field(fields, names) for names in REVIEW_FIELDS.values()))
 
 
-def _review(user: Any, item: Any, time: Any) -> Review:
+def _checked_review(user: Any, item: Any, time: Any) -> Review:
     seconds = int(time)
-    if seconds > LATEST:
+    if seconds > MAX_SECONDS:
         seconds //= 1000
-    if not (ID.fullmatch(user) and ID.fullmatch(item) and 0 < seconds < LATEST):
+    if not (ID.fullmatch(user) and ID.fullmatch(item) and 0 < seconds < MAX_SECONDS):
         raise ValueError("not a review")
     return Review(user, item, seconds)
 
 
+def _first_field(fields: Fields, names: tuple[str, ...]) -> Any:
+    """Return the first of these fields that is there, else None."""
+    return next((fields[name] for name in names if name in fields), None)
+
+
 def _object(line: str) -> Fields:
-    """Returns the fields of a line that is JSON or a Python literal.
+    """Return the fields of a line that is a JSON object or a Python literal.
 
     Raises:
-        One of BROKEN: it is neither.
+        One of PARSE_ERRORS: it is neither.
     """
     try:
         fields = json.loads(line)
@@ -128,33 +133,32 @@ def _object(line: str) -> Fields:
     return fields
 
 
-def _fields(line: str) -> list[str]:
-    """Returns the fields of a line of CSV."""
-    line = line.rstrip("\r")
+def _csv_fields(line: str) -> list[str]:
+    """Return the fields of a line of CSV."""
     return next(csv.reader([line])) if '"' in line else line.split(",")
 
 
-def _columns(path: Path, head: list[list[str]]) -> tuple[int, ...]:
-    """Returns which columns of ratings are user, item and time, by their names or else their shapes.
+def _rating_columns(path: Path, rows: list[list[str]]) -> tuple[int, ...]:
+    """Return the indices of the columns of user, item and time, by their names or else their values.
 
     Raises:
-        InputError: no columns look like that.
+        InputError: no columns look like these.
     """
-    first = head[0] if head else []
-    if not {name for names in NAMES.values() for name in names}.isdisjoint(first):
-        found = [next((n for n in names if n in first), None) for names in NAMES.values()]
-        if None not in found:
-            return tuple(first.index(str(name)) for name in found)
+    first = rows[0] if rows else []
+    if not REVIEW_FIELD_NAMES.isdisjoint(first):
+        columns = [next((n for n in names if n in first), None) for names in REVIEW_FIELDS.values()]
+        if None not in columns:
+            return tuple(first.index(str(name)) for name in columns)
     else:
+        complete_rows = [row for row in rows if len(row) == len(first)]
 
-        def fits(columns: tuple[int, ...]) -> int:
-            pairs = list(zip(SHAPES.values(), columns, strict=True))
-            return sum(all(shape.fullmatch(row[n]) for shape, n in pairs) for row in rows)
+        def num_matches(columns: tuple[int, ...]) -> int:
+            pairs = list(zip(RATING_PATTERNS.values(), columns, strict=True))
+            return sum(all(pattern.fullmatch(row[n]) for pattern, n in pairs) for row in complete_rows)
 
-        rows = [row for row in head if len(row) == len(first)]
-        # An ISBN can look like a time; of two readings the one with the time further right is right.
-        best = max(permutations(range(min(len(first), 8)), 3), key=fits, default=None)
-        if best and 2 * fits(best) >= len(head):
+        # An ISBN can look like a time: of equal matches, the first has the time in the later column.
+        best = max(permutations(range(min(len(first), 8)), 3), key=num_matches, default=None)
+        if best and 2 * num_matches(best) >= len(rows):
             return best
     raise InputError(
         "no columns of users, items and times",
@@ -165,71 +169,74 @@ def _columns(path: Path, head: list[list[str]]) -> tuple[int, ...]:
     )
 
 
-def product_of(line: str, wanted: set[str] | None) -> tuple[Any, ...] | None:
-    """Reads a product of any year.
+def parse_product(line: str, wanted: set[str] | None) -> tuple[Any, ...] | None:
+    """Parse a product of any year.
 
     Args:
-        line: of the file of products.
-        wanted: ids of items; None takes all.
+        line: a line of the file of products.
+        wanted: ids of the products to parse; None for all.
 
     Returns:
-        The columns of `PRODUCT`, or None where it is not wanted.
+        The columns of `PRODUCT_SCHEMA`, or None for a product that is not wanted.
+
+    Raises:
+        One of PARSE_ERRORS: the line is not a product.
     """
-    if wanted is not None and (found := ASIN.findall(line)) and wanted.isdisjoint(found):
+    if wanted is not None and (asins := ASIN.findall(line)) and wanted.isdisjoint(asins):
         if not line.rstrip().endswith("}"):
             raise ValueError("cut off")
-        return None  # unread: reading a Python literal takes far longer than this look at it
+        return None  # without parsing the line: a Python literal takes far longer than this search
     fields = _object(line)
-    item = next((fields[name] for name in NAMES["item"] if name in fields), None)
+    item = _first_field(fields, REVIEW_FIELDS["item"])
     if not ID.fullmatch(item or ""):
         raise ValueError("not a product")
     if wanted is not None and item not in wanted:
         return None
     details = fields.get("details")
-    made = details.get("Brand") if isinstance(details, dict) else None
+    detailed_brand = details.get("Brand") if isinstance(details, dict) else None
     title = _text(fields.get("title"))
     return (
         item,
-        None if title and "getTime" in title else title,  # 2018: a page's script where a title should be
-        next((a for a in _addresses(fields) if isinstance(a, str) and ADDRESS.fullmatch(a)), None),
+        None if title and "getTime" in title else title,  # 2018: the script of a page in place of a title
+        next((a for a in _image_addresses(fields) if isinstance(a, str) and ADDRESS.fullmatch(a)), None),
         _categories(fields.get("categories") or fields.get("category")),
-        _text(fields.get("brand")) or _text(made) or _text(fields.get("store")),
-        *(_related(fields, names) for names in RELATED.values()),
+        _text(fields.get("brand")) or _text(detailed_brand) or _text(fields.get("store")),
+        *(_related(fields, name) for name in RELATION_COLUMNS),
     )
 
 
 def _text(value: Any) -> str | None:
-    """Returns a text without entities, control characters and double spaces; None where nothing is left."""
+    """Return a text without entities, control characters and double spaces; None if it is empty."""
     if not isinstance(value, str):
         return None
-    text = html.unescape(value).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    text = html.unescape(value).encode("utf-8", "replace").decode()  # replaces unpaired surrogates
     return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or None
 
 
-def _addresses(fields: Fields) -> Iterator[Any]:
-    """Yields what may be the address of a product's picture, the best first."""
+def _image_addresses(fields: Fields) -> Iterator[Any]:
+    """Yield the values that may be the address of a product's image, the best first."""
     for name in ("imUrl", "imageURLHighRes", "imageURL", "image"):
         value = fields.get(name)
         yield from value if isinstance(value, list) else [value]
-    pictures = fields.get("images")
-    pictures = [p for p in pictures if isinstance(p, dict)] if isinstance(pictures, list) else []
-    for picture in sorted(pictures, key=lambda p: p.get("variant") != "MAIN"):
-        yield from (picture.get(size) for size in ("large", "hi_res", "thumb"))
+    images = fields.get("images")
+    images = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    for image in sorted(images, key=lambda image: image.get("variant") != "MAIN"):
+        yield from (image.get(size) for size in ("large", "hi_res", "thumb"))
 
 
 def _categories(value: Any) -> list[str] | None:
-    """Returns the names of a list of categories or of paths of categories, each once."""
+    """Return the distinct names in a list of categories or of paths of categories."""
     paths = value if isinstance(value, list) else []
     names = [name for path in paths for name in (path if isinstance(path, list) else [path])]
     return list(dict.fromkeys(text for name in names if (text := _text(name)))) or None
 
 
-def _related(fields: Fields, names: tuple[str, ...]) -> list[str] | None:
-    """Returns the ids of a list of related products."""
+def _related(fields: Fields, column: str) -> list[str] | None:
+    """Return the ids of a list of related products, of a column of `RELATION_COLUMNS`."""
     nested = fields.get("related")
-    for place in (nested if isinstance(nested, dict) else {}, fields):
-        for name in names:
-            value = place.get(name)
+    for parent in (nested if isinstance(nested, dict) else {}, fields):
+        for name in (column, NAMES_OF_2018.get(column, column)):
+            value = parent.get(name)
             if isinstance(value, list) and value:
                 return [item for item in value if isinstance(item, str) and ID.fullmatch(item)] or None
     return None

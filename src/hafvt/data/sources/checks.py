@@ -1,4 +1,4 @@
-"""What a rebuilt scenario should hold beside what it holds."""
+"""Published properties of the paper's scenarios, beside those of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
 
-DAY = 86_400
-SHARE = 3  # items that a sequence holds of each domain, at least
-LENGTHS = "6 to 15"
+SECONDS_PER_DAY = 86_400
+MIN_PER_DOMAIN = 3  # items of each domain in a sequence of C2DSR's release
+LENGTHS = "6 to 15"  # lengths of its validation and test sequences, target included
 
 
 class Scenario(NamedTuple):
-    """What the paper's Table 1 says of a scenario.
+    """A column of the paper's Table 1.
 
     Attributes:
-        domains: names, X first.
-        items: of each domain.
-        train: sequences.
-        valid: targets in each domain.
-        test: targets in each domain.
-        length: mean.
-        days: the longest span of a sequence.
+        domains: names of the domains X and Y.
+        items: number of items of each domain.
+        train: number of training sequences.
+        valid: validation targets in each domain.
+        test: test targets in each domain.
+        mean_length: mean length of the sequences.
+        window_days: longest time span of a sequence, in days.
     """
 
     domains: tuple[str, str]
@@ -33,8 +33,8 @@ class Scenario(NamedTuple):
     train: int
     valid: tuple[int, int]
     test: tuple[int, int]
-    length: float
-    days: int
+    mean_length: float
+    window_days: int
 
 
 SCENARIOS = (
@@ -45,35 +45,28 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Check:
-    """A property: what is expected of it (nothing, where nobody published it), and what was found."""
+    """A property of a dataset.
 
-    what: str
+    Attributes:
+        name: name of the property.
+        expected: its published value, empty if there is none.
+        actual: its value in the dataset.
+    """
+
+    name: str
     expected: str
-    found: str
+    actual: str
 
     @property
     def verdict(self) -> str:
-        """Whether the two agree, in a word."""
-        return "" if not self.expected else "ok" if self.expected == self.found else "differs"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A dataset, what was checked of it, and what else is to be said."""
-
-    dataset: Dataset
-    checks: tuple[Check, ...]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """The checks, the notes, and where the dataset is."""
-        return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
+        """Whether both agree: "ok", "differs", or empty if there is no published value."""
+        return "" if not self.expected else "ok" if self.expected == self.actual else "differs"
 
 
 def checks_table(checks: Sequence[Check]) -> str:
-    """Returns a table for the terminal."""
-    rows = [("property", "expected", "found", "")]
-    rows += [(check.what, check.expected or "-", check.found, check.verdict) for check in checks]
+    """Return a plain text table of checks."""
+    rows = [("property", "expected", "actual", "")]
+    rows += [(check.name, check.expected or "-", check.actual, check.verdict) for check in checks]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -81,85 +74,76 @@ def checks_table(checks: Sequence[Check]) -> str:
 
 
 def find_scenario(data: Dataset) -> Scenario | None:
-    """Returns the scenario of the paper that a dataset is, by its numbers of items or its domains' names."""
+    """Return the scenario of the paper that a dataset is, by its numbers of items or its domain names."""
     names, sizes = tuple(d.name for d in data.domains), tuple(map(len, data.domains))
     return next((s for s in SCENARIOS if sizes == s.items or names == s.domains), None)
 
 
 def table1_checks(data: Dataset) -> list[Check]:
-    """Returns the rows of the paper's Table 1 beside what a dataset of two domains holds."""
-    known = find_scenario(data)
-    starts = np.array([d.start for d in data.domains])
-    counts = {
-        split: np.bincount(
-            np.searchsorted(starts, data.items[positions], side="right") - 1, minlength=len(starts)
-        )
-        for split, positions in (("valid", data.valid), ("test", data.test))
-    }
+    """Return the rows of the paper's Table 1 beside those of a dataset of two domains."""
+    scenario = find_scenario(data)
     checks = [
-        Check(f"items of {d.name}", f"{known.items[n]:,}" if known else "", f"{len(d):,}")
+        Check(f"items of {d.name}", f"{scenario.items[n]:,}" if scenario else "", f"{len(d):,}")
         for n, d in enumerate(data.domains)
     ]
-    trained = int((np.asarray(data.train_lengths) > 1).sum())
-    checks.append(Check("training sequences", f"{known.train:,}" if known else "", f"{trained:,}"))
-    for split, label in (("valid", "validation"), ("test", "test")):
-        expected = (known.valid if split == "valid" else known.test) if known else None
+    num_train = int((np.asarray(data.train_lengths) > 1).sum())
+    checks.append(Check("training sequences", f"{scenario.train:,}" if scenario else "", f"{num_train:,}"))
+    for label, positions, expected in (
+        ("validation", data.valid, scenario.valid if scenario else None),
+        ("test", data.test, scenario.test if scenario else None),
+    ):
+        counts = np.bincount(data.domains_of(data.items[positions]), minlength=len(data.domains))
         checks += [
-            Check(
-                f"{label} targets in {d.name}",
-                f"{expected[n]:,}" if expected else "",
-                f"{counts[split][n]:,}",
-            )
+            Check(f"{label} targets in {d.name}", f"{expected[n]:,}" if expected else "", f"{counts[n]:,}")
             for n, d in enumerate(data.domains)
         ]
     mean = len(data.items) / max(data.num_users, 1)
-    checks.append(Check("mean length", f"{known.length:.2f}" if known else "", f"{mean:.2f}"))
+    checks.append(Check("mean length", f"{scenario.mean_length:.2f}" if scenario else "", f"{mean:.2f}"))
     return checks
 
 
-def structure(data: Dataset, days: int | None) -> list[Check]:
-    """Checks the sequences of validation and test.
+def sequence_checks(data: Dataset, window_days: int | None) -> list[Check]:
+    """Check the validation and test sequences against those of C2DSR's release.
 
     Args:
-        data: a dataset each of whose rows is one sequence, named USER#SEQUENCE.
-        days: the longest span of a sequence.
+        data: a dataset each of whose users is one sequence, named USER#SEQUENCE.
+        window_days: longest time span of a sequence, in days; None for any.
 
     Returns:
-        What models.md 9.2 counts of C2DSR's release: lengths with the target, items of each domain, repeats,
-        disjoint users, span in days.
+        Lengths with the target, fewest items of a domain, repeated items, users of both validation and test,
+        sequences that span more than the window.
     """
     targets = np.concatenate([data.valid, data.test])
     rows = data.users_at(targets)
-    starts, stops = data.offsets[rows], targets + 1
-    lengths = stops - starts
-    slots = (
-        np.repeat(starts, lengths) + np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-    )
-    owner = np.repeat(np.arange(len(rows)), lengths)
+    starts = data.offsets[rows]
+    lengths = targets + 1 - starts
+    firsts = lengths.cumsum() - lengths  # where each sequence starts in the arrays below
+    slots = np.repeat(starts - firsts, lengths) + np.arange(lengths.sum())
+    sequence = np.repeat(np.arange(len(rows)), lengths)
     items, times = np.asarray(data.items)[slots], np.asarray(data.times)[slots]
-    domain = np.searchsorted([d.start for d in data.domains], items, side="right") - 1
-    met = np.bincount(owner * len(data.domains) + domain, minlength=len(rows) * len(data.domains))
-    fewest = met.reshape(len(rows), -1).min(initial=met.max(initial=0))
-    distinct = len(np.unique(owner.astype(np.int64) * data.domains[-1].stop + items))
+    cells = sequence * len(data.domains) + data.domains_of(items)
+    counts = np.bincount(cells, minlength=len(rows) * len(data.domains))  # items of each domain
+    distinct = len(np.unique(sequence.astype(np.int64) * data.num_items + items))
     spans = np.zeros(len(rows))
     if len(slots):
-        firsts = lengths.cumsum() - lengths
         spans = np.maximum.reduceat(times, firsts) - np.minimum.reduceat(times, firsts)
-    users = [people(data, positions) for positions in (data.valid, data.test)]
-    span = f"{lengths.min()} to {lengths.max()}" if len(lengths) else ""
+    num_long = int((spans > (window_days or np.inf) * SECONDS_PER_DAY).sum())
+    num_shared = len(_users(data, data.valid) & _users(data, data.test))
+    fewest = counts.min(initial=counts.max(initial=0))
+    length_range = f"{lengths.min()} to {lengths.max()}" if len(lengths) else ""
     return [
-        Check("lengths of validation and test", LENGTHS, span),
-        Check("fewest items of a domain in one", f"{SHARE}", f"{fewest}"),
-        Check("repeated items in one", "0", f"{len(items) - distinct:,}"),
-        Check("users of both validation and test", "0", f"{len(users[0] & users[1]):,}"),
+        Check("lengths of validation and test", LENGTHS, length_range),
         Check(
-            "sequences longer than the window",
-            "0" if days else "",
-            f"{int((spans > (days or np.inf) * DAY).sum()):,}",
+            "fewest items of a domain in one",
+            f"{MIN_PER_DOMAIN}",
+            f"{fewest}",
         ),
+        Check("repeated items in one", "0", f"{len(items) - distinct:,}"),
+        Check("users of both validation and test", "0", f"{num_shared:,}"),
+        Check("sequences longer than the window", "0" if window_days else "", f"{num_long:,}"),
     ]
 
 
-def people(data: Dataset, positions: Int64) -> set[str]:
-    """Returns the users behind the sequences of targets."""
+def _users(data: Dataset, positions: Int64) -> set[str]:
+    """Return the users whose sequences have the targets at these positions."""
     return {str(name).rpartition("#")[0] for name in data.user_ids.gather(data.users_at(positions))}

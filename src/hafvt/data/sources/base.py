@@ -1,0 +1,81 @@
+"""What a data source yields, and how it becomes a dataset folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hafvt.data.dataset import Dataset
+from hafvt.data.order import user_offsets
+from hafvt.data.prepare import write_log
+from hafvt.data.schema import number_ids_in_order
+from hafvt.data.sources.checks import Check, checks_table
+from hafvt.data.splits import published_split
+
+
+@dataclass(frozen=True)
+class SourceTables:
+    """Interactions and items of a data source, with the split of its publisher.
+
+    Attributes:
+        interactions: user_id, item_id, timestamp, part. The interactions of a user are adjacent, oldest
+            first; users keep the order of their rows. `part` is "train", "valid", "test", or null for an
+            interaction that is neither trained on nor a target.
+        items: item_id, domain, title, image and any other columns, in the order of the catalog, domain by
+            domain. Draw that order at random, so that an item's number reveals nothing.
+        metadata: settings, inputs and other provenance, kept in the manifest.
+        ties_order: how interactions of a user with equal times are ordered.
+        image_root: the folder that relative image paths start from.
+    """
+
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    metadata: dict[str, Any]
+    ties_order: str = "input"
+    image_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """A dataset prepared from a data source.
+
+    Attributes:
+        dataset: the dataset.
+        checks: properties of the dataset beside their published values.
+        notes: lines about missing or broken input.
+    """
+
+    dataset: Dataset
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the checks, the notes and the folder of the dataset."""
+        return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
+
+
+def prepare_source(tables: SourceTables, out: str | Path, *, overwrite: bool = False) -> Dataset:
+    """Write the tables of a data source as a dataset folder.
+
+    Args:
+        tables: interactions and items.
+        out: the folder to write.
+        overwrite: replace a folder that exists.
+
+    Raises:
+        InputError: an item is unknown or listed twice.
+    """
+    log = number_ids_in_order(tables.interactions, tables.items)
+    offsets = user_offsets(log.users, len(log.user_ids))
+    return write_log(
+        out,
+        log,
+        published_split(offsets, tables.interactions["part"].to_numpy()),
+        ties_order=tables.ties_order,
+        metadata=tables.metadata,
+        image_root=tables.image_root,
+        overwrite=overwrite,
+    )

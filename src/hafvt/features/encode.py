@@ -6,8 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.encoders.base import Encoder, Float32
+from hafvt.features.encoders.base import ContentError, Encoder, Float32
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.encoding_checkpoint import EncodingCheckpoint, Problem
-from hafvt.features.modalities import MODALITIES, LoadedContent, load_content, make_encoder
-from hafvt.features.table import NO_DIRECTION, FeatureTable
+from hafvt.features.modalities import MODALITIES, load_content, make_encoder
+from hafvt.features.table import NO_DIRECTION, FeatureTable, has_direction
 from hafvt.files import sha256
 from hafvt.progress import progress
 
@@ -78,9 +77,9 @@ def encode(
             raise HafvtError(f"modality {name!r} has both an encoder and a precomputed file: keep one")
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     # Construct all encoders first, so that a wrong name is reported before hours of work.
-    made = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}
+    instances = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}
     tables = {name: _import_vectors(data, name, Path(path)) for name, path in precomputed.items()}
-    for name, encoder in made.items():
+    for name, encoder in instances.items():
         tables[name] = _encode_modality(data, name, specs[name], encoder, batch_size)
     return tables
 
@@ -93,14 +92,12 @@ class EncodedBatch(NamedTuple):
         items: (n,) indices of the items that have a raw row.
         rows: (n, d) raw rows, finite and not zero.
         problems: why the other items have none, by index of the item.
-        seconds: time that the encoder took.
     """
 
     size: int
     items: npt.NDArray[np.int64]
     rows: Float32
     problems: dict[int, str]
-    seconds: float
 
 
 def iter_encoded_batches(
@@ -123,35 +120,19 @@ def iter_encoded_batches(
     """
     load = partial(load_content, name, image_root=image_root)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for first, contents in _load_ahead(pool, load, values, start, batch_size):
-            begin = time.monotonic()
-            problems = {first + i: loaded.problem for i, loaded in enumerate(contents) if loaded.problem}
-            items = np.array([i for i in range(first, first + len(contents)) if i not in problems], dtype=int)
+        loading = pool.map(load, values[start : start + batch_size])
+        for first in range(start, len(values), batch_size):
+            contents = dict(enumerate(loading, start=first))  # by item
+            loading = pool.map(load, values[first + batch_size : first + 2 * batch_size])
+            problems = {item: str(c) for item, c in contents.items() if isinstance(c, ContentError)}
+            items = np.array([item for item in contents if item not in problems], dtype=np.int64)
             rows = np.empty((0, 0), dtype=np.float32)
             if len(items):
-                rows = encoder.encode([loaded.content for loaded in contents if not loaded.problem])
-                usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+                rows = encoder.encode([contents[item] for item in items.tolist()])
+                usable = has_direction(rows)
                 problems |= dict.fromkeys(items[~usable].tolist(), NO_DIRECTION)
                 items, rows = items[usable], rows[usable]
-            yield EncodedBatch(len(contents), items, rows, problems, time.monotonic() - begin)
-
-
-def _load_ahead(
-    pool: ThreadPoolExecutor,
-    load: Callable[[str | None], LoadedContent],
-    values: list[str | None],
-    start: int,
-    batch_size: int,
-) -> Iterator[tuple[int, list[LoadedContent]]]:
-    """Yield the first item and the contents of each batch; the next batch is loaded in the background."""
-    pending: list[tuple[int, Iterator[LoadedContent]]] = []
-    for first in range(start, len(values), batch_size):
-        pending.append((first, pool.map(load, values[first : first + batch_size])))
-        if len(pending) > 1:
-            index, contents = pending.pop(0)
-            yield index, list(contents)
-    for index, contents in pending:
-        yield index, list(contents)
+            yield EncodedBatch(len(contents), items, rows, problems)
 
 
 def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: int) -> FeatureTable:
@@ -187,7 +168,7 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
                 Problem(item_ids[i], values[i] or "", problem)
                 for i, problem in sorted(batch.problems.items())
             ]
-            checkpoint.append(batch.size, batch.items, batch.rows, problems, batch.seconds)
+            checkpoint.append(batch.size, batch.items, batch.rows, problems)
             advance(batch.size)
     raw, present = checkpoint.raw_rows()
     rows = encoder.finish(raw, present)
@@ -198,11 +179,10 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
 def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
     """Write the vectors that a file has for the items of a dataset."""
     item_ids = data.item_table["item_id"].cast(pl.String)
-    begin = time.monotonic()
-    vectors = look_up_vectors(path, item_ids)
-    if not vectors.is_listed.any():
+    rows, is_listed, ids = look_up_vectors(path, item_ids)
+    if not is_listed.any():
         raise HafvtError(
-            f"{path}: none of its {vectors.num_ids} ids (e.g. {vectors.first_id!r}) is an item of "
+            f"{path}: none of its {len(ids)} ids (e.g. {ids[0] if ids else ''!r}) is an item of "
             f"{data.folder} (e.g. {item_ids[0]!r}): write the vectors under the item ids of the input tables"
         )
     metadata = {
@@ -210,18 +190,14 @@ def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
         "settings": {},
         "source": {"file": path.name, "sha256": sha256(path)},
         "versions": {"numpy": np.__version__, "polars": pl.__version__},
-        "unknown_ids": vectors.num_ids - int(vectors.is_listed.sum()),
+        "unknown_ids": len(ids) - int(is_listed.sum()),
     }
-    usable = np.isfinite(vectors.rows).all(axis=1) & (vectors.rows != 0).any(axis=1)
+    items, broken = np.flatnonzero(has_direction(rows)), np.flatnonzero(is_listed & ~has_direction(rows))
     problems = [
-        Problem(item_ids[i], "", vectors.problem) for i in np.flatnonzero(~vectors.is_listed).tolist()
+        Problem(item_ids[i], "", f"no vector in {path.name}") for i in np.flatnonzero(~is_listed).tolist()
     ]
-    problems += [
-        Problem(item_ids[i], path.name, NO_DIRECTION)
-        for i in np.flatnonzero(vectors.is_listed & ~usable).tolist()
-    ]
+    problems += [Problem(item_ids[i], path.name, NO_DIRECTION) for i in broken.tolist()]
     checkpoint = EncodingCheckpoint(data.folder / "features" / name, len(item_ids), metadata)
     if not checkpoint.num_done:
-        items = np.flatnonzero(usable)
-        checkpoint.append(len(item_ids), items, vectors.rows[items], problems, time.monotonic() - begin)
+        checkpoint.append(len(item_ids), items, rows[items], problems)
     return checkpoint.publish(*checkpoint.raw_rows(), item_ids.to_list())

@@ -55,7 +55,6 @@ class EncodingState:
         num_missing: finished items without a picture or title.
         num_broken: finished items whose picture, title or vector cannot be used.
         problems_bytes: valid length of problems.csv.
-        seconds: time spent in the encoder.
     """
 
     metadata: dict[str, Any]
@@ -64,7 +63,6 @@ class EncodingState:
     num_missing: int = 0
     num_broken: int = 0
     problems_bytes: int = 0
-    seconds: float = 0.0
 
 
 class EncodingCheckpoint:
@@ -95,12 +93,7 @@ class EncodingCheckpoint:
         return self.state.num_done
 
     def append(
-        self,
-        num_items: int,
-        items: npt.NDArray[np.int64],
-        rows: Float32,
-        problems: list[Problem],
-        seconds: float,
+        self, num_items: int, items: npt.NDArray[np.int64], rows: Float32, problems: list[Problem]
     ) -> None:
         """Finish the next items.
 
@@ -109,7 +102,6 @@ class EncodingCheckpoint:
             items: (n,) indices of those that have a raw row.
             rows: (n, d) their raw rows, finite and not zero.
             problems: one for each of the others.
-            seconds: time that the encoder took.
         """
         state, stop = self.state, self.num_done + num_items
         if self._raw is None and len(rows):
@@ -124,7 +116,6 @@ class EncodingCheckpoint:
         num_missing = sum(not problem.value for problem in problems)
         state.num_missing += num_missing
         state.num_broken += len(problems) - num_missing
-        state.seconds += seconds
         state.num_done = stop
         write_json(self.folder / "state.json", asdict(state))
 
@@ -180,18 +171,16 @@ class EncodingCheckpoint:
         is_fitted = (self.folder / FITTED_ARRAYS).exists()
         for name in ["problems.csv", *[FITTED_ARRAYS] * is_fitted]:
             shutil.copyfile(self.folder / name, table / name)
-        counts = {
-            "items": self.num_items,
-            "encoded": int(usable.sum()),
-            "missing": self.state.num_missing,
-            "broken": self.state.num_broken + len(unusable),
-        }
         metadata = {
             **self.state.metadata,
             "is_fitted": is_fitted,
-            "counts": counts,
             "width": rows.shape[1],
-            "seconds": round(self.state.seconds, 1),
+            "counts": {
+                "items": self.num_items,
+                "encoded": int(usable.sum()),
+                "missing": self.state.num_missing,
+                "broken": self.state.num_broken + len(unusable),
+            },
         }
         write_json(table / "about.json", metadata)
         if self.target.exists():

@@ -52,26 +52,14 @@ def encode_option(name: str, spec: str) -> str:
     return f"--{name} {spec}" if name in ("image", "title") else f"--encoders {name}={spec}"
 
 
-class LoadedContent(NamedTuple):
-    """The content of one item, ready for an encoder.
-
-    Attributes:
-        content: what `Modality.load` returned; None if there is a problem.
-        problem: why the item has no usable content; empty if it has.
-    """
-
-    content: Any
-    problem: str
-
-
-def load_content(name: str, value: str | None, image_root: Path | None) -> LoadedContent:
-    """Return the content of one item in the modality `name`, or the problem with it."""
+def load_content(name: str, value: str | None, image_root: Path | None) -> Any:
+    """Return the content of one item in the modality `name`, or the `ContentError` of an unusable one."""
     if value is None or not value.strip():
-        return LoadedContent(None, f"no {name} given")
+        return ContentError(f"no {name} given")
     try:
-        return LoadedContent(MODALITIES[name].load(value, image_root), "")
+        return MODALITIES[name].load(value, image_root)
     except ContentError as error:
-        return LoadedContent(None, str(error))
+        return error
 
 
 def make_encoder(name: str, spec: str, device: str, seed: int) -> Encoder:

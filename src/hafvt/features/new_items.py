@@ -63,14 +63,14 @@ def encode_new_items(
                 f"the features {name!r} of {data.folder} came from a file: give those of the new items by "
                 f"--precomputed {name}=FILE"
             )
-        vectors = look_up_vectors(Path(precomputed), items["item_id"])
-        if vectors.rows.shape[1] != width:
+        path = Path(precomputed)
+        rows, is_listed, _ = look_up_vectors(path, items["item_id"])
+        if rows.shape[1] != width:
             raise HafvtError(
-                f"{precomputed}: its vectors have {vectors.rows.shape[1]} dimensions, the dataset's {width}: "
-                "give vectors of the same encoder"
+                f"{path}: its vectors have {rows.shape[1]} dimensions, the dataset's {width}: give vectors "
+                "of the same encoder"
             )
-        rows = vectors.rows
-        problems = dict.fromkeys(np.flatnonzero(~vectors.is_listed).tolist(), vectors.problem)
+        problems = dict.fromkeys(np.flatnonzero(~is_listed).tolist(), f"no vector in {path.name}")
     elif precomputed is not None:
         raise HafvtError(
             f"{data.folder}'s features {name!r} were made by {spec}, as are those of new items: leave out "

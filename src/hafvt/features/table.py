@@ -80,6 +80,12 @@ def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]
         raise HafvtError(f"{path} is missing or damaged ({error}): {remedy}") from None
 
 
+def has_direction(rows: npt.NDArray[np.floating]) -> Bool:
+    """Return which rows (items, d) are finite and not zero, (items,)."""
+    usable: Bool = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+    return usable
+
+
 def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float16, Bool]:
     """Return rows of unit length in float16 and which items still have one, (items, e) and (items,).
 
@@ -87,8 +93,8 @@ def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float
         rows: (items, e) vectors of any length.
         present: (items,) which rows count. Those that are zero or not finite no longer do.
     """
-    wide = rows.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1)
+    precise = rows.astype(np.float64)
+    norms = np.linalg.norm(precise, axis=1)
     present = present & np.isfinite(norms) & (norms > 0)
-    unit = np.where(present[:, None], wide / np.where(present, norms, 1)[:, None], 0)
+    unit = np.where(present[:, None], precise / np.where(present, norms, 1)[:, None], 0)
     return unit.astype(np.float16), present

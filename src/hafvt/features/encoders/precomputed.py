@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,35 +17,19 @@ from hafvt.features.encoders.base import Bool, Float32
 MAX_COMPRESSION = 200  # vectors hardly compress; an array that does so further could exhaust the memory
 
 
-class PrecomputedVectors(NamedTuple):
-    """The vectors that a file has for a list of items.
+def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, list[str]]:
+    """Return the vectors that a file has for a list of items; see `read_precomputed`.
 
-    Attributes:
-        rows: (items, e) float32, zero for items that the file lacks.
-        is_listed: (items,) whether the file has the item.
-        problem: what to report about the other items.
-        num_ids: number of ids in the file.
-        first_id: the first of them, empty if there are none.
+    Returns:
+        The vectors (items, e), zero for items that the file lacks; which items it has, (items,); all its ids.
     """
-
-    rows: Float32
-    is_listed: Bool
-    problem: str
-    num_ids: int
-    first_id: str
-
-
-def look_up_vectors(path: Path, item_ids: pl.Series) -> PrecomputedVectors:
-    """Return the vectors of items from a file; see `read_precomputed`."""
     ids, vectors = read_precomputed(path)
     index = pl.DataFrame({"item_id": ids}, schema={"item_id": pl.String}).with_row_index("row")
-    rows = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")[
-        "row"
-    ]
-    is_listed = rows.is_not_null().to_numpy()
-    found = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
-    found[is_listed] = vectors[rows.drop_nulls().to_numpy()]
-    return PrecomputedVectors(found, is_listed, f"no vector in {path.name}", len(ids), ids[0] if ids else "")
+    matches = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")
+    is_listed = matches["row"].is_not_null().to_numpy()
+    rows = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
+    rows[is_listed] = vectors[matches["row"].drop_nulls().to_numpy()]
+    return rows, is_listed, ids
 
 
 def read_precomputed(path: Path) -> tuple[list[str], Float32]:

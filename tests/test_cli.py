@@ -2,58 +2,79 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from functools import wraps
+from pkgutil import resolve_name
 
 import pytest
 
 import hafvt
-from hafvt.cli import commands, main, parser, spell_out
+from hafvt import cli
+from hafvt.cli import COMMANDS, main
 from hafvt.data.sources.demo import generate_world
 
 
+@pytest.fixture
+def arguments_of(monkeypatch):
+    """Return a function that runs a command line and returns the arguments that its function receives."""
+
+    def parse(line):
+        received = {}
+
+        def resolve(target):
+            function = resolve_name(target)
+
+            @wraps(function)
+            def record(*positional, **options):
+                received.update(inspect.signature(function).bind(*positional, **options).arguments)
+
+            return record
+
+        monkeypatch.setattr(cli, "resolve_name", resolve)
+        monkeypatch.setitem(COMMANDS, line[0], COMMANDS[line[0]]._replace(format_result=str))
+        assert main(line) == 0, line
+        return received
+
+    return parse
+
+
 @pytest.mark.parametrize(
-    ("typed", "read"),
+    ("line", "expected"),
     [
-        (["prepare", "--min-per-domain", "3"], ["prepare", "--min_per_domain", "3"]),
-        (["prepare", "--min-per-domain=3"], ["prepare", "--min_per_domain=3"]),
-        (["train", "hafvt", "--resume"], ["train", "hafvt", "--resume", "true"]),
+        ("prepare --interactions a.csv --min-per-domain 3", {"interactions": "a.csv", "min_per_domain": 3}),
         (
-            ["train", "hafvt", "--resume", "--seed", "1"],
-            ["train", "hafvt", "--resume", "true", "--seed", "1"],
+            "prepare a.csv b.csv out --min-per-domain=3",
+            {"interactions": "a.csv", "items": "b.csv", "out": "out"},
         ),
-        (["train", "hafvt", "--resume", "false"], ["train", "hafvt", "--resume", "false"]),
+        ("train hafvt d --out o --resume", {"model": "hafvt", "data": "d", "out": "o", "resume": True}),
+        ("train hafvt --data d --out o --resume false --seed 1", {"data": "d", "resume": False, "seed": 1}),
+        ("train hafvt d o --params.id_width 8", {"params": {"id_width": 8}}),
         (
-            ["train", "hafvt", "--params.id_width", "8"],
-            ["train", "hafvt", "--params.id_width", "8"],
-        ),
-        (
-            ["encode", "d", "--precomputed", "image=a-b.npz", "title=c=d.npz"],
-            ["encode", "d", "--precomputed.image=a-b.npz", "--precomputed.title=c=d.npz"],
+            "train hafvt d o --params modalities=[id,title] dropout=0.1",
+            {"params": {"modalities": ["id", "title"], "dropout": 0.1}},
         ),
         (
-            ["prepare", "--columns", "user_id=customer", "--out", "x"],
-            ["prepare", "--columns.user_id=customer", "--out", "x"],
+            "encode d --precomputed image=a-b.npz title=c=d.npz",
+            {"precomputed": {"image": "a-b.npz", "title": "c=d.npz"}},
         ),
-        (
-            ["recommend", "run", "--history", "007", "null", "é[", "--k", "3"],
-            ["recommend", "run", '--history=["007", "null", "\\U000000e9["]', "--k", "3"],
-        ),
-        (
-            ["recommend", "run", "--history", "--exclude-seen"],
-            ["recommend", "run", "--history=[]", "--exclude_seen", "true"],
-        ),
-        (["compare", "d", "--models", '["a", "b"]'], ["compare", "d", "--models", '["a", "b"]']),
-        (["--help"], ["--help"]),
+        ("prepare a --columns user_id=customer --out x", {"columns": {"user_id": "customer"}, "out": "x"}),
+        ("recommend run --history 007 null é[ --k 3", {"history": ["007", "null", "é["], "k": 3}),
+        ("recommend run --history=aa01", {"history": ["aa01"]}),
+        ("recommend run --history --k 3", {"history": [], "k": 3}),
+        ("recommend run --user null", {"user": "null"}),
+        ("compare d o --models a b", {"models": ["a", "b"]}),
     ],
 )
-def test_spelling(typed, read):
-    assert spell_out(typed, commands()) == read
+def test_command_line_typed_arguments_reach_the_function(line, expected, arguments_of):
+    received = arguments_of(line.split())
+    assert {name: received.get(name) for name in expected} == expected
 
 
-def test_ids_are_text_however_they_look():
+def test_command_line_ids_of_any_look_stay_text(arguments_of):
     ids = [
         "007",
         "null",
@@ -67,19 +88,34 @@ def test_ids_are_text_however_they_look():
         "-5",
         "\\n\x01\x85\u2028'\"",
     ]
-    known = commands()
-    for word in ids:
-        typed = ["recommend", "run", "--user", word, "--history", word, *ids]
-        read = parser(known, "recommend").parse_args(spell_out(typed, known))["recommend"]
-        assert read["history"] == [word, *ids]
-        assert read["user"] == (None if word == "null" else word)
+    for item_id in ids:
+        received = arguments_of(["recommend", "run", "--user", item_id, "--history", item_id, *ids])
+        assert received["history"] == [item_id, *ids]
+        assert received["user"] == item_id
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize(
+    "line", ["train sasrec d o --epochs 1.5", "info d --color red", "info", "recommend r --k x", "nothing"]
+)
+def test_command_line_wrong_option_is_refused_in_one_line(line, capsys):
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "--help" in error
+
+
+@pytest.mark.xfail(reason="train imports torch until it moves to a module of its own")
+def test_train_help_lists_hyperparameters_without_importing_torch():
+    program = ["import sys", "from hafvt.cli import main", "main(['train', 'sasrec', '--help'])"]
+    code = "\n".join([*program, "print('torch' in sys.modules)"])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"--params\.dropout.*from 0 to", output)
+    assert output.strip().endswith("False")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
-    assert stopped.value.code == 0
+    assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"hafvt {name}" in text
     assert re.search(r"Example:\s+hafvt", text), "no example"
@@ -93,8 +129,8 @@ def test_the_main_job_from_the_command_line(tmp_path, capsys, monkeypatch):
         "prepare --interactions world/interactions.csv --items world/items.csv --min-per-domain 3 --out data",
         "info data",
         "encode data --image classic --title classic",
-        "train hafvt --data data --out run --epochs 2 --params.id_width 8 --params.content_width 8",
-        "train sasrec --data data --out sas --epochs 1 --params.width 8",
+        "train hafvt data --out run --epochs 2 --params.id_width 8 --params.content_width 8",
+        "train sasrec data --out sas --epochs 1 --params.width 8",
         "evaluate run --exclude-seen",
         "evaluate run --split valid",
     ]
@@ -123,12 +159,6 @@ def test_a_yaml_file_gives_options_and_a_flag_overrides_it(tmp_path, capsys, mon
     assert manifest["settings"]["last"] == 7
 
 
-def test_an_unknown_option_is_refused():
-    with pytest.raises(SystemExit) as stopped:
-        main(["info", "data", "--color", "red"])
-    assert stopped.value.code == 2
-
-
 def test_every_command_is_a_name_of_the_package_too():
     assert sorted(hafvt.__all__) == sorted(hafvt.HOMES)
     for name in hafvt.__all__:
@@ -148,7 +178,7 @@ def without_torch(code: str) -> subprocess.CompletedProcess[str]:
 def test_what_does_not_need_torch_starts_without_it(small):
     modules = "hafvt, hafvt.cli, hafvt.inference.recommender, hafvt.inference.scorer, hafvt.inference.catalog"
     assert without_torch(f"import {modules}\nhafvt.Recommender, hafvt.HafvtError").stderr == ""
-    for arguments, said in ((["--help"], "Trains a model"), (["info", str(small.folder)], "40")):
+    for arguments, said in ((["--help"], "Train a model"), (["info", str(small.folder)], "40")):
         ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
         assert ended.returncode == 0, ended.stderr
         assert said in ended.stdout

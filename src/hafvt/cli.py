@@ -1,10 +1,8 @@
-"""The command line: sub-commands onto plain functions. The only place that parses arguments."""
+"""The command line: each command calls one plain function. Only this module parses arguments."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-import json
 import logging
 import os
 import re
@@ -13,200 +11,250 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
-from itertools import takewhile
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from pkgutil import resolve_name
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts.config import Yaml
 
 from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError
+from hafvt.models import MODELS, describe_parameters
 from hafvt.progress import console
 
 
 class Command(NamedTuple):
-    """A sub-command.
+    """A command of the program.
 
     Attributes:
-        target: "module:function" of what does the work. Its docstring is the help, its signature the options.
-        positional: names of the parameters that are given without an option's name.
-        show: turns what the function returns into what is printed.
+        target: "module:function" that does the work. Its signature gives the options, its docstring the help.
+        summary: what the command does, for the list of commands.
+        format_result: turns the function's result into the printed text.
     """
 
     target: str
-    positional: tuple[str, ...] = ()
-    show: Callable[[Any], str] = str
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """What does the work; only now is it imported, and torch with it where it needs that."""
-        module, _, name = self.target.partition(":")
-        function: Callable[..., Any] = getattr(import_module(module), name)
-        return function
-
-    @property
-    def summary(self) -> str:
-        """The first line of its docstring, read without importing it, so that --help is quick."""
-        module, _, name = self.target.partition(":")
-        spec = find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return (ast.get_docstring(node) or "").partition("\n")[0]
-        raise AssertionError(f"{module} has no function {name}")
+    summary: str
+    format_result: Callable[[Any], str] = str
 
 
-def commands() -> dict[str, Command]:
-    """Returns the sub-commands by name."""
+def _format_prepared(data: Any) -> str:
+    from hafvt.data.info import info  # the commands' own modules are imported only when they run
 
-    def encoded(tables: dict[str, Any]) -> str:
-        return "\n".join(
-            f"{name}: {int(t.present.sum()):,} of {len(t.rows):,} items, {t.rows.shape[1]} dimensions"
-            for name, t in tables.items()
-        )
-
-    def prepared(data: Any) -> str:
-        from hafvt.data.info import info
-
-        return f"{info(data)}\nwrote {data.folder}"
-
-    return {
-        "demo": Command("hafvt.experiments.demo:demo"),
-        "prepare": Command("hafvt.data.prepare:prepare", (), prepared),
-        "fetch": Command("hafvt.data.sources.fetch:fetch", ("what",)),
-        **{f"prepare-{name}": Command(target, ("folder",)) for name, target in SOURCES.items()},
-        "encode": Command("hafvt.features.encode:encode", ("data",), encoded),
-        "info": Command("hafvt.data.info:info", ("data",)),
-        "train": Command("hafvt.training.trainer:train", ("model",)),
-        "evaluate": Command("hafvt.experiments.evaluate:evaluate", ("run",)),
-        "recommend": Command("hafvt.inference.batch:recommend", ("run",)),
-        "explain": Command("hafvt.inference.explain:explain", ("run",)),
-        "catalog": Command("hafvt.inference.catalog_add:catalog", ("action", "run", "items")),
-        "index": Command("hafvt.inference.ann:index", ("run",)),
-        "serve": Command("hafvt.server.serve:serve", ("run",)),
-        "tune": Command("hafvt.experiments.tune:tune", ("model",)),
-        "export": Command("hafvt.inference.onnx_export:export", ("run",)),
-        "compare": Command("hafvt.experiments.compare:compare", ("data",)),
-        "ablate": Command("hafvt.experiments.compare:ablate", ("data",)),
-        "paper": Command("hafvt.experiments.paper:paper", ("table",)),
-        "doctor": Command("hafvt.experiments.doctor:doctor"),
-    }
+    return f"{info(data)}\nwrote {data.folder}"
 
 
-class Parser(ArgumentParser):
-    """Spells options with hyphens in its help, as they are typed."""
-
-    def format_help(self, *arguments: Any, **named: Any) -> str:
-        """Returns the help."""
-        text = super().format_help(*arguments, **named)
-        return re.sub(r"--[a-z_0-9.]+", lambda match: match[0].replace("_", "-"), text)
+def _format_encoded(tables: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{name}: {int(table.present.sum()):,} of {len(table.rows):,} items, {table.rows.shape[1]} dimensions"
+        for name, table in tables.items()
+    )
 
 
-def parser(known: dict[str, Command], chosen: str) -> Parser:
-    """Returns the parser of all sub-commands; of the chosen one with its options."""
-    top = Parser(prog="hafvt", description="Recommend across domains, with pictures and titles.")
-    subcommands = top.add_subcommands(dest="command", metavar="COMMAND")
-    for name, command in known.items():
-        if name != chosen:
-            subcommands.add_subcommand(name, Parser(), help=command.summary)
-            continue
-        text = inspect.getdoc(command.function) or ""
-        said, _, example = text.partition("\nExample: ")
-        sub = Parser(description=said.strip(), epilog=f"Example: {example.splitlines()[0]}")
-        sub.add_argument("--config", action="config", help="a YAML file with any of these options")
-        help_of = dict(re.findall(r"^    (\w+): (.+?)$", text, flags=re.MULTILINE))
-        for positional in command.positional:
-            sub.add_argument(positional, type=str, help=help_of.get(positional, ""))
-        sub.add_function_arguments(command.function, skip=set(command.positional))
-        subcommands.add_subcommand(name, sub, help=text.splitlines()[0])
-    return top
+COMMANDS = {
+    "demo": Command("hafvt.experiments.demo:demo", "Generate two shops, train three models, write a report."),
+    "prepare": Command(
+        "hafvt.data.prepare:prepare",
+        "Turn tables of interactions and items into a dataset.",
+        _format_prepared,
+    ),
+    "fetch": Command("hafvt.data.sources.fetch:fetch", "Download public reviews or a dataset's pictures."),
+    **{
+        f"prepare-{name}": Command(target, f"Turn {name}'s published files into a dataset.")
+        for name, target in SOURCES.items()
+    },
+    "encode": Command(
+        "hafvt.features.encode:encode", "Encode pictures and titles of a dataset's items.", _format_encoded
+    ),
+    "info": Command("hafvt.data.info:info", "Describe a dataset."),
+    "train": Command("hafvt.training.trainer:train", "Train a model on a dataset."),
+    "evaluate": Command("hafvt.experiments.evaluate:evaluate", "Rank the test targets of a trained model."),
+    "recommend": Command("hafvt.inference.batch:recommend", "Recommend items to one or many histories."),
+    "explain": Command("hafvt.inference.explain:explain", "Explain the score of an item."),
+    "catalog": Command("hafvt.inference.catalog_add:catalog", "Add new items to a trained model."),
+    "index": Command("hafvt.inference.ann:index", "Build an index for large catalogs."),
+    "serve": Command("hafvt.server.serve:serve", "Serve a trained model over HTTP, with a page."),
+    "tune": Command("hafvt.experiments.tune:tune", "Search for the best hyperparameters of a model."),
+    "export": Command("hafvt.inference.onnx_export:export", "Write a trained model as ONNX."),
+    "compare": Command("hafvt.experiments.compare:compare", "Train and compare several models."),
+    "ablate": Command("hafvt.experiments.compare:ablate", "Switch parts of HAF-VT on and off."),
+    "paper": Command("hafvt.experiments.paper:paper", "Reproduce a table of the paper."),
+    "doctor": Command("hafvt.experiments.doctor:doctor", "Describe this machine and what is installed."),
+}
 
 
-def spell_out(arguments: Sequence[str], known: dict[str, Command]) -> list[str]:
-    """Turns what people type into what the parser reads.
+def whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """Return an argument as an integer.
 
-    `--min-per-domain 3` becomes `--min_per_domain 3`, a bare `--resume` `--resume true`, `--precomputed
-    image=FILE title=FILE` one option each, and `--models a b` one list, whose values are text as they stand.
+    Raises:
+        ValueError: it is something else, such as 1.5.
     """
-    if not arguments or arguments[0] not in known:
-        return list(arguments)
-    parameters = inspect.signature(known[arguments[0]].function, eval_str=True).parameters
-    spelt, rest = [arguments[0]], list(arguments[1:])
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--"):
-            spelt.append(argument)
+    if not re.fullmatch(r"[+-]?\d+", tokens[0].value):
+        raise ValueError("give a whole number")
+    return int(tokens[0].value)
+
+
+def argument_type(hint: Any) -> Any:
+    """Return what the command line accepts for a parameter of a Python function.
+
+    A parameter that takes a path, a data frame or an opened dataset takes text here.
+    """
+    if hint is int:
+        return Annotated[int, Parameter(converter=whole_number)]
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    options = get_args(hint)
+    first = str if str in options else argument_type(options[0])
+    return first | None if NoneType in options else first
+
+
+def hyperparameter(value: Any) -> Any:
+    """Return a hyperparameter's value, which is written as in YAML: 0.2, true, [id, title]."""
+    return yaml.safe_load(value) if isinstance(value, str) else [hyperparameter(part) for part in value]
+
+
+def command_function(command: Command) -> Callable[..., str]:
+    """Import a command's function and return it with a signature that the command line can fill."""
+    function = resolve_name(command.target)
+    hints = get_type_hints(function)
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> str:
+        for name in ("params", "space"):
+            if options.get(name):
+                options[name] = {key: hyperparameter(value) for key, value in options[name].items()}
+        return command.format_result(function(*arguments, **options))
+
+    parameters = inspect.signature(function).parameters
+    types = {name: Annotated[argument_type(hints[name]), Parameter()] for name in parameters}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(annotation=types[name]) for name, parameter in parameters.items()]
+    )
+    run.__annotations__ = types
+    return run
+
+
+def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
+    """Return the program's commands; only the chosen one is imported.
+
+    Args:
+        chosen: name of the command that will run.
+        model: whose hyperparameters the help of `train` and `tune` lists.
+        config: a YAML file with options.
+    """
+    options = Parameter(consume_multiple=True, negative_iterable=())
+    app = App("hafvt", help="Recommend across domains, with pictures and titles.", default_parameter=options)
+    if config is not None:
+        app.config = (Yaml(config, must_exist=True, use_commands_as_keys=False),)
+    for name, command in COMMANDS.items():
+        if name != chosen:
+            app.command(lambda: None, name=name, help=command.summary)
             continue
-        name, equals, value = argument[2:].partition("=")
-        root, dot, key = name.partition(".")
-        root = root.replace("-", "_")
-        kind = str(parameters[root].annotation) if root in parameters else ""
-        follows = len(list(takewhile(lambda word: not word.startswith("--"), rest)))
-        pairs = len(list(takewhile(lambda word: re.match(r"[\w.-]+=", word), rest)))
-        if "dict[" in kind and not dot and not equals and pairs:
-            for pair in rest[:pairs]:
-                name, _, value = pair.partition("=")
-                spelt.append(f"--{root}.{name}={value}")
-            del rest[:pairs]
-        elif "list[" in kind and not equals and not (follows == 1 and re.match(r'\[.*"\]$', rest[0])):
-            quoted = json.dumps(rest[:follows], ensure_ascii=False)
-            quoted = re.sub("[^ -~]", lambda match: f"\\U{ord(match[0]):08x}", quoted)  # as YAML writes it
-            spelt.append(f"--{root}={quoted}")
-            del rest[:follows]
+        epilogue = "Options may also come from a YAML file: --config FILE."
+        if model in MODELS:
+            lines = [
+                f"--params.{h.name} ({h.type}, {h.range}, default {h.default}): {h.description}"
+                for h in describe_parameters(model)
+            ]
+            epilogue += f"\n\nHyperparameters of {model}:\n\n" + "\n\n".join(lines)
+        elif chosen in ("train", "tune"):
+            epilogue += f"\n\nHyperparameters: hafvt {chosen} MODEL --help, for {', '.join(MODELS)}."
+        app.command(command_function(command), name=name, help_epilogue=epilogue)
+    return app
+
+
+def normalize(arguments: Sequence[str]) -> list[str]:
+    """Return arguments as the parser reads them.
+
+    `--columns user_id=customer item_id=sku` becomes one `--columns.KEY=VALUE` each, `--resume true` becomes
+    `--resume=true`.
+    """
+    normalized: list[str] = []
+    option = ""
+    for argument in arguments:
+        pair = re.match(r"([\w.-]+)=(.*)", argument, flags=re.DOTALL)
+        if argument.startswith("--"):
+            option = argument if "=" not in argument else ""
+            normalized.append(argument)
+        elif argument in ("true", "false") and normalized[-1:] == [option]:
+            normalized[-1] += f"={argument}"
+        elif pair and option in ("--columns", "--domains", "--params", "--precomputed", "--space", "--tuned"):
+            if normalized[-1] == option:
+                normalized.pop()
+            normalized.append(f"{option}.{argument}")
         else:
-            spelt.append(f"--{root}{dot}{key}{equals}{value}")
-            if "bool" in kind and not equals and rest[:1] not in (["true"], ["false"]):
-                spelt.append("true")
-    return spelt
+            normalized.append(argument)
+    return normalized
+
+
+def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Return the arguments without `--config FILE`, and the file.
+
+    Raises:
+        HafvtError: there is no such file.
+    """
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            stop = position + (1 if equals else 2)
+            file = value or " ".join(arguments[position + 1 : stop])
+            if not Path(file).is_file():
+                raise HafvtError(f"--config {file}: no such file: check the path")
+            return arguments[:position] + arguments[stop:], Path(file)
+    return arguments, None
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Takes SIGTERM for Ctrl-C: what runs beside is stopped, too, and temporary files are removed."""
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C: child processes are stopped, too, and temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a sub-command.
+    """Run a command.
 
     Returns:
-        0 where it succeeded, 1 where the user can mend what went wrong, 130 after Ctrl-C or SIGTERM. (The
-        parser itself exits with 2 on a wrong option.)
+        0 after success, 1 after an error that the user can mend, 2 for a wrong option, 130 after Ctrl-C or
+        SIGTERM.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of choices that are ours
-    known = commands()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    chosen = given[0] if given and given[0] in known else ""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    typed = normalize(sys.argv[1:] if arguments is None else arguments)
+    chosen = typed[0] if typed and typed[0] in COMMANDS else ""
+    model = next((word for word in typed[1:] if word in MODELS), "") if chosen in ("train", "tune") else ""
+
+    def report(error: object) -> None:
+        console.print(f"hafvt {chosen}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
     try:
-        settings = parser(known, chosen).parse_args(spell_out(given, known))
-        values = settings[chosen].as_dict()
-        values.pop("config", None)
-        with _terminated_as_interrupted():
-            said = known[chosen].show(known[chosen].function(**values))
-        if said:
-            print(said)
+        with _sigterm_as_ctrl_c():
+            typed, config = take_config(typed)
+            app = make_app(chosen, model, config)
+            text = app(typed, exit_on_error=False, print_error=False, result_action="return_value")
+        if text:
+            print(text)
+    except CycloptsError as error:
+        report(f"{' '.join(str(error).split())} See hafvt {chosen} --help")
+        return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        console.print(f"hafvt {chosen}: this needs torch: pip install torch", style="red", soft_wrap=True)
+        report("this needs torch: pip install torch")
         return 1
-    except HafvtError as error:
-        console.print(f"hafvt {chosen}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (HafvtError, yaml.YAMLError) as error:
+        report(error)
         return 1
     except KeyboardInterrupt:
-        console.print(
-            "stopped; a run or an encoding goes on where it was when started again (train: --resume)"
-        )
+        console.print("stopped; start the command again to continue where it was (train: with --resume)")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

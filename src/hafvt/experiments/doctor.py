@@ -23,7 +23,7 @@ CORE = (
     "narwhals",
     "safetensors",
     "lightning-fabric",
-    "jsonargparse",
+    "cyclopts",
     "rich",
 )
 

@@ -15,6 +15,9 @@ from hafvt.errors import HafvtError
 from hafvt.files import atomic_folder, read_json, sha256, write_json
 
 FORMAT = 2
+CONTENT_COLUMNS = ("title", "image")
+"""Optional text columns of the item table, which `hafvt.features.modalities` turns into vectors."""
+ITEM_COLUMNS = ("item_id", "domain", *CONTENT_COLUMNS)
 
 Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
@@ -217,8 +220,7 @@ def write_dataset(
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        columns = ["item_id", "domain", "title", "image"]
-        item_table.select(*columns, pl.exclude(columns)).write_parquet(temporary / "items.parquet")
+        item_table.select(*ITEM_COLUMNS, pl.exclude(ITEM_COLUMNS)).write_parquet(temporary / "items.parquet")
         user_ids.alias("user_id").to_frame().write_parquet(temporary / "users.parquet")
         manifest = {
             "format": FORMAT,

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Bool, Int32, Int64
+from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS, Bool, Int32, Int64
 from hafvt.data.readers import Origin, read_columns
 from hafvt.errors import HafvtError, InputError
 
 COLUMNS = {
     "interactions": ("user_id", "item_id", "timestamp", "domain"),
-    "items": ("item_id", "domain", "title", "image"),
+    "items": ITEM_COLUMNS,
 }
 REQUIRED = {"interactions": ("user_id", "item_id", "timestamp"), "items": ("item_id",)}
 DEFAULT_DOMAIN = "all"  # name of the only domain if no table has a column of domains
@@ -130,7 +130,7 @@ def _checked_column(table: Table, name: str) -> pl.Series:
         remedy = "Give numbers, or times as 2024-12-31 or 2024-12-31T23:59:59Z, one kind in all rows"
     else:
         parsed, problem, remedy = _text(table, name), f"an empty {name}", "Fill it in or remove the row"
-    if name in ("title", "image"):
+    if name in CONTENT_COLUMNS:
         return parsed
     is_wrong = parsed.is_null()
     if is_wrong.any():
@@ -317,11 +317,11 @@ def _item_table(interactions: Table, items: Table | None) -> pl.DataFrame:
             problem = "this item has no interaction, which could give its domain"
             remedy = "Remove it, or give the items a column of domains"
             raise items.error(has_no_domain, "item_id", problem, remedy)
-    absent = [name for name in ("title", "image") if name not in table.columns]
+    absent = [name for name in CONTENT_COLUMNS if name not in table.columns]
     table = table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
     if "domain" not in table.columns:
         table = table.with_columns(pl.lit(DEFAULT_DOMAIN).alias("domain"))
-    return table.select("item_id", "domain", "title", "image")
+    return table.select(ITEM_COLUMNS)
 
 
 def _distinct_items(items: Table) -> pl.DataFrame:

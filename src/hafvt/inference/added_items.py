@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from hafvt.data.dataset import Domain, Int64
+from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable
@@ -20,7 +20,6 @@ from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
 
 FORMAT = 2
-ITEM_COLUMNS = ("item_id", "domain", "title", "image")
 COLUMNS = (*ITEM_COLUMNS, "image_root")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
@@ -149,5 +149,5 @@ def _checked(table: Table, run: Run, previous: AddedItems, overwrite: bool) -> p
     if was_added.any() and not overwrite:
         remedy = "Remove the row, or use --overwrite true to replace the item"
         raise table.error(was_added, "item_id", "this item was added before", remedy)
-    missing = [name for name in ("title", "image") if name not in frame.columns]
+    missing = [name for name in CONTENT_COLUMNS if name not in frame.columns]
     return frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)

@@ -36,15 +36,17 @@ VARIANTS = ("fp32", "bf16", "sampled")
 def main() -> None:
     parser = options("Quality of bfloat16 and of sampled softmaxes.")
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     for name in PREPARE:
-        make_data(given.shared / name, given.work / "data" / name)
-    runs = [(*case, variant, seed) for seed in range(given.seeds) for case in EPOCHS for variant in VARIANTS]
-    runs = [run for run in runs if given.only in "/".join(run[:3])]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for finished in [pool.submit(train, given.work, *run) for run in runs]:
+        make_data(arguments.shared / name, arguments.work / "data" / name)
+    runs = [
+        (*case, variant, seed) for seed in range(arguments.seeds) for case in EPOCHS for variant in VARIANTS
+    ]
+    runs = [run for run in runs if arguments.only in "/".join(run[:3])]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in [pool.submit(train, arguments.work, *run) for run in runs]:
             finished.result()
-    print(write(given.work, given.seeds))
+    print(write(arguments.work, arguments.seeds))
 
 
 def folder_of(work: Path, data: str, model: str, variant: str, seed: int) -> Path:
@@ -67,7 +69,7 @@ def train(work: Path, data: str, model: str, variant: str, seed: int) -> None:
 
 def write(work: Path, seeds: int) -> str:
     """Writes the table of all finished runs, rows of earlier calls among them, and returns it."""
-    found = recorded("accuracy")
+    results = recorded("accuracy")
     for data, model in EPOCHS:
         for variant in VARIANTS[1:]:
             pairs = [
@@ -82,11 +84,11 @@ def write(work: Path, seeds: int) -> str:
             if len(bests) > 1:
                 row = {"data": data, "run": f"{model} {variant}", "epochs": EPOCHS[data, model]}
                 row |= {"valid_mrr": [here for here, _ in bests], "valid_mrr_beside": [x for _, x in bests]}
-                found[data, row["run"]] = row | {"machine": describe()}
+                results[data, row["run"]] = row | {"machine": describe()}
     order = [(data, f"{model} {variant}") for data, model in EPOCHS for variant in VARIANTS]
-    held = [found[name] for name in order if name in found]
+    previous = [results[name] for name in order if name in results]
     header = ["data", "model", "epochs", "variant", "seeds", "MRR in fp32, %", "MRR, %", "change", "flags"]
-    machines = dict.fromkeys(sentence(row["machine"]) for row in held)
+    machines = dict.fromkeys(sentence(row["machine"]) for row in previous)
     text = "\n".join(
         [
             "# Quality in bfloat16 and with sampled softmaxes",
@@ -98,10 +100,10 @@ def write(work: Path, seeds: int) -> str:
             "",
             *(f"* {machine}" for machine in machines),
             "",
-            markdown_table(header, [cells_of(row) for row in held], text_columns=4),
+            markdown_table(header, [cells_of(row) for row in previous], text_columns=4),
         ]
     )
-    record("accuracy", text, {"runs": held})
+    record("accuracy", text, {"runs": previous})
     return text
 
 

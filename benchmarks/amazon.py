@@ -50,10 +50,12 @@ def measure(raw: str) -> None:
 
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        found = prepare_amazon(raw, Path(out) / "data", domains=CATEGORIES, window="month", min_per_domain=1)
+        summary = prepare_amazon(
+            raw, Path(out) / "data", domains=CATEGORIES, window="month", min_per_domain=1
+        )
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gib": peak, "sequences": found.dataset.num_users}))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "sequences": summary.dataset.num_users}))
 
 
 def main() -> None:
@@ -70,17 +72,17 @@ def main() -> None:
         command = [sys.executable, __file__, "measure", str(raw)]
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         size = sum(path.stat().st_size for path in raw.iterdir()) / 2**30
-    found = {"reviews": 2 * REVIEWS, "packed_gib": size, **json.loads(ran.stdout.splitlines()[-1])}
+    summary = {"reviews": 2 * REVIEWS, "packed_gib": size, **json.loads(ran.stdout.splitlines()[-1])}
     header = ["reviews", "packed (GiB)", "time (s)", "peak memory (GiB)", "sequences"]
     row = [
-        f"{found['reviews']:,}",
-        *(f"{found[n]:.2f}" for n in ("packed_gib", "seconds", "peak_gib")),
-        f"{found['sequences']:,}",
+        f"{summary['reviews']:,}",
+        *(f"{summary[n]:.2f}" for n in ("packed_gib", "seconds", "peak_gib")),
+        f"{summary['sequences']:,}",
     ]
     table = markdown_table(header, [row])
     print(table)
     results, machine = Path(__file__).parent / "results", describe()
-    write_json(results / "amazon.json", {"machine": machine, "rows": [found]})
+    write_json(results / "amazon.json", {"machine": machine, "rows": [summary]})
     lines = ["# prepare-amazon on generated dumps", "`python benchmarks/amazon.py`", sentence(machine), table]
     with atomic_file(results / "amazon.md") as temporary:
         temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@
 Prepares movielens-posters with 10 % of each domain's items held out, trains each run of `RUNS` by the command
 line on one thread, and ranks the targets among held-out items (cold) and the test targets (warm). What was
 stopped goes on when the command is given again; what is finished is left as it is. `new_items`, the factor on
-the score of items that training never met, changes scores alone: one run shows what each value of it gives.
+the score of cold items, changes scores alone: one run shows what each value of it gives.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ranks items that were held out of training.")
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
     parser.add_argument("--work", type=Path, required=True, help="folder for data set and runs")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = make_data(given.shared / DATA, given.work / "data" / DATA)
-    found = []
+    data = make_data(arguments.shared / DATA, arguments.work / "data" / DATA)
+    measured = []
     for name, options in RUNS.items():
-        out = given.work / "runs" / name.replace(" ", "-")
+        out = arguments.work / "runs" / name.replace(" ", "-")
         command = f"train hafvt {TRAIN} {options}".strip()
         if not (out / "results.json").exists():
             call(
@@ -55,8 +55,8 @@ def main() -> None:
             )
         run = open_run(out, data)
         for factor in FACTORS if options == "" else (run.config.new_items,):
-            found.append({"run": name, "command": f"hafvt {command}", **measure(run, factor)})
-    write(found)
+            measured.append({"run": name, "command": f"hafvt {command}", **measure(run, factor)})
+    write(measured)
 
 
 def call(command: list[str], log: Path) -> None:
@@ -98,32 +98,32 @@ def measure(run: Run, factor: float) -> dict[str, Any]:
 
 
 def places(model: HafVt, run: Run) -> float:
-    """Returns the share of items that training never met among the best ten of 1,024 test histories."""
+    """Returns the share of cold items among the best ten of 1,024 test histories."""
     _, batch = next(target_batches(run.data, run.data.test[:1024], 1024, model.max_length))
-    found = []
+    measured = []
     with torch.inference_mode():
         for number, domain in enumerate(model.domains):
             best = model.scores(batch, number).topk(10, dim=1).indices + domain.start
-            found.append(float(model.items.unmet[best].float().mean()))
-    return sum(found) / len(found)
+            measured.append(float(model.items.unmet[best].float().mean()))
+    return sum(measured) / len(measured)
 
 
-def write(found: list[dict[str, Any]]) -> None:
+def write(measured: list[dict[str, Any]]) -> None:
     """Writes results/cold.md and .json."""
     machine = describe()
     header = ["run", "`new_items`", "cold MRR (%), mean of the domains", "times random's"]
     header += ["by domain", "warm MRR (%)", "places among the best ten (%)"]
     rows = []
-    for one in found:
+    for one in measured:
         names = [name for name in one["times"] if name != "overall"]
         by_domain = ", ".join(f"{one['times'][name]:.1f} {name}" for name in names)
         cells = [one["run"], f"{one['new_items']:g}", one["cold_shown"]["overall"]]
         cells += [f"{one['times']['overall']:.1f}", by_domain, percent(one["warm"]), percent(one["places"])]
         rows.append(cells)
-    rows.append(["a random order", "", percent(found[0]["chance"]["overall"]), "1.0", "", "", ""])
+    rows.append(["a random order", "", percent(measured[0]["chance"]["overall"]), "1.0", "", "", ""])
     text = "\n".join(
         [
-            "# Items that training never met",
+            "# Cold items",
             "",
             f"{DATA}, 10 % of each domain's items held out (`hafvt prepare {PREPARE}`), vectors of",
             f"MobileNet-v2 and MiniLM; `hafvt train hafvt {TRAIN}`.",
@@ -138,7 +138,7 @@ def write(found: list[dict[str, Any]]) -> None:
             "",
         ]
     )
-    record("cold", text, {"machine": machine, "runs": found})
+    record("cold", text, {"machine": machine, "runs": measured})
     print(text)
 
 

@@ -1,10 +1,11 @@
-"""Three and five domains: HAF-VT as it comes, beside SASRec and itself with ids only.
+"""Three and five domains: HAF-VT with default settings, SASRec and itself with ids only.
 
     python benchmarks/domains.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
 The films are sorted into five domains by their first genre, the goods into three by words of their titles.
 Nothing was chosen on these sets: every run is `hafvt train MODEL` with its defaults, but for 30 epochs on the
-films and 20 on the goods. Test MRR of each domain, among all its items and, `strict`, among 999 that the user
+films and 20 on the goods. Test MRR of each domain, among all its items and
+under the protocol `sampled-unseen`, among 999 that the user
 never had. HAF-VT ranks a second time, not renormalized (`RANKED`).
 
 What was stopped goes on when the command is given again. Rows of earlier calls stay in results/domains.md and
@@ -61,14 +62,14 @@ PROTOCOLS = ("full", "sampled-unseen")
 
 
 def main() -> None:
-    given = options("HAF-VT with its defaults on three and five domains.").parse_args()
-    wanted = [(data, name) for name in RUNS for data in CUTS if given.only in f"{data}/{name}"]
+    arguments = options("HAF-VT with its defaults on three and five domains.").parse_args()
+    wanted = [(data, name) for name in RUNS for data in CUTS if arguments.only in f"{data}/{name}"]
     for data in dict.fromkeys(data for data, _ in wanted):
-        make_cut(given.shared, given.work, data)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for finished in [pool.submit(train, given.work, *run) for run in wanted]:
+        make_cut(arguments.shared, arguments.work, data)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in [pool.submit(train, arguments.work, *run) for run in wanted]:
             finished.result()
-    print(write(given.work))
+    print(write(arguments.work))
 
 
 def folder(work: Path, data: str, name: str) -> Path:
@@ -107,57 +108,59 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     models: Any = run.models
     for model in models if changes else ():
         model.config = model.config.replace(**changes)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "data": data,
         "run": name,
         "users": run.data.num_users,
         "best": run.about["best"],
     }
-    found["items"] = {domain.name: len(domain) for domain in run.data.domains}
+    results["items"] = {domain.name: len(domain) for domain in run.data.domains}
     for protocol in PROTOCOLS:
         ranks, _ = rank_targets(run.models, run.data, "test", get_protocol(protocol))
         of = {domain.name: 1 / ranks.ranks[ranks.domains == d] for d, domain in enumerate(run.data.domains)}
-        found["targets"] = {domain: len(gains) for domain, gains in of.items()}
-        found[protocol] = {"all": mean_mrr(ranks)} | {domain: gains.mean() for domain, gains in of.items()}
-    return json.loads(json.dumps({**found, "machine": describe()}, default=float))
+        results["targets"] = {domain: len(gains) for domain, gains in of.items()}
+        results[protocol] = {"all": mean_mrr(ranks)} | {domain: gains.mean() for domain, gains in of.items()}
+    return json.loads(json.dumps({**results, "machine": describe()}, default=float))
 
 
 def write(work: Path) -> str:
     """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
-    found = recorded("domains")
+    results = recorded("domains")
     text = [
         "# Three and five domains",
         "",
         "`python benchmarks/domains.py --shared ../shared/data --work DIR`: test MRR in %, one seed, all "
-        "settings as they come but for the epochs; `strict` ranks among 999 items that the user never had.",
+        "default settings but for the epochs; `sampled-unseen` ranks among 999 unseen items.",
     ]
     for data, (source, rules) in CUTS.items():
         rows, runs = [], []
         for name in (*RUNS, *RANKED):
             if (folder(work, data, RANKED.get(name, (name,))[0]) / "results.json").exists():
-                found[data, name] = measure(work, data, name)
-            if (data, name) in found:
-                run, best = found[data, name], found[data, name]["best"]
+                results[data, name] = measure(work, data, name)
+            if (data, name) in results:
+                run, best = results[data, name], results[data, name]["best"]
                 runs.append(run)
                 for protocol in PROTOCOLS:
                     cells = [f"{100 * run[protocol][of]:.2f}" for of in ("all", *sorted(rules))]
                     rows.append([name, protocol, *cells, f"{best['epoch']} of {best['epochs']}"])
         if runs:
             counts = runs[-1]["items"].items()
-            told = ", ".join(f"{of} {n:,} items and {runs[-1]['targets'][of]:,} targets" for of, n in counts)
+            description = ", ".join(
+                f"{of} {n:,} items and {runs[-1]['targets'][of]:,} targets" for of, n in counts
+            )
             text += [
                 "",
                 f"## {data.capitalize()}",
                 "",
-                f"Of {source}, {runs[-1]['users']:,} users: {told}.",
+                f"Of {source}, {runs[-1]['users']:,} users: {description}.",
                 "",
             ]
             header = ["run", "protocol", "all", *sorted(rules), "best epoch"]
             text += [markdown_table(header, rows, text_columns=2)]
             text += sorted({sentence(run["machine"]) for run in runs})
-    told = "\n".join(text)
-    record("domains", told, {"runs": list(found.values())})
-    return told
+    description = "\n".join(text)
+    record("domains", description, {"runs": list(results.values())})
+    return description
 
 
 if __name__ == "__main__":

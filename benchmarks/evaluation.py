@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of full ranking.")
     parser.add_argument("--items", type=int, default=28_500)
     items: int = parser.parse_args().items
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = generate(Path(folder) / "data", items)
         here = torch.ones(items, dtype=torch.bool)
@@ -53,15 +53,15 @@ def main() -> None:
             rank_positions(model, data, positions[:500])
             with Meter() as meter:
                 rank_positions(model, data, positions)
-            found[name] = {
+            results[name] = {
                 "histories": len(positions),
                 "histories_per_s": len(positions) / meter.wall_s,
                 "histories_per_cpu_s": len(positions) / meter.cpu_s,
                 "mib_above_start": 1024 * meter.above_gib,
                 "mib_of_all_scores": len(positions) * items * 4 / 2**20,
             }
-            print(name, found[name], flush=True)
-    write(found, items)
+            print(name, results[name], flush=True)
+    write(results, items)
 
 
 def generate(folder: Path, items: int) -> Dataset:
@@ -71,7 +71,7 @@ def generate(folder: Path, items: int) -> Dataset:
     return write_histories(folder, domains, random.integers(items, size=(USERS, LENGTH + 2)))
 
 
-def write(found: dict[str, dict[str, Any]], items: int) -> None:
+def write(results: dict[str, dict[str, Any]], items: int) -> None:
     """Writes the table."""
     machine = describe()
     rows = [
@@ -83,7 +83,7 @@ def write(found: dict[str, dict[str, Any]], items: int) -> None:
             f"{row['mib_above_start']:,.0f}",
             f"{row['mib_of_all_scores']:,.0f}",
         ]
-        for name, row in found.items()
+        for name, row in results.items()
     ]
     header = [
         "model",
@@ -102,7 +102,7 @@ def write(found: dict[str, dict[str, Any]], items: int) -> None:
         "",
         markdown_table(header, rows),
     ]
-    record("evaluation", "\n".join(text), {"machine": machine, "items": items, "models": found})
+    record("evaluation", "\n".join(text), {"machine": machine, "items": items, "models": results})
 
 
 if __name__ == "__main__":

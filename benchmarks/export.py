@@ -38,15 +38,15 @@ Call = Callable[[Int64, Int64], Any]
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = []
+    results = []
     for name, sizes in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
             for way, call in calls(sizes, Path(folder)).items():
                 row = {"items": name, "way": way}
                 row |= {"one_ms": 1e3 * cost(call, 1, sizes), "many_ms": 1e3 * cost(call, MANY, sizes)}
-                found.append(row)
+                results.append(row)
                 print(row, flush=True)
-    write(found)
+    write(results)
 
 
 def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
@@ -64,7 +64,7 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
     onnx_ir.save(program, folder / "given.onnx", external_data="given.data")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    baked, given = (
+    baked, arguments = (
         onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("baked", "given")
     )
 
@@ -75,7 +75,7 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
     return {
         "torch": of_torch,
         "onnxruntime, baked": lambda items, lengths: baked.run(None, {"items": items, "lengths": lengths}),
-        "onnxruntime, given": lambda items, lengths: given.run(
+        "onnxruntime, given": lambda items, lengths: arguments.run(
             None, {"items": items, "lengths": lengths, **tables}
         ),
     }
@@ -83,23 +83,23 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
 
 def cost(call: Call, count: int, sizes: tuple[int, int]) -> float:
     """Returns the seconds of processor that the scores of so many histories take, the median of calls."""
-    random, taken = np.random.default_rng(1), list[float]()
-    while len(taken) < 6 or (sum(taken) < 3 and len(taken) < 100):
+    random, duration = np.random.default_rng(1), list[float]()
+    while len(duration) < 6 or (sum(duration) < 3 and len(duration) < 100):
         items = random.integers(sum(sizes), size=(count, LENGTH))
         lengths = random.integers(1, LENGTH + 1, size=count)
         items[np.arange(LENGTH) >= lengths[:, None]] = 0
         start = time.process_time()
         call(items, lengths)
-        taken.append(time.process_time() - start)
-    return statistics.median(taken[1:])
+        duration.append(time.process_time() - start)
+    return statistics.median(duration[1:])
 
 
-def write(found: list[dict[str, Any]]) -> None:
+def write(results: list[dict[str, Any]]) -> None:
     """Writes the table."""
     machine = describe() | {"onnxruntime": onnxruntime.__version__}
     rows = [
         [row["items"], row["way"], f"{row['one_ms']:,.1f}", f"{1e3 * MANY / row['many_ms']:,.0f}"]
-        for row in found
+        for row in results
     ]
     sizes = "; ".join(f"{first:,} and {second:,}" for first, second in SIZES.values())
     text = [
@@ -113,7 +113,7 @@ def write(found: list[dict[str, Any]]) -> None:
         "",
         markdown_table(["items", "by", "one history, ms", "many, histories/s"], rows),
     ]
-    record("export", "\n".join(text), {"machine": machine, "found": found})
+    record("export", "\n".join(text), {"machine": machine, "found": results})
 
 
 if __name__ == "__main__":

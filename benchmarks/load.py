@@ -38,21 +38,23 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run whose dataset is at hand")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=32)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "hafvt", "serve", str(given.run), "--port", str(port)]
+    command = [sys.executable, "-m", "hafvt", "serve", str(arguments.run), "--port", str(port)]
     server = subprocess.Popen(command)
     try:
-        found = asyncio.run(measure(server, port, requests(given.run), given.clients, given.seconds))
+        report = asyncio.run(
+            measure(server, port, requests(arguments.run), arguments.clients, arguments.seconds)
+        )
     finally:
         server.send_signal(signal.SIGTERM)
         found_exit = server.wait(60)
-    found |= {"exit": found_exit, "clients": given.clients, "machine": describe()}
-    found["run"] = {key: read_json(given.run / "model.json")[key] for key in ("model", "config")}
-    text = markdown(found)
-    record("load", text, found)
+    report |= {"exit": found_exit, "clients": arguments.clients, "machine": describe()}
+    report["run"] = {key: read_json(arguments.run / "model.json")[key] for key in ("model", "config")}
+    text = markdown(report)
+    record("load", text, report)
     print(text)
 
 
@@ -60,22 +62,22 @@ def requests(run: Path) -> list[bytes]:
     """Returns whole requests, headers and all."""
     data = Dataset.open(read_json(run / "model.json")["data"])
     ids = data.item_table["item_id"].to_list()
-    chance, found = random.Random(0), []
+    chance, report = random.Random(0), []
     for _ in range(BODIES):
         user = chance.randrange(data.num_users)
         start, stop = int(data.offsets[user]), int(data.offsets[user + 1])
         history = [ids[n] for n in data.items[start : chance.randint(start + 1, stop)]]
         body = json.dumps({"history": history, "domain": chance.choice(data.domains).name}).encode()
         head = "POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        found.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    return found
+        report.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return report
 
 
 class Client(asyncio.Protocol):
     """One connection that always has one request under way, until `stop`."""
 
-    def __init__(self, asked: list[bytes], seed: int) -> None:
-        self.asked, self.chance = asked, random.Random(seed)
+    def __init__(self, sent: list[bytes], seed: int) -> None:
+        self.sent, self.chance = sent, random.Random(seed)
         self.seconds: list[float] = []
         self.errors: list[str] = []
         self.got, self.stop, self.done = b"", False, asyncio.get_running_loop().create_future()
@@ -88,7 +90,7 @@ class Client(asyncio.Protocol):
     def send(self) -> None:
         """Sends a request."""
         self.begun = time.perf_counter()
-        self.transport.write(self.chance.choice(self.asked))
+        self.transport.write(self.chance.choice(self.sent))
 
     def data_received(self, data: bytes) -> None:
         """Reads an answer, and sends the next request when it is whole."""
@@ -116,7 +118,7 @@ class Client(asyncio.Protocol):
 
 
 async def measure(
-    server: subprocess.Popen[bytes], port: int, asked: list[bytes], clients: int, seconds: float
+    server: subprocess.Popen[bytes], port: int, sent: list[bytes], clients: int, seconds: float
 ) -> dict[str, Any]:
     """Returns what was measured."""
     loop = asyncio.get_running_loop()
@@ -127,7 +129,7 @@ async def measure(
     memory = []
     begun, cpu = time.perf_counter(), cpu_seconds(server.pid)
     crowd = [
-        (await loop.create_connection(lambda n=n: Client(asked, n), "127.0.0.1", port))[1]  # type: ignore[misc]
+        (await loop.create_connection(lambda n=n: Client(sent, n), "127.0.0.1", port))[1]  # type: ignore[misc]
         for n in range(clients)
     ]
     for tenth in range(10):
@@ -155,7 +157,7 @@ async def measure(
     }
 
 
-async def ask(port: int, path: str) -> str:
+async def send_request(port: int, path: str) -> str:
     """Returns a whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -166,13 +168,13 @@ async def ask(port: int, path: str) -> str:
 
 async def ready(port: int) -> bool:
     try:
-        return (await ask(port, "/ready")).startswith("HTTP/1.1 200")
+        return (await send_request(port, "/ready")).startswith("HTTP/1.1 200")
     except OSError:
         return False
 
 
 async def metrics(port: int) -> str:
-    return await ask(port, "/metrics")
+    return await send_request(port, "/metrics")
 
 
 def resident_mib(pid: int) -> float:
@@ -185,27 +187,27 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """Returns the report."""
-    times, memory = found["milliseconds"], found["resident_mib"]
+    times, memory = report["milliseconds"], report["resident_mib"]
     rows = [
-        ("requests a second", f"{found['per_second']:,.0f}"),
+        ("requests a second", f"{report['per_second']:,.0f}"),
         ("milliseconds: half, 95 %, 99 %, all within", " / ".join(f"{t:.0f}" for t in times.values())),
-        ("requests", f"{found['requests']:,}"),
-        ("errors", str(found["errors"])),
-        ("reloads meanwhile", str(found["reloads"])),
+        ("requests", f"{report['requests']:,}"),
+        ("errors", str(report["errors"])),
+        ("reloads meanwhile", str(report["reloads"])),
         ("resident MiB at a tenth, half, end", f"{memory[0]:.0f} / {memory[4]:.0f} / {memory[-1]:.0f}"),
-        ("cores that the server kept busy", f"{found['server_cores']:.2f}"),
-        ("exit status after SIGTERM", str(found["exit"])),
+        ("cores that the server kept busy", f"{report['server_cores']:.2f}"),
+        ("exit status after SIGTERM", str(report["exit"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""# Serving under load
 
-`python benchmarks/load.py RUN --seconds {found["seconds"]:.0f} --clients {found["clients"]}`
+`python benchmarks/load.py RUN --seconds {report["seconds"]:.0f} --clients {report["clients"]}`
 
-{sentence(found["machine"])}
-The load comes from the same machine: {found["clients"]} clients in a closed loop, `POST /recommend` for
-histories of real people, ten items each. Model: `{found["run"]["model"]}`, loaded anew in the middle.
+{sentence(report["machine"])}
+The load comes from the same machine: {report["clients"]} clients in a closed loop, `POST /recommend` for
+histories of real people, ten items each. Model: `{report["run"]["model"]}`, loaded anew in the middle.
 
 | | |
 | --- | ---: |

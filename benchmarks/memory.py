@@ -69,15 +69,17 @@ def measure(items: int) -> dict[str, float]:
         step()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     sizes = (int(e.nbytes()) for e in sorted(events, key=lambda e: e.start_ns()))
-    held = sum(each.nbytes for each in model.buffers()) + 4 * sum(each.nbytes for each in model.parameters())
-    tables = held / MIB
-    found = {
+    previous = sum(each.nbytes for each in model.buffers()) + 4 * sum(
+        each.nbytes for each in model.parameters()
+    )
+    tables = previous / MIB
+    measured = {
         "items": items,
         "tables_mib": tables,
         "peak_mib": with_added_items,
         "beside_mib": with_added_items - tables,
     }
-    return {**found, "step_mib": max(itertools.accumulate(sizes)) / MIB}
+    return {**measured, "step_mib": max(itertools.accumulate(sizes)) / MIB}
 
 
 def main() -> None:
@@ -90,8 +92,8 @@ def main() -> None:
     rows = []
     for items in SIZES:
         command = [sys.executable, __file__, str(items)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(found.stdout))
+        measured = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(measured.stdout))
         print("  ".join(f"{key} {value:,.0f}" for key, value in rows[-1].items()), flush=True)
     results, machine = Path(__file__).parent / "results", describe()
     cells = [[f"{value:,.0f}" for value in row.values()] for row in rows]

@@ -45,11 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Recommends out of a million generated items.")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and run; is emptied")
     parser.add_argument("--items", type=int, default=1_000_000)
-    given = parser.parse_args()
-    shutil.rmtree(given.work, ignore_errors=True)
-    run = given.work / "run"
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.work, ignore_errors=True)
+    run = arguments.work / "run"
     begun = time.monotonic()
-    data = make(given.work / "data", given.items // 2)
+    data = make(arguments.work / "data", arguments.items // 2)
     params = {
         "id_width": WIDTH,
         "content_width": WIDTH,
@@ -60,14 +60,14 @@ def main() -> None:
     train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
     trained = time.monotonic() - begun
     print(f"data and model: {trained:.0f} s", flush=True)
-    found: dict[str, Any] = {"items": given.items, "data_and_model_seconds": trained}
-    found["exact"] = alone("ask", run, "4")
-    found["index"] = alone("index", run)
-    found["indexed"] = alone("ask", run, "64")
-    found["served"] = alone("serve", run)
-    found["machine"] = describe()
-    text = markdown(found)
-    record("million", text, found)
+    measured: dict[str, Any] = {"items": arguments.items, "data_and_model_seconds": trained}
+    measured["exact"] = alone("ask", run, "4")
+    measured["index"] = alone("index", run)
+    measured["indexed"] = alone("ask", run, "64")
+    measured["served"] = alone("serve", run)
+    measured["machine"] = describe()
+    text = markdown(measured)
+    record("million", text, measured)
     print(text)
 
 
@@ -126,30 +126,30 @@ def alone(*what: object) -> Any:
 
 def built(run: Path) -> dict[str, Any]:
     """Builds the index."""
-    told = index(run, histories=RECALLED)
+    message = index(run, histories=RECALLED)
     facts = ("recall", "cells", "probes", "histories", "seconds", "mib", "peak_gib")
-    return {name: getattr(told, name) for name in facts}
+    return {name: getattr(message, name) for name in facts}
 
 
-def asked(run: Path, most: int) -> dict[str, Any]:
+def histories_(run: Path, most: int) -> dict[str, Any]:
     """Recommends to so many people, one by one and 32 together, ten items each."""
     begun = time.monotonic()
     recommender = Recommender.open(run)
     histories = sample_histories(Dataset.open(read_json(run / "model.json")["data"]), most)
     recommender.recommend(histories[:1], "x")
-    found = {"open_seconds": time.monotonic() - begun, "gib": memory_gib()}
+    measured = {"open_seconds": time.monotonic() - begun, "gib": memory_gib()}
     seconds = []
     for history in histories:
         before = time.perf_counter()
         recommender.recommend([history], "x")
         seconds.append(time.perf_counter() - before)
-    found["one_ms"] = {f"p{q}": float(1e3 * np.percentile(seconds, q)) for q in (50, 95)}
-    together = (histories * 32)[: max(32, most)]
-    recommender.recommend(together[:32], "y")
+    measured["one_ms"] = {f"p{q}": float(1e3 * np.percentile(seconds, q)) for q in (50, 95)}
+    batched = (histories * 32)[: max(32, most)]
+    recommender.recommend(batched[:32], "y")
     before = time.perf_counter()
-    for start in range(0, len(together), 32):
-        recommender.recommend(together[start : start + 32], "y")
-    return {**found, "per_second_of_32": len(together) / (time.perf_counter() - before)}
+    for start in range(0, len(batched), 32):
+        recommender.recommend(batched[start : start + 32], "y")
+    return {**measured, "per_second_of_32": len(batched) / (time.perf_counter() - before)}
 
 
 async def served(run: Path, clients: int = 8, seconds: float = 20.0) -> dict[str, Any]:
@@ -190,10 +190,10 @@ async def served(run: Path, clients: int = 8, seconds: float = 20.0) -> dict[str
         server.wait(60)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(measured: dict[str, Any]) -> str:
     """Returns the report."""
-    built, served = found["index"], found["served"]
-    exact, near = found["exact"], found["indexed"]
+    built, served = measured["index"], measured["served"]
+    exact, near = measured["exact"], measured["indexed"]
     rows = [
         ("histories a second, 32 together", *(f"{one['per_second_of_32']:.1f}" for one in (exact, near))),
         (
@@ -211,13 +211,13 @@ def markdown(found: dict[str, Any]) -> str:
         for name, recall in built["recall"].items()
     )
     times = " / ".join(f"{t:,.0f}" for t in served["milliseconds"].values())
-    return f"""# {found["items"]:,} generated items
+    return f"""# {measured["items"]:,} generated items
 
 `python benchmarks/million.py --work WORK`
 
-{sentence(found["machine"])}
+{sentence(measured["machine"])}
 Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, other work slowed this).
-Two domains of {found["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
+Two domains of {measured["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
 (`fused=False`), one epoch of training, ten items recommended to each history.
 
 | | all items ranked | with an index |
@@ -236,7 +236,7 @@ ready after {served["ready_seconds"]:.0f} s.
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["ask"]:
-        print(json.dumps(asked(Path(sys.argv[2]), int(sys.argv[3]))))
+        print(json.dumps(histories_(Path(sys.argv[2]), int(sys.argv[3]))))
     elif sys.argv[1:2] == ["index"]:
         print(json.dumps(built(Path(sys.argv[2]))))
     elif sys.argv[1:2] == ["serve"]:

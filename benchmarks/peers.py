@@ -41,36 +41,36 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, log and runs")
     parser.add_argument("--passes", type=int, default=5, help="over the training sequences")
     parser.add_argument("--only", nargs="+", default=["hafvt", *NEEDS], help="of hafvt, rectools, ...")
-    given = parser.parse_args()
-    given.work = given.work.resolve()
-    data = given.work / "data"
-    source = given.shared / "amazon-food-kitchen"
-    make_data(source, given.work / source.name)
+    arguments = parser.parse_args()
+    arguments.work = arguments.work.resolve()
+    data = arguments.work / "data"
+    source = arguments.shared / "amazon-food-kitchen"
+    make_data(source, arguments.work / source.name)
     if not data.exists():
         data.symlink_to(source.name)
-    log = given.work / "log.npz"
+    log = arguments.work / "log.npz"
     targets = write_log(Dataset.open(data), log)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in ["hafvt", *NEEDS]:
-        out = given.work / f"{name}-{given.passes}"
-        if name in given.only and not (out / "figures.json").exists():
-            command = [python(name, given.work), HERE / f"{name}_sasrec.py", "--log", log, "--out", out]
+        out = arguments.work / f"{name}-{arguments.passes}"
+        if name in arguments.only and not (out / "figures.json").exists():
+            command = [python(name, arguments.work), HERE / f"{name}_sasrec.py", "--log", log, "--out", out]
             out.mkdir(exist_ok=True)
             # Some leave files where they are started.
             subprocess.run(
-                [*map(str, command), "--passes", str(given.passes)],
+                [*map(str, command), "--passes", str(arguments.passes)],
                 check=True,
                 cwd=out,
                 env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # waiting is not charged as work
             )
         if (out / "figures.json").exists():
-            found[name] = {
+            results[name] = {
                 **read_json(out / "figures.json"),
                 "NDCG@10": ndcg(np.load(out / "top.npy"), targets),
             }
-            print(name, found[name], flush=True)
-    if len(found) == 1 + len(NEEDS):
-        write(found, given.passes)
+            print(name, results[name], flush=True)
+    if len(results) == 1 + len(NEEDS):
+        write(results, arguments.passes)
 
 
 def write_log(data: Dataset, path: Path) -> np.ndarray:
@@ -111,10 +111,10 @@ def ndcg(top: np.ndarray, targets: np.ndarray) -> float:
     return float((1 / np.log2(place + 2)).sum() / len(targets))
 
 
-def write(found: dict[str, dict[str, Any]], passes: int) -> None:
+def write(results: dict[str, dict[str, Any]], passes: int) -> None:
     """Writes the table."""
     machine = describe()
-    best = max(row["targets_per_cpu_s"] for name, row in found.items() if name != "hafvt")
+    best = max(row["targets_per_cpu_s"] for name, row in results.items() if name != "hafvt")
     rows = [
         [
             row["version"],
@@ -125,7 +125,7 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
             f"{row['rank_histories_per_cpu_s']:,.0f}",
             f"{100 * row['NDCG@10']:.2f}",
         ]
-        for row in found.values()
+        for row in results.values()
     ]
     header = ["system", "targets per CPU-s", "of the best peer", "wall, s", "GiB above start"]
     header += ["ranked histories per CPU-s", "NDCG@10, %"]
@@ -141,7 +141,7 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
         "",
         markdown_table(header, rows),
     ]
-    record("peers", "\n".join(text), {"machine": machine, "passes": passes, "systems": found})
+    record("peers", "\n".join(text), {"machine": machine, "passes": passes, "systems": results})
 
 
 if __name__ == "__main__":

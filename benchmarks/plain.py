@@ -49,22 +49,24 @@ class PlainHafVt(HafVt):
         of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
         loss = torch.zeros(())
         for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            pair, among = self.pairs(sequence), self.items.learned[number]
-            met = self.items.met_items[among]  # (V',)
-            columns = self.items.met_number[pair.inputs.items[pair.mask.nonzero()[:, 0]]] - among.start
-            had = torch.zeros(len(columns), len(met))
-            had.scatter_add_(1, columns.clamp(0, len(met) - 1), pair.had.float())  # (N, T) -> (N, V')
+            pair, candidates = self.pairs(sequence), self.items.learned[number]
+            train_counts = self.items.met_items[candidates]  # (V',)
+            columns = self.items.met_number[pair.inputs.items[pair.mask.nonzero()[:, 0]]] - candidates.start
+            seen = torch.zeros(len(columns), len(train_counts))
+            seen.scatter_add_(
+                1, columns.clamp(0, len(train_counts) - 1), pair.seen.float()
+            )  # (N, T) -> (N, V')
             read = F.embedding(pair.inputs.items, self.items.entering()) if self.encoders else None
             states = None if read is None else self.encoders[row](read)
             log_p = []
             for modality in range(len(self.modalities)):
                 x = self.items.history(modality, pair.inputs.items) if states is None else states
                 h = F.normalize(self.layer(row, modality)(x)[pair.mask], dim=1)
-                logits = h @ self.items.compared(modality)[met].T / self.config.temperature
-                logits = logits + had * self.log_again()[0]
-                found = torch.log_softmax(logits, dim=1)
-                places = self.items.met_number[pair.targets] - among.start  # (N,)
-                log_p.append(found.gather(1, places[:, None])[:, 0])
+                logits = h @ self.items.compared(modality)[train_counts].T / self.config.temperature
+                logits = logits + seen * self.log_again()[0]
+                measured = torch.log_softmax(logits, dim=1)
+                places = self.items.met_number[pair.targets] - candidates.start  # (N,)
+                log_p.append(measured.gather(1, places[:, None])[:, 0])
             mixture = (self.log_weights()[row] + torch.stack(log_p, dim=1)).logsumexp(1)
             factor = self.config.lambda2 if number == len(self.domains) else of_domain
             loss = loss - factor * mixture.sum() / max(len(mixture), 1)
@@ -77,22 +79,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the data set and the figures")
     parser.add_argument("--passes", type=int, default=1, help="over the training sequences")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "SYSTEM"), help="measure in this process")
-    given = parser.parse_args()
-    if given.one:
-        case, system = given.one
-        write_json(given.work / f"{case}-{system}.json", measure(case, system, given.work, given.passes))
+    arguments = parser.parse_args()
+    if arguments.one:
+        case, system = arguments.one
+        write_json(
+            arguments.work / f"{case}-{system}.json", measure(case, system, arguments.work, arguments.passes)
+        )
         return
-    make_data(given.shared / DATA, given.work / DATA)
-    found: dict[str, dict[str, Any]] = {}
+    make_data(arguments.shared / DATA, arguments.work / DATA)
+    measured: dict[str, dict[str, Any]] = {}
     for case in CASES:
         for system in ("hafvt", "plain"):
-            path = given.work / f"{case}-{system}.json"
+            path = arguments.work / f"{case}-{system}.json"
             if not path.exists():
-                command = [sys.executable, __file__, "--work", given.work, "--passes", given.passes]
+                command = [sys.executable, __file__, "--work", arguments.work, "--passes", arguments.passes]
                 subprocess.run([*map(str, command), "--one", case, system], check=True)
-            found[f"{case} {system}"] = read_json(path)
-            print(case, system, found[f"{case} {system}"], flush=True)
-    write(found, given.passes)
+            measured[f"{case} {system}"] = read_json(path)
+            print(case, system, measured[f"{case} {system}"], flush=True)
+    write(measured, arguments.passes)
 
 
 def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
@@ -158,9 +162,9 @@ def timed_softmax() -> list[float]:
     def timed(function: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            found = function(*args, **options)
+            measured = function(*args, **options)
             spent[0] += time.perf_counter() - start
-            return found
+            return measured
 
         return run
 
@@ -169,7 +173,7 @@ def timed_softmax() -> list[float]:
     return spent
 
 
-def write(found: dict[str, dict[str, Any]], passes: int) -> None:
+def write(measured: dict[str, dict[str, Any]], passes: int) -> None:
     """Writes the tables."""
     machine, parts = describe(), []
     titles = {
@@ -179,9 +183,9 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
     }
     for case in CASES:
         rows = []
-        yardstick = found[f"{case} plain"]
+        yardstick = measured[f"{case} plain"]
         for system in ("hafvt", "plain"):
-            row = found[f"{case} {system}"]
+            row = measured[f"{case} {system}"]
             cells = [system, f"{row['ms_per_step']:,.0f}"]
             cells += [f"{yardstick['ms_per_step'] / row['ms_per_step']:.1f}"]
             cells += [f"{row['targets_per_cpu_s']:,.0f}", f"{row['wall_s']:,.1f}"]
@@ -204,7 +208,7 @@ def write(found: dict[str, dict[str, Any]], passes: int) -> None:
         "",
         *parts,
     ]
-    record("plain", "\n".join(text), {"machine": machine, "passes": passes, "systems": found})
+    record("plain", "\n".join(text), {"machine": machine, "passes": passes, "systems": measured})
 
 
 if __name__ == "__main__":

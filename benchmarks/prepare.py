@@ -94,42 +94,42 @@ def main() -> None:
         size = round((folder / "interactions.csv").stat().st_size / 2**20)
         print(f"{interactions:,} interactions, {size:,} MiB, generated in {generated} s", file=sys.stderr)
         out = folder / "out"
-        found = {"prepare": call(PREPARE, folder / "interactions.csv", folder / "items.csv", out)}
+        results = {"prepare": call(PREPARE, folder / "interactions.csv", folder / "items.csv", out)}
         for model, params in (("popularity", {}), ("sasrec", {"width": 64, "max_length": 20})):
-            found[model] = call(EVALUATE, out, model, json.dumps(params))
-    print(json.dumps({"interactions": interactions, "csv_mib": size, **found}))
+            results[model] = call(EVALUATE, out, model, json.dumps(params))
+    print(json.dumps({"interactions": interactions, "csv_mib": size, **results}))
     if interactions == FULL:
-        write(interactions, size, found)
+        write(interactions, size, results)
 
 
 def call(script: str, *arguments: object) -> dict[str, float]:
     """Runs a script in a process of its own and returns the JSON that it prints."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return found
+    results: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return results
 
 
-def write(interactions: int, size: int, found: dict[str, dict[str, float]]) -> None:
+def write(interactions: int, size: int, results: dict[str, dict[str, float]]) -> None:
     """Writes the table."""
-    machine, made = describe(), found["prepare"]
-    rows = [["`prepare`", f"{made['wall_s']:,.0f}", f"{made['peak_rss_gib']:.1f}", "–"]]
+    machine, fresh_rows = describe(), results["prepare"]
+    rows = [["`prepare`", f"{fresh_rows['wall_s']:,.0f}", f"{fresh_rows['peak_rss_gib']:.1f}", "–"]]
     for model in ("popularity", "sasrec"):
-        row = found[model]
+        row = results[model]
         cells = [f"ranking, {model}", f"{row['wall_s']:,.0f}", f"{row['peak_rss_gib']:.1f}"]
         rows.append([*cells, f"{row['histories'] / row['wall_s']:,.0f}"])
     text = [
         "# A big log, prepared and evaluated",
         "",
         f"`python benchmarks/prepare.py`: {interactions:,} interactions in a CSV of {size:,} MiB, "
-        f"{made['users']:,} users, {made['items']:,} items in two domains. Each test target is ranked "
-        "among all items of its domain.",
+        f"{fresh_rows['users']:,} users, {fresh_rows['items']:,} items in two domains. Each test target is "
+        "ranked among all items of its domain.",
         "",
         f"{sentence(machine)} Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, "
         "other work slowed this).",
         "",
         markdown_table(["step", "wall, s", "peak memory of the process, GiB", "histories/s"], rows),
     ]
-    record("prepare", "\n".join(text), {"machine": machine, "interactions": interactions, "steps": found})
+    record("prepare", "\n".join(text), {"machine": machine, "interactions": interactions, "steps": results})
 
 
 if __name__ == "__main__":

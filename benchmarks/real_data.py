@@ -53,14 +53,14 @@ RUNS = [
 
 
 def main() -> None:
-    given = options("Trains and evaluates on the two real data sets.").parse_args()
-    chosen = [run for run in RUNS if given.only in f"{run[0]}/{run[1]}"]
+    arguments = options("Trains and evaluates on the two real data sets.").parse_args()
+    chosen = [run for run in RUNS if arguments.only in f"{run[0]}/{run[1]}"]
     for name in dict.fromkeys(name for name, _, _ in chosen):
-        make_data(given.shared / name, given.work / "data" / name)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for finished in [pool.submit(train, given.work, *run) for run in chosen]:
+        make_data(arguments.shared / name, arguments.work / "data" / name)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in [pool.submit(train, arguments.work, *run) for run in chosen]:
             finished.result()
-    print(write_results(given.work))
+    print(write_results(arguments.work))
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -114,7 +114,7 @@ def train(work: Path, data: str, name: str, options: str) -> None:
 
 def write_results(work: Path) -> str:
     """Writes the tables of all finished runs, those of earlier calls among them, and returns them."""
-    machine, found = describe(), recorded("real_data")
+    machine, results_by_run = describe(), recorded("real_data")
     lines = ["# Real data", "", "`python benchmarks/real_data.py --shared ../shared/data --work DIR`", ""]
     for data in PREPARE:
         results: dict[str, Results] = {}
@@ -122,27 +122,27 @@ def write_results(work: Path) -> str:
         for name, options in ((name, options) for d, name, options in RUNS if d == data):
             out = folder_of(work, data, name)
             if (out / "results.json").exists():
-                held, model = read_json(out / "results.json"), read_json(out / "model.json")
-                told = {"data": data, "run": name, "command": f"hafvt train {options}"}
-                made = date.fromtimestamp((out / "results.json").stat().st_mtime).isoformat()
-                told |= {"best": model["best"], "parameters": model["parameters"], "made": made}
-                found[data, name] = {**told, **held, "machine": machine}
-            if (data, name) not in found:
+                previous, model = read_json(out / "results.json"), read_json(out / "model.json")
+                entry = {"data": data, "run": name, "command": f"hafvt train {options}"}
+                run_date = date.fromtimestamp((out / "results.json").stat().st_mtime).isoformat()
+                entry |= {"best": model["best"], "parameters": model["parameters"], "made": run_date}
+                results_by_run[data, name] = {**entry, **previous, "machine": machine}
+            if (data, name) not in results_by_run:
                 continue
-            run = found[data, name]
+            run = results_by_run[data, name]
             results[name], best = results_from_json(run["results"]), run["best"]
             cells = [name, f"`{run['command']}`", run["made"], f"{run['parameters']:,}"]
             cells += [f"{best['epoch']} of {best['epochs']}", f"{best['seconds'] / 60:.1f}"]
             rows.append([*cells, percent(best["valid_mrr"])])
         if rows:
-            runs = [run for (of, _), run in found.items() if of == data]
+            runs = [run for (of, _), run in results_by_run.items() if of == data]
             lines += [f"## {data}", "", f"`hafvt prepare {PREPARE[data]}`; {runs[-1]['protocol']}.", ""]
             lines += [results_markdown(results)]
             header = ["run", "command", "made", "parameters", "best epoch", "minutes", "validation MRR (%)"]
             lines += [markdown_table(header, rows, text_columns=3)]
             lines += [*sorted({f"{sentence(run['machine'])} One thread a run." for run in runs}), ""]
     text = "\n".join(lines)
-    record("real_data", text, {"runs": list(found.values())})
+    record("real_data", text, {"runs": list(results_by_run.values())})
     return text
 
 

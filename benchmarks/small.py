@@ -1,4 +1,4 @@
-"""Small shops, a tenth of the users of the two real data sets: HAF-VT as it comes, other rates, SASRec.
+"""Small shops: HAF-VT and SASRec on a tenth of the users of the two real data sets.
 
     python benchmarks/small.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
@@ -44,17 +44,19 @@ PROTOCOLS = ("full", "sampled-unseen")
 
 
 def main() -> None:
-    given = options("HAF-VT and SASRec on a tenth of the users.").parse_args()
-    wanted = [(data, name) for name in RUNS for data in PREPARE if given.only in f"{data}/{name}"]
-    found = recorded("small")
-    wanted = [run for run in wanted if run not in found]
+    arguments = options("HAF-VT and SASRec on a tenth of the users.").parse_args()
+    wanted = [(data, name) for name in RUNS for data in PREPARE if arguments.only in f"{data}/{name}"]
+    results = recorded("small")
+    wanted = [run for run in wanted if run not in results]
     for data in dict.fromkeys(data for data, _ in wanted):
-        make_data(given.shared / data, given.work / data)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for run, figures in zip(wanted, pool.map(lambda run: measure(given.work, *run), wanted), strict=True):
-            found[run] = figures
-            write(found)
-    print(write(found))
+        make_data(arguments.shared / data, arguments.work / data)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for run, figures in zip(
+            wanted, pool.map(lambda run: measure(arguments.work, *run), wanted), strict=True
+        ):
+            results[run] = figures
+            write(results)
+    print(write(results))
 
 
 def make_data(source: Path, out: Path) -> None:
@@ -73,8 +75,8 @@ def make_data(source: Path, out: Path) -> None:
         for name, table in tables.items():
             with atomic_file(paths[name]) as path:
                 table.write_csv(path)
-        told = " ".join(f"--{name} {path}" for name, path in paths.items())
-        call(["prepare", *f"{told} {PREPARE[source.name]} --out {out}".split()], log, 2)
+        entry = " ".join(f"--{name} {path}" for name, path in paths.items())
+        call(["prepare", *f"{entry} {PREPARE[source.name]} --out {out}".split()], log, 2)
     if not (out / "features" / "title").exists():
         call(["encode", str(out), *ENCODE[source.name].format(f=source / "features").split()], log, 2)
 
@@ -97,22 +99,22 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
     return json.loads(json.dumps(figures, default=float))
 
 
-def write(found: dict[tuple[str, str], dict[str, Any]]) -> str:
+def write(results: dict[tuple[str, str], dict[str, Any]]) -> str:
     """Writes the tables of all finished runs and returns them."""
     text = [
         "# Small shops",
         "",
         "`python benchmarks/small.py --shared ../shared/data --work DIR`: every tenth user and what they "
-        "had; MRR in %, mean of the domains, one seed, settings as they come but for the options; `strict` "
+        "had; MRR in %, mean of the domains, one seed, default settings but for the options; `sampled-unseen` "
         "ranks among at most 999 items that the user never had.",
     ]
     for data in PREPARE:
-        runs = [found[data, name] for name in RUNS if (data, name) in found]
+        runs = [results[data, name] for name in RUNS if (data, name) in results]
         if not runs:
             continue
         items = " and ".join(f"{count:,} items of {domain}" for domain, count in runs[0]["items"].items())
         targets = f"{runs[0]['valid targets']:,} validation and {runs[0]['test targets']:,} test targets"
-        header = ["run", "train", "valid", "valid, strict", "test", "test, strict", "best epoch", "minutes"]
+        header = ["run", "train", "valid", "valid, unseen", "test", "test, unseen", "best epoch", "minutes"]
         rows = []
         for run in runs:
             figures = [f"{100 * run[f'{of} {by}']:.2f}" for of in ("valid", "test") for by in PROTOCOLS]
@@ -122,9 +124,9 @@ def write(found: dict[tuple[str, str], dict[str, Any]]) -> str:
         text += ["", f"## {data}", "", f"{runs[0]['users']:,} users, {items}; {targets}.", ""]
         text += [markdown_table(header, rows, text_columns=2)]
         text += sorted({sentence(run["machine"]) for run in runs})
-    told = "\n".join(text)
-    record("small", told, {"runs": list(found.values())})
-    return told
+    entry = "\n".join(text)
+    record("small", entry, {"runs": list(results.values())})
+    return entry
 
 
 if __name__ == "__main__":

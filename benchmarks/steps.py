@@ -36,15 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the training step of every model.")
     parser.add_argument("--models", nargs="+", default=[name for name in MODELS if name != "popularity"])
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = generate(Path(folder) / "data")
-        found = {}
-        for name in given.models:
-            found[name] = measure(name, data, given.steps)
-            print(name, found[name], flush=True)
-    if set(found) == set(MODELS) - {"popularity"}:
-        write(found)
+        results = {}
+        for name in arguments.models:
+            results[name] = measure(name, data, arguments.steps)
+            print(name, results[name], flush=True)
+    if set(results) == set(MODELS) - {"popularity"}:
+        write(results)
 
 
 def generate(folder: Path) -> Dataset:
@@ -108,10 +108,10 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def write(found: dict[str, dict[str, Any]]) -> None:
+def write(results: dict[str, dict[str, Any]]) -> None:
     """Writes the table."""
     machine = describe()
-    yardstick = found["sasrec"]["examples per s"]
+    yardstick = results["sasrec"]["examples per s"]
     rows = [
         [
             name,
@@ -121,7 +121,7 @@ def write(found: dict[str, dict[str, Any]]) -> None:
             f"{100 * row['share in tensor operations']:.0f}",
             f"{row['parameters'] / 1e6:.2f}",
         ]
-        for name, row in found.items()
+        for name, row in results.items()
     ]
     header = [
         "model",
@@ -145,7 +145,7 @@ def write(found: dict[str, dict[str, Any]]) -> None:
         "others all of them.",
         "",
     ]
-    record("steps", "\n".join(text), {"machine": machine, "models": found})
+    record("steps", "\n".join(text), {"machine": machine, "models": results})
 
 
 if __name__ == "__main__":

@@ -3,23 +3,18 @@
     python benchmarks/study.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2] [--seeds 1]
 
 Trains every variant of `VARIANTS` by the command line, one thread each, with the same number of epochs, rate
-and histories, and ranks its validation targets, those of rarely met items also by themselves. Test targets
-are not looked at. A variant with a file in designs/ is one that was not kept: it is trained by a copy of the
-code with that patch. `RANKINGS` are no trainings: the default, as it was trained, ranks otherwise.
+and histories, and ranks its validation targets, those of rare items also by themselves. Test targets
+are not ranked. `RANKINGS` are not trained: they rank with the trained default and other settings.
 
-What was stopped goes on when the command is given again. What a run found is kept in
-results/study/DATA/VARIANT-SEED.json, and a run that is there is not made again (delete it to that end);
-results/study.md and .json are made of these alone.
+A stopped command continues when it is started again. A run's figures are in
+results/study/DATA/VARIANT-SEED.json; delete that file to train the run again. results/study.md and .json
+contain all these runs.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +39,6 @@ EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 SASREC = "sasrec --params.width 64"
 NARROW = "--params.id_width 64 --params.content_width 64"
-BEFORE = "--params.blocks 0 --params.repeats false --ema-decay 0 --params.lambda1 0.1 --params.lambda2 1.0"
 VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
@@ -57,13 +51,12 @@ VARIANTS = {
     "without distances": f"hafvt {NARROW} --params.distances false",
     "one block": f"hafvt {NARROW} --params.blocks 1",
     "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
-    "default before": f"hafvt {NARROW} {BEFORE}",
     "128 directions of content": f"hafvt {NARROW} --params.content_width 128",
     "all of content": f"hafvt {NARROW} --params.content_width 0",
     "content apart from ids": f"hafvt {NARROW} --params.fused false",
     "without neighbors": f"hafvt {NARROW} --params.neighbors 0",
     "without groups": f"hafvt {NARROW} --params.groups []",
-    "nothing borrowed": f"hafvt {NARROW} --params.shrinkage 0",
+    "no shared parameters": f"hafvt {NARROW} --params.shrinkage 0",
     "not averaged": f"hafvt {NARROW} --ema-decay 0",
     "sasrec, not averaged": f"{SASREC} --ema-decay 0",
     "dropout 0.1": f"hafvt {NARROW} --params.dropout 0.1",
@@ -77,21 +70,8 @@ VARIANTS = {
     "batches of 32": f"hafvt {NARROW} --batch-size 32 --learning-rate 0.0015",
     "histories of 50": f"hafvt {NARROW} --params.max_length 50",
     "sasrec, histories of 50": f"{SASREC} --params.max_length 50",
-    "learned temperatures": f"hafvt {NARROW}",
-    "weights by history": f"hafvt {NARROW}",
-    "one encoder": f"hafvt {NARROW}",
-    "without feed-forward": f"hafvt {NARROW}",
-    "falling rate": f"hafvt {NARROW}",
-    "groups in full": f"hafvt {NARROW}",
-    "two hops": f"hafvt {NARROW}",
-    "learned share": f"hafvt {NARROW}",
-    "other domains trained": f"hafvt {NARROW}",
-    "merged trained within": f"hafvt {NARROW}",
-    "recent targets": f"hafvt {NARROW} --params.max_length 50",
 }
 PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures beside titles
-ALONE = {"GIT_CEILING_DIRECTORIES": "/"}  # a patch is for the copy, whatever repository it lies in
-DESIGNS = Path(__file__).with_name("designs")
 RANKINGS: dict[str, dict[str, float]] = {
     # fields of the default to rank with; popularity: log of the count, times this, added to scores
     "not renormalized": {"renormalized": False},
@@ -106,59 +86,42 @@ RANKINGS: dict[str, dict[str, float]] = {
 def main() -> None:
     parser = options("Designs of HAF-VT on validation data.")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--patched", action="store_true", help="the code is patched: train one run")
-    given = parser.parse_args()
-    if given.patched:
-        data, variant, seed = given.only.split("/")
-        train(given.work, data, variant, int(seed))
-        return
+    arguments = parser.parse_args()
     for name in PREPARE:
-        make_data(given.shared / name, given.work / "data" / name)
-    runs = [(data, variant, seed) for seed in range(given.seeds) for variant in VARIANTS for data in EPOCHS]
+        make_data(arguments.shared / name, arguments.work / "data" / name)
+    runs = [
+        (data, variant, seed) for seed in range(arguments.seeds) for variant in VARIANTS for data in EPOCHS
+    ]
     runs = [run for run in runs if not without_pictures(*run[:2])]
-    runs = [run for run in runs if given.only in f"{run[0]}/{run[1]}"]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for finished in [pool.submit(train_by, given.shared, given.work, *run) for run in runs]:
+    runs = [run for run in runs if arguments.only in f"{run[0]}/{run[1]}"]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for finished in [pool.submit(train, arguments.work, *run) for run in runs]:
             finished.result()
     for data, variant, seed in runs:
-        if variant == "default" and (given.work / "runs" / data / f"default-{seed}" / "model.json").exists():
+        if (
+            variant == "default"
+            and (arguments.work / "runs" / data / f"default-{seed}" / "model.json").exists()
+        ):
             for ranking, changes in RANKINGS.items():
-                rank(given.work, data, variant, seed, ranking, changes)
+                rank(arguments.work, data, variant, seed, ranking, changes)
     print(write())
 
 
 def without_pictures(data: str, variant: str) -> bool:
-    """Returns whether a variant says nothing of a data set because that has no pictures."""
+    """Returns whether a variant does not apply to a data set without pictures."""
     return variant in PICTURED and "image=" not in ENCODE[data]
 
 
-def kept(data: str, variant: str, seed: int) -> Path:
+def selected(data: str, variant: str, seed: int) -> Path:
     """Returns where the figures of a run are."""
     return RESULTS / "study" / data / f"{slug(variant)}-{seed}.json"
 
 
-def train_by(shared: Path, work: Path, data: str, variant: str, seed: int) -> None:
-    """Trains one run by this code, or by a copy with the variant's patch."""
-    patch = DESIGNS / f"{slug(variant)}.patch"
-    if kept(data, variant, seed).exists():
-        return
-    if not patch.exists():
-        train(work, data, variant, seed)
-        return
-    copy = work / "designs" / f"{slug(variant)}-{data}-{seed}"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(DESIGNS.parents[1] / "src", copy / "src")
-    subprocess.run(["git", "apply", str(patch)], cwd=copy, check=True, env=os.environ | ALONE)
-    command = [sys.executable, __file__, "--shared", str(shared), "--work", str(work), "--patched"]
-    paths = {"PYTHONPATH": str(copy / "src")}
-    subprocess.run([*command, "--only", f"{data}/{variant}/{seed}"], check=True, env=os.environ | paths)
-
-
 def train(work: Path, data: str, variant: str, seed: int) -> None:
     """Trains one run, or goes on with it, and ranks its validation targets, unless it is finished."""
-    if kept(data, variant, seed).exists():
+    if selected(data, variant, seed).exists():
         return
-    out = work / "runs" / data / kept(data, variant, seed).stem
+    out = work / "runs" / data / selected(data, variant, seed).stem
     model, *settings = VARIANTS[variant].split()
     place = ["--data", str(work / "data" / data), "--out", str(out)]
     command = ["train", model, *place, "--epochs", str(EPOCHS[data]), "--seed", str(seed)]
@@ -168,14 +131,14 @@ def train(work: Path, data: str, variant: str, seed: int) -> None:
 
 def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: dict[str, float]) -> None:
     """Ranks the validation targets by a run, with fields of its model changed, unless that is done."""
-    path = kept(data, ranking, seed)
+    path = selected(data, ranking, seed)
     if path.exists():
         return
-    run = open_run(work / "runs" / data / kept(data, variant, seed).stem)
+    run = open_run(work / "runs" / data / selected(data, variant, seed).stem)
     model: Any = run.model
-    items, met = np.asarray(run.data.items), run.data.train_counts()
+    items, counts = np.asarray(run.data.items), run.data.train_counts()
     changes = dict(changes)
-    favor = changes.pop("popularity", 0.0) * torch.from_numpy(met).float().log1p()
+    favor = changes.pop("popularity", 0.0) * torch.from_numpy(counts).float().log1p()
     plain = model.scores
 
     def scores(batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
@@ -188,17 +151,16 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
     figures: dict[str, Any] = {"data": data, "variant": ranking, "seed": seed}
     for protocol in ("full", "sampled-unseen"):
         ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", get_protocol(protocol))
-        of_rare = mrr(ranks, rare(met[items[ranks.positions]]))
+        of_rare = mrr(ranks, rare(counts[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
     figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
-    figures["beside"] = "default"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
 
 
-def rare(met: np.ndarray) -> np.ndarray:
-    """Returns which targets training met less than five times, or, where few are, the rarest tenth, (n,)."""
-    return met < 5 if (met < 5).mean() > 0.1 else met <= np.quantile(met, 0.1)
+def rare(counts: np.ndarray) -> np.ndarray:
+    """Returns which targets have fewer than five training interactions, or else the rarest tenth, (n,)."""
+    return counts < 5 if (counts < 5).mean() > 0.1 else counts <= np.quantile(counts, 0.1)
 
 
 def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
@@ -208,43 +170,38 @@ def mrr(ranks: Ranks, chosen: np.ndarray) -> float:
 
 def write() -> str:
     """Writes the tables of all finished runs and returns them."""
-    designs = {path.stem for path in DESIGNS.glob("*.patch")}
-    found = [read_json(path) for path in sorted(RESULTS.glob("study/*/*.json"))]
+    results = [read_json(path) for path in sorted(RESULTS.glob("study/*/*.json"))]
     text = [
         "# Designs of HAF-VT",
         "",
         "`python benchmarks/study.py --shared ../shared/data --work DIR`: validation MRR in %, mean of the "
         "domains, best epoch of "
         + " and ".join(f"{epochs} ({data})" for data, epochs in EPOCHS.items())
-        + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. `strict` ranks among "
-        "999 items that the user never had; rare: targets that training met less than five times, or else "
-        "the rarest tenth. Beside: the row to compare with, the default as it was when this one was made: "
-        "what neighbors are told was counted by a `learned share` then, and before the merged sequence's "
-        "softmax was over all domains in ranking, `not renormalized`.",
+        + ", width 64, histories of 20 items, batches of 128, learning rate 0.003. Unseen: the "
+        "protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or else the "
+        "rarest tenth.",
         "",
-        *sorted({sentence(run["machine"]) for run in found}),
+        *sorted({sentence(run["machine"]) for run in results}),
     ]
-    header = ["variant", "options", "seeds", "beside"]
-    header += ["MRR", "rare", "strict MRR", "strict, rare", "best epoch"]
+    header = ["variant", "options", "seeds"]
+    header += ["MRR", "rare", "unseen MRR", "unseen, rare", "best epoch"]
     for data in EPOCHS:
         rows = []
-        told_of = VARIANTS | {ranking: f"{changes}" for ranking, changes in RANKINGS.items()}
-        for variant, settings in told_of.items():
-            runs = [run for run in found if run["data"] == data and run["variant"] == variant]
+        labels = VARIANTS | {ranking: f"{changes}" for ranking, changes in RANKINGS.items()}
+        for variant, settings in labels.items():
+            runs = [run for run in results if run["data"] == data and run["variant"] == variant]
             if runs:
                 means = [
                     f"{100 * statistics.mean(run[key] for run in runs):.2f}"
-                    for key in ("full", "full_rare", "sampled-unseen", "strict_rare")
+                    for key in ("full", "full_rare", "sampled-unseen", "sampled-unseen_rare")
                 ]
-                told = " ".join(settings.replace(NARROW, "").split())
-                told += f" + designs/{slug(variant)}.patch" if slug(variant) in designs else ""
+                options_text = " ".join(settings.replace(NARROW, "").split())
                 epochs = ", ".join(str(run["epoch"]) for run in runs)
-                beside = ", ".join(sorted({run["beside"] for run in runs}))
-                rows.append([variant, f"`{told}`", str(len(runs)), beside, *means, epochs])
+                rows.append([variant, f"`{options_text}`", str(len(runs)), *means, epochs])
         text += ["", f"## {data}", "", markdown_table(header, rows, text_columns=2)]
-    told = "\n".join(text)
-    record("study", told, json.loads(json.dumps({"machine": describe(), "runs": found})))
-    return told
+    report = "\n".join(text)
+    record("study", report, json.loads(json.dumps({"machine": describe(), "runs": results})))
+    return report
 
 
 if __name__ == "__main__":

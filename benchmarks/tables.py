@@ -25,12 +25,12 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
     parser.add_argument("--work", type=Path, required=True, help="folder for data sets and runs")
     parser.add_argument("--only", default="", help="only what holds this text, such as compare-movielens")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     jobs = [("compare", name) for name in PREPARE] + [("ablate", "movielens-posters")]
     for what, name in jobs:
-        if given.only in f"{what}-{name}":
-            make_data(given.shared / name, given.work / "data" / name)
-            run(what, name, given.work)
+        if arguments.only in f"{what}-{name}":
+            make_data(arguments.shared / name, arguments.work / "data" / name)
+            run(what, name, arguments.work)
 
 
 def run(what: str, name: str, work: Path) -> None:
@@ -48,10 +48,10 @@ def run(what: str, name: str, work: Path) -> None:
         "not in them.",
         "",
     ]
-    for found in sorted([*out.glob("compare.*"), *out.glob("ablate.svg")]):
-        text = found.read_text(encoding="utf-8")
-        with atomic_file(RESULTS / f"{what}-{name}{found.suffix}") as path:
-            path.write_text("\n".join(head) + text if found.suffix == ".md" else text, encoding="utf-8")
+    for results in sorted([*out.glob("compare.*"), *out.glob("ablate.svg")]):
+        text = results.read_text(encoding="utf-8")
+        with atomic_file(RESULTS / f"{what}-{name}{results.suffix}") as path:
+            path.write_text("\n".join(head) + text if results.suffix == ".md" else text, encoding="utf-8")
 
 
 if __name__ == "__main__":

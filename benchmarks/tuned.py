@@ -5,7 +5,7 @@
 For each model and data set `hafvt tune` searches on validation data, `hafvt train` trains the best settings
 with every seed, for up to `LONGER` times the epochs of the search, until validation MRR no longer rises, and
 the test targets are ranked, among all items of their domain (`full`) and among 999 that the user never had
-(`strict`). Parts of HAF-VT are trained with its settings, without a search of their own.
+(`sampled-unseen`). Parts of HAF-VT are trained with its settings, without a search of their own.
 
 It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
 rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again.
@@ -66,7 +66,7 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt without distances": "--params.distances false",
     "hafvt without neighbors": "--params.neighbors 0",
     "hafvt without groups": "--params.groups []",
-    "hafvt, nothing borrowed": "--params.shrinkage 0",
+    "hafvt, no shared parameters": "--params.shrinkage 0",
     "hafvt, ids and titles": "--params.modalities [id,title]",
     "hafvt, ids and pictures": "--params.modalities [id,image]",
 }
@@ -81,13 +81,13 @@ class Piece:
         told: settings, search, epochs, time and machine.
         ranks: (2, seeds, n) of the test targets, by protocol.
         domains: (n,) the domain of each target.
-        met: (n,) how often training met it.
+        met: (n,) its training interactions.
     """
 
-    told: dict[str, Any]
+    entry: dict[str, Any]
     ranks: np.ndarray
     domains: np.ndarray
-    met: np.ndarray
+    counts: np.ndarray
 
     def gains(self, protocol: str, of_rare: bool = False) -> np.ndarray:
         """Returns what each target adds to the MRR averaged over domains, (n,), the mean over the seeds.
@@ -96,7 +96,7 @@ class Piece:
         """
         reciprocal = (1 / self.ranks[PROTOCOLS.index(protocol)].astype(np.float64)).mean(0)
         if of_rare:
-            return reciprocal[rare(self.met)]
+            return reciprocal[rare(self.counts)]
         sizes = np.bincount(self.domains)
         return reciprocal * len(reciprocal) / (sizes[self.domains] * len(sizes))
 
@@ -107,13 +107,13 @@ class Piece:
 
 
 def main() -> None:
-    given = options("Tuned models on the real data sets, three seeds each.").parse_args()
+    arguments = options("Tuned models on the real data sets, three seeds each.").parse_args()
     wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
     for data, label in wanted:
         apart = without_pictures(data, label.removeprefix("hafvt, "))
-        if not apart and given.only in f"{data}/{label}" and not ranks_of(data, label).exists():
-            make_data(given.shared / data, given.work / "data" / data)
-            make(given.work, data, label, given.jobs)
+        if not apart and arguments.only in f"{data}/{label}" and not ranks_of(data, label).exists():
+            make_data(arguments.shared / data, arguments.work / "data" / data)
+            make(arguments.work, data, label, arguments.jobs)
             write()
     print(write())
 
@@ -137,25 +137,25 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     model = OURS if label in PARTS else label
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
     command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
-    told: dict[str, Any] = {"data": data, "label": label, "model": model}
+    entry: dict[str, Any] = {"data": data, "label": label, "model": model}
     known = place(data, model)
     if label in PARTS:
-        told["change"] = PARTS[label]
+        entry["change"] = PARTS[label]
     if label in PARTS or known.exists():
-        kept = read_json(known)
-        told |= {name: kept[name] for name in ("settings", "search") if name in kept}
+        selected = read_json(known)
+        entry |= {name: selected[name] for name in ("settings", "search") if name in selected}
     elif model != "popularity":
         search = folder / "search"
         tune(work / "data" / data, model, search, jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
         report = (search / "report.md").read_text(encoding="utf-8").splitlines()
-        told["settings"] = {name: best[name] for name in (*SPACE, "params")}
-        told["search"] = next(line for line in report if line.startswith("Budget: "))
-    if "settings" in told:
+        entry["settings"] = {name: best[name] for name in (*SPACE, "params")}
+        entry["search"] = next(line for line in report if line.startswith("Budget: "))
+    if "settings" in entry:
         settings = folder / "settings.yaml"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(yaml.safe_dump(told["settings"]), encoding="utf-8")
-        command[2:2] = ["--config", str(settings)]  # what is said after it counts
+        settings.write_text(yaml.safe_dump(entry["settings"]), encoding="utf-8")
+        command[2:2] = ["--config", str(settings)]  # later options win
         command += PARTS.get(label, "").split()
 
     def one(seed: int) -> None:
@@ -167,23 +167,23 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, seeds))
     runs = [open_run(folder / f"seed{seed}") for seed in seeds]
-    told["runs"] = [run.about["best"] for run in runs]
-    told |= {"parameters": runs[0].about["parameters"], "machine": describe()}
-    found = {
+    entry["runs"] = [run.about["best"] for run in runs]
+    entry |= {"parameters": runs[0].about["parameters"], "machine": describe()}
+    results = {
         p: [rank_targets(run.models, run.data, "test", get_protocol(p)).half_ties for run in runs]
         for p in PROTOCOLS
     }
-    first = found["full"][0]
-    met = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
+    first = results["full"][0]
+    counts = runs[0].data.train_counts()[np.asarray(runs[0].data.items)[first.positions]]
     path = ranks_of(data, label)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place(data, label), json.loads(json.dumps(told)))
+    write_json(place(data, label), json.loads(json.dumps(entry)))
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            ranks=np.array([[one.ranks for one in found[p]] for p in PROTOCOLS], dtype=np.float32),
+            ranks=np.array([[one.ranks for one in results[p]] for p in PROTOCOLS], dtype=np.float32),
             domains=first.domains.astype(np.int8),
-            met=met.astype(np.int32),
+            train_counts=counts.astype(np.int32),
         )
 
 
@@ -201,18 +201,23 @@ def tune(data: Path, model: str, out: Path, jobs: int) -> None:
 
 def read() -> dict[str, dict[str, Piece]]:
     """Returns the pieces there are, by data set and model."""
-    found: dict[str, dict[str, Piece]] = {}
+    results: dict[str, dict[str, Piece]] = {}
     for data in EPOCHS:
         for label in [*MODELS, *PARTS]:
             path = ranks_of(data, label)
             if path.exists():
                 try:
-                    held = np.load(path)
+                    previous = np.load(path)
                 except (OSError, zipfile.BadZipFile):
                     raise SystemExit(f"{path} is damaged: delete it, and it is made again") from None
-                piece = Piece(read_json(place(data, label)), held["ranks"], held["domains"], held["met"])
-                found.setdefault(data, {})[label] = piece
-    return found
+                piece = Piece(
+                    read_json(place(data, label)),
+                    previous["ranks"],
+                    previous["domains"],
+                    previous["train_counts"],
+                )
+                results.setdefault(data, {})[label] = piece
+    return results
 
 
 def write() -> str:
@@ -231,8 +236,9 @@ def write() -> str:
         f"{SEEDS} seeds of at most "
         + " and ".join(f"{LONGER * epochs} epochs ({data})" for data, epochs in EPOCHS.items())
         + f", until {PATIENCE} validations bring no better one. Test MRR in %, mean of the domains, "
-        "± standard deviation over the seeds: among all items of the domain, and `strict`, among 999 that "
-        "the user never had. Rare: targets that training met less than five times, or the rarest tenth. p: "
+        "± standard deviation over the seeds: among all items of the domain and "
+        "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or the "
+        "rarest tenth. p: "
         "that the difference to `hafvt` is chance, by bootstrap or Wilcoxon over users, the larger, after "
         "Holm's correction for all rows.",
         "",
@@ -241,7 +247,7 @@ def write() -> str:
         rows = table(pieces)
         facts[data] = rows
         header = ["model", "seeds", "MRR", "hafvt is above by", "p"]
-        header += ["strict MRR", "hafvt is above by", "p", "strict, rare", "hafvt is above by", "p"]
+        header += ["unseen MRR", "hafvt is above by", "p", "unseen, rare", "hafvt is above by", "p"]
         header += ["epochs", "minutes a training"]
         cells = []
         for label, row in rows.items():
@@ -251,27 +257,27 @@ def write() -> str:
                 spread = "" if one["deviation"] is None else f" ± {100 * one['deviation']:.2f}"
                 mine += [f"{100 * one['mrr']:.2f}{spread}"]
                 mine += [f"{one['above']:+.1%}", f"{one['p']:.1g}"] if "p" in one else ["", ""]
-            epochs = ", ".join(str(run["epoch"]) for run in pieces[label].told["runs"])
-            minutes = np.mean([run["seconds"] for run in pieces[label].told["runs"]]) / 60
+            epochs = ", ".join(str(run["epoch"]) for run in pieces[label].entry["runs"])
+            minutes = np.mean([run["seconds"] for run in pieces[label].entry["runs"]]) / 60
             cells.append([*mine, epochs, f"{minutes:.1f}"])
-        n = len(next(iter(pieces.values())).met)
+        n = len(next(iter(pieces.values())).counts)
         text += [f"## {data}", "", f"{n:,} test targets.", "", markdown_table(header, cells)]
-        made = {sentence(piece.told["machine"]) for piece in pieces.values()}
-        text += [*sorted(made), "", "Settings, as the searches found them:", ""]
+        machines = {sentence(piece.entry["machine"]) for piece in pieces.values()}
+        text += [*sorted(machines), "", "Settings, as the searches found them:", ""]
         settings = [
-            [label, f"`{json.dumps(piece.told['settings'])}`", piece.told["search"]]
+            [label, f"`{json.dumps(piece.entry['settings'])}`", piece.entry["search"]]
             for label, piece in pieces.items()
-            if label not in PARTS and "settings" in piece.told
+            if label not in PARTS and "settings" in piece.entry
         ]
         text += [markdown_table(["model", "settings", "search"], settings, text_columns=3)]
-    told = "\n".join(text)
-    record("tuned", told, {"machine": machine, "data": facts})
-    return told
+    entry = "\n".join(text)
+    record("tuned", entry, {"machine": machine, "data": facts})
+    return entry
 
 
 def table(pieces: dict[str, Piece]) -> dict[str, Any]:
     """Returns, by model, MRRs and how far HAF-VT is above, with p-values."""
-    ours, found = pieces.get(OURS), {}
+    ours, results = pieces.get(OURS), {}
     for label, piece in pieces.items():
         row: dict[str, Any] = {"seeds": piece.ranks.shape[1]}
         for column in ("full", "sampled-unseen", "rare"):
@@ -286,13 +292,13 @@ def table(pieces: dict[str, Piece]) -> dict[str, Any]:
                 test = paired_test(mine - gains, resamples=20_000)  # p-values down to 1e-4
                 row[column] |= {"above": float(mine.mean() / gains.mean() - 1)}
                 row[column] |= {"bootstrap": test.bootstrap, "wilcoxon": test.wilcoxon}
-        found[label] = row
+        results[label] = row
     for column in ("full", "sampled-unseen", "rare"):
-        told = [row[column] for row in found.values() if "above" in row[column]]
-        corrected = [holm([one[name] for one in told]) for name in ("bootstrap", "wilcoxon")]
-        for one, *values in zip(told, *corrected, strict=True):
+        entry = [row[column] for row in results.values() if "above" in row[column]]
+        corrected = [holm([one[name] for one in entry]) for name in ("bootstrap", "wilcoxon")]
+        for one, *values in zip(entry, *corrected, strict=True):
             one["p"] = max(values)
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -39,22 +39,22 @@ def main() -> None:
         last = of[-1][0]
         if len(of) != last - before or len(of) < 2:
             continue
-        events, found = set(), set()
+        events, results = set(), set()
         for _, row in of:
             part = slice(data.offsets[row], data.offsets[row + 1])
             events |= set(zip(data.times[part].tolist(), data.items[part].tolist(), strict=True))
-            found.add(frozenset(data.items[part].tolist()))
+            results.add(frozenset(data.items[part].tolist()))
         times, items = map(np.array, zip(*sorted(events), strict=True))
         starts, stops = cut_blocks(np.zeros(len(times), dtype=np.int32), times, days, LONGEST)
         parts = [items[a:b] for a, b in zip(starts, stops, strict=True)]
-        made = {
+        fresh_rows = {
             frozenset(part.tolist())
             for part in parts
             if min((part < start).sum(), (part >= start).sum()) >= SHARE
         }
-        kind = f"{len(of)} sequences, {'some' if any(len(f) == LONGEST for f in found) else 'none'} full"
+        kind = f"{len(of)} sequences, {'some' if any(len(f) == LONGEST for f in results) else 'none'} full"
         count[kind] += 1
-        agree[kind] += made == found
+        agree[kind] += fresh_rows == results
     for kind in sorted(count, key=lambda kind: int(re.match(r"\d+", kind)[0])):
         print(f"{kind}: {agree[kind]:,} of {count[kind]:,} users")
     print(f"all: {sum(agree.values()) / sum(count.values()):.1%} of {sum(count.values()):,} users")

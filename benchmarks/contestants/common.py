@@ -44,9 +44,9 @@ class Log:
 
 def read(path: Path) -> Log:
     """Reads what the driver wrote."""
-    held = np.load(path)
-    rows = {name: np.split(held[name], held[f"{name}_offsets"][1:-1]) for name in ("train", "history")}
-    return Log(int(held["items"]), rows["train"], rows["history"])
+    state = np.load(path)
+    rows = {name: np.split(state[name], state[f"{name}_offsets"][1:-1]) for name in ("train", "history")}
+    return Log(int(state["items"]), rows["train"], rows["history"])
 
 
 class Meter:
@@ -89,9 +89,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--passes", type=int, required=True)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    return given
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def write(

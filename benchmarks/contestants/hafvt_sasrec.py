@@ -29,9 +29,9 @@ from hafvt.ops.ranking import top_k
 
 
 def main() -> None:
-    given = arguments()
-    log = read(given.log)
-    data = Dataset.open(given.log.parent / "data")
+    options = arguments()
+    log = read(options.log)
+    data = Dataset.open(options.log.parent / "data")
     params = {
         "max_length": LENGTH,
         "width": WIDTH,
@@ -43,13 +43,13 @@ def main() -> None:
         run = train(
             "sasrec",
             data,
-            given.out / "run",
+            options.out / "run",
             params=params,
-            epochs=given.passes,
+            epochs=options.passes,
             batch_size=BATCH,
             learning_rate=RATE,
             ema_decay=0,  # nobody else averages
-            validate_every=given.passes,
+            validate_every=options.passes,
             patience=0,
             test=False,
         )
@@ -63,7 +63,9 @@ def main() -> None:
             )
             scores = torch.cat([model.scores(batch, number) for number in range(len(data.domains))], dim=1)
             tops.append(top_k(scores, K)[1].numpy())
-    write(given.out, log, given.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}")
+    write(
+        options.out, log, options.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def write_rows(path: Path, rows: list[tuple[int, np.ndarray]]) -> None:
 
 
 def main() -> None:
-    given = arguments()
-    log = read(given.log)
-    folder = given.out / "log"
+    options = arguments()
+    log = read(options.log)
+    folder = options.out / "log"
     folder.mkdir(exist_ok=True)
     prefixes = [(u, row[:n]) for u, row in enumerate(log.train) for n in range(2, len(row) + 1)]
     write_rows(folder / "log.train.inter", prefixes)
@@ -37,8 +37,8 @@ def main() -> None:
         model="SASRec",
         dataset="log",
         config_dict={
-            "data_path": str(given.out),
-            "checkpoint_dir": str(given.out / "saved"),
+            "data_path": str(options.out),
+            "checkpoint_dir": str(options.out / "saved"),
             "benchmark_filename": ["train", "valid", "test"],
             "load_col": {"inter": ["user_id", "item_id_list", "item_id"]},
             "alias_of_item_id": ["item_id_list"],
@@ -53,7 +53,7 @@ def main() -> None:
             "train_neg_sample_args": None,
             "train_batch_size": BATCH * 16,
             "learning_rate": RATE,
-            "epochs": given.passes,
+            "epochs": options.passes,
             "eval_step": 0,
             "show_progress": False,
             "use_gpu": False,
@@ -81,12 +81,18 @@ def main() -> None:
             for n, row in enumerate(rows):
                 table[n, : len(row)] = [number[str(item)] for item in row]
             lengths = torch.tensor([len(row) for row in rows])
-            asked = Interaction({"item_id_list": torch.from_numpy(table), "item_length": lengths})
-            scores = model.full_sort_predict(asked)
+            queries = Interaction({"item_id_list": torch.from_numpy(table), "item_length": lengths})
+            scores = model.full_sort_predict(queries)
             scores[:, 0] = -torch.inf
             tops.append(ours[scores.topk(K).indices.numpy()])
     write(
-        given.out, log, given.passes, training, ranking, np.concatenate(tops), f"recbole {version('recbole')}"
+        options.out,
+        log,
+        options.passes,
+        training,
+        ranking,
+        np.concatenate(tops),
+        f"recbole {version('recbole')}",
     )
 
 

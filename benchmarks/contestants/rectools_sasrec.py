@@ -32,13 +32,13 @@ def table(rows: list[np.ndarray]) -> Dataset:
 
 
 def main() -> None:
-    given = arguments()
-    log = read(given.log)
+    options = arguments()
+    log = read(options.log)
     train, history = table(log.train), table(log.history)
 
     def trainer() -> Any:
         return Trainer(
-            max_epochs=given.passes,
+            max_epochs=options.passes,
             accelerator="cpu",
             enable_checkpointing=False,
             logger=False,
@@ -55,17 +55,17 @@ def main() -> None:
         loss="softmax",
         lr=RATE,
         batch_size=BATCH,
-        epochs=given.passes,
+        epochs=options.passes,
         get_trainer_func=trainer,
     )
     with Meter() as training:
         model.fit(train)
     users = np.arange(len(log.history))
     with Meter() as ranking:
-        found = model.recommend(users, history, k=K, filter_viewed=False, on_unsupported_targets="ignore")
+        values = model.recommend(users, history, k=K, filter_viewed=False, on_unsupported_targets="ignore")
     top = np.full((len(users), K), -1)
-    top[found[Columns.User], found[Columns.Rank] - 1] = found[Columns.Item]
-    write(given.out, log, given.passes, training, ranking, top, f"rectools {version('rectools')}")
+    top[values[Columns.User], values[Columns.Rank] - 1] = values[Columns.Item]
+    write(options.out, log, options.passes, training, ranking, top, f"rectools {version('rectools')}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from replay.nn.sequential import SasRec
 
 
 def main() -> None:
-    given = arguments()
-    log = read(given.log)
+    options = arguments()
+    log = read(options.log)
     torch.manual_seed(0)
     feature = TensorFeatureInfo(
         "item_id",
@@ -52,7 +52,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     with Meter() as training:
         model.train()
-        for _ in range(given.passes):
+        for _ in range(options.passes):
             order = random.permutation(len(log.train))
             for cut in range(0, len(order), BATCH):
                 rows = [log.train[n] for n in order[cut : cut + BATCH]]
@@ -60,13 +60,13 @@ def main() -> None:
                 inputs, labels = table[:, :-1], table[:, 1:, None]
                 mask = inputs != log.items
                 optimizer.zero_grad()
-                found = model(
+                values = model(
                     {"item_id": inputs},
                     mask,
                     positive_labels=labels,
                     target_padding_mask=mask[..., None],
                 )
-                found["loss"].backward()
+                values["loss"].backward()
                 optimizer.step()
     with Meter() as ranking, torch.inference_mode():
         model.eval()
@@ -74,10 +74,10 @@ def main() -> None:
         for cut in range(0, len(log.history), 256):
             rows = log.history[cut : cut + 256]
             inputs = torch.from_numpy(left_padded(rows, LENGTH, log.items))
-            found = model({"item_id": inputs}, inputs != log.items)
-            tops.append(found["logits"].topk(K).indices.numpy())
+            values = model({"item_id": inputs}, inputs != log.items)
+            tops.append(values["logits"].topk(K).indices.numpy())
     top = np.concatenate(tops)
-    write(given.out, log, given.passes, training, ranking, top, f"replay-rec {version('replay-rec')}")
+    write(options.out, log, options.passes, training, ranking, top, f"replay-rec {version('replay-rec')}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A dataset with pictures and titles, and tiny checkpoints with random weights, made on the spot."""
+"""Fixtures: a dataset with pictures and titles, and tiny checkpoints with random weights."""
 
 from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: nothing here may reach out
+os.environ["HF_HUB_OFFLINE"] = "1"  # no network; must be set before huggingface_hub is imported
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ WORDS = ["red", "green", "blue", "small", "large", "lamp", "chair", "film", "nig
 
 
 def write_pictures(folder: Path, names: list[str], side: int = 40) -> None:
-    """Writes noisy pictures whose color depends on their number."""
+    """Write noisy pictures whose color depends on their index."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for n, name in enumerate(names):
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, names: list[str], side: int = 40) -> None:
 def write_catalog(
     folder: Path, titles: list[str | None], images: list[str | None], image_root: Path | None
 ) -> Dataset:
-    """Writes a dataset of these items, named a0, a1, ..., and one user."""
+    """Write and return a dataset of items a0, a1, ... and one user."""
     items = len(titles)
     table = pl.DataFrame(
         {
@@ -61,7 +61,7 @@ def write_catalog(
 
 @pytest.fixture
 def pictured(tmp_path: Path) -> Dataset:
-    """Twelve items: 3 has neither picture nor title, 5 a broken picture, 7 one that is not there."""
+    """Twelve items: 3 has no picture and no title, the picture of 5 is broken, that of 7 is missing."""
     names = [f"{n}.jpg" for n in range(12)]
     write_pictures(tmp_path / "pictures", names)
     (tmp_path / "pictures" / "5.jpg").write_text("not a picture")
@@ -77,20 +77,20 @@ Checkpoint = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Returns the folder of a tiny random checkpoint: "clip", "siglip", "bert" or "sentence"."""
-    made: dict[str, Path] = {}
+    """A function that returns the folder of a checkpoint: "clip", "siglip", "bert" or "sentence"."""
+    folders: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind)
-            {"clip": _clip, "siglip": _siglip, "bert": _bert, "sentence": _sentence}[kind](made[kind])
-        return made[kind]
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            {"clip": _clip, "siglip": _siglip, "bert": _bert, "sentence": _sentence}[kind](folders[kind])
+        return folders[kind]
 
     return get
 
 
 def _tokenizer(folder: Path, start: str, end: str, pad: str) -> int:
-    """Saves a tokenizer of whole words, with start and end of text; returns the size of its vocabulary."""
+    """Save a tokenizer of words with start and end of text; return the size of its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -19,8 +19,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def test_pictures_of_a_kind_are_neighbors(tmp_path: Path) -> None:
-    """Stripes or dots, red or blue: each picture's nearest has both in common with it."""
+def test_classic_pictures_of_one_kind_are_nearest_neighbors(tmp_path: Path) -> None:
+    """The nearest neighbor of each picture has the same pattern, stripes or dots, and color, red or blue."""
     random = np.random.default_rng(0)
     grid = np.arange(96)
     stripes = np.broadcast_to((grid[:, None] // 8) % 2, (96, 96))
@@ -40,16 +40,16 @@ def test_pictures_of_a_kind_are_neighbors(tmp_path: Path) -> None:
     assert [kinds[n] for n in similarity.argmax(axis=1)] == kinds
 
 
-def test_a_picture_is_described_alone_whatever_its_batch() -> None:
+def test_classic_pictures_in_any_batch_give_the_same_rows() -> None:
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 255, (50, 30, 3), dtype=np.uint8)) for _ in range(5)]
     encoder = make_encoder("image", "classic", "cpu", 0)
-    together = encoder.encode(pictures)
-    alone = np.concatenate([encoder.encode([picture]) for picture in pictures])
-    np.testing.assert_array_equal(together, alone)
+    in_one_batch = encoder.encode(pictures)
+    one_by_one = np.concatenate([encoder.encode([picture]) for picture in pictures])
+    np.testing.assert_array_equal(in_one_batch, one_by_one)
 
 
-def test_histograms_count_every_pixel_in_its_own_quarter() -> None:
+def test_classic_pictures_histograms_count_the_pixels_of_each_quarter() -> None:
     pixels = np.zeros((96, 96, 3), dtype=np.uint8)
     pixels[:48, 48:] = (255, 0, 0)
     row = make_encoder("image", "classic", "cpu", 0).encode([Image.fromarray(pixels)])[0]
@@ -59,7 +59,7 @@ def test_histograms_count_every_pixel_in_its_own_quarter() -> None:
     np.testing.assert_array_equal(quarters[[0, 0]], quarters[[2, 3]])
 
 
-def test_absent_pictures_do_not_take_part_in_the_fit() -> None:
+def test_classic_pictures_fit_ignores_absent_pictures() -> None:
     random = np.random.default_rng(0)
     raw = random.random((30, sum(BLOCKS)), dtype=np.float32)
     present = np.arange(30) % 3 != 0
@@ -68,11 +68,11 @@ def test_absent_pictures_do_not_take_part_in_the_fit() -> None:
     rows = encoder.finish(raw, present)
     assert not rows[~present].any()
     alone = encoder.finish(raw[present], np.ones(20, dtype=bool))
-    # vectors may be turned around by rounding, their likeness may not change
+    # Rounding may flip the sign of axes, which does not change products of vectors.
     np.testing.assert_allclose(rows[present] @ rows[present].T, alone @ alone.T, atol=1e-4)
 
 
-def test_titles_that_share_words_or_parts_of_words_are_neighbors() -> None:
+def test_classic_titles_with_shared_word_parts_are_nearest_neighbors() -> None:
     titles = [
         "red lamp",
         "red lamps!",
@@ -91,14 +91,14 @@ def test_titles_that_share_words_or_parts_of_words_are_neighbors() -> None:
 
 
 @pytest.mark.parametrize("titles", [["x"], ["same", "same", "same"], ["x", "y", None]])
-def test_a_handful_of_titles_is_enough(tmp_path: Path, titles: list[str | None]) -> None:
+def test_classic_titles_of_very_few_items_are_encoded(tmp_path: Path, titles: list[str | None]) -> None:
     data = write_catalog(tmp_path / "data", titles, [None] * len(titles), None)
     table = encode(data, title="classic")["title"]
     assert table.present.tolist() == [title is not None for title in titles]
     assert table.rows.shape[1] <= len(titles)
 
 
-def test_real_posters_of_like_genres_are_neighbors(shared_data: Path) -> None:
+def test_classic_pictures_of_real_posters_agree_with_genres(shared_data: Path) -> None:
     folder = shared_data / "movielens-posters"
     items = pl.read_csv(folder / "items.csv").drop_nulls("image")[::5]
     encoder = make_encoder("image", "classic", "cpu", 0)

@@ -23,9 +23,7 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize(("kind", "width"), [("clip", 12), ("siglip", 16)])
-def test_clip_pictures_and_titles_are_what_the_model_gives(
-    checkpoint: Checkpoint, kind: str, width: int
-) -> None:
+def test_clip_encoders_match_the_model(checkpoint: Checkpoint, kind: str, width: int) -> None:
     from transformers import AutoImageProcessor, AutoModel
 
     folder = str(checkpoint(kind))
@@ -45,7 +43,7 @@ def test_clip_pictures_and_titles_are_what_the_model_gives(
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_clip_titles_are_cut_at_what_the_model_reads(checkpoint: Checkpoint, kind: str) -> None:
+def test_clip_titles_longer_than_the_maximum_are_cut(checkpoint: Checkpoint, kind: str) -> None:
     encoder = make_encoder("title", f"clip:{checkpoint(kind)}", "cpu", 0)
     long = " ".join(WORDS * 9)
     rows = encoder.encode([long, " ".join(long.split()[:6]), "night " + long])
@@ -53,14 +51,16 @@ def test_clip_titles_are_cut_at_what_the_model_reads(checkpoint: Checkpoint, kin
     assert np.abs(rows[0] - rows[2]).max() > 1e-4
 
 
-def test_a_siglip_title_does_not_depend_on_the_titles_beside_it(checkpoint: Checkpoint) -> None:
+def test_siglip_titles_in_any_batch_give_the_same_rows(checkpoint: Checkpoint) -> None:
     encoder = make_encoder("title", f"clip:{checkpoint('siglip')}", "cpu", 0)
     alone = encoder.encode(["red lamp"])
     np.testing.assert_allclose(encoder.encode(["red lamp", "green chair small"])[:1], alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
-def test_checkpoints_encode_a_dataset(checkpoint: Checkpoint, pictured: Dataset, kind: str) -> None:
+def test_encode_with_a_checkpoint_writes_unit_rows_and_hashes(
+    checkpoint: Checkpoint, pictured: Dataset, kind: str
+) -> None:
     spec = f"{kind}:{checkpoint(kind)}"
     table = encode(pictured, title=spec, batch_size=5, device="cpu")["title"]
     assert table.present.tolist() == [n != 3 for n in range(12)]
@@ -72,7 +72,7 @@ def test_checkpoints_encode_a_dataset(checkpoint: Checkpoint, pictured: Dataset,
     assert table.metadata["encoder"] == spec
 
 
-def test_sentence_rows_are_what_the_library_gives(checkpoint: Checkpoint) -> None:
+def test_sentence_titles_match_the_library(checkpoint: Checkpoint) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder = str(checkpoint("sentence"))
@@ -82,7 +82,7 @@ def test_sentence_rows_are_what_the_library_gives(checkpoint: Checkpoint) -> Non
     np.testing.assert_allclose(rows, SentenceTransformer(folder, device="cpu").encode(values), atol=1e-6)
 
 
-def test_clip_refuses_a_checkpoint_of_another_kind(checkpoint: Checkpoint) -> None:
+def test_make_encoder_with_another_kind_of_checkpoint_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(HafvtError, match="is a bert: give a CLIP or SigLIP checkpoint"):
         make_encoder("image", f"clip:{checkpoint('bert')}", "cpu", 0)
 
@@ -90,14 +90,16 @@ def test_clip_refuses_a_checkpoint_of_another_kind(checkpoint: Checkpoint) -> No
 @pytest.mark.parametrize(
     "spec", ["clip:no-such/model", "clip:./nowhere", "sentence:nowhere", "sentence:a/b/c", "clip"]
 )
-def test_a_missing_checkpoint_is_one_clear_line(spec: str) -> None:
+def test_make_encoder_with_a_missing_checkpoint_is_refused_in_one_line(spec: str) -> None:
     with pytest.raises(HafvtError, match=r"folder|FOLDER") as caught:
         make_encoder("title", spec, "cpu", 0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["clip", "sentence"])
-def test_pickled_weights_are_never_loaded(checkpoint: Checkpoint, kind: str, tmp_path: Path) -> None:
+def test_make_encoder_with_pickled_weights_is_refused_and_loads_none(
+    checkpoint: Checkpoint, kind: str, tmp_path: Path
+) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[object, ...]]:
             return Path.write_text, (tmp_path / "exploded", "x")
@@ -113,7 +115,7 @@ def test_pickled_weights_are_never_loaded(checkpoint: Checkpoint, kind: str, tmp
     assert not (tmp_path / "exploded").exists()
 
 
-def test_an_unknown_encoder_or_device_is_refused() -> None:
+def test_make_encoder_with_unknown_encoder_or_device_is_refused() -> None:
     with pytest.raises(HafvtError, match=r"no image encoder 'vgg': choose one of classic, clip"):
         make_encoder("image", "vgg", "cpu", 0)
     with pytest.raises(HafvtError, match="no image encoder 'sentence'"):
@@ -124,7 +126,7 @@ def test_an_unknown_encoder_or_device_is_refused() -> None:
         make_encoder("title", "clip:x", "toaster", 0)
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_make_encoder_with_missing_weights_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(checkpoint("clip"), tmp_path / "clip")

@@ -27,11 +27,11 @@ def problems(data: Dataset, name: str) -> list[dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a table that must not depend on how often it was interrupted."""
+    """Return the files of a table that must not depend on interruptions."""
     return {name: (folder / name).read_bytes() for name in ("rows.npy", "present.npy", "problems.csv")}
 
 
-def test_a_table_has_unit_rows_a_mask_provenance_and_every_problem(pictured: Dataset) -> None:
+def test_encode_writes_unit_rows_mask_provenance_and_problems(pictured: Dataset) -> None:
     tables = encode(pictured, image="classic", title="classic", batch_size=5)
     image, title = tables["image"], tables["title"]
     assert image.present.tolist() == [n not in (3, 5, 7) for n in range(12)]
@@ -53,7 +53,7 @@ def test_a_table_has_unit_rows_a_mask_provenance_and_every_problem(pictured: Dat
     assert sorted(p.name for p in (pictured.folder / "features").iterdir()) == ["image", "title"]
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_stood_there(pictured: Dataset) -> None:
+def test_encode_repeated_with_the_same_seed_gives_the_same_bytes(pictured: Dataset) -> None:
     encode(pictured, image="classic", title="classic")
     features = pictured.folder / "features"
     first = {name: contents(features / name) for name in ("image", "title")}
@@ -90,47 +90,51 @@ def kill_in_the_fourth_batch(folder: Path) -> None:
         run.send_signal(signal.SIGKILL)
 
 
-def test_a_killed_run_is_taken_up_and_ends_with_the_same_bits(
+def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{n}.jpg" for n in range(22)]
     write_pictures(tmp_path / "pictures", names)
     (tmp_path / "pictures" / "2.jpg").write_text("broken early")
     (tmp_path / "pictures" / "20.jpg").write_text("broken late")
-    whole, killed = (
+    uninterrupted, killed = (
         write_catalog(tmp_path / name, [None] * 22, [*names], tmp_path / "pictures")
-        for name in ("whole", "killed")
+        for name in ("uninterrupted", "killed")
     )
-    encode(whole, image="classic", batch_size=4)
+    encode(uninterrupted, image="classic", batch_size=4)
     kill_in_the_fourth_batch(killed.folder)
     features = killed.folder / "features"
     assert [path.name for path in features.iterdir()] == [".image.partial"]
-    # what a kill in the middle of a batch leaves beyond the count must not show
+    # A kill in the middle of a batch leaves bytes beyond the finished items; they must be overwritten.
     with (features / ".image.partial" / "problems.csv").open("a") as file:
         file.write("half a li")
     raw = np.lib.format.open_memmap(features / ".image.partial" / "raw.npy", mode="r+")
     raw[12:17] = 7
     raw.flush()
 
-    seen = 0
+    num_encoded = 0
     original = ClassicPictures.encode
 
     def counting(self: ClassicPictures, values: list[Any]) -> Any:
-        nonlocal seen
-        seen += len(values)
+        nonlocal num_encoded
+        num_encoded += len(values)
         return original(self, values)
 
     monkeypatch.setattr(ClassicPictures, "encode", counting)
     encode(killed, image="classic", batch_size=4)
-    assert seen == 22 - 12 - 1  # three batches were settled, one of the others is broken
-    assert contents(features / "image") == contents(whole.folder / "features" / "image")
-    about = [read_json(d.folder / "features" / "image" / "about.json") for d in (whole, killed)]
-    assert about[0]["counts"] == about[1]["counts"] == {"items": 22, "encoded": 20, "missing": 0, "broken": 2}
+    assert num_encoded == 22 - 12 - 1  # three batches were finished, one of the other pictures is broken
+    assert contents(features / "image") == contents(uninterrupted.folder / "features" / "image")
+    metadata = [read_json(d.folder / "features" / "image" / "about.json") for d in (uninterrupted, killed)]
+    assert (
+        metadata[0]["counts"]
+        == metadata[1]["counts"]
+        == {"items": 22, "encoded": 20, "missing": 0, "broken": 2}
+    )
     assert [path.name for path in features.iterdir()] == ["image"]
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}])
-def test_a_partial_of_other_settings_is_discarded(
+def test_encode_with_changed_settings_discards_the_interrupted_run(
     pictured: Dataset, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int]
 ) -> None:
     def fail(*_: object) -> None:
@@ -140,20 +144,20 @@ def test_a_partial_of_other_settings_is_discarded(
         patch.setattr(ClassicPictures, "finish", fail)
         with pytest.raises(KeyboardInterrupt):
             encode(pictured, image="classic", batch_size=4)
-    seen = 0
+    num_encoded = 0
     original = ClassicPictures.encode
 
     def counting(self: ClassicPictures, values: list[Any]) -> Any:
-        nonlocal seen
-        seen += len(values)
+        nonlocal num_encoded
+        num_encoded += len(values)
         return original(self, values)
 
     monkeypatch.setattr(ClassicPictures, "encode", counting)
     encode(pictured, image="classic", **{"batch_size": 4, **changed})  # type: ignore[arg-type]
-    assert seen == 9
+    assert num_encoded == 9
 
 
-def test_an_older_table_stays_until_the_new_one_is_whole(
+def test_encode_when_interrupted_keeps_the_older_table(
     pictured: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pictured.folder / "features" / "image"
@@ -169,15 +173,15 @@ def test_an_older_table_stays_until_the_new_one_is_whole(
     assert contents(table) == before
 
 
-def test_vectors_that_are_zero_or_not_finite_are_reported_and_absent(
+def test_encode_with_zero_or_infinite_rows_reports_them(
     pictured: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def encode_oddly(self: ClassicPictures, values: list[Any]) -> Any:
+    def encode_with_bad_rows(self: ClassicPictures, values: list[Any]) -> Any:
         rows = np.ones((len(values), 4), dtype=np.float32)
-        rows[0], rows[1, 0], rows[2] = 0, np.nan, 1e30  # the last is large, yet has a direction
+        rows[0], rows[1, 0], rows[2] = 0, np.nan, 1e30  # the last row is large, but finite
         return rows
 
-    monkeypatch.setattr(ClassicPictures, "encode", encode_oddly)
+    monkeypatch.setattr(ClassicPictures, "encode", encode_with_bad_rows)
     monkeypatch.setattr(ClassicPictures, "finish", lambda self, rows, present: rows)
     table = encode(pictured, image="classic")["image"]
     assert not table.present[:2].any()
@@ -188,7 +192,9 @@ def test_vectors_that_are_zero_or_not_finite_are_reported_and_absent(
     assert "zero or not finite" in problems(pictured, "image")[0]["problem"]
 
 
-def test_a_vector_that_the_fit_loses_is_reported(pictured: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_when_finish_returns_a_zero_row_reports_it(
+    pictured: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def finish(self: ClassicPictures, rows: Any, present: Any) -> Any:
         out = np.array(rows[:, :8])
         out[4] = 0
@@ -201,7 +207,7 @@ def test_a_vector_that_the_fit_loses_is_reported(pictured: Dataset, monkeypatch:
     assert table.metadata["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3}
 
 
-def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_encode_without_any_content_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     data = write_catalog(tmp_path / "data", ["", "  ", None], ["a.jpg", "b.jpg", "c.jpg"], None)
     with pytest.raises(
         HafvtError, match=r"image: none of the 3 items .* 'a0', .*: the dataset has no picture folder"
@@ -212,7 +218,7 @@ def test_nothing_to_encode_is_one_clear_line_and_leaves_nothing(tmp_path: Path) 
     assert list((data.folder / "features").iterdir()) == []
 
 
-def test_wrong_arguments_are_refused_before_any_work(pictured: Dataset, tmp_path: Path) -> None:
+def test_encode_with_wrong_arguments_is_refused_before_any_work(pictured: Dataset, tmp_path: Path) -> None:
     with pytest.raises(HafvtError, match="nothing to encode"):
         encode(pictured)
     with pytest.raises(HafvtError, match="batch_size is 0"):
@@ -226,7 +232,7 @@ def test_wrong_arguments_are_refused_before_any_work(pictured: Dataset, tmp_path
     assert not (pictured.folder / "features").exists()
 
 
-def test_long_work_shows_its_progress_on_stderr(
+def test_encode_of_many_items_reports_progress_on_stderr(
     pictured: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()

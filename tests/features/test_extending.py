@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 @pytest.fixture
 def words_modality(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adds the modality `words` to the table, from the two code blocks of the page."""
+    """Add the modality `words` to the table, from the two code blocks of the page."""
     page = (DOCS / "extending.md").read_text(encoding="utf-8")
     section = page.split("## A new encoder or modality\n")[1].split("\n## ")[0]
     file, line = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
@@ -35,8 +35,8 @@ def test_documented_encoder_encodes_a_dataset_and_new_items_alike(pictured: Data
     table = encode(pictured, encoders={"words": "hashed:16"}, batch_size=5)["words"]
     assert table.present.tolist() == [item != 3 for item in range(12)]
     assert table.rows.shape == (12, 16)
-    again = encode_new_items(pictured, "words", pictured.item_table[4:6], None)
-    np.testing.assert_array_equal(again.rows, table.rows[4:6])
+    new = encode_new_items(pictured, "words", pictured.item_table[4:6], None)
+    np.testing.assert_array_equal(new.rows, table.rows[4:6])
     (table.folder / "fitted_arrays.npz").unlink()
     with pytest.raises(HafvtError, match=r"fitted_arrays.npz is missing .* --encoders words=hashed:16"):
         encode_new_items(pictured, "words", pictured.item_table[4:6], None)

@@ -46,19 +46,19 @@ def refusal(root: Path | None, value: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_the_formats_open_by_content_whatever_the_name(tmp_path: Path, kind: str) -> None:
+def test_open_picture_recognizes_formats_by_content(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x.txt").write_bytes(encoded(kind))
     picture = open_picture(tmp_path, "x.txt")
     assert (picture.mode, picture.size) == ("RGB", (32, 24))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM"])
-def test_other_formats_are_refused(tmp_path: Path, kind: str) -> None:
+def test_open_picture_of_other_formats_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x.jpg").write_bytes(encoded(kind))
     assert "not a picture" in refusal(tmp_path, "x.jpg")
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_open_picture_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
@@ -72,11 +72,11 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["a\0b", "x" * 5000, "\ud800.jpg", "", ".", "~", "file:///etc/passwd"])
-def test_odd_paths_are_refused(tmp_path: Path, value: str) -> None:
+def test_open_picture_with_an_odd_path_is_refused(tmp_path: Path, value: str) -> None:
     refusal(tmp_path, value)
 
 
-def test_paths_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
+def test_open_picture_outside_the_folder_is_refused(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside.png"
     root.mkdir()
     outside.write_bytes(encoded("PNG"))
@@ -95,13 +95,15 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(40_000, 40_000), (20_001, 1), (10_000, 6_000)])
-def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_open_picture_with_too_many_pixels_is_refused_from_its_header(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     (tmp_path / "x.png").write_bytes(huge_png(*size))
     assert "too many" in refusal(tmp_path, "x.png")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP"])
-def test_lying_headers_of_other_formats_take_no_memory_either(tmp_path: Path, kind: str) -> None:
+def test_open_picture_with_a_false_size_is_refused_from_its_header(tmp_path: Path, kind: str) -> None:
     data = bytearray(encoded(kind, lossless=True) if kind == "WEBP" else encoded(kind))
     if kind == "GIF":
         data[6:10] = struct.pack("<HH", 65535, 65535)
@@ -113,20 +115,20 @@ def test_lying_headers_of_other_formats_take_no_memory_either(tmp_path: Path, ki
     assert "too many" in refusal(tmp_path, "x")
 
 
-def test_too_many_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_picture_with_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     assert "larger than" in refusal(tmp_path, "x.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_truncated_pictures_are_refused(tmp_path: Path, kind: str) -> None:
+def test_open_picture_of_a_truncated_file_is_refused(tmp_path: Path, kind: str) -> None:
     data = encoded(kind)
     (tmp_path / "x").write_bytes(data[: len(data) // 2])
     assert "picture" in refusal(tmp_path, "x")
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+def test_open_picture_applies_exif_orientation(tmp_path: Path) -> None:
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:20, :30] = 255  # the upper left quarter is white
     exif = Image.Exif()
@@ -141,12 +143,12 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
         assert (rows.mean() > middle[0], columns.mean() > middle[1]) == (bool(down), bool(right))
 
 
-def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
+def test_open_picture_with_damaged_exif_opens(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
     assert open_picture(tmp_path, "x.jpg").size == (32, 24)
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_open_picture_with_transparency_has_a_white_background(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     clear.save(tmp_path / "rgba.png")
     clear.convert("LA").save(tmp_path / "la.png")
@@ -159,7 +161,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
         assert (np.asarray(open_picture(tmp_path, path.name)) == 255).all(), path.name
 
 
-def test_deep_grey_is_scaled_and_cmyk_converted(tmp_path: Path) -> None:
+def test_open_picture_in_16_bit_gray_or_cmyk_is_converted(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     picture = np.asarray(open_picture(tmp_path, "deep.png"))[..., 0]
@@ -170,7 +172,7 @@ def test_deep_grey_is_scaled_and_cmyk_converted(tmp_path: Path) -> None:
     assert red[1:].max() < 60
 
 
-def test_large_pictures_are_reduced_and_small_ones_kept(tmp_path: Path) -> None:
+def test_open_picture_reduces_large_pictures_only(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(encoded("JPEG", size=(1200, 800)))
     (tmp_path / "x.png").write_bytes(encoded("PNG", size=(1200, 801)))
     (tmp_path / "thin.png").write_bytes(encoded("PNG", size=(3000, 1)))
@@ -180,7 +182,7 @@ def test_large_pictures_are_reduced_and_small_ones_kept(tmp_path: Path) -> None:
     assert open_picture(tmp_path, "thin.png", 100).size == (3000, 1)
 
 
-def test_thumbnail_is_a_small_jpeg_or_nothing(tmp_path: Path) -> None:
+def test_thumbnail_data_uri_is_a_small_jpeg_or_none(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded("PNG", "RGBA", size=(600, 400)))
     (tmp_path / "broken.png").write_text("x")
     uri = thumbnail_data_uri(tmp_path, "x.png", 60)
@@ -208,9 +210,9 @@ ORIGINALS = [
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_bytes_bring_it_down(tmp_path: Path, data: st.DataObject) -> None:
+def test_open_picture_of_random_bytes_opens_or_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(data.draw(st.sampled_from(ORIGINALS)))
-    # most marks of a format stand at its start, so half of the changes go there
+    # The header is at the start of a file, so half of the changes go there.
     places = st.integers(0, len(raw) - 1) | st.integers(0, min(100, len(raw) - 1))
     for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=12)):
         raw[place] = byte
@@ -223,7 +225,7 @@ def test_no_bytes_bring_it_down(tmp_path: Path, data: st.DataObject) -> None:
             assert open_picture(tmp_path, "x").mode == "RGB"
 
 
-def test_warnings_stay_as_they_were_and_silent_over_threads(tmp_path: Path) -> None:
+def test_open_picture_in_threads_restores_warning_filters(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     before = list(warnings.filters)
     gate = threading.Barrier(4)
@@ -238,15 +240,15 @@ def test_warnings_stay_as_they_were_and_silent_over_threads(tmp_path: Path) -> N
     assert warnings.filters == before
 
 
-def test_files_are_closed(tmp_path: Path) -> None:
+def test_open_picture_closes_its_files(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded("PNG"))
     (tmp_path / "text.png").write_text("x")
     (tmp_path / "folder").mkdir()
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
-    kept = []
+    pictures = []
     for _ in range(5):
-        kept.append(open_picture(tmp_path, "x.png"))
+        pictures.append(open_picture(tmp_path, "x.png"))
         for value in ("text.png", "folder"):
             refusal(tmp_path, value)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -34,7 +34,9 @@ def write(kind: str, folder: Path, ids: list[str], rows: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet list", "parquet array"])
-def test_rows_go_to_their_items_in_any_order(pictured: Dataset, tmp_path: Path, kind: str) -> None:
+def test_encode_precomputed_in_any_order_assigns_rows_to_items(
+    pictured: Dataset, tmp_path: Path, kind: str
+) -> None:
     ids = [f"a{n}" for n in (11, 4, 0, 9)] + ["unknown", "too"]
     rows = vectors(6)
     rows[3, 2] = np.nan
@@ -52,7 +54,7 @@ def test_rows_go_to_their_items_in_any_order(pictured: Dataset, tmp_path: Path, 
     assert "no vector in" in listed["a1"]
 
 
-def test_ids_may_be_whole_numbers(pictured: Dataset, tmp_path: Path) -> None:
+def test_encode_precomputed_with_integer_ids_reads_them_as_text(pictured: Dataset, tmp_path: Path) -> None:
     path = write_npz(tmp_path / "x.npz", [1, 2], vectors(2))
     with pytest.raises(HafvtError, match=r"none of its 2 ids \(e.g. '1'\) is an item of .* \(e.g. 'a0'\)"):
         encode(pictured, precomputed={"image": path})
@@ -72,7 +74,7 @@ WRONG_NPZ = [
 
 
 @pytest.mark.parametrize(("ids", "rows", "message"), WRONG_NPZ)
-def test_wrong_arrays_are_refused(
+def test_encode_precomputed_with_wrong_arrays_is_refused(
     pictured: Dataset, tmp_path: Path, ids: object, rows: object, message: str
 ) -> None:
     path = write_npz(tmp_path / "x.npz", ids, rows)
@@ -82,7 +84,7 @@ def test_wrong_arrays_are_refused(
     assert str(path) in str(caught.value)
 
 
-def test_wrong_columns_are_refused(pictured: Dataset, tmp_path: Path) -> None:
+def test_encode_precomputed_with_wrong_columns_is_refused(pictured: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     for frame, message in (
         ({"id": ["a1"], "vector": [[1.0]]}, "needs item_id and embedding"),
@@ -102,7 +104,7 @@ def test_wrong_columns_are_refused(pictured: Dataset, tmp_path: Path) -> None:
             encode(pictured, precomputed={"image": path})
 
 
-def test_damaged_or_foreign_files_are_refused(pictured: Dataset, tmp_path: Path) -> None:
+def test_encode_precomputed_from_damaged_or_other_files_is_refused(pictured: Dataset, tmp_path: Path) -> None:
     good = write_npz(tmp_path / "good.npz", ["a1", "a2"], vectors(2)).read_bytes()
     for name, content, message in (
         ("cut.npz", good[: len(good) // 2], "damaged"),
@@ -120,7 +122,7 @@ def test_damaged_or_foreign_files_are_refused(pictured: Dataset, tmp_path: Path)
         encode(pictured, precomputed={"image": tmp_path / "names.npz"})
 
 
-def test_bombs_and_lying_headers_are_refused_unread(pictured: Dataset, tmp_path: Path) -> None:
+def test_encode_precomputed_with_false_headers_is_refused_unread(pictured: Dataset, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "bomb.npz", ids=np.array(["a1"]), embeddings=np.zeros((1, 3_000_000)))
     with pytest.raises(HafvtError, match="unpacks to over 200 times"):
         encode(pictured, precomputed={"image": tmp_path / "bomb.npz"})

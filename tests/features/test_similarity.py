@@ -27,7 +27,7 @@ from hafvt.progress import Advance
 
 
 def counts_and_mask(num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns which items have a vector, and training counts with some cold items."""
+    """Return which items have a vector, and training counts with some cold items."""
     present, train_counts = torch.ones(num_items, dtype=torch.bool), torch.randint(1, 9, (num_items,)).float()
     present[3::17] = False
     train_counts[5::8] = 0.0
@@ -41,7 +41,7 @@ def random_items(num_items: int = 40) -> tuple[Vectors, torch.Tensor]:
 
 
 def grouped_items(num_items: int = 90) -> tuple[Vectors, torch.Tensor]:
-    """Returns vectors close to nine directions, in turn, and training counts."""
+    """Return vectors close to nine directions, in turn, and training counts."""
     torch.manual_seed(0)
     directions = F.normalize(torch.randn(9, 12), dim=1)[torch.arange(num_items) % 9]
     present, train_counts = counts_and_mask(num_items)
@@ -55,7 +55,7 @@ def with_cold_items_in_front(vectors: Vectors, train_counts: torch.Tensor) -> tu
 
 
 def as_sets(clusters: torch.Tensor, items: torch.Tensor) -> set[frozenset[int]]:
-    """Returns each cluster as its set of items."""
+    """Return each cluster as its set of items."""
     return {frozenset(items[clusters == number].tolist()) for number in clusters.unique()}
 
 

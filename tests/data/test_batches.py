@@ -13,7 +13,7 @@ def rows(batch):
 
 
 @pytest.mark.parametrize("max_length", [3, 50])
-def test_an_epoch_holds_every_training_sequence_once(small, max_length):
+def test_train_batches_epoch_has_every_training_sequence_once(small, max_length):
     batches = TrainBatches(small, batch_size=7, max_length=max_length, seed=0)
     seen = [row for batch in batches.epoch(0) for row in rows(batch)]
     expected = [
@@ -26,7 +26,7 @@ def test_an_epoch_holds_every_training_sequence_once(small, max_length):
     assert batches.num_targets == sum(len(row) - 1 for row in expected)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(small):
+def test_train_batches_order_depends_on_seed_and_epoch_only(small):
     def order(seed, epoch, first=0):
         return [rows(batch) for batch in TrainBatches(small, 7, 50, seed).epoch(epoch, first)]
 
@@ -36,7 +36,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(small):
     assert order(0, 3, first=2) == order(0, 3)[2:]
 
 
-def test_histories_end_right_before_their_target(small):
+def test_target_batches_histories_end_right_before_their_target(small):
     seen = 0
     for picked, batch in target_batches(small, small.test, 6, max_length=4):
         for index, row in zip(picked, rows(batch), strict=True):
@@ -47,7 +47,7 @@ def test_histories_end_right_before_their_target(small):
     assert seen == len(small.test)
 
 
-def test_gather_of_an_empty_slice():
+def test_collate_empty_slice_is_padding():
     batch = collate(np.array([5, 6, 7]), np.array([1, 0]), np.array([1, 3]))
     assert rows(batch) == [(), (5, 6, 7)]
     assert batch.items[0].tolist() == [0, 0, 0]

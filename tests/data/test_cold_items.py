@@ -1,4 +1,4 @@
-"""Held-out items are in no history; what a model is asked about them follows all that it was trained on."""
+"""Held-out items are in no history, and their targets follow the training part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError
 
 IDS = [f"{domain}{n:02}" for domain in "tc" for n in range(20)]
-ITEMS = pl.DataFrame({"item_id": IDS, "domain": [{"t": "tea", "c": "cups"}[one[0]] for one in IDS]})
+ITEMS = pl.DataFrame({"item_id": IDS, "domain": [{"t": "tea", "c": "cups"}[item_id[0]] for item_id in IDS]})
 
 
 def log(users: int = 30, length: int = 25) -> pl.DataFrame:
@@ -22,36 +22,36 @@ def log(users: int = 30, length: int = 25) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
 
 
-@pytest.mark.parametrize("split", ["leave-one-out", "time"])
-def test_no_history_has_a_held_out_item_and_every_target_follows_the_training_part(tmp_path, split) -> None:
-    whole = log()
-    data = prepare(whole, ITEMS, tmp_path / "data", hold_out_items=0.2, split=split)
-    held = set(np.unique(data.cold_targets[:, 2]))
+@pytest.mark.parametrize("split", ["leave-item_id-out", "time"])
+def test_prepare_hold_out_items_are_in_no_history_and_their_targets_follow_training(tmp_path, split) -> None:
+    interactions = log()
+    data = prepare(interactions, ITEMS, tmp_path / "data", hold_out_items=0.2, split=split)
+    cold_items = set(np.unique(data.cold_targets[:, 2]))
     assert data.manifest["cold_items"] == 8
-    assert 4 < len(held) <= 8
-    assert not held & set(data.items.tolist())
+    assert 4 < len(cold_items) <= 8
+    assert not cold_items & set(data.items.tolist())
     names = data.item_table["item_id"]
-    by_user = whole.sort("timestamp", maintain_order=True).partition_by("user_id", as_dict=True)
-    asked = 0
+    by_user = interactions.sort("timestamp", maintain_order=True).partition_by("user_id", as_dict=True)
+    num_targets = 0
     for user, name in enumerate(data.user_ids):
-        mine = by_user[(name,)]["item_id"].to_list()
+        item_ids = by_user[(name,)]["item_id"].to_list()
         start, end = int(data.offsets[user]), int(data.offsets[user]) + int(data.train_lengths[user])
-        kept = [one for one in mine if one in set(names.gather(np.unique(data.items)))]
-        assert names.gather(data.items[start : data.offsets[user + 1]]).to_list() == kept
+        history = [item_id for item_id in item_ids if item_id in set(names.gather(np.unique(data.items)))]
+        assert names.gather(data.items[start : data.offsets[user + 1]]).to_list() == history
         expected, before = [], 0
-        for one in mine:  # by hand: what the user had before each held-out item
-            if one in kept:
+        for item_id in item_ids:  # by hand: what the user had before each cold_items-out item
+            if item_id in history:
                 before += 1
             elif before and start + before >= end:
-                expected.append((start + before, one))
+                expected.append((start + before, item_id))
         rows = data.cold_targets[data.cold_targets[:, 0] == user]
         assert [(int(p), names[int(i)]) for _, p, i in rows] == expected
-        asked += len(expected)
-    assert asked == len(data.cold_targets) > 20
-    assert f"held out of training: 8 cold items with {asked} targets" in str(info(data))
+        num_targets += len(expected)
+    assert num_targets == len(data.cold_targets) > 20
+    assert f"held out of training: 8 cold items with {num_targets} targets" in str(info(data))
 
 
-def test_a_share_of_each_domain_is_drawn_by_the_seed_whatever_the_log_says(tmp_path) -> None:
+def test_draw_cold_items_draws_a_share_of_each_domain_by_seed(tmp_path) -> None:
     domains = np.array([0] * 30 + [1] * 5 + [2] * 2)
     drawn = draw_cold_items(domains, 0.1, 0)
     assert [int(drawn[domains == n].sum()) for n in range(3)] == [3, 1, 1]
@@ -63,14 +63,14 @@ def test_a_share_of_each_domain_is_drawn_by_the_seed_whatever_the_log_says(tmp_p
         prepare(log(), ITEMS, tmp_path / "data", hold_out_items=1.0)
 
 
-def test_without_held_out_items_nothing_is_cold(tmp_path) -> None:
+def test_prepare_without_hold_out_items_has_no_cold_targets(tmp_path) -> None:
     data = prepare(log(), ITEMS, tmp_path / "data")
     assert data.cold_targets.shape == (0, 3)
     assert not (data.folder / "cold.npy").exists()
     assert "held out" not in str(info(data))
 
 
-def test_the_view_has_a_row_for_each_target(tmp_path) -> None:
+def test_cold_target_view_has_a_user_for_each_target(tmp_path) -> None:
     data = prepare(log(), ITEMS, tmp_path / "data", hold_out_items=0.2)
     for longest in (50, 3):
         view = cold_target_view(Dataset.open(data.folder), longest)

@@ -81,7 +81,7 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_comes_whole_and_alone(get, server, tmp_path, monkeypatch):
+def test_download_good_server_writes_the_complete_file(get, server, tmp_path, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     found = get("good/a%2Bb.gz?x=1 2")
@@ -125,13 +125,13 @@ def test_a_file_comes_whole_and_alone(get, server, tmp_path, monkeypatch):
         *("http://a.org/" + "x" * 5000, "http://a..b/", "javascript:alert(1)", "http://\ud800.org/"),
     ],
 )
-def test_what_is_no_address_is_refused(url, web, names, tmp_path):
+def test_download_malformed_address_is_refused(url, web, names, tmp_path):
     with pytest.raises(DownloadError):
         download(Job(url, tmp_path / "file"), web())
     assert names[1] == []
 
 
-def test_addresses_are_encoded():
+def test_parse_address_is_percent_encoded():
     assert parse("HTTPS://Bücher.example/ä b?q=ü&p=%20#part").target == "/%C3%A4%20b?q=%C3%BC&p=%20"
     assert parse("https://Bücher.example/").name == "xn--bcher-kva.example"
     assert parse("http://[2606:4700::1]:81/").name == "[2606:4700::1]:81"
@@ -151,18 +151,18 @@ def test_addresses_are_encoded():
         *((ip, False) for ip in ("2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:7f00:1::", "::127.0.0.1")),
     ],
 )
-def test_which_addresses_are_public(ip, public):
+def test_is_public_accepts_only_public_addresses(ip, public):
     assert is_public(ip) is public
 
 
-def test_this_machine_is_refused_by_default(server, get, tmp_path):
+def test_download_local_address_is_refused_by_default(server, get, tmp_path):
     for host in ("127.0.0.1", "2130706433", "127.1", "localhost"):
         with pytest.raises(DownloadError, match="not a public address"):
             download(Job(server.url("good", host), tmp_path / "file"), Web())
     assert server.requests == []
 
 
-def test_a_name_with_any_private_address_is_refused(server, names, tmp_path, monkeypatch):
+def test_download_name_with_a_private_address_is_refused(server, names, tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
     for answer in (["10.0.0.1"], ["8.8.8.8", "192.168.0.1"], ["8.8.8.8", "127.0.0.1"]):
         names[0]["shop.test"] = answer
@@ -172,14 +172,16 @@ def test_a_name_with_any_private_address_is_refused(server, names, tmp_path, mon
         download(Job("http://nowhere.test/x", tmp_path / "file"), Web())
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_used(server, names, web, tmp_path):
+def test_download_connects_to_the_checked_address(server, names, web, tmp_path):
     names[0]["shop.test"] = ["127.0.0.1"]
     download(Job(server.url("good", "shop.test"), tmp_path / "file"), web())
     assert names[1] == ["shop.test"]
     assert server.requests[0].headers["Host"] == f"shop.test:{server.server_port}"
 
 
-def test_tls_checks_the_name_and_redirects_keep_it(certificate, names, web, server, tmp_path, monkeypatch):
+def test_download_tls_checks_the_name_and_refuses_redirects_to_http(
+    certificate, names, web, server, tmp_path, monkeypatch
+):
     names[0].update({"shop.test": ["127.0.0.1"], "other.test": ["127.0.0.1"], "127.0.0.1": ["127.0.0.1"]})
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.cert")
     with closing(HostileServer(certificate)) as secure:
@@ -200,7 +202,7 @@ def test_tls_checks_the_name_and_redirects_keep_it(certificate, names, web, serv
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_followed(get, status):
+def test_download_redirects_are_followed(get, status):
     assert get(f"redirect?status={status}&to=/redirect?to=/good").size == len(BODY)
 
 
@@ -217,7 +219,7 @@ def test_redirects_are_followed(get, status):
         ("loop", "redirected more than 5 times"),
     ],
 )
-def test_redirects_are_checked(get, server, path, told, monkeypatch):
+def test_download_redirects_are_checked(get, server, path, told, monkeypatch):
     monkeypatch.setattr(web_module, "is_public", lambda ip: ip == "127.0.0.1" or is_public(ip))
     with pytest.raises(DownloadError, match=told.replace("[", r"\[")):
         get(path, allow_private=False)
@@ -225,7 +227,7 @@ def test_redirects_are_checked(get, server, path, told, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["truncated", "weak"])
-def test_what_was_cut_short_goes_on(get, server, slept, path, tmp_path):
+def test_download_truncated_response_is_resumed(get, server, slept, path, tmp_path):
     found = get(path)
     assert found.path.read_bytes() == BODY
     assert found.moved == len(BODY)
@@ -247,12 +249,12 @@ def test_what_was_cut_short_goes_on(get, server, slept, path, tmp_path):
         ("chunked?cut", BODY, 2),
     ],
 )
-def test_parts_of_two_versions_are_never_joined(get, server, path, body, requests):
+def test_download_parts_of_two_versions_are_never_joined(get, server, path, body, requests):
     assert get(path).path.read_bytes() == body
     assert len(server.requests) == requests
 
 
-def test_a_part_survives_its_run_and_serves_only_its_own_address(get, server, tmp_path):
+def test_download_partial_file_is_resumed_only_for_its_address(get, server, tmp_path):
     part, note = tmp_path / "file.part", tmp_path / "file.part.json"
     with pytest.raises(DownloadError, match=r"cut short at 150,000 of 300,003 bytes"):
         get("truncated", tries=1)
@@ -296,7 +298,7 @@ def test_a_part_survives_its_run_and_serves_only_its_own_address(get, server, tm
         ("status?status=429", "answers 429", 3),
     ],
 )
-def test_lies_and_refusals(get, server, tmp_path, path, told, requests):
+def test_download_false_responses_are_refused(get, server, tmp_path, path, told, requests):
     with pytest.raises(DownloadError, match=told) as caught:
         get(path, tries=3, max_bytes=1_000_000)
     assert str(caught.value).isprintable()
@@ -306,14 +308,14 @@ def test_lies_and_refusals(get, server, tmp_path, path, told, requests):
 
 
 @pytest.mark.parametrize("path", ["stalls", "stalls-before", "drips", "drips?headers"])
-def test_who_keeps_us_waiting_is_left(get, path):
+def test_download_stalled_server_times_out(get, path):
     start = time.monotonic()
     with pytest.raises(DownloadError, match="nothing comes any more"):
         get(path, tries=1, stall_s=0.3)
     assert time.monotonic() - start < 5
 
 
-def test_waits_grow_and_are_moved_at_random(get, slept):
+def test_download_backoff_grows_with_jitter(get, slept):
     get("status?status=500&times=4")
     waits = [wait for wait in slept if wait >= 1]
     assert len(waits) == 4
@@ -324,12 +326,12 @@ def test_waits_grow_and_are_moved_at_random(get, slept):
 @pytest.mark.parametrize(
     ("status", "after", "wait"), [(429, "7", 7), (503, "7", 7), (429, "99999", 120), (503, "date", 0)]
 )
-def test_a_server_says_when_to_come_again(get, slept, status, after, wait):
+def test_download_retry_after_is_respected(get, slept, status, after, wait):
     get(f"status?status={status}&times=1&after={after}")
     assert max(slept, default=0) == pytest.approx(wait, abs=0.5)
 
 
-def test_what_gets_further_is_not_given_up(get, server, monkeypatch):
+def test_download_that_makes_progress_is_not_given_up(get, server, monkeypatch):
     with pytest.raises(DownloadError, match="cut short"):
         get("crumbles", tries=2)
     monkeypatch.setattr("hafvt.data.download.GAIN", 100_000)
@@ -339,7 +341,7 @@ def test_what_gets_further_is_not_given_up(get, server, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_checksums(get, algorithm, tmp_path):
+def test_download_checksum_is_verified(get, algorithm, tmp_path):
     right = hashlib.new(algorithm, BODY).hexdigest()
     assert get("truncated", checksum=f"{algorithm}:{right.upper()}").size == len(BODY)
     (tmp_path / "file").unlink()
@@ -349,27 +351,27 @@ def test_checksums(get, algorithm, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_first_bytes_tell_what_a_picture_is(get, kind, tmp_path):
+def test_download_picture_suffix_follows_the_first_bytes(get, kind, tmp_path):
     found = get(f"picture/x.exe?is={kind}", suffix_of=picture_suffix)
     assert found.path == tmp_path / f"file.{kind}"
     assert found.path.read_bytes() == PICTURES[kind]
 
 
-def test_what_is_no_picture_is_refused(get, tmp_path):
+def test_download_content_that_is_not_a_picture_is_refused(get, tmp_path):
     for path in ("good/x.jpg", "html", "status?status=200"):
         with pytest.raises(DownloadError, match="not a picture"):
             get(path, suffix_of=picture_suffix)
     assert left(tmp_path) == []
 
 
-def test_a_full_disk_is_no_fault_of_the_server(get, tmp_path, server):
+def test_download_full_disk_is_not_retried(get, tmp_path, server):
     (tmp_path / "file.part").mkdir()
     with pytest.raises(HafvtError, match="cannot be written") as caught:
         get("good")
     assert not isinstance(caught.value, DownloadError)
 
 
-def test_each_host_has_its_rate(server, slept, web, names, tmp_path):
+def test_web_limits_the_rate_of_each_host(server, slept, web, names, tmp_path):
     names[0].update({"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]})
     slow = web(per_second=0.5, clock=lambda: 100.0)
     urls = [server.url(path, f"{host}.test") for host in "ab" for path in ("good", "redirect?to=/good")]
@@ -378,7 +380,7 @@ def test_each_host_has_its_rate(server, slept, web, names, tmp_path):
     assert sorted(slept) == [2, 2, 4, 4]  # three requests each; the first of them at once
 
 
-def test_a_host_that_asks_for_patience_is_left_alone_by_all(server, slept, web, tmp_path):
+def test_download_all_respects_retry_after_of_a_host(server, slept, web, tmp_path):
     shared = web(tries=1, clock=lambda: 100.0)
     with pytest.raises(DownloadError):
         download(Job(server.url("status?status=429&after=50"), tmp_path / "a"), shared)
@@ -386,7 +388,7 @@ def test_a_host_that_asks_for_patience_is_left_alone_by_all(server, slept, web, 
     assert slept == [50]
 
 
-def test_a_silent_host_is_given_up_and_a_refusal_is_an_answer(server, web, tmp_path, monkeypatch):
+def test_download_all_gives_up_silent_hosts_only(server, web, tmp_path, monkeypatch):
     monkeypatch.setattr(web_module, "PATIENCE", 3)
     paths = ["status?status=500", "status?status=500", "status?status=404", *["status?status=500"] * 6]
     jobs = [Job(server.url(path), tmp_path / f"{n}") for n, path in enumerate(paths)]
@@ -395,7 +397,7 @@ def test_a_silent_host_is_given_up_and_a_refusal_is_an_answer(server, web, tmp_p
     assert ["unanswered" in results[job].problem for job in jobs] == [False] * 6 + [True] * 3
 
 
-def test_many_come_at_a_time_and_one_failure_stops_nobody(server, web, tmp_path):
+def test_download_all_is_parallel_and_survives_failures(server, web, tmp_path):
     jobs = [Job(server.url(f"meets/{n}"), tmp_path / f"{n}") for n in range(2)]
     jobs.append(Job(server.url("status?status=404"), tmp_path / "dead"))
     moved = []
@@ -404,7 +406,7 @@ def test_many_come_at_a_time_and_one_failure_stops_nobody(server, web, tmp_path)
     assert sum(moved) == 2 * len(BODY)
 
 
-def test_who_stops_listening_stops_the_rest(server, web, tmp_path):
+def test_download_all_closed_generator_stops_downloads(server, web, tmp_path):
     jobs = [Job(server.url(path), tmp_path / path) for path in ("good", *(f"stalls/{n}" for n in range(9)))]
     start = time.monotonic()
     with closing(download_all(jobs, web(stall_s=60), parallel=2)) as results:

@@ -30,26 +30,26 @@ def plain_core(pairs: list[tuple[int, int]], min_per_domain: int, min_per_item: 
 
 
 @given(pairs=PAIRS, min_per_domain=st.integers(0, 3), min_per_item=st.integers(0, 4))
-def test_the_core_is_the_largest_fixed_point(
+def test_k_core_equals_removal_one_by_one(
     pairs: list[tuple[int, int]], min_per_domain: int, min_per_item: int
 ) -> None:
     users, items = arrays(pairs)
-    kept = k_core(users, items, DOMAINS, min_per_domain=min_per_domain, min_per_item=min_per_item)
+    core = k_core(users, items, DOMAINS, min_per_domain=min_per_domain, min_per_item=min_per_item)
     expected = plain_core(pairs, min_per_domain, min_per_item)
-    assert list(zip(users[kept.interactions], items[kept.interactions], strict=True)) == expected
-    met = {item for _, item in expected}
-    assert set(np.flatnonzero(kept.items)) == (met if min_per_item else set(range(6)))
+    assert list(zip(users[core.interactions], items[core.interactions], strict=True)) == expected
+    used_items = {item for _, item in expected}
+    assert set(np.flatnonzero(core.items)) == (used_items if min_per_item else set(range(6)))
 
 
-def test_dropping_items_drops_users_in_turn() -> None:
-    # Item 2 is met once. Without it user 1 has no domain 0, and without user 1 item 4 is met once.
+def test_k_core_removed_item_removes_its_user() -> None:
+    # Item 2 occurs once. Without it user 1 has no domain 0, and without user 1 item 4 occurs once.
     users, items = arrays([(0, 0), (0, 0), (0, 3), (0, 3), (0, 4), (1, 2), (1, 4)])
-    kept = k_core(users, items, DOMAINS, min_per_domain=1, min_per_item=2)
-    assert kept.interactions.tolist() == [True] * 4 + [False] * 3
-    assert kept.items.tolist() == [True, False, False, True, False, False]
+    core = k_core(users, items, DOMAINS, min_per_domain=1, min_per_item=2)
+    assert core.interactions.tolist() == [True] * 4 + [False] * 3
+    assert core.items.tolist() == [True, False, False, True, False, False]
 
 
-def test_users_must_be_active_in_every_domain() -> None:
+def test_is_active_in_all_domains_needs_the_minimum_in_each() -> None:
     users, items = arrays([(0, 0), (0, 3), (1, 0), (1, 1), (3, 4)])
     assert is_active_in_all_domains(users, DOMAINS[items], 2, 1).tolist() == [True, False, False, False]
     assert is_active_in_all_domains(users, DOMAINS[items], 2, 0).all()
@@ -57,7 +57,7 @@ def test_users_must_be_active_in_every_domain() -> None:
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=8), last=st.integers(1, 5))
-def test_the_last_of_each_user_stay(lengths: list[int], last: int) -> None:
+def test_is_recent_selects_the_last_of_each_user(lengths: list[int], last: int) -> None:
     users = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     expected = [n - position <= last for n in lengths for position in range(n)]
     assert is_recent(users, last).tolist() == expected

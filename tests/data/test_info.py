@@ -33,11 +33,11 @@ def make(folder: Path, start: int = 0) -> Dataset:
     return prepare(log.with_columns(pl.col("timestamp") * DAY + start), ITEMS, folder, min_per_domain=0)
 
 
-def test_counts(tmp_path: Path) -> None:
-    found = info(make(tmp_path / "out"))
-    cups, tea = found.domains
-    assert (found.users, found.items, found.interactions) == (3, 5, 8)
-    assert found.lengths == HistoryLengths(1, 3.0, 8 / 3, 4)
+def test_info_small_dataset_counts_users_items_and_targets(tmp_path: Path) -> None:
+    result = info(make(tmp_path / "out"))
+    cups, tea = result.domains
+    assert (result.users, result.items, result.interactions) == (3, 5, 8)
+    assert result.lengths == HistoryLengths(1, 3.0, 8 / 3, 4)
     assert (
         cups.items,
         cups.interactions,
@@ -69,16 +69,16 @@ def test_counts(tmp_path: Path) -> None:
         1,
     )
     assert tea.lengths == HistoryLengths(1, 1.0, 5 / 3, 3)
-    assert found.overlap == {("cups", "tea"): 2}
-    assert found.ties == TimeTies(adjacent_pairs=5, tied_pairs=2, duplicates=1)
-    assert found.ties_order == "random"
-    assert found.time_span == (0, 5 * DAY)
+    assert result.overlap == {("cups", "tea"): 2}
+    assert result.ties == TimeTies(adjacent_pairs=5, tied_pairs=2, duplicates=1)
+    assert result.ties_order == "random"
+    assert result.time_span == (0, 5 * DAY)
     assert cups.valid_targets + tea.valid_targets == 2
     assert cups.test_targets + tea.test_targets == 2
     assert cups.test_targets >= 1  # the last of u
 
 
-def test_a_path_will_do_and_features_are_counted(tmp_path: Path) -> None:
+def test_info_path_with_features_counts_items_with_a_vector(tmp_path: Path) -> None:
     data = make(tmp_path / "out")
     present = np.array([True, False, True, False, False])
     folder = data.folder / "features" / "title"
@@ -86,12 +86,12 @@ def test_a_path_will_do_and_features_are_counted(tmp_path: Path) -> None:
     np.save(folder / "rows.npy", np.zeros((5, 4), dtype=np.float16))
     np.save(folder / "present.npy", present)
     write_json(folder / "about.json", {})
-    found = info(str(data.folder))
-    assert [domain.with_features for domain in found.domains] == [{"title": 1}, {"title": 1}]
-    assert "with title features" in str(found)
+    result = info(str(data.folder))
+    assert [domain.with_features for domain in result.domains] == [{"title": 1}, {"title": 1}]
+    assert "with title features" in str(result)
 
 
-def test_the_text(tmp_path: Path) -> None:
+def test_info_text_is_an_aligned_table_with_a_summary(tmp_path: Path) -> None:
     text = str(info(make(tmp_path / "a")))
     assert "3 users, 5 items, 8 interactions" in text
     assert "users of cups and tea: 2 (66.7% of all users)" in text
@@ -105,34 +105,34 @@ def test_the_text(tmp_path: Path) -> None:
     assert "times: 2023-11-14 22:13:20 UTC to 2023-11-19 22:13:20 UTC" in dated
 
 
-def test_three_domains_overlap_in_pairs_and_in_all(tmp_path: Path) -> None:
+def test_info_three_domains_counts_overlap_of_pairs_and_of_all(tmp_path: Path) -> None:
     rows = [("u", "a"), ("u", "b"), ("u", "c"), ("v", "a"), ("v", "b"), ("w", "c")]
     log = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
     log = log.with_columns(timestamp=1, domain=pl.col("item_id").str.to_uppercase())
-    found = info(prepare(log, None, tmp_path / "out", min_per_domain=0))
+    result = info(prepare(log, None, tmp_path / "out", min_per_domain=0))
     expected = {("A", "B"): 2, ("A", "C"): 1, ("B", "C"): 1, ("A", "B", "C"): 1}
-    assert found.overlap == expected
+    assert result.overlap == expected
 
 
-def test_one_domain_and_a_dataset_that_prepare_did_not_make(small: Dataset, tmp_path: Path) -> None:
+def test_info_one_domain_or_no_manifest_of_prepare_has_defaults(small: Dataset, tmp_path: Path) -> None:
     log = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
     single = info(prepare(log, None, tmp_path / "out"))
     assert single.overlap == {}
     assert [domain.name for domain in single.domains] == ["all"]
-    found = info(small)
-    assert (found.ties_order, found.ties.tied_pairs) == ("unknown", 0)
-    assert "in unknown order" in str(found)
+    result = info(small)
+    assert (result.ties_order, result.ties.tied_pairs) == ("unknown", 0)
+    assert "in unknown order" in str(result)
 
 
-def test_real_data(shared_data: Path, tmp_path: Path) -> None:
+def test_info_movielens_counts_posters(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "movielens-posters"
-    found = info(
+    result = info(
         prepare(folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "out", min_per_domain=3)
     )
-    assert sum(domain.with_image for domain in found.domains) == 2_208
-    assert found.overlap[("action", "drama")] == found.users
+    assert sum(domain.with_image for domain in result.domains) == 2_208
+    assert result.overlap[("action", "drama")] == result.users
 
 
 @pytest.mark.parametrize("part", ["valid_targets", "test_targets"])
-def test_targets_add_up(small: Dataset, part: str) -> None:
+def test_info_targets_of_domains_add_up(small: Dataset, part: str) -> None:
     assert sum(getattr(domain, part) for domain in info(small).domains) == small.num_users

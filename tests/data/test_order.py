@@ -26,7 +26,7 @@ def histories(rows: list[Row], ties: str = "random", seed: int = 0) -> list[Row]
 
 
 @given(rows=ROWS, seed=st.integers(0, 3), data=st.data())
-def test_a_random_order_of_ties_does_not_depend_on_the_order_of_rows(
+def test_sort_histories_random_ties_do_not_depend_on_row_order(
     rows: list[Row], seed: int, data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(rows))
@@ -38,11 +38,11 @@ def test_a_random_order_of_ties_does_not_depend_on_the_order_of_rows(
 
 
 @given(rows=ROWS)
-def test_ties_can_stay_in_the_order_of_the_input(rows: list[Row]) -> None:
+def test_sort_histories_input_ties_keep_row_order(rows: list[Row]) -> None:
     assert histories(rows, "input") == sorted(rows, key=lambda row: (row[0], row[2]))
 
 
-def test_every_order_of_ties_is_equally_likely() -> None:
+def test_sort_histories_random_ties_are_uniform() -> None:
     rows: list[Row] = [(user, item, 5.0) for user in range(3000) for item in range(3)]
     items = np.array([item for _, item, _ in histories(rows)]).reshape(-1, 3)
     orders, counts = np.unique(items @ [9, 3, 1], return_counts=True)
@@ -52,12 +52,12 @@ def test_every_order_of_ties_is_equally_likely() -> None:
 
 
 @given(rows=ROWS)
-def test_ties_are_counted_as_by_hand(rows: list[Row]) -> None:
+def test_count_ties_equals_plain_count(rows: list[Row]) -> None:
     rows = histories(rows)
     pairs = [(a, b) for a, b in pairwise(rows) if a[0] == b[0]]
     expected = TimeTies(len(pairs), sum(a[2] == b[2] for a, b in pairs), len(rows) - len(set(rows)))
     assert count_ties(*arrays(rows)) == expected
 
 
-def test_offsets() -> None:
+def test_user_offsets_user_without_interactions_is_empty() -> None:
     assert user_offsets(np.array([0, 0, 2], dtype=np.int32), 4).tolist() == [0, 2, 2, 3, 3]

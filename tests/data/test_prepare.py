@@ -56,7 +56,7 @@ def histories(data: Dataset) -> dict[str, list[tuple[str, int]]]:
     }
 
 
-def test_histories_are_those_of_the_log(tmp_path: Path) -> None:
+def test_prepare_histories_equal_the_log(tmp_path: Path) -> None:
     log, items = world()
     data = prepare(log, items, tmp_path / "out", ties="input", min_per_domain=0)
     expected: dict[str, list[tuple[str, int]]] = {}
@@ -70,7 +70,7 @@ def test_histories_are_those_of_the_log(tmp_path: Path) -> None:
     assert data.image_root is None
 
 
-def test_the_type_of_the_input_does_not_matter(tmp_path: Path) -> None:
+def test_prepare_any_input_type_gives_the_same_dataset(tmp_path: Path) -> None:
     log, items = world()
     log.write_csv(tmp_path / "log.csv")
     log.write_ndjson(tmp_path / "log.jsonl")
@@ -93,7 +93,7 @@ def test_the_type_of_the_input_does_not_matter(tmp_path: Path) -> None:
             assert same(first, prepare(one, other, tmp_path / f"{ties}{number}", ties=ties, seed=3))
 
 
-def test_the_order_of_the_rows_does_not_matter_and_the_seed_does(tmp_path: Path) -> None:
+def test_prepare_depends_on_seed_but_not_on_row_order(tmp_path: Path) -> None:
     log, items = world()
     first = prepare(log, items, tmp_path / "a", last=6, min_per_item=2)
     mixed = prepare(
@@ -109,7 +109,7 @@ def test_the_order_of_the_rows_does_not_matter_and_the_seed_does(tmp_path: Path)
     assert not first.item_table.equals(other.item_table)
 
 
-def test_numbers_tell_neither_id_nor_time_nor_popularity(tmp_path: Path) -> None:
+def test_prepare_numbers_are_independent_of_id_time_and_popularity(tmp_path: Path) -> None:
     # Item n is met first at time n, and more often than item n + 1.
     count = 400
     rows = [
@@ -124,7 +124,7 @@ def test_numbers_tell_neither_id_nor_time_nor_popularity(tmp_path: Path) -> None
     assert abs(np.corrcoef(users, np.arange(len(users)))[0, 1]) < 0.5
 
 
-def test_without_items_they_come_from_the_interactions(tmp_path: Path) -> None:
+def test_prepare_without_items_uses_those_of_the_interactions(tmp_path: Path) -> None:
     rows = log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1), ("v", "b", 1))
     data = prepare(rows, None, tmp_path / "one")
     assert [(d.name, d.start, d.stop) for d in data.domains] == [("all", 0, 2)]
@@ -137,7 +137,7 @@ def test_without_items_they_come_from_the_interactions(tmp_path: Path) -> None:
     assert prepare(log, None, tmp_path / "four").item_table.height == 20
 
 
-def test_domains_are_chosen_and_ordered(tmp_path: Path) -> None:
+def test_prepare_domains_selects_and_orders_them(tmp_path: Path) -> None:
     items = items_of(tea="ab", cups="xy", pans="p")
     log = log_of(("u", "a", 1), ("u", "x", 2), ("u", "p", 3), ("v", "a", 1), ("v", "b", 2), ("v", "y", 3))
     data = prepare(log, items, tmp_path / "out", domains=["tea", "cups"])
@@ -151,7 +151,7 @@ def test_domains_are_chosen_and_ordered(tmp_path: Path) -> None:
         prepare(log, items, tmp_path / "none", domains=["tea", "pots"])
 
 
-def test_filters(tmp_path: Path) -> None:
+def test_prepare_filters_users_and_items(tmp_path: Path) -> None:
     items = items_of(tea="abc", cups="xyz")
     log = log_of(
         *[("u", item, time) for time, item in enumerate("aabxxy")],
@@ -173,7 +173,7 @@ def test_filters(tmp_path: Path) -> None:
     assert counts == [(3, 6, 15), (2, 2, 9), (2, 2, 6)]
 
 
-def test_splits_reach_the_dataset(tmp_path: Path) -> None:
+def test_prepare_split_options_set_targets(tmp_path: Path) -> None:
     log, items = world()
     one = prepare(log, items, tmp_path / "one")
     assert np.array_equal(one.test, np.asarray(one.offsets[1:]) - 1)
@@ -187,7 +187,7 @@ def test_splits_reach_the_dataset(tmp_path: Path) -> None:
     assert two.manifest["settings"]["valid_share"] == 0.2
 
 
-def test_fractions_of_seconds_count_for_the_order(tmp_path: Path) -> None:
+def test_prepare_fractions_of_seconds_decide_the_order(tmp_path: Path) -> None:
     log = log_of(("u", "a", 0), ("u", "b", 0), ("u", "c", 0))
     for number, times in enumerate([[-0.5, -0.25, -1.5], [0.3, 0.4, 0.2]]):
         data = prepare(log.with_columns(timestamp=pl.Series(times)), None, tmp_path / str(number))
@@ -196,7 +196,7 @@ def test_fractions_of_seconds_count_for_the_order(tmp_path: Path) -> None:
         assert data.manifest["ties"]["tied_pairs"] == 0
 
 
-def test_the_manifest_tells_where_it_all_comes_from(tmp_path: Path) -> None:
+def test_prepare_manifest_has_settings_and_provenance(tmp_path: Path) -> None:
     log, items = world()
     log = pl.concat([log, log.head(2)])
     log.write_csv(tmp_path / "log.csv")
@@ -217,12 +217,12 @@ def test_the_manifest_tells_where_it_all_comes_from(tmp_path: Path) -> None:
     assert prepare(log, items, tmp_path / "frames").manifest["inputs"]["items"] == {"file": None, "rows": 20}
 
 
-def test_nothing_is_printed_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_prints_nothing_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(*world(), tmp_path / "out")
     assert capsys.readouterr().out == ""
 
 
-def test_real_data(shared_data: Path, tmp_path: Path) -> None:
+def test_prepare_real_data_has_known_counts(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "movielens-posters"
     posters = prepare(
         folder / "interactions.csv.gz", folder / "items.csv", tmp_path / "posters", min_per_domain=3, last=50

@@ -10,6 +10,7 @@ import pytest
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError, InputError
+from hafvt.files import write_json
 from tests.data.helpers import items_of, log_of
 
 ITEMS = items_of(tea="ab", cups="xy")
@@ -48,7 +49,7 @@ LOG = log_of(("u", "a", 1), ("u", "x", 2), ("v", "b", 1), ("v", "y", 2))
         ),
     ],
 )
-def test_tables_that_disagree(
+def test_prepare_tables_that_disagree_are_refused_with_the_row(
     tmp_path: Path, log: pl.DataFrame, items: pl.DataFrame | None, row: int, problem: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(problem)) as caught:
@@ -63,7 +64,7 @@ def test_tables_that_disagree(
     assert not (tmp_path / "out").exists()
 
 
-def test_filters_that_leave_nothing_say_which(tmp_path: Path) -> None:
+def test_prepare_empty_domain_names_the_filter(tmp_path: Path) -> None:
     apart = log_of(("u", "a", 1), ("v", "x", 1), ("w", "x", 1))
     with pytest.raises(
         HafvtError,
@@ -80,7 +81,7 @@ def test_filters_that_leave_nothing_say_which(tmp_path: Path) -> None:
         prepare(LOG, pl.concat([ITEMS, items_of(pans="p")]), tmp_path / "out")
 
 
-def test_wrong_settings(tmp_path: Path) -> None:
+def test_prepare_setting_out_of_range_is_refused(tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [
         {"min_per_domain": -1},
         {"min_per_item": -1},
@@ -94,7 +95,7 @@ def test_wrong_settings(tmp_path: Path) -> None:
             prepare(LOG, ITEMS, tmp_path / "out", **settings)
 
 
-def test_what_exists_is_kept_unless_it_is_a_dataset_to_overwrite(tmp_path: Path) -> None:
+def test_prepare_existing_folder_is_replaced_only_if_a_dataset(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = prepare(LOG, ITEMS, out)
     with pytest.raises(HafvtError, match="exists already"):
@@ -108,3 +109,10 @@ def test_what_exists_is_kept_unless_it_is_a_dataset_to_overwrite(tmp_path: Path)
     with pytest.raises(HafvtError, match="is not a dataset"):
         prepare(LOG, ITEMS, tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letters.txt").exists()
+
+
+def test_open_dataset_of_an_older_format_asks_to_prepare_again(tmp_path: Path) -> None:
+    data = prepare(LOG, ITEMS, tmp_path / "out")
+    write_json(data.folder / "manifest.json", data.manifest | {"format": 1})
+    with pytest.raises(HafvtError, match=r"has dataset format 1, .*: prepare the dataset again"):
+        Dataset.open(data.folder)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hafvt.data.readers import read_jsonl, read_lines
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write, zstd
@@ -45,11 +46,11 @@ WRITERS: dict[str, Callable[[pl.DataFrame], bytes]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_type_of_file_gives_the_same_table(tmp_path: Path, name: str) -> None:
+def test_read_tables_any_file_type_gives_the_same_table(tmp_path: Path, name: str) -> None:
     assert interactions(write(tmp_path / name, WRITERS[name](FRAME))).frame.equals(FRAME)
 
 
-def test_parquet_and_data_frames_give_the_same_table(tmp_path: Path) -> None:
+def test_read_tables_parquet_and_data_frames_give_the_same_table(tmp_path: Path) -> None:
     FRAME.write_parquet(tmp_path / "log.parquet")
     columns = FRAME.to_dict(as_series=False)
     sources = [str(tmp_path / "log.parquet"), FRAME, FRAME.lazy(), pa.table(columns), pd.DataFrame(columns)]
@@ -57,14 +58,14 @@ def test_parquet_and_data_frames_give_the_same_table(tmp_path: Path) -> None:
         assert interactions(source).frame.equals(FRAME)
 
 
-def test_rows_count_blank_ones_and_quoted_line_breaks_once(tmp_path: Path) -> None:
+def test_row_number_counts_blank_rows_and_multiline_records_once(tmp_path: Path) -> None:
     text = HEADER + '"u\nv",a,1\n\n"u\n\nw",b,1\nu,c,oops\n'
     for name, content in (("log.csv", text.encode()), ("log.csv.gz", gzip.compress(text.encode()))):
         assert fails(write(tmp_path / name, content), "'oops'").row == 5
 
 
 @pytest.mark.parametrize("line", ["u,a", "u,a,1,2", "u"])
-def test_a_ragged_csv_row(tmp_path: Path, line: str) -> None:
+def test_read_tables_ragged_csv_row_is_refused_with_the_row(tmp_path: Path, line: str) -> None:
     fields = line.count(",") + 1
     path = write(tmp_path / "log.csv", HEADER + f"u,a,1\nu,b,2\n{line}\nu,c,3\n")
     assert fails(path, f"{fields} fields where the header has 3").row == 4
@@ -77,7 +78,7 @@ def test_a_ragged_csv_row(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize(
     "line", ['{"user_id": "u"', "[1, 2]", "5", '{"a": 1} {"b": 2}', '{"a": NaN,}', "[" * 100_000]
 )
-def test_a_broken_json_line(tmp_path: Path, line: str) -> None:
+def test_read_tables_malformed_json_line_is_refused_with_the_row(tmp_path: Path, line: str) -> None:
     good = json.dumps({"user_id": "u", "item_id": "a", "timestamp": 1})
     error = fails(
         write(tmp_path / "log.jsonl", f"{good}\n\n{line}\n{good}\n"),
@@ -87,7 +88,7 @@ def test_a_broken_json_line(tmp_path: Path, line: str) -> None:
     assert error.row == 3
 
 
-def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+def test_read_tables_text_that_is_not_utf8_is_refused_with_the_row(tmp_path: Path) -> None:
     log = HEADER.encode() + b"u,a,1\nu,caf\xe9,2\n"
     assert fails(write(tmp_path / "log.csv", log), "not UTF-8", "'item_id'", "Save it as UTF-8").row == 3
     assert fails(write(tmp_path / "log.csv.gz", gzip.compress(log)), "not UTF-8").row == 3
@@ -96,7 +97,7 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     fails(write(tmp_path / "utf16.csv", (HEADER + "u,a,1\n").encode("utf-16")), "not UTF-8")
 
 
-def test_files_that_are_missing_misnamed_or_cut_short(tmp_path: Path) -> None:
+def test_read_tables_missing_misnamed_or_truncated_file_is_refused(tmp_path: Path) -> None:
     text = (HEADER + "u,a,1\n").encode()
     long = HEADER.encode() + b"".join(b"u%d,a,1\n" % n for n in range(10_000))
     parquet = tmp_path / "good.parquet"
@@ -144,7 +145,7 @@ def test_files_that_are_missing_misnamed_or_cut_short(tmp_path: Path) -> None:
     ),
     name=st.sampled_from(["log.csv", "log.jsonl", "log.csv.gz", "log.jsonl.gz"]),
 )
-def test_whatever_a_file_holds_is_read_or_refused_in_one_line(parts: list[bytes], name: str) -> None:
+def test_read_tables_random_bytes_are_read_or_refused_in_one_line(parts: list[bytes], name: str) -> None:
     content = b"".join(parts)
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / name, gzip.compress(content) if name.endswith(".gz") else content)
@@ -157,3 +158,42 @@ def test_whatever_a_file_holds_is_read_or_refused_in_one_line(parts: list[bytes]
     assert "\n" not in message
     assert bool(message) == read.is_empty()
     assert not any(column.null_count() for column in read)
+
+
+LINES = [b"one", b"", "zwei \u00fc".encode(), b"\xff", b"x" * 500]
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"plain": bytes, "gz": gzip.compress, "zst": zstd}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_read_lines_any_compression_gives_the_same_rows(tmp_path: Path, packer: str) -> None:
+    content = b"\xef\xbb\xbf" + b"\r\n".join(LINES)
+    path = write(tmp_path / "lines", PACKERS[packer](content))
+    assert list(read_lines(path)) == list(enumerate(LINES, start=1))
+    assert all(len(line) > 100 for row, line in read_lines(path, max_bytes=100) if row == 5)
+
+
+def test_read_lines_reports_mebibytes_of_the_stored_file(tmp_path: Path) -> None:
+    path, mib = write(tmp_path / "lines", b"0123456789abcde\n" * 2**17), []
+    assert sum(1 for _ in read_lines(path, advance=mib.append)) == 2**17
+    assert sum(mib) == 2
+
+
+def test_read_lines_truncated_file_is_refused_with_the_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "lines.gz", gzip.compress(b"a\n" * 10**6)[:-9])
+    with pytest.raises(InputError, match="it cannot be read") as caught:
+        list(read_lines(path))
+    assert caught.value.row is not None
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_read_jsonl_wrong_line_is_refused_with_the_row(tmp_path: Path, packer: str) -> None:
+    for wrong, problem in ((b"[1]", "not a JSON object"), (b'{"a": "\xff"}', "not UTF-8")):
+        path = write(tmp_path / "log", PACKERS[packer](b'{"a": 1}\n \n' + wrong + b"\n"))
+        rows = read_jsonl(path)
+        assert next(rows) == (1, {"a": 1})
+        with pytest.raises(InputError, match=problem) as caught:
+            next(rows)
+        assert caught.value.row == 3
+    path = write(tmp_path / "long", PACKERS[packer](b'{"a": 1}\n{"a": 12345678}\n'))
+    with pytest.raises(InputError, match="a line of more than 10 bytes"):
+        list(read_jsonl(path, max_bytes=10))

@@ -14,7 +14,7 @@ from hafvt.errors import HafvtError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write
 
 
-def test_ids_are_text(tmp_path: Path) -> None:
+def test_read_tables_ids_are_text(tmp_path: Path) -> None:
     lines = '{"user_id":7,"item_id":"007","timestamp":1}\n{"user_id":"7","item_id":7,"timestamp":2}\n'
     table = interactions(write(tmp_path / "log.jsonl", lines)).frame
     assert table["user_id"].to_list() == ["7", "7"]
@@ -25,7 +25,7 @@ def test_ids_are_text(tmp_path: Path) -> None:
     assert interactions(numbers).frame.select("user_id", "item_id").rows() == [("1", "a"), ("2", "b")]
 
 
-def test_columns_are_mapped_and_extra_ones_ignored(tmp_path: Path) -> None:
+def test_read_tables_columns_are_mapped_and_others_ignored(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "when;who;rating;item_id\n5;u;x;a\n")
     items = write(tmp_path / "items.csv", "asin,title,price\na,,3\nb,An item,4\n")
     columns = {"user_id": "who", "timestamp": "when", "item_id": "asin"}
@@ -38,7 +38,7 @@ def test_columns_are_mapped_and_extra_ones_ignored(tmp_path: Path) -> None:
     ]
 
 
-def test_a_wrong_column_map_is_an_error(tmp_path: Path) -> None:
+def test_read_tables_wrong_column_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HafvtError, match=r"'uid' is not a column of hafvt.*user_id"):
         read_tables(FRAME, None, {"uid": "user_id"})
     with pytest.raises(HafvtError, match=r"no table has a column 'name' for title"):
@@ -51,7 +51,7 @@ def test_a_wrong_column_map_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "stored"),
+    ("values", "stored"),
     [
         (["3", "-1", "+2"], [3, -1, 2]),
         (["1.5", "2", "1e3"], [1.5, 2.0, 1000.0]),
@@ -66,9 +66,9 @@ def test_a_wrong_column_map_is_an_error(tmp_path: Path) -> None:
         (np.array(["2024-02-29"], dtype="datetime64[ns]"), [1_709_164_800]),
     ],
 )
-def test_times(given: Any, stored: list[float]) -> None:
-    ids = ["x"] * len(given)
-    table = interactions(pl.DataFrame({"user_id": ids, "item_id": ids, "timestamp": given}))
+def test_read_tables_times_become_seconds(values: Any, stored: list[float]) -> None:
+    ids = ["x"] * len(values)
+    table = interactions(pl.DataFrame({"user_id": ids, "item_id": ids, "timestamp": values}))
     assert table.frame["timestamp"].to_list() == stored
 
 
@@ -88,7 +88,7 @@ def test_times(given: Any, stored: list[float]) -> None:
         "0x1",
     ],
 )
-def test_what_is_no_time_is_named_with_its_row(tmp_path: Path, bad: str) -> None:
+def test_read_tables_value_that_is_not_a_time_is_refused_with_the_row(tmp_path: Path, bad: str) -> None:
     good = "2024-01-01" if "-" in bad or ":" in bad or "T" in bad else "5"
     text = HEADER + f"u,a,{good}\n" * 3 + f"u,b,{bad}\nu,a,{good}\n"
     error = fails(
@@ -98,13 +98,13 @@ def test_what_is_no_time_is_named_with_its_row(tmp_path: Path, bad: str) -> None
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), 1e300])
-def test_floats_that_are_no_times(bad: float | None) -> None:
+def test_read_tables_float_that_is_not_a_time_is_refused(bad: float | None) -> None:
     frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": [1.5, 2.5, bad]})
     assert fails(frame, "data frame", "'timestamp'").row == 3
     assert fails(frame.with_columns(timestamp=pl.lit(True)), "'timestamp'").row == 1
 
 
-def test_empty_ids_are_named_with_their_row(tmp_path: Path) -> None:
+def test_read_tables_empty_id_is_refused_with_the_row(tmp_path: Path) -> None:
     fails(
         write(tmp_path / "log.csv", HEADER + "u,a,1\nu,,2\n"),
         "row 3",
@@ -123,7 +123,7 @@ def test_empty_ids_are_named_with_their_row(tmp_path: Path) -> None:
     fails(gap, "'user_id'", "Float64", "text or whole numbers")
 
 
-def test_a_mixed_column_of_a_data_frame() -> None:
+def test_read_tables_column_of_mixed_types_is_refused() -> None:
     frame = pd.DataFrame(
         {"user_id": pd.Series(["x", 3], dtype=object), "item_id": ["a", "b"], "timestamp": [1, 2]}
     )

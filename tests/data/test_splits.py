@@ -22,7 +22,7 @@ def trained_on(split: Split, offsets: np.ndarray) -> set[int]:
     return {position for start, length in spans for position in range(start, start + length)}
 
 
-def test_leave_one_out() -> None:
+def test_leave_one_out_short_histories_have_no_targets() -> None:
     split = leave_one_out(np.array([0, 4, 6, 6, 9, 10]))
     assert split.train_lengths.tolist() == [2, 2, 0, 1, 1]
     assert split.valid.tolist() == [2, 7]
@@ -39,7 +39,7 @@ def test_leave_one_out_uses_each_interaction_once(histories: list[list[int]]) ->
     assert not set(offsets[:-1].tolist()) & (parts[1] | parts[2])  # a target has a history
 
 
-def test_by_time() -> None:
+def test_split_by_time_cuts_at_times_of_interactions() -> None:
     offsets, times = flat([[1, 2, 3, 4, 9], [5, 6, 10], [8, 9], [7]])
     split = split_by_time(offsets, times, valid_share=0.2, test_share=0.2)
     # The cuts are numbers 7 and 9, from 0, of 1 2 3 4 5 6 7 8 9 9 10.
@@ -49,7 +49,9 @@ def test_by_time() -> None:
 
 
 @given(histories=HISTORIES, valid_share=SHARES, test_share=SHARES)
-def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_share: float) -> None:
+def test_split_by_time_training_precedes_validation_and_test(
+    histories: list[list[int]], valid_share: float, test_share: float
+) -> None:
     offsets, times = flat(histories)
     assume(len(times))
     try:
@@ -76,13 +78,13 @@ def test_no_time_leaks(histories: list[list[int]], valid_share: float, test_shar
     assert np.sum(times >= min(times[later])) >= (valid_share + test_share) * len(times) - 1
 
 
-def test_large_times_are_cut_exactly() -> None:
+def test_split_by_time_large_times_are_exact() -> None:
     start = 1_700_000_000_000_000_000
     offsets, times = np.array([0, 10]), start + np.arange(10)
     split = split_by_time(offsets, times, valid_share=0.1, test_share=0.1)
     assert (split.train_lengths.tolist(), split.valid.tolist(), split.test.tolist()) == ([8], [8], [9])
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_an_error() -> None:
+def test_split_by_time_without_training_interactions_is_refused() -> None:
     with pytest.raises(HafvtError, match="nothing to train on"):
         split_by_time(np.array([0, 4]), np.array([5, 5, 5, 5]), valid_share=0.1, test_share=0.1)

@@ -175,10 +175,10 @@ def dump(year: int, base: str, seed: int = 0) -> dict[str, bytes]:
         2018: ("categoryFiles/{}.json.gz", "metaFiles2/meta_{}.json.gz"),
         2023: ("raw/review_categories/{}.jsonl.gz", "raw/meta_categories/meta_{}.jsonl.gz"),
     }[year]
-    found = {}
+    files = {}
     for name, rows in reviews(seed).items():
         category = CATEGORIES[name]
-        found[names[0].format(category)] = gzipped(review_lines(year, rows))
-        found[names[1].format(category)] = gzipped(product_lines(year, name, f"{base}/p"))
-        found |= {f"p/{asin(name, n)}.jpg": picture(n) for n in range(23)}  # the last is dead
-    return found
+        files[names[0].format(category)] = gzipped(review_lines(year, rows))
+        files[names[1].format(category)] = gzipped(product_lines(year, name, f"{base}/p"))
+        files |= {f"p/{asin(name, n)}.jpg": picture(n) for n in range(23)}  # the last is dead
+    return files

@@ -53,28 +53,28 @@ def histories(data):
 
 
 @pytest.mark.parametrize("year", YEARS)
-def test_from_the_publishers_server_to_a_trained_model(year, tmp_path, monkeypatch):
+def test_amazon_dump_is_fetched_prepared_encoded_and_trained(year, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch_module, "Web", partial(Web, sleep=lambda seconds: None))
     with closing(HostileServer()) as server:
         base = server.url("files")
         server.files = dump(year, base)
         get = partial(fetch, allow_private=True, per_second=1e6)
         get(f"amazon-{year}", tmp_path / "raw", categories=list(CATEGORIES.values()), base_url=base)
-        found = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
+        prepared = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
         pictures = get("pictures", tmp_path / "pictures", data=tmp_path / "data")
-    assert str(found).count("1 malformed (row 12)") == 2
-    assert str(found).count("1 malformed (row 10)") == 2
+    assert str(prepared).count("1 malformed (row 12)") == 2
+    assert str(prepared).count("1 malformed (row 10)") == 2
     data = Dataset.open(tmp_path / "data")
     table = data.item_table
     assert len(table) == 48
     assert table["domain"].unique(maintain_order=True).to_list() == list(CATEGORIES)
-    of = {row["item_id"]: row for row in table.iter_rows(named=True)}
-    assert of[asin("food", 3)]["title"] == "Food & more no. 3"
-    assert of[asin("food", 1)]["title"] is None
-    assert of[asin("food", 2)]["title"] == (None if year == 2018 else 'It\'s a "q"')
-    assert of[asin("food", 2)]["brand"] == "Acme"
-    assert of[asin("kitchen", 0)]["categories"] == ["All", "kitchen"]
-    related = of[asin("kitchen", 0)]["also_bought"]
+    items = {row["item_id"]: row for row in table.iter_rows(named=True)}
+    assert items[asin("food", 3)]["title"] == "Food & more no. 3"
+    assert items[asin("food", 1)]["title"] is None
+    assert items[asin("food", 2)]["title"] == (None if year == 2018 else 'It\'s a "q"')
+    assert items[asin("food", 2)]["brand"] == "Acme"
+    assert items[asin("kitchen", 0)]["categories"] == ["All", "kitchen"]
+    related = items[asin("kitchen", 0)]["also_bought"]
     assert related == (None if year == 2023 else [asin("kitchen", 1)])
     tiffs, dead = 2 * len(range(4, 23, 5)), 2
     assert (pictures.files, pictures.failed, pictures.without) == (48 - tiffs - dead, tiffs + dead, 0)
@@ -88,9 +88,9 @@ def test_from_the_publishers_server_to_a_trained_model(year, tmp_path, monkeypat
     assert results
 
 
-def test_sequences_by_the_papers_rules(raw, tmp_path):
-    found = prepare_amazon(raw(2014), tmp_path / "data", **EASY)
-    data = found.dataset
+def test_prepare_amazon_sequences_follow_the_rules_of_the_paper(raw, tmp_path):
+    prepared = prepare_amazon(raw(2014), tmp_path / "data", **EASY)
+    data = prepared.dataset
     log = {name: {(u, i): t for u, i, t in rows} for name, rows in reviews().items()}
     food = data.domains[0].stop
     users = []
@@ -105,17 +105,17 @@ def test_sequences_by_the_papers_rules(raw, tmp_path):
         assert all(log["food" if item[1:3] == "FO" else "kitchen"][user, item] == t for item, t in events)
         users.append(user)
     assert set(users) == {user for user, _, _ in reviews()["kitchen"]}
-    held = np.sort(np.concatenate([data.valid, data.test]))
-    assert len(held) == len(set(users)) == 60
+    targets = np.sort(np.concatenate([data.valid, data.test]))
+    assert len(targets) == len(set(users)) == 60
     assert abs(len(data.valid) - len(data.test)) <= 1
     last = {user: row for row, user in enumerate(users)}
-    assert (held == np.sort(data.offsets[1:][list(last.values())] - 1)).all()
+    assert (targets == np.sort(data.offsets[1:][list(last.values())] - 1)).all()
     trained = np.diff(data.offsets) * ~np.isin(np.arange(data.num_users), list(last.values()))
     assert (data.train_lengths == trained).all()
-    assert "training sequences" in str(found)
+    assert "training sequences" in str(prepared)
 
 
-def test_same_seed_same_bytes_and_c2dsrs_ties(raw, tmp_path):
+def test_prepare_amazon_same_seed_gives_same_bytes_and_ties_c2dsr_the_later_domain(raw, tmp_path):
     folder = raw(2014)
     rows = {name: [(u, i, START + 5 * DAY) for u, i, _ in log][:400] for name, log in reviews().items()}
     for name, category in CATEGORIES.items():
@@ -131,7 +131,7 @@ def test_same_seed_same_bytes_and_c2dsrs_ties(raw, tmp_path):
     assert 0.2 < (one.items[targets[0]] >= one.domains[0].stop).mean() < 0.8
 
 
-def test_blocks_end_by_length_and_by_time_and_reach_back():
+def test_cut_blocks_end_by_length_or_time_and_extend_backwards():
     users = np.array([0] * 7 + [1] * 5, dtype=np.int32)
     times = DAY * np.array([0, 1, 2, 3, 4, 5, 6, 0, 100, 300, 400, 900])
     starts, stops = cut_blocks(users, times, 365, 3)
@@ -141,43 +141,43 @@ def test_blocks_end_by_length_and_by_time_and_reach_back():
     assert len(cut_blocks(users[:0], times[:0], 365, 3)[0]) == 0
 
 
-def test_core_and_overlap(raw, tmp_path):
-    found = prepare_amazon(raw(2018), tmp_path / "data", domains=CATEGORIES, min_interactions=15)
-    assert len(np.unique(found.dataset.items)) == sum(map(len, found.dataset.domains))
-    assert not any(name.startswith("ALONE") for name in found.dataset.user_ids)
-    assert found.notes[0].startswith("read: 80 users, 48 items, 1,")
+def test_prepare_amazon_keeps_users_and_items_with_enough_reviews(raw, tmp_path):
+    prepared = prepare_amazon(raw(2018), tmp_path / "data", domains=CATEGORIES, min_interactions=15)
+    assert len(np.unique(prepared.dataset.items)) == sum(map(len, prepared.dataset.domains))
+    assert not any(name.startswith("ALONE") for name in prepared.dataset.user_ids)
+    assert prepared.notes[0].startswith("read: 80 users, 48 items, 1,")
     with pytest.raises(HafvtError, match=r"no sequence is left:\n  read: .* users"):
         prepare_amazon(raw(2018), tmp_path / "none", domains=CATEGORIES, min_interactions=1000)
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("year", YEARS)
-def test_ratings_of_every_year_are_the_same_reviews(raw, tmp_path, year):
+def test_prepare_amazon_ratings_give_the_same_histories_as_reviews(raw, tmp_path, year):
     folder = raw(year)
-    want = histories(prepare_amazon(folder, tmp_path / "json", **EASY).dataset)
+    expected = histories(prepare_amazon(folder, tmp_path / "json", **EASY).dataset)
     for path in folder.iterdir():
         if "meta" not in path.name:
             path.unlink()
     for name, category in CATEGORIES.items():
         body = ratings(year, reviews()[name]).encode()
         (folder / f"ratings_{category}.csv.gz").write_bytes(gzip.compress(body))
-    found = histories(prepare_amazon(folder, tmp_path / "csv", **EASY).dataset)
-    assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in want.items()}
+    actual = histories(prepare_amazon(folder, tmp_path / "csv", **EASY).dataset)
+    assert {k: sorted(v) for k, v in actual.items()} == {k: sorted(v) for k, v in expected.items()}
 
 
-def test_one_broken_line_in_many_is_counted_and_named(raw, tmp_path):
+def test_prepare_amazon_malformed_line_is_counted_with_its_row(raw, tmp_path):
     rows = reviews()["food"]
     lines = [f"{u},{i},5.0,{t}" for u, i, t in rows * 20]
     lines[9000] = "A,B"
     folder = raw(2014)
     (folder / "reviews_Grocery_and_Gourmet_Food.json.gz").unlink()
     (folder / "ratings_Grocery_and_Gourmet_Food.csv.gz").write_bytes(gzipped(lines))
-    said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
-    assert f"{len(lines):,} lines, 1 malformed (row 9001)" in said
+    report = str(prepare_amazon(folder, tmp_path / "data", **EASY))
+    assert f"{len(lines):,} lines, 1 malformed (row 9001)" in report
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"<html>\n" * 500, "100 of the first 100 lines are not in a format of the publisher"),
         (b"PK\x03\x04" + bytes(5000), "first 1 lines"),
@@ -191,29 +191,29 @@ def test_one_broken_line_in_many_is_counted_and_named(raw, tmp_path):
     ],
     ids=["html", "zip", "empty", "other fields", "cut", "code"],
 )
-def test_a_file_in_the_wrong_format_is_refused(raw, tmp_path, body, told):
+def test_prepare_amazon_file_of_another_format_is_refused(raw, tmp_path, body, message):
     folder = raw(2014, reviews_Home_and_Kitchen__json__gz=body)
-    with pytest.raises(InputError, match=f"reviews_Home_and_Kitchen.json.gz.*({told})"):
+    with pytest.raises(InputError, match=f"reviews_Home_and_Kitchen.json.gz.*({message})"):
         prepare_amazon(folder, tmp_path / "data", **EASY)
     folder = raw(2014, meta_Home_and_Kitchen__json__gz=body)
-    with pytest.raises(InputError, match=f"meta_Home_and_Kitchen.json.gz.*({told})"):
+    with pytest.raises(InputError, match=f"meta_Home_and_Kitchen.json.gz.*({message})"):
         prepare_amazon(folder, tmp_path / "data", **EASY)
     assert not (tmp_path / "data").exists()
 
 
-def test_without_products_and_with_an_item_of_two_categories(raw, tmp_path):
+def test_prepare_amazon_missing_products_and_shared_items_are_noted(raw, tmp_path):
     folder = raw(2014)
     (folder / "meta_Home_and_Kitchen.json.gz").unlink()
     path = folder / "reviews_Home_and_Kitchen.json.gz"
     shared = json.dumps({"reviewerID": "A0001USER", "asin": asin("food", 0), "unixReviewTime": START})
     path.write_bytes(path.read_bytes() + gzipped([shared]))
-    said = str(prepare_amazon(folder, tmp_path / "data", **EASY))
-    assert "no products of Home_and_Kitchen" in said
-    assert "1 items are in two categories" in said
+    report = str(prepare_amazon(folder, tmp_path / "data", **EASY))
+    assert "no products of Home_and_Kitchen" in report
+    assert "1 items are in two categories" in report
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"window": "week"}, "choose year, month, none"),
         ({"domains": {}}, "NAME=CATEGORY"),
@@ -222,22 +222,22 @@ def test_without_products_and_with_an_item_of_two_categories(raw, tmp_path):
         ({"max_length": 1}, "--max-length at 2"),
     ],
 )
-def test_wrong_settings(raw, tmp_path, settings, told):
-    with pytest.raises(HafvtError, match=told):
+def test_prepare_amazon_wrong_setting_is_refused(raw, tmp_path, settings, message):
+    with pytest.raises(HafvtError, match=message):
         prepare_amazon(raw(2014), tmp_path / "data", **(EASY | settings))
     (tmp_path / "data").mkdir()
     with pytest.raises(HafvtError, match="is not a dataset"):
         prepare_amazon(raw(2014), tmp_path / "data", overwrite=True, **EASY)
 
 
-def test_two_files_of_one_category(raw, tmp_path):
+def test_prepare_amazon_two_files_of_one_category_are_refused(raw, tmp_path):
     folder = raw(2014)
     (folder / "ratings_Home_and_Kitchen.csv").write_text("x")
     with pytest.raises(HafvtError, match="are of the same category"):
         prepare_amazon(folder, tmp_path / "data", **EASY)
 
 
-def test_lines():
+def test_parsers_accept_lines_of_any_year_and_refuse_others():
     line = '{"user_id": "U1", "parent_asin": "B1", "asin": "V", "timestamp": 1588687728923}'
     assert parse_review(line) == ("U1", "B1", 1588687728)
     spaced = '{"user_id": "a b", "asin": "B", "timestamp": 5}'
@@ -251,12 +251,12 @@ def test_lines():
         parse_product("{'asin': 'B1', 'ti", {"B2"})
 
 
-def test_the_table_of_products_holds_what_is_known(raw, tmp_path):
+def test_prepare_amazon_item_table_has_columns_of_products(raw, tmp_path):
     data = prepare_amazon(raw(2018), tmp_path / "data", **EASY).dataset
     schema = data.item_table.schema
     assert schema["also_bought"] == schema["bought_together"] == pl.List(pl.String)
     assert {"image_url", "categories", "brand", "also_viewed", "buy_after_viewing"} <= set(schema)
 
 
-def test_the_command_line_can_be_built():
+def test_prepare_amazon_docstring_has_an_example():
     assert "\n\nExample: hafvt prepare-amazon raw" in inspect.getdoc(prepare_amazon)

@@ -52,36 +52,36 @@ def release(tmp_path):
     return folder
 
 
-def test_sequences_are_those_of_the_files_sorted_stably(release, tmp_path):
+def test_prepare_c2dsr_sequences_equal_the_files_sorted_stably(release, tmp_path):
     data = prepare_c2dsr(release, tmp_path / "data").dataset
     assert [d.name for d in data.domains] == ["x", "y"]
     assert [len(d) for d in data.domains] == list(SIZES)
     assert (len(data.valid), len(data.test), data.num_users) == (8, 12, 60)
-    held = {}
+    expected = {}
     for path in (release / "traindata_new.txt", release / "validdata_new.txt"):
         for row in path.read_text().splitlines():
             user, number, *fields = row.split("\t")
             pairs = [tuple(map(int, field.split("|")[:2])) for field in fields]
             names = [(f"A{i:04}" if i < SIZES[0] else f"B{i - SIZES[0]:04}", t) for i, t in pairs]
-            held[f"U{user}#{number}"] = sorted(names, key=lambda pair: pair[1])
+            expected[f"U{user}#{number}"] = sorted(names, key=lambda pair: pair[1])
     ids = data.item_table["item_id"]
     for row, name in enumerate(data.user_ids[:48]):
         part = slice(data.offsets[row], data.offsets[row + 1])
-        found = list(zip(ids.gather(data.items[part]), data.times[part].tolist(), strict=True))
-        assert found == held[name]
+        actual = list(zip(ids.gather(data.items[part]), data.times[part].tolist(), strict=True))
+        assert actual == expected[name]
     assert (data.train_lengths[:40] == np.diff(data.offsets)[:40]).all()
     assert (data.train_lengths[40:] == 0).all()
     assert (np.diff(data.offsets)[40:48] + data.offsets[40:48] - 1 == data.valid).all()
 
 
-def test_a_tie_of_last_x_and_last_y_is_ys(release, tmp_path):
+def test_prepare_c2dsr_tied_last_items_make_y_the_target(release, tmp_path):
     data = prepare_c2dsr(release, tmp_path / "data").dataset
     last = [t for t in np.concatenate([data.valid, data.test]) if data.times[t] == data.times[t - 1]]
     assert len(last) >= 10
     assert all(data.items[t] >= SIZES[0] for t in last)
 
 
-def test_numbers_are_drawn_anew(release, tmp_path):
+def test_prepare_c2dsr_numbers_items_at_random(release, tmp_path):
     one = prepare_c2dsr(release, tmp_path / "a").dataset
     two = prepare_c2dsr(release, tmp_path / "b").dataset
     other = prepare_c2dsr(release, tmp_path / "c", seed=1).dataset
@@ -93,26 +93,28 @@ def test_numbers_are_drawn_anew(release, tmp_path):
     assert Counter(neighbors)[1] < 8
 
 
-def test_training_in_parts_titles_and_checks(release, tmp_path):
+def test_prepare_c2dsr_training_in_parts_with_titles_is_checked(release, tmp_path):
     rows = (release / "traindata_new.txt").read_text().splitlines()
     (release / "traindata_new.txt").unlink()
     (release / "traindata_new.part1.txt").write_text("\n".join(rows[:10]))
     (release / "traindata_new.part2.txt.gz").write_bytes(gzip.compress("\n".join(rows[10:]).encode()))
     pl.DataFrame({"item_id": ["A0003", "B0000"], "title": ["tea", "pan"]}).write_csv(tmp_path / "items.csv")
-    found = prepare_c2dsr(release, tmp_path / "data", domains=["food", "pots"], items=tmp_path / "items.csv")
-    table = found.dataset.item_table
+    prepared = prepare_c2dsr(
+        release, tmp_path / "data", domains=["food", "pots"], items=tmp_path / "items.csv"
+    )
+    table = prepared.dataset.item_table
     assert dict(table.filter(pl.col("title").is_not_null()).select("item_id", "title").rows()) == {
         "A0003": "tea",
         "B0000": "pan",
     }
-    assert [d.name for d in found.dataset.domains] == ["food", "pots"]
-    said = str(found)
-    assert re.search(r"training sequences +- +40", said)
-    assert re.search(r"repeated items in one +0 +0 +ok", said)
+    assert [d.name for d in prepared.dataset.domains] == ["food", "pots"]
+    report = str(prepared)
+    assert re.search(r"training sequences +- +40", report)
+    assert re.search(r"repeated items in one +0 +0 +ok", report)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("validdata_new.txt", "3\t9\t5|1|x|\t70|2|x|\n", r"validdata_new.txt, row 1, value '70\|2"),
         ("validdata_new.txt", "3\t9\t5|yesterday|x|\n", "row 1"),
@@ -122,14 +124,14 @@ def test_training_in_parts_titles_and_checks(release, tmp_path):
         ("Blist.txt", "", "empty"),
     ],
 )
-def test_a_damaged_file_is_named(release, tmp_path, name, text, told):
+def test_prepare_c2dsr_malformed_file_is_refused_with_the_row(release, tmp_path, name, text, message):
     (release / name).write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         prepare_c2dsr(release, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
-def test_a_missing_file_and_a_sequence_that_stands_twice(release, tmp_path):
+def test_prepare_c2dsr_missing_file_or_repeated_sequence_is_refused(release, tmp_path):
     train = release / "traindata_new.txt"
     train.write_text(train.read_text() + train.read_text())
     with pytest.raises(InputError, match="is there twice"):
@@ -145,9 +147,9 @@ def test_a_missing_file_and_a_sequence_that_stands_twice(release, tmp_path):
         prepare_c2dsr(release, tmp_path / "data", overwrite=True)
 
 
-def test_the_real_release(shared_data, tmp_path):
-    found = prepare_c2dsr(shared_data / "c2dsr-food-kitchen", tmp_path / "data")
-    verdicts = {check.name: (check.actual, check.verdict) for check in found.checks}
+def test_prepare_c2dsr_real_release_has_the_published_counts(shared_data, tmp_path):
+    prepared = prepare_c2dsr(shared_data / "c2dsr-food-kitchen", tmp_path / "data")
+    verdicts = {check.name: (check.actual, check.verdict) for check in prepared.checks}
     assert verdicts["items of food"] == ("29,207", "ok")
     assert verdicts["items of kitchen"] == ("34,886", "ok")
     assert verdicts["validation targets in food"] == ("2,722", "ok")
@@ -159,8 +161,8 @@ def test_the_real_release(shared_data, tmp_path):
         "ok"
     }
     assert verdicts["lengths of validation and test"] == ("6 to 15", "ok")
-    assert "28,386 training sequences are missing" in str(found)
-    data = found.dataset
+    assert "28,386 training sequences are missing" in str(prepared)
+    data = prepared.dataset
     targets = np.concatenate([data.valid, data.test])
     tied = data.times[targets] == data.times[targets - 1]
     x = data.items < data.domains[0].stop

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hafvt.data.sources.demo import KINDS, LEAST, LONGEST, SHORTEST, generate_world
+from hafvt.data.sources.demo import KINDS_PER_SHOP, MAX_PURCHASES, MIN_PER_SHOP, MIN_PURCHASES, generate_world
 from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
 from hafvt.errors import HafvtError
 
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
+def test_generate_world_same_seed_gives_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         generate_world(tmp_path / name, users=20, items_per_shop=30, seed=seed)
     first = contents(tmp_path / "a")
@@ -40,7 +40,9 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert first["interactions.csv"] != contents(tmp_path / "c")["interactions.csv"]
 
 
-def test_tables_have_the_promised_columns_and_rows(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
+def test_generate_world_tables_have_the_documented_columns_and_rows(
+    tables: tuple[pl.DataFrame, pl.DataFrame],
+) -> None:
     interactions, items = tables
     assert interactions.columns == ["user_id", "item_id", "timestamp"]
     assert items.columns == ["item_id", "domain", "title", "image"]
@@ -51,17 +53,19 @@ def test_tables_have_the_promised_columns_and_rows(tables: tuple[pl.DataFrame, p
     assert not interactions.select("user_id", "item_id").is_duplicated().any()  # nobody buys twice
 
 
-def test_histories_have_the_promised_length_in_each_shop(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
+def test_generate_world_histories_have_the_documented_lengths(
+    tables: tuple[pl.DataFrame, pl.DataFrame],
+) -> None:
     joined = tables[0].join(tables[1], on="item_id")
     lengths = joined["user_id"].value_counts()["count"]
-    assert SHORTEST <= lengths.min() < 12  # type: ignore[operator]
-    assert 20 < lengths.max() <= LONGEST  # type: ignore[operator]
+    assert MIN_PURCHASES <= lengths.min() < 12  # type: ignore[operator]
+    assert 20 < lengths.max() <= MAX_PURCHASES  # type: ignore[operator]
     by_shop = joined.group_by("user_id", "domain").len()
     assert len(by_shop) == 2 * USERS
-    assert by_shop["len"].min() >= LEAST  # type: ignore[operator]
+    assert by_shop["len"].min() >= MIN_PER_SHOP  # type: ignore[operator]
 
 
-def test_time_goes_on_with_few_ties_and_shops_mix(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
+def test_generate_world_times_ascend_and_shops_alternate(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     joined = tables[0].join(tables[1], on="item_id", maintain_order="left")
     steps = joined.group_by("user_id", maintain_order=True).agg(
         gap=pl.col("timestamp").diff(), moved=pl.col("domain") != pl.col("domain").shift()
@@ -73,7 +77,7 @@ def test_time_goes_on_with_few_ties_and_shops_mix(tables: tuple[pl.DataFrame, pl
     assert 0.25 < moved.mean() < 0.75  # type: ignore[operator]
 
 
-def test_every_picture_named_is_there_and_opens(
+def test_generate_world_every_listed_image_opens(
     world: Path, tables: tuple[pl.DataFrame, pl.DataFrame]
 ) -> None:
     images = tables[1]["image"].drop_nulls()
@@ -84,13 +88,15 @@ def test_every_picture_named_is_there_and_opens(
     assert 1 <= tables[1]["title"].null_count() <= 4
 
 
-def test_popular_items_are_few_and_the_tail_is_long(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
+def test_generate_world_popularity_is_skewed(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     counts = np.sort(tables[0]["item_id"].value_counts()["count"].to_numpy())[::-1]
     assert counts[: PER_SHOP // 5].sum() > 0.15 * counts.sum()
     assert counts[0] > 2 * np.median(counts)
 
 
-def test_taste_is_shared_across_shops(tables: tuple[pl.DataFrame, pl.DataFrame]) -> None:
+def test_generate_world_preferences_are_shared_across_shops(
+    tables: tuple[pl.DataFrame, pl.DataFrame],
+) -> None:
     """Whoever buys a theme in one shop buys it in the other more often than others do."""
     interactions, items = tables
     words = [(*t.styles, *t.materials) for t in THEMES]
@@ -114,7 +120,7 @@ def inks(picture: object) -> np.ndarray:
     return np.concatenate([pixels[dark].mean(0), pixels[~dark].mean(0)])
 
 
-def test_pictures_tell_palettes_and_differ_from_draw_to_draw() -> None:
+def test_draw_picture_shows_the_palette_and_varies() -> None:
     kind, random = SHOPS["garments"][0], np.random.default_rng(0)
     firsts, seconds = ([draw_picture(kind, p, 0, random) for p in range(len(PALETTES))] for _ in range(2))
     for palette, first in enumerate(firsts):
@@ -123,10 +129,10 @@ def test_pictures_tell_palettes_and_differ_from_draw_to_draw() -> None:
         assert int(np.argmin(distances)) == palette
 
 
-def test_every_kind_and_motif_can_be_drawn_and_named() -> None:
+def test_draw_picture_and_write_title_support_every_kind_and_motif() -> None:
     random = np.random.default_rng(0)
     for kinds in SHOPS.values():
-        assert len(kinds) == KINDS
+        assert len(kinds) == KINDS_PER_SHOP
         for kind in kinds:
             for brand, name in enumerate(BRANDS):
                 title = write_title(kind, 0, brand, random)
@@ -136,7 +142,7 @@ def test_every_kind_and_motif_can_be_drawn_and_named() -> None:
                 assert draw_picture(kind, 0, motif, random).mode == "RGB"
 
 
-def test_replaces_a_world_but_nothing_else(tmp_path: Path) -> None:
+def test_generate_world_replaces_only_an_earlier_world(tmp_path: Path) -> None:
     folder = tmp_path / "world"
     generate_world(folder, users=5, items_per_shop=30, seed=0)
     before = contents(folder)
@@ -149,7 +155,7 @@ def test_replaces_a_world_but_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"users": 0}, {"items_per_shop": 5}])
-def test_too_small_a_world_is_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
+def test_generate_world_too_small_is_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
     with pytest.raises(HafvtError, match="at least"):
         generate_world(tmp_path / "world", **numbers)
     assert not (tmp_path / "world").exists()

@@ -83,7 +83,7 @@ def rows(path):
         ),
     ],
 )
-def test_the_publishers_addresses_and_names(what, addresses, tmp_path, monkeypatch):
+def test_fetch_dump_uses_the_addresses_of_the_publisher(what, addresses, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(fetch_module, "_run", lambda jobs, *_: (asked.extend(jobs), (0, 0, []))[1])
     fetch(what, tmp_path, categories=["Books"])
@@ -91,7 +91,7 @@ def test_the_publishers_addresses_and_names(what, addresses, tmp_path, monkeypat
     assert [job.path for job in asked] == [tmp_path / url.rpartition("/")[2] for url in addresses]
 
 
-def test_a_fetch_goes_on_and_fetches_nothing_twice(server, tmp_path):
+def test_fetch_started_again_fetches_only_missing_files(server, tmp_path):
     get = partial(fetch, "amazon-2014", tmp_path, base_url=server.url("truncated"), allow_private=True)
     found = get(categories=["Books"])
     assert (found.files, found.present, found.failed, found.moved) == (2, 0, 0, 2 * len(BODY))
@@ -103,7 +103,7 @@ def test_a_fetch_goes_on_and_fetches_nothing_twice(server, tmp_path):
     assert str(again) == f"fetched 2 files (0.6 MiB), 2 were there\nwrote {tmp_path}"
 
 
-def test_what_cannot_be_had_is_named_and_the_rest_is_kept(server, tmp_path):
+def test_fetch_failed_downloads_are_listed(server, tmp_path):
     for base, told in (("status", "answers 404"), ("html", "not a gzip file"), ("good", "are allowed")):
         bound = {"max_file_gib": 1e-4} if base == "good" else {}
         url = server.url(base) + ("?status=404&x=" if base == "status" else "")
@@ -113,7 +113,7 @@ def test_what_cannot_be_had_is_named_and_the_rest_is_kept(server, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_private_addresses_are_refused_unless_allowed(server, tmp_path, catalog):
+def test_fetch_private_address_is_refused_unless_allowed(server, tmp_path, catalog):
     with pytest.raises(HafvtError, match="not a public address"):
         fetch("amazon-2014", tmp_path, categories=["Books"], base_url=server.url("good"))
     data = catalog([("a", server.url("picture?is=jpg"))])
@@ -123,7 +123,7 @@ def test_private_addresses_are_refused_unless_allowed(server, tmp_path, catalog)
 
 
 @pytest.mark.parametrize("what", ["amazon-2018", "pictures"])
-def test_ctrl_c_leaves_a_state_to_go_on_from(server, tmp_path, catalog, what):
+def test_fetch_resumes_after_ctrl_c(server, tmp_path, catalog, what):
     out = tmp_path / "out"
     if what == "pictures":
         data = catalog([("a", server.url("picture?is=png")), ("b", server.url("interrupts?png"))])
@@ -144,7 +144,7 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(server, tmp_path, catalog, what):
     assert list(out.rglob("*.part*")) == []
 
 
-def test_pictures_are_named_by_item_and_bytes(server, tmp_path, catalog):
+def test_fetch_pictures_are_named_by_item_and_content(server, tmp_path, catalog):
     good = {f"i_{kind}-1": server.url(f"picture/{kind}.exe?is={kind}") for kind in PICTURES}
     hostile = ["../../up", "/etc/passwd", "a/b", "..", "", ".", "con.", "a\0b", "x" * 65, "\u202egpj", "a\nb"]
     hashed = {item: server.url(f"picture?is=png&n={n}") for n, item in enumerate(hostile)}
@@ -165,14 +165,14 @@ def test_pictures_are_named_by_item_and_bytes(server, tmp_path, catalog):
     assert str(again).startswith(f"fetched 0 files (0.0 MiB), {len(has)} were there, 2 items have no address")
 
 
-def test_safe_names():
+def test_safe_name_is_unique_and_harmless():
     assert safe_name("B00-x_9") == "B00-x_9"
     names = [safe_name(item) for item in ("a.b", "a/b", "", "x" * 65, safe_name("a/b"), "é")]
     assert len(set(names)) == len(names)
     assert all(set(name) <= set("0123456789abcdefsh+") for name in names)
 
 
-def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalog):
+def test_fetch_failed_pictures_are_listed_and_tried_again(server, tmp_path, catalog):
     out = tmp_path / "out"
     dead = {
         "gone": (server.url("status?status=404"), "answers 404"),
@@ -213,13 +213,13 @@ def test_dead_pictures_are_listed_and_tried_again(server, tmp_path, catalog):
         ("pictures", {"data": "nowhere"}, "does not exist"),
     ],
 )
-def test_wrong_settings(server, tmp_path, what, settings, told):
+def test_fetch_wrong_setting_is_refused(server, tmp_path, what, settings, told):
     with pytest.raises(HafvtError, match=told):
         fetch(what, tmp_path, **settings)
     assert files(tmp_path) == []
 
 
-def test_a_dataset_without_addresses(tmp_path, catalog):
+def test_fetch_pictures_of_a_dataset_without_addresses_is_refused(tmp_path, catalog):
     data = catalog([("a", None)])
     with pytest.raises(HafvtError, match="as image or image_url"):
         fetch("pictures", tmp_path / "out", data=data)
@@ -229,7 +229,7 @@ def test_a_dataset_without_addresses(tmp_path, catalog):
     assert not (tmp_path / "out").exists()
 
 
-def test_addresses_in_the_users_own_table_of_items(server, tmp_path):
+def test_fetch_pictures_with_addresses_in_the_image_column(server, tmp_path):
     log = pl.DataFrame({"user_id": ["u"] * 4, "item_id": [*"abcd"], "timestamp": range(4)})
     items = pl.DataFrame({"item_id": [*"abcd"], "image": [server.url("picture?is=png"), "b.png", None, None]})
     data, out = tmp_path / "data", tmp_path / "out"
@@ -240,5 +240,5 @@ def test_addresses_in_the_users_own_table_of_items(server, tmp_path):
         fetch("pictures", tmp_path / "other", data=data, allow_private=True)
 
 
-def test_the_command_line_can_be_built():
+def test_fetch_docstring_has_an_example():
     assert "\n\nExample: hafvt fetch food-kitchen --out raw" in inspect.getdoc(fetch)

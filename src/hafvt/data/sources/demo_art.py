@@ -1,7 +1,8 @@
-"""How the items of the demo world look and what they are called.
+"""Images and titles of the items of the demo world.
 
-A picture is a silhouette (the kind of item) filled with a motif in the colors of a palette; a title names
-the kind, the brand, and words of a theme. Neither theme nor brand can be seen, nor palette or motif read.
+An image is a silhouette (the kind of item) filled with a motif in the colors of a palette. A title names the
+kind, the brand, and words of a theme. Images show neither theme nor brand; titles name neither palette nor
+motif.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float64]
 
 SIZE = 128  # pixels, width and height
-GRAIN = 7.0  # standard deviation of the pixel noise, in gray levels
-SLIP = 0.1  # how often a word of a title comes from a theme that is not the item's
+NOISE = 7.0  # standard deviation of the pixel noise, in gray levels
+OTHER_THEME_PROBABILITY = 0.1  # that a word of a title comes from a random theme
 
-PALETTES: tuple[tuple[str, str], ...] = (  # ground, figure
+PALETTES: tuple[tuple[str, str], ...] = (  # background, foreground
     ("#e4572e", "#ffe8c9"),
     ("#17408b", "#8fc9f0"),
     ("#1f6f4a", "#c4e8b2"),
@@ -39,7 +40,7 @@ PALETTES: tuple[tuple[str, str], ...] = (  # ground, figure
 
 @dataclass(frozen=True)
 class Theme:
-    """A mood that both shops share; it shows in the words alone."""
+    """Words of titles, the same in both shops."""
 
     styles: tuple[str, str]
     materials: tuple[str, str]
@@ -69,8 +70,8 @@ class Kind:
     """A kind of item.
 
     Attributes:
-        nouns: what titles call it.
-        outline: parts of its silhouette, each "x,y x,y ..." in percent of the picture, x to the right and y
+        nouns: its names in titles.
+        outline: parts of its silhouette, each "x,y x,y ..." in percent of the image, x to the right and y
             down: the corners of a polygon, or two opposite corners of the box around an ellipse.
     """
 
@@ -110,26 +111,26 @@ SHOPS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-def _away(x: Float) -> Float:
-    """Returns the distance of `x` to the middle of its unit cell, 0 to 0.5."""
+def _distance(x: Float) -> Float:
+    """Return the distance of `x` to the center of its unit cell, 0 to 0.5."""
     return np.abs(x - np.floor(x) - 0.5)
 
 
-MOTIFS: dict[str, Callable[[Float, Float], Float]] = {  # positive on the figure, negative on the ground
-    "stripes": lambda x, y: 0.25 - _away(y),
-    "pinstripes": lambda x, y: 0.16 - _away(1.5 * x),
-    "diagonals": lambda x, y: 0.25 - _away(0.8 * (x + y)),
-    "dots": lambda x, y: 0.3 - np.hypot(_away(x), _away(y)),
-    "checks": lambda x, y: 24 * (_away(x / 2) - 0.25) * (_away(y / 2) - 0.25),
-    "zigzag": lambda x, y: 0.22 - _away(y + _away(x)),
-    "rings": lambda x, y: 0.22 - _away(np.hypot(x - 3, y - 3)),
-    "lattice": lambda x, y: np.maximum(0.09 - _away((x + y) / 2), 0.09 - _away((x - y) / 2)),
+MOTIFS: dict[str, Callable[[Float, Float], Float]] = {  # positive in the foreground
+    "stripes": lambda x, y: 0.25 - _distance(y),
+    "pinstripes": lambda x, y: 0.16 - _distance(1.5 * x),
+    "diagonals": lambda x, y: 0.25 - _distance(0.8 * (x + y)),
+    "dots": lambda x, y: 0.3 - np.hypot(_distance(x), _distance(y)),
+    "checks": lambda x, y: 24 * (_distance(x / 2) - 0.25) * (_distance(y / 2) - 0.25),
+    "zigzag": lambda x, y: 0.22 - _distance(y + _distance(x)),
+    "rings": lambda x, y: 0.22 - _distance(np.hypot(x - 3, y - 3)),
+    "lattice": lambda x, y: np.maximum(0.09 - _distance((x + y) / 2), 0.09 - _distance((x - y) / 2)),
 }
 
 
 @cache
 def _silhouette(kind: Kind) -> Image.Image:
-    """Returns a gray picture that is white inside the silhouette, with soft edges."""
+    """Return a gray image that is white inside the silhouette, with soft edges."""
     from PIL import Image, ImageDraw
 
     big = 4 * SIZE
@@ -146,16 +147,16 @@ def _silhouette(kind: Kind) -> Image.Image:
 
 
 def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generator) -> Image.Image:
-    """Draws an item; scale, angle, place, tint, light and grain differ from draw to draw.
+    """Draw an item; scale, angle, position, tint, light and noise are random.
 
     Args:
-        kind: whose silhouette.
+        kind: the kind, which gives the silhouette.
         palette: number of the palette, see `PALETTES`.
         motif: number of the motif, in the order of `MOTIFS`.
-        random: where the variation comes from.
+        random: generator of the variation.
 
     Returns:
-        An RGB picture of SIZE x SIZE pixels.
+        An RGB image of SIZE x SIZE pixels.
 
     Raises:
         HafvtError: Pillow is not installed.
@@ -164,27 +165,30 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
         from PIL import Image, ImageColor
     except ImportError:
         raise missing_package("encode", "pillow") from None
-    turn, scale, tilt = random.uniform(-0.08, 0.08), random.uniform(5.5, 6.5), random.uniform(-4, 4)
+    rotation, scale, tilt = random.uniform(-0.08, 0.08), random.uniform(5.5, 6.5), random.uniform(-4, 4)
     down, right = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
-    x = 3 + scale * (right * np.cos(turn) + down * np.sin(turn)) + random.uniform(-0.15, 0.15)
-    y = 3 + scale * (down * np.cos(turn) - right * np.sin(turn)) + random.uniform(-0.15, 0.15)
-    figure = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
-    inks = np.array([ImageColor.getrgb(color) for color in PALETTES[palette]]) + random.normal(0, 14, (2, 3))
-    cloth = (inks[0] * (1 - figure) + inks[1] * figure) * (1.05 - 0.25 * (down + 0.5))[..., None]
+    x = 3 + scale * (right * np.cos(rotation) + down * np.sin(rotation)) + random.uniform(-0.15, 0.15)
+    y = 3 + scale * (down * np.cos(rotation) - right * np.sin(rotation)) + random.uniform(-0.15, 0.15)
+    foreground = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
+    colors = np.array([ImageColor.getrgb(color) for color in PALETTES[palette]]) + random.normal(
+        0, 14, (2, 3)
+    )
+    shading = (1.05 - 0.25 * (down + 0.5))[..., None]
+    filled = (colors[0] * (1 - foreground) + colors[1] * foreground) * shading
     inside = (
         np.asarray(_silhouette(kind).rotate(tilt, Image.Resampling.BILINEAR), dtype=float)[..., None] / 255
     )
     wall = random.uniform(228, 246) + random.normal(0, 3, 3)
-    pixels = wall * (1 - inside) + cloth * inside + random.normal(0, GRAIN, (SIZE, SIZE, 1))
+    pixels = wall * (1 - inside) + filled * inside + random.normal(0, NOISE, (SIZE, SIZE, 1))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
 
 def write_title(kind: Kind, theme: int, brand: int, random: np.random.Generator) -> str:
-    """Returns a title of an item: its brand and words of its theme, now and then one of another."""
+    """Return a title of an item: its brand and words of its theme, sometimes of another theme."""
 
     def word(part: str) -> str:
-        slips = random.random() < SLIP
-        source = THEMES[random.integers(len(THEMES)) if slips else theme]
+        is_other = random.random() < OTHER_THEME_PROBABILITY
+        source = THEMES[random.integers(len(THEMES)) if is_other else theme]
         return str(random.choice(getattr(source, part)))
 
     title = str(random.choice(TEMPLATES)).format(

@@ -1,4 +1,4 @@
-"""The model that docs/models.md adds is added as it says, and works."""
+"""The example of docs/models.md adds a model that works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 FILE, LINE = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_every_model_and_switch_is_in_the_documentation():
+def test_models_page_lists_every_model_and_switch():
     names = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE)
     assert names == list(MODELS)
     for models, field in re.findall(r"^\| ((?:`\w+`,? ?)+)`?--params\.(\w+) ", TEXT, flags=re.MULTILINE):
@@ -23,7 +23,7 @@ def test_every_model_and_switch_is_in_the_documentation():
             assert hasattr(MODELS[name].presets["default"], field)
 
 
-def test_a_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeypatch):
+def test_documented_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeypatch):
     assert len(FILE.splitlines()) < 60
     assert len(LINE.splitlines()) == 1
     path = tmp_path / "fading.py"
@@ -32,7 +32,7 @@ def test_a_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeyp
     module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "hafvt.models.fading", module)
     spec.loader.exec_module(module)
-    added = eval(f"{{{LINE}}}", {**vars(module), "ModelEntry": ModelEntry})
+    added = eval(f"{{{LINE}}}", {"ModelEntry": ModelEntry})
     for name, entry in added.items():
         monkeypatch.setitem(MODELS, name, entry)
     small = make_small(users=200)

@@ -1,4 +1,4 @@
-"""What several models share, against loops."""
+"""Layers and functions that several models share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hafvt.data.batches import Batch
-from hafvt.models.blocks import Dropout, causal_attention, last, next_items, view
+from hafvt.models.blocks import Dropout, causal_attention
+from hafvt.models.sequences import last_states, next_items, select_items
 
 BATCH = Batch(torch.tensor([[3, 8, 1, 9, 2], [7, 6, 0, 0, 0], [5, 0, 0, 0, 0]]), torch.tensor([5, 2, 1]))
 
@@ -15,7 +16,7 @@ def rows(batch: Batch) -> list[list[int]]:
     return [items[:n].tolist() for items, n in zip(batch.items, batch.lengths, strict=True)]
 
 
-def test_next_items_pairs_each_item_with_its_successor():
+def test_next_items_of_a_batch_pairs_each_item_with_its_successor():
     inputs, mask, targets = next_items(BATCH)
     assert rows(inputs) == [[3, 8, 1, 9], [7], []]
     assert list(zip(inputs.items[mask].tolist(), targets.tolist(), strict=True)) == [
@@ -27,21 +28,21 @@ def test_next_items_pairs_each_item_with_its_successor():
     ]
 
 
-def test_view_keeps_order_and_drops_padding():
-    assert rows(view(BATCH, BATCH.items >= 5)) == [[8, 9], [7, 6], [5]]
-    low = view(BATCH, BATCH.items < 5)  # the padding is 0, which is below 5 and must not come in
-    assert rows(low) == [[3, 1, 2], [], []]
-    assert rows(view(BATCH, BATCH.items > 99)) == [[], [], []]
+def test_select_items_with_a_mask_keeps_order_and_drops_padding():
+    assert rows(select_items(BATCH, BATCH.items >= 5)) == [[8, 9], [7, 6], [5]]
+    below_5 = select_items(BATCH, BATCH.items < 5)  # the padding 0 is below 5 and must not be selected
+    assert rows(below_5) == [[3, 1, 2], [], []]
+    assert rows(select_items(BATCH, BATCH.items > 99)) == [[], [], []]
 
 
-def test_last_state_of_an_empty_row_is_zero():
+def test_last_states_of_an_empty_sequence_is_zero():
     states = torch.arange(24.0).view(3, 4, 2) + 1
-    found = last(states, torch.tensor([4, 1, 0]))
-    assert found.tolist() == [states[0, 3].tolist(), states[1, 0].tolist(), [0, 0]]
+    last = last_states(states, torch.tensor([4, 1, 0]))
+    assert last.tolist() == [states[0, 3].tolist(), states[1, 0].tolist(), [0, 0]]
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
-def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
+def test_dropout_in_training_drops_its_rate_and_keeps_the_mean(rate):
     torch.manual_seed(0)
     layer = Dropout(rate)
     x = torch.ones(400, 500, requires_grad=True)
@@ -56,7 +57,7 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
     assert layer.eval()(x) is x
 
 
-def test_causal_attention_is_its_formula():
+def test_causal_attention_without_dropout_equals_formula():
     q, k, v = torch.randn(3, 2, 2, 5, 4).double()
     z = q @ k.transpose(-1, -2) / 2
     z = z.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)

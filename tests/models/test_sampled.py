@@ -1,4 +1,4 @@
-"""The switch to sampled softmaxes: the same loss where the sample is the catalog, a fair run elsewhere."""
+"""The loss with sampled negatives."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from hafvt.ops.sampled_softmax import ItemSample
 
 
 @pytest.mark.parametrize("name", ["hafvt", "sasrec"])
-def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
-    def every(popularity, among, count):
+def test_sampled_loss_with_every_item_equals_exact_loss(small, name, monkeypatch):
+    def draw_all(popularity, candidates, count):
         assert count == 7
-        assert len(popularity) == len(catalog)
-        return ItemSample(torch.arange(among.start, among.stop), torch.zeros(among.stop - among.start))
+        assert len(popularity) == len(item_features)
+        return ItemSample(
+            torch.arange(candidates.start, candidates.stop), torch.zeros(candidates.stop - candidates.start)
+        )
 
-    catalog = load_item_features(small)
-    monkeypatch.setattr(f"hafvt.models.{name}.sample_items", every)
+    item_features = load_item_features(small)
+    monkeypatch.setattr(f"hafvt.models.{name}.sample_items", draw_all)
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses, gradients = [], []
-    for sampled in (0, 7):
+    for num_negatives in (0, 7):
         torch.manual_seed(0)
-        model = build_model(name, catalog, configure(name, params={"num_negatives": sampled, "dropout": 0.0}))
+        model = build_model(
+            name, item_features, configure(name, params={"num_negatives": num_negatives, "dropout": 0.0})
+        )
         losses.append(model.loss(batch))
         losses[-1].backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -34,12 +38,12 @@ def test_a_sample_of_every_item_gives_the_exact_loss(small, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["hafvt", "sasrec"])
-def test_draws_change_the_loss_and_seeds_fix_it(small, name):
+def test_sampled_loss_with_a_seed_is_reproducible(small, name):
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     torch.manual_seed(0)
     model = build_model(name, load_item_features(small), configure(name, params={"num_negatives": 5})).eval()
-    found = []
+    losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(float(model.loss(batch).detach()))
-    assert found[0] == found[1] != found[2]
+        losses.append(float(model.loss(batch).detach()))
+    assert losses[0] == losses[1] != losses[2]

@@ -15,7 +15,7 @@ from hafvt.models import configure
 from hafvt.models.blocks import Dropout, causal_attention
 from hafvt.models.configs import SASREC_PAPER, PopularityConfig, SasRecConfig
 from hafvt.models.popularity import Popularity
-from hafvt.models.sasrec import SasRec, unseen
+from hafvt.models.sasrec import SasRec, sample_unseen_items
 from tests.conftest import as_batch
 from tests.reference import sasrec as reference
 
@@ -30,7 +30,7 @@ def softmax(z):
 
 
 def reference_states(history, w, heads, blocks):
-    """The block of the docstring in numpy, (t,) -> (t, d)."""
+    """Return the state after each item in numpy, (t,) -> (t, d)."""
     x = norm(w["items.weight"][history], w["enter.weight"], w["enter.bias"])
     x = x + w["positions.weight"][: len(history)]
     for n in range(blocks):
@@ -52,7 +52,7 @@ def reference_states(history, w, heads, blocks):
     return norm(x, w["norm.weight"], w["norm.bias"])
 
 
-def test_sasrec_is_its_equations(small):
+def test_sasrec_default_equals_reference(small):
     torch.manual_seed(0)
     model = SasRec(load_item_features(small), SasRecConfig(width=8, heads=2, dropout=0.0)).eval()
     for p in model.parameters():
@@ -67,18 +67,18 @@ def test_sasrec_is_its_equations(small):
         losses += [-np.log(softmax(z)[t]) for z, t in zip(logits, history[1:], strict=True)]
     np.testing.assert_allclose(model.loss(batch).item(), np.mean(losses), rtol=1e-5)
     expected = [reference_states(h, weights, 2, 2)[-1] @ weights["items.weight"][30:].T for h in histories]
-    found = model.scores(batch, 1).detach()
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    scores = model.scores(batch, 1).detach()
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-4)
     candidates = torch.randint(30, 50, (6, 4))
-    torch.testing.assert_close(model.scores(batch, 1, candidates), found.gather(1, candidates - 30))
+    torch.testing.assert_close(model.scores(batch, 1, candidates), scores.gather(1, candidates - 30))
 
 
-def test_sasrec_says_nothing_of_an_empty_history(small):
+def test_sasrec_with_an_empty_history_scores_zero(small):
     model = SasRec(load_item_features(small), SasRecConfig(width=8)).eval()
     assert model.scores(Batch(torch.tensor([[0]]), torch.tensor([0])), 0).unique().tolist() == [0.0]
 
 
-def test_popularity_counts_training_alone(small):
+def test_popularity_scores_equal_train_counts(small):
     model = Popularity(load_item_features(small), PopularityConfig())
     counts = np.zeros(50)
     for start, end in zip(small.offsets[:-1], small.train_lengths, strict=True):
@@ -98,7 +98,7 @@ HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 
 
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[2:3]], ids=["many", "one"])
-def test_the_paper_configuration_is_the_authors_code(small, heads, histories, monkeypatch):
+def test_sasrec_paper_preset_equals_authors_code(small, heads, histories, monkeypatch):
     torch.manual_seed(0)
     config = SASREC_PAPER.replace(width=6, heads=heads, dropout=0.0, max_length=9)
     model = SasRec(load_item_features(small), config)
@@ -106,20 +106,20 @@ def test_the_paper_configuration_is_the_authors_code(small, heads, histories, mo
         torch.nn.init.normal_(p, std=0.4)
     w = {name: t.double().numpy() for name, t in model.state_dict().items()}
     for domain, part in enumerate(small.domains):
-        found = model.scores(as_batch(histories), domain).detach().numpy()
-        for row, history in zip(found, histories, strict=True):
+        scores = model.scores(as_batch(histories), domain).detach().numpy()
+        for row, history in zip(scores, histories, strict=True):
             h = reference.states(history, w, 9, 2, heads)[-1]
             np.testing.assert_allclose(row, w["items.weight"][part.start : part.stop] @ h, atol=1e-5)
     batch = as_batch(histories)
-    drawn = torch.randint(50, (len(histories), batch.items.shape[1] - 1))
-    monkeypatch.setattr("hafvt.models.sasrec.unseen", lambda *_: drawn)
-    rows = [others[: len(h) - 1] for others, h in zip(drawn.tolist(), histories, strict=True)]
+    negatives = torch.randint(50, (len(histories), batch.items.shape[1] - 1))
+    monkeypatch.setattr("hafvt.models.sasrec.sample_unseen_items", lambda *_: negatives)
+    rows = [others[: len(h) - 1] for others, h in zip(negatives.tolist(), histories, strict=True)]
     losses = [reference.binary_loss(h, o, w, 9, 2, heads) for h, o in zip(histories, rows, strict=True)]
     expected = sum(losses) / sum(len(h) - 1 for h in histories)
     assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_attention_weights_are_dropped_in_training(small):
+def test_causal_attention_in_training_drops_weights(small):
     torch.manual_seed(0)
     q = torch.randn(2, 1, 5, 4)
     dropout = Dropout(0.5)
@@ -129,18 +129,18 @@ def test_attention_weights_are_dropped_in_training(small):
     assert torch.equal(causal_attention(q, q, q, dropout.eval()), causal_attention(q, q, q))
 
 
-def test_a_drawn_item_is_any_unseen_one_of_the_targets_domain(make_small):
+def test_sample_unseen_items_returns_any_unseen_item_of_the_domain(make_small):
     data = make_small(sizes=(4, 5))
     torch.manual_seed(0)
     batch = as_batch([[0, 2, 2, 5, 8, 2], [4, 5, 6, 7, 8]], pad=1)
-    drawn = torch.stack([unseen(batch, batch.items[:, 1:], data.domains) for _ in range(3000)])
+    samples = torch.stack([sample_unseen_items(batch, batch.items[:, 1:], data.domains) for _ in range(3000)])
     for slot, target in enumerate([2, 2, 5, 8, 2]):
-        values, times = drawn[:, 0, slot].unique(return_counts=True)
+        values, times = samples[:, 0, slot].unique(return_counts=True)
         assert values.tolist() == ([1, 3] if target < 4 else [4, 6, 7])
         assert (abs(times / 3000 - 1 / len(values)) < 0.04).all()
-    assert set(drawn[:, 1, :4].flatten().tolist()) == {8}  # the history holds its domain whole
+    assert set(samples[:, 1, :4].flatten().tolist()) == {8}  # the history contains the whole domain
 
 
-def test_an_unknown_loss_is_refused():
+def test_sasrec_config_with_an_unknown_loss_is_refused():
     with pytest.raises(HafvtError, match="sasrec: parameter loss is 'hinge': choose catalog or binary"):
         configure("sasrec", params={"loss": "hinge"})

@@ -1,4 +1,4 @@
-"""Tri-CDR against its equations in numpy."""
+"""Tri-CDR against its reference in numpy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BORDER = 30
 HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9], [7, 12, 7], [33, 2], [41, 7, 33, 11, 44]]
 
 
-some_histories = pytest.mark.parametrize(
+each_history_set = pytest.mark.parametrize(
     "histories", [HISTORIES, HISTORIES[:1], HISTORIES[3:4]], ids=["many", "one", "one domain"]
 )
 SMALL = {
@@ -31,7 +31,7 @@ SMALL = {
 }
 
 
-def made(data, **changes):
+def build(data, **changes):
     torch.manual_seed(0)
     config = TriCdrConfig(**{**SMALL, **changes})
     model = TriCdr(load_item_features(data), config)
@@ -40,16 +40,16 @@ def made(data, **changes):
     return model, {key: t.double().numpy() for key, t in model.state_dict().items()}, config
 
 
-@some_histories
-def test_scores_are_the_equations(small, histories):
-    model, w, config = made(small)
+@each_history_set
+def test_tricdr_scores_equal_reference(small, histories):
+    model, w, config = build(small)
     for domain, part in enumerate(small.domains):
-        found = model.scores(as_batch(histories), domain).detach().numpy()
-        for row, history in zip(found, histories, strict=True):
+        scores = model.scores(as_batch(histories), domain).detach().numpy()
+        for row, history in zip(scores, histories, strict=True):
             np.testing.assert_allclose(row, reference.logits(history, domain, w, BORDER, config), atol=1e-5)
-        some = torch.tensor([[part.stop - 1, part.start + 2]]).expand(len(histories), 2)
-        alone = model.scores(as_batch(histories), domain, some).detach().numpy()
-        np.testing.assert_allclose(alone, found[:, [-1, 2]], atol=1e-6)
+        candidates = torch.tensor([[part.stop - 1, part.start + 2]]).expand(len(histories), 2)
+        alone = model.scores(as_batch(histories), domain, candidates).detach().numpy()
+        np.testing.assert_allclose(alone, scores[:, [-1, 2]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,82 +62,82 @@ def test_scores_are_the_equations(small, histories):
     ],
     ids=str,
 )
-@some_histories
-def test_the_full_loss_is_the_equations(small, changes, histories):
-    model, w, config = made(small, **changes)
+@each_history_set
+def test_tricdr_full_loss_equals_reference(small, changes, histories):
+    model, w, config = build(small, **changes)
     expected = reference.loss(histories, w, BORDER, config)
     assert model.loss(as_batch(histories)).item() == pytest.approx(expected, abs=1e-5)
 
 
-@some_histories
-def test_the_encoders_train_first_and_the_count_of_steps_is_kept(small, histories):
-    model, w, config = made(small, pretrain_steps=2)
+@each_history_set
+def test_tricdr_first_steps_train_encoders_and_are_counted(small, histories):
+    model, w, config = build(small, pretrain_steps=2)
     batch = as_batch(histories)
     first = pytest.approx(reference.encoder_loss(histories, w, BORDER, config), abs=1e-5)
     assert model.loss(batch).item() == first
     assert model.eval().loss(batch).item() == first  # evaluation counts no step
     assert model.train().loss(batch).item() == first
-    resumed, _, _ = made(small, pretrain_steps=2)
+    resumed, _, _ = build(small, pretrain_steps=2)
     resumed.load_state_dict(model.state_dict())
     full = pytest.approx(reference.loss(histories, w, BORDER, config), abs=1e-5)
     assert [net.loss(batch).item() for net in (model, resumed)] == [full, full]
 
 
-def test_padding_changes_nothing(small):
+def test_tricdr_scores_and_loss_with_padding_stay_equal(small):
     for pretrain_steps in (0, 9):
-        model, _, _ = made(small, pretrain_steps=pretrain_steps)
-        short, accumulation_dtype = as_batch(HISTORIES), as_batch(HISTORIES, pad=2, width=9)
-        assert model.loss(accumulation_dtype).item() == pytest.approx(model.loss(short).item(), abs=1e-5)
+        model, _, _ = build(small, pretrain_steps=pretrain_steps)
+        batch, padded = as_batch(HISTORIES), as_batch(HISTORIES, pad=2, width=9)
+        assert model.loss(padded).item() == pytest.approx(model.loss(batch).item(), abs=1e-5)
         for domain in range(2):
-            torch.testing.assert_close(model.scores(accumulation_dtype, domain), model.scores(short, domain))
+            torch.testing.assert_close(model.scores(padded, domain), model.scores(batch, domain))
             single = [model.scores(as_batch([history]), domain) for history in HISTORIES]
-            torch.testing.assert_close(model.scores(accumulation_dtype, domain), torch.cat(single))
+            torch.testing.assert_close(model.scores(padded, domain), torch.cat(single))
 
 
-def test_drawn_prefixes_are_some_of_all(small, monkeypatch):
-    model, _, _ = made(small, num_prefixes=2)
+def test_tricdr_loss_samples_prefixes_in_ascending_order(small, monkeypatch):
+    model, _, _ = build(small, num_prefixes=2)
     seen = []
 
-    def prefix_loss(batch, row, slot):
-        seen.append(list(zip(row.tolist(), slot.tolist(), strict=True)))
+    def prefix_loss(batch, row, position):
+        seen.append(list(zip(row.tolist(), position.tolist(), strict=True)))
         return torch.zeros(())
 
     monkeypatch.setattr(model, "prefix_loss", prefix_loss)
     for _ in range(200):
         model.loss(as_batch(HISTORIES))
-    assert {len(drawn) for drawn in seen} == {2 + 2 + 0 + 2 + 1 + 2}
-    every = {(row, slot) for row, history in enumerate(HISTORIES) for slot in range(len(history) - 1)}
-    assert {pair for drawn in seen for pair in drawn} == every
-    assert all(drawn == sorted(drawn) for drawn in seen)  # prefix_loss relies on it
+    assert {len(prefixes) for prefixes in seen} == {2 + 2 + 0 + 2 + 1 + 2}
+    every = {(row, position) for row, history in enumerate(HISTORIES) for position in range(len(history) - 1)}
+    assert {pair for prefixes in seen for pair in prefixes} == every
+    assert all(prefixes == sorted(prefixes) for prefixes in seen)  # prefix_loss relies on it
 
 
-def test_an_empty_history_and_histories_without_targets(small):
+def test_tricdr_with_empty_histories_is_finite(small):
     empty = Batch(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]))
     for pretrain_steps in (0, 9):
-        model, w, config = made(small, pretrain_steps=pretrain_steps)
+        model, w, config = build(small, pretrain_steps=pretrain_steps)
         for domain in range(2):
-            found = model.scores(empty, domain).detach().numpy()[0]
-            np.testing.assert_allclose(found, reference.logits([], domain, w, BORDER, config), atol=1e-5)
+            scores = model.scores(empty, domain).detach().numpy()[0]
+            np.testing.assert_allclose(scores, reference.logits([], domain, w, BORDER, config), atol=1e-5)
         assert model.loss(as_batch([[4], [40]])).item() == 0
         model.loss(as_batch(HISTORIES)).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_three_domains_are_refused(make_small):
+def test_tricdr_with_three_domains_is_refused(make_small):
     with pytest.raises(HafvtError, match="defined for two domains, not 3"):
-        made(make_small(sizes=(10, 10, 10)))
+        build(make_small(sizes=(10, 10, 10)))
 
 
-def test_normalizing_over_candidates_is_a_switch(small):
-    round_up_width, more = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
+def test_tricdr_normalize_over_candidates_makes_scores_depend_on_candidates(small):
+    two, three = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 5]])
     for normalize_over_candidates in (False, True):
-        model, w, config = made(small, normalize_over_candidates=normalize_over_candidates)
+        model, w, config = build(small, normalize_over_candidates=normalize_over_candidates)
         batch = as_batch(HISTORIES[:1])
-        found = model.scores(batch, 0, round_up_width)
-        similar_items = torch.allclose(found, model.scores(batch, 0, more)[:, :2], atol=1e-6)
-        assert similar_items != normalize_over_candidates
+        scores = model.scores(batch, 0, two)
+        are_equal = torch.allclose(scores, model.scores(batch, 0, three)[:, :2], atol=1e-6)
+        assert are_equal != normalize_over_candidates
         if normalize_over_candidates:
-            table = w["own.0.items.weight"][round_up_width[0]]
+            table = w["own.0.items.weight"][two[0]]
             u = reference.user(HISTORIES[0], 0, w, BORDER, config)
             expected = table / np.linalg.norm(table, axis=0) @ u / config.temperature
-            np.testing.assert_allclose(found[0].detach().numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(scores[0].detach().numpy(), expected, atol=1e-5)

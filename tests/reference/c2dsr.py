@@ -14,12 +14,12 @@ def softmax(z):
     return e / e.sum()
 
 
-def transitions(histories, items, counts):
+def transitions(histories, items, weighted):
     """The normalized adjacency of item -> next item, a dense matrix."""
     a = np.zeros((items, items))
     for history in histories:
         for item, following in pairwise(history):
-            a[item, following] = a[item, following] + 1 if counts else 1
+            a[item, following] = a[item, following] + 1 if weighted else 1
     total = a.sum(1, keepdims=True)
     return np.divide(a, total, out=np.zeros_like(a), where=total > 0)
 
@@ -52,10 +52,10 @@ def logits(history, number, domains, graphs, w, config):
     return linear(merged + own, w, f"outputs.{number}"), linear(merged, w, f"outputs.{number}")
 
 
-def loss(histories, wrong, domains, graphs, w, config):
+def loss(histories, corrupted_histories, domains, graphs, w, config):
     """The whole objective.
 
-    `wrong[number][row]` is the input of a history with the items of a domain replaced.
+    `corrupted_histories[number][row]` is the input of a history with the items of a domain replaced.
     """
     cross, single = [], []
     for history in histories:
@@ -68,18 +68,18 @@ def loss(histories, wrong, domains, graphs, w, config):
     infomax = 0.0
     for number, domain in enumerate(domains):
         losses = []
-        for history, corrupted in zip((h[:-1] for h in histories), wrong[number], strict=True):
+        for history, corrupted in zip((h[:-1] for h in histories), corrupted_histories[number], strict=True):
             others = [slot for slot, i in enumerate(history) if not domain.start <= i < domain.stop]
             mine = part(history, domain)
             if not mine or not others:
                 continue
             s = encode(mine, graphs[1], w, f"own.{number}", config).mean(0)
-            found = []
+            discriminated = []
             for items in (history, corrupted):
                 z = encode(items, graphs[0], w, "merged", config)[others].mean(0)
                 d = s @ w[f"discriminators.{number}.weight"][0] @ z + w[f"discriminators.{number}.bias"][0]
-                found.append(1 / (1 + np.exp(-d)))
-            losses.append(-np.log(found[0]) - np.log(1 - found[1]))
+                discriminated.append(1 / (1 + np.exp(-d)))
+            losses.append(-np.log(discriminated[0]) - np.log(1 - discriminated[1]))
         infomax += np.mean(losses) if losses else 0.0
-    predicted = np.mean(cross) + np.mean(single)
-    return config.prediction_weight * predicted + (1 - config.prediction_weight) * infomax
+    prediction = np.mean(cross) + np.mean(single)
+    return config.prediction_weight * prediction + (1 - config.prediction_weight) * infomax

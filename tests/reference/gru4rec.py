@@ -39,15 +39,15 @@ def catalog_loss(histories, items, bias, layers, domains):
     return np.mean(losses)
 
 
-def sampled_loss(histories, items, bias, layers, drawn, popularity, kind, alpha, logq, bpreg, elu):
-    """Step by step: the histories that are still running, their targets, and the drawn items."""
+def sampled_loss(histories, items, bias, layers, samples, popularity, kind, alpha, logq, bpreg, elu):
+    """Step by step: the histories that are still running, their targets, and the samples items."""
     all_states = [states(history[:-1], items, layers) for history in histories]
     losses = []
     for step in range(max(map(len, all_states))):
         running = [n for n, s in enumerate(all_states) if step < len(s)]
         targets = [histories[n][step + 1] for n in running]
-        columns = np.array([*targets, *drawn])
-        q = np.array([*popularity[targets], *(popularity[drawn] ** alpha)])
+        columns = np.array([*targets, *samples])
+        q = np.array([*popularity[targets], *(popularity[samples] ** alpha)])
         for row, n in enumerate(running):
             scores = items[columns] @ all_states[n][step] + bias[columns]
             if kind == "cross-entropy":

@@ -27,11 +27,11 @@ def encoded(history, w, border):
     parts = [[i for i in history if i < border], [i for i in history if i >= border]]
     h = [gru(w["items.weight"][part], w, f"encoders.{n}") for n, part in enumerate(parts)]
     others = [[], []]
-    met = [0, 0]
+    seen = [0, 0]
     for item in history:
         n = int(item >= border)
-        others[n].append(h[1 - n][met[1 - n] - 1] if met[1 - n] else np.zeros(h[n].shape[1]))
-        met[n] += 1
+        others[n].append(h[1 - n][seen[1 - n] - 1] if seen[1 - n] else np.zeros(h[n].shape[1]))
+        seen[n] += 1
     return h, others
 
 
@@ -66,8 +66,8 @@ def psjnet_logits(history, domain, w, border):
     h, others = encoded(history, w, border)
     n = 1 - domain
     u = f"splits.{n}"
-    d, roles = w["items.weight"].shape[1], len(w[f"{u}.users"])
-    s, split = np.zeros((roles, d)), [[] for _ in range(roles)]
+    d, num_users = w["items.weight"].shape[1], len(w[f"{u}.users"])
+    s, split = np.zeros((num_users, d)), [[] for _ in range(num_users)]
     for own, other in zip(h[n], others[n], strict=True):
         both = np.concatenate([own, other])
         f, c = [], []
@@ -76,12 +76,12 @@ def psjnet_logits(history, domain, w, border):
             f.append(sigmoid(z + w[f"{u}.v_f.weight"] @ user))
             z = w[f"{u}.candidate.weight"] @ np.concatenate([own, s[k]]) + w[f"{u}.candidate.bias"]
             c.append(np.tanh(z + w[f"{u}.v_s.weight"] @ user))
-        z = w[f"{u}.nobody.weight"] @ both + w[f"{u}.nobody.bias"]
-        z = z + sum((w[f"{u}.v_n1.weight"] @ s[k]) * w[f"{u}.v_n2"][k] for k in range(roles))
+        z = w[f"{u}.no_user.weight"] @ both + w[f"{u}.no_user.bias"]
+        z = z + sum((w[f"{u}.v_n1.weight"] @ s[k]) * w[f"{u}.v_n2"][k] for k in range(num_users))
         g = sigmoid(z)
         total = sum(f) + g + 1e-10
-        s = np.array([f[k] / total * c[k] + g / total * s[k] for k in range(roles)])
-        for k in range(roles):
+        s = np.array([f[k] / total * c[k] + g / total * s[k] for k in range(num_users)])
+        for k in range(num_users):
             split[k].append(s[k])
     t = [gru(part, w, f"transfers.{n}") for part in split]
 
@@ -90,11 +90,11 @@ def psjnet_logits(history, domain, w, border):
         return w1 @ hi + w2 @ tj + w3 @ (hi * tj)
 
     def best(name, vector):
-        found = [match(name, hi, vector) for hi in h[domain]]
-        return max(found) if found else 0.0
+        matches = [match(name, hi, vector) for hi in h[domain]]
+        return max(matches) if matches else 0.0
 
     c = []
-    for k in range(roles):
+    for k in range(num_users):
         if len(t[k]):
             weight = softmax(np.array([best("over_time", tj) for tj in t[k]]))
             c.append(weight @ t[k])

@@ -22,20 +22,23 @@ def session(history, w, steps, hybrid):
     a_out = (adjacent.T / np.where(out == 0, 1, out)).T
     h = w["items.weight"][nodes]
     for _ in range(steps):
-        told_in = a_in @ (h @ w["edges_in.weight"].T + w["edges_in.bias"]) + w["bias_in"]
-        told_out = a_out @ (h @ w["edges_out.weight"].T + w["edges_out.bias"]) + w["bias_out"]
-        told = np.concatenate([told_in, told_out], axis=1)
-        i_r, i_z, i_n = np.split(told @ w["cell.weight_ih"].T + w["cell.bias_ih"], 3, axis=1)
+        m_in = a_in @ (h @ w["edges_in.weight"].T + w["edges_in.bias"]) + w["bias_in"]
+        m_out = a_out @ (h @ w["edges_out.weight"].T + w["edges_out.bias"]) + w["bias_out"]
+        messages = np.concatenate([m_in, m_out], axis=1)
+        i_r, i_z, i_n = np.split(messages @ w["cell.weight_ih"].T + w["cell.bias_ih"], 3, axis=1)
         h_r, h_z, h_n = np.split(h @ w["cell.weight_hh"].T + w["cell.bias_hh"], 3, axis=1)
         n = np.tanh(i_n + sigmoid(i_r + h_r) * h_n)
         h = n + sigmoid(i_z + h_z) * (h - n)
     h = h[alias]
-    asked = w["ask.weight"] @ h[-1] + w["ask.bias"]
-    weight = sigmoid(asked + h @ w["answer.weight"].T + w["answer.bias"]) @ w["weigh.weight"][0]
-    whole = (weight[:, None] * h).sum(0)
+    query = w["attention_query.weight"] @ h[-1] + w["attention_query.bias"]
+    weight = (
+        sigmoid(query + h @ w["attention_key.weight"].T + w["attention_key.bias"])
+        @ w["attention_score.weight"][0]
+    )
+    s_global = (weight[:, None] * h).sum(0)
     if not hybrid:
-        return whole
-    return w["join.weight"] @ np.concatenate([whole, h[-1]]) + w["join.bias"]
+        return s_global
+    return w["combine.weight"] @ np.concatenate([s_global, h[-1]]) + w["combine.bias"]
 
 
 def prefix_loss(history, length, w, steps, hybrid):

@@ -17,8 +17,8 @@ def linear(x, w, name):
 
 
 def norm(x, w, name):
-    centerd = x - x.mean(-1, keepdims=True)
-    scaled = centerd / np.sqrt((centerd**2).mean(-1, keepdims=True) + 1e-5)
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
     return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
@@ -35,12 +35,12 @@ def sasrec(items, w, name, blocks, heads):
     x = x + w[f"{name}.positions.weight"][: len(items)]
     for block in (f"{name}.blocks.{n}" for n in range(blocks)):
         q, k, v = np.split(linear(norm(x, w, f"{block}.norm1"), w, f"{block}.qkv"), 3, axis=1)
-        found = np.zeros_like(x)
+        attended = np.zeros_like(x)
         for head in np.split(np.arange(d), heads):
             for t in range(len(x)):
                 weight = softmax(k[: t + 1, head] @ q[t, head] / np.sqrt(len(head)))
-                found[t, head] = weight @ v[: t + 1, head]
-        x = x + linear(found, w, f"{block}.project")
+                attended[t, head] = weight @ v[: t + 1, head]
+        x = x + linear(attended, w, f"{block}.project")
         x = x + linear(gelu(linear(norm(x, w, f"{block}.norm2"), w, f"{block}.inner")), w, f"{block}.outer")
     return norm(x, w, f"{name}.norm")
 
@@ -54,8 +54,8 @@ def attend(states, q, mean, w, name):
     scores = []
     for f in states:
         x = linear(np.concatenate([f, q, f * q, q - f, mean]), w, f"{name}.first")
-        x = linear(np.where(x > 0, x, w[f"{name}.bend1.weight"] * x), w, f"{name}.second")
-        scores.append(linear(np.where(x > 0, x, w[f"{name}.bend2.weight"] * x), w, f"{name}.third")[0])
+        x = linear(np.where(x > 0, x, w[f"{name}.prelu1.weight"] * x), w, f"{name}.second")
+        scores.append(linear(np.where(x > 0, x, w[f"{name}.prelu2.weight"] * x), w, f"{name}.third")[0])
     return softmax(np.array(scores)) @ states if len(states) else np.zeros(len(q))
 
 
@@ -107,10 +107,10 @@ def contrast(prefixes, domain, w, border, config):
         return 0.0
     m, s, g = np.array(rows).transpose(1, 0, 2)
     t, rates = config.contrast_temperature, np.array(config.contrast_rates)
-    similar_items = rates / rates.sum() @ [nt_xent(m, s, t), nt_xent(m, g, t), nt_xent(s, g, t)]
-    near, far = (np.linalg.norm(s - z + 1e-6, axis=1) for z in (m, g))  # torch adds 1e-6, too
-    apart = np.maximum(near - far + config.triplet_margin, 0).mean()
-    return config.contrast_weight * similar_items + config.triplet_weight * apart
+    similarity = rates / rates.sum() @ [nt_xent(m, s, t), nt_xent(m, g, t), nt_xent(s, g, t)]
+    to_mixed, to_target = (np.linalg.norm(s - z + 1e-6, axis=1) for z in (m, g))  # torch adds 1e-6, too
+    order = np.maximum(to_mixed - to_target + config.triplet_margin, 0).mean()
+    return config.contrast_weight * similarity + config.triplet_weight * order
 
 
 def loss(histories, w, border, config):

@@ -36,13 +36,14 @@ class ModelEntry(NamedTuple):
     """A model and its named presets.
 
     Attributes:
-        path: where its class is, as "module:class".
-        presets: hyperparameters by the preset's name; "default" is one of them.
+        path: where its class is, as "module:class". Without presets, the class of its hyperparameters has
+            the same path with "Config" appended.
+        presets: hyperparameters by the preset's name; without any, the only preset is "default".
         learning_rates: Adam's learning rate by preset, where it is not 0.001.
     """
 
     path: str
-    presets: Mapping[str, ModelConfig]
+    presets: Mapping[str, ModelConfig] = {}
     learning_rates: dict[str, float] = {}  # noqa: RUF012  a NamedTuple's default, never changed
 
     @property
@@ -54,7 +55,10 @@ class ModelEntry(NamedTuple):
     @property
     def config_class(self) -> type[ModelConfig]:
         """Return the class of the model's hyperparameters."""
-        return type(self.presets["default"])
+        if self.presets:
+            return type(self.presets["default"])
+        config_class: type[ModelConfig] = resolve_name(f"{self.path}Config")
+        return config_class
 
 
 HAFVT_PRESETS = {"default": HafVtConfig(), "unmixed": HAFVT_UNMIXED, "paper": HAFVT_PAPER}
@@ -83,7 +87,7 @@ def get_preset(name: str, preset: str = "default") -> ModelConfig:
     """
     if name not in MODELS:
         raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
-    presets = MODELS[name].presets
+    presets = MODELS[name].presets or {"default": MODELS[name].config_class()}
     if preset not in presets:
         raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}")
     return presets[preset]

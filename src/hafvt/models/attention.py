@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hafvt.models.blocks import Dropout, causal_attention, last, slots
-from hafvt.models.sasrec import Block
+from hafvt.models.blocks import Dropout, PreNormBlock, causal_attention
+from hafvt.models.sequences import last_states, valid_mask
 
 
 class SequenceEncoder(nn.Module):
@@ -20,7 +20,7 @@ class SequenceEncoder(nn.Module):
         width: d.
         blocks: how many, one at least.
         positions: how many have a learned vector of their own; 0 for none.
-        distances: see `Block`.
+        distances: see `PreNormBlock`.
         dropout: its rate, on the input and in the blocks.
     """
 
@@ -31,8 +31,10 @@ class SequenceEncoder(nn.Module):
         self.enter, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.positions = nn.Parameter(0.02 * torch.randn(positions, width)) if positions else None
         heads = self.HEADS if width % self.HEADS == 0 else 1
-        self.earlier = nn.ModuleList(Block(width, heads, dropout, distances) for _ in range(blocks - 1))
-        self.latest = Block(width, heads, dropout, distances)
+        self.earlier = nn.ModuleList(
+            PreNormBlock(width, heads, dropout, distances) for _ in range(blocks - 1)
+        )
+        self.latest = PreNormBlock(width, heads, dropout, distances)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class SequenceEncoder(nn.Module):
 
         In the latest block, the mean of its heads.
         """
-        return self.latest.weights(self.latest.norm1(self.attended(x)), lengths).mean(1)
+        return self.latest.attention_weights(self.latest.norm1(self.attended(x)), lengths).mean(1)
 
     def attended(self, x: Tensor) -> Tensor:
         """Returns what enters the latest block, (B, T, d) -> (B, T, d)."""
@@ -92,16 +94,16 @@ class AttentionLayer(nn.Module):
         """
         attended = self.attended(x)
         (q_of, k_of, _), (q_bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        q = F.linear(last(attended, lengths), q_of, q_bias) * x.shape[2] ** -0.5  # (B, d)
+        q = F.linear(last_states(attended, lengths), q_of, q_bias) * x.shape[2] ** -0.5  # (B, d)
         z = torch.einsum("bd,btd->bt", q @ k_of, attended)
-        real = slots(lengths, x.shape[1])
+        real = valid_mask(lengths, x.shape[1])
         return torch.softmax(z.masked_fill(~real, -torch.inf), dim=1).nan_to_num(0.0)
 
     def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns the last state of (1) in evaluation, (B, T, d) -> (B, d), without all the others."""
         mixed = torch.einsum("bt,btd->bd", self.weights(x, lengths), self.attended(x))
         h = F.linear(mixed, self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2])
-        return h if self.own is None else torch.add(self.own(last(x, lengths)), h)
+        return h if self.own is None else torch.add(self.own(last_states(x, lengths)), h)
 
     def attended(self, x: Tensor) -> Tensor:
         """Returns what is attended to: the items and their positions, (B, T, d) -> (B, T, d)."""

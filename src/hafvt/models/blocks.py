@@ -1,4 +1,4 @@
-"""What several models share: pairs of history and next item, views of one domain, last states, a GRU."""
+"""Layers that several models share: dropout, attention blocks, a GRU, a softmax over a domain."""
 
 from __future__ import annotations
 
@@ -7,88 +7,173 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hafvt.data.batches import Batch, round_up_width
+from hafvt.data.dataset import Domain
+from hafvt.models.sequences import last_states, valid_mask
+from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 
 
-def slots(lengths: Tensor, width: int) -> Tensor:
-    """Returns which slots of right-padded rows are real, (B, width) bool."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+class Dropout(nn.Module):
+    """Inverted dropout whose mask is cheap on a CPU.
 
-
-def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-    """Splits sequences into inputs and the items that follow.
-
-    Returns:
-        The inputs s_1..s_{n-1} as a batch of width T-1; the mask (B, T-1) of real inputs; the targets
-        s_2..s_n under that mask, (N,).
+    `torch.nn.functional.dropout` draws its mask on one core, value by value. On a CPU this layer takes its
+    mask from random bytes, whose seed is one draw of torch's generator, so that a seed of torch fixes every
+    bit. The rate is rounded to a multiple of 1/256.
     """
-    inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
-    mask = slots(inputs.lengths, inputs.items.shape[1])
-    return inputs, mask, batch.items[:, 1:][mask]
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with a share `rate` of its entries zeroed, the rest scaled up; in evaluation, return x."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.rate)
+        threshold = max(1, round(self.rate * 256))
+        seed = int(torch.randint(2**62, ()))
+        values = np.frombuffer(np.random.Generator(np.random.SFC64(seed)).bytes(x.numel()), dtype=np.uint8)
+        mask = torch.from_numpy(values >= threshold).to(x.dtype).mul_(256 / (256 - threshold))
+        return x * mask.view(x.shape)
 
 
-def drawn_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
-    """Draws prefixes of sequences that have a next item: `count` of each row or all it has, each as likely.
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Return dropout(softmax(q k^T / sqrt(d) + bias + causal mask)) v, each (B, heads, T, d).
 
-    Returns:
-        The row (N,) and the last slot (N,) of each, both ascending.
+    The bias is (heads, T, T). With right padding no further mask is needed: an item attends to no later
+    position, so never to padding. On a CPU the backward pass of PyTorch's own attention takes four times as
+    long in bfloat16 for histories of 20 items, and as long in float32; hence the explicit form.
     """
-    places = slots((batch.lengths - 1).clamp(min=0), batch.items.shape[1] - 1)  # (B, T-1)
-    # Of each row those with the lowest random numbers.
-    chance = torch.rand(places.shape, device=places.device).masked_fill(~places, 2.0)
-    row, slot = ((chance.argsort(1).argsort(1) < count) & places).nonzero(as_tuple=True)
-    return row, slot
+    if q.is_cuda and bias is None and (dropout is None or not dropout.training or dropout.rate == 0):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    mask = torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    if bias is not None:
+        mask = mask + bias.to(q.dtype)
+    p = torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(-1, -2) + mask, dim=-1)  # (B, heads, T, T)
+    outputs: Tensor = (p if dropout is None else dropout(p)) @ v
+    return outputs
 
 
-def view(batch: Batch, keep: Tensor) -> Batch:
-    """Returns the sub-sequences of the kept items, in their order, again right-padded.
+class PreNormBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward layer, each with a residual.
+
+    x' = x + W_o attention(LN_1(x));  y = x' + W_2 gelu(W_1 LN_2(x'))
 
     Args:
-        batch: sequences.
-        keep: (B, T) bool; slots beyond a row's length count as not kept.
+        width: d; the feed-forward layer has 4 d hidden units.
+        heads: number of attention heads.
+        dropout: rate on the outputs of both sub-layers.
+        max_distance: number of distances with a learned relative position bias (Raffel et al., 2020) per
+            head; 0 for no bias.
     """
-    keep = keep & slots(batch.lengths, batch.items.shape[1])
-    lengths = keep.sum(1)
-    width = keep.shape[1]
-    if not torch.compiler.is_exporting():  # a graph's shapes cannot depend on what is kept
-        width = min(round_up_width(max(int(lengths.max()), 1)), width)
-    order = kept_first(keep)[:, :width]  # (B, width)
-    return Batch(batch.items.gather(1, order).masked_fill(~slots(lengths, width), 0), lengths)
+
+    BIAS_SCALE = 10.0  # Adam moves a weight by at most the learning rate per step; the bias must move faster
+
+    def __init__(self, width: int, heads: int, dropout: float, max_distance: int = 0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.distances = nn.Parameter(torch.zeros(heads, max_distance)) if max_distance else None
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.dropout = Dropout(dropout)
+        for layer in (self.qkv, self.project, self.inner, self.outer):
+            nn.init.zeros_(layer.bias)
+        for layer in (self.project, self.outer):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, (B, T, d) -> (B, T, d)."""
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
+        )
+        position = torch.arange(x.shape[1], device=x.device)
+        bias = self.position_bias(position[:, None] - position)  # (heads, T, T)
+        attended = causal_attention(q, k, v, bias=bias).transpose(1, 2).flatten(2)  # (B, T, d)
+        x = x + self.dropout(self.project(attended))
+        return torch.add(x, self.dropout(self.outer(F.gelu(self.inner(self.norm2(x))))))
+
+    def position_bias(self, distance: Tensor) -> Tensor | None:
+        """Return the bias on attention to an item at a distance back, (...) -> (heads, ...)."""
+        return None if self.distances is None else self.BIAS_SCALE * self.distances[:, distance.clamp(min=0)]
+
+    def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the output at the last item in evaluation, without the others, (B, T, d) -> (B, d).
+
+        The value projection is applied to the attended inputs of each head, not to every item.
+        """
+        normed = self.norm1(x)
+        mixed = self.attention_weights(normed, lengths) @ normed  # (B, heads, d)
+        value, bias = self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2]
+        value = value.view(self.heads, -1, x.shape[2])  # (heads, d / heads, d)
+        attended = torch.einsum("bhd,hed->bhe", mixed, value).flatten(1) + bias  # (B, d)
+        x = last_states(x, lengths) + self.project(attended)
+        return torch.add(x, self.outer(F.gelu(self.inner(self.norm2(x)))))
+
+    def attention_weights(self, normed: Tensor, lengths: Tensor) -> Tensor:
+        """Return the attention weights of the last item, zeros for an empty sequence.
+
+        q . (K x + b) equals (K' q) . x plus a constant that the softmax cancels: the product with K is taken
+        once per sequence, not once per item.
+
+        Args:
+            normed: (B, T, d) normalized inputs.
+            lengths: (B,)
+
+        Returns:
+            (B, heads, T)
+        """
+        (query, key, _), (bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        q = F.linear(last_states(normed, lengths), query, bias)  # (B, d)
+        q = q.view(-1, self.heads, q.shape[1] // self.heads)  # (B, heads, d / heads)
+        key_query = torch.einsum("bhe,hed->bhd", q * q.shape[2] ** -0.5, key.view(*q.shape[1:], -1))
+        z = key_query @ normed.transpose(1, 2)  # (B, heads, T)
+        position = torch.arange(normed.shape[1], device=lengths.device)
+        position_bias = self.position_bias(lengths[:, None] - 1 - position)  # (heads, B, T)
+        z = z if position_bias is None else z + position_bias.transpose(0, 1)
+        mask = valid_mask(lengths, normed.shape[1])[:, None]
+        return torch.softmax(z.masked_fill(~mask, -torch.inf), dim=2).nan_to_num(0.0)
 
 
-def kept_first(keep: Tensor) -> Tensor:
-    """Returns the slots of each row in their order, the kept ones before the others, (B, T)."""
-    if torch.compiler.is_exporting():  # ONNX sorts neither bytes nor stably
-        width = keep.shape[1]
-        return torch.argsort(torch.arange(width, device=keep.device) + width * (~keep).long(), dim=1)
-    return torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)
+class SasRecBlock(nn.Module):
+    """The block of the SASRec paper, which normalizes the query alone and adds it as the residual.
 
-
-def last(states: Tensor, lengths: Tensor) -> Tensor:
-    """Returns the state at each row's last real slot, (B, T, d) -> (B, d).
-
-    A row of length 0 has no state: it gives zeros, so that every item scores alike.
-    """
-    index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
-    return states.gather(1, index)[:, 0] * (lengths > 0)[:, None]
-
-
-def known(states: Tensor, counts: Tensor) -> Tensor:
-    """Returns, for each slot, the state after so many items, zeros after none.
+    q = LN_1(x);  y = LN_2(softmax(q W_q (x W_k)^T / sqrt(d / heads)) x W_v + q)  (4), (5)
+    x' = relu(y W_1) W_2 + y                                                       (6) to (8)
 
     Args:
-        states: (B, S, d).
-        counts: (B, T) from 0 to S.
-
-    Returns:
-        (B, T, d)
+        width: d, also the number of hidden units of the feed-forward layer.
+        heads: number of attention heads.
+        dropout: rate on attention weights and on both layers of the feed-forward network.
+        project: adds the output projection of PyTorch's attention, as C2DSR does.
     """
-    padded = F.pad(states, (0, 0, 1, 0))
-    return padded.gather(1, counts[:, :, None].expand(-1, -1, states.shape[2]))
+
+    def __init__(self, width: int, heads: int, dropout: float, project: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-8), nn.LayerNorm(width, eps=1e-8)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.project = nn.Linear(width, width) if project else nn.Identity()
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, (B, T, d) -> (B, T, d)."""
+        normed = self.norm1(x)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
+            for part in (self.query(normed), self.key(x), self.value(x))
+        )
+        attended = causal_attention(q, k, v, self.dropout).transpose(1, 2).flatten(2)  # (B, T, d)
+        y = self.norm2(self.project(attended) + normed)
+        return torch.add(y, self.dropout(self.outer(self.dropout(torch.relu(self.inner(y))))))
 
 
 def blend(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """Returns start + weight * (end - start) in the wider of the two dtypes, which differ under autocast."""
+    """Return start + weight * (end - start) in the wider of the two dtypes, which differ under autocast."""
     dtype = torch.promote_types(start.dtype, end.dtype)
     return torch.lerp(start.to(dtype), end.to(dtype), weight.to(dtype))
 
@@ -97,7 +182,7 @@ class ResetFirstGru(nn.Module):
     """A GRU that resets the state before the product, as its first paper and TensorFlow 1 do.
 
     [r; u] = sigmoid([x; h] W_g + b_g);  c = tanh([x; r * h] W_c + b_c);  h' = u * h + (1 - u) * c
-    (torch's own resets after the product.) Gate biases start at 1, so that a state is kept at first.
+    PyTorch's own GRU resets after the product. Gate biases start at 1, so that the state persists at first.
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -111,12 +196,12 @@ class ResetFirstGru(nn.Module):
         nn.init.zeros_(self.candidate.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the state after each input, (B, T, inputs) -> (B, T, width)."""
+        """Return the state after each input, (B, T, inputs) -> (B, T, width)."""
         w_g, w_c = self.gates.weight, self.candidate.weight
         gates = F.linear(x, w_g[:, : self.inputs], self.gates.bias).unbind(1)  # T times (B, 2 width)
         candidates = F.linear(x, w_c[:, : self.inputs], self.candidate.bias).unbind(1)
         w_g, w_c = w_g[:, self.inputs :].T, w_c[:, self.inputs :].T
-        h, states = w_c.new_zeros(len(x), w_c.shape[1]), []  # kept in float32 under autocast
+        h, states = w_c.new_zeros(len(x), w_c.shape[1]), []  # float32 under autocast
         for gate, candidate in zip(gates, candidates, strict=True):
             r, u = torch.sigmoid(torch.addmm(gate, h, w_g)).chunk(2, dim=1)
             c = torch.tanh(torch.addmm(candidate, r * h, w_c))
@@ -125,46 +210,38 @@ class ResetFirstGru(nn.Module):
         return torch.stack(states, dim=1)
 
 
-class Dropout(nn.Module):
-    """Inverted dropout whose mask is cheap on a CPU.
+class DomainSoftmax(nn.Linear):
+    """The softmax layer over the items of one domain, softmax(W h + b).
 
-    `torch.nn.functional.dropout` draws its mask on one core, value by value, which took 29 % of a training
-    step; here the mask comes from random bytes, whose seed is one draw of torch's generator, so seeding
-    torch still fixes every bit. The rate is rounded to a multiple of 1/256.
+    Args:
+        width: of the states h.
+        domain: whose items are the classes.
     """
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
+    def __init__(self, width: int, domain: Domain) -> None:
+        super().__init__(width, len(domain))
+        self.start = domain.start
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns x with a share `rate` of its entries zeroed, the rest scaled up; in evaluation x itself."""
-        if not self.training or self.rate == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.rate)
-        threshold = max(1, round(self.rate * 256))
-        seed = int(torch.randint(2**62, ()))
-        draws = np.frombuffer(np.random.Generator(np.random.SFC64(seed)).bytes(x.numel()), dtype=np.uint8)
-        kept = torch.from_numpy(draws >= threshold).to(x.dtype).mul_(256 / (256 - threshold))
-        return x * kept.view(x.shape)
+    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum of -log softmax(W h + b) at the targets, a scalar.
+
+        Args:
+            h: (N, width) states.
+            targets: (N,) item indices.
+        """
+        table = torch.cat([self.weight, self.bias[:, None]], dim=1)  # the bias is one more column of W
+        queries = F.pad(h.float(), (0, 1), value=1.0)
+        return catalog_nll([SoftmaxQuery(queries, targets - self.start, slice(0, len(table)))], table)
+
+    def scores(self, h: Tensor, candidates: Tensor | None) -> Tensor:
+        """Return W h + b of all items of the domain or of candidates, (B, width) -> (B, C)."""
+        if candidates is None:
+            return self(h)  # type: ignore[no-any-return]
+        rows = candidates - self.start
+        return torch.einsum("bd,bcd->bc", h, self.weight[rows]) + self.bias[rows]
 
 
-def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """Returns dropout(softmax(q k^T / sqrt(d) + bias + causal mask)) v, each (B, heads, T, d).
-
-    The bias is (heads, T, T). With right padding no further mask is needed: a real slot never looks ahead, so
-    it never meets padding.
-    Written out, as on a CPU the backward pass of PyTorch's own attention takes four times as long in bfloat16
-    for histories of 20 items, and as long in float32.
-    """
-    if q.is_cuda and bias is None and (dropout is None or not dropout.training or dropout.rate == 0):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    late = torch.full((q.shape[2], q.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    if bias is not None:
-        late = late + bias.to(q.dtype)
-    p = torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(-1, -2) + late, dim=-1)  # (B, heads, T, T)
-    found: Tensor = (p if dropout is None else dropout(p)) @ v
-    return found
+def init_xavier(layer: nn.Linear) -> None:
+    """Initialize weights by Xavier's normal distribution and the bias by zeros."""
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)

@@ -62,9 +62,9 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.features.similarity import renumber_items
 from hafvt.models.attention import AttentionLayer, SequenceEncoder
 from hafvt.models.base import BranchContributions, Model
-from hafvt.models.blocks import kept_first, next_items, slots, view
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_tables import ItemTables, saved_similarity
+from hafvt.models.sequences import next_items, select_items, selected_first, valid_mask
 from hafvt.ops.catalog_softmax import (
     SoftmaxQuery,
     catalog_nll,
@@ -191,7 +191,7 @@ class HafVt(Model):
             return [batch] * len(self.used)
         starts = torch.tensor([d.start for d in self.domains[1:]], device=batch.items.device)
         domain = torch.bucketize(batch.items, starts, right=True)
-        return [*(view(batch, domain == number) for number in range(len(self.domains))), batch]
+        return [*(select_items(batch, domain == number) for number in range(len(self.domains))), batch]
 
     def candidates(self, sequence: int) -> slice:
         """Returns the items that a sequence's next item is sought among: its domain's, or all."""
@@ -420,7 +420,7 @@ class HafVt(Model):
             columns = (batch.items - self.domains[domain].start).clamp(0, scores.shape[1] - 1)
             scores.scatter_add_(1, columns, torch.where(lowered, log_again, 0.0))
         else:
-            real = slots(batch.lengths, batch.items.shape[1])[:, None, :]
+            real = valid_mask(batch.lengths, batch.items.shape[1])[:, None, :]
             had = ((candidates[:, :, None] == batch.items[:, None, :]) & real).any(2)  # (B, C)
             scores.add_(torch.where(had, log_again, 0.0))
 
@@ -433,11 +433,11 @@ class HafVt(Model):
         rows, width = batch.items.shape
         found = torch.zeros(rows, len(self.used), len(self.modalities), width, device=batch.items.device)
         for row, number in enumerate(self.used):
-            keep = slots(batch.lengths, batch.items.shape[1])
+            keep = valid_mask(batch.lengths, batch.items.shape[1])
             if number < len(self.domains):
                 keep &= self.within(batch.items, number)
-            sequence = view(batch, keep)
-            places = kept_first(keep)[:, : sequence.items.shape[1]]
+            sequence = select_items(batch, keep)
+            places = selected_first(keep)[:, : sequence.items.shape[1]]
             for modality, weights in enumerate(self.weights(row, sequence)):
                 found[:, row, modality].scatter_(1, places, weights.float())
         return found
@@ -503,7 +503,7 @@ def first_times(batch: Batch) -> Tensor:
     """Returns the slots that hold an item which no earlier slot of their row holds, (B, T)."""
     same = batch.items[:, :, None] == batch.items[:, None, :]  # (B, T, T)
     earlier = ~no_later(batch.items.shape[1], batch.items.device).T
-    return slots(batch.lengths, batch.items.shape[1]) & ~(same & earlier).any(2)
+    return valid_mask(batch.lengths, batch.items.shape[1]) & ~(same & earlier).any(2)
 
 
 def no_later(width: int, device: torch.device) -> Tensor:

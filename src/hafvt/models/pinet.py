@@ -1,75 +1,43 @@
 """pi-Net, which is also PSJNet-I: a parallel information-sharing network of two domains.
 
 Ma and others, pi-Net: A Parallel Information-sharing Network for Shared-account Cross-domain Sequential
-Recommendations, SIGIR 2019. Two GRUs read the domains; for each domain a unit filters, item by item, what its
-history tells of the other domain, as K latent users of an account may have meant it ("split by join"), and a
-third GRU carries it over. Departures from the authors' code:
+Recommendations, SIGIR 2019. A GRU encodes the history of each domain. For each domain, a filter unit selects
+item by item what its history reveals about the other domain, for K latent users who share the account ("split
+by join"), and another GRU transfers it to the other domain. Departures from the authors' code:
 
-* there every sequence has one target in each domain, the last item of each, and all else is input, even what
-  comes after the earlier target. Here every item is the target of those before it: all states of the network
-  are causal, so one pass gives the predictions of all prefixes;
-* V_s of the candidate is its own matrix, as in the paper; the code takes V_f twice (`code_v_f` does so, too);
-* dropout on items, and on what is joined, not on the states that a cell carries on; no clipping of gradients.
+* there every sequence has one target in each domain, its last item, and all others are inputs, even those
+  after the earlier target. Here every item is the target of the items before it: all states of the network
+  are causal, so that one pass predicts after every prefix;
+* the candidate state has a matrix V_s of its own, as in the paper; the code uses V_f twice
+  (`tie_user_projections` does so, too);
+* dropout applies to item embeddings and to joined states, not to recurrent states; gradients are not clipped.
 
-It is defined for two domains.
+The model is defined for two domains.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.data.dataset import Domain
-from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import Dropout, ResetFirstGru, blend, known, last, next_items, slots, view
+from hafvt.models.blocks import DomainSoftmax, Dropout, ResetFirstGru, blend, init_xavier
 from hafvt.models.configs import PiNetConfig
-from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
+from hafvt.models.sequences import (
+    in_domain,
+    last_states,
+    next_items,
+    require_two_domains,
+    split_two_domains,
+    states_after,
+)
 
 
-class Side(NamedTuple):
-    """One domain's part of the merged histories.
-
-    Attributes:
-        batch: its items.
-        others: (B, T_own) how many items of the other domain came before each.
-        counts: (B, T) how many of its items there are up to each merged slot, that slot included.
-    """
-
-    batch: Batch
-    others: Tensor
-    counts: Tensor
-
-
-def two_sides(batch: Batch, domains: tuple[Domain, ...]) -> tuple[Side, Side]:
-    """Splits merged histories into the two domains'."""
-    real = slots(batch.lengths, batch.items.shape[1])
-    first = (batch.items < domains[1].start) & real
-    counts = [part.cumsum(1) for part in (first, ~first & real)]  # (B, T) each
-    parts = []
-    for number, mine in enumerate((first, ~first & real)):
-        others = view(Batch(counts[1 - number], batch.lengths), mine).items
-        parts.append(Side(view(batch, mine), others, counts[number]))
-    return parts[0], parts[1]
-
-
-def only_two(name: str, domains: tuple[Domain, ...]) -> None:
-    """Refuses other than two domains.
-
-    Raises:
-        HafvtError: there are others.
-    """
-    if len(domains) != 2:
-        raise HafvtError(f"{name} is defined for two domains, not {len(domains)}: prepare with --domains A B")
-
-
-class Filter(nn.Module):
-    """The filter of pi-Net: what a history tells of the other domain, item by item."""
+class SharedAccountFilter(nn.Module):
+    """The shared-account filter unit, which selects item by item what to transfer to the other domain."""
 
     def __init__(self, config: PiNetConfig) -> None:
         super().__init__()
@@ -78,105 +46,90 @@ class Filter(nn.Module):
         self.users = nn.Parameter(torch.empty(config.latent_users, d))  # U
         self.v_f = nn.Linear(d, d, bias=False)
         self.v_s = self.v_f if config.tie_user_projections else nn.Linear(d, d, bias=False)
-        for weight in (
-            self.filter.weight,
-            self.candidate.weight,
-            self.users,
-            self.v_f.weight,
-            self.v_s.weight,
-        ):
+        weights = (self.filter.weight, self.candidate.weight, self.users, self.v_f.weight, self.v_s.weight)
+        for weight in weights:
             nn.init.xavier_normal_(weight)
         nn.init.ones_(self.filter.bias)
         nn.init.ones_(self.candidate.bias)
 
-    def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        """Returns the filtered state after each item, (B, T, d) twice -> (B, T, d).
+    def forward(self, h: Tensor, h_other: Tensor) -> Tensor:
+        """Return the filtered state s after each item.
 
-        f_k = sigmoid([own; other; s] W_f + U_k V_f + b_f);  c_k = tanh([own; s] W_s + U_k V_s + b_s)
+        f_k = sigmoid([h; h_other; s] W_f + U_k V_f + b_f);  c_k = tanh([h; s] W_s + U_k V_s + b_s)
         s' = mean_k f_k * s + (1 - f_k) * c_k
+
+        Args:
+            h: (B, T, d) states of the domain.
+            h_other: (B, T, d) latest state of the other domain before each item.
+
+        Returns:
+            (B, T, d)
         """
-        d = own.shape[2]
-        f_of_items = F.linear(torch.cat([own, other], 2), self.filter.weight[:, : 2 * d], self.filter.bias)
-        c_of_items = F.linear(own, self.candidate.weight[:, :d], self.candidate.bias)
+        d = h.shape[2]
+        f_inputs = F.linear(torch.cat([h, h_other], 2), self.filter.weight[:, : 2 * d], self.filter.bias)
+        c_inputs = F.linear(h, self.candidate.weight[:, :d], self.candidate.bias)
         w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
-        f_of_users, c_of_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
-        s, states = own.new_zeros(len(own), d), []
-        for f_item, c_item in zip(f_of_items.unbind(1), c_of_items.unbind(1), strict=True):
-            f = torch.sigmoid(torch.addmm(f_item, s, w_f)[:, None] + f_of_users)  # (B, K, d)
-            c = torch.tanh(torch.addmm(c_item, s, w_c)[:, None] + c_of_users)
-            s = blend(c, s[:, None], f).mean(1)
+        f_users, c_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
+        s, states = h.new_zeros(len(h), d), []
+        for f_input, c_input in zip(f_inputs.unbind(1), c_inputs.unbind(1), strict=True):
+            f = torch.sigmoid(torch.addmm(f_input, s, w_f)[:, None] + f_users)  # (B, K, d)
+            c = torch.tanh(torch.addmm(c_input, s, w_c)[:, None] + c_users)  # (B, K, d)
+            s = blend(c, s[:, None], f).mean(1)  # (B, d)
             states.append(s)
         return torch.stack(states, dim=1)
 
 
 class PiNet(Model):
-    """Two encoders, two sharing units, a softmax over each domain."""
+    """Two encoders, two filter and transfer units, a softmax over each domain."""
 
     def __init__(self, item_features: ItemFeatures, config: PiNetConfig) -> None:
         super().__init__()
-        only_two("pi-Net", item_features.domains)
+        require_two_domains("pi-Net", item_features.domains)
         self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(item_features), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(item_features), d)  # of both domains
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.filters = nn.ModuleList(Filter(config) for _ in range(2))
+        self.filters = nn.ModuleList(SharedAccountFilter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in item_features.domains]
+        outputs = [DomainSoftmax(2 * d, domain) for domain in self.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
         for output in outputs:
-            nn.init.xavier_normal_(output.weight)
-            nn.init.zeros_(output.bias)
+            init_xavier(output)
 
-    def concat_ranks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns, for each domain, [t of the other; h] after each merged slot, (B, T, 2 d) each."""
-        sides = two_sides(batch, self.domains)
-        h = [
-            encoder(self.dropout(self.items(side.batch.items)))
-            for encoder, side in zip(self.encoders, sides, strict=True)
-        ]  # (B, T_own, d)
-        t = [
-            transfer(unit(own, known(other, side.others)))
-            for transfer, unit, own, other, side in zip(
-                self.transfers, self.filters, h, reversed(h), sides, strict=True
-            )
-        ]
-        both = [
-            torch.cat([known(t[1 - n], sides[1 - n].counts), known(h[n], sides[n].counts)], dim=2)
-            for n in range(2)
-        ]
-        return self.dropout(both[0]), self.dropout(both[1])
+    def states(self, batch: Batch) -> list[Tensor]:
+        """Return, for each domain, [t; h] after each merged position, (B, T, 2 d) each.
+
+        h is the state of the domain, t the state transferred from the other domain.
+        """
+        sequences = split_two_domains(batch, self.domains)
+        h, t = [], []  # (B, T_d, d) each
+        for n in range(2):
+            h.append(self.encoders[n](self.dropout(self.items(sequences[n].batch.items))))
+        for n in range(2):
+            h_other = states_after(h[1 - n], sequences[n].other_counts)
+            t.append(self.transfers[n](self.filters[n](h[n], h_other)))
+        states = []
+        for n in range(2):
+            transferred = states_after(t[1 - n], sequences[1 - n].counts)
+            states.append(torch.cat([transferred, states_after(h[n], sequences[n].counts)], dim=2))
+        return [self.dropout(x) for x in states]
 
     def loss(self, batch: Batch) -> Tensor:
-        """The cross-entropies of both domains, over all next items, as a mean."""
+        """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
         total = self.items.weight.sum() * 0
         if not mask.any():
             return total
-        for domain, output, states in zip(self.domains, self.outputs, self.concat_ranks(inputs), strict=True):
-            mine = (targets >= domain.start) & (targets < domain.stop)
+        for domain, output, states in zip(self.domains, self.outputs, self.states(inputs), strict=True):
+            mine = in_domain(targets, domain)
             if mine.any():
-                total = total + nll(states[mask][mine], output, targets[mine] - domain.start)
+                total = total + output.nll(states[mask][mine], targets[mine])  # type: ignore[operator]
         return total / max(len(targets), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """See `Model.scores`: W [t; h] + b, before the softmax."""
-        state = last(self.concat_ranks(batch)[domain], batch.lengths).float()  # (B, 2 d)
-        return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
-
-
-def nll(states: Tensor, output: nn.Module, targets: Tensor) -> Tensor:
-    """Returns the sum of -log softmax(W states + b) at targets, the bias as one more column of W."""
-    table = torch.cat([output.weight, output.bias[:, None]], dim=1)  # type: ignore[list-item, index]
-    queries = F.pad(states.float(), (0, 1), value=1.0)
-    return catalog_nll([SoftmaxQuery(queries, targets, slice(0, len(table)))], table)
-
-
-def chosen_scores(state: Tensor, output: nn.Module, candidates: Tensor | None, start: int) -> Tensor:
-    """Returns W state + b of all items of a domain, or of candidates, (B, C)."""
-    if candidates is None:
-        scores: Tensor = output(state)
-        return scores
-    rows = candidates - start
-    return torch.einsum("bd,bcd->bc", state, output.weight[rows]) + output.bias[rows]  # type: ignore[index]
+        """Return W [t; h] + b, see `Model.scores`."""
+        state = last_states(self.states(batch)[domain], batch.lengths).float()  # (B, 2 d)
+        output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
+        return output.scores(state, candidates)

@@ -1,4 +1,4 @@
-"""The items met most often in training, whatever the history: the yardstick nobody may fall below."""
+"""Popularity: a baseline that ranks items by their training interactions, whatever the history."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Popularity(Model):
 
     def __init__(self, item_features: ItemFeatures, config: PopularityConfig) -> None:
         super().__init__()
-        self.max_length = 1  # whatever the history, the scores are the same
+        self.max_length = 1  # the scores do not depend on the history
         self.domains = item_features.domains
         self.register_buffer("counts", item_features.train_counts.clone())
 
     def loss(self, batch: Batch) -> Tensor:
-        """Returns 0: there is nothing to learn."""
+        """Return 0: the model has no parameters."""
         return torch.zeros((), device=self.counts.device)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """See `Model.scores`."""
+        """Return the train count of each item, see `Model.scores`."""
         if candidates is not None:
             return self.counts[candidates]
-        chosen = self.domains[domain]
-        return self.counts[chosen.start : chosen.stop].expand(batch.items.shape[0], -1)
+        start, stop = self.domains[domain].start, self.domains[domain].stop
+        return self.counts[start:stop].expand(batch.items.shape[0], -1)

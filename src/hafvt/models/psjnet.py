@@ -1,15 +1,15 @@
 """PSJNet-II: the parallel split-and-join network of two domains.
 
 Sun and others, Parallel Split-Join Networks for Shared Account Cross-domain Sequential Recommendations, IEEE
-TKDE 2023 (PSJNet-I is pi-Net: pinet.py). Each latent user of an account keeps a state of its own ("split");
-what all of them carry over is joined by attention, first over time, then over users. Departures from the
-authors' code, beside those that pinet.py names:
+TKDE 2023 (PSJNet-I is pi-Net: pinet.py). Each latent user of an account has a state of its own ("split").
+Attention joins the transferred states of all latent users, first over time, then over users ("join").
+Departures from the authors' code, beside those that pinet.py names:
 
-* the joins are taken for every prefix at once: the best match of a carried state with the predicted domain's
-  states so far is a running maximum;
-* the overflow guard looks at real slots alone.
+* the joins are computed for every prefix at once: the best match of a transferred state with the states of
+  the predicted domain so far is a running maximum;
+* the overflow guard of the softmax ignores padding.
 
-It is defined for two domains.
+The model is defined for two domains.
 """
 
 from __future__ import annotations
@@ -23,35 +23,43 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import Dropout, ResetFirstGru, known, next_items
+from hafvt.models.blocks import DomainSoftmax, Dropout, ResetFirstGru, init_xavier
 from hafvt.models.configs import PsjNetConfig
-from hafvt.models.pinet import Side, chosen_scores, nll, only_two, two_sides
+from hafvt.models.sequences import (
+    DomainSequence,
+    in_domain,
+    masked_softmax,
+    next_items,
+    require_two_domains,
+    split_two_domains,
+    states_after,
+)
 
-TINY = 1e-10  # theirs
+EPSILON = 1e-10  # of the authors' code
 
 
-class SharedStates(NamedTuple):
-    """What is read of merged histories, by domain.
+class PsjNetStates(NamedTuple):
+    """The encoded parts of merged histories, by domain.
 
     Attributes:
-        sides: their parts.
-        states: (B, T_own, d) after each item.
-        carried: (B, K, T_own, d) what each user carries over to the other domain.
+        sequences: the items of each domain.
+        states: (B, T_d, d) state after each item.
+        transferred: (B, K, T_d, d) state that each latent user transfers to the other domain.
     """
 
-    sides: tuple[Side, Side]
+    sequences: tuple[DomainSequence, DomainSequence]
     states: list[Tensor]
-    carried: list[Tensor]
+    transferred: list[Tensor]
 
 
-class UserFilter(nn.Module):
-    """The filter of PSJNet-II: a state for each latent user, and a gate for nobody."""
+class SplitUnit(nn.Module):
+    """The split unit: a state for each latent user, and a gate g for an item that belongs to no user."""
 
     def __init__(self, config: PsjNetConfig) -> None:
         super().__init__()
         d, k = config.width, config.latent_users
         self.filter, self.candidate = nn.Linear(3 * d, d), nn.Linear(2 * d, d)  # W_f, b_f; W_s, b_s
-        self.nobody = nn.Linear(2 * d, d)  # W_n, b_n
+        self.no_user = nn.Linear(2 * d, d)  # W_n, b_n
         self.users = nn.Parameter(torch.empty(k, d))  # U
         self.v_f = nn.Linear(d, d, bias=False)
         self.v_s = self.v_f if config.tie_user_projections else nn.Linear(d, d, bias=False)
@@ -59,35 +67,42 @@ class UserFilter(nn.Module):
         for weight in self.parameters():
             nn.init.xavier_normal_(weight) if weight.ndim > 1 else nn.init.ones_(weight)
 
-    def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        """Returns each user's state after each item, (B, T, d) twice -> (B, K, T, d).
+    def forward(self, h: Tensor, h_other: Tensor) -> Tensor:
+        """Return each user's state S_k after each item.
 
-        f_k = sigmoid([own; other; S_k] W_f + U_k V_f + b_f)
-        g = sigmoid([own; other] W_n + sum_k (S_k V_n1) * V_n2[k] + b_n);  both over sum_k f_k + g
-        S'_k = f_k * tanh([own; S_k] W_s + U_k V_s + b_s) + g * S_k
+        f_k = sigmoid([h; h_other; S_k] W_f + U_k V_f + b_f)
+        g = sigmoid([h; h_other] W_n + sum_k (S_k V_n1) * V_n2[k] + b_n);  both divided by sum_k f_k + g
+        S'_k = f_k * tanh([h; S_k] W_s + U_k V_s + b_s) + g * S_k
+
+        Args:
+            h: (B, T, d) states of the domain.
+            h_other: (B, T, d) latest state of the other domain before each item.
+
+        Returns:
+            (B, K, T, d)
         """
-        d = own.shape[2]
-        both = torch.cat([own, other], dim=2)
-        f_of_items = F.linear(both, self.filter.weight[:, : 2 * d], self.filter.bias)
-        c_of_items = F.linear(own, self.candidate.weight[:, :d], self.candidate.bias)
+        d = h.shape[2]
+        both = torch.cat([h, h_other], dim=2)
+        f_inputs = F.linear(both, self.filter.weight[:, : 2 * d], self.filter.bias)
+        c_inputs = F.linear(h, self.candidate.weight[:, :d], self.candidate.bias)
         w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
         w = torch.cat([w_f, w_c, self.v_n1.weight.T], dim=1)  # one product for three
-        f_of_users, c_of_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
-        s, states = own.new_zeros(len(own), len(self.users), d), []
-        for f_item, c_item, n_item in zip(
-            f_of_items.unbind(1), c_of_items.unbind(1), self.nobody(both).unbind(1), strict=True
+        f_users, c_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
+        s, states = h.new_zeros(len(h), len(self.users), d), []
+        for f_input, c_input, g_input in zip(
+            f_inputs.unbind(1), c_inputs.unbind(1), self.no_user(both).unbind(1), strict=True
         ):
             f, c, n = (s @ w).chunk(3, dim=2)  # (B, K, d) each
-            f = torch.sigmoid(f_item[:, None] + f + f_of_users)
-            g = torch.sigmoid(n_item + (n * self.v_n2).sum(1))[:, None]  # (B, 1, d)
-            c = torch.tanh(c_item[:, None] + c + c_of_users)
-            s = (f * c + g * s) / (f.sum(1, keepdim=True) + g + TINY)
+            f = torch.sigmoid(f_input[:, None] + f + f_users)
+            g = torch.sigmoid(g_input + (n * self.v_n2).sum(1))[:, None]  # (B, 1, d)
+            c = torch.tanh(c_input[:, None] + c + c_users)
+            s = (f * c + g * s) / (f.sum(1, keepdim=True) + g + EPSILON)
             states.append(s)
         return torch.stack(states, dim=2)
 
 
-class Match(nn.Module):
-    """D = w . [h; t; h * t], no bias."""
+class TrilinearMatch(nn.Module):
+    """The match of two states, w . [h; t; h * t], without a bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -95,11 +110,11 @@ class Match(nn.Module):
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        """Matches every h with every t, (..., I, d) and (..., J, d) -> (..., I, J)."""
-        of_h, of_t, of_both = self.weight
-        alone: Tensor = (h @ of_h)[..., :, None] + (t @ of_t)[..., None, :]
-        matched: Tensor = alone + (h * of_both) @ t.transpose(-1, -2)
-        return matched
+        """Return the match of every h with every t, (..., I, d) and (..., J, d) -> (..., I, J)."""
+        w_h, w_t, w_product = self.weight
+        linear: Tensor = (h @ w_h)[..., :, None] + (t @ w_t)[..., None, :]
+        match: Tensor = linear + (h * w_product) @ t.transpose(-1, -2)
+        return match
 
 
 class PsjNet(Model):
@@ -107,86 +122,88 @@ class PsjNet(Model):
 
     def __init__(self, item_features: ItemFeatures, config: PsjNetConfig) -> None:
         super().__init__()
-        only_two("PSJNet", item_features.domains)
+        require_two_domains("PSJNet", item_features.domains)
         self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(item_features), d)  # one table a domain: their rows are apart
+        self.items = nn.Embedding(len(item_features), d)  # of both domains
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.splits = nn.ModuleList(UserFilter(config) for _ in range(2))
+        self.splits = nn.ModuleList(SplitUnit(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.over_time = nn.ModuleList(Match(d) for _ in range(2))
-        self.over_users = nn.ModuleList(Match(d) for _ in range(2))
-        outputs = [nn.Linear(2 * d, len(domain)) for domain in item_features.domains]
+        self.over_time = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
+        self.over_users = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
+        outputs = [DomainSoftmax(2 * d, domain) for domain in self.domains]
         self.outputs = nn.ModuleList(outputs)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
         for output in outputs:
-            nn.init.xavier_normal_(output.weight)
-            nn.init.zeros_(output.bias)
+            init_xavier(output)
 
-    def read(self, batch: Batch) -> SharedStates:
-        """Reads merged histories once, for the predictions in both domains."""
-        sides = two_sides(batch, self.domains)
-        h = [
-            encoder(self.dropout(self.items(side.batch.items)))
-            for encoder, side in zip(self.encoders, sides, strict=True)
-        ]
-        carried = []
-        for n, side in enumerate(sides):
-            split = self.splits[n](h[n], known(h[1 - n], side.others))  # (B, K, T_own, d)
-            carried.append(self.transfers[n](split.flatten(0, 1)).view_as(split))
-        return SharedStates(sides, h, carried)
+    def encode(self, batch: Batch) -> PsjNetStates:
+        """Encode merged histories, for the predictions in both domains."""
+        sequences = split_two_domains(batch, self.domains)
+        h, transferred = [], []
+        for n in range(2):
+            h.append(self.encoders[n](self.dropout(self.items(sequences[n].batch.items))))  # (B, T_d, d)
+        for n in range(2):
+            split = self.splits[n](h[n], states_after(h[1 - n], sequences[n].other_counts))
+            transferred.append(self.transfers[n](split.flatten(0, 1)).view_as(split))  # (B, K, T_d, d)
+        return PsjNetStates(sequences, h, transferred)
 
-    def concat_ranks(self, read: SharedStates, domain: int, slot: Tensor) -> Tensor:
-        """Returns [h; c] of a domain after some merged slots, (B, P, 2 d); rows without items give zeros.
+    def join(self, encoded: PsjNetStates, domain: int, position: Tensor) -> Tensor:
+        """Return [h; c] of a domain after prefixes of the merged histories, zeros after an empty one.
+
+        h is the state of the domain, c the joined state that the other domain transfers.
 
         Args:
-            read: of merged histories.
-            domain: the predicted one.
-            slot: (B, P) the last merged slot that each prediction knows.
+            encoded: the merged histories.
+            domain: the predicted domain.
+            position: (B, P) last position of each prefix.
+
+        Returns:
+            (B, P, 2 d)
         """
-        own, other = read.sides[domain], read.sides[1 - domain]
-        h, t = read.states[domain], read.carried[1 - domain]  # (B, I, d), (B, K, J, d)
-        items, others = own.counts.gather(1, slot), other.counts.gather(1, slot)  # (B, P)
+        h, t = encoded.states[domain], encoded.transferred[1 - domain]  # (B, I, d), (B, K, J, d)
+        counts = encoded.sequences[domain].counts.gather(1, position)  # (B, P)
+        other_counts = encoded.sequences[1 - domain].counts.gather(1, position)  # (B, P)
         match = self.over_time[1 - domain](h[:, None], t)  # (B, K, I, J)
-        best = known_max(match, items)  # (B, K, P, J), over the items so far
-        c = softmax_of_first(best, others[:, None, :, None]) @ t  # (B, K, P, d)
+        best = prefix_max(match, counts)  # (B, K, P, J)
+        mask = torch.arange(t.shape[2], device=h.device) < other_counts[:, None, :, None]  # (B, 1, P, J)
+        c = masked_softmax(best, mask) @ t  # (B, K, P, d)
         match = self.over_users[1 - domain](h[:, None], c)  # (B, K, I, P)
-        late = torch.arange(h.shape[1], device=h.device)[:, None] >= items[:, None, None, :]
+        late = torch.arange(h.shape[1], device=h.device)[:, None] >= counts[:, None, None, :]
         best = match.masked_fill(late, -torch.inf).amax(2)  # (B, K, P)
-        best = best.masked_fill((items == 0)[:, None], 0.0)  # nothing to match with: all users alike
+        best = best.masked_fill((counts == 0)[:, None], 0.0)  # without a state to match, users count alike
         c = (torch.softmax(best, dim=1)[..., None] * c).sum(1)  # (B, P, d)
-        return torch.cat([known(h, items), c], dim=2)
+        return torch.cat([states_after(h, counts), c], dim=2)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The cross-entropies of both domains, over all next items, as a mean."""
+        """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
-        rows, slot = mask.nonzero(as_tuple=True)
+        row, position = mask.nonzero(as_tuple=True)
         total = self.items.weight.sum() * 0
         if not mask.any():
             return total
-        read = self.read(inputs)
-        every = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-        for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
-            mine = (targets >= domain.start) & (targets < domain.stop)
+        encoded = self.encode(inputs)
+        positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
+        for n, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
+            mine = in_domain(targets, domain)
             if mine.any():
-                # Of all slots: products of whole histories take less than of chosen slots, one by one.
-                states = self.dropout(
-                    self.concat_ranks(read, number, every)[rows[mine], slot[mine]]
-                )  # (N, 2 d)
-                total = total + nll(states, output, targets[mine] - domain.start)
+                # Joining at all positions and then selecting is faster than joining at selected positions.
+                states = self.join(encoded, n, positions)[row[mine], position[mine]]  # (N, 2 d)
+                total = total + output.nll(self.dropout(states), targets[mine])  # type: ignore[operator]
         return total / max(len(targets), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """See `Model.scores`: W [h; c] + b, before the softmax."""
-        last = (batch.lengths - 1).clamp(min=0)[:, None]
-        state = self.concat_ranks(self.read(batch), domain, last)[:, 0]
+        """Return W [h; c] + b, see `Model.scores`."""
+        position = (batch.lengths - 1).clamp(min=0)[:, None]
+        state = self.join(self.encode(batch), domain, position)[:, 0]  # (B, 2 d)
         state = (state * (batch.lengths > 0)[:, None]).float()
-        return chosen_scores(state, self.outputs[domain], candidates, self.domains[domain].start)
+        output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
+        return output.scores(state, candidates)
 
 
-def known_max(match: Tensor, counts: Tensor) -> Tensor:
-    """Returns the maximum over the first `counts` of I, 0 where there are none.
+def prefix_max(match: Tensor, counts: Tensor) -> Tensor:
+    """Return the maximum over the first `counts` entries of dimension I, 0 over none.
 
     Args:
         match: (B, K, I, J).
@@ -199,15 +216,3 @@ def known_max(match: Tensor, counts: Tensor) -> Tensor:
     index = (counts - 1).clamp(min=0)[:, None, :, None]
     best = running.gather(2, index.expand(-1, match.shape[1], -1, match.shape[3]))
     return best.masked_fill((counts == 0)[:, None, :, None], 0.0)
-
-
-def softmax_of_first(scores: Tensor, counts: Tensor) -> Tensor:
-    """Returns the softmax over the first `counts` entries of the last dimension; zeros where there are none.
-
-    Args:
-        scores: (..., J).
-        counts: (..., 1) from 0 to J.
-    """
-    late = torch.arange(scores.shape[-1], device=scores.device) >= counts
-    weight = torch.softmax(scores.masked_fill(late, torch.finfo(scores.dtype).min), dim=-1)
-    return weight.masked_fill(late, 0.0)

@@ -1,0 +1,159 @@
+"""Functions on right-padded sequences and their states, which several models share.
+
+Shapes: B sequences of at most T items; d is the width of a state. A position is an index into a sequence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hafvt.data.batches import Batch, round_up_width
+from hafvt.data.dataset import Domain
+from hafvt.errors import HafvtError
+
+
+def valid_mask(lengths: Tensor, width: int) -> Tensor:
+    """Return which positions of right-padded sequences hold an item, (B,) -> (B, width) bool."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
+def in_domain(items: Tensor, domain: Domain) -> Tensor:
+    """Return which items belong to a domain, bool of the same shape."""
+    return (items >= domain.start) & (items < domain.stop)
+
+
+def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+    """Split sequences into inputs and the items that follow them.
+
+    Returns:
+        The inputs s_1..s_{n-1} as a batch of width T-1; the mask (B, T-1) of valid inputs; the targets
+        s_2..s_n at that mask, (N,).
+    """
+    inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
+    mask = valid_mask(inputs.lengths, inputs.items.shape[1])
+    return inputs, mask, batch.items[:, 1:][mask]
+
+
+def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    """Sample prefixes that have a next item: `count` of each sequence, or all of a shorter one, uniformly.
+
+    Returns:
+        The row (N,) and the last position (N,) of each prefix, in ascending order.
+    """
+    mask = valid_mask((batch.lengths - 1).clamp(min=0), batch.items.shape[1] - 1)  # (B, T-1)
+    # Of each row, the positions with the lowest random numbers.
+    random = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2.0)
+    row, position = ((random.argsort(1).argsort(1) < count) & mask).nonzero(as_tuple=True)
+    return row, position
+
+
+def select_items(batch: Batch, mask: Tensor) -> Batch:
+    """Return the subsequences of the selected items, in their order, again right-padded.
+
+    Args:
+        batch: sequences.
+        mask: (B, T) bool, the selected items; positions of padding are ignored.
+    """
+    mask = mask & valid_mask(batch.lengths, batch.items.shape[1])
+    lengths = mask.sum(1)
+    width = mask.shape[1]
+    if not torch.compiler.is_exporting():  # the shapes of an exported graph cannot depend on the mask
+        width = min(round_up_width(max(int(lengths.max()), 1)), width)
+    order = selected_first(mask)[:, :width]  # (B, width)
+    return Batch(batch.items.gather(1, order).masked_fill(~valid_mask(lengths, width), 0), lengths)
+
+
+def selected_first(mask: Tensor) -> Tensor:
+    """Return the positions of each row, the selected ones before the others, each in order, (B, T)."""
+    if torch.compiler.is_exporting():  # ONNX can sort neither bytes nor stably
+        width = mask.shape[1]
+        return torch.argsort(torch.arange(width, device=mask.device) + width * (~mask).long(), dim=1)
+    return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+
+
+def last_states(states: Tensor, lengths: Tensor) -> Tensor:
+    """Return the state at the last item of each sequence, zeros for an empty one, (B, T, d) -> (B, d)."""
+    index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
+    return states.gather(1, index)[:, 0] * (lengths > 0)[:, None]
+
+
+def states_after(states: Tensor, counts: Tensor) -> Tensor:
+    """Return the state after a number of items, zeros after none.
+
+    Args:
+        states: (B, S, d), the state after each item.
+        counts: (B, T) numbers of items, from 0 to S.
+
+    Returns:
+        (B, T, d)
+    """
+    padded = F.pad(states, (0, 0, 1, 0))
+    return padded.gather(1, counts[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the softmax over the entries of the last dimension in the mask; zeros elsewhere."""
+    return torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=-1) * mask
+
+
+def dot_scores(h: Tensor, table: Tensor, domain: Domain, candidates: Tensor | None) -> Tensor:
+    """Return the dot products of states with the embeddings of a domain's items or of candidates.
+
+    Args:
+        h: (B, d) states.
+        table: (V, d) embeddings of all items.
+        domain: whose items are scored.
+        candidates: (B, C) items, or None for all items of the domain.
+
+    Returns:
+        (B, C)
+    """
+    if candidates is None:
+        return h @ table[domain.start : domain.stop].T
+    return torch.einsum("bd,bcd->bc", h, F.embedding(candidates, table))
+
+
+class DomainSequence(NamedTuple):
+    """The part of merged histories that belongs to one of two domains.
+
+    Attributes:
+        batch: its items, T_d per history at most.
+        counts: (B, T) number of its items up to each position of the merged history, that item included.
+        other_counts: (B, T_d) number of items of the other domain before each of its items.
+    """
+
+    batch: Batch
+    counts: Tensor
+    other_counts: Tensor
+
+
+def split_two_domains(batch: Batch, domains: tuple[Domain, ...]) -> tuple[DomainSequence, DomainSequence]:
+    """Split merged histories into the sequences of the two domains."""
+    valid = valid_mask(batch.lengths, batch.items.shape[1])
+    in_first = (batch.items < domains[1].start) & valid
+    masks = (in_first, ~in_first & valid)
+    counts = [mask.cumsum(1) for mask in masks]  # (B, T) each
+    first, second = (
+        DomainSequence(
+            select_items(batch, masks[n]),
+            counts[n],
+            select_items(Batch(counts[1 - n], batch.lengths), masks[n]).items,
+        )
+        for n in range(2)
+    )
+    return first, second
+
+
+def require_two_domains(model: str, domains: tuple[Domain, ...]) -> None:
+    """Refuse a catalog of other than two domains.
+
+    Raises:
+        HafvtError: the number of domains is not two.
+    """
+    if len(domains) != 2:
+        remedy = "prepare with --domains A B"
+        raise HafvtError(f"{model} is defined for two domains, not {len(domains)}: {remedy}")

@@ -1,4 +1,4 @@
-"""With an index, recommendations are those of the whole catalog; a stale or broken one is refused."""
+"""Recommendations with an index equal the exact ones; an outdated or damaged index is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hafvt.inference import ann, candidates
 from hafvt.inference import recommender as recommender_module
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.ann import index, sample_histories
-from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
+from hafvt.inference.candidates import FaissCandidateGenerator
 from hafvt.inference.catalog_add import catalog
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.scorer import pad_histories
@@ -28,9 +28,9 @@ from tests.conftest import write_small
 from tests.served import wait_until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def indexed_run(tmp_path_factory):
-    """A run on 600 and 500 items, many of which training never met, with an index."""
+    """A run with an index on 600 and 500 items, many of which are cold; tests must not change it."""
     folder = tmp_path_factory.mktemp("indexed")
     data = write_small(folder / "data", users=120, sizes=(600, 500))
     for name in ("image", "title"):
@@ -44,157 +44,171 @@ def indexed_run(tmp_path_factory):
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """Few candidates, and every domain large: the index is used."""
+def writable_index(indexed_run, tmp_path):
+    """A copy of the run that a test may change."""
+    return shutil.copytree(indexed_run, tmp_path / "run")
+
+
+@pytest.fixture
+def index_used(monkeypatch):
+    """The domains are large enough for their indexes, and the candidates few."""
     monkeypatch.setattr(recommender_module, "CANDIDATES_PER_BRANCH", 30)
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
     monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 100)
 
 
-def both(folder):
-    """The recommender with the index, looking into all its cells, and the exact one."""
-    run, catalog = with_added_items(open_run(folder))
-    near = Recommender.open(folder)
-    assert isinstance(near.candidate_generator, FaissCandidateGenerator)
-    for of_domain in near.candidate_generator.indexes.values():
-        for one in of_domain:
-            one.nprobe = one.nlist
-    return near, Recommender(TorchScorer(run), catalog)
+def open_both(folder):
+    """Returns the recommender with the index, which probes all its cells, and the exact one."""
+    run, item_catalog = with_added_items(open_run(folder))
+    approximate = Recommender.open(folder)
+    for of_domain in approximate.candidate_generator.indexes.values():
+        for of_modality in of_domain:
+            of_modality.nprobe = of_modality.nlist
+    return approximate, Recommender(TorchScorer(run), item_catalog)
 
 
-def said(answers):
-    return [[one.item.item_id for one in answer.items] for answer in answers]
+def item_ids(results):
+    return [[one.item.item_id for one in result.items] for result in results]
 
 
 @pytest.mark.parametrize("renormalized", [True, False])
-@pytest.mark.parametrize("temperature", [0.1, 0.01])  # exponentials of the other might overflow
-def test_candidates_have_the_scores_of_the_model(indexed_run, short, temperature, renormalized):
-    near, exact = both(indexed_run)
-    for model in {*near.candidate_generator.models, *exact.scorer.models}:
+@pytest.mark.parametrize("temperature", [0.1, 0.01])  # with the second, exponentials can overflow
+def test_generate_candidate_scores_equal_those_of_model(indexed_run, index_used, temperature, renormalized):
+    approximate, exact = open_both(indexed_run)
+    for model in {*approximate.candidate_generator.models, *exact.scorer.models}:
         model.config = model.config.replace(temperature=temperature, renormalized=renormalized)
     histories = [np.array([3, 700, 41]), np.array([900]), np.array([5, 6, 7, 8])]
     for domain in (0, 1):
-        columns, scores = near.candidate_generator.generate(*pad_histories(histories), domain, 7)
-        whole = exact.scores(histories, domain)
+        columns, scores = approximate.candidate_generator.generate(*pad_histories(histories), domain, 7)
+        all_scores = exact.scores(histories, domain)
         assert columns.shape[1] < 100
         for row in range(3):
-            there = columns[row] >= 0
-            assert len(np.unique(columns[row][there])) == there.sum()
+            is_candidate = columns[row] >= 0
+            assert len(np.unique(columns[row][is_candidate])) == is_candidate.sum()
             assert np.all(np.diff(columns[row]) >= 0)
-            assert scores[row][there] == pytest.approx(whole[row][columns[row][there]], abs=1e-4)
-            assert np.all(scores[row][~there] == -np.inf)
+            expected = all_scores[row][columns[row][is_candidate]]
+            assert scores[row][is_candidate] == pytest.approx(expected, abs=1e-4)
+            assert np.all(scores[row][~is_candidate] == -np.inf)
 
 
-def test_recommendations_are_the_exact_ones(indexed_run, short):
-    near, exact = both(indexed_run)
-    asked = [[], ["?"], *sample_histories(open_run(indexed_run).data, 100)]
+def test_recommend_with_index_returns_exact_items(indexed_run, index_used):
+    approximate, exact = open_both(indexed_run)
+    histories = [[], ["?"], *sample_histories(open_run(indexed_run).data, 100)]
     for domain in ("d0", "d1"):
-        answers = near.recommend(asked, domain, 5)
-        wanted = exact.recommend(asked, domain, 5)
-        assert said(answers) == said(wanted)
-        assert [answer.ranked_by for answer in answers] == [answer.ranked_by for answer in wanted]
-        assert answers[3].items[0].score == pytest.approx(wanted[3].items[0].score, abs=1e-5)
+        results = approximate.recommend(histories, domain, 5)
+        expected = exact.recommend(histories, domain, 5)
+        assert item_ids(results) == item_ids(expected)
+        assert [one.ranked_by for one in results] == [one.ranked_by for one in expected]
+        assert results[3].items[0].score == pytest.approx(expected[3].items[0].score, abs=1e-5)
 
 
-def test_what_may_not_be_listed_is_made_up_for(indexed_run, short, monkeypatch):
-    near, exact = both(indexed_run)
-    asked = sample_histories(open_run(indexed_run).data, 8)
-    best = said(exact.recommend(asked, "d0", 20))
+def test_recommend_with_index_replaces_excluded_candidates(indexed_run, index_used):
+    approximate, exact = open_both(indexed_run)
+    histories = sample_histories(open_run(indexed_run).data, 8)
+    best = item_ids(exact.recommend(histories, "d0", 20))
     for options in ({"exclude": best}, {"exclude_seen": False}):
-        wanted = exact.recommend(asked, "d0", 5, **options)
-        assert said(near.recommend(asked, "d0", 5, **options)) == said(wanted)
-    # Where the candidates are too few for k, all items are ranked.
+        expected = exact.recommend(histories, "d0", 5, **options)
+        assert item_ids(approximate.recommend(histories, "d0", 5, **options)) == item_ids(expected)
+
+
+def test_recommend_too_few_candidates_scores_all_items(indexed_run, index_used, monkeypatch):
+    approximate, exact = open_both(indexed_run)
     monkeypatch.setattr(
-        near.candidate_generator, "search", lambda asked, domain, depth: np.array([[-1, 4, 9]])
+        approximate.candidate_generator, "search", lambda queries, domain, num: np.array([[-1, 4, 9]])
     )
-    nothing = [np.array([], dtype=np.int64)]
-    assert set(near._best_candidates([np.array([3])], 0, 2, nothing)[0][0]) == {4, 9}
-    assert said(near.recommend(asked[:1], "d0", 5)) == said(exact.recommend(asked[:1], "d0", 5))
+    two = approximate.recommend([["i3"]], "d0", 2)
+    assert set(item_ids(two)[0]) == {"i4", "i9"}
+    assert item_ids(approximate.recommend([["i3"]], "d0", 5)) == item_ids(exact.recommend([["i3"]], "d0", 5))
 
 
-def test_it_is_measured_and_used_only_in_large_domains(indexed_run, tmp_path, monkeypatch, short):
-    own = shutil.copytree(indexed_run, tmp_path / "own")
-    told = index(own, histories=20)
-    assert told.num_histories == 20
-    assert min(told.recall.values()) >= 0.99
-    assert "d0: recall@10 " in str(told)
-    assert "of 15 cells" in str(told)
+def test_index_reports_recall_and_serves_large_domains_only(writable_index, monkeypatch, index_used):
+    run = writable_index
+    summary = index(run, histories=20)
+    assert summary.num_histories == 20
+    assert min(summary.recall.values()) >= 0.99
+    assert "d0: recall@10 " in str(summary)
+    assert "of 15 cells" in str(summary)
     monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 1000)
-    assert Recommender.open(own).candidate_generator is None
+    assert Recommender.open(run).candidate_generator is None
     monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 600)
-    assert Recommender.open(own).candidate_generator.domains == {0}
-    shutil.rmtree(own / "index")
-    assert Recommender.open(own).candidate_generator is None
+    assert Recommender.open(run).candidate_generator.domains == {0}
+    shutil.rmtree(run / "index")
+    assert Recommender.open(run).candidate_generator is None
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 550)
-    assert set(index(own, histories=2).recall) == {"d0"}
+    assert set(index(run, histories=2).recall) == {"d0"}
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 650)
     with pytest.raises(HafvtError, match=r"no domain of .* has 650 items: scoring all items is as fast"):
-        index(own)
+        index(run)
 
 
-def test_too_low_a_recall_is_told(indexed_run, tmp_path, monkeypatch, short):
-    own = shutil.copytree(indexed_run, tmp_path / "own")
-    monkeypatch.setattr(
-        FaissCandidateGenerator, "search", lambda self, asked, domain, depth: np.arange(12)[None]
-    )
-    assert "LOW" in str(index(own, histories=1))
+def test_index_low_recall_is_reported(writable_index, monkeypatch, index_used):
+    few = np.arange(12)[None]
+    monkeypatch.setattr(FaissCandidateGenerator, "search", lambda self, queries, domain, num: few)
+    assert "LOW" in str(index(writable_index, histories=1))
 
 
-def test_a_stale_or_damaged_index_is_refused(indexed_run, tmp_path, short):
-    own = shutil.copytree(indexed_run, tmp_path / "own")
-    assert open_candidate_generator(open_run(own)) is not None
-    file = own / "index" / "domain1-modality2.faiss"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + b"?")
+def test_open_damaged_or_older_index_raises(writable_index, index_used):
+    run = writable_index
+    file = run / "index" / "domain1-modality2.faiss"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"?")
     with pytest.raises(HafvtError, match=r"domain1-modality2.faiss is missing or damaged: build it again"):
-        Recommender.open(own)
-    file.write_bytes(whole)
-    new = tmp_path / "new.csv"
+        Recommender.open(run)
+    file.write_bytes(content)
+    write_json(run / "index" / "about.json", {"format": 1})
+    with pytest.raises(HafvtError, match=r"another version of hafvt built this index: build it again"):
+        Recommender.open(run)
+
+
+def test_open_index_of_changed_items_or_weights_raises(writable_index, tmp_path, index_used):
+    run, new = writable_index, tmp_path / "new.csv"
     new.write_text("item_id,domain,title,image\nnew,d0,,\n")
     vectors = {name: tmp_path / f"{name}.npz" for name in ("image", "title")}
     for name, width in (("image", 12), ("title", 8)):
         np.savez(vectors[name], ids=np.array(["new"]), embeddings=np.ones((1, width), np.float32))
-    catalog("add", own, new, precomputed=vectors)
+    catalog("add", run, new, precomputed=vectors)
     with pytest.raises(
         HafvtError, match="changed since the index was built: build it again with hafvt index"
     ):
-        Recommender.open(own)
-    index(own, histories=5)
-    near, exact = both(own)
-    assert said(near.recommend([["i3", "new"]], "d0", 5)) == said(exact.recommend([["i3", "new"]], "d0", 5))
-    weights = own / "model.safetensors"
+        Recommender.open(run)
+    index(run, histories=5)
+    approximate, exact = open_both(run)
+    results, expected = (one.recommend([["i3", "new"]], "d0", 5) for one in (approximate, exact))
+    assert item_ids(results) == item_ids(expected)
+    weights = run / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(HafvtError, match="changed since"):
-        Recommender.open(own)
+        Recommender.open(run)
 
 
-def test_other_models_and_a_missing_faiss(small, tmp_path, indexed_run, short, monkeypatch):
-    other = train("popularity", small, tmp_path / "popularity", epochs=1, test=False)
+def test_index_of_model_without_branches_raises(small, tmp_path):
+    run = train("popularity", small, tmp_path / "popularity", epochs=1, test=False)
     with pytest.raises(HafvtError, match="popularity has no index: it scores all items; only hafvt has one"):
-        index(other.folder)
-    real = builtins.__import__
+        index(run.folder)
 
-    def without(name, *rest):
+
+def test_index_and_open_without_faiss_raise(indexed_run, index_used, monkeypatch):
+    real_import = builtins.__import__
+
+    def import_without_faiss(name, *rest):
         if name == "faiss":
             raise ModuleNotFoundError(name=name)
-        return real(name, *rest)
+        return real_import(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(HafvtError, match=r"pip install 'hafvt\[index\]'"):
-        index(indexed_run)
-    with pytest.raises(HafvtError, match=r"pip install 'hafvt\[index\]'"):
-        Recommender.open(indexed_run)
+    monkeypatch.setattr(builtins, "__import__", import_without_faiss)
+    for function in (index, Recommender.open):
+        with pytest.raises(HafvtError, match=r"pip install 'hafvt\[index\]'"):
+            function(indexed_run)
 
 
-def test_the_server_answers_with_it(indexed_run, short):
-    near, _ = both(indexed_run)
-    (wanted,) = near.recommend([["i3", "i700"]], "d1", 5)
+def test_server_uses_the_index(indexed_run, index_used):
+    approximate, _ = open_both(indexed_run)
+    (expected,) = approximate.recommend([["i3", "i700"]], "d1", 5)
     with TestClient(create_app(ModelSource(indexed_run))) as client:
         wait_until(lambda: client.get("/ready").status_code == 200)
-        assert client.app.state.models.current.recommender.candidate_generator.domains == {0, 1}
-        asked = {"history": ["i3", "i700"], "domain": "d1", "k": 5}
-        answer = client.post("/recommend", json=asked).json()
-        assert len(answer["items"]) == 5
-        assert answer["items"][0]["score"] == pytest.approx(wanted.items[0].score, abs=1e-5)
+        body = {"history": ["i3", "i700"], "domain": "d1", "k": 5}
+        items = client.post("/recommend", json=body).json()["items"]
+    assert len(items) == 5
+    assert items[0]["score"] == pytest.approx(expected.items[0].score, abs=1e-5)

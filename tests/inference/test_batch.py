@@ -1,4 +1,4 @@
-"""`hafvt recommend`: what is in the file is what the model says, and nothing that was there is lost."""
+"""`hafvt recommend` writes the recommendations of the model, and never half a file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hafvt import recommend, train
+from hafvt import prepare, recommend, train
 from hafvt.cli import main
 from hafvt.errors import HafvtError, InputError
-from hafvt.inference import batch as files
+from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
+from hafvt.inference.histories import RecommendRequest, history_of
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
 
@@ -53,82 +54,63 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def test_the_answers_are_those_of_the_recommender(run, histories, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 3)
-    done = recommend(run, histories=histories, domain="d0", k=3, out=tmp_path / "out.jsonl", exclude=["i5"])
-    found = read(tmp_path / "out.jsonl")
-    recommender = Recommender.open(run)
-    asked = [("d0", 3), ("d1", 2), ("d0", 3), ("d0", 50)]
-    for number, (value, said, (domain, k)) in enumerate(zip(OBJECTS, found, asked, strict=True), start=1):
+def test_recommend_file_equals_recommender(run, histories, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 3)
+    out = tmp_path / "out.jsonl"
+    summary = recommend(run, histories=histories, domain="d0", k=3, out=out, exclude=["i5"])
+    rows, recommender = read(out), Recommender.open(run)
+    settings = [("d0", 3), ("d1", 2), ("d0", 3), ("d0", 50)]
+    for number, (value, row, (domain, k)) in enumerate(zip(OBJECTS, rows, settings, strict=True), start=1):
         exclude = ["i5", *value.get("exclude", [])]
-        (answer,) = recommender.recommend([value["history"]], domain, k, exclude=[exclude])
-        assert [one["item_id"] for one in said["items"]] == [one.item.item_id for one in answer.items]
-        assert [one["score"] for one in said["items"]] == pytest.approx(
-            [one.score for one in answer.items], abs=1e-5
-        )
-        assert [one["rank"] for one in said["items"]] == list(range(1, len(answer.items) + 1))
-        assert (said["history_number"], said["domain"], said["ranked_by"]) == (
-            number,
-            domain,
-            answer.ranked_by,
-        )
-        assert said["unknown_ids"] == list(answer.unknown_ids)
-    assert [said["user_id"] for said in found] == ["007", "7", None, None]
-    assert [one["ranked_by"] for one in found] == ["model", "model", "popularity", "model"]
-    assert len(found[3]["items"]) == 27  # of 30 without i3, i4 and i5
-    assert (done.num_histories, done.num_by_popularity, done.num_with_unknown_ids, done.num_unknown_ids) == (
-        4,
-        1,
-        2,
-        3,
-    )
-    assert done.unknown_id_examples == ("?", "!", "?")
-    assert "4 histories (1 without a known item, by popularity)" in str(done)
+        (expected,) = recommender.recommend([value["history"]], domain, k, exclude=[exclude])
+        assert [one["item_id"] for one in row["items"]] == [one.item.item_id for one in expected.items]
+        scores = [one.score for one in expected.items]
+        assert [one["score"] for one in row["items"]] == pytest.approx(scores, abs=1e-5)
+        assert [one["rank"] for one in row["items"]] == list(range(1, len(expected.items) + 1))
+        assert (row["history_number"], row["domain"]) == (number, domain)
+        assert (row["ranked_by"], row["unknown_ids"]) == (expected.ranked_by, list(expected.unknown_ids))
+    assert [row["user_id"] for row in rows] == ["007", "7", None, None]
+    assert [row["ranked_by"] for row in rows] == ["model", "model", "popularity", "model"]
+    assert len(rows[3]["items"]) == 27  # of 30 without i3, i4 and i5
+    assert (summary.num_histories, summary.num_by_popularity) == (4, 1)
+    assert (summary.num_with_unknown_ids, summary.num_unknown_ids) == (2, 3)
+    assert summary.unknown_id_examples == ("?", "!", "?")
+    assert "4 histories (1 without a known item, by popularity)" in str(summary)
 
 
-def test_every_type_of_file_says_the_same(run, histories, tmp_path, capsys):
+def test_recommend_all_file_types_have_equal_rows(run, histories, tmp_path, capsys):
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         recommend(run, histories=histories, domain="d0", out=tmp_path / name)
     csv = pl.read_csv(tmp_path / "a.csv", schema=SCHEMA)
     assert csv.equals(pl.read_parquet(tmp_path / "a.parquet"))
     rows = [
-        {**said, **item, "num_unknown_ids": len(said["unknown_ids"])}
-        for said in read(tmp_path / "a.jsonl")
-        for item in said["items"]
+        {**row, **item, "num_unknown_ids": len(row["unknown_ids"])}
+        for row in read(tmp_path / "a.jsonl")
+        for item in row["items"]
     ]
     assert csv.to_dicts() == [{name: row[name] for name in SCHEMA} for row in rows]
     assert csv["user_id"].to_list()[:1] == ["007"]
     assert TITLE in csv["title"].to_list()
     capsys.readouterr()
     assert main(["recommend", str(run), "--histories", str(histories), "--domain", "d0"]) == 0
-    said = capsys.readouterr()
-    assert said.out == (tmp_path / "a.jsonl").read_text()
-    assert "skipped 3 unknown ids in 2 of 4 histories, such as '?', '!', '?'" in said.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a.csv",
-        "a.jsonl",
-        "a.parquet",
-        "histories.jsonl",
-    ]
+    output = capsys.readouterr()
+    assert output.out == (tmp_path / "a.jsonl").read_text()
+    assert "skipped 3 unknown ids in 2 of 4 histories, such as '?', '!', '?'" in output.err
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.csv", "a.jsonl", "a.parquet", "histories.jsonl"}
 
 
-def test_seen_items_are_told_by_the_whole_history(run, tmp_path):
-    long = [f"i{n % 29}" for n in range(500)]  # i29 is all that is left of d0
-    (tmp_path / "h.jsonl").write_text(json.dumps({"history": long}))
-    recommend(run, histories=tmp_path / "h.jsonl", domain="d0", out=tmp_path / "new.jsonl")
-    recommend(
-        run,
-        histories=tmp_path / "h.jsonl",
-        domain="d0",
-        out=tmp_path / "seen.jsonl",
-        exclude_seen=False,
-        k=40,
-    )
+def test_recommend_excludes_items_of_whole_long_history(run, tmp_path):
+    history = [f"i{n % 29}" for n in range(500)]  # i29 is all that is left of d0
+    (tmp_path / "h.jsonl").write_text(json.dumps({"history": history}))
+    options = {"histories": tmp_path / "h.jsonl", "domain": "d0", "k": 40}
+    recommend(run, **options, out=tmp_path / "new.jsonl")
+    recommend(run, **options, out=tmp_path / "seen.jsonl", exclude_seen=False)
     assert [one["item_id"] for one in read(tmp_path / "new.jsonl")[0]["items"]] == ["i29"]
     assert len(read(tmp_path / "seen.jsonl")[0]["items"]) == 30
 
 
-def test_a_table_of_interactions(run, tmp_path):
+def test_recommend_table_of_interactions_groups_by_user(run, tmp_path):
     log = pl.DataFrame({"u": ["b", "a", "b"], "item_id": ["i1", "i2", "i3"], "timestamp": [2, 1, 1]})
     for source in (log, tmp_path / "log.csv.gz"):
         log.write_csv(tmp_path / "log.csv.gz", compression="gzip")
@@ -140,49 +122,49 @@ def test_a_table_of_interactions(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
-def test_what_was_there_stays_where_something_goes_wrong(run, histories, tmp_path, name, monkeypatch):
+def test_recommend_failure_keeps_existing_file(run, histories, tmp_path, name, monkeypatch):
     out = tmp_path / "out" / name
     out.parent.mkdir()
     out.write_text("before")
-    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 1)
+    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 1)
 
-    def left():
+    def assert_unchanged():
         assert out.read_text() == "before"
         assert [path.name for path in out.parent.iterdir()] == [name]
 
-    answers = files.recommend_batch
+    recommend_batch = batch.recommend_batch
 
-    def stop(recommender, batch, exclude_seen):
-        if batch[0].domain == "d1":  # the second batch
+    def stop_at_second_batch(recommender, requests, exclude_seen):
+        if requests[0].domain == "d1":
             raise KeyboardInterrupt
-        return answers(recommender, batch, exclude_seen)
+        return recommend_batch(recommender, requests, exclude_seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "recommend_batch", stop)
+        patch.setattr(batch, "recommend_batch", stop_at_second_batch)
         with pytest.raises(KeyboardInterrupt):
             recommend(run, histories=histories, domain="d0", out=out)
-        left()
+        assert_unchanged()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(HafvtError, match=r"cannot be written \(No space left"):
             recommend(run, histories=histories, domain="d0", out=out)
-        left()
+        assert_unchanged()
     with histories.open("a") as file:
         file.write('{"history": [1.5]}\n')
     with pytest.raises(InputError, match=r"histories.jsonl, row 5, column 'history'.*type float"):
         recommend(run, histories=histories, domain="d0", out=out)
-    left()
+    assert_unchanged()
 
 
-def test_all_is_checked_before_the_work_begins(run, histories, monkeypatch):
+def test_recommend_checks_all_lines_before_scoring(run, histories, monkeypatch):
     histories.write_text(histories.read_text() + "{\n")
-    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 1)
-    monkeypatch.setattr(files, "recommend_batch", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 1)
+    monkeypatch.setattr(batch, "recommend_batch", lambda *_: pytest.fail("scoring began"))
     with pytest.raises(InputError, match="row 5"):
         recommend(run, histories=histories, domain="d0")
 
 
-def test_the_input_is_not_overwritten(run, histories, monkeypatch):
+def test_recommend_out_equal_to_input_raises(run, histories, monkeypatch):
     monkeypatch.chdir(histories.parent)
     before = histories.read_text()
     with pytest.raises(HafvtError, match="is the file of histories"):
@@ -202,17 +184,17 @@ def test_the_input_is_not_overwritten(run, histories, monkeypatch):
         ({"user": "nobody", "domain": "d0"}, "no user 'nobody'"),
     ],
 )
-def test_wrong_settings(run, settings, problem):
+def test_recommend_wrong_options_raises(run, settings, problem):
     with pytest.raises(HafvtError, match=problem):
         recommend(run, **settings)
 
 
-def test_one_history_and_one_user_at_the_command_line(run, capsys):
-    def said(*arguments):
+def test_recommend_command_prints_table_for_history_or_user(run, capsys):
+    def run_command(*arguments):
         assert main(["recommend", str(run), *arguments]) == 0
         return capsys.readouterr()
 
-    lines = said("--history", "i3", "007", "i41", "--domain", "d0", "--k", "30").out.splitlines()
+    lines = run_command("--history", "i3", "007", "i41", "--domain", "d0", "--k", "30").out.splitlines()
     best = Recommender.open(run).recommend([["i3", "i41"]], "d0", 30)[0]
     assert [line.split()[:2] for line in lines[1:-1]] == [
         [str(rank), one.item.item_id] for rank, one in enumerate(best.items, start=1)
@@ -221,42 +203,40 @@ def test_one_history_and_one_user_at_the_command_line(run, capsys):
     assert any("a  [31mred   title" in line for line in lines)
     assert max(map(len, lines)) < 90
     assert "\x1b" not in "".join(lines)
-    assert "by popularity" in said("--history", "--domain", "d1").out
+    assert "by popularity" in run_command("--history", "--domain", "d1").out
     recommender = Recommender.open(run)
-    assert said("--user", "u4", "--domain", "d1").err == ""
-    found = said("--user", "u4", "--domain", "d1", "--exclude", best.items[0].item.item_id, "i44").out
-    assert "i44" not in found
-    whole = files.history_of(run, "u4")
-    first = recommender.recommend([whole], "d1", exclude=[["i44"]])[0].items[0]
-    assert found.splitlines()[1].split()[1] == first.item.item_id
+    assert run_command("--user", "u4", "--domain", "d1").err == ""
+    output = run_command("--user", "u4", "--domain", "d1", "--exclude", best.items[0].item.item_id, "i44").out
+    assert "i44" not in output
+    first = recommender.recommend([history_of(run, "u4")], "d1", exclude=[["i44"]])[0].items[0]
+    assert output.splitlines()[1].split()[1] == first.item.item_id
 
 
-def test_batches_are_bounded_by_histories_and_by_ids(monkeypatch):
-    monkeypatch.setattr(files, "MAX_BATCH_SIZE", 4)
-    monkeypatch.setattr(files, "MAX_BATCH_IDS", 100)
+def test_batches_are_limited_by_histories_and_ids(monkeypatch):
+    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(batch, "MAX_BATCH_IDS", 100)
     lengths = [1, 1, 1, 1, 1, 95, 1, 300, 1]
-    asked = [files.RecommendRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
-    assert [len(batch) for batch in files.batches(iter(asked))] == [4, 2, 2, 1]
-    assert [one for batch in files.batches(iter(asked)) for one in batch] == asked
+    requests = [RecommendRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
+    parts = list(batch.batches(iter(requests)))
+    assert [len(part) for part in parts] == [4, 2, 2, 1]
+    assert [request for part in parts for request in part] == requests
 
 
-def test_real_films(shared_data, tmp_path):
-    """Everybody's history of the real log, by a model of counts, which is quick to train."""
+@pytest.mark.slow
+def test_recommend_movielens_histories_by_popularity(shared_data, tmp_path):
     source = shared_data / "movielens-posters"
-    from hafvt import prepare
-
     data = prepare(source / "interactions.csv.gz", source / "items.csv", tmp_path / "data", min_per_domain=3)
     run = train("popularity", data, tmp_path / "run", test=False).folder
-    done = recommend(
+    summary = recommend(
         run, histories=source / "interactions.csv.gz", domain="drama", k=5, out=tmp_path / "top.parquet"
     )
     top = pl.read_parquet(tmp_path / "top.parquet")
     log = pl.read_csv(source / "interactions.csv.gz", infer_schema=False)
-    assert done.num_histories == log["user_id"].n_unique()
-    assert done.num_unknown_ids == 0
+    assert summary.num_histories == log["user_id"].n_unique()
+    assert summary.num_unknown_ids == 0
     assert top.group_by("history_number").len()["len"].unique().to_list() == [5]
-    assert top.join(log, on=["user_id", "item_id"]).is_empty(), "an item that they had seen"
+    assert top.join(log, on=["user_id", "item_id"]).is_empty(), "a seen item"
     counts = np.asarray(data.train_counts())
-    best = data.item_table.with_columns(met=counts).filter(domain="drama").sort("met")["item_id"][-1]
-    had = set(log.filter(item_id=best)["user_id"])
-    assert set(top.filter(item_id=best)["user_id"]) == set(log["user_id"]) - had
+    best = data.item_table.with_columns(count=counts).filter(domain="drama").sort("count")["item_id"][-1]
+    users_of_best = set(log.filter(item_id=best)["user_id"])
+    assert set(top.filter(item_id=best)["user_id"]) == set(log["user_id"]) - users_of_best

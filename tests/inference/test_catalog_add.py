@@ -1,4 +1,4 @@
-"""Items added to a run are recommended, explained and read in histories, and change no old score."""
+"""Items added to a run are recommended, explained and read in histories; other scores do not change."""
 
 from __future__ import annotations
 
@@ -64,28 +64,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may add to."""
+    """A copy of the run that a test may change."""
     shutil.copytree(folder / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_new_items_are_recommended_explained_and_read(folder: Path, run: Path, capsys) -> None:
+def test_catalog_add_new_items_are_recommended_and_explained(folder: Path, run: Path, capsys) -> None:
     assert main(["catalog", "add", str(run), str(folder / "new" / "items.csv")]) == 0
-    said = capsys.readouterr().out
-    assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in total" in said
-    assert "skipped 'n4': image: leads outside the picture folder; title: no title given" in said
+    output = capsys.readouterr().out
+    assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in total" in output
+    assert "skipped 'n4': image: leads outside the picture folder; title: no title given" in output
     recommender = Recommender.open(run)
-    (answer,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50)
-    assert answer.unknown_ids == ()
-    listed = {one.item.item_id: one for one in answer.items}
+    (result,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50)
+    assert result.unknown_ids == ()
+    listed = {one.item.item_id: one for one in result.items}
     assert len(listed) == 21
     assert {"n1", "n3"} < set(listed)
     assert listed["n1"].item.train_count == 0
-    told = recommender.explain(["a1", "b2", "n2"], "n1")
-    assert told.score == pytest.approx(listed["n1"].score, abs=1e-5)
-    assert sum(told.shares.values()) == pytest.approx(1, abs=1e-5)
-    assert all(share == 0 for (_, modality), share in told.shares.items() if modality == "id")
-    assert [item.item_id for item in told.history] == ["a1", "b2", "n2"]
+    explanation = recommender.explain(["a1", "b2", "n2"], "n1")
+    assert explanation.score == pytest.approx(listed["n1"].score, abs=1e-5)
+    assert sum(explanation.shares.values()) == pytest.approx(1, abs=1e-5)
+    assert all(share == 0 for (_, modality), share in explanation.shares.items() if modality == "id")
+    assert [item.item_id for item in explanation.history] == ["a1", "b2", "n2"]
     catalog = recommender.catalog
     (number,), _ = catalog.indices(["n2"])
     assert (catalog.image_folder(number) / catalog.item(number).image).is_file()
@@ -93,7 +93,7 @@ def test_new_items_are_recommended_explained_and_read(folder: Path, run: Path, c
     assert (catalog.image_folder(number) / catalog.item(number).image).is_file()
 
 
-def test_old_scores_stay_as_they_are(folder: Path, run: Path) -> None:
+def test_catalog_add_does_not_change_other_scores(folder: Path, run: Path) -> None:
     before = Recommender.open(run)
     catalog("add", run, folder / "new" / "items.csv")
     after = Recommender.open(run)
@@ -101,18 +101,18 @@ def test_old_scores_stay_as_they_are(folder: Path, run: Path) -> None:
     for domain in ("attic", "barn"):
         old, new = (one.recommend(histories, domain, k=99, exclude_seen=False) for one in (before, after))
         for was, now in zip(old, new, strict=True):
-            kept = [one for one in now.items if one.item.item_id[0] != "n"]
-            assert [one.item for one in kept] == [one.item for one in was.items]
+            unchanged = [one for one in now.items if one.item.item_id[0] != "n"]
+            assert [one.item for one in unchanged] == [one.item for one in was.items]
             np.testing.assert_allclose(
-                [one.score for one in kept], [one.score for one in was.items], rtol=0, atol=1e-5
+                [one.score for one in unchanged], [one.score for one in was.items], rtol=0, atol=1e-5
             )
     assert before.explain(["a1", "b2"], "b3").shares == pytest.approx(
         after.explain(["a1", "b2"], "b3").shares, abs=1e-6
     )
 
 
-def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Path, tmp_path: Path) -> None:
-    """It differs from its twin by the id alone, whose share the twin's other modalities would have."""
+def test_catalog_add_copy_of_item_gets_its_content_score(folder: Path, run: Path, tmp_path: Path) -> None:
+    """The copy lacks the id embedding only, and the other modalities get the weight of the id."""
     twin = pl.read_csv(folder / "items.csv").filter(pl.col("item_id") == "b5")
     twin.with_columns(item_id=pl.lit("n5")).write_csv(folder / "twin.csv")
     apart = train("hafvt", open_run(run).data, tmp_path / "apart", params={"fused": False}, epochs=1).folder
@@ -130,15 +130,15 @@ def test_a_new_item_like_an_old_one_scores_as_its_content(folder: Path, run: Pat
     torch.testing.assert_close(parts[:, 1:, new], parts[:, 1:, old] * lift[:, None], rtol=5e-3, atol=1e-6)
 
 
-def test_adding_again_accumulates_and_replaces_only_when_told(
+def test_catalog_add_twice_accumulates_and_replaces_with_overwrite(
     folder: Path, run: Path, tmp_path: Path
 ) -> None:
     catalog("add", run, folder / "new" / "items.csv")
     with pytest.raises(InputError, match=r"row 2, column 'item_id', value 'n1': .*added before.*--overwrite"):
         catalog("add", run, folder / "new" / "items.csv")
     frame = pl.DataFrame({"item_id": ["n1", "n9"], "domain": "barn", "title": ["lamp", "chair"]})
-    said = catalog("add", run, frame, overwrite=True)
-    assert (said.total, said.items) == (4, {"attic": 0, "barn": 2})
+    summary = catalog("add", run, frame, overwrite=True)
+    assert (summary.total, summary.items) == (4, {"attic": 0, "barn": 2})
     recommender = Recommender.open(run)
     find = recommender.catalog.indices
     assert [recommender.catalog.item(n).domain for n in find(["n1", "n2", "n3", "n9"])[0]] == [
@@ -147,7 +147,7 @@ def test_adding_again_accumulates_and_replaces_only_when_told(
     assert recommender.catalog.item(find(["n1"])[0][0]).title == "lamp"
 
 
-def test_what_cannot_be_added_is_refused_and_nothing_is_written(folder: Path, run: Path) -> None:
+def test_catalog_add_wrong_items_raises_and_writes_nothing(folder: Path, run: Path) -> None:
     def refused(match: str, items: object, **options: object) -> None:
         with pytest.raises(HafvtError, match=match):
             catalog("add", options.pop("run", run), items, **options)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_what_cannot_be_added_is_refused_and_nothing_is_written(folder: Path, ru
     assert not (run / "added_items").exists()
 
 
-def test_damaged_or_outdated_additions_are_told(folder: Path, run: Path) -> None:
+def test_open_outdated_added_items_raises(folder: Path, run: Path) -> None:
     catalog("add", run, folder / "new" / "items.csv")
     about = run / "added_items" / "about.json"
     about.write_text(about.read_text().replace('"image": "', '"image": "0'))
@@ -177,15 +177,15 @@ def test_damaged_or_outdated_additions_are_told(folder: Path, run: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["image", "title"])
-def test_the_fit_that_was_kept_makes_the_datasets_own_vectors_again(folder: Path, name: str) -> None:
+def test_encode_new_items_stored_fit_reproduces_vectors_of_dataset(folder: Path, name: str) -> None:
     data = open_run(folder / "run").data
     stored = FeatureTable.open(data.folder / "features" / name)
-    again = encode_new_items(data, name, data.item_table, data.image_root)
-    assert again.present.tolist() == stored.present.tolist()
-    np.testing.assert_allclose(again.rows.astype(float), stored.rows.astype(float), atol=2e-3)
+    encoded = encode_new_items(data, name, data.item_table, data.image_root)
+    assert encoded.present.tolist() == stored.present.tolist()
+    np.testing.assert_allclose(encoded.rows.astype(float), stored.rows.astype(float), atol=2e-3)
 
 
-def test_vectors_of_a_file_are_continued_by_a_file(folder: Path, tmp_path: Path) -> None:
+def test_catalog_add_precomputed_vectors_need_a_file(folder: Path, tmp_path: Path) -> None:
     items = pl.read_csv(folder / "items.csv")
     random = np.random.default_rng(0)
     np.savez(tmp_path / "own.npz", ids=items["item_id"].to_list(), embeddings=random.normal(size=(40, 5)))
@@ -198,8 +198,8 @@ def test_vectors_of_a_file_are_continued_by_a_file(folder: Path, tmp_path: Path)
     with pytest.raises(HafvtError, match="--precomputed smell=FILE"):
         catalog("add", run, new)
     np.savez(tmp_path / "new.npz", ids=["n2", "?"], embeddings=random.normal(size=(2, 5)))
-    said = catalog("add", run, new, precomputed={"smell": tmp_path / "new.npz"})
-    assert said.skipped == {"n1": "smell: no vector in new.npz"}
+    summary = catalog("add", run, new, precomputed={"smell": tmp_path / "new.npz"})
+    assert summary.skipped == {"n1": "smell: no vector in new.npz"}
     assert Recommender.open(run).explain(["a1"], "n2").item.item_id == "n2"
     np.savez(tmp_path / "wide.npz", ids=["n1"], embeddings=random.normal(size=(1, 6)))
     with pytest.raises(HafvtError, match="6 dimensions, the dataset's 5"):

@@ -1,4 +1,4 @@
-"""`hafvt explain`: where a score comes from, as a table."""
+"""`hafvt explain` prints the contributions of all branches to a score."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from hafvt.inference.catalog import Item
 from hafvt.inference.recommendations import Explanation
 
 
-def test_the_table_holds_the_shares_and_what_was_attended_to(served_run, capsys):
+def test_explain_command_prints_shares_and_attention(served_run, capsys):
     history = ["i3", "007", *(f"i{n}" for n in range(30, 44)), "i8"]
     assert main(["explain", str(served_run), "--item", "i5", "--history", *history]) == 0
-    said = capsys.readouterr().out
-    told = explain(served_run, "i5", history=history)
-    assert said == f"{told}\n"
-    lines = said.splitlines()
+    output = capsys.readouterr().out
+    explanation = explain(served_run, "i5", history=history)
+    assert output == f"{explanation}\n"
+    lines = output.splitlines()
     assert lines[0] == "i5  Wars of stars"
-    assert f"rank {told.rank:g} in d0" in lines[1]
-    shares = {line.split("  ")[0]: line.split()[-4:] for line in lines[4:8]}
+    assert f"rank {explanation.rank:g} in d0" in lines[1]
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in lines[4:8]}
     for sequence in ("d0", "d1", "all domains"):
-        parts = [told.shares[sequence, modality] for modality in ("id", "image", "title")]
-        assert shares[sequence] == [f"{100 * part:.1f}" for part in (*parts, sum(parts))]
-    assert shares["total"][3] == "100.0"
+        shares = [explanation.shares[sequence, modality] for modality in ("id", "image", "title")]
+        assert rows[sequence] == [f"{100 * share:.1f}" for share in (*shares, sum(shares))]
+    assert rows["total"][3] == "100.0"
     assert "and 6 more" in lines
     assert lines[-1] == "skipped 1 unknown ids: '007'"
 
 
-def test_what_weighs_most_stands_first():
+def test_explanation_text_sorts_history_by_attention_times_share():
     items = tuple(Item(f"i{n}", "d0", f"film \x1b{n}", None, 1) for n in range(3))
-    told = Explanation(
+    explanation = Explanation(
         item=items[0],
         score=-1.5,
         rank=2.5,
@@ -43,7 +43,7 @@ def test_what_weighs_most_stands_first():
             ("all domains", "id"): (0.1, 0.7, 0.2),
         },
     )
-    assert str(told).splitlines() == [
+    assert str(explanation).splitlines() == [
         "i0  film  0",
         "score -1.5000, rank 2.5 in d0",
         "",
@@ -61,16 +61,15 @@ def test_what_weighs_most_stands_first():
     ]
 
 
-def test_a_user_of_the_dataset(served_run, served_data):
-    stop = int(served_data.offsets[5])
-    items = served_data.items[served_data.offsets[4] : stop]
+def test_explain_user_of_dataset_reads_whole_history(served_run, served_data):
+    items = served_data.items[served_data.offsets[4] : int(served_data.offsets[5])]
     history = [served_data.item_table["item_id"][int(n)] for n in items]
     assert explain(served_run, "i5", user="u4") == explain(served_run, "i5", history=history)
     with pytest.raises(HafvtError, match="no user 'nobody'"):
         explain(served_run, "i5", user="nobody")
 
 
-def test_whose_history_must_be_clear(served_run):
+def test_explain_without_one_history_raises(served_run):
     for settings in ({}, {"history": ["i1"], "user": "u1"}):
         with pytest.raises(HafvtError, match=r"either --history ID ID .* or --user USER"):
             explain(served_run, "i5", **settings)

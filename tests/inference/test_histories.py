@@ -1,4 +1,4 @@
-"""Histories in files: read as they stand, or refused in one line that names file, row, field and remedy."""
+"""Histories in files are read, or refused in one line that names file, row, field and remedy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hafvt.inference import histories
 from hafvt.inference.histories import RecommendRequest, history_of, read_requests
 from tests.data.helpers import write, zstd
 
-USUAL = RecommendRequest(None, [], "d0", 10, ["x"])
+DEFAULTS = RecommendRequest(None, [], "d0", 10, ["x"])
 
 
-def asked(source: Any, usual: RecommendRequest = USUAL, **columns: str) -> list[RecommendRequest]:
-    """Reads twice: what yields the histories yields them from the start at each call."""
-    requests = read_requests(source, usual, ("d0", "d1"), columns)
+def read_twice(source: Any, defaults: RecommendRequest = DEFAULTS, **columns: str) -> list[RecommendRequest]:
+    """Returns the requests of a source, after checking that a second pass yields the same."""
+    requests = read_requests(source, defaults, ("d0", "d1"), columns)
     first = list(requests())
     assert list(requests()) == first
     return first
@@ -33,9 +33,9 @@ def lines(*values: object) -> str:
     return "".join(f"{value if isinstance(value, str) else json.dumps(value)}\n" for value in values)
 
 
-def fails(source: Any, *parts: str, usual: RecommendRequest = USUAL) -> InputError:
+def fails(source: Any, *parts: str, defaults: RecommendRequest = DEFAULTS) -> InputError:
     with pytest.raises(InputError) as caught:
-        asked(source, usual)
+        read_twice(source, defaults)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 500
@@ -44,7 +44,7 @@ def fails(source: Any, *parts: str, usual: RecommendRequest = USUAL) -> InputErr
     return caught.value
 
 
-def test_a_line_says_what_it_wants_or_takes_the_usual(tmp_path):
+def test_read_requests_jsonl_line_without_fields_gets_defaults(tmp_path):
     text = lines(
         {"user_id": 7, "history": ["a", 7, "007"]},
         "",
@@ -65,7 +65,7 @@ def test_a_line_says_what_it_wants_or_takes_the_usual(tmp_path):
         "open.jsonl": text.rstrip().encode(),
     }
     for name, content in contents.items():
-        assert asked(write(tmp_path / name, content)) == expected, name
+        assert read_twice(write(tmp_path / name, content)) == expected, name
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_a_line_says_what_it_wants_or_takes_the_usual(tmp_path):
         ({"history": ["a"] * 10_000 + [None]}, ["NoneType"]),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path, line, parts):
+def test_read_requests_wrong_line_raises_error_with_row(tmp_path, line, parts):
     path = write(tmp_path / "h.jsonl", lines({"history": ["a"]}, "", line, {"history": ["a"]}))
     assert fails(path, "h.jsonl", "row 3", *parts).row == 3
 
 
-def test_text_that_is_not_utf8_and_files_cut_short(tmp_path):
+def test_read_requests_damaged_file_raises_error(tmp_path):
     good = lines(*({"history": [f"i{n}"]} for n in range(3000))).encode()
     bad = lines({"history": ["a"]}, "").encode() + b'{"history": ["\xff"]}\n'
     for name, content in {"a.jsonl": bad, "a.jsonl.gz": gzip.compress(bad), "a.jsonl.zst": zstd(bad)}.items():
@@ -114,19 +114,19 @@ def test_text_that_is_not_utf8_and_files_cut_short(tmp_path):
     fails(write(tmp_path / "e.jsonl", lines({"items": ["a"]})), "no column 'user_id'")
 
 
-def test_a_huge_line_is_refused(tmp_path, monkeypatch):
+def test_read_requests_huge_line_raises_error_with_row(tmp_path, monkeypatch):
     monkeypatch.setattr(histories, "MAX_LINE_BYTES", 100)
     for name, pack in {"h.jsonl": bytes, "h.jsonl.gz": gzip.compress, "h.jsonl.zst": zstd}.items():
         text = lines({"history": ["a"]}, {"history": ["a" * 1000]}).encode()
         assert fails(write(tmp_path / name, pack(text)), "more than 100 bytes", "Shorten").row == 2
 
 
-def test_without_a_domain(tmp_path):
+def test_read_requests_without_domain_raises_error(tmp_path):
     path = write(tmp_path / "h.jsonl", lines({"history": ["a"], "domain": "d1"}, {"history": ["b"]}))
-    assert fails(path, "no domain", "--domain", usual=USUAL._replace(domain="")).row == 2
+    assert fails(path, "no domain", "--domain", defaults=DEFAULTS._replace(domain="")).row == 2
     log = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]})
     with pytest.raises(HafvtError, match="--domain, one of d0, d1"):
-        asked(log, USUAL._replace(domain=""))
+        read_twice(log, DEFAULTS._replace(domain=""))
 
 
 LOG = pl.DataFrame(
@@ -138,9 +138,9 @@ LOG = pl.DataFrame(
 )
 
 
-def test_a_table_of_interactions_is_grouped_by_user_and_time(tmp_path):
-    expected = [USUAL._replace(user_id="9", history=["c", "007", "7"])]
-    expected += [USUAL._replace(user_id="010", history=["a", "b"])]
+def test_read_requests_table_groups_interactions_by_user_and_time(tmp_path):
+    expected = [DEFAULTS._replace(user_id="9", history=["c", "007", "7"])]
+    expected += [DEFAULTS._replace(user_id="010", history=["a", "b"])]
     LOG.write_parquet(tmp_path / "log.parquet")
     files = {
         "log.csv": LOG.write_csv().encode(),
@@ -150,17 +150,17 @@ def test_a_table_of_interactions_is_grouped_by_user_and_time(tmp_path):
     }
     paths = [write(tmp_path / name, content) for name, content in files.items()]
     for source in [LOG, tmp_path / "log.parquet", *paths]:
-        assert asked(source) == expected
-    assert asked(LOG.rename({"user_id": "who"}), user_id="who") == expected
+        assert read_twice(source) == expected
+    assert read_twice(LOG.rename({"user_id": "who"}), user_id="who") == expected
     fails(write(tmp_path / "bad.csv", "user_id,item_id,timestamp\nu,,1\n"), "an empty item_id", "row 2")
 
 
-def test_columns_name_those_of_a_table(tmp_path):
+def test_read_requests_jsonl_with_columns_raises_error(tmp_path):
     with pytest.raises(HafvtError, match="--columns"):
-        asked(write(tmp_path / "h.jsonl", lines({"history": []})), user_id="who")
+        read_twice(write(tmp_path / "h.jsonl", lines({"history": []})), user_id="who")
 
 
-def test_the_history_of_a_user_of_a_dataset(small):
+def test_history_of_user_returns_all_item_ids(small):
     stop = int(small.offsets[6])
     expected = [f"i{n}" for n in small.items[small.offsets[5] : stop]]
     assert history_of("nowhere", "u5", small) == history_of("nowhere", "u5", small.folder) == expected
@@ -185,17 +185,17 @@ packs = st.sampled_from([("", bytes), (".gz", gzip.compress), (".zst", zstd)])
 
 @settings(max_examples=60, deadline=None)
 @given(objects=st.lists(one, min_size=1, max_size=5), ascii=st.booleans(), packed=packs)
-def test_any_histories_are_read_as_they_were_written(objects, ascii, packed):
+def test_read_requests_any_histories_round_trip(objects, ascii, packed):
     text = "".join(json.dumps(value, ensure_ascii=ascii) + "\n" for value in objects).encode()
     suffix, pack = packed
     with tempfile.TemporaryDirectory() as folder:
-        found = asked(write(Path(folder) / f"h.jsonl{suffix}", pack(text)))
-    for value, read in zip(objects, found, strict=True):
-        assert read.history == [str(item) for item in value["history"]]
-        assert read.user_id == value.get("user_id")
-        assert read.domain == (value.get("domain") or "d0")
-        assert read.k == (value.get("k") or 10)
-        assert read.exclude == ["x", *value.get("exclude", [])]
+        requests = read_twice(write(Path(folder) / f"h.jsonl{suffix}", pack(text)))
+    for value, request in zip(objects, requests, strict=True):
+        assert request.history == [str(item) for item in value["history"]]
+        assert request.user_id == value.get("user_id")
+        assert request.domain == (value.get("domain") or "d0")
+        assert request.k == (value.get("k") or 10)
+        assert request.exclude == ["x", *value.get("exclude", [])]
 
 
 @settings(max_examples=150, deadline=None)
@@ -208,15 +208,15 @@ def test_any_histories_are_read_as_they_were_written(objects, ascii, packed):
     ),
     packed=packs,
 )
-def test_whatever_a_file_holds_is_read_or_refused_in_one_line(parts, packed):
+def test_read_requests_any_bytes_are_read_or_refused_in_one_line(parts, packed):
     content = b'{"history":[]}\n' + b"".join(parts)
     suffix, pack = packed
-    message, found = "row", []
+    message, requests = "row", []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = asked(write(Path(folder) / f"h.jsonl{suffix}", pack(content)))
+            requests = read_twice(write(Path(folder) / f"h.jsonl{suffix}", pack(content)))
         except InputError as error:
             message = str(error)
     assert "\n" not in message
     assert "row" in message
-    assert all(isinstance(item, str) and item for read in found for item in read.history)
+    assert all(isinstance(item, str) and item for request in requests for item in request.history)

@@ -1,8 +1,9 @@
-"""An export says what its run says, without torch, or is not written at all."""
+"""An export scores and explains as its run does, without torch, or is not written at all."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -36,35 +37,35 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def baked(run):
-    made = export(run.folder, out=run.folder.parent / "baked")
-    assert made.difference < 1e-4
-    assert f"largest difference from torch {made.difference:.0e}" in str(made)
-    return made.folder
+    summary = export(run.folder, out=run.folder.parent / "baked")
+    assert summary.difference < 1e-4
+    assert f"largest difference from torch {summary.difference:.0e}" in str(summary)
+    return summary.folder
 
 
-def recommended(recommender, domain):
-    return [
-        ([one.item.item_id for one in answer.items], [one.score for one in answer.items], answer.ranked_by)
-        for answer in recommender.recommend(HISTORIES, domain, k=10)
-    ]
+def item_ids(results):
+    return [[one.item.item_id for one in result.items] for result in results]
 
 
-def test_the_run_and_its_export_recommend_the_same(run, baked):
-    one, other = Recommender.open(run.folder), Recommender.open(baked)
+@pytest.mark.slow
+def test_export_recommends_and_explains_as_run(run, baked):
+    of_run, of_export = Recommender.open(run.folder), Recommender.open(baked)
     for domain in ("d0", "d1"):
-        for (ids, scores, by), (same, near, likewise) in zip(
-            recommended(one, domain), recommended(other, domain), strict=True
-        ):
-            assert (ids, by) == (same, likewise)
-            assert scores == pytest.approx(near, abs=1e-4)
-    told, again = one.explain(HISTORIES[0], "i9"), other.explain(HISTORIES[0], "i9")
-    assert again.shares == pytest.approx(told.shares, abs=1e-4)
-    assert again.rank == told.rank
-    for pair, weights in told.attention.items():
-        assert again.attention[pair] == pytest.approx(weights, abs=1e-4)
+        expected, results = (one.recommend(HISTORIES, domain, k=10) for one in (of_run, of_export))
+        assert item_ids(results) == item_ids(expected)
+        assert [one.ranked_by for one in results] == [one.ranked_by for one in expected]
+        for result, reference in zip(results, expected, strict=True):
+            scores = [one.score for one in reference.items]
+            assert [one.score for one in result.items] == pytest.approx(scores, abs=1e-4)
+    explanation, exported = of_run.explain(HISTORIES[0], "i9"), of_export.explain(HISTORIES[0], "i9")
+    assert exported.shares == pytest.approx(explanation.shares, abs=1e-4)
+    assert exported.rank == explanation.rank
+    for branch, weights in explanation.attention.items():
+        assert exported.attention[branch] == pytest.approx(weights, abs=1e-4)
 
 
-def test_its_ranks_are_those_of_evaluate(run, baked):
+@pytest.mark.slow
+def test_export_ranks_equal_those_of_evaluation(run, baked):
     scorer, data, positions = OnnxScorer(baked), run.data, np.asarray(run.data.test)
     expected = rank_positions(run.model, data, positions).half_ties
     for rows, batch in target_batches(data, positions, 16, scorer.max_length):
@@ -79,24 +80,25 @@ def test_its_ranks_are_those_of_evaluate(run, baked):
                 assert ranks.tolist() == expected.ranks[rows[mine]].tolist()
 
 
-def test_no_torch_is_needed(run, baked):
+@pytest.mark.slow
+def test_export_opens_without_torch(run, baked):
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
         "import hafvt\n"
         f"recommender = hafvt.Recommender.open({str(baked)!r})\n"
-        f"answers = recommender.recommend({HISTORIES!r}, 'd1', k=10)\n"
-        f"told = recommender.explain({HISTORIES[0]!r}, 'i9')\n"
-        "print(json.dumps([[[one.item.item_id for one in answer.items] for answer in answers], told.rank]))"
+        f"results = recommender.recommend({HISTORIES!r}, 'd1', k=10)\n"
+        f"rank = recommender.explain({HISTORIES[0]!r}, 'i9').rank\n"
+        "print(json.dumps([[[one.item.item_id for one in result.items] for result in results], rank]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    ids, rank = json.loads(done.stdout)
-    here = Recommender.open(run.folder)
-    assert ids == [ids for ids, _, _ in recommended(here, "d1")]
-    assert rank == here.explain(HISTORIES[0], "i9").rank
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    recommender = Recommender.open(run.folder)
+    expected = item_ids(recommender.recommend(HISTORIES, "d1", k=10))
+    assert json.loads(process.stdout) == [expected, recommender.explain(HISTORIES[0], "i9").rank]
 
 
-def test_a_server_leaves_a_core_to_those_who_ask(run, baked, monkeypatch):
+@pytest.mark.slow
+def test_model_source_leaves_one_core_to_the_server(run, baked, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -110,42 +112,41 @@ def test_a_server_leaves_a_core_to_those_who_ask(run, baked, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_damage_is_told(baked, tmp_path):
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    for path in baked.iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes())
+@pytest.mark.slow
+def test_open_damaged_or_older_export_raises(baked, tmp_path):
+    damaged = shutil.copytree(baked, tmp_path / "damaged")
     with (damaged / "weights.bin").open("r+b") as file:
         file.write(b"\x01")
     with pytest.raises(HafvtError, match=r"weights.bin is missing or damaged: export the run again"):
         Recommender.open(damaged)
-    about = json.loads((damaged / "export.json").read_text())
+    manifest = json.loads((damaged / "export.json").read_text())
     for change, error in (
-        ({"format": 99}, "format 99"),
+        ({"format": 1}, "format 1, but this version of hafvt reads format 2: export the run again"),
         ({"sha256": {"../baked/weights.bin": ""}}, "damaged"),
     ):
-        (damaged / "export.json").write_text(json.dumps(about | change))
+        (damaged / "export.json").write_text(json.dumps(manifest | change))
         with pytest.raises(HafvtError, match=error):
             OnnxScorer(damaged)
 
 
-def test_another_catalog_can_be_given(tmp_path):
+@pytest.mark.slow
+def test_export_item_tables_can_be_replaced(tmp_path):
     params = {"id_width": 8, "content_width": 6, "modalities": ("id", "title"), "hierarchy": False}
     data = write_small(tmp_path / "data", sizes=(41,))
     run = train("hafvt", data, tmp_path / "run", params=params, epochs=1)
-    folder = export(run.folder, out=tmp_path / "given", item_tables="inputs").folder
-    given, random = OnnxScorer(folder), np.random.default_rng(0)
-    assert set(given.item_tables) == {"items.ids.weight", "items.frozen_title"}
+    folder = export(run.folder, out=tmp_path / "export", item_tables="inputs").folder
+    scorer, random = OnnxScorer(folder), np.random.default_rng(0)
+    assert set(scorer.item_tables) == {"items.ids.weight", "items.frozen_title"}
     items, lengths = random.integers(41, size=(4, 6)), np.array([6, 1, 3, 2])
     opened = open_run(run.folder)
-    for other in (False, True):
-        if other:
+    for replaced in (False, True):
+        if replaced:
             titles = random.normal(size=(41, 6)).astype(np.float32)
             opened.model.items.frozen_title.copy_(torch.from_numpy(titles))
-            opened.model.eval()  # it forgets what it made of the former ones
-            given = OnnxScorer(folder, {"items.frozen_title": titles})
+            opened.model.eval()  # clears tables computed from the previous titles
+            scorer = OnnxScorer(folder, {"items.frozen_title": titles})
         expected = TorchScorer(opened).scores(items, lengths, 0)
-        assert given.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
+        assert scorer.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(HafvtError, match=r"give float32 \(41, 6\)"):
         OnnxScorer(folder, {"items.frozen_title": titles[:40]})
     with pytest.raises(
@@ -154,17 +155,18 @@ def test_another_catalog_can_be_given(tmp_path):
         OnnxScorer(folder, {"x": titles})
 
 
-@pytest.mark.parametrize("model", ["sasrec", "gru4rec"])
-def test_other_models_are_exported(model, tmp_path):
+@pytest.mark.parametrize("model", ["sasrec", pytest.param("gru4rec", marks=pytest.mark.slow)])
+def test_export_of_other_models_recommends_as_run(model, tmp_path):
     data = write_small(tmp_path / "data", sizes=(30,), with_features=False)
     run = train(model, data, tmp_path / "run", params={"width": 8}, epochs=1)
     recommender = Recommender.open(export(run.folder, out=tmp_path / "out").folder)
-    assert recommended(recommender, "d0")[0][0] == recommended(Recommender.open(run.folder), "d0")[0][0]
+    expected = Recommender.open(run.folder).recommend(HISTORIES, "d0", k=10)
+    assert item_ids(recommender.recommend(HISTORIES, "d0", k=10)) == item_ids(expected)
     with pytest.raises(HafvtError, match="cannot explain its scores"):
         recommender.explain(["i3"], "i4")
 
 
-def test_what_differs_from_torch_is_not_written(tmp_path, monkeypatch):
+def test_export_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     data = write_small(tmp_path / "data", with_features=False)
     run = train("popularity", data, tmp_path / "run")
     monkeypatch.setattr("hafvt.inference.onnx_export.difference", lambda one, other: float("nan"))
@@ -174,7 +176,7 @@ def test_what_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run"}
 
 
-def test_models_that_cannot_be_traced_are_refused(monkeypatch, tmp_path):
+def test_export_of_untraceable_model_raises(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "hafvt.inference.onnx_export.open_run", lambda run, data: SimpleNamespace(name="mifn")
     )

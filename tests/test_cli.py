@@ -61,6 +61,7 @@ def arguments_of(monkeypatch):
             "encode d --precomputed image=a-b.npz title=c=d.npz",
             {"precomputed": {"image": "a-b.npz", "title": "c=d.npz"}},
         ),
+        ("encode d --encoders words=hashed:64", {"encoders": {"words": "hashed:64"}}),
         ("prepare a --columns user_id=customer --out x", {"columns": {"user_id": "customer"}, "out": "x"}),
         ("recommend run --history 007 null é[ --k 3", {"history": ["007", "null", "é["], "k": 3}),
         ("recommend run --history=aa01", {"history": ["aa01"]}),

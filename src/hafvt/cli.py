@@ -181,7 +181,15 @@ def normalize(arguments: Sequence[str]) -> list[str]:
             normalized.append(argument)
         elif argument in ("true", "false") and normalized[-1:] == [option]:
             normalized[-1] += f"={argument}"
-        elif pair and option in ("--columns", "--domains", "--params", "--precomputed", "--space", "--tuned"):
+        elif pair and option in (
+            "--columns",
+            "--domains",
+            "--encoders",
+            "--params",
+            "--precomputed",
+            "--space",
+            "--tuned",
+        ):
             if normalized[-1] == option:
                 normalized.pop()
             normalized.append(f"{option}.{argument}")

@@ -192,7 +192,8 @@ def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
         "versions": {"numpy": np.__version__, "polars": pl.__version__},
         "unknown_ids": len(ids) - int(is_listed.sum()),
     }
-    items, broken = np.flatnonzero(has_direction(rows)), np.flatnonzero(is_listed & ~has_direction(rows))
+    usable = has_direction(rows)
+    items, broken = np.flatnonzero(usable), np.flatnonzero(is_listed & ~usable)
     problems = [
         Problem(item_ids[i], "", f"no vector in {path.name}") for i in np.flatnonzero(~is_listed).tolist()
     ]

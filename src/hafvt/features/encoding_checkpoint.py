@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
+from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
-from hafvt.features.encoders.base import Bool, Float32
+from hafvt.features.encoders.base import Float32
 from hafvt.features.table import (
     FITTED_ARRAYS,
     NO_DIRECTION,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import Bool, Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encode import iter_encoded_batches
-from hafvt.features.encoders.base import Bool, Encoder
+from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, encode_option, make_encoder
 from hafvt.features.table import NO_DIRECTION, FeatureTable, Float16, normalize_rows, read_fitted_arrays

@@ -10,11 +10,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
 from hafvt.files import read_json
 
 Float16 = npt.NDArray[np.float16]
-Bool = npt.NDArray[np.bool_]
 
 FITTED_ARRAYS = "fitted_arrays.npz"
 NO_DIRECTION = "its vector is zero or not finite"

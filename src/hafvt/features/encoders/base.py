@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
 
 Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
 
 
 class ContentError(HafvtError):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError, missing_package
-from hafvt.features.encoders.base import Bool, Encoder, Float32
+from hafvt.features.encoders.base import Encoder, Float32
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
-from hafvt.features.encoders.base import Bool, Float32
+from hafvt.features.encoders.base import Float32
 
 MAX_COMPRESSION = 200  # vectors hardly compress; an array that does so further could exhaust the memory
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hafvt.evaluation.metrics import MetricValue
-from hafvt.reports.charts import ticks
-from hafvt.reports.page import CurvePoint, ItemCard, Recommendation, UserExample, write_page
+from hafvt.reports.charts import CurvePoint, axis_ticks
+from hafvt.reports.page import ItemCard, RankedItem, UserExample, write_page
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'>\"$title"
@@ -66,13 +66,13 @@ class Tree(HTMLParser):
         self.open[-1].text += data
 
 
-def shown(number: int, domain: str = "food", **changes: str | None) -> ItemCard:
+def item_card(number: int, domain: str = "food", **changes: str | None) -> ItemCard:
     return ItemCard(
         **{"item_id": f"i{number}", "domain": domain, "title": f"Title {number}", "picture": PIXEL, **changes}
     )  # type: ignore[arg-type]
 
 
-def person(
+def user_example(
     name: str = "ann", shares: dict[tuple[str, str], float] | None = None, **target: str | None
 ) -> UserExample:
     if shares is None:
@@ -82,16 +82,16 @@ def person(
             ("merged", "id"): 0.25,
             ("merged", "image"): 0.125,
         }
-    items = [shown(number) for number in range(10)]
+    items = [item_card(number) for number in range(10)]
     if target:
-        items[2] = shown(2, **target)
+        items[2] = item_card(2, **target)
     return UserExample(
         user_id=name,
         domain="food",
-        history=tuple(shown(100 + n, "food" if n % 2 else "kitchen") for n in range(15)),
+        history=tuple(item_card(100 + n, "food" if n % 2 else "kitchen") for n in range(15)),
         target=items[2],
         target_rank=3.0,
-        recommendations=tuple(Recommendation(i, 1.0, shares, n == 2) for n, i in enumerate(items)),
+        recommendations=tuple(RankedItem(i, 1.0, shares, n == 2) for n, i in enumerate(items)),
     )
 
 
@@ -115,7 +115,7 @@ def build(path: Path, **changes: object) -> tuple[str, Element]:
         "title": "food and kitchen",
         "results": RESULTS,
         "curves": CURVES,
-        "people": [person()],
+        "users": [user_example()],
         "notes": ["hafvt 0.1.0"],
     }
     write_page(path / "page.html", **{**given, **changes})  # type: ignore[arg-type]
@@ -158,18 +158,18 @@ def test_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["title", "model", "domain", "user", "item", "item id", "branch", "note"])
 def test_markup_stays_text(tmp_path: Path, place: str) -> None:
-    someone = person(HOSTILE if place == "user" else "ann")
+    someone = user_example(HOSTILE if place == "user" else "ann")
     if place in ("item", "item id", "domain"):
-        someone = person(**{{"item": "title", "item id": "item_id"}.get(place, place): HOSTILE})
+        someone = user_example(**{{"item": "title", "item id": "item_id"}.get(place, place): HOSTILE})
     if place == "branch":
-        someone = person(shares={(HOSTILE, HOSTILE): 1.0})
+        someone = user_example(shares={(HOSTILE, HOSTILE): 1.0})
     _, plain = build(tmp_path / "plain")
     page, root = build(
         tmp_path,
         title=HOSTILE if place == "title" else "t",
         results={HOSTILE if place == "model" else "ours": RESULTS["ours"]},
         curves={HOSTILE if place == "model" else "ours": CURVES["ours"]},
-        people=[someone],
+        users=[someone],
         notes=[HOSTILE if place == "note" else "n"],
     )
     assert_self_contained(page, root)
@@ -189,18 +189,18 @@ def test_markup_stays_text(tmp_path: Path, place: str) -> None:
         PIXEL + "\n",
     ],
 )
-def test_only_pictures_in_the_page_are_shown(tmp_path: Path, picture: str | None) -> None:
-    page, root = build(tmp_path, people=[person(picture=picture)])
+def test_only_pictures_in_the_page_are_item_card(tmp_path: Path, picture: str | None) -> None:
+    page, root = build(tmp_path, users=[user_example(picture=picture)])
     assert_self_contained(page, root)
-    # The item stands among the recommendations and as the one really chosen.
+    # The item stands among the recommendations and as the one chosen next.
     assert [e.words() for e in root.all("span", "blank")] == ["no picture"] * 2
 
 
 @pytest.mark.parametrize(
     "title", ["x" * 5000, "سجادة حمراء", "👩‍👩‍👧‍👦🫖", "\u202egnirts", "lone \ud800 surrogate", "nul \0 byte"]
 )
-def test_any_title_can_be_shown(tmp_path: Path, title: str) -> None:
-    page, root = build(tmp_path, people=[person(title=title)])
+def test_any_title_can_be_item_card(tmp_path: Path, title: str) -> None:
+    page, root = build(tmp_path, users=[user_example(title=title)])
     assert_self_contained(page, root)
     assert "Title 9" in root.words()
     assert all(e.attributes.get("dir") == "auto" for e in root.all("bdi") if "red" in e.text)
@@ -208,13 +208,13 @@ def test_any_title_can_be_shown(tmp_path: Path, title: str) -> None:
 
 @pytest.mark.parametrize("title", [None, "", "  "])
 def test_items_without_title_go_by_their_id(tmp_path: Path, title: str | None) -> None:
-    _, root = build(tmp_path, people=[person(title=title)])
+    _, root = build(tmp_path, users=[user_example(title=title)])
     assert root.all("li", "hit")[0].all("span", "name")[0].words() == "item i2"
 
 
 def test_shows_every_person_item_and_choice(tmp_path: Path) -> None:
-    _, root = build(tmp_path, people=[person("ann"), person("bob")])
-    people = root.all("article", "person")
+    _, root = build(tmp_path, users=[user_example("ann"), user_example("bob")])
+    people = root.all("article", "user")
     assert [p.all("h3")[0].words().split()[-1] for p in people] == ["ann", "bob"]
     for someone in people:
         assert [c.all("span", "rank")[0].text for c in someone.all("li", "card")] == [
@@ -224,18 +224,18 @@ def test_shows_every_person_item_and_choice(tmp_path: Path) -> None:
         assert len(someone.all("li", "target")) == 1
         hits = someone.all("li", "hit")
         assert len(hits) == 1
-        assert "really chosen" in hits[0].words()
+        assert "chosen next" in hits[0].words()
         for tile in someone.all("li", "tile"):
             assert tile.all("span", "chip")[0].words() in ("food", "kitchen")  # by name, not by color alone
         assert all(image.attributes["alt"] for image in someone.all("img"))
-        assert someone.all("h4")[0].words().startswith("Chosen so far")
+        assert someone.all("h4")[0].words().startswith("History")
 
 
 def test_shares_fill_the_bar_and_add_up_to_100(tmp_path: Path) -> None:
     thirds = {
         (branch, part): 1 / 9 for branch in ("own", "other", "both") for part in ("id", "image", "title")
     }
-    _, root = build(tmp_path, people=[person(), person(shares=thirds)])
+    _, root = build(tmp_path, users=[user_example(), user_example(shares=thirds)])
     cards = root.all("li", "card")
     assert len(cards) == 20
     for number, card in enumerate(cards):
@@ -250,7 +250,7 @@ def test_shares_fill_the_bar_and_add_up_to_100(tmp_path: Path) -> None:
 
 
 def test_models_without_shares_have_neither_bar_nor_legend(tmp_path: Path) -> None:
-    _, root = build(tmp_path, people=[person(shares={})])
+    _, root = build(tmp_path, users=[user_example(shares={})])
     assert len(root.all("li", "card")) == 10
     assert not root.all("svg", "bar")
     assert not root.all("table", "legend-table")
@@ -306,21 +306,21 @@ def test_odd_curves_do_no_harm(tmp_path: Path, points: list[CurvePoint]) -> None
 
 def test_one_model_without_people_curves_or_notes(tmp_path: Path) -> None:
     page, root = build(
-        tmp_path, results={"ours": {"food": {"MRR": MetricValue(0.1)}}}, curves={}, people=[], notes=[]
+        tmp_path, results={"ours": {"food": {"MRR": MetricValue(0.1)}}}, curves={}, users=[], notes=[]
     )
     assert_self_contained(page, root)
     assert [h.text for h in root.all("h2")] == ["Results"]
     assert not root.all("td", "best")
     assert not root.all("footer")
-    assert build(tmp_path, results={}, curves={}, people=[], notes=[])[1].all("h1")
+    assert build(tmp_path, results={}, curves={}, users=[], notes=[])[1].all("h1")
 
 
 def test_many_domains_branches_and_modalities(tmp_path: Path) -> None:
     shares = {(f"b{b}", f"m{m}"): 1 / 77 for b in range(11) for m in range(7)}
-    crowd = [person(domain=f"domain {n}", shares=shares) for n in range(4)]
+    crowd = [user_example(domain=f"domain {n}", shares=shares) for n in range(4)]
     results = {f"model {m}": {f"domain {d}": {"MRR": MetricValue(0.1)} for d in range(12)} for m in range(9)}
     page, root = build(
-        tmp_path, results=results, curves={f"model {m}": CURVES["ours"] for m in range(9)}, people=crowd
+        tmp_path, results=results, curves={f"model {m}": CURVES["ours"] for m in range(9)}, users=crowd
     )
     assert_self_contained(page, root)
     assert len(root.all("table", "results")[0].all("tbody")) == 12
@@ -333,7 +333,7 @@ def test_many_domains_branches_and_modalities(tmp_path: Path) -> None:
 
 def test_ticks_are_round_and_enclose() -> None:
     for low, high in ((0, 1), (3.2, 17.9), (-5, 5), (0.0101, 0.0109), (2, 2), (0, 0)):
-        marks = ticks(low, high)
+        marks = axis_ticks(low, high)
         assert marks[0] <= low
         assert marks[-1] >= high
         assert 2 <= len(marks) <= 9

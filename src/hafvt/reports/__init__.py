@@ -1,1 +1,1 @@
-"""Tables and pages."""
+"""Reports of runs as HTML, Markdown, LaTeX and SVG."""

@@ -1,7 +1,7 @@
-"""One self-contained HTML page: figures, training curves, and people with what is recommended to them.
+"""Render the view of a report as one self-contained HTML page.
 
-The page asks nothing of the network: no script, one style sheet named by its hash in a content security
-policy that forbids everything else, pictures as data: URIs. All text from outside is escaped.
+The page loads nothing from the network: it has no script, pictures are data: URIs, and a strict content
+security policy names the hash of the only style sheet. Jinja2 escapes all text.
 """
 
 from __future__ import annotations
@@ -9,26 +9,102 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from markupsafe import Markup
 
 from hafvt.evaluation.metrics import MetricValue, Results
 from hafvt.evaluation.tables import best_models, domains_of, interval, metrics_of
 from hafvt.files import atomic_file
-from hafvt.reports.charts import CurvePoint, curve_charts, interval_bar
-from hafvt.reports.people import ItemCard, Recommendation, UserExample, people_section, text
+from hafvt.reports import charts
+from hafvt.reports.charts import CurvePoint
+from hafvt.reports.render import render
 from hafvt.tables import percent
 
-__all__ = ["CurvePoint", "ItemCard", "Recommendation", "UserExample", "write_page"]
+RECENT_ITEMS = 12  # items of a history that are always visible; earlier ones are folded
+PICTURE_URI = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
-MEANINGS = {
-    "MRR": "mean reciprocal rank: 100 if the item really chosen always came first, 50 if always second",
-    "NDCG": "like a hit rate, but a place further down counts less",
-    "HR": "hit rate: how often, of 100 times, the item really chosen was among the first so many",
+METRIC_MEANINGS = {
+    "MRR": "mean reciprocal rank: 100 if the item chosen next always came first, 50 if always second",
+    "NDCG": "like a hit rate, but a lower place counts less",
+    "HR": "hit rate: how often, of 100 times, the item chosen next was among the first k",
 }
+
+
+@dataclass(frozen=True)
+class ItemCard:
+    """An item as the page shows it.
+
+    Attributes:
+        item_id: its id.
+        domain: name of its domain.
+        title: its title as plain text; None where it has none.
+        picture: a data: URI of a JPEG or PNG in base64; the page shows a placeholder for anything else.
+    """
+
+    item_id: str
+    domain: str
+    title: str | None
+    picture: str | None
+
+    @property
+    def name(self) -> str:
+        """The title, or else the id."""
+        return (self.title or "").strip() or f"item {self.item_id}"
+
+    @property
+    def safe_picture(self) -> str | None:
+        """The picture if it is a data: URI of a JPEG or PNG, else None."""
+        return self.picture if self.picture and PICTURE_URI.fullmatch(self.picture) else None
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """An item in a user's top k.
+
+    Attributes:
+        item: the item.
+        score: of the model.
+        shares: fraction of the score by (branch, modality), summing to 1; empty where the model has none.
+        is_target: whether it is the item that the user chose next.
+    """
+
+    item: ItemCard
+    score: float
+    shares: Mapping[tuple[str, str], float] = field(repr=False)
+    is_target: bool
+
+    @property
+    def largest_share(self) -> tuple[str, str, float]:
+        """Branch, modality and value of the largest share."""
+        (branch, modality), share = max(self.shares.items(), key=lambda pair: pair[1])
+        return branch, modality, share
+
+
+@dataclass(frozen=True)
+class UserExample:
+    """A user's history, the item that the user chose next, and what a model recommends.
+
+    Attributes:
+        user_id: the user's id.
+        domain: domain of the target.
+        history: items before the target, oldest first.
+        target: the item that the user chose next.
+        target_rank: its rank among all items of the domain; 1 is best, a tie counts half.
+        recommendations: best first.
+    """
+
+    user_id: str
+    domain: str
+    history: tuple[ItemCard, ...]
+    target: ItemCard
+    target_rank: float
+    recommendations: tuple[RankedItem, ...]
 
 
 def write_page(
@@ -37,146 +113,127 @@ def write_page(
     title: str,
     results: Mapping[str, Results],
     curves: Mapping[str, Sequence[CurvePoint]],
-    people: Sequence[UserExample],
+    users: Sequence[UserExample],
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the page, whole or not at all.
+    """Write the page atomically.
 
     Args:
-        path: where to.
+        path: of the page.
         title: heading of the page.
-        results: by model: per domain and "overall", each metric.
+        results: by model: by domain and "overall", each metric.
         curves: by model: its epochs; may be empty, as may each curve.
-        people: examples; may be empty.
-        notes: lines at the foot: how it was measured, date, versions.
+        users: examples; may be empty.
+        notes: lines of the footer, such as the protocol.
     """
-    style = _asset("templates/page.css")
+    style = files("hafvt.reports").joinpath("templates/page.css").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = Template(_asset("templates/page.html")).substitute(
-        title=escape(title),
-        style=style,
+    page = render(
+        "page.html",
+        title=title,
+        style=Markup(style),
         style_hash=f"sha256-{digest}",
-        sections=_results(results) + _training(curves) + _people(people, results),
-        footer=_footer(notes),
+        notes=notes,
+        **_results_view(results),
+        **_training_view(curves),
+        **_users_view(users, domains_of(results)),
     )
     with atomic_file(path) as temporary:
-        # A lone surrogate in a title cannot be written; as a reference the browser shows it as U+FFFD.
+        # UTF-8 cannot encode a lone surrogate; browsers show its character reference as U+FFFD.
         temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
 
 
-def _asset(name: str) -> str:
-    return files("hafvt.reports").joinpath(name).read_text(encoding="utf-8").strip()
-
-
-def _results(results: Mapping[str, Results]) -> str:
-    if not domains_of(results):
-        return ""
+def _results_view(results: Mapping[str, Results]) -> dict[str, Any]:
     metrics = metrics_of(results)
-    head = "".join(f'<th scope="col">{escape(metric)}</th>' for metric in metrics)
-    bodies = "".join(_domain(results, domain, metrics) for domain in domains_of(results))
-    meanings = "".join(
-        f"<dt>{name}</dt><dd>{meaning}</dd>"
-        for name, meaning in MEANINGS.items()
-        if any(metric.split("@")[0] == name for metric in metrics)
-    )
-    best = "; the best is marked" if len(results) > 1 else ""
-    return (
-        f'<section aria-labelledby="results"><h2 id="results">Results</h2>{_headline(results)}'
-        '<div class="scroll" tabindex="0" role="region" aria-labelledby="results"><table class="results">'
-        f"<caption>In %, with 95 % intervals{best}</caption>"
-        f'<thead><tr><th scope="col">Model</th><td class="plot"></td>{head}</tr></thead>{bodies}'
-        f"</table></div><details><summary>What the figures mean</summary><dl>{meanings}"
-        "<dt>[low, high]</dt><dd>95 % interval: how far chance alone may have moved the figure</dd></dl>"
-        "</details></section>"
-    )
+    return {
+        "domains": [_domain_view(results, domain, metrics) for domain in domains_of(results)],
+        "headline": _headline(results),
+        "meanings": {
+            name: meaning
+            for name, meaning in METRIC_MEANINGS.items()
+            if any(metric.split("@")[0] == name for metric in metrics)
+        },
+        "metrics": metrics,
+        "several_models": len(results) > 1,
+    }
 
 
-def _headline(results: Mapping[str, Results]) -> str:
-    """Says in words how good the model with the best MRR is, over all domains or in the first."""
+def _headline(results: Mapping[str, Results]) -> dict[str, str] | None:
+    """Return the figures of the model with the best MRR, overall or in the first domain."""
     domains = domains_of(results)
-    domain = "overall" if "overall" in domains else domains[0]
-    known = {
+    domain = "overall" if "overall" in domains else next(iter(domains), "")
+    rows = {
         name: result[domain]
         for name, result in results.items()
         if "MRR" in result.get(domain, {}) and math.isfinite(result[domain]["MRR"].value)
     }
-    if not known:
-        return ""
-    names = sorted(known, key=lambda name: -known[name]["MRR"].value)
-    first = known[names[0]]
-    where = "over all domains" if domain == "overall" else f"in {text(domain)}"
-    tiles = [(percent(first["MRR"].value), "%", f"MRR of {text(names[0])} {where}")]
-    if "HR@10" in first:
-        often = f"{100 * first['HR@10'].value:.0f}"
-        tiles.append((often, "in 100", "times, the item really chosen was among the first ten"))
-    if len(names) > 1 and known[names[1]]["MRR"].value > 0:
-        gain = first["MRR"].value / known[names[1]]["MRR"].value - 1
-        tiles.append((f"{100 * gain:+.0f}", "%", f"MRR compared with {text(names[1])}, the next best"))
-    shown = "".join(
-        f'<li><b>{value}<span class="unit"> {unit}</span></b><span>{what}</span></li>'
-        for value, unit, what in tiles
-    )
-    return f'<ul class="tiles">{shown}</ul>'
+    if not rows:
+        return None
+    best, *others = sorted(rows, key=lambda name: -rows[name]["MRR"].value)
+    mrr, hit_rate = rows[best]["MRR"].value, rows[best].get("HR@10")
+    next_mrr = rows[others[0]]["MRR"].value if others else 0.0
+    return {
+        "model": best,
+        "domain": domain,
+        "mrr": percent(mrr),
+        "hits": f"{100 * hit_rate.value:.0f}" if hit_rate else "",
+        "runner_up": others[0] if next_mrr > 0 else "",
+        "gain": f"{100 * (mrr / next_mrr - 1):+.0f}" if next_mrr > 0 else "",
+    }
 
 
-def _domain(results: Mapping[str, Results], domain: str, metrics: Sequence[str]) -> str:
+def _domain_view(results: Mapping[str, Results], domain: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the rows of the results table for one domain."""
     rows = {name: result[domain] for name, result in results.items() if domain in result}
     missing = MetricValue(math.nan)
-    mrr = [row.get("MRR", missing) for row in rows.values()]
-    bounds = [bound for figure in mrr for bound in (figure.value, figure.high) if bound is not None]
+    mrrs = {name: row.get("MRR", missing) for name, row in rows.items()}
+    bounds = [bound for mrr in mrrs.values() for bound in (mrr.value, mrr.high) if bound is not None]
     largest = max((bound for bound in bounds if math.isfinite(bound)), default=0.0)
-    winners = {metric: best_models(results, domain, metric) for metric in metrics}
-    lines = []
-    for name, row in rows.items():
-        cells = [f'<td class="plot">{interval_bar(row.get("MRR", missing), largest)}</td>']
-        for metric in metrics:
-            figure = row.get(metric, missing)
-            best = name in winners[metric]
-            mark = '<span class="hidden"> best</span>' if best else ""
-            cells.append(
-                f"{'<td class=best>' if best else '<td>'}<b>{percent(figure.value)}</b>{mark}"
-                f"<small>{interval(figure)}</small></td>"
-            )
-        lines.append(f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>')
-    heading = f'<tr><th class="group" colspan="{len(metrics) + 2}" scope="rowgroup">{text(domain)}</th></tr>'
-    return f"<tbody>{heading}{''.join(lines)}</tbody>"
-
-
-def _training(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
-    charts = curve_charts(curves)
-    if not charts:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{point.epoch}</td><td>{point.loss:.4f}</td>'
-        f"<td>{percent(point.valid_mrr)}</td></tr>"
-        for name, points in curves.items()
-        for point in points
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Model", "Epoch", "Loss", "Validation MRR, %"))
-    return (
-        '<section aria-labelledby="training"><h2 id="training">Training</h2>'
-        f'<div class="charts">{charts}</div>'
-        '<p class="soft">Losses of different models are not comparable; their MRR is.</p>'
-        "<details><summary>The figures behind the curves</summary>"
-        '<div class="scroll tall" tabindex="0" role="region" aria-labelledby="training">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details></section>"
-    )
-
-
-def _people(people: Sequence[UserExample], results: Mapping[str, Results]) -> str:
-    if not people:
-        return ""
-    shown = [item for p in people for item in (*p.history, p.target, *(r.item for r in p.recommendations))]
-    names = [*domains_of(results), *(p.domain for p in people), *(item.domain for item in shown)]
-    domains = {
-        name: number for number, name in enumerate(name for name in dict.fromkeys(names) if name != "overall")
+    best = {metric: best_models(results, domain, metric) for metric in metrics}
+    return {
+        "name": domain,
+        "rows": [
+            {
+                "model": name,
+                "mrr_interval": charts.interval_positions(mrrs[name], largest),
+                "cells": [
+                    {
+                        "value": percent(row.get(metric, missing).value),
+                        "interval": interval(row.get(metric, missing)),
+                        "is_best": name in best[metric],
+                    }
+                    for metric in metrics
+                ],
+            }
+            for name, row in rows.items()
+        ],
     }
-    return (
-        '<section aria-labelledby="people"><h2 id="people">People</h2>'
-        f"{people_section(people, domains)}</section>"
-    )
 
 
-def _footer(notes: Sequence[str]) -> str:
-    lines = "".join(f"<li>{text(note)}</li>" for note in notes)
-    return f"<footer><ul>{lines}</ul></footer>" if notes else ""
+def _training_view(curves: Mapping[str, Sequence[CurvePoint]]) -> dict[str, Any]:
+    return {
+        "charts": charts.training_charts(curves),
+        "curves": curves,
+        "width": charts.WIDTH,
+        "height": charts.HEIGHT,
+        "left": charts.LEFT,
+        "right": charts.RIGHT,
+        "bottom": charts.BOTTOM,
+    }
+
+
+def _users_view(users: Sequence[UserExample], result_domains: Sequence[str]) -> dict[str, Any]:
+    """Return the users with a color number per domain, and the branches and modalities of all shares."""
+    ranked_items = [ranked for user in users for ranked in user.recommendations]
+    items = [item for user in users for item in (*user.history, user.target)]
+    items += [ranked.item for ranked in ranked_items]
+    domains = dict.fromkeys([*result_domains, *(user.domain for user in users), *(i.domain for i in items)])
+    domains.pop("overall", None)
+    keys = [key for ranked in ranked_items for key in ranked.shares]
+    return {
+        "users": users,
+        "recent": RECENT_ITEMS,
+        "domain_colors": {name: number for number, name in enumerate(domains)},
+        "branches": list(dict.fromkeys(branch for branch, _ in keys)),
+        "modalities": list(dict.fromkeys(modality for _, modality in keys)),
+    }

@@ -1,9 +1,11 @@
-"""report.html of one run, or of several side by side."""
+"""Collect the content of report.html from finished runs: metrics, training curves and user examples."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,93 +13,91 @@ import torch
 
 from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
-from hafvt.evaluation.metrics import Results
-from hafvt.evaluation.protocols import FULL, Protocol
-from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import read_description, write_results
+from hafvt.evaluation.results import read_description, read_results
 from hafvt.features.images import thumbnail_data_uri
 from hafvt.models.base import Model
-from hafvt.models.hafvt import HafVt
 from hafvt.ops import ranking
-from hafvt.reports.page import CurvePoint, ItemCard, Recommendation, UserExample, write_page
+from hafvt.reports.charts import CurvePoint
+from hafvt.reports.page import ItemCard, RankedItem, UserExample, write_page
+from hafvt.training.run import Run
 
-PEOPLE = 6
-LISTED = 10
-THUMBNAIL = 112  # pixels a side
+NUM_USERS = 6
+NUM_RECOMMENDATIONS = 10
+THUMBNAIL_PIXELS = 112  # longest side
+
+NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[encode]'"
+
+
+def write_run_report(run: Run, folder: Path | None = None) -> Path:
+    """Write report.html of one evaluated run and return its path.
+
+    Args:
+        run: a finished run.
+        folder: where results.json is and report.html is written; default: the folder of the run.
+    """
+    folder = folder or run.folder
+    notes = [read_description(folder), *run.model.notes]
+    write_report(folder / "report.html", {run.name: run}, notes, {run.name: folder})
+    return folder / "report.html"
 
 
 def write_report(
     path: str | Path,
-    runs: Mapping[str, tuple[Sequence[Model], Results, Path]],
-    data: Dataset,
+    runs: Mapping[str, Run],
     notes: Sequence[str] = (),
+    result_folders: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes one self-contained page.
+    """Write one self-contained page about one run or several runs on the same dataset.
 
     Args:
         path: of the page.
-        runs: by name: the model of each domain, its results, and its folder for the training curve. What
-            people are recommended is what the first says.
-        data: the dataset.
-        notes: lines below the table.
+        runs: by name; the first run recommends items to the user examples.
+        notes: lines of the footer.
+        result_folders: by name, the folder with results.json; default: the folder of the run.
     """
-    models = next(iter(runs.values()))[0]
+    first = next(iter(runs.values()))
+    data = first.data
+    folders = result_folders or {name: run.folder for name, run in runs.items()}
+    pictures_missing = data.image_root is not None and find_spec("PIL") is None
     write_page(
         path,
-        title=f"{' and '.join(d.name for d in data.domains)}: {', '.join(runs)}",
-        results={name: results for name, (_, results, _) in runs.items()},
-        curves={name: read_curve(folder / "metrics.jsonl") for name, (_, _, folder) in runs.items()},
-        people=people(models, data),
-        notes=notes,
+        title=f"{' and '.join(domain.name for domain in data.domains)}: {', '.join(runs)}",
+        results={name: read_results(folder) for name, folder in folders.items()},
+        curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
+        users=user_examples(first.models, data),
+        notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],
     )
 
 
-def report(
-    folder: Path,
-    name: str,
-    models: Sequence[Model],
-    data: Dataset,
-    ranks: Ranks,
-    what: str = "test targets",
-    protocol: Protocol = FULL,
-) -> Results:
-    """Writes ranks.parquet, results.json and report.html of one model's ranks.
-
-    Args:
-        folder: where to; the training curve is looked for in its metrics.jsonl.
-        name: of the model.
-        models: that of each domain, for the examples on the page.
-        data: the dataset.
-        ranks: of the targets.
-        what: the targets, in words.
-        protocol: how they were ranked.
-
-    Returns:
-        The metrics per domain and overall.
-    """
-    results = write_results(folder, data, ranks, protocol, what)
-    notes = [read_description(folder), *models[0].notes]
-    write_report(folder / "report.html", {name: (models, results, folder)}, data, notes)
-    return results
-
-
 def read_curve(path: Path) -> list[CurvePoint]:
-    """Returns the points of metrics.jsonl; none where there is no such file."""
+    """Return the epochs in a metrics.jsonl; none where the file does not exist."""
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [CurvePoint(line["epoch"], line["loss"], line.get("valid_mrr")) for line in lines]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [CurvePoint(row["epoch"], row["loss"], row.get("valid_mrr")) for row in rows]
 
 
-def people(models: Sequence[Model], data: Dataset, seed: int = 0) -> list[UserExample]:
-    """Returns test users, drawn by the seed alone, with histories and what the model recommends them."""
+def user_examples(models: Sequence[Model], data: Dataset, seed: int = 0) -> list[UserExample]:
+    """Return random test users with their histories and the recommendations of a model.
+
+    Args:
+        models: one per domain.
+        data: the dataset.
+        seed: selects the users; the model has no influence on the selection.
+    """
     random = np.random.default_rng(seed)
-    chosen = random.choice(np.asarray(data.test), size=min(PEOPLE, len(data.test)), replace=False)
-    return [person(models, data, int(position)) for position in chosen]
+    positions = random.choice(np.asarray(data.test), size=min(NUM_USERS, len(data.test)), replace=False)
+    return [user_example(models, data, int(position)) for position in positions]
 
 
-def person(models: Sequence[Model], data: Dataset, position: int) -> UserExample:
-    """Returns one user, as of right before the target at a position."""
+def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserExample:
+    """Return the user of one test target.
+
+    Args:
+        models: one per domain.
+        data: the dataset.
+        position: of the target in `data.items`; the history ends right before it.
+    """
     user = int(data.users_at(np.array([position]))[0])
     target = int(data.items[position])
     number, domain = next((n, d) for n, d in enumerate(data.domains) if d.start <= target < d.stop)
@@ -107,35 +107,33 @@ def person(models: Sequence[Model], data: Dataset, position: int) -> UserExample
         batch = collate(data.items, np.array([start]), np.array([position]))
         scores = model.scores(batch, number)  # (1, C)
         rank = float(ranking.ranks(scores, torch.tensor([target - domain.start]))[0])
-        best, columns = ranking.top_k(scores, min(LISTED, len(domain)))
+        top_scores, columns = ranking.top_k(scores, min(NUM_RECOMMENDATIONS, len(domain)))  # (1, k)
         items = columns + domain.start  # (1, k)
         shares: list[dict[tuple[str, str], float]] = [{} for _ in range(items.shape[1])]
-        if isinstance(model, HafVt):
-            parts = model.shares(batch, number, items)[0]  # (k, sequences, M)
-            names = [f"{d.name} history" for d in data.domains] + ["merged history"]
-            sequences = [names[number] for number in model.used]
-            for row, share in enumerate(shares):
-                for s, sequence in enumerate(sequences):
-                    for m, modality in enumerate(model.modalities):
-                        share[sequence, modality] = float(parts[row, s, m])
-    listed = [
-        Recommendation(item=shown(data, item), score=float(score), shares=share, hit=item == target)
-        for item, score, share in zip(items[0].tolist(), best[0].tolist(), shares, strict=True)
-    ]
+        if model.can_explain:
+            contributions = model.explain(batch, number, items).shares[0]  # (k, S, M)
+            keys = list(product(model.sequence_names, model.modalities))
+            shares = [dict(zip(keys, row.flatten().tolist(), strict=True)) for row in contributions]
+    ranked = zip(items[0].tolist(), top_scores[0].tolist(), shares, strict=True)
     return UserExample(
         user_id=str(data.user_ids[user]),
         domain=domain.name,
-        history=tuple(shown(data, int(item)) for item in data.items[start:position]),
-        target=shown(data, target),
+        history=tuple(item_card(data, int(item)) for item in data.items[start:position]),
+        target=item_card(data, target),
         target_rank=rank,
-        recommendations=tuple(listed),
+        recommendations=tuple(
+            RankedItem(item_card(data, item), float(score), item_shares, is_target=item == target)
+            for item, score, item_shares in zip(
+                items[0].tolist(), top_scores[0].tolist(), shares, strict=True
+            )
+        ),
     )
 
 
-def shown(data: Dataset, item: int) -> ItemCard:
-    """Returns an item as the page shows it."""
+def item_card(data: Dataset, item: int) -> ItemCard:
+    """Return an item of a dataset with a thumbnail of its picture, if it has one and Pillow is installed."""
     row = data.item_table.row(item, named=True)
     picture = None
-    if row["image"] and data.image_root is not None:
-        picture = thumbnail_data_uri(data.image_root, row["image"], THUMBNAIL)
+    if row["image"] and data.image_root is not None and find_spec("PIL") is not None:
+        picture = thumbnail_data_uri(data.image_root, row["image"], THUMBNAIL_PIXELS)
     return ItemCard(item_id=row["item_id"], domain=row["domain"], title=row["title"], picture=picture)

@@ -23,12 +23,12 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import LOCK_NAME, atomic_file, lock_folder, write_json
 from hafvt.models import build_model, configure, default_learning_rate, resolve_modalities
 from hafvt.ops.dtype import compute_dtype
 from hafvt.progress import peak_memory_gib, progress
-from hafvt.reports.report import report
 from hafvt.training.checkpoint import load, pack, save, unpack
 from hafvt.training.ema import EmaWeights
 from hafvt.training.run import (
@@ -84,7 +84,7 @@ def train(
     """Trains a model; the weights of the best validation MRR are kept; test is touched once, at the end.
 
     The folder `out` gets config.yaml, metrics.jsonl and checkpoint/, at the end model.safetensors, model.json
-    and, of the test targets, ranks.parquet, results.json and report.html. A run that was stopped goes on
+    and, of the test targets, ranks.parquet and results.json. A run that was stopped goes on
     with `resume` and ends with the same weights, bit for bit, on the same machine.
 
     Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0
@@ -251,7 +251,7 @@ def train(
         run = open_run(out, dataset)
         if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
             _, ranks = rank_targets(run.models, dataset, "test", ranking)
-            report(out, model, run.models, dataset, ranks, protocol=ranking)
+            write_results(out, dataset, ranks, ranking)
         return run
 
 

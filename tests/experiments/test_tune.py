@@ -1,9 +1,8 @@
-"""Searches: deterministic, stopped early, shared by processes, killed and gone on with."""
+"""Searches: deterministic, with early stops, shared by processes, resumed after a stop or a kill."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import pickle
@@ -24,17 +23,16 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
 from hafvt.experiments.search_space import Choices, Range
-from hafvt.experiments.training_pool import TrainingPool
-from hafvt.experiments.tune import tune
-from hafvt.experiments.tuner import Search
+from hafvt.experiments.tune import field_importances, is_in_use, tune
 
-FAKE = """
-import json, math, sys, time
+FAKE_TRAINING = """
+import fcntl, json, math, os, sys, time
 from pathlib import Path
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
 out, rate = Path(options["out"]), float(options["learning_rate"])
 out.mkdir(exist_ok=True)
-if rate > {fails}:
+fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+if rate > {max_rate}:
     sys.exit("the loss is nan")
 metrics = out / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -47,220 +45,249 @@ for epoch in range(done + 1, int(options["epochs"]) + 1):
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Puts a stand-in in the place of `hafvt train`; returns how it is called."""
+def fake_training(tmp_path, monkeypatch):
+    """Replaces `hafvt train` by a fake; returns a function that configures it and returns its command."""
 
-    def put(pause=0.0, fails=1.0):
+    def configure(pause=0.0, max_rate=1.0):
         path = tmp_path / "fake.py"
-        path.write_text(FAKE.format(pause=pause, fails=fails))
-        monkeypatch.setattr(training_pool, "PROGRAM", [sys.executable, "-S", str(path)])
-        return training_pool.PROGRAM
+        path.write_text(FAKE_TRAINING.format(pause=pause, max_rate=max_rate))
+        monkeypatch.setattr(training_pool, "TRAIN_COMMAND", [sys.executable, "-S", str(path)])
+        return training_pool.TRAIN_COMMAND
 
-    return put
+    monkeypatch.setattr("hafvt.experiments.tune.POLL_S", 0.02)
+    return configure
 
 
-def in_a_process(program, data, out, **named):
-    """Starts a search in a process of its own."""
+def start_search(command, data, out, **settings):
+    """Starts a search in a process of its own, with quick heartbeats."""
     code = (
         "from hafvt.experiments import training_pool, tune\n"
-        f"training_pool.PROGRAM = {program!r}\n"
-        f"tune.tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{named!r})\n"
+        "import sys; tune = sys.modules['hafvt.experiments.tune']\n"
+        "tune.HEARTBEAT_S, tune.GRACE_S = 1, 2\n"
+        f"training_pool.TRAIN_COMMAND = {command!r}\n"
+        f"tune.tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{settings!r})\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
 
 
-def wait_for(what):
+def wait_for(condition):
     deadline = time.monotonic() + 120
-    while not what() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-def tried(found):
-    return [(trial.params, trial.state, trial.valid_mrr, trial.epochs) for trial in found.trials]
+def outcomes(result):
+    return [(trial.params, trial.state, trial.valid_mrr, trial.epochs) for trial in result.trials]
 
 
-def epochs_of(folder):
+def trained_epochs(folder):
     return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_search_its_early_stops_and_its_files(small, tmp_path, program, monkeypatch):
-    program()
+def test_tune_writes_best_settings_report_and_importances(small, tmp_path, fake_training, monkeypatch):
+    fake_training()
     monkeypatch.setattr(pickle, "loads", None)  # nothing is pickled
     monkeypatch.setattr(pickle, "dumps", None)
     out = tmp_path / "out"
-    found = tune("sasrec", small, out, trials=12, epochs=4, jobs=1)
-    first = found.trials[0].params
+    result = tune("sasrec", small, out, trials=12, epochs=4, jobs=1)
+    first = result.trials[0].params
     assert (first["learning_rate"], first["batch_size"], first["dropout"]) == (1e-3, 64, 0.3)
-    assert found.best.valid_mrr == max(trial.valid_mrr for trial in found.trials) > found.trials[0].valid_mrr
-    assert found.best.params["learning_rate"] > 10**-2.5
-    stopped = [trial for trial in found.trials if trial.state == "stopped early"]
+    best = result.best
+    assert best.valid_mrr == max(trial.valid_mrr for trial in result.trials) > result.trials[0].valid_mrr
+    assert best.params["learning_rate"] > 10**-2.5
+    stopped = [trial for trial in result.trials if trial.state == "stopped early"]
     assert stopped
     assert all(trial.epochs < 4 for trial in stopped)
-    assert all(trial.state == "finished" for trial in found.trials[:4])
-    assert set(found.importances) == set(first)
-    assert sum(found.importances.values()) == pytest.approx(1)
+    assert all(trial.state == "finished" for trial in result.trials[:4])
+    assert set(result.importances) == set(first)
+    assert sum(result.importances.values()) == pytest.approx(1)
     report = (out / "report.md").read_text()
-    assert (
-        f"12 trials of at most 4 epochs ({12 - len(stopped)} finished, {len(stopped)} stopped early)"
-        in report
-    )
-    assert f"{100 * found.best.valid_mrr:.2f}" in report
-    assert str(found).splitlines()[0] in report
+    counts = f"{12 - len(stopped)} finished, {len(stopped)} stopped early"
+    assert f"12 trials of at most 4 epochs ({counts})" in report
+    assert f"{100 * best.valid_mrr:.2f}" in report
+    assert str(result).splitlines()[0] in report
     lines = list(csv.DictReader((out / "trials.csv").open()))
-    assert [float(line["learning_rate"]) for line in lines] == [
-        t.params["learning_rate"] for t in found.trials
-    ]
+    rates = [trial.params["learning_rate"] for trial in result.trials]
+    assert [float(line["learning_rate"]) for line in lines] == rates
     figure = ElementTree.fromstring((out / "importance.svg").read_text())
     texts = [element.text for element in figure.iter() if element.tag.endswith("text")]
-    assert set(found.importances) <= set(texts)
-    same = tune("sasrec", small, tmp_path / "same", trials=12, epochs=4, jobs=1)
-    assert tried(same) == tried(found)
-    other = tune("sasrec", small, tmp_path / "other", trials=2, epochs=4, jobs=1, seed=1)
-    assert other.trials[0].params == found.trials[0].params
-    assert other.trials[1].params != found.trials[1].params
-    more = tune("sasrec", small, out, trials=13, epochs=4, jobs=1)
-    assert tried(more)[:12] == tried(found)
-    assert len(more.trials) == 13
+    assert set(result.importances) <= set(texts)
 
 
-def test_what_mattered_is_told_from_all_trials(tmp_path):
+def test_tune_repeated_with_equal_seed_tries_equal_settings(small, tmp_path, fake_training):
+    fake_training()
+    settings = {"epochs": 4, "jobs": 1}
+    result = tune("sasrec", small, tmp_path / "a", trials=6, **settings)
+    same = tune("sasrec", small, tmp_path / "b", trials=4, **settings)
+    assert outcomes(same) == outcomes(result)[:4]
+    extended = tune("sasrec", small, tmp_path / "b", trials=6, **settings)
+    assert outcomes(extended) == outcomes(result)
+    other = tune("sasrec", small, tmp_path / "other", trials=2, seed=1, **settings)
+    assert other.trials[0].params == result.trials[0].params
+    assert other.trials[1].params != result.trials[1].params
+
+
+def test_field_importances_with_pruned_trials_counts_them():
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "blocks": Choices((1, 2)), "width": Choices((8,))}
-    start = {"learning_rate": 1e-3, "blocks": 2, "width": 8}
-    search = Search(tmp_path, "sasrec", {"epochs": 2}, {}, space, start, 0, TrainingPool(1))
-    assert search.importances() == {}
+    study = optuna.create_study(direction="maximize")
+    assert field_importances(study, space) == {}
     random = np.random.default_rng(0)
-    first = search.study.ask()
-    search.values(first)
+    first = study.ask()
+    for name, values in space.items():
+        values.suggest(first, name)
     for _ in range(40):
-        params = {
-            "learning_rate": 10 ** random.uniform(-4, -2),
-            "blocks": int(random.integers(1, 3)),
-            "width": 8,
-        }
-        good = params["learning_rate"] > 3e-3
-        ended = {
-            "state": TrialState.COMPLETE if good else TrialState.PRUNED,  # Optuna would count the good alone
-            "value": 0.1 + 0.01 * random.random() if good else 0.02 * random.random(),
-        }
-        curve = {1: ended["value"]}
-        search.study.add_trial(
+        rate = 10 ** random.uniform(-4, -2)
+        params = {"learning_rate": rate, "blocks": int(random.integers(1, 3)), "width": 8}
+        is_good = rate > 3e-3
+        value = 0.1 + 0.01 * random.random() if is_good else 0.02 * random.random()
+        study.add_trial(
             optuna.create_trial(
-                params=params, distributions=first.distributions, intermediate_values=curve, **ended
+                params=params,
+                distributions=first.distributions,
+                intermediate_values={1: value},
+                value=value,
+                state=TrialState.COMPLETE if is_good else TrialState.PRUNED,
             )
         )
-    told = search.importances()
-    assert list(told) == ["learning_rate", "blocks"]
-    assert told["learning_rate"] > 0.9
+    importances = field_importances(study, space)
+    assert list(importances) == ["learning_rate", "blocks"]
+    assert importances["learning_rate"] > 0.9
 
 
-def test_a_killed_search_goes_on_and_ends_alike(small, tmp_path, program):
-    settings = {"trials": 7, "epochs": 3, "jobs": 1}
-    process = in_a_process(program(pause=0.3), small, tmp_path / "a", **settings)
+@pytest.mark.slow
+def test_tune_terminated_and_repeated_ends_as_without_a_stop(small, tmp_path, fake_training):
+    settings = {"trials": 5, "epochs": 3, "jobs": 1}
+    fake_training(pause=0.3)
+
+    def interrupt():
+        wait_for((tmp_path / "a" / "trials" / "0002" / "metrics.jsonl").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        tune("sasrec", small, tmp_path / "a", **settings)
+    thread.join()
+    fake_training()
+    resumed = tune("sasrec", small, tmp_path / "a", **settings)
+    without_stop = tune("sasrec", small, tmp_path / "b", **settings)
+    assert outcomes(resumed) == outcomes(without_stop)
+    assert trained_epochs(tmp_path / "a" / "trials" / "0002") == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_tune_killed_and_repeated_resumes_the_trial(small, tmp_path, fake_training):
+    settings = {"trials": 5, "epochs": 3, "jobs": 1}
+    command = fake_training(pause=0.3)
+    process = start_search(command, small, tmp_path / "a", **settings)
     wait_for((tmp_path / "a" / "trials" / "0002" / "metrics.jsonl").exists)
-    process.kill()  # its training lives on, and must not get a second one beside it
+    process.kill()  # the training lives on and must not get a second one beside it
     process.communicate()
-    with (tmp_path / "a" / "journal.jsonl").open("a") as file:
-        file.write('{"op_code": 4, "work')  # as a kill in the middle of a line leaves it
-    found = tune("sasrec", small, tmp_path / "a", **settings)
-    program(pause=0.0)
-    whole = tune("sasrec", small, tmp_path / "b", **settings)
-    assert tried(found) == tried(whole)
-    assert epochs_of(tmp_path / "a" / "trials" / "0002") == [1, 2, 3]
+    process = start_search(command, small, tmp_path / "a", **settings)
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    lines = list(csv.DictReader((tmp_path / "a" / "trials.csv").open()))
+    assert [int(line["trial"]) for line in lines] == list(range(5))
+    assert {line["state"] for line in lines} <= {"finished", "stopped early"}
+    assert trained_epochs(tmp_path / "a" / "trials" / "0002") == [1, 2, 3]
 
 
-def test_processes_share_a_search(small, tmp_path, program):
+@pytest.mark.slow
+def test_tune_in_two_processes_shares_the_trials(small, tmp_path, fake_training):
     settings = {"trials": 9, "epochs": 2, "jobs": 2}
-    processes = [in_a_process(program(pause=0.1), small, tmp_path / "out", **settings) for _ in range(2)]
+    command = fake_training(pause=0.1)
+    processes = [start_search(command, small, tmp_path / "out", **settings) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
-    found = tune("sasrec", small, tmp_path / "out", **settings)
-    assert sorted(path.name for path in (tmp_path / "out" / "trials").glob("*/")) == [
-        f"{n:04d}" for n in range(9)
-    ]
-    assert [trial.number for trial in found.trials] == list(range(9))
-    for trial in found.trials:
-        trained = epochs_of(tmp_path / "out" / "trials" / f"{trial.number:04d}")
+    result = tune("sasrec", small, tmp_path / "out", **settings)
+    folders = [f"{trial.number:04d}" for trial in result.trials]
+    assert sorted(path.name for path in (tmp_path / "out" / "trials").glob("*/")) == folders
+    assert len(result.trials) == 9
+    for trial in result.trials:
+        trained = trained_epochs(tmp_path / "out" / "trials" / f"{trial.number:04d}")
         assert trained == list(range(1, len(trained) + 1))  # once each
         assert len(trained) >= trial.epochs
 
 
-def test_trials_that_fail_are_told_and_the_first_of_all_stops_the_search(small, tmp_path, program):
+def test_tune_with_failing_trials_reports_them_and_stops_if_none_succeeds(small, tmp_path, fake_training):
     out = tmp_path / "out"
-    program(fails=1e-4)
-    with pytest.raises(HafvtError, match=r"trial 0 ended with 1: the loss is nan \(all of it: .*0000.log"):
+    fake_training(max_rate=1e-4)
+    message = r"trial 0 ended with 1: the loss is nan \(full output: .*0000.log"
+    with pytest.raises(HafvtError, match=message):
         tune("sasrec", small, out, trials=8, epochs=1, jobs=1)
-    program(fails=3e-3)
-    found = tune("sasrec", small, out, trials=8, epochs=1, jobs=1)
-    failed = [trial for trial in found.trials if trial.state == "failed"]
+    fake_training(max_rate=3e-3)
+    result = tune("sasrec", small, out, trials=8, epochs=1, jobs=1)
+    failed = [trial for trial in result.trials if trial.state == "failed"]
     assert failed
     assert all(trial.params["learning_rate"] > 3e-3 and trial.valid_mrr is None for trial in failed)
-    assert "Failed: trial" in str(found)
-    assert found.trials[0].state == "finished"
+    assert "Failed: trial" in str(result)
+    assert result.trials[0].state == "finished"
+    assert len(result.trials) == 8
 
 
-def test_time_that_is_up_leaves_a_search_to_go_on_with(small, tmp_path, program):
-    program(pause=30)
+def test_tune_after_its_time_limit_resumes(small, tmp_path, fake_training):
+    fake_training(pause=30)
     with pytest.raises(HafvtError, match=r"no trial has ended within 0\.005 minutes"):
         tune("sasrec", small, tmp_path / "out", trials=2, epochs=1, jobs=1, minutes=0.005)
-    program(pause=0)
-    found = tune("sasrec", small, tmp_path / "out", trials=2, epochs=1, jobs=1)
-    assert [trial.state for trial in found.trials] == ["finished"] * 2
+    fake_training()
+    result = tune("sasrec", small, tmp_path / "out", trials=2, epochs=1, jobs=1)
+    assert [trial.state for trial in result.trials] == ["finished"] * 2
 
 
-def test_a_search_that_is_interrupted_stops_its_trainings(small, tmp_path, program):
-    program(pause=30)
+def test_tune_interrupted_stops_its_trainings(small, tmp_path, fake_training):
+    fake_training(pause=30)
     folder = tmp_path / "out" / "trials"
 
     def interrupt():
         wait_for(lambda: len(list(folder.glob("*/"))) == 2)
         os.kill(os.getpid(), signal.SIGINT)
 
-    watch = threading.Thread(target=interrupt)
-    watch.start()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         tune("sasrec", small, tmp_path / "out", trials=2, epochs=1, jobs=2)
-    watch.join()
+    thread.join()
     assert not list(folder.glob("*/metrics.jsonl")), "it waited for the trainings"
-    for log in folder.glob("*.log"):
-        with log.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody works on it any more
+    assert not any(is_in_use(path) for path in folder.glob("*/"))
 
 
-def test_wrong_settings(small, tmp_path, program, monkeypatch):
-    program()
-    out = tmp_path / "out"
-    tune("sasrec", small, out, trials=1, epochs=1, jobs=1)
-    for settings, told in (
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"protocol": "sampled-unseen"}, "holds a search with another protocol: choose another folder"),
         ({"space": {"dropout": [0.1, 0.2]}, "seed": 1}, "with another space and seed"),
         ({"trials": 0}, "--trials 0"),
         ({"minutes": -1.0}, "--minutes -1.0"),
         ({"jobs": 0}, "--jobs 0"),
-        ({"params": {"depth": 1}}, "no parameter 'depth'"),
-    ):
-        with pytest.raises(HafvtError, match=told):
-            tune("sasrec", small, out, **{"epochs": 1, "trials": 1, **settings})
+        ({"params": {"depth": 1}}, "no parameter 'depth'|depth"),
+    ],
+)
+def test_tune_with_wrong_settings_names_the_option(small, tmp_path, fake_training, settings, message):
+    fake_training()
+    if "protocol" in settings or "space" in settings:
+        tune("sasrec", small, tmp_path / "out", trials=1, epochs=1, jobs=1)
+    with pytest.raises(HafvtError, match=message):
+        tune("sasrec", small, tmp_path / "out", **{"epochs": 1, "trials": 1, **settings})
+
+
+def test_tune_without_optuna_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "hafvt.experiments.tuner")
+    monkeypatch.delitem(sys.modules, "hafvt.experiments.tune")
     with pytest.raises(HafvtError, match=r"needs the package 'optuna': pip install 'hafvt\[tune\]'"):
-        tune("sasrec", small, out)
+        __import__("hafvt.experiments.tune")
 
 
-def test_from_the_command_line_to_a_run_with_the_best_settings(small, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_tune_from_the_command_line_writes_settings_for_train(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    call = "tune hafvt --data small --out out --trials 2 --epochs 1 --jobs 2 --seed 3 --params.max_length 6"
-    wanted = [
-        "--space.modalities",
-        "[[id], [id, title]]",
-        "--space.id_width",
-        "[4, 8]",
-        "--space.temperature",
-    ]
-    assert main([*call.split(), *wanted, "[0.05, 0.5, log]"]) == 0, capsys.readouterr().err
+    command = "tune hafvt small --out out --trials 2 --epochs 1 --jobs 2 --seed 3 --params.max_length 6"
+    space = ["--space.modalities", "[[id], [id, title]]", "--space.id_width", "[4, 8]"]
+    space += ["--space.temperature", "[0.05, 0.5, log]"]
+    assert main([*command.split(), *space]) == 0, capsys.readouterr().err
     assert "wrote out/best.yaml" in capsys.readouterr().out
     best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
     assert best["params"]["max_length"] == 6
-    assert not list(tmp_path.glob("out/trials/*/results.json"))  # test is not looked at
+    assert not list(tmp_path.glob("out/trials/*/results.json"))  # the test targets are not read
     assert main(["train", "--config", "out/best.yaml", "--data", "small", "--out", "run", "--seed", "3"]) == 0
     lines = list(csv.DictReader((tmp_path / "out" / "trials.csv").open()))
     about = json.loads((tmp_path / "run" / "model.json").read_text())

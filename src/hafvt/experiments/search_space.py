@@ -1,4 +1,4 @@
-"""What a search may choose from: for each field of a model's configuration a range or a list of choices."""
+"""The search space of `hafvt tune`: a range or a list of choices for each setting."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from hafvt.errors import HafvtError
 from hafvt.models import configure, default_learning_rate
 from hafvt.training.trainer import train
 
-TRAINING: dict[str, type[Any]] = {  # what of a training is searched beside the fields of the model
-    "learning_rate": float,
-    "batch_size": int,
-    "weight_decay": float,
-}
+TRAINING_OPTIONS: dict[str, type[Any]] = {"learning_rate": float, "batch_size": int, "weight_decay": float}
+"""Options of `train` that are searched beside the hyperparameters of the model."""
 
-RANGES: dict[str, list[Any]] = {  # for fields of these names, in any model that has them
+DEFAULT_SPACE: dict[str, list[Any]] = {
     "learning_rate": [1e-4, 1e-2, "log"],
     "batch_size": [32, 64, 128, 256],
     "weight_decay": [0.0, 1e-6, 1e-5, 1e-4],
@@ -42,13 +39,20 @@ RANGES: dict[str, list[Any]] = {  # for fields of these names, in any model that
     "contrast_weight": [0.01, 1.0, "log"],
     "triplet_weight": [0.1, 3.0, "log"],
 }
+"""What is searched by default, in any model that has a hyperparameter of this name."""
 
 KINDS = ("range", "log", "choices")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log`: each factor is as likely as any other."""
+    """Numbers from `low` to `high`, both included.
+
+    Attributes:
+        low: lower bound; an int makes all values integers.
+        high: upper bound.
+        log: whether values are drawn on a logarithmic scale.
+    """
 
     low: float
     high: float
@@ -61,114 +65,125 @@ class Range:
         return f"{self.low:g} to {self.high:g}{', log' * self.log}"
 
     def suggest(self, trial: Any, name: str) -> int | float:
-        """Returns the value that an Optuna trial has, or draws it."""
-        draw = trial.suggest_int if isinstance(self.low, int) else trial.suggest_float
-        value: int | float = draw(name, self.low, self.high, log=self.log)
+        """Return the value of an Optuna trial, drawn on the first call."""
+        suggest = trial.suggest_int if isinstance(self.low, int) else trial.suggest_float
+        value: int | float = suggest(name, self.low, self.high, log=self.log)
         return value
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values."""
+    """One of several values."""
 
     values: tuple[Any, ...]
 
     def __contains__(self, value: object) -> bool:
-        return plain(value) in map(plain, self.values)
+        return storable(value) in map(storable, self.values)
 
     def __str__(self) -> str:
-        return ", ".join(map(shown, self.values))
+        return ", ".join(map(format_value, self.values))
 
     def suggest(self, trial: Any, name: str) -> Any:
-        """Returns the value that an Optuna trial has, or draws it."""
-        known = {plain(value): value for value in self.values}
-        return known[trial.suggest_categorical(name, list(known))]
+        """Return the value of an Optuna trial, drawn on the first call."""
+        values = {storable(value): value for value in self.values}
+        return values[trial.suggest_categorical(name, list(values))]
 
 
-def read_space(
+SearchSpace = dict[str, Range | Choices]
+
+
+def build_search_space(
     model: str, preset: str, params: Mapping[str, Any], space: Mapping[str, Any]
-) -> dict[str, Range | Choices]:
-    """Returns what is searched.
+) -> SearchSpace:
+    """Return the range or the choices of every setting that is searched.
 
     Args:
-        model: its name.
-        preset: a named one, of which everything is taken that is not searched.
-        params: fields that are fixed.
-        space: ranges and choices in place of those of RANGES, or beside them.
+        model: name of the model.
+        preset: the preset whose values the first trial takes.
+        params: hyperparameters with a fixed value.
+        space: ranges and choices that replace those of `DEFAULT_SPACE` or add to them.
 
     Raises:
-        HafvtError: an unknown model, preset or field, a field both fixed and searched, a range that
-            is none, a value that the field cannot take, or nothing that is left to search.
+        HafvtError: an unknown model, preset or hyperparameter, a hyperparameter that is both fixed and
+            searched, a wrong range, a value that the hyperparameter cannot take, or an empty search.
     """
-    defaults = as_it_stands(model, preset, params)
+    defaults = default_settings(model, preset, params)
     if model == "popularity":
-        raise HafvtError("popularity counts and learns nothing: there is nothing to tune")
+        raise HafvtError("popularity has no trained weights, so there is nothing to tune")
     for name in space:
         if name not in defaults:
-            raise HafvtError(f"--space.{name}: {model} has no such field, it has {', '.join(defaults)}")
+            raise HafvtError(
+                f"--space.{name}: {model} has no such hyperparameter, it has {', '.join(defaults)}"
+            )
         if name in params:
-            raise HafvtError(f"--space.{name} and --params.{name}: a field is searched or fixed, not both")
-    wanted = {**RANGES, **space}
-    found = {
-        name: _read(name, wanted[name], default)
+            raise HafvtError(f"--space.{name} and --params.{name}: search or fix a hyperparameter, not both")
+    texts = {**DEFAULT_SPACE, **space}
+    result = {
+        name: _parse(name, texts[name], default)
         for name, default in defaults.items()
-        if name in wanted and name not in params
+        if name in texts and name not in params
     }
-    for name, one in found.items():
-        for value in one.values if isinstance(one, Choices) else (one.low, one.high):
-            if name in TRAINING:
-                _check_training(name, value)
+    for name, values in result.items():
+        for value in values.values if isinstance(values, Choices) else (values.low, values.high):
+            if name in TRAINING_OPTIONS:
+                _check_training_option(name, value)
             else:
                 configure(model, preset, {name: value})
-    if all(isinstance(one, Choices) and len(one.values) == 1 for one in found.values()):
-        raise HafvtError("every field has one value alone: there is nothing to search")
-    return found
+    if all(isinstance(values, Choices) and len(values.values) == 1 for values in result.values()):
+        raise HafvtError("every setting has a single value, so there is nothing to search")
+    return result
 
 
-def as_it_stands(model: str, preset: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every field that may be searched, with its value before any search."""
+def default_settings(model: str, preset: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default value of every setting that can be searched."""
     options = inspect.signature(train).parameters
-    training = {name: options[name].default for name in TRAINING}
+    training = {name: options[name].default for name in TRAINING_OPTIONS}
     training["learning_rate"] = default_learning_rate(model, preset)
     return {**training, **configure(model, preset, dict(params)).model_dump()}
 
 
-def plain(value: Any) -> Any:
-    """Returns a choice as a journal keeps it: lists as text."""
+def storable(value: Any) -> Any:
+    """Return a value as Optuna and CSV files store it: lists and dictionaries as JSON."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
-def shown(value: Any) -> str:
-    """Returns a value as a table shows it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(plain(value))
+def format_value(value: Any) -> str:
+    """Return a value as tables show it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(storable(value))
 
 
-def _read(name: str, given: Any, default: Any) -> Range | Choices:
-    """Reads [low, high], [low, high, log] or choices; what two numbers mean is for the field to say."""
-    if not isinstance(given, list | tuple) or not given:
-        raise HafvtError(f"--space.{name} {given!r}: give [low, high], [low, high, log] or a list of choices")
-    number = isinstance(default, int | float) and not isinstance(default, bool)
-    kind, values = (given[-1], list(given[:-1])) if given[-1] in KINDS else ("", list(given))
+def _parse(name: str, entry: Any, default: Any) -> Range | Choices:
+    """Parse [low, high], [low, high, kind] or a list of choices.
+
+    Two numbers without a kind are a range for a float and two choices for anything else.
+    """
+    if not isinstance(entry, list | tuple) or not entry:
+        raise HafvtError(f"--space.{name} {entry!r}: give [low, high], [low, high, log] or a list of choices")
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    kind, values = (entry[-1], list(entry[:-1])) if entry[-1] in KINDS else ("", list(entry))
     if isinstance(default, float):
-        values = [float(v) if type(v) is int else v for v in values]
+        values = [float(value) if type(value) is int else value for value in values]
         if not kind and len(values) == 2:
             kind = "range"
     if kind in ("", "choices"):
-        if not values or len(set(map(plain, values))) < len(values):
-            raise HafvtError(f"--space.{name} {list(given)}: give each choice once")
+        if not values or len(set(map(storable, values))) < len(values):
+            raise HafvtError(f"--space.{name} {list(entry)}: give each choice once")
         return Choices(tuple(values))
-    if not number:
-        raise HafvtError(f"--space.{name} {list(given)}: {name} is no number: list its choices")
-    right = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-    if not right or not values[0] < values[1] or (kind == "log" and values[0] <= 0):
-        above = " above 0" * (kind == "log")
-        raise HafvtError(f"--space.{name} {list(given)}: a range has two numbers{above}, the lower one first")
+    if not is_number:
+        raise HafvtError(f"--space.{name} {list(entry)}: {name} is not a number, so list its choices")
+    is_pair = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+    if not is_pair or not values[0] < values[1] or (kind == "log" and values[0] <= 0):
+        positive = " above 0" * (kind == "log")
+        raise HafvtError(
+            f"--space.{name} {list(entry)}: a range needs two numbers{positive}, the lower one first"
+        )
     return Range(values[0], values[1], kind == "log")
 
 
-def _check_training(name: str, value: Any) -> None:
-    kind: Any = TRAINING[name]
-    lowest = "0 or more" if name == "weight_decay" else "above 0"
-    fine = type(value) is kind and math.isfinite(value) and (value > 0 or (value == 0 and "more" in lowest))
-    if not fine:
-        raise HafvtError(f"--space.{name}: {value!r} is no {kind.__name__} of {lowest}")
+def _check_training_option(name: str, value: Any) -> None:
+    kind = TRAINING_OPTIONS[name]
+    may_be_zero = name == "weight_decay"
+    is_valid = type(value) is kind and math.isfinite(value) and (value > 0 or (value == 0 and may_be_zero))
+    if not is_valid:
+        bound = "0 or more" if may_be_zero else "above 0"
+        raise HafvtError(f"--space.{name}: {value!r} is not a valid value, give {kind.__name__}s of {bound}")

@@ -1,4 +1,4 @@
-"""`hafvt train` in processes of their own, side by side, and the folder that remembers what they are for."""
+"""Run `hafvt train` in parallel processes, and record in settings.json what a folder of runs is for."""
 
 from __future__ import annotations
 
@@ -10,120 +10,129 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
 
 T = TypeVar("T")
 
-PROGRAM = [sys.executable, "-m", "hafvt", "train"]
+TRAIN_COMMAND = [sys.executable, "-m", "hafvt", "train"]
 
 
 class TrainingPool:
-    """Trainings side by side, each a process with its share of the processors.
+    """Runs trainings in parallel, each in a process with an equal share of the processors.
 
     Args:
-        jobs: how many at once.
+        jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: fewer than one.
+        HafvtError: `jobs` is below 1.
     """
 
-    def __init__(self, jobs: int) -> None:
-        if jobs < 1:
+    def __init__(self, jobs: int | None) -> None:
+        processors = os.cpu_count() or 1
+        self.jobs = processors if jobs is None else jobs
+        if self.jobs < 1:
             raise HafvtError(f"--jobs {jobs}: give 1 or more")
-        self.jobs, self.threads = jobs, max((os.cpu_count() or 1) // jobs, 1)
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-        self.lock = threading.Lock()
+        self.is_stopped = False
+        self._threads = max(processors // self.jobs, 1)
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
 
     def start(
-        self, model: str, options: Mapping[str, Any], params: Mapping[str, Any], log: BinaryIO
+        self, model: str, options: Mapping[str, Any], params: Mapping[str, Any], log: Path
     ) -> subprocess.Popen[bytes]:
-        """Starts a training, or goes on with it.
+        """Start or resume a training.
 
         Args:
-            model: its name.
+            model: name of the model.
             options: of `hafvt train`, by name.
-            params: the model's hyperparameters, by name.
-            log: takes what the training says; the process inherits it.
+            params: hyperparameters of the model, by name.
+            log: file that the output of the training is appended to.
 
         Raises:
-            KeyboardInterrupt: all were asked to stop.
+            KeyboardInterrupt: the pool was stopped.
         """
         options = {**options, "resume": True, **{f"params.{name}": value for name, value in params.items()}}
-        command = [*PROGRAM, model]
-        command += [f"--{name}={_spelt(value)}" for name, value in options.items()]
-        with self.lock:
-            if self.stopped:
+        command = [*TRAIN_COMMAND, model]
+        command += [f"--{name}={_format_option(value)}" for name, value in options.items()]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, log.open("ab") as file:
+            if self.is_stopped:
                 raise KeyboardInterrupt
-            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            self.running.add(process)
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            self._processes.add(process)
         return process
 
-    def ended(self, process: subprocess.Popen[bytes], log: Path, label: str) -> None:
-        """Waits for a training.
+    def wait(self, process: subprocess.Popen[bytes], log: Path, label: str) -> None:
+        """Wait for the end of a training.
+
+        Args:
+            process: of the training.
+            log: its output; the last line becomes part of the error message.
+            label: names the training in the error message.
 
         Raises:
-            KeyboardInterrupt: all were asked to stop.
-            HafvtError: it failed; the last that it said is in the message.
+            KeyboardInterrupt: the pool was stopped.
+            HafvtError: the training failed.
         """
         code = process.wait()
-        self.running.discard(process)
-        if self.stopped:
+        self._processes.discard(process)
+        if self.is_stopped:
             raise KeyboardInterrupt
         if code:
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise HafvtError(f"{label} ended with {code}: {said[-1] if said else ''} (all of it: {log})")
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise HafvtError(f"{label} ended with {code}: {lines[-1] if lines else ''} (full output: {log})")
 
     def stop(self) -> None:
-        """Asks the trainings to stop; they leave a state to go on from."""
-        with self.lock:
-            self.stopped = True
-        for process in list(self.running):
+        """Stop all trainings; each leaves a checkpoint to resume from."""
+        with self._lock:
+            self.is_stopped = True
+        for process in list(self._processes):
             process.terminate()
-        for process in list(self.running):
+        for process in list(self._processes):
             process.wait()
 
-    def side_by_side(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Yields what tasks return, as they end; where one fails, the trainings of all are stopped."""
-        with ThreadPoolExecutor(self.jobs) as pool:
+    def run(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield the results of tasks as they end; when one task fails, stop the trainings of all."""
+        with ThreadPoolExecutor(self.jobs) as executor:
             try:
-                left = {pool.submit(task) for task in tasks}
-                while left:  # not for ever at once: Polars' handler of Ctrl-C does not wake who waits
-                    done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
+                pending = {executor.submit(task) for task in tasks}
+                while pending:  # with a timeout, as the Ctrl-C handler of Polars does not end a wait
+                    done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield future.result()
             except BaseException:
                 self.stop()
-                pool.shutdown(cancel_futures=True)
+                executor.shutdown(cancel_futures=True)
                 raise
 
 
-def keep_settings(out: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Makes a folder for trainings with settings.json, or checks that it is one of the same settings.
+def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str) -> None:
+    """Write settings.json into a new folder; in an existing one, require equal settings.
 
     Args:
         out: the folder.
-        settings: what the trainings have in common.
-        what: they are, in words, such as "a comparison".
+        settings: what all trainings in the folder have in common.
+        content: what the folder holds, for messages, such as "a comparison".
 
     Raises:
-        HafvtError: it holds something else.
+        HafvtError: the folder holds something else.
     """
-    path, plain = out / "settings.json", json.loads(json.dumps(settings))
+    path, wanted = out / "settings.json", json.loads(json.dumps(settings))
     if not path.exists():
-        # Another process may be at the same: then the file that fills the folder is settings.json.
-        if out.exists() and any(f.name[0] != "." for f in out.iterdir()) and not path.exists():
-            raise HafvtError(f"{out} is not empty and does not hold {what}: choose another folder")
-        write_json(path, plain)
-    held = read_json(path)
-    other = [name for name in plain if held.get(name) != plain[name]]
-    if other:
-        raise HafvtError(f"{out} holds {what} with another {' and '.join(other)}: choose another folder")
+        # Another process may write settings.json between two of these checks.
+        if out.exists() and any(file.name[0] != "." for file in out.iterdir()) and not path.exists():
+            raise HafvtError(f"{out} is not empty and does not hold {content}: choose another folder")
+        write_json(path, wanted)
+    saved = read_json(path)
+    different = [name for name in wanted if saved.get(name) != wanted[name]]
+    if different:
+        names = " and ".join(different)
+        raise HafvtError(f"{out} holds {content} with another {names}: choose another folder")
 
 
-def _spelt(value: Any) -> str:
+def _format_option(value: Any) -> str:
     return str(value) if isinstance(value, str | Path) else json.dumps(value)

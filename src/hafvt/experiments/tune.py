@@ -1,84 +1,63 @@
-"""`hafvt tune`: a search for the settings of a model, on validation data alone."""
+"""`hafvt tune`: search hyperparameters with Optuna, on validation data alone.
+
+Optuna stores the study in `study.db`, so that several processes share it. Each trial is a training in a
+process of its own. A process that runs a trial sends heartbeats; Optuna queues a trial without heartbeats
+again, and the worker that takes it resumes the training in the folder of the trial.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
+import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
+import numpy as np
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, missing_package
+from hafvt.errors import HafvtError, need
 from hafvt.evaluation.protocols import get_protocol
-from hafvt.experiments.search_space import TRAINING, as_it_stands, plain, read_space, shown
-from hafvt.experiments.training_pool import TrainingPool, keep_settings
-from hafvt.files import atomic_file
+from hafvt.experiments.search_space import (
+    TRAINING_OPTIONS,
+    Range,
+    SearchSpace,
+    build_search_space,
+    default_settings,
+    storable,
+)
+from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
+from hafvt.experiments.tune_report import TrialResult, TuningResult, TuningTask, write_tuning_report
+from hafvt.files import alone_in
 from hafvt.progress import progress
-from hafvt.reports.comparison import bars_svg
-from hafvt.tables import markdown_table, percent
 from hafvt.training.run import feature_hashes, fingerprint
 
-if TYPE_CHECKING:
-    from hafvt.experiments.tuner import Search
+try:
+    import optuna
+    from filelock import FileLock
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+    from optuna.trial import FrozenTrial, TrialState
+except ModuleNotFoundError as error:
+    raise need("tune", str(error.name)) from None
 
-SHOWN = 10  # best trials in the table
-STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "unfinished"}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A training of a search.
-
-    Attributes:
-        number: from 0; its folder is trials/ with the number in four digits.
-        state: finished, stopped early, failed or unfinished.
-        params: the fields that are searched.
-        valid_mrr: the best so far; None before the first validation.
-        epoch: of the best.
-        epochs: trained and validated.
-        seconds: of training.
-        problem: why it failed.
-    """
-
-    number: int
-    state: str
-    params: dict[str, Any]
-    valid_mrr: float | None
-    epoch: int
-    epochs: int
-    seconds: float
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a search found; as text, its tables.
-
-    Attributes:
-        folder: best.yaml, trials.csv, report.md, importance.svg, and trials/ with a run for each.
-        best: the best trial that was trained to the end.
-        trials: all of them, by number.
-        importances: by field, the share of what tells good trials from the others, largest first.
-        text: the tables.
-    """
-
-    folder: Path
-    best: Trial
-    trials: tuple[Trial, ...]
-    importances: dict[str, float]
-    text: str
-
-    def __str__(self) -> str:
-        """The tables, and where everything is."""
-        return f"{self.text}\nwrote {self.folder / 'best.yaml'}, trials.csv, report.md and importance.svg"
+FORMAT = 2  # of the folder
+POLL_S = 0.3  # seconds between two looks at a training
+HEARTBEAT_S = 10
+GRACE_S = 30  # seconds without a heartbeat after which a trial is queued again
+UNPRUNED_TRIALS = 4  # number of trials that finish before any is stopped early
+TOP_QUANTILE = 0.25  # share of the trials that count as good for the importances
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
 
 
 def tune(
@@ -96,201 +75,298 @@ def tune(
     seed: int = 0,
     jobs: int | None = None,
     minutes: float | None = None,
-) -> Tuning:
-    """Searches for the settings of the best validation MRR; the test targets are never looked at.
+) -> TuningResult:
+    """Search for the hyperparameters with the best validation MRR; the test targets are not read.
 
-    The first trial is the configuration as it stands; a sampler of Optuna (TPE) draws the others' settings,
-    and one that falls behind the median of the others at the same epoch is stopped early. Several calls on
-    one folder work side by side; one that was stopped or killed goes on where it was when called again. With
-    one job, the same seed tries the same settings.
+    The first trial has the default settings. Optuna's TPE sampler draws the settings of the others, and a
+    median pruner stops a trial early that falls behind. Several calls on one folder share the work. A call
+    that was stopped or killed resumes when it is repeated. With one job, equal seeds try equal settings.
 
-    Example: hafvt tune sasrec --data data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
+    Example: hafvt tune sasrec data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
 
     Args:
         model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or c2dsr.
         data: a dataset folder, made by prepare and encode.
         out: folder of best.yaml (for train --config), report.md, trials.csv, importance.svg and the trials.
-        preset: a named configuration of the model to start from.
-        params: hyperparameters that are fixed, by name (--params.width 64).
-        space: what is searched beside or in place of the usual (--space.temperature "[0.05, 0.5, log]").
-        trials: how many, in all calls together.
-        epochs: of a trial, at most.
+        preset: the preset of the model that the search starts from.
+        params: hyperparameters with a fixed value, by name (--params.width 64).
+        space: ranges or choices that replace or extend the default ones (--space.temperature
+            "[0.05, 0.5, log]").
+        trials: number of trials of all calls together.
+        epochs: maximum number of epochs of a trial.
         validate_every: epochs between two validations; default: as in train.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
-        seed: of the draws and of every training.
-        jobs: trainings side by side in this call; default: one for each processor.
-        minutes: stop after so long; called again, it goes on. Default: when all trials are done.
+        seed: of the sampler and of every training.
+        jobs: parallel trainings of this call; default: one per processor.
+        minutes: stop after this time; a repeated call resumes. Default: stop when all trials have ended.
 
     Raises:
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
-    try:
-        from hafvt.experiments.tuner import Search
-    except ModuleNotFoundError as error:
-        raise missing_package("tune", str(error.name)) from None
-    get_protocol(protocol)  # refuses an unknown name
+    get_protocol(protocol)
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:
             raise HafvtError(f"--{name} {number}: give a number above 0")
-    data = data if isinstance(data, Dataset) else Dataset.open(data)
-    out, params, began = Path(out), params or {}, time.monotonic()
-    searched = read_space(model, preset, params, space or {})
-    trainings = TrainingPool((os.cpu_count() or 1) if jobs is None else jobs)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
+    params = params or {}
+    search_space = build_search_space(model, preset, params, space or {})
+    pool = TrainingPool(jobs)
     options: dict[str, Any] = {"preset": preset, "protocol": protocol, "epochs": epochs}
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
-    encoded = tuple(path.parent.name for path in sorted(data.folder.glob("features/*/rows.npy")))
+    modalities = tuple(path.parent.name for path in sorted(dataset.folder.glob("features/*/rows.npy")))
     settings = {
+        "format": FORMAT,
         "model": model,
-        "dataset": fingerprint(data),
-        "features": feature_hashes(data, encoded),
+        "dataset": fingerprint(dataset),
+        "features": feature_hashes(dataset, modalities),
         "params": params,
-        "space": {name: asdict(one) for name, one in searched.items()},
+        "space": {name: asdict(values) for name, values in search_space.items()},
         "validate_every": None,
         **options,
     }
-    keep_settings(out, settings, "a search")
-    start = as_it_stands(model, preset, params)
-    search = Search(out, model, {"data": data.folder, **options}, params, searched, start, seed, trainings)
-    _search(search, trials, None if minutes is None else began + 60 * minutes)
-    found = _write(search)
-    if found is None:
-        raise HafvtError(f"no trial has ended within {minutes:g} minutes: call again, it goes on")
-    return found
+    save_or_check_settings(Path(out), settings, "a search")
+    options["data"] = dataset.folder
+    defaults = default_settings(model, preset, params)
+    task = TuningTask(Path(out), model, options, params, search_space, defaults)
+    result = _Tuner(task, pool, trials, deadline).run()
+    if result is None:
+        raise HafvtError(f"no trial has ended within {minutes:g} minutes: call again to resume")
+    return result
 
 
-def _search(search: Search, trials: int, until: float | None) -> None:
-    """Runs a search under a progress bar; the files in its folder follow every trial that ends."""
-    lock, epochs = threading.Lock(), search.options["epochs"]
+class _Tuner:
+    """One call of `tune`: worker threads that take trials from the shared study.
 
-    def done() -> tuple[int, int]:  # in epochs, as trials differ too much in length to tell the time left
-        counts = [epochs if t.state.is_finished() else t.last_step or 0 for t in search.trials()]
-        return sum(counts), sum(t.state.is_finished() for t in search.trials())
+    Args:
+        task: what is tuned.
+        pool: runs the trainings.
+        num_trials: of all calls together.
+        deadline: time.monotonic() at which this call stops; None for no limit.
+    """
 
-    before, ended = done()
-    with progress(
-        f"tune {search.model}", max(trials * epochs, before), "epochs", done=before, every_s=60.0
-    ) as advance:
+    def __init__(self, task: TuningTask, pool: TrainingPool, num_trials: int, deadline: float | None) -> None:
+        self.task, self.pool, self.num_trials, self.deadline = task, pool, num_trials, deadline
+        self.on_progress: Callable[[str], None] = lambda note: None
+        # SQLite does not lock rows, so that two workers could take the same queued trial.
+        self.lock = FileLock(task.out / ".study.lock")
+        with self.lock:
+            self.study, self.retry = open_study(task)
 
-        def changed(note: str) -> None:
-            nonlocal before, ended
-            with lock:
-                (now, finished), was = done(), (before, ended)
-                before, ended = now, finished
-                advance(now - was[0], note + search.best())
-                if finished > was[1]:
-                    _write(search)
+    def run(self) -> TuningResult | None:
+        """Run trials until their number is reached; return None where none has finished in time."""
+        lock, epochs = threading.Lock(), self.task.options["epochs"]
 
-        search.run(trials, changed, until)
+        def counts() -> tuple[int, int]:  # in epochs, as a pruned trial takes less time than a full one
+            trials = counted_trials(self.study)
+            done = [epochs if trial.state.is_finished() else trial.last_step or 0 for trial in trials]
+            return sum(done), sum(trial.state.is_finished() for trial in trials)
+
+        done, ended = counts()
+        total = max(self.num_trials * epochs, done)
+        with progress(f"tune {self.task.model}", total, "epochs", done=done, every_s=60.0) as advance:
+
+            def on_progress(note: str) -> None:
+                nonlocal done, ended
+                with lock:
+                    (done_before, ended_before), (done, ended) = (done, ended), counts()
+                    finished = [t.value for t in self.study.get_trials(deepcopy=False) if t.value is not None]
+                    best = f"  (best {max(finished):.2%})" if finished else ""
+                    advance(done - done_before, note + best)
+                    if ended > ended_before:
+                        self.write_report()
+
+            self.on_progress = on_progress
+            for _ in self.pool.run([self.work] * self.pool.jobs):
+                pass
+        return self.write_report()
+
+    def write_report(self) -> TuningResult | None:
+        """Write the files of the search so far."""
+        trials = [trial_result(trial, self.task.space) for trial in counted_trials(self.study)]
+        begun = [trial for trial in trials if trial.params]
+        importances = field_importances(self.study, self.task.space)
+        return write_tuning_report(self.task, sorted(begun, key=lambda trial: trial.number), importances)
+
+    def work(self) -> None:
+        """Run one trial after the other."""
+        while not self.pool.is_stopped and not self.is_late():
+            with self.lock:
+                fail_stale_trials(self.study)
+                trials = counted_trials(self.study)
+                states = [trial.state for trial in trials]
+                if TrialState.WAITING in states or len(trials) < self.num_trials:
+                    # The seed depends on the trials so far: a resumed search draws the same settings.
+                    seeds = np.random.SeedSequence((self.task.options["seed"], len(trials)))
+                    self.study.sampler = optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]))
+                    self.study.optimize(self.run_trial, n_trials=1, catch=_TrialFailed)  # releases the lock
+                    continue
+            if TrialState.RUNNING not in states:
+                return
+            time.sleep(POLL_S)  # if the worker of a running trial dies, the trial is queued again
+
+    def is_late(self) -> bool:
+        """Whether the time of this call is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def run_trial(self, trial: optuna.Trial) -> float:
+        """Return the best validation MRR of a training; resume the training if the trial was run before.
+
+        Raises:
+            _TrialFailed: the training failed, or the time is over.
+            HafvtError: the training failed before any other trial succeeded.
+            TrialPruned: the trial fell behind.
+        """
+        if "number" not in trial.user_attrs:  # else a trial that was queued again, in its folder
+            numbers = [other.user_attrs.get("number", -1) for other in counted_trials(self.study)]
+            trial.set_user_attr("number", max(numbers) + 1)
+        self.lock.release()
+        try:
+            return self.train(trial)
+        except KeyboardInterrupt:
+            self.retry(self.study, self.study.trials[trial.number])
+            raise
+        except HafvtError as error:
+            if not any(other.state == TrialState.COMPLETE for other in counted_trials(self.study)):
+                self.retry(self.study, self.study.trials[trial.number])
+                raise  # the others would fail alike
+            trial.set_user_attr("error", str(error))
+            raise _TrialFailed from None
+        finally:
+            self.on_progress(f"trial {trial.user_attrs['folder']} ended")
+
+    def train(self, trial: optuna.Trial) -> float:
+        """Train one trial, report each validation to Optuna, and return the best validation MRR."""
+        number = trial.user_attrs["number"]
+        folder = self.task.out / "trials" / f"{number:04d}"
+        log = folder.with_suffix(".log")
+        params = {name: values.suggest(trial, name) for name, values in self.task.space.items()}
+        training = {name: params.pop(name) for name in TRAINING_OPTIONS if name in params}
+        options = {**self.task.options, **training, "out": folder, "test": False}
+        while is_in_use(folder):  # by a training whose parent was killed
+            time.sleep(POLL_S)
+        process = self.pool.start(self.task.model, options, {**self.task.params, **params}, log)
+        reported = 0
+        has_ended = False
+        while not has_ended:
+            has_ended = wait_for(process, POLL_S)
+            for epoch, valid_mrr, seconds in read_validations(folder)[reported:]:
+                reported += 1
+                trial.set_user_attr("seconds", seconds)
+                trial.report(valid_mrr, epoch)
+                self.on_progress(f"trial {number} epoch {epoch}: {valid_mrr:.2%}")
+                if trial.should_prune():
+                    process.terminate()
+                    process.wait()
+                    raise optuna.TrialPruned
+            if self.is_late() and not has_ended:
+                process.terminate()
+                process.wait()
+                self.retry(self.study, self.study.trials[trial.number])
+                raise _TrialFailed("the time is over")
+        self.pool.wait(process, log, f"trial {number}")
+        return max(valid_mrr for _, valid_mrr, _ in read_validations(folder))
 
 
-def _write(search: Search) -> Tuning | None:
-    """Writes and returns what a search has found so far; None before a trial has ended well."""
-    trials = tuple(_trial(search, frozen) for frozen in search.trials())
-    ended = [trial for trial in trials if trial.state == "finished"]
-    if not ended:
-        return None
-    best = max(ended, key=lambda trial: trial.valid_mrr or 0.0)
-    importances = search.importances()
-    text = _text(search, trials, best, importances)
-    with atomic_file(search.out / "best.yaml") as path:
-        path.write_text(_best_yaml(search, best), encoding="utf-8")
-    with atomic_file(search.out / "trials.csv") as path:
-        path.write_text(_csv(search, trials), encoding="utf-8")
-    with atomic_file(search.out / "importance.svg") as path:
-        bars = [(name, 100 * share, None, None) for name, share in importances.items()]
-        path.write_text(bars_svg("What tells good settings from others (%)", bars), encoding="utf-8")
-    with atomic_file(search.out / "report.md") as path:
-        figure = "\n![what tells good settings from others](importance.svg)\n" if importances else ""
-        path.write_text(f"# Settings of `{search.model}`\n\n{text}{figure}", encoding="utf-8")
-    return Tuning(search.out, best, trials, importances, text)
+class _TrialFailed(Exception):
+    """The trial ended without a result; the search goes on."""
 
 
-def _trial(search: Search, frozen: Any) -> Trial:
-    values = frozen.intermediate_values
-    best = max(values, key=values.__getitem__) if values else 0
-    return Trial(
-        frozen.number,
-        STATES[frozen.state.name],
-        {name: one.suggest(frozen, name) for name, one in search.space.items() if name in frozen.params},
-        values.get(best),
-        best,
-        max(values, default=0),
-        frozen.user_attrs.get("seconds", 0.0),
-        frozen.user_attrs.get("problem", ""),
+def open_study(task: TuningTask) -> tuple[optuna.Study, RetryHeartbeatStaleTrialCallback]:
+    """Return the study in the folder of a task, made if it is missing, and what queues a trial again."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    retry = RetryHeartbeatStaleTrialCallback()
+    epochs = task.options["epochs"]
+    study = optuna.create_study(
+        study_name="tune",
+        direction="maximize",
+        storage=RDBStorage(
+            f"sqlite:///{(task.out / 'study.db').resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=retry,
+        ),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=epochs // 4),
+        load_if_exists=True,
     )
+    if not study.get_trials(deepcopy=False):
+        default = {name: task.defaults[name] for name, values in task.space.items()}
+        study.enqueue_trial({n: storable(v) for n, v in default.items() if v in task.space[n]})
+    return study, retry
 
 
-def _text(search: Search, trials: Sequence[Trial], best: Trial, importances: Mapping[str, float]) -> str:
-    """Returns the budget, what was searched and what mattered, and the best trials."""
-    options, counts = search.options, [trial.state for trial in trials]
-    several = ", ".join(f"{counts.count(s)} {s}" for s in STATES.values() if counts.count(s))
-    hours = sum(trial.seconds for trial in trials) / 3600
-    first = trials[0]
-    stands = first.valid_mrr if first.params == {n: search.start[n] for n in first.params} else None
-    said = (
-        f"Best validation MRR {percent(best.valid_mrr)} % (trial {best.number}, epoch {best.epoch})"
-        + (f"; preset `{options['preset']}` as it stands (trial 0): {percent(stands)} %" * bool(stands))
-        + ". The best of many is flattered by chance: what it is worth is for the test targets to say, which "
-        "this search has not looked at."
-    )
-    budget = (
-        f"Budget: {len(trials)} trials of at most {options['epochs']} epochs ({several}); "
-        f"{sum(trial.epochs for trial in trials):,} epochs, {hours:.2f} hours of training in all. "
-        f"Targets ranked by protocol {options['protocol']}, seed {search.seed}"
-        + "".join(f", {name} fixed at {shown(value)}" for name, value in search.params.items())
-        + "."
-    )
-    fields = [
-        [
-            name,
-            str(one),
-            shown(search.start[name]),
-            shown(best.params[name]),
-            percent(importances.get(name)),
-        ]
-        for name, one in sorted(search.space.items(), key=lambda pair: -importances.get(pair[0], 0.0))
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study by number, without those that Optuna queued again under a new number."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.FAIL or "error" in trial.user_attrs
     ]
-    header = ["field", "searched", "as it stands", "best", "importance (%)"]
-    told = sorted((t for t in trials if t.valid_mrr is not None), key=lambda t: -(t.valid_mrr or 0.0))
-    rows = [
-        [
-            str(t.number),
-            t.state,
-            percent(t.valid_mrr),
-            f"{t.epoch} of {t.epochs}",
-            *map(shown, t.params.values()),
-        ]
-        for t in told[:SHOWN]
-    ]
-    return "\n".join(
-        [
-            f"{said}\n\n{budget}\n",
-            markdown_table(header, fields, text_columns=4),
-            markdown_table(["trial", "", "MRR (%)", "epoch", *search.space], rows, text_columns=2),
-            *(f"Failed: {trial.problem}\n" for trial in trials if trial.problem),
-        ]
+
+
+def trial_result(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+    """Return what reports say of a trial."""
+    validations = trial.intermediate_values
+    best_epoch = max(validations, key=validations.__getitem__) if validations else 0
+    return TrialResult(
+        number=trial.user_attrs.get("number", trial.number),
+        state=STATES[trial.state],
+        params={name: values.suggest(trial, name) for name, values in space.items() if name in trial.params},
+        valid_mrr=validations.get(best_epoch),
+        best_epoch=best_epoch,
+        epochs=max(validations, default=0),
+        seconds=trial.user_attrs.get("seconds", 0.0),
+        error=trial.user_attrs.get("error", ""),
     )
 
 
-def _best_yaml(search: Search, best: Trial) -> str:
-    """Returns the best settings as `hafvt train --config` reads them."""
-    training = {name: best.params.get(name, search.start[name]) for name in TRAINING}
-    chosen = {name: value for name, value in best.params.items() if name not in TRAINING}
-    options = {name: value for name, value in search.options.items() if name not in ("data", "seed")}
-    params = {**search.params, **chosen}
-    settings = {"model": search.model, **options, **training, "params": json.loads(json.dumps(params))}
-    return (
-        f"# validation MRR {best.valid_mrr:.4%}, trial {best.number} of hafvt tune\n"
-        f"# hafvt train --config THIS --data ... --out ...\n{yaml.safe_dump(settings, sort_keys=False)}"
-    )
+def field_importances(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
+    """Return by setting its share of the difference between the best quarter of the trials and all trials.
+
+    Optuna's PED-ANOVA would leave out trials that were stopped early, most of which have bad settings. Here
+    they count with their best validation MRR.
+
+    Returns:
+        The largest share first, summing to 1; empty where fewer than two trials differ.
+    """
+    ended = [t for t in counted_trials(study) if t.state.is_finished() and t.intermediate_values]
+    ended = [t for t in ended if t.state != TrialState.FAIL]
+    values = [max(trial.intermediate_values.values()) for trial in ended]
+    if len(set(values)) < 2:
+        return {}
+    completed = optuna.create_study(direction="maximize")
+    for trial, value in zip(ended, values, strict=True):
+        completed.add_trial(
+            optuna.create_trial(value=value, params=trial.params, distributions=trial.distributions)
+        )
+    searched = [name for name, v in space.items() if isinstance(v, Range) or len(v.values) > 1]
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=TOP_QUANTILE)
+    return get_param_importances(completed, evaluator=evaluator, params=searched)
 
 
-def _csv(search: Search, trials: Sequence[Trial]) -> str:
-    """Returns a line per trial; lists as JSON."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "valid_mrr", "best_epoch", "epochs", "seconds", *search.space])
-    for t in trials:
-        values = [plain(t.params.get(name)) for name in search.space]
-        writer.writerow([t.number, t.state, t.valid_mrr, t.epoch, t.epochs, t.seconds, *values])
-    return text.getvalue()
+def read_validations(folder: Path) -> list[tuple[int, float, float]]:
+    """Return epoch, validation MRR and seconds of training of each validation in a run's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be incomplete
+    return [(row["epoch"], row["valid_mrr"], row["seconds"]) for row in rows if "valid_mrr" in row]
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a training runs in a folder."""
+    try:
+        with alone_in(folder):
+            return False
+    except HafvtError:
+        return True
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for at most `seconds` and return whether the process has ended."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

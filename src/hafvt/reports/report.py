@@ -123,9 +123,7 @@ def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserE
         target_rank=rank,
         recommendations=tuple(
             RankedItem(item_card(data, item), float(score), item_shares, is_target=item == target)
-            for item, score, item_shares in zip(
-                items[0].tolist(), top_scores[0].tolist(), shares, strict=True
-            )
+            for item, score, item_shares in ranked
         ),
     )
 

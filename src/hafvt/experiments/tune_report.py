@@ -1,0 +1,196 @@
+"""Write the files of a search: best.yaml, trials.csv, report.md and importance.svg."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hafvt.experiments.search_space import TRAINING_OPTIONS, SearchSpace, format_value, storable
+from hafvt.files import atomic_file
+from hafvt.reports.comparison import Bar, bars_svg
+from hafvt.tables import markdown_table, percent
+
+NUM_BEST_TRIALS = 10  # in the table of report.md
+STATES = ("finished", "stopped early", "failed", "unfinished")
+
+
+@dataclass(frozen=True)
+class TuningTask:
+    """What is tuned, and where.
+
+    Attributes:
+        out: folder of the search.
+        model: name of the model.
+        options: of `hafvt train`, the same for every trial.
+        params: hyperparameters with a fixed value.
+        space: what is searched.
+        defaults: default value of every setting.
+    """
+
+    out: Path
+    model: str
+    options: Mapping[str, Any]
+    params: Mapping[str, Any]
+    space: SearchSpace
+    defaults: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One training of a search.
+
+    Attributes:
+        number: from 0; the folder of the training is `trials/` and the number in four digits.
+        state: finished, stopped early, failed or unfinished.
+        params: value of every searched setting.
+        valid_mrr: best validation MRR so far; None before the first validation.
+        best_epoch: epoch of the best validation MRR.
+        epochs: trained and validated epochs.
+        seconds: training time.
+        error: why the training failed, else "".
+    """
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    valid_mrr: float | None
+    best_epoch: int
+    epochs: int
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """The result of a search; as text, its tables.
+
+    Attributes:
+        folder: best.yaml, trials.csv, report.md, importance.svg, and trials/ with one run per trial.
+        best: the finished trial with the best validation MRR.
+        trials: all trials by number.
+        importances: by setting, its share of the difference between good and other trials, largest first.
+        text: the tables.
+    """
+
+    folder: Path
+    best: TrialResult
+    trials: tuple[TrialResult, ...]
+    importances: dict[str, float]
+    text: str
+
+    def __str__(self) -> str:
+        """The tables and the names of the files."""
+        return f"{self.text}\nwrote {self.folder / 'best.yaml'}, trials.csv, report.md and importance.svg"
+
+
+def write_tuning_report(
+    task: TuningTask, trials: Sequence[TrialResult], importances: dict[str, float]
+) -> TuningResult | None:
+    """Write the four files of a search; without a finished trial, write nothing and return None."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    if not finished:
+        return None
+    best = max(finished, key=lambda trial: trial.valid_mrr or 0.0)
+    text = _tables(task, trials, best, importances)
+    image = "\n![importance of the settings](importance.svg)\n" if importances else ""
+    bars = [Bar(name, 100 * share) for name, share in importances.items()]
+    contents = {
+        "best.yaml": _best_yaml(task, best),
+        "trials.csv": _trials_csv(task.space, trials),
+        "importance.svg": bars_svg("Importance of the settings (%)", bars),
+        "report.md": f"# Settings of `{task.model}`\n\n{text}{image}",
+    }
+    for name, content in contents.items():
+        with atomic_file(task.out / name) as path:
+            path.write_text(content, encoding="utf-8")
+    return TuningResult(task.out, best, tuple(trials), importances, text)
+
+
+def _tables(
+    task: TuningTask, trials: Sequence[TrialResult], best: TrialResult, importances: Mapping[str, float]
+) -> str:
+    """Return the best value, the budget, a table of the settings and a table of the best trials."""
+    options, states = task.options, [trial.state for trial in trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    hours = sum(trial.seconds for trial in trials) / 3600
+    first = trials[0]
+    is_default = first.params == {name: task.defaults[name] for name in first.params}
+    default_mrr = (
+        f"; default settings of preset `{options['preset']}` (trial 0): {percent(first.valid_mrr)} %"
+        if is_default and first.valid_mrr
+        else ""
+    )
+    summary = (
+        f"Best validation MRR {percent(best.valid_mrr)} % (trial {best.number}, epoch {best.best_epoch})"
+        f"{default_mrr}. The best of many trials is too optimistic: only the test targets, which this search "
+        "has not read, show what the settings are worth."
+    )
+    budget = (
+        f"Budget: {len(trials)} trials of at most {options['epochs']} epochs ({counts}); "
+        f"{sum(trial.epochs for trial in trials):,} epochs, {hours:.2f} hours of training in all. "
+        f"Targets ranked by protocol {options['protocol']}, seed {options['seed']}"
+        + "".join(f", {name} fixed at {format_value(value)}" for name, value in task.params.items())
+        + "."
+    )
+    settings = [
+        [
+            name,
+            str(values),
+            format_value(task.defaults[name]),
+            format_value(best.params[name]),
+            percent(importances.get(name)),
+        ]
+        for name, values in sorted(task.space.items(), key=lambda pair: -importances.get(pair[0], 0.0))
+    ]
+    validated = [trial for trial in trials if trial.valid_mrr is not None]
+    rows = [
+        [
+            str(trial.number),
+            trial.state,
+            percent(trial.valid_mrr),
+            f"{trial.best_epoch} of {trial.epochs}",
+            *(format_value(value) for value in trial.params.values()),
+        ]
+        for trial in sorted(validated, key=lambda trial: -(trial.valid_mrr or 0.0))[:NUM_BEST_TRIALS]
+    ]
+    header = ["setting", "searched", "default", "best", "importance (%)"]
+    return "\n".join(
+        [
+            f"{summary}\n\n{budget}\n",
+            markdown_table(header, settings, text_columns=4),
+            markdown_table(["trial", "state", "MRR (%)", "epoch", *task.space], rows, text_columns=2),
+            *(f"Failed: {trial.error}\n" for trial in trials if trial.error),
+        ]
+    )
+
+
+def _best_yaml(task: TuningTask, best: TrialResult) -> str:
+    """Return the best settings in the format of `hafvt train --config`."""
+    training = {name: best.params.get(name, task.defaults[name]) for name in TRAINING_OPTIONS}
+    searched = {name: value for name, value in best.params.items() if name not in TRAINING_OPTIONS}
+    options = {name: value for name, value in task.options.items() if name not in ("data", "seed")}
+    params = json.loads(json.dumps({**task.params, **searched}))
+    settings = {"model": task.model, **options, **training, "params": params}
+    return (
+        f"# validation MRR {best.valid_mrr:.4%}, trial {best.number} of hafvt tune\n"
+        f"# hafvt train --config THIS --data ... --out ...\n{yaml.safe_dump(settings, sort_keys=False)}"
+    )
+
+
+def _trials_csv(space: SearchSpace, trials: Sequence[TrialResult]) -> str:
+    """Return one line per trial; lists as JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", "valid_mrr", "best_epoch", "epochs", "seconds", *space])
+    for trial in trials:
+        values = [storable(trial.params.get(name)) for name in space]
+        row = [trial.number, trial.state, trial.valid_mrr, trial.best_epoch, trial.epochs, trial.seconds]
+        writer.writerow([*row, *values])
+    return text.getvalue()

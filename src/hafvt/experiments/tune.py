@@ -233,7 +233,7 @@ class _Tuner:
             trial.set_user_attr("error", str(error))
             raise _TrialFailed from None
         finally:
-            self.on_progress(f"trial {trial.user_attrs['folder']} ended")
+            self.on_progress(f"trial {trial.user_attrs['number']} ended")
 
     def train(self, trial: optuna.Trial) -> float:
         """Train one trial, report each validation to Optuna, and return the best validation MRR."""

@@ -1,1 +1,1 @@
-"""Commands that put the parts together."""
+"""Commands that combine training, evaluation and reports."""

@@ -1,4 +1,4 @@
-"""Several models on equal terms: one data set, protocol, budget and selection; resumable, side by side."""
+"""Train several models on equal terms: one dataset, protocol and budget; resumable and in parallel."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Float64
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
-from hafvt.experiments.training_pool import TrainingPool, keep_settings
+from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.files import read_json
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
 from hafvt.training.run import fingerprint
 
-COLUMNS = ("MRR", "NDCG@5", "NDCG@10")  # those of the paper's tables
+METRIC_COLUMNS = ("MRR", "NDCG@5", "NDCG@10")  # the metrics of the paper's tables
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every model of a contest gets.
+    """The training budget of every model in a comparison.
 
     Attributes:
-        epochs: at most.
-        learning_rates: tried for each model; the one of the highest validation MRR is taken.
-        search_epochs: of each try.
-        seeds: trainings with the rate that was chosen.
-        max_length: longest history, in items.
+        epochs: maximum number of epochs.
+        learning_rates: candidates; each model takes the one with the highest validation MRR.
+        search_epochs: epochs of each training in the search for the learning rate.
+        seeds: number of trainings with the chosen learning rate.
+        max_length: longest history in items.
         batch_size: histories per step.
         validate_every: epochs between two validations.
-        patience: validations without a better one that end a training.
+        patience: validations without improvement that end a training.
     """
 
     epochs: int
@@ -71,14 +71,15 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that takes part, under a label.
+    """A model that takes part in a comparison.
 
     Attributes:
         label: its name in tables.
-        model: its name.
-        preset: a named one.
-        params: hyperparameters of its own.
-        training: options of train in place of the budget's; a learning rate among them is not searched again.
+        model: name of the model.
+        preset: of the model.
+        params: hyperparameters that differ from the preset.
+        training: options of `train` that replace those of the budget; with a learning rate among them, no
+            learning rate is searched.
     """
 
     label: str
@@ -87,208 +88,251 @@ class Candidate:
     params: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether training depends on learning rate and seed; popularity only counts interactions."""
+        return self.model != "popularity"
+
+    def learning_rates(self, budget: Budget) -> tuple[float, ...]:
+        """Return the learning rates to try; a single one needs no search."""
+        if "learning_rate" in self.training:
+            return (self.training["learning_rate"],)
+        return budget.learning_rates if self.is_trained else budget.learning_rates[:1]
+
+    def num_seeds(self, budget: Budget) -> int:
+        """Return the number of trainings with the chosen learning rate."""
+        return budget.seeds if self.is_trained else 1
+
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What became of an entry.
+    """The results of one candidate.
 
     Attributes:
-        entry: who.
-        learning_rate: chosen.
-        tried: validation MRR by learning rate, after the search.
-        results: of each seed.
-        users: by domain and metric, (users,): each user's mean over their targets and the seeds.
+        candidate: the model.
+        learning_rate: the chosen one.
+        tried: validation MRR by learning rate at the end of the search.
+        results: test metrics of each seed.
+        user_metrics: by domain and metric, (users,): mean over the targets of a user and over the seeds.
         epochs: best epoch of each seed.
-        seconds: of training, mean of the seeds.
-        peak_gib: memory of a training, the largest of the seeds.
-        parameters: how many.
+        seconds: training time, mean over the seeds.
+        peak_gib: peak memory of a training, maximum over the seeds.
+        parameters: number of parameters.
     """
 
-    entry: Candidate
+    candidate: Candidate
     learning_rate: float
     tried: dict[float, float]
     results: tuple[Results, ...]
-    users: dict[tuple[str, str], Float64] = field(repr=False)
+    user_metrics: dict[tuple[str, str], Float64] = field(repr=False)
     epochs: tuple[int, ...] = ()
     seconds: float = 0.0
     peak_gib: float = 0.0
     parameters: int = 0
 
-    def figure(self, domain: str, metric: str) -> tuple[float, float | None]:
-        """Returns mean and standard deviation over the seeds; None for the latter where there is one."""
+    @property
+    def label(self) -> str:
+        """Name of the candidate in tables."""
+        return self.candidate.label
+
+    def mean_and_std(self, domain: str, metric: str) -> tuple[float, float | None]:
+        """Return mean and standard deviation over the seeds, the latter None with one seed."""
         values = [result[domain][metric].value for result in self.results]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 class ComparisonRunner:
-    """Searches and trains the entries; what is finished is not run again."""
+    """Searches the learning rate of candidates and trains them; finished trainings are not repeated.
+
+    Args:
+        data: the dataset.
+        out: folder of the runs.
+        protocol: ranks the targets in validation and test.
+        budget: of each candidate.
+        pool: runs the trainings.
+    """
 
     def __init__(
-        self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, trainings: TrainingPool
+        self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, pool: TrainingPool
     ) -> None:
-        self.data, self.out, self.protocol, self.budget = data, out, protocol, budget
-        self.trainings = trainings
+        self.data, self.out, self.protocol, self.budget, self.pool = data, out, protocol, budget, pool
 
-    def train(self, entry: Candidate, rate: float, seed: int, epochs: int, test: bool) -> Path:
-        """Trains one model, or goes on with it, and returns its folder."""
-        folder = self.out / "runs" / slug(entry.label) / f"rate{rate:g}-seed{seed}"
-        config = configure(entry.model, entry.preset)
-        params = dict(entry.params)
-        if hasattr(config, "max_length"):
+    def train(self, candidate: Candidate, learning_rate: float, seed: int, epochs: int, test: bool) -> Path:
+        """Start or resume one training, wait for its end, and return its folder.
+
+        Args:
+            candidate: the model.
+            learning_rate: of the training.
+            seed: of the training.
+            epochs: maximum number of epochs.
+            test: whether to evaluate on the test targets at the end.
+
+        Raises:
+            HafvtError: the training failed, or the folder holds a run with other hyperparameters.
+        """
+        folder = self.out / "runs" / slug(candidate.label) / f"rate{learning_rate:g}-seed{seed}"
+        params = dict(candidate.params)
+        if hasattr(configure(candidate.model, candidate.preset), "max_length"):
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
             about = read_json(folder / "model.json")
-            _same(folder, about["config"], configure(entry.model, entry.preset, params).model_dump())
-            _same(folder, about["training"], entry.training)
-            done = about["training"]["epochs"]
-            if done >= epochs and (not test or (folder / "results.json").exists()):
+            config = configure(candidate.model, candidate.preset, params).model_dump()
+            _require_same(folder, about["config"], config)
+            _require_same(folder, about["training"], candidate.training)
+            is_long_enough = about["training"]["epochs"] >= epochs
+            if is_long_enough and (not test or (folder / "results.json").exists()):
                 return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
         options = {
             "data": self.data.folder,
             "out": folder,
-            "preset": entry.preset,
+            "preset": candidate.preset,
             "epochs": epochs,
             "batch_size": self.budget.batch_size,
-            "learning_rate": rate,
+            "learning_rate": learning_rate,
             "protocol": self.protocol.name,
             "validate_every": self.budget.validate_every,
             "patience": self.budget.patience,
             "seed": seed,
             "test": test,
-            **entry.training,
+            **candidate.training,
         }
         log = folder.with_suffix(".log")
-        with log.open("ab") as file:
-            process = self.trainings.start(entry.model, options, params, file)
-        self.trainings.ended(process, log, entry.label)
+        process = self.pool.start(candidate.model, options, params, log)
+        self.pool.wait(process, log, candidate.label)
         return folder
 
-    def rates(self, entry: Candidate) -> tuple[float, ...]:
-        """Returns the learning rates that are tried; one alone needs no search."""
-        if "learning_rate" in entry.training:
-            return (entry.training["learning_rate"],)
-        return self.budget.learning_rates[: 1 if entry.model == "popularity" else None]
+    def num_trainings(self, candidate: Candidate) -> int:
+        """Return the number of trainings of a candidate."""
+        rates = len(candidate.learning_rates(self.budget))
+        return (rates if rates > 1 else 0) + candidate.num_seeds(self.budget)
 
-    def trainings_of(self, entry: Candidate) -> int:
-        """Returns how many trainings an entry takes."""
-        rates = len(self.rates(entry))
-        return rates * (rates > 1) + (1 if entry.model == "popularity" else self.budget.seeds)
+    def run(self, candidate: Candidate, advance: Advance) -> ModelResult:
+        """Search the learning rate of a candidate, train every seed, and return the results.
 
-    def model_result(self, entry: Candidate, advance: Advance) -> ModelResult:
-        """Searches, trains and reads what came of it."""
-        fixed = entry.model == "popularity"  # learns nothing: all seeds are one
-        rates = self.rates(entry)
+        Args:
+            candidate: the model.
+            advance: is called after each training.
+        """
+        rates = candidate.learning_rates(self.budget)
         tried: dict[float, float] = {}
-        for rate in rates:
-            if len(rates) > 1:
-                folder = self.train(entry, rate, 0, self.budget.search_epochs, test=False)
-                tried[rate] = searched(folder, self.budget.search_epochs)
-                advance(1, entry.label)
-        best = max(tried, key=tried.__getitem__) if tried else rates[0]
+        for rate in rates if len(rates) > 1 else ():
+            folder = self.train(candidate, rate, 0, self.budget.search_epochs, test=False)
+            tried[rate] = best_valid_mrr(folder, self.budget.search_epochs)
+            advance(1, candidate.label)
+        best_rate = max(tried, key=tried.__getitem__) if tried else rates[0]
         folders = []
-        for seed in range(1 if fixed else self.budget.seeds):
-            folders.append(self.train(entry, best, seed, self.budget.epochs, test=True))
-            advance(1, entry.label)
-        told = [read_json(folder / "model.json") for folder in folders]
+        for seed in range(candidate.num_seeds(self.budget)):
+            folders.append(self.train(candidate, best_rate, seed, self.budget.epochs, test=True))
+            advance(1, candidate.label)
+        abouts = [read_json(folder / "model.json") for folder in folders]
         return ModelResult(
-            entry,
-            best,
+            candidate,
+            best_rate,
             tried,
-            tuple(read_results(folder) for folder in folders),
-            _of_users(folders),
-            tuple(one["best"]["epoch"] for one in told),
-            float(np.mean([one["best"]["seconds"] for one in told])),
-            max(one["best"]["peak_gib"] for one in told),
-            told[0]["parameters"],
+            results=tuple(read_results(folder) for folder in folders),
+            user_metrics=read_user_metrics(folders),
+            epochs=tuple(about["best"]["epoch"] for about in abouts),
+            seconds=float(np.mean([about["best"]["seconds"] for about in abouts])),
+            peak_gib=max(about["best"]["peak_gib"] for about in abouts),
+            parameters=abouts[0]["parameters"],
         )
 
 
 def run_comparison(
-    data: Dataset, out: Path, entries: Sequence[Candidate], budget: Budget, protocol: Protocol, jobs: int
+    data: Dataset,
+    out: Path,
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    protocol: Protocol,
+    jobs: int | None,
 ) -> list[ModelResult]:
-    """Trains and evaluates all entries, or goes on with it.
+    """Train and evaluate all candidates, or resume, and return their results in the same order.
 
     Args:
-        data: the data set.
-        out: folder for the runs and for settings.json, which says what they are runs of.
-        entries: who takes part; their labels differ.
-        budget: what each of them gets.
-        protocol: how targets are ranked, in validation and test.
-        jobs: trainings side by side; each has its share of the processors.
+        data: the dataset.
+        out: folder of the runs and of settings.json, which describes them.
+        candidates: the models; their labels differ.
+        budget: of each candidate.
+        protocol: ranks the targets in validation and test.
+        jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: `out` holds another contest, or a training failed.
+        HafvtError: `out` holds another comparison, or a training failed.
     """
-    trainings = TrainingPool(jobs)
+    pool = TrainingPool(jobs)
     settings = {"dataset": fingerprint(data), "protocol": protocol.name, "budget": asdict(budget)}
-    keep_settings(out, settings, "a comparison")
-    runner = ComparisonRunner(data, out, protocol, budget, trainings)
-    total = sum(map(runner.trainings_of, entries))
+    save_or_check_settings(out, settings, "a comparison")
+    runner = ComparisonRunner(data, out, protocol, budget, pool)
+    total = sum(map(runner.num_trainings, candidates))
     with progress("compare", total, "trainings", every_s=60.0) as advance:
-        tasks = [partial(runner.model_result, entry, advance) for entry in entries]
-        found = {model_result.entry.label: model_result for model_result in trainings.side_by_side(tasks)}
-    return [found[entry.label] for entry in entries]
+        tasks = [partial(runner.run, candidate, advance) for candidate in candidates]
+        results = {result.label: result for result in pool.run(tasks)}
+    return [results[candidate.label] for candidate in candidates]
 
 
-def against_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], PairedTest]:
-    """Returns each model's paired tests, p-values Holm-corrected within a column.
+def compare_with_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], PairedTest]:
+    """Return paired tests of each model against the best of the others, Holm-corrected within a column.
+
+    Args:
+        model_results: of all models.
 
     Returns:
-        By label, domain and metric: the model against the best of the others there.
+        By label, domain and metric; empty for a single model.
     """
-    found: dict[tuple[str, str, str], PairedTest] = {}
+    corrected: dict[tuple[str, str, str], PairedTest] = {}
     if len(model_results) < 2:
-        return found
-    for domain, metric in dict.fromkeys(key for model_result in model_results for key in model_result.users):
+        return corrected
+    for domain, metric in dict.fromkeys(key for result in model_results for key in result.user_metrics):
         tests = {}
-        for model_result in model_results:
-            others = [other for other in model_results if other is not model_result]
-            best = max(others, key=lambda other: other.figure(domain, metric)[0])
-            tests[model_result.entry.label] = paired_test(
-                model_result.users[domain, metric] - best.users[domain, metric]
-            )
+        for result in model_results:
+            others = [other for other in model_results if other is not result]
+            best = max(others, key=lambda other: other.mean_and_std(domain, metric)[0])
+            differences = result.user_metrics[domain, metric] - best.user_metrics[domain, metric]
+            tests[result.label] = paired_test(differences)
         bootstrap = holm([test.bootstrap for test in tests.values()])
         wilcoxon = holm([test.wilcoxon for test in tests.values()])
         for (label, test), b, w in zip(tests.items(), bootstrap, wilcoxon, strict=True):
-            found[label, domain, metric] = PairedTest(test.difference, test.low, test.high, b, w)
-    return found
+            corrected[label, domain, metric] = PairedTest(test.difference, test.low, test.high, b, w)
+    return corrected
 
 
 def slug(label: str) -> str:
-    """Returns a label as the name of a folder."""
+    """Return a label as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
-def searched(folder: Path, epochs: int) -> float:
-    """Returns the best validation MRR of the first epochs, so that a longer training changes no choice."""
+def best_valid_mrr(folder: Path, epochs: int) -> float:
+    """Return the best validation MRR of the first epochs; later epochs of the run do not count."""
     lines = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
     return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
-def _same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuses a finished run of other hyperparameters, such as those of an older release.
-
-    Raises:
-        HafvtError: it is one.
-    """
-    for key, value in wanted.items():
-        now = list(value) if isinstance(value, tuple) else value
-        if now is not None and found.get(key, now) != now:  # None is spelt out in a run
-            told = f"{key}={found[key]}, now {now}"
-            raise HafvtError(f"{folder} holds a run with {told}: move it away, or choose another folder")
-
-
-def _of_users(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:
-    """Returns each user's mean of each metric over their targets in a domain and over the seeds."""
-    values = pl.concat(
+def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:
+    """Return by domain and metric each user's mean over their targets and over the runs in `folders`."""
+    rows = pl.concat(
         pl.read_parquet(folder / "ranks.parquet", columns=["user_id", "domain", "rank"]) for folder in folders
     )
-    ranks = values["rank"].to_numpy()
-    columns = [pl.Series(metric, METRICS[metric](ranks)) for metric in COLUMNS]
-    means = values.with_columns(columns).group_by("domain", "user_id").agg(pl.mean(*COLUMNS)).sort("user_id")
+    ranks = rows["rank"].to_numpy()
+    columns = [pl.Series(metric, METRICS[metric](ranks)) for metric in METRIC_COLUMNS]
+    grouped = rows.with_columns(columns).group_by("domain", "user_id")
+    means = grouped.agg(pl.mean(*METRIC_COLUMNS)).sort("user_id")
     return {
         (str(domain), metric): part[metric].to_numpy()
         for (domain,), part in means.group_by("domain", maintain_order=True)
-        for metric in COLUMNS
+        for metric in METRIC_COLUMNS
     }
+
+
+def _require_same(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a finished run with other hyperparameters, such as one of an older version.
+
+    Raises:
+        HafvtError: a value differs.
+    """
+    for key, value in wanted.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if value is not None and saved.get(key, value) != value:  # a run stores what None stands for
+            difference = f"{key}={saved[key]}, now {value}"
+            raise HafvtError(
+                f"{folder} holds a run with {difference}: move it away, or choose another folder"
+            )

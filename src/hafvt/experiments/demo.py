@@ -1,14 +1,16 @@
-"""`hafvt demo`: the whole way on a generated world."""
+"""`hafvt demo`: all steps from raw data to recommendations, on generated data."""
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hafvt.data.prepare import prepare
 from hafvt.data.sources.demo import generate_world
+from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results
 from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
@@ -18,64 +20,78 @@ from hafvt.reports.report import write_report
 from hafvt.training.run import open_run
 from hafvt.training.trainer import train
 
-BUDGET: dict[str, dict[str, int]] = {
+TRAINING_OPTIONS: dict[str, dict[str, Any]] = {
     "hafvt": {"epochs": 8, "batch_size": 64, "validate_every": 2},
     "sasrec": {"epochs": 40, "batch_size": 64, "validate_every": 2},
     "popularity": {"epochs": 1},
 }
-"""Epochs at most; each model stops earlier once its validation MRR has ceased to rise."""
+"""Options of `train` by model; a training stops early when its validation MRR no longer rises."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the results of each model, and its folder with report.html."""
+    """The results of the demo; as text, their table and the next commands.
+
+    Attributes:
+        results: by model: by domain and "overall", each metric.
+        folder: data/, runs/ and report.html.
+        seconds: time of the demo.
+    """
 
     results: dict[str, Results]
     folder: Path
     seconds: float
 
     def __str__(self) -> str:
-        """The table, in per cent."""
-        table = plain_table(self.results)
-        return f"{table}\n{self.seconds:.0f} s in all\nopen {self.folder / 'report.html'}"
+        """The table, in per cent, and the next commands."""
+        return (
+            f"{plain_table(self.results)}\n{self.seconds:.0f} s in all\n"
+            f"open {self.folder / 'report.html'}\n"
+            f"hafvt serve {self.folder / 'runs' / 'hafvt'}"
+        )
 
 
 def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 400, seed: int = 0) -> Demo:
-    """Generates two shops that share customers, trains and compares three models, writes report.html.
+    """Generate two shops that share customers, train and compare three models, and write report.html.
 
-    Runs what a user runs on their own data: prepare, encode (classic), train, evaluate.
+    The steps are those for your own data: prepare, encode (classic), train, evaluate.
 
     Example: hafvt demo --out demo
 
     Args:
-        out: a new folder, or that of an earlier demo, which is replaced piece by piece.
-        users: customers of both shops.
-        items_per_shop: items of each shop.
-        seed: of the world and of the models.
+        out: a new folder, or the folder of an earlier demo, whose data and runs are replaced.
+        users: number of customers of both shops.
+        items_per_shop: number of items of each shop.
+        seed: of the generated data and of the models.
+
+    Raises:
+        HafvtError: a folder that would be replaced holds something else than a run.
     """
     started = time.monotonic()
     folder = Path(out)
+    run_folders = {name: folder / "runs" / name for name in TRAINING_OPTIONS}
+    for run_folder in run_folders.values():
+        _require_run_or_nothing(run_folder)
     interactions, items = generate_world(
         folder / "world", users=users, items_per_shop=items_per_shop, seed=seed
     )
     data = prepare(interactions, items, folder / "data", min_per_domain=3, seed=seed, overwrite=True)
     encode(data, image="classic", title="classic", seed=seed)
-    # Each demo trains anew, in a folder of its own: a run is never overwritten.
-    runs = Path(tempfile.mkdtemp(prefix="runs-", dir=folder))
-    results, parts = {}, {}
-    for name, budget in BUDGET.items():
+    results, runs = {}, {}
+    for name, options in TRAINING_OPTIONS.items():
         console.print(f"training {name}", style="bold")
-        train(name, data, runs / name, seed=seed, **budget)  # type: ignore[arg-type]
-        found = evaluate(runs / name)
-        results[name] = found.results
-        parts[name] = (open_run(runs / name).models, found.results, runs / name)
-    write_report(
-        folder / "report.html",
-        parts,
-        data,
-        [
-            f"a generated world of {users:,} users, seed {seed}; "
-            "every target ranked among all items of its domain"
-        ],
+        shutil.rmtree(run_folders[name], ignore_errors=True)
+        train(name, data, run_folders[name], seed=seed, **options)
+        results[name] = evaluate(run_folders[name]).results
+        runs[name] = open_run(run_folders[name])
+    note = (
+        f"generated data of {users:,} users, seed {seed}; every target ranked among all items of its domain"
     )
+    write_report(folder / "report.html", runs, [note])
     return Demo(results, folder, time.monotonic() - started)
+
+
+def _require_run_or_nothing(folder: Path) -> None:
+    """Raise HafvtError if a folder exists, is not empty, and holds no run."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
+        raise HafvtError(f"{folder} holds something else than a run: move it away, or choose another --out")

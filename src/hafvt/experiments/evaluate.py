@@ -1,4 +1,4 @@
-"""`hafvt evaluate`: honest figures of a trained model."""
+"""`hafvt evaluate`: rank the targets of a finished run."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
+from hafvt.evaluation.results import write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.experiments.cold import rank_cold
+from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.progress import progress
-from hafvt.reports.report import report
+from hafvt.reports.report import write_run_report
 from hafvt.training.run import open_run
 
-NOTICEABLE = 0.001  # of 1: by how much the rule for ties may change a figure without a warning
+TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, gives no warning
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation; as text, its table.
 
     Attributes:
         model: name of the model.
-        results: per domain and overall, each metric with its 95 % interval.
+        results: by domain and "overall", each metric with its 95 % interval.
         ranks: of every target.
-        half: under c2dsr, the same with ties at half: what the rule for ties would hide; else empty.
-        folder: where ranks.parquet and report.html were written.
-        chance: under --cold, what a random order is expected to have; else empty.
+        half_tie_results: under c2dsr the same metrics with a tie counted half, else empty.
+        folder: ranks.parquet, results.json and report.html.
+        random_order: with `cold` the expected metrics of a random order, else empty.
     """
 
     model: str
     results: Results
     ranks: Ranks
-    half: Results
+    half_tie_results: Results
     folder: Path
-    chance: Results = field(default_factory=dict)
+    random_order: Results = field(default_factory=dict)
 
     @property
-    def flattered(self) -> float:
-        """By how much, of 1, c2dsr's rule lifts a figure at most; 0 where it is no more than 0.1 points."""
-        gaps = [
-            self.results[domain][metric].value - figure.value
-            for domain, row in self.half.items()
-            for metric, figure in row.items()
+    def tie_gain(self) -> float:
+        """The largest effect of c2dsr's tie rule on a metric, as a fraction of 1; 0 up to 0.001."""
+        gains = [
+            self.results[domain][metric].value - value.value
+            for domain, row in self.half_tie_results.items()
+            for metric, value in row.items()
         ]
-        return max((gap for gap in gaps if abs(gap) > NOTICEABLE), default=0.0, key=abs)
+        return max((gain for gain in gains if abs(gain) > TIE_TOLERANCE), default=0.0, key=abs)
 
     def __str__(self) -> str:
         """The table, in per cent."""
-        if self.chance:
-            table = plain_table({self.model: self.results, "a random order": self.chance}, mark_best=False)
-            times = ", ".join(
-                f"{row['MRR'].value / self.chance[name]['MRR'].value:.1f} times {name}"
+        if self.random_order:
+            rows = {self.model: self.results, "a random order": self.random_order}
+            ratios = ", ".join(
+                f"{row['MRR'].value / self.random_order[name]['MRR'].value:.1f} times {name}"
                 for name, row in self.results.items()
             )
             return (
-                f"{table}\nMRR over items that training never met, beside a random order's: {times}\n"
-                f"wrote ranks.parquet and results.json to {self.folder}"
+                f"{plain_table(rows, mark_best=False)}\nMRR over cold items, compared with a random order: "
+                f"{ratios}\nwrote ranks.parquet and results.json to {self.folder}"
             )
-        if self.half:
-            rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half}
-            table = plain_table(rows, mark_best=False)
-        else:
-            table = plain_table({self.model: self.results})
-        if self.flattered:
+        rows = {self.model: self.results}
+        if self.half_tie_results:
+            rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half_tie_results}
+        table = plain_table(rows, mark_best=False)
+        if self.tie_gain:
             table += (
-                f"\nWARNING: c2dsr's rule for ties flatters {self.model} by up to {100 * self.flattered:.2f} "
-                "points: report the figures with ties at half"
+                f"\nWARNING: c2dsr's tie rule raises a metric of {self.model} by up to "
+                f"{100 * self.tie_gain:.2f} points: report the values with ties at half"
             )
         return f"{table}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
 
@@ -88,64 +88,65 @@ def evaluate(
     data: str | Path | Dataset | None = None,
     device: str = "cpu",
 ) -> Evaluation:
-    """Ranks every target of a finished run and writes ranks.parquet and report.html.
+    """Rank every target of a finished run and write ranks.parquet, results.json and report.html.
 
-    By default ranks are counted among all items of the target's domain, ties at half; MRR, NDCG@5, NDCG@10
-    and HR@1/5/10 come with 95 % bootstrap intervals over users, per domain and as the mean of the domains.
+    By default a target is ranked among all items of its domain, and a tie counts half. MRR, NDCG@5, NDCG@10
+    and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the domains.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
     Args:
         run: the folder that train wrote.
-        protocol: full ranks among all items of the target's domain; c2dsr as the paper's tables do, among 999
-            negatives drawn with replacement, where what comes within 1e-5 counts for the target (beside it
-            stand the figures with ties at half); strict among 999 distinct items that the user never had.
-        split: test or valid. Choose nothing by test.
+        protocol: full ranks among all items of the target's domain. c2dsr ranks as the paper's tables do:
+            among 999 negatives drawn with replacement, where a score within 1e-5 of the target's counts as
+            lower; the metrics with ties at half stand beside. sampled-unseen ranks among 999 distinct items
+            that the user has not seen.
+        split: test or valid. Make no choices by test.
         exclude_seen: leave items of the history out of the candidates.
         cold: rank the items that `prepare --hold-out-items` held out of training instead, among all items of
-            their domain, ties at half; prints the figures of a random order beside.
+            their domain; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
         device: cpu or cuda.
 
     Raises:
-        HafvtError: no finished run, or the dataset is not the one it was trained on.
+        HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
     """
     ranking = get_protocol(protocol)
     if exclude_seen and not ranking.ranks_all_items:
-        raise HafvtError(f"--exclude-seen goes with --protocol full, not {protocol}: leave out one of them")
+        raise HafvtError(f"--exclude-seen needs --protocol full, not {protocol}: leave out one of them")
     if cold and (not ranking.ranks_all_items or split != "test" or exclude_seen):
-        raise HafvtError("--cold goes with no other protocol, split or --exclude-seen: leave them out")
+        raise HafvtError("--cold excludes another protocol, split and --exclude-seen: leave them out")
     opened = open_run(run, data)
+    target_device = torch.device(device)
     if cold:
-        ranks, results, chance = rank_cold(opened, torch.device(device))
-        return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", chance)
-    targets = len(opened.data.test if split == "test" else opened.data.valid)
-    if targets == 0:
+        ranks, results, random_order = rank_cold_targets(opened, target_device)
+        return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order)
+    num_targets = len(opened.data.test if split == "test" else opened.data.valid)
+    if num_targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
-    place = torch.device(device)
-    with progress(f"evaluate {opened.name}", targets, "targets") as advance:
-        half, ranks = rank_targets(
-            [model.to(place) for model in opened.models],
+    with progress(f"evaluate {opened.name}", num_targets, "targets") as advance:
+        half_ties, ranks = rank_targets(
+            [model.to(target_device) for model in opened.models],
             opened.data,
             split,
             ranking,
             exclude_seen=exclude_seen,
-            device=place,
+            device=target_device,
             advance=advance,
         )
-    # What training wrote into the run's folder, of test by its own protocol, is replaced by its like alone.
-    folder, what = opened.folder, f"{split} targets"
-    own = opened.about["training"].get("protocol", "full")
-    words: list[str] = [] if split == "test" and protocol == own and not exclude_seen else [split]
-    words += [protocol] if protocol != own else []
-    words += ["unseen"] if exclude_seen else []
-    if words:
-        folder = folder / "-".join(words)
-        folder.mkdir(exist_ok=True)
-        what += " (items of the history left out)" if exclude_seen else ""
-    models = [model.cpu() for model in opened.models]
-    results = report(folder, opened.name, models, opened.data, ranks, what, ranking)
-    names = [domain.name for domain in opened.data.domains]
-    return Evaluation(
-        opened.name, results, ranks, summarize(half, names) if not ranking.ties_count_half else {}, folder
-    )
+    for model in opened.models:
+        model.cpu()
+    # The folder of the run holds test results by the protocol of the training; others have a subfolder.
+    is_default = protocol == opened.about["training"].get("protocol", "full")
+    name_parts = [] if split == "test" and is_default and not exclude_seen else [split]
+    name_parts += [] if is_default else [protocol]
+    name_parts += ["unseen"] if exclude_seen else []
+    folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder
+    folder.mkdir(exist_ok=True)
+    description = f"{split} targets{' (items of the history left out)' if exclude_seen else ''}"
+    results = write_results(folder, opened.data, ranks, ranking, description)
+    write_run_report(opened, folder)
+    half_tie_results = {}
+    if not ranking.ties_count_half:
+        half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])
+    return Evaluation(opened.name, results, ranks, half_tie_results, folder)

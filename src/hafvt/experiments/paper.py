@@ -1,4 +1,4 @@
-"""`hafvt paper`: the paper's tables from the data at hand."""
+"""`hafvt paper`: reproduce the tables of the HAF-VT paper."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.sources.c2dsr import prepare_c2dsr
 from hafvt.data.sources.checks import checks_table, find_scenario, table1_checks
 from hafvt.errors import HafvtError
-from hafvt.experiments.compare import ablate, compare
+from hafvt.experiments.compare import BudgetName, ablate, compare
 from hafvt.progress import console
 
-SCENARIOS = {"table2": ("food", "kitchen"), "table3": ("movie", "book"), "table4": ("movie", "book")}
+TABLE_DOMAINS = {"table2": ("food", "kitchen"), "table3": ("movie", "book"), "table4": ("movie", "book")}
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper beside what the data gives, as text."""
+    """A reproduced table beside the published values, as text."""
 
     text: str
 
@@ -30,25 +30,29 @@ class PaperTable:
 
 def paper(
     table: Literal["table1", "table2", "table3", "table4"],
-    *,
     data: str | Path,
+    *,
     out: str | Path | None = None,
-    budget: Literal["small", "full"] = "full",
+    budget: BudgetName = "full",
     jobs: int | None = None,
 ) -> PaperTable:
-    """Makes a table of the paper from the data at hand, the paper's own figures beside it.
+    """Reproduce a table of the paper, with the published values beside it.
 
-    Tables 2 to 4 prepare a release where it is one, then train and evaluate under the protocol c2dsr, as
-    compare and ablate do; started again, they go on where they were.
+    Tables 2 to 4 prepare the data if needed, then train and evaluate under the protocol c2dsr, as compare
+    and ablate do. A repeated call resumes.
 
-    Example: hafvt paper table2 --data ../shared/data/c2dsr-food-kitchen --out paper/table2
+    Example: hafvt paper table2 ../shared/data/c2dsr-food-kitchen --out paper/table2
 
     Args:
         table: table1 (statistics), table2 (Food-Kitchen), table3 (Movie-Book) or table4 (its ablation).
-        data: a dataset folder, or a release of C2DSR's files; table4 needs a dataset with image and title.
-        out: folder for runs and tables; table1 needs none.
+        data: a folder with a release of C2DSR's files, or a dataset folder; table4 needs a dataset folder
+            with the features image and title.
+        out: folder of runs and tables; table1 needs none.
         budget: small or full, see compare.
-        jobs: trainings side by side; default: one for each processor.
+        jobs: number of parallel trainings; default: one per processor.
+
+    Raises:
+        HafvtError: an unknown table, no `out`, or what compare raises.
     """
     folder = Path(data)
     if table == "table1":
@@ -56,8 +60,8 @@ def paper(
             return _table1(Dataset.open(folder))
         with tempfile.TemporaryDirectory() as temporary:
             return _table1(prepare_c2dsr(folder, Path(temporary) / "data").dataset)
-    if table not in SCENARIOS:
-        raise HafvtError(f"no table {table!r}: choose table1, {', '.join(SCENARIOS)}")
+    if table not in TABLE_DOMAINS:
+        raise HafvtError(f"no table {table!r}: choose table1, {', '.join(TABLE_DOMAINS)}")
     if out is None:
         raise HafvtError(f"{table} needs --out, a folder for its runs")
     if not (folder / "manifest.json").exists():
@@ -65,16 +69,19 @@ def paper(
         if not (folder / "manifest.json").exists():
             prepare_c2dsr(release, folder)
     dataset = Dataset.open(folder)
-    known = find_scenario(dataset)
-    if known is None or known.domains != SCENARIOS[table]:
-        wanted, has = "-".join(SCENARIOS[table]), "-".join(d.name for d in dataset.domains)
-        console.print(f"{table} is of {wanted}, this data of {has}: the paper's rows are left out")
-    work = ablate if table == "table4" else compare
-    return PaperTable(str(work(dataset, Path(out) / "runs", budget=budget, protocol="c2dsr", jobs=jobs)))
+    scenario = find_scenario(dataset)
+    if scenario is None or scenario.domains != TABLE_DOMAINS[table]:
+        names = "-".join(domain.name for domain in dataset.domains)
+        console.print(
+            f"{table} is about {'-'.join(TABLE_DOMAINS[table])}, but this dataset about {names}: "
+            "the published rows are left out"
+        )
+    run = ablate if table == "table4" else compare
+    return PaperTable(str(run(dataset, Path(out) / "runs", budget=budget, protocol="c2dsr", jobs=jobs)))
 
 
 def _table1(data: Dataset) -> PaperTable:
-    known = find_scenario(data)
-    name = "-".join(name.title() for name in known.domains) if known else "no scenario of the paper"
-    head = f"Table 1, {name}: the paper's figures beside those of the data at hand"
-    return PaperTable(f"{head}\n{checks_table(table1_checks(data))}")
+    scenario = find_scenario(data)
+    name = "-".join(name.title() for name in scenario.domains) if scenario else "no scenario of the paper"
+    header = f"Table 1, {name}: the published values beside those of this dataset"
+    return PaperTable(f"{header}\n{checks_table(table1_checks(data))}")

@@ -1,4 +1,4 @@
-"""What the paper's tables say, in %: for each model MRR, NDCG@5, NDCG@10 of one domain, then the other."""
+"""Published values of the paper: MRR, NDCG@5 and NDCG@10 in % of one domain, then of the other."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ ABLATION: dict[str, float] = {
     "+ visual, hierarchy": 6.08,
     "+ textual, visual, hierarchy": 6.27,
 }
-"""Table 4: MRR of Movie."""
+"""MRR on Movie in Table 4."""

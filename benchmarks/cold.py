@@ -24,7 +24,7 @@ from hafvt.data.batches import target_batches
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.tables import interval
 from hafvt.evaluation.target_ranking import rank_positions
-from hafvt.experiments.cold import rank_cold
+from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.models.hafvt import HafVt
 from hafvt.tables import markdown_table, percent
 from hafvt.training.run import Run, open_run
@@ -83,7 +83,7 @@ def measure(run: Run, factor: float) -> dict[str, Any]:
     model = run.model
     assert isinstance(model, HafVt)
     model.config = model.config.replace(new_items=factor)
-    _, results, chance = rank_cold(run, torch.device("cpu"))
+    _, results, chance = rank_cold_targets(run, torch.device("cpu"))
     return {
         "new_items": factor,
         "cold": {name: vars(row["MRR"]) for name, row in results.items()},

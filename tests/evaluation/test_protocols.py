@@ -181,7 +181,7 @@ def test_training_and_evaluating_by_c2dsrs_protocol(small, tmp_path):
 def test_flattery_is_told(small, tmp_path):
     run = train("popularity", small, tmp_path / "run")
     found = evaluate(run.folder, protocol="c2dsr")
-    assert found.flattered > 0.001  # items of equal count are ties
+    assert found.tie_gain > 0.001  # items of equal count are ties
     assert "WARNING: c2dsr's rule for ties flatters popularity" in str(found)
     assert "ties at half" in str(found)
     assert "WARNING" not in str(evaluate(run.folder, protocol="sampled-unseen"))

@@ -1,4 +1,4 @@
-"""What a search may choose from, as people write it."""
+"""The search space as users write it."""
 
 from __future__ import annotations
 
@@ -8,88 +8,101 @@ import optuna
 import pytest
 
 from hafvt.errors import HafvtError
-from hafvt.experiments.search_space import RANGES, TRAINING, Choices, Range, as_it_stands, read_space
+from hafvt.experiments.search_space import (
+    DEFAULT_SPACE,
+    TRAINING_OPTIONS,
+    Choices,
+    Range,
+    build_search_space,
+    default_settings,
+)
 from hafvt.models import MODELS
 
 
-def space(**wanted):
-    return read_space("hafvt", "default", {}, wanted)
+def build(model="gru4rec", params=(), **space):
+    return build_search_space(model, "default", dict(params), space)
 
 
-def test_each_way_of_writing():
-    found = space(
-        temperature=[0.05, 0.5, "log"],
-        lambda1=[0, 1],
-        lambda2=[0.1, 0.3, "choices"],
-        id_width=[8, 16],
-        content_width=[8, 64, "range"],
-        hierarchy=[True, False],
-        modalities=[["id"], ["id", "title"]],
-        dropout=[0.1],
+def test_build_search_space_reads_ranges_and_choices():
+    space = build_search_space(
+        "hafvt",
+        "default",
+        {},
+        {
+            "temperature": [0.05, 0.5, "log"],
+            "dropout": [0, 1e-1],
+            "weight_decay": [0.1, 0.3, "choices"],
+            "id_width": [8, 16],
+            "max_length": [8, 64, "range"],
+            "hierarchy": [True, False],
+            "modalities": [["id"], ["id", "title"]],
+            "batch_size": [16],
+        },
     )
-    assert found["temperature"] == Range(0.05, 0.5, log=True)
-    assert found["lambda1"] == Range(0.0, 1.0, log=False)
-    assert found["lambda2"] == Choices((0.1, 0.3))
-    assert found["id_width"] == Choices((8, 16))
-    assert found["content_width"] == Range(8, 64, log=False)
-    assert found["hierarchy"] == Choices((True, False))
-    assert found["dropout"] == Choices((0.1,))
+    assert space["temperature"] == Range(0.05, 0.5, log=True)
+    assert space["dropout"] == Range(0.0, 0.1, log=False)
+    assert space["weight_decay"] == Choices((0.1, 0.3))
+    assert space["id_width"] == Choices((8, 16))
+    assert space["max_length"] == Range(8, 64, log=False)
+    assert space["hierarchy"] == Choices((True, False))
+    assert space["batch_size"] == Choices((16,))
     trial = optuna.create_study().ask()
-    drawn = {name: one.suggest(trial, name) for name, one in found.items()}
-    assert all(drawn[name] in one for name, one in found.items())
-    assert type(drawn["content_width"]) is int
+    drawn = {name: values.suggest(trial, name) for name, values in space.items()}
+    assert all(drawn[name] in values for name, values in space.items())
+    assert type(drawn["max_length"]) is int
     assert drawn["modalities"] in (["id"], ["id", "title"])
-    assert drawn == {name: one.suggest(trial, name) for name, one in found.items()}
+    assert drawn == {name: values.suggest(trial, name) for name, values in space.items()}
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "popularity"])
-def test_every_model_has_a_usual_space_of_what_it_can_take(model):
-    found = read_space(model, "default", {}, {})
-    assert set(TRAINING) < set(found) <= set(RANGES)
-    stands = as_it_stands(model, "default", {})
-    assert all(stands[name] in one for name, one in found.items()), "the first trial is not as it stands"
-    assert stands["learning_rate"] == (0.003 if model == "hafvt" else 0.001)
+def test_build_search_space_by_default_contains_the_default_settings(model):
+    space = build(model)
+    assert set(TRAINING_OPTIONS) < set(space) <= set(DEFAULT_SPACE)
+    defaults = default_settings(model, "default", {})
+    assert all(defaults[name] in values for name, values in space.items())
+    assert defaults["learning_rate"] == (0.003 if model == "hafvt" else 0.001)
 
 
-def test_what_is_fixed_is_not_searched():
-    assert "dropout" not in read_space("sasrec", "default", {"dropout": 0.1}, {})
+def test_build_search_space_leaves_out_fixed_hyperparameters():
+    assert "dropout" not in build("sasrec", {"dropout": 0.1})
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("space", "message"),
     [
-        ({"temprature": [0.1, 1.0]}, "no such field, it has learning_rate, batch_size, .*temperature"),
+        (
+            {"temprature": [0.1, 1.0]},
+            "no such hyperparameter, it has learning_rate, batch_size, .*temperature",
+        ),
         ({"temperature": 0.1}, r"--space.temperature 0.1: give \[low, high\]"),
         ({"temperature": []}, "give"),
         ({"temperature": [0.5, 0.1]}, "the lower one first"),
         ({"temperature": [0.1, 0.2, 0.3, "log"]}, "two numbers"),
-        ({"lambda1": [0.0, 1.0, "log"]}, "two numbers above 0"),
-        ({"lambda1": [0.1, float("inf")]}, "two numbers"),
-        ({"hierarchy": [0, 1, "range"]}, "hierarchy is no number: list its choices"),
+        ({"dropout": [0.0, 0.5, "log"]}, "two numbers above 0"),
+        ({"dropout": [0.1, float("inf")]}, "two numbers"),
+        ({"hierarchy": [0, 1, "range"]}, "hierarchy is not a number, so list its choices"),
         ({"id_width": [8.5, 16]}, "id_width is 8.5: choose a whole number from 1 to 8192"),
         ({"id_width": [8, 8]}, "each choice once"),
-        ({"batch_size": [0, 16]}, "batch_size: 0 is no int of above 0"),
-        ({"learning_rate": [0.0, 0.1]}, "learning_rate: 0.0 is no float"),
-        ({"weight_decay": [-1.0, 0.1]}, "weight_decay: -1.0 is no float of 0 or more"),
+        ({"batch_size": [0, 16]}, "batch_size: 0 is not a valid value, give an int above 0"),
+        ({"learning_rate": [0.0, 0.1]}, "learning_rate: 0.0 is not a valid value"),
+        ({"weight_decay": [-1.0, 0.1]}, "weight_decay: -1.0 is not a valid value, give a float of 0 or more"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(wanted, told):
-    with pytest.raises(HafvtError, match=told) as raised:
-        space(**wanted)
+def test_build_search_space_with_a_wrong_entry_explains_it_in_one_line(space, message):
+    with pytest.raises(HafvtError, match=message) as raised:
+        build("hafvt", **space)
     assert "\n" not in str(raised.value)
 
 
-def test_a_search_of_nothing_is_refused():
+def test_build_search_space_without_anything_to_search_is_refused():
     with pytest.raises(HafvtError, match="nothing to tune"):
-        read_space("popularity", "default", {}, {})
-    with pytest.raises(HafvtError, match="searched or fixed, not both"):
-        read_space("sasrec", "default", {"dropout": 0.1}, {"dropout": [0.0, 0.5]})
+        build("popularity")
+    with pytest.raises(HafvtError, match="search or fix a hyperparameter, not both"):
+        build("sasrec", {"dropout": 0.1}, dropout=[0.0, 0.5])
     single = {
-        name: one.values[:1]
-        for name, one in read_space("srgnn", "default", {}, {}).items()
-        if isinstance(one, Choices)
+        name: values.values[:1] for name, values in build("srgnn").items() if isinstance(values, Choices)
     }
     with pytest.raises(HafvtError, match="nothing to search"):
-        read_space("srgnn", "default", {}, {**single, "learning_rate": [0.1]})
+        build("srgnn", **{**single, "learning_rate": [0.1]})
     with pytest.raises(HafvtError, match=re.escape("no preset 'mine'")):
-        read_space("sasrec", "mine", {}, {})
+        build_search_space("sasrec", "mine", {}, {})

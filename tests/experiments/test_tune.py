@@ -31,7 +31,7 @@ from pathlib import Path
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
 out, rate = Path(options["out"]), float(options["learning_rate"])
 out.mkdir(exist_ok=True)
-fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+fcntl.flock(os.open(out / ".lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
 if rate > {max_rate}:
     sys.exit("the loss is nan")
 metrics = out / "metrics.jsonl"

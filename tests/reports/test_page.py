@@ -13,7 +13,7 @@ from hafvt.reports.charts import CurvePoint, axis_ticks
 from hafvt.reports.page import ItemCard, RankedItem, UserExample, write_page
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
-HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'>\"$title"
+MARKUP = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'>\"$title"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SELF_CLOSED = {"path", "rect", "line", "circle", "polyline"}
 
@@ -26,12 +26,12 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def all(self, tag: str, css: str = "") -> list["Element"]:
-        found = [
+        elements = [
             e for e in self.children if e.tag == tag and css in (e.attributes.get("class") or "").split(" ")
         ]
         if not css:
-            found = [e for e in self.children if e.tag == tag]
-        return found + [e for child in self.children for e in child.all(tag, css)]
+            elements = [e for e in self.children if e.tag == tag]
+        return elements + [e for child in self.children for e in child.all(tag, css)]
 
     def words(self) -> str:
         return " ".join([self.text, *(child.words() for child in self.children)]).strip()
@@ -111,14 +111,14 @@ CURVES = {
 
 
 def build(path: Path, **changes: object) -> tuple[str, Element]:
-    given: dict[str, object] = {
+    arguments: dict[str, object] = {
         "title": "food and kitchen",
         "results": RESULTS,
         "curves": CURVES,
         "users": [user_example()],
         "notes": ["hafvt 0.1.0"],
     }
-    write_page(path / "page.html", **{**given, **changes})  # type: ignore[arg-type]
+    write_page(path / "page.html", **{**arguments, **changes})  # type: ignore[arg-type]
     page = (path / "page.html").read_text(encoding="utf-8")
     return page, Tree(page).root
 
@@ -142,7 +142,7 @@ def assert_self_contained(page: str, root: Element) -> None:
     assert "@import" not in style
 
 
-def test_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+def test_write_page_is_self_contained_with_a_strict_policy(tmp_path: Path) -> None:
     page, root = build(tmp_path)
     assert_self_contained(page, root)
     assert "http://" not in page
@@ -157,24 +157,24 @@ def test_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["title", "model", "domain", "user", "item", "item id", "branch", "note"])
-def test_markup_stays_text(tmp_path: Path, place: str) -> None:
-    someone = user_example(HOSTILE if place == "user" else "ann")
+def test_write_page_with_markup_in_text_escapes_it(tmp_path: Path, place: str) -> None:
+    user = user_example(MARKUP if place == "user" else "ann")
     if place in ("item", "item id", "domain"):
-        someone = user_example(**{{"item": "title", "item id": "item_id"}.get(place, place): HOSTILE})
+        user = user_example(**{{"item": "title", "item id": "item_id"}.get(place, place): MARKUP})
     if place == "branch":
-        someone = user_example(shares={(HOSTILE, HOSTILE): 1.0})
+        user = user_example(shares={(MARKUP, MARKUP): 1.0})
     _, plain = build(tmp_path / "plain")
     page, root = build(
         tmp_path,
-        title=HOSTILE if place == "title" else "t",
-        results={HOSTILE if place == "model" else "ours": RESULTS["ours"]},
-        curves={HOSTILE if place == "model" else "ours": CURVES["ours"]},
-        users=[someone],
-        notes=[HOSTILE if place == "note" else "n"],
+        title=MARKUP if place == "title" else "t",
+        results={MARKUP if place == "model" else "ours": RESULTS["ours"]},
+        curves={MARKUP if place == "model" else "ours": CURVES["ours"]},
+        users=[user],
+        notes=[MARKUP if place == "note" else "n"],
     )
     assert_self_contained(page, root)
     assert len(root.all("img")) == len(plain.all("img"))
-    assert HOSTILE in root.words()
+    assert MARKUP in root.words()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_markup_stays_text(tmp_path: Path, place: str) -> None:
         PIXEL + "\n",
     ],
 )
-def test_only_pictures_in_the_page_are_item_card(tmp_path: Path, picture: str | None) -> None:
+def test_write_page_with_another_picture_uri_shows_a_placeholder(tmp_path: Path, picture: str | None) -> None:
     page, root = build(tmp_path, users=[user_example(picture=picture)])
     assert_self_contained(page, root)
     # The item stands among the recommendations and as the one chosen next.
@@ -199,7 +199,7 @@ def test_only_pictures_in_the_page_are_item_card(tmp_path: Path, picture: str | 
 @pytest.mark.parametrize(
     "title", ["x" * 5000, "سجادة حمراء", "👩‍👩‍👧‍👦🫖", "\u202egnirts", "lone \ud800 surrogate", "nul \0 byte"]
 )
-def test_any_title_can_be_item_card(tmp_path: Path, title: str) -> None:
+def test_write_page_with_unusual_titles_stays_well_formed(tmp_path: Path, title: str) -> None:
     page, root = build(tmp_path, users=[user_example(title=title)])
     assert_self_contained(page, root)
     assert "Title 9" in root.words()
@@ -207,31 +207,31 @@ def test_any_title_can_be_item_card(tmp_path: Path, title: str) -> None:
 
 
 @pytest.mark.parametrize("title", [None, "", "  "])
-def test_items_without_title_go_by_their_id(tmp_path: Path, title: str | None) -> None:
+def test_write_page_with_items_without_title_shows_their_id(tmp_path: Path, title: str | None) -> None:
     _, root = build(tmp_path, users=[user_example(title=title)])
     assert root.all("li", "hit")[0].all("span", "name")[0].words() == "item i2"
 
 
-def test_shows_every_person_item_and_choice(tmp_path: Path) -> None:
+def test_write_page_shows_every_user_with_history_target_and_recommendations(tmp_path: Path) -> None:
     _, root = build(tmp_path, users=[user_example("ann"), user_example("bob")])
-    people = root.all("article", "user")
-    assert [p.all("h3")[0].words().split()[-1] for p in people] == ["ann", "bob"]
-    for someone in people:
-        assert [c.all("span", "rank")[0].text for c in someone.all("li", "card")] == [
+    users = root.all("article", "user")
+    assert [p.all("h3")[0].words().split()[-1] for p in users] == ["ann", "bob"]
+    for user in users:
+        assert [c.all("span", "rank")[0].text for c in user.all("li", "card")] == [
             str(n) for n in range(1, 11)
         ]
-        assert len(someone.all("li", "tile")) == 15 + 1
-        assert len(someone.all("li", "target")) == 1
-        hits = someone.all("li", "hit")
+        assert len(user.all("li", "tile")) == 15 + 1
+        assert len(user.all("li", "target")) == 1
+        hits = user.all("li", "hit")
         assert len(hits) == 1
         assert "chosen next" in hits[0].words()
-        for tile in someone.all("li", "tile"):
+        for tile in user.all("li", "tile"):
             assert tile.all("span", "chip")[0].words() in ("food", "kitchen")  # by name, not by color alone
-        assert all(image.attributes["alt"] for image in someone.all("img"))
-        assert someone.all("h4")[0].words().startswith("History")
+        assert all(image.attributes["alt"] for image in user.all("img"))
+        assert user.all("h4")[0].words().startswith("History")
 
 
-def test_shares_fill_the_bar_and_add_up_to_100(tmp_path: Path) -> None:
+def test_write_page_shares_fill_the_bar_and_sum_to_100(tmp_path: Path) -> None:
     thirds = {
         (branch, part): 1 / 9 for branch in ("own", "other", "both") for part in ("id", "image", "title")
     }
@@ -249,14 +249,14 @@ def test_shares_fill_the_bar_and_add_up_to_100(tmp_path: Path) -> None:
             assert rows[0] == [50.0, 12.5, 0.0, 62.5]
 
 
-def test_models_without_shares_have_neither_bar_nor_legend(tmp_path: Path) -> None:
+def test_write_page_without_shares_has_no_bar_and_no_legend(tmp_path: Path) -> None:
     _, root = build(tmp_path, users=[user_example(shares={})])
     assert len(root.all("li", "card")) == 10
     assert not root.all("svg", "bar")
     assert not root.all("table", "legend-table")
 
 
-def test_table_marks_the_best_and_says_so(tmp_path: Path) -> None:
+def test_write_page_with_two_models_marks_the_best(tmp_path: Path) -> None:
     _, root = build(tmp_path)
     table = root.all("table", "results")[0]
     rows = {row.all("th")[0].words(): row for row in table.all("tr")}
@@ -272,7 +272,7 @@ def test_table_marks_the_best_and_says_so(tmp_path: Path) -> None:
     assert "+20" in root.all("ul", "tiles")[0].words()
 
 
-def test_curves_are_drawn_inside_their_frame(tmp_path: Path) -> None:
+def test_write_page_curves_lie_inside_the_chart(tmp_path: Path) -> None:
     _, root = build(tmp_path)
     charts = root.all("figure", "chart")
     assert [c.all("figcaption")[0].text for c in charts] == ["Validation MRR, %", "Training loss"]
@@ -299,12 +299,14 @@ def test_curves_are_drawn_inside_their_frame(tmp_path: Path) -> None:
         [],
     ],
 )
-def test_odd_curves_do_no_harm(tmp_path: Path, points: list[CurvePoint]) -> None:
+def test_write_page_with_degenerate_curves_has_finite_coordinates(
+    tmp_path: Path, points: list[CurvePoint]
+) -> None:
     page, _ = build(tmp_path, curves={"ours": points})
     assert not re.search(r'(points|cx|cy|[xy][12]?|d)="[^"]*(nan|inf)', page)
 
 
-def test_one_model_without_people_curves_or_notes(tmp_path: Path) -> None:
+def test_write_page_of_one_model_without_users_curves_or_notes_has_only_results(tmp_path: Path) -> None:
     page, root = build(
         tmp_path, results={"ours": {"food": {"MRR": MetricValue(0.1)}}}, curves={}, users=[], notes=[]
     )
@@ -315,12 +317,12 @@ def test_one_model_without_people_curves_or_notes(tmp_path: Path) -> None:
     assert build(tmp_path, results={}, curves={}, users=[], notes=[])[1].all("h1")
 
 
-def test_many_domains_branches_and_modalities(tmp_path: Path) -> None:
+def test_write_page_with_many_domains_branches_and_modalities_repeats_colors(tmp_path: Path) -> None:
     shares = {(f"b{b}", f"m{m}"): 1 / 77 for b in range(11) for m in range(7)}
-    crowd = [user_example(domain=f"domain {n}", shares=shares) for n in range(4)]
+    users = [user_example(domain=f"domain {n}", shares=shares) for n in range(4)]
     results = {f"model {m}": {f"domain {d}": {"MRR": MetricValue(0.1)} for d in range(12)} for m in range(9)}
     page, root = build(
-        tmp_path, results=results, curves={f"model {m}": CURVES["ours"] for m in range(9)}, users=crowd
+        tmp_path, results=results, curves={f"model {m}": CURVES["ours"] for m in range(9)}, users=users
     )
     assert_self_contained(page, root)
     assert len(root.all("table", "results")[0].all("tbody")) == 12
@@ -331,7 +333,7 @@ def test_many_domains_branches_and_modalities(tmp_path: Path) -> None:
         assert f".{used} " in style
 
 
-def test_ticks_are_round_and_enclose() -> None:
+def test_axis_ticks_enclose_the_range() -> None:
     for low, high in ((0, 1), (3.2, 17.9), (-5, 5), (0.0101, 0.0109), (2, 2), (0, 0)):
         marks = axis_ticks(low, high)
         assert marks[0] <= low

@@ -92,13 +92,14 @@ def compare(
     for name in tuned:
         if name not in names:
             raise HafvtError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")
-    candidates, remarks = [], []
-    for name, folder in tuned.items():
-        remarks.append(f"{name}: settings of the search in {folder}. {_read_tuning_budget(Path(folder))}")
+    tuned_candidates = {name: _tuned_candidate(dataset, name, Path(tuned[name])) for name in tuned}
+    remarks = [
+        f"{name}: settings of the search in {folder}. {_read_tuning_budget(Path(folder))}"
+        for name, folder in tuned.items()
+    ]
+    candidates = []
     for name in names:
-        candidate = (
-            _tuned_candidate(dataset, name, Path(tuned[name])) if name in tuned else Candidate(name, name)
-        )
+        candidate = tuned_candidates.get(name, Candidate(name, name))
         try:
             remarks += [f"{name}: {note}" for note in _model_notes(dataset, candidate)]
         except HafvtError as error:

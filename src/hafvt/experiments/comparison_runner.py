@@ -332,7 +332,7 @@ def _require_same(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -
     for key, value in wanted.items():
         value = list(value) if isinstance(value, tuple) else value
         if value is not None and saved.get(key, value) != value:  # a run stores what None stands for
-            difference = f"{key}={saved[key]}, now {value}"
             raise HafvtError(
-                f"{folder} holds a run with {difference}: move it away, or choose another folder"
+                f"{folder} holds a run with {key}={saved[key]}, now {value}: "
+                "move it away, or choose another folder"
             )

@@ -84,9 +84,7 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
         train(name, data, run_folders[name], seed=seed, **options)
         results[name] = evaluate(run_folders[name]).results
         runs[name] = open_run(run_folders[name])
-    note = (
-        f"generated data of {users:,} users, seed {seed}; every target ranked among all items of its domain"
-    )
+    note = f"generated data of {users:,} users, seed {seed}; targets ranked among all items of their domain"
     write_report(folder / "report.html", runs, [note])
     return Demo(results, folder, time.monotonic() - started)
 

@@ -138,7 +138,7 @@ def evaluate(
         model.cpu()
     # The folder of the run holds test results by the protocol of the training; others have a subfolder.
     is_default = protocol == opened.about["training"].get("protocol", "full")
-    name_parts = [] if split == "test" and is_default and not exclude_seen else [split]
+    name_parts: list[str] = [] if split == "test" and is_default and not exclude_seen else [split]
     name_parts += [] if is_default else [protocol]
     name_parts += ["unseen"] if exclude_seen else []
     folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder

@@ -185,5 +185,7 @@ def _check_training_option(name: str, value: Any) -> None:
     may_be_zero = name == "weight_decay"
     is_valid = type(value) is kind and math.isfinite(value) and (value > 0 or (value == 0 and may_be_zero))
     if not is_valid:
-        bound = "0 or more" if may_be_zero else "above 0"
-        raise HafvtError(f"--space.{name}: {value!r} is not a valid value, give {kind.__name__}s of {bound}")
+        wanted = (
+            "a float of 0 or more" if may_be_zero else f"{'an int' if kind is int else 'a float'} above 0"
+        )
+        raise HafvtError(f"--space.{name}: {value!r} is not a valid value, give {wanted}")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, need
+from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
     TRAINING_OPTIONS,
@@ -32,7 +32,7 @@ from hafvt.experiments.search_space import (
 )
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TrialResult, TuningResult, TuningTask, write_tuning_report
-from hafvt.files import alone_in
+from hafvt.files import lock_folder
 from hafvt.progress import progress
 from hafvt.training.run import feature_hashes, fingerprint
 
@@ -43,7 +43,7 @@ try:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
     from optuna.trial import FrozenTrial, TrialState
 except ModuleNotFoundError as error:
-    raise need("tune", str(error.name)) from None
+    raise missing_package("tune", str(error.name)) from None
 
 FORMAT = 2  # of the folder
 POLL_S = 0.3  # seconds between two looks at a training
@@ -357,7 +357,7 @@ def read_validations(folder: Path) -> list[tuple[int, float, float]]:
 def is_in_use(folder: Path) -> bool:
     """Whether a training runs in a folder."""
     try:
-        with alone_in(folder):
+        with lock_folder(folder):
             return False
     except HafvtError:
         return True

@@ -1,0 +1,49 @@
+"""The content of report.html, collected from a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hafvt import train
+from hafvt.data.dataset import Dataset
+from hafvt.reports.report import read_curve, user_examples, write_run_report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from tests.conftest import write_small
+
+    root = tmp_path_factory.mktemp("run")
+    params = {"max_length": 6}
+    return train("hafvt", write_small(root / "data"), root / "run", params=params, epochs=1)
+
+
+def test_write_run_report_shows_results_and_users(run) -> None:
+    page = write_run_report(run).read_text(encoding="utf-8")
+    assert "d0 and d1: hafvt" in page
+    assert "each ranked among all items of its domain" in page
+    assert page.count('<article class="user"') == 6
+
+
+def test_user_examples_of_equal_seed_are_equal(run) -> None:
+    data: Dataset = run.data
+    users = user_examples(run.models, data)
+    assert users == user_examples(run.models, data)
+    for user in users:
+        scores = [ranked.score for ranked in user.recommendations]
+        assert scores == sorted(scores, reverse=True)
+        assert len(user.history) <= 6
+        for ranked in user.recommendations:
+            assert sum(ranked.shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_write_run_report_without_pillow_says_so(run, monkeypatch) -> None:
+    monkeypatch.setattr("hafvt.reports.report.find_spec", lambda name: None)
+    monkeypatch.setattr(Dataset, "image_root", Path("pictures"), raising=False)
+    assert "pip install &#39;hafvt[encode]&#39;" in write_run_report(run).read_text(encoding="utf-8")
+
+
+def test_read_curve_of_a_missing_file_is_empty(tmp_path) -> None:
+    assert read_curve(tmp_path / "metrics.jsonl") == []

@@ -105,7 +105,7 @@ def _published_rows(data: Dataset, domains: Sequence[str], label: str) -> list[M
         values.append(TABLES[scenario.domains][label])
     if scenario and scenario.domains == ("movie", "book") and label in ABLATION:
         values.append((ABLATION[label], *(float("nan"),) * 5))
-    no_marks: tuple[Mark, ...] = ("",) * (2 * len(METRIC_COLUMNS))
+    no_marks: list[Mark] = [""] * (2 * len(METRIC_COLUMNS))
     return [
         ModelRow(f"{label}, paper", tuple((value, None) for value in row), no_marks, True) for row in values
     ]

@@ -25,7 +25,7 @@ class ModelRow:
 
     label: str
     values: tuple[tuple[float, float | None], ...]
-    marks: tuple[Mark, ...]
+    marks: Sequence[Mark]
     is_published: bool = False
 
 

@@ -1,7 +1,7 @@
-"""Takes the pictures of the page for the documentation, on a generated world.
+"""Takes the screenshots of the page for the documentation: python docs/pictures/take.py [RUN].
 
-Run by hand: python docs/pictures/take.py [RUN]. Without a run it makes the demo's world and trains on it, two
-minutes on two cores. Needs /usr/bin/chromium; the Debian package fonts-inter makes for better letters.
+Without a run it generates the demo's dataset and trains on it, two minutes on two cores. It needs
+/usr/bin/chromium; install Debian's fonts-inter for the font of the committed screenshots.
 """
 
 from __future__ import annotations
@@ -31,62 +31,62 @@ PHONE = {
     "has_touch": True,
     "device_scale_factor": 2,
 }
-PERSON = 20  # of the dataset: somebody with a history of both shops
+USER = 20  # index of a user with a history in both shops
 
 
 def train(folder: Path) -> Path:
-    """Makes the demo's world and a model of it; returns the run's folder."""
+    """Generates the demo's dataset and trains on it; returns the folder of the run."""
     interactions, items = generate_world(folder / "world")
     data = hafvt.prepare(interactions, items, folder / "data", min_per_domain=3)
     hafvt.encode(data, image="classic", title="classic")
     return hafvt.train("hafvt", data, folder / "run", epochs=8, batch_size=64).folder
 
 
-def settle(page: Page) -> None:
-    """Waits for everything to be there and at rest."""
-    page.locator("#why .strongest li").first.wait_for(state="attached")
+def wait_until_still(page: Page) -> None:
+    """Waits until the explanation is shown and all animations have ended."""
+    page.locator("#explanation .strongest li").first.wait_for(state="attached")
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(800)
 
 
-def shoot(page: Page, name: str) -> None:
-    """Writes what is to be seen in 256 colors, which takes a third of the bytes."""
+def write_screenshot(page: Page, name: str) -> None:
+    """Writes the visible part of the page in 256 colors, which take a third of the bytes."""
     picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
 
 
-def take(address: str) -> None:
-    """Writes the pictures beside this file."""
+def take_screenshots(address: str) -> None:
+    """Writes all screenshots to the folder of this file."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         page = browser.new_context(**DESKTOP).new_page()
-        person = page.request.get(f"{address}/users?limit=1&offset={PERSON}").json()["users"][0]["user_id"]
-        page.goto(f"{address}/#person={person}&in=homeware")
+        user_id = page.request.get(f"{address}/users?limit=1&offset={USER}").json()["users"][0]["user_id"]
+        page.goto(f"{address}/#user={user_id}&domain=homeware")
         page.locator("#cards .main").nth(2).hover()
-        settle(page)
-        shoot(page, "page-light.png")
+        wait_until_still(page)
+        write_screenshot(page, "page-light.png")
 
         page = browser.new_context(**DESKTOP, color_scheme="dark").new_page()
-        page.goto(f"{address}/#person={person}&in=garments")
+        page.goto(f"{address}/#user={user_id}&domain=garments")
         page.locator("#finder-close").click()
         page.locator("#cards .main").nth(2).click()
-        settle(page)
-        shoot(page, "page-dark.png")
+        wait_until_still(page)
+        write_screenshot(page, "page-dark.png")
 
         page = browser.new_context(**PHONE).new_page()
-        page.goto(f"{address}/#person={person}&in=homeware")
+        page.goto(f"{address}/#user={user_id}&domain=homeware")
         page.locator("#cards .main").nth(1).wait_for()
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(800)
-        shoot(page, "page-phone.png")
+        write_screenshot(page, "page-phone.png")
         page.locator("#cards .main").nth(1).tap()
-        settle(page)
-        shoot(page, "page-phone-why.png")
+        wait_until_still(page)
+        write_screenshot(page, "page-phone-why.png")
         browser.close()
 
 
 def main() -> None:
-    """Serves a run and takes the pictures."""
+    """Serves a run and takes screenshots of the page."""
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(sys.argv[1]) if len(sys.argv) > 1 else train(Path(temporary))
         app = create_app(ModelSource(run))
@@ -95,7 +95,7 @@ def main() -> None:
         thread.start()
         while not server.started or app.state.models.current is None:
             time.sleep(0.1)
-        take(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+        take_screenshots(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
         server.should_exit = True
         thread.join()
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from hafvt.inference.recommender import Recommender
 from hafvt.server import routes
-from hafvt.server.app import ServerSettings, create_app
+from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
 from tests.served import ODD_ID, wait_until
 
@@ -25,8 +25,8 @@ HISTORY = ["i3", "?", "i41", ODD_ID]
 class ReadyClient(TestClient):
     """A client that waits for the model when it is entered."""
 
-    def __init__(self, run, settings=None):
-        super().__init__(create_app(ModelSource(run), settings), raise_server_exceptions=False)
+    def __init__(self, run, **settings):
+        super().__init__(create_app(ModelSource(run), **settings), raise_server_exceptions=False)
 
     def __enter__(self):
         super().__enter__()
@@ -226,7 +226,7 @@ def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):
     (folder / "app.js").write_text("1")
     (tmp_path / "secret").write_text("2")
     monkeypatch.setattr(routes, "STATIC", folder)
-    with ReadyClient(served_run, ServerSettings(api_key="k")) as client:
+    with ReadyClient(served_run, api_key="k") as client:
         page = client.get("/")
         assert (page.text, page.headers["cache-control"]) == ("<p>page", "no-cache")
         assert page.headers["content-type"].startswith("text/html")
@@ -236,7 +236,7 @@ def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):
 
 
 def test_api_key_protects_all_but_health_and_page(served_run):
-    with ReadyClient(served_run, ServerSettings(api_key="right-key")) as client:
+    with ReadyClient(served_run, api_key="right-key") as client:
         assert client.get("/health").status_code == 200
         for headers in (
             {},
@@ -255,7 +255,7 @@ def test_api_key_protects_all_but_health_and_page(served_run):
 
 
 def test_allowed_hosts_refuse_other_host_names(served_run):
-    with ReadyClient(served_run, ServerSettings(allowed_hosts=("localhost", "[::1]"))) as client:
+    with ReadyClient(served_run, allowed_hosts=("localhost", "[::1]")) as client:
         for host in ("localhost", "LOCALHOST:8000", "[::1]:80"):
             assert client.get("/ready", headers={"Host": host}).status_code == 200
         for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "localhost:80:evil"):
@@ -266,8 +266,7 @@ def test_allowed_hosts_refuse_other_host_names(served_run):
 def test_cors_allows_named_origins_only(client, served_run):
     request = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.get("/ready", headers=request).headers
-    settings = ServerSettings(api_key="k", cors_origins=("https://shop.example",))
-    with ReadyClient(served_run, settings) as client:
+    with ReadyClient(served_run, api_key="k", cors_origins=("https://shop.example",)) as client:
         preflight = client.options("/recommend", headers=request)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
@@ -279,10 +278,10 @@ def test_cors_allows_named_origins_only(client, served_run):
 
 def test_recommend_full_queue_or_timeout_is_refused(served_run):
     body = {"history": ["i3"], "domain": "d0"}
-    with ReadyClient(served_run, ServerSettings(queue_size=0)) as client:
+    with ReadyClient(served_run, queue_size=0) as client:
         refusal = client.post("/recommend", json=body)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (429, "1")
-    with ReadyClient(served_run, ServerSettings(timeout=1e-9)) as client:
+    with ReadyClient(served_run, timeout=1e-9) as client:
         assert client.post("/recommend", json=body).status_code == 504
 
 

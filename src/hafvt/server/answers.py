@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hafvt.errors import HafvtError
 from hafvt.inference.recommendations import Recommendations
 from hafvt.server.manager import LoadedModel
-from hafvt.server.schemas import (
-    ExplainRequest,
-    ExplainResponse,
-    RecommendRequest,
-    RecommendResponse,
-    ScoredItemResponse,
-)
+from hafvt.server.schemas import ExplainResponse, RecommendRequest, RecommendResponse, ScoredItemResponse
 
 MAX_BATCH, MAX_EXPLAINED_BATCH = 64, 4  # requests; explanations are computed for one history after another
 
@@ -46,70 +38,42 @@ def answer_batch(
     key: BatchKey, requests: list[Any]
 ) -> Sequence[RecommendResponse | ExplainResponse | HafvtError]:
     """Returns the answers to requests of one key; an error for a request that has no answer."""
+    recommender = key.model.recommender
     if key.domain is None:
-        return [_explain(key.model, request) for request in requests]
-    return _recommend(key, key.domain, requests)
-
-
-def _recommend(key: BatchKey, domain: str, requests: Sequence[RecommendRequest]) -> list[RecommendResponse]:
-    """Returns the answers to `/recommend`: the first k of the largest k that any of the requests has."""
-    recommendations = key.model.recommender.recommend(
+        answers: list[ExplainResponse | HafvtError] = []
+        for request in requests:
+            try:
+                explanation = recommender.explain(request.history, request.item)
+                answers.append(ExplainResponse.from_explanation(explanation))
+            except HafvtError as error:
+                answers.append(error)
+        return answers
+    recommendations = recommender.recommend(
         [request.history for request in requests],
-        domain,
-        max(request.k for request in requests),
+        key.domain,
+        max(request.k for request in requests),  # each request gets its first k of these
         exclude=[request.exclude for request in requests],
         exclude_seen=key.exclude_seen,
     )
-    return [
-        _recommend_response(key, domain, request, of_request)
-        for request, of_request in zip(requests, recommendations, strict=True)
-    ]
+    return [recommend_response(key, *pair) for pair in zip(requests, recommendations, strict=True)]
 
 
-def _recommend_response(
-    key: BatchKey, domain: str, request: RecommendRequest, recommendations: Recommendations
+def recommend_response(
+    key: BatchKey, request: RecommendRequest, recommendations: Recommendations
 ) -> RecommendResponse:
+    """Returns the answer to a request of `/recommend`, with shares if the key has `include_shares`."""
     scored = recommendations.items[: request.k]
-    fields: list[dict[str, Any]] = [{"score": one.score} for one in scored]
-    if (
-        key.include_shares
-        and recommendations.ranked_by == "model"
-        and key.model.recommender.scorer.can_explain
-    ):
-        item_ids = [one.item.item_id for one in scored]
-        for row, shares in zip(fields, _shares(key.model, request.history, domain, item_ids), strict=True):
-            row["shares"] = shares
+    items = [ScoredItemResponse.from_item(one.item, score=one.score) for one in scored]
+    scorer, catalog = key.model.recommender.scorer, key.model.recommender.catalog
+    if key.include_shares and items and recommendations.ranked_by == "model" and scorer.can_explain:
+        history = catalog.indices(request.history)[0][-scorer.max_length :]
+        candidates = catalog.indices(item.item_id for item in items)[0]
+        shares, _ = scorer.explain(history, catalog.domain_index(request.domain), candidates)  # (C, S, M)
+        for item, item_shares in zip(items, shares.tolist(), strict=True):
+            item.shares = {
+                sequence: dict(zip(scorer.modalities, row, strict=True))
+                for sequence, row in zip(scorer.sequence_names, item_shares, strict=True)
+            }
     return RecommendResponse(
-        items=[
-            ScoredItemResponse.from_item(one.item, **row) for one, row in zip(scored, fields, strict=True)
-        ],
-        ranked_by=recommendations.ranked_by,
-        unknown_ids=list(recommendations.unknown_ids),
+        items=items, ranked_by=recommendations.ranked_by, unknown_ids=list(recommendations.unknown_ids)
     )
-
-
-def _shares(
-    model: LoadedModel, history: Sequence[str], domain: str, item_ids: Sequence[str]
-) -> list[dict[str, dict[str, float]]]:
-    """Returns for each item: sequence -> modality -> share of its score."""
-    if not item_ids:
-        return []
-    scorer, catalog = model.recommender.scorer, model.recommender.catalog
-    known = catalog.indices(history)[0][-scorer.max_length :]
-    shares = scorer.explain(known, catalog.domain_index(domain), catalog.indices(item_ids)[0]).shares
-    return [
-        {
-            sequence: dict(zip(scorer.modalities, row, strict=True))
-            for sequence, row in zip(scorer.sequence_names, of_item, strict=True)
-        }
-        for of_item in np.asarray(shares).tolist()
-    ]
-
-
-def _explain(model: LoadedModel, request: ExplainRequest) -> ExplainResponse | HafvtError:
-    """Returns the answer to `/explain`."""
-    try:
-        explanation = model.recommender.explain(request.history, request.item)
-    except HafvtError as error:
-        return error
-    return ExplainResponse.from_explanation(explanation)

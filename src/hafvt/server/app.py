@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,39 +27,32 @@ ROUTERS = (routes.router,)
 ERROR_STATUSES = (400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504)
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """Settings of a server.
+def create_app(
+    source: ModelSource,
+    *,
+    api_key: str | None = None,
+    allowed_hosts: tuple[str, ...] = (),
+    cors_origins: tuple[str, ...] = (),
+    queue_size: int = 1024,
+    timeout: float = 10.0,
+) -> FastAPI:
+    """Returns the application; it loads the model when it starts.
 
-    Attributes:
+    Args:
+        source: where the model is read from.
         api_key: the key that callers must send; None answers everybody.
         allowed_hosts: the values of the Host header, without port, that are answered; empty answers all.
         cors_origins: origins whose pages may call the server from a browser.
         queue_size: the largest number of requests that wait for the model.
         timeout: seconds until a request is answered with status 504.
     """
-
-    api_key: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
-    queue_size: int = 1024
-    timeout: float = 10.0
-
-
-def create_app(source: ModelSource, settings: ServerSettings | None = None) -> FastAPI:
-    """Returns the application; it loads the model when it starts.
-
-    Args:
-        source: where the model is read from.
-        settings: None takes the defaults.
-    """
-    settings = settings or ServerSettings()
     metrics = ServerMetrics()
     models = ModelManager(source, metrics)
     batcher = Batcher(
         answer_batch,
         max_batch_size=max_batch_size,
-        queue_size=settings.queue_size,
+        queue_size=queue_size,
+        timeout=timeout,
         observe_size=metrics.batch_size.observe,
     )
     metrics.queue_depth.set_function(lambda: batcher.depth)
@@ -84,31 +76,25 @@ def create_app(source: ModelSource, settings: ServerSettings | None = None) -> F
         redoc_url=None,
         responses={status: {"model": ErrorResponse} for status in ERROR_STATUSES},
     )
-    app.state.settings, app.state.metrics, app.state.models, app.state.batcher = (
-        settings,
-        metrics,
-        models,
-        batcher,
-    )
+    app.state.metrics, app.state.models, app.state.batcher = metrics, models, batcher
     app.add_middleware(
         SecurityMiddleware,
         metrics=metrics,
-        api_key=settings.api_key,
-        allowed_hosts=settings.allowed_hosts,
-        cross_origin=bool(settings.cors_origins),
+        api_key=api_key,
+        allowed_hosts=allowed_hosts,
+        cross_origin=bool(cors_origins),
     )
-    if settings.cors_origins:
+    if cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins,
+            allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
         )
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    if routes.STATIC.is_dir():
-        app.mount("/static", StaticFiles(directory=routes.STATIC))
+    app.mount("/static", StaticFiles(directory=routes.STATIC))
     return app
 
 
@@ -122,6 +108,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(BusyError)
     async def on_full_queue(request: Request, error: BusyError) -> Response:
         return error_response(429, "too many requests are waiting: try again soon", {"Retry-After": "1"})
+
+    @app.exception_handler(TimeoutError)
+    async def on_timeout(request: Request, error: TimeoutError) -> Response:
+        return error_response(504, f"{error}: try again, or with a shorter history")
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:
@@ -138,4 +128,4 @@ def add_error_handlers(app: FastAPI) -> None:
             "Method Not Allowed": f"this address does not take {request.method}: see /openapi.json",
             "There was an error parsing the body": "the body is no JSON: send UTF-8, with less nesting",
         }.get(error.detail, error.detail)
-        return error_response(error.status_code, message, dict(error.headers or {}))
+        return error_response(error.status_code, message, error.headers)

@@ -28,6 +28,7 @@ class Batcher:
         answer_batch: (key, requests) -> an answer or an exception for each request; runs in the thread.
         max_batch_size: key -> the largest number of its requests in a batch.
         queue_size: the largest number of requests that wait, over all keys.
+        timeout: seconds until a request is given up.
         observe_size: called with the size of each batch.
     """
 
@@ -37,10 +38,11 @@ class Batcher:
         *,
         max_batch_size: Callable[[Any], int],
         queue_size: int,
+        timeout: float = 10.0,
         observe_size: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.answer_batch, self.max_batch_size = answer_batch, max_batch_size
-        self.queue_size, self.observe_size = queue_size, observe_size
+        self.queue_size, self.timeout, self.observe_size = queue_size, timeout, observe_size
         self.depth = 0  # requests waiting, over all keys
         self._queues: dict[Hashable, deque[PendingRequest]] = {}
         self._wake = asyncio.Event()
@@ -51,6 +53,7 @@ class Batcher:
 
         Raises:
             BusyError: `queue_size` requests are waiting.
+            TimeoutError: there is no answer within `timeout` seconds.
         """
         if self.depth >= self.queue_size:
             raise BusyError
@@ -58,7 +61,10 @@ class Batcher:
         self._queues.setdefault(key, deque()).append((request, future))
         self.depth += 1
         self._wake.set()
-        return await future
+        try:
+            return await asyncio.wait_for(future, self.timeout)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self.timeout:g} s") from None
 
     async def run(self) -> None:
         """Answers requests until cancelled; the answers of the batch under way are then dropped."""

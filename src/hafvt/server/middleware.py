@@ -12,7 +12,10 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,24 +42,6 @@ SECURITY_HEADERS = {
 }
 
 
-class RequestRejected(Exception):
-    """A request that the application must not see.
-
-    Args:
-        status: status of the answer.
-        message: what is wrong and the remedy, in one line.
-        headers: further headers of the answer.
-    """
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.response = error_response(status, message, headers)
-
-
-class ClientDisconnected(Exception):
-    """The client closed the connection before its request was complete."""
-
-
 class SecurityMiddleware:
     """ASGI middleware that checks host, key and body, adds security headers, counts, and reports failures.
 
@@ -77,9 +62,7 @@ class SecurityMiddleware:
         allowed_hosts: tuple[str, ...],
         cross_origin: bool,
     ) -> None:
-        self.app, self.metrics = app, metrics
-        self.api_key = api_key.encode() if api_key else None
-        self.allowed_hosts = {host.encode() for host in allowed_hosts}
+        self.app, self.metrics, self.api_key, self.allowed_hosts = app, metrics, api_key, allowed_hosts
         headers = SECURITY_HEADERS | ({} if cross_origin else {"cross-origin-resource-policy": "same-origin"})
         self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
@@ -90,7 +73,7 @@ class SecurityMiddleware:
             return
         start, status = time.perf_counter(), 0
         # Browsers ask for the page's files each time, so that none keeps an old one; they store no answer.
-        cache_control = b"no-cache" if is_page(scope) else b"no-store"
+        cache_control = b"no-cache" if is_page(scope["path"]) else b"no-store"
 
         async def send_secured(message: Message) -> None:
             nonlocal status
@@ -103,11 +86,12 @@ class SecurityMiddleware:
             await send(message)
 
         try:
-            body = await self.check(scope, receive)
+            body = await self.check(Request(scope, receive))
             await self.app(scope, receive if body is None else replay(body, receive), send_secured)
-        except RequestRejected as rejection:
-            await rejection.response(scope, receive, send_secured)
-        except ClientDisconnected:
+        except HTTPException as error:
+            response = error_response(error.status_code, error.detail, error.headers)
+            await response(scope, receive, send_secured)
+        except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception:
             logger.exception("a request failed: %s %s", scope["method"], route_pattern(scope))
@@ -118,71 +102,58 @@ class SecurityMiddleware:
             seconds = time.perf_counter() - start
             self.metrics.count_request(route_pattern(scope), status or CLIENT_CLOSED, seconds)
 
-    async def check(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def check(self, request: Request) -> bytes | None:
         """Returns the body of an acceptable request, None if its method has none.
 
         Raises:
-            RequestRejected: the request must not reach the application.
-            ClientDisconnected: the client disconnected meanwhile.
+            HTTPException: the request must not reach the application.
+            ClientDisconnect: the client disconnected meanwhile.
         """
-        headers = dict(scope["headers"])
+        headers, path = request.headers, request.scope["path"]
         # Without this, a web page could point its own host name here and read the answers as its own.
-        host = re.sub(rb":\d*$", b"", headers.get(b"host", b"").lower())
+        host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self.allowed_hosts and host not in self.allowed_hosts:
             message = (
                 f"without {API_KEY_VARIABLE}, this server answers at localhost only: set {API_KEY_VARIABLE}"
             )
-            raise RequestRejected(421, message)
-        if self.api_key is not None and not is_page(scope) and scope["path"] != "/health":
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            key = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-            if not hmac.compare_digest(key, self.api_key):
+            raise HTTPException(421, message)
+        if self.api_key is not None and not is_page(path) and path != "/health":
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            if not hmac.compare_digest(key.encode(), self.api_key.encode()):
                 message = "wrong or no API key: send it as Authorization: Bearer KEY or X-API-Key: KEY"
-                raise RequestRejected(401, message, {"WWW-Authenticate": "Bearer"})
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
+                raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+        if request.method not in ("POST", "PUT", "PATCH"):
             return None
-        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if media_type != b"application/json":
-            raise RequestRejected(415, "send JSON, with Content-Type: application/json")
-        return await read_body(headers, receive)
+        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, "send JSON, with Content-Type: application/json")
+        return await read_body(request)
 
 
-def is_page(scope: Scope) -> bool:
-    """Returns whether a request is for the page or one of its files."""
-    path: str = scope["path"]
-    return path == "/" or path.startswith("/static/")
-
-
-async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+async def read_body(request: Request) -> bytes:
     """Returns the body of a request.
 
     Raises:
-        RequestRejected: the body is too large or too slow; the connection is closed after the answer.
-        ClientDisconnected: the client disconnected meanwhile.
+        HTTPException: the body is too large or too slow; the connection is closed after the answer.
+        ClientDisconnect: the client disconnected meanwhile.
     """
     close = {"Connection": "close"}
-    too_large = RequestRejected(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close)
-    content_length = headers.get(b"content-length", b"0")
-    if not content_length.isdigit() or int(content_length[:20]) > MAX_DISCARDED:
+    too_large = HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close)
+    length = request.headers.get("content-length", "0")
+    if not re.fullmatch(r"[0-9]{1,20}", length) or int(length) > MAX_DISCARDED:
         raise too_large
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnected
-                part = message.get("body", b"")
+            async for part in request.stream():
                 size += len(part)
                 if size <= MAX_BODY:
                     body += part
                 elif size > MAX_DISCARDED:
                     raise too_large
-                if not message.get("more_body", False):
-                    break
     except TimeoutError:
-        too_slow = f"the body took longer than {BODY_TIMEOUT_S:.0f} s: send it faster"
-        raise RequestRejected(408, too_slow, close) from None
+        message = f"the body took longer than {BODY_TIMEOUT_S:.0f} s: send it faster"
+        raise HTTPException(408, message, close) from None
     if size > MAX_BODY:
         raise too_large
     return bytes(body)
@@ -200,15 +171,19 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return receive_replayed
 
 
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """Returns an error as every route gives it: {"error": message}."""
     body = json.dumps({"error": message.encode(errors="replace").decode()})
     return Response(body, status, headers, "application/json")
 
 
+def is_page(path: str) -> bool:
+    """Returns whether a path is the page or one of its files."""
+    return path == "/" or path.startswith("/static/")
+
+
 def route_pattern(scope: Scope) -> str:
     """Returns the pattern that a path matches: there are few of them, while a path may be anything."""
-    route = scope.get("route")
-    if route is not None:
+    if (route := scope.get("route")) is not None:
         return str(getattr(route, "path_format", route.path))
     return "/static" if scope["path"].startswith("/static/") else "other"

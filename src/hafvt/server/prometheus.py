@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hafvt.progress import memory_gib
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # no hafvt_*_created beside each counter
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # no hafvt_*_created samples
 
 
 class ServerMetrics:
@@ -24,45 +18,37 @@ class ServerMetrics:
 
     Attributes:
         requests: number of requests, by route pattern (such as /items/{item_id}) and status.
-        request_seconds: seconds from the headers of a request to the end of its answer, by route pattern.
-        batch_size: number of requests that the model answered together.
+        seconds: time from the headers of a request to the end of its answer, by route pattern.
+        batch_size: number of requests that the model answers together.
         reloads: number of models loaded, by outcome: "ok" or "failed".
         queue_depth: number of requests that wait for the model.
         num_items: number of items in the catalog.
-        ready: 1 where a model is loaded, else 0.
+        ready: 1 if a model is loaded, else 0.
     """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "hafvt_requests", "Requests by route and status.", ("route", "status"), registry=registry
-        )
-        self.request_seconds = Histogram(
-            "hafvt_request_seconds",
-            "Seconds from request to answer, by route.",
-            ("route",),
-            buckets=SECONDS,
-            registry=registry,
+        self.requests = Counter("hafvt_requests", "Requests.", ("route", "status"), registry=registry)
+        self.seconds = Histogram(
+            "hafvt_request_seconds", "Seconds to answer.", ("route",), buckets=SECONDS, registry=registry
         )
         self.batch_size = Histogram(
             "hafvt_batch_size", "Requests answered together.", buckets=BATCH_SIZES, registry=registry
         )
-        self.reloads = Counter(
-            "hafvt_reloads", "Models loaded, the first one included.", ("outcome",), registry=registry
-        )
+        self.reloads = Counter("hafvt_reloads", "Models loaded.", ("outcome",), registry=registry)
         for outcome in ("ok", "failed"):
-            self.reloads.labels(outcome)
+            self.reloads.labels(outcome)  # so that 0 is reported
         self.queue_depth = Gauge("hafvt_queue_depth", "Requests that wait for the model.", registry=registry)
         self.num_items = Gauge("hafvt_items", "Items of the catalog.", registry=registry)
         self.ready = Gauge("hafvt_ready", "Whether a model is loaded.", registry=registry)
-        memory = Gauge("hafvt_resident_memory_bytes", "Resident memory of the process.", registry=registry)
+        memory = Gauge("hafvt_resident_memory_bytes", "Resident memory.", registry=registry)
         memory.set_function(lambda: memory_gib() * 2**30)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Counts a request under its route pattern and status."""
         self.requests.labels(route, status).inc()
-        self.request_seconds.labels(route).observe(seconds)
+        self.seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return prometheus_client.generate_latest(self.registry)

@@ -5,7 +5,6 @@ A route in a file of its own: make an `APIRouter` there as here, and list it in 
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,21 +62,6 @@ async def current_model(request: Request) -> LoadedModel:
 Model = Annotated[LoadedModel, Depends(current_model)]
 
 
-async def submit(request: Request, key: BatchKey, body: RecommendRequest | ExplainRequest) -> Any:
-    """Returns the answer to a request, computed in a batch.
-
-    Raises:
-        HTTPException: 504, there is no answer in time.
-    """
-    timeout = request.app.state.settings.timeout
-    try:
-        async with asyncio.timeout(timeout):
-            return await request.app.state.batcher.submit(key, body)
-    except TimeoutError:
-        message = f"no answer within {timeout:g} s: try again, or with a shorter history"
-        raise HTTPException(504, message) from None
-
-
 def item_index(model: LoadedModel, item_id: str) -> int:
     """Returns the index of an item.
 
@@ -133,14 +117,15 @@ async def describe_model(model: Model) -> ModelResponse:
 async def recommend(body: RecommendRequest, model: Model, request: Request) -> Any:
     """Recommends the k best items of a domain for a history."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
-    return await submit(request, BatchKey(model, body.domain, body.exclude_seen, body.include_shares), body)
+    key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares)
+    return await request.app.state.batcher.submit(key, body)
 
 
 @router.post("/explain", response_model=ExplainResponse)
 async def explain(body: ExplainRequest, model: Model, request: Request) -> Any:
     """Explains the score of an item for a history."""
     item_index(model, body.item)
-    return await submit(request, BatchKey(model), body)
+    return await request.app.state.batcher.submit(BatchKey(model), body)
 
 
 @router.get("/items")
@@ -206,7 +191,4 @@ def user_response(model: LoadedModel, user: int, limit: int) -> UserResponse:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """Returns the page for people."""
-    index = STATIC / "index.html"
-    if not index.exists():
-        raise HTTPException(404, "this installation has no page; /openapi.json describes the routes")
-    return FileResponse(index)
+    return FileResponse(STATIC / "index.html")

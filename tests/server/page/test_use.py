@@ -1,4 +1,4 @@
-"""People put histories together, get recommendations, and see why."""
+"""The page: histories, recommendations and explanations."""
 
 from __future__ import annotations
 
@@ -21,160 +21,164 @@ from tests.server.page.visitor import (
     titles,
 )
 
+pytestmark = pytest.mark.browser
 
-def test_without_a_history_popularity_decides_and_says_so(visitor):
+
+def test_page_empty_history_shows_popular_items(visitor):
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
-    expect(page.locator("#next-about")).to_have_text("No history yet: what is most popular in garments.")
-    expect(page.locator("#why .story")).to_contain_text("users chose it")
-    asked = {"history": [], "domain": "garments"}
-    told = send(visitor, "/recommend", asked)
-    assert names(cards(page))[4:] == titles(told)[4:]  # the first four are odd
+    expect(page.locator("#recommendations-note")).to_have_text(
+        "No history yet: the most popular items of garments."
+    )
+    expect(page.locator("#explanation .summary")).to_contain_text("in the training data")
+    body = {"history": [], "domain": "garments"}
+    answer = send(visitor, "/recommend", body)
+    assert names(cards(page))[4:] == titles(answer)[4:]  # the first four are odd
     expect(tiles(page)).to_have_count(0)
 
 
-def test_a_history_is_composed_by_searching_and_ranks_anew(visitor):
+def test_finder_chosen_items_change_recommendations(visitor):
     page = visitor.open()
     page.get_by_role("searchbox", name="Search titles").fill("bare should")
-    found = page.locator("#results .main")
-    expect(found).to_have_count(1)
-    found.click()
-    expect(found).to_have_attribute("aria-pressed", "true")
+    result = page.locator("#results .main")
+    expect(result).to_have_count(1)
+    result.click()
+    expect(result).to_have_attribute("aria-pressed", "true")
     assert names(tiles(page)) == ["Bare shoulders"]
-    expect(page.locator("#next-about")).to_have_text("The 10 best of garments after 1 item.")
-    first = names(cards(page))
+    expect(page.locator("#recommendations-note")).to_have_text("The 10 best of garments after 1 item.")
+    first_names = names(cards(page))
     page.get_by_role("searchbox", name="Search titles").fill("")
     choose_domain(page, "#finder-domains", "homeware")
-    expect(page.locator("#found")).to_have_text("40 items")
+    expect(page.locator("#item-count")).to_have_text("40 items")
     page.locator("#results .main").nth(2).click()
     page.locator("#results .main").nth(5).click()
-    expect(page.locator("#next-about")).to_have_text("The 10 best of garments after 3 items.")
-    assert names(cards(page)) != first
-    expect(page.locator("#history-about")).to_have_text(re.compile("1 garments.*2 homeware"))
+    expect(page.locator("#recommendations-note")).to_have_text("The 10 best of garments after 3 items.")
+    assert names(cards(page)) != first_names
+    expect(page.locator("#history-note")).to_have_text(re.compile("1 garments.*2 homeware"))
     cards(page).nth(3).hover()
     added = names(cards(page))[3]
     cards(page).nth(3).locator(".plus").click()
     expect(tiles(page)).to_have_count(4)
     assert names(tiles(page))[3] == added
-    expect(page.locator("#next-about")).to_have_text("The 10 best of garments after 4 items.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 10 best of garments after 4 items.")
     assert added not in names(cards(page))
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#next-about")).to_contain_text("No history yet")
+    expect(page.locator("#recommendations-note")).to_contain_text("No history yet")
 
 
-def test_nothing_found_is_said(visitor):
+def test_finder_query_without_match_shows_note(visitor):
     page = visitor.open()
     page.get_by_role("searchbox", name="Search titles").fill("zzzz")
-    expect(page.locator("#found")).to_have_text("Nothing found. Try fewer words.")
+    expect(page.locator("#item-count")).to_have_text("No item found. Try fewer words.")
 
 
-def test_a_person_is_picked_and_recommended_to_as_the_server_does(visitor):
+def test_finder_chosen_user_gets_the_servers_recommendations(visitor):
     page = visitor.open()
     user_id, history = first_user(visitor)
-    page.get_by_role("tab", name="People").click()
-    page.locator("#people .main").first.click()
-    expect(page.locator("#history-title")).to_have_text(f"Person {user_id}")
+    page.get_by_role("tab", name="Users").click()
+    page.locator("#users .main").first.click()
+    expect(page.locator("#history-title")).to_have_text(f"User {user_id}")
     expect(tiles(page)).to_have_count(len(history))
-    expect(page.locator("#next-about")).to_contain_text(f"after {len(history)} items")
-    asked = {"history": history, "domain": "garments", "include_shares": True}
-    told = send(visitor, "/recommend", asked)
-    plain = [name for name in titles(told) if name not in (MARKUP, LONG)]
+    expect(page.locator("#recommendations-note")).to_contain_text(f"after {len(history)} items")
+    body = {"history": history, "domain": "garments", "include_shares": True}
+    answer = send(visitor, "/recommend", body)
+    plain = [name for name in titles(answer) if name not in (MARKUP, LONG)]
     assert [name for name in names(cards(page)) if name in plain] == plain
-    assert f"person={user_id}" in page.url
+    assert f"user={user_id}" in page.url
 
 
-def test_the_finder_takes_ids_of_people_and_says_who_is_unknown(visitor):
+def test_finder_user_id_loads_history_or_shows_error(visitor):
     page = visitor.open()
     user_id, history = first_user(visitor)
-    page.get_by_role("tab", name="People").click()
-    page.get_by_label("Id of a person").fill(user_id)
-    page.get_by_label("Id of a person").press("Enter")
+    page.get_by_role("tab", name="Users").click()
+    page.get_by_label("User id").fill(user_id)
+    page.get_by_label("User id").press("Enter")
     expect(tiles(page)).to_have_count(len(history))
     visitor.expected += "|/users/nobody 404"
-    page.get_by_label("Id of a person").fill("nobody")
-    page.get_by_label("Id of a person").press("Enter")
-    expect(page.locator("#history-about")).to_contain_text("No such user")
+    page.get_by_label("User id").fill("nobody")
+    page.get_by_label("User id").press("Enter")
+    expect(page.locator("#history-note")).to_contain_text("No such user")
     expect(cards(page)).to_have_count(10)
 
 
-def test_pointing_at_a_recommendation_explains_it(visitor):
+def test_card_hovered_shows_explanation(visitor):
     user_id, history = first_user(visitor)
-    page = visitor.open(f"#person={user_id}")
+    page = visitor.open(f"#user={user_id}")
     expect(cards(page).first).to_be_visible()
-    asked = {"history": history, "domain": "garments"}
-    third = send(visitor, "/recommend", asked)["items"][2]
-    asked = {"history": history, "item": third["item_id"]}
-    told = send(visitor, "/explain", asked)
+    body = {"history": history, "domain": "garments"}
+    third = send(visitor, "/recommend", body)["items"][2]
+    body = {"history": history, "item": third["item_id"]}
+    answer = send(visitor, "/explain", body)
     cards(page).nth(2).hover()
-    expect(page.locator("#why-title")).to_have_text(names(cards(page))[2])
-    expect(page.locator("#why .strongest li")).to_have_count(3)
-    share = by_branch(told["shares"])
+    expect(page.locator("#explanation-title")).to_have_text(names(cards(page))[2])
+    expect(page.locator("#explanation .strongest li")).to_have_count(3)
+    share = by_branch(answer["shares"])
     assert sum(share.values()) == pytest.approx(1, abs=1e-3)
-    bars = page.locator("#why .share")
+    bars = page.locator("#explanation .share")
     expect(bars).to_have_count(9)
     widest = max(share.values())
     for bar, value in zip(bars.all(), share.values(), strict=True):
         fill, track = bar.locator(".fill").bounding_box(), bar.locator(".track").bounding_box()
         assert fill["width"] == pytest.approx(max(1, track["width"] * value / widest), abs=1.5)
-    # The attention on the timeline: the bars sum to what the branches add up to.
+    # The bars on the timeline: attention summed over branches, weighted by their shares.
     sums = [0.0] * len(history)
-    for branch, weights in by_branch(told["attention"]).items():
+    for branch, weights in by_branch(answer["attention"]).items():
         for place, weight in enumerate(weights):
             sums[place] += weight * share[branch]
     heights = (
         tiles(page)
-        .locator(".look")
+        .locator(".attention")
         .evaluate_all(
-            "all => all.map(look => [...look.querySelectorAll('.bit')].reduce("
-            "(sum, bit) => sum + parseFloat(bit.style.height), 0))"
+            "all => all.map(bars => [...bars.querySelectorAll('.segment')].reduce("
+            "(sum, bar) => sum + parseFloat(bar.style.height), 0))"
         )
     )
     assert heights == pytest.approx([52 * one / max(sums) for one in sums], abs=0.5)
     assert page.locator("#threads .thread").count() > 0
-    # One branch alone.
+    # The attention of one branch.
     bars.nth(1).click()
     expect(bars.nth(1)).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#why .looked h3")).to_have_text("What garments, pictures, looked at")
-    only = told["attention"]["garments"]["id"]
-    garments = sum(weight > 0 for weight in only)
-    assert tiles(page).locator(".look .bit").count() == garments
+    expect(page.locator("#explanation .attention-part h3")).to_have_text("Attention of garments, pictures")
+    weights = answer["attention"]["garments"]["id"]
+    garments = sum(weight > 0 for weight in weights)
+    assert tiles(page).locator(".attention .segment").count() == garments
 
 
-def test_a_press_keeps_the_explanation_and_escape_lets_go(visitor):
+def test_card_pressed_pins_explanation_until_escape(visitor):
     user_id, _ = first_user(visitor)
-    page = visitor.open(f"#person={user_id}")
+    page = visitor.open(f"#user={user_id}")
     cards(page).nth(1).locator(".main").click()
-    expect(page.locator("#why")).to_have_class(re.compile("pinned"))
-    kept = page.locator("#why-title").inner_text()
+    expect(page.locator("#explanation")).to_have_class(re.compile("pinned"))
+    title = page.locator("#explanation-title").inner_text()
     cards(page).nth(3).hover()
     page.wait_for_timeout(300)
-    expect(page.locator("#why-title")).to_have_text(kept)
-    assert "why=" in page.url
+    expect(page.locator("#explanation-title")).to_have_text(title)
+    assert "explain=" in page.url
     page.reload()
-    expect(page.locator("#why")).to_have_class(re.compile("pinned"))
-    expect(page.locator("#why-title")).to_have_text(kept)
+    expect(page.locator("#explanation")).to_have_class(re.compile("pinned"))
+    expect(page.locator("#explanation-title")).to_have_text(title)
     page.keyboard.press("Escape")
-    expect(page.locator("#why")).not_to_have_class(re.compile("pinned"))
-    assert "why=" not in page.url
+    expect(page.locator("#explanation")).not_to_have_class(re.compile("pinned"))
+    assert "explain=" not in page.url
 
 
-def test_domain_number_and_history_survive_a_reload(visitor):
+def test_state_after_reload_is_the_same(visitor):
     _, history = first_user(visitor)
     page = visitor.open(f"#{urlencode({'item': history[:3]}, doseq=True)}")
     expect(tiles(page)).to_have_count(3)
     choose_domain(page, "#domains", "homeware")
     page.get_by_label("Show").select_option("5")
     expect(cards(page)).to_have_count(5)
-    expect(page.locator("#next-about")).to_have_text("The 5 best of homeware after 3 items.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 3 items.")
     before = names(tiles(page))
     tiles(page).nth(2).hover()
     tiles(page).nth(2).locator(".earlier").click()
     expect(tiles(page).nth(1)).to_contain_text(before[2])
     page.wait_for_load_state("networkidle")
     page.reload()
-    expect(page.locator("#next-about")).to_have_text("The 5 best of homeware after 3 items.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 3 items.")
     assert names(tiles(page)) == [before[0], before[2], before[1]]
     expect(page.locator("#domains input:checked")).to_have_value("homeware")
     tiles(page).nth(0).hover()
     tiles(page).nth(0).locator(".close").click()
-    expect(page.locator("#next-about")).to_have_text("The 5 best of homeware after 2 items.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 2 items.")

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
-from hafvt.server.app import ServerSettings, create_app
+from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
 
 ODD_ID = "../a/b?c#d&e=%2e <b>+ü"
@@ -25,9 +25,9 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 
 
 @contextmanager
-def serving(source: ModelSource, settings: ServerSettings | None = None) -> Iterator[str]:
+def serving(source: ModelSource, **settings: Any) -> Iterator[str]:
     """Serves a model in a thread; yields the address of the server."""
-    app = create_app(source, settings)
+    app = create_app(source, **settings)
     server, models = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning")), app.state.models
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

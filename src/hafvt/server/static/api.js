@@ -1,18 +1,18 @@
-// Asking the server: one place for keys, time limits, errors, and answers that come too late.
+// Requests to the server: the API key, time limits, errors, and answers that arrive too late.
 
-const PATIENCE = 20_000; // milliseconds
+const TIMEOUT_MS = 20_000;
 
-/** What went wrong, in words for people. */
-export class Problem extends Error {}
+/** A request that failed. Its message is a sentence for people; `status` is set if the server answered. */
+export class RequestError extends Error {}
 
-/** The API key of this tab, where the server wants one. */
-export const key = () => sessionStorage.getItem("key");
+/** Returns the API key of this tab, null where there is none. */
+export const apiKey = () => sessionStorage.getItem("key");
 
-/** Returns a picture as a drawing: for servers that want a key, which an <img> cannot send. */
-export async function drawn(path) {
-  const answer = await fetch(path, { headers: { "X-API-Key": key() } });
-  if (!answer.ok) throw new Problem(`no picture: ${answer.status}`);
-  const bitmap = await createImageBitmap(await answer.blob());
+/** Returns a picture on a canvas: an <img> cannot send the API key that the server needs. */
+export async function fetchPicture(path) {
+  const response = await fetch(path, { headers: { "X-API-Key": apiKey() } });
+  if (!response.ok) throw new RequestError(`no picture: ${response.status}`);
+  const bitmap = await createImageBitmap(await response.blob());
   const canvas = document.createElement("canvas");
   canvas.width = bitmap.width;
   canvas.height = bitmap.height;
@@ -21,94 +21,95 @@ export async function drawn(path) {
 }
 
 /**
- * Returns the answer to a GET, or to a POST where there is a body.
- * @throws {Problem} the server refuses, fails, or does not answer
+ * Returns the JSON that answers a GET, or a POST if there is a body. Prompts for the API key if the server needs it.
+ * @throws {RequestError} the server refuses, fails, or does not answer
  */
-export async function ask(path, { body, signal } = {}) {
+export async function request(path, { body, signal } = {}) {
   const headers = { Accept: "application/json" };
-  const sent = key();
-  if (sent) headers["X-API-Key"] = sent;
+  const sentKey = apiKey();
+  if (sentKey) headers["X-API-Key"] = sentKey;
   if (body) headers["Content-Type"] = "application/json";
-  const limit = AbortSignal.timeout(PATIENCE);
-  let answer, told;
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  let response, content;
   try {
-    answer = await fetch(path, {
+    response = await fetch(path, {
       method: body ? "POST" : "GET",
       body: body && JSON.stringify(body),
       headers,
-      signal: signal ? AbortSignal.any([signal, limit]) : limit,
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
-    told = await answer.json().catch(() => null);
+    content = await response.json().catch(() => null);
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Problem(limit.aborted ? "The server takes too long to answer." : "The server does not answer.");
+    throw new RequestError(timeout.aborted ? "The server takes too long to answer." : "The server does not answer.");
   }
   signal?.throwIfAborted();
-  if (answer.status === 401) {
-    await askForKey(sent);
-    return ask(path, { body, signal });
+  if (response.status === 401) {
+    await promptForKey(sentKey);
+    return request(path, { body, signal });
   }
-  if (answer.ok && told !== null && typeof told === "object") return told;
-  const problem = new Problem(
-    answer.status === 429 ? "The server is busy." : sentence(told?.error) ?? `The server answers ${answer.status}.`,
+  if (response.ok && content !== null && typeof content === "object") return content;
+  const error = new RequestError(
+    response.status === 429 ? "The server is busy."
+      : toSentence(content?.error) ?? `The server answers with status ${response.status}.`,
   );
-  problem.status = answer.status;
-  throw problem;
+  error.status = response.status;
+  throw error;
 }
 
-/** Wraps work(signal, ...) such that each call stops the one before: only the latest answer counts. */
-export function latest(work) {
+/** Wraps task(signal, ...) such that each call aborts the previous one: only the latest call has an effect. */
+export function latestOnly(task) {
   let current;
-  return async (...rest) => {
+  return async (...args) => {
     current?.abort();
-    const mine = (current = new AbortController());
+    const controller = (current = new AbortController());
     try {
-      return await work(mine.signal, ...rest);
+      return await task(controller.signal, ...args);
     } catch (error) {
-      if (!mine.signal.aborted) throw error; // else somebody asked anew, and nobody waits for this
+      if (!controller.signal.aborted) throw error; // an aborted call has no effect, its error neither
     }
   };
 }
 
-/** Waits until nobody has called for some milliseconds. */
-export function calm(milliseconds, work) {
+/** Wraps a task such that it runs once there has been no further call for some milliseconds. */
+export function debounce(milliseconds, task) {
   let timer;
-  return (...rest) => {
+  return (...args) => {
     clearTimeout(timer);
-    timer = setTimeout(() => work(...rest), milliseconds);
+    timer = setTimeout(() => task(...args), milliseconds);
   };
 }
 
-function sentence(text) {
+function toSentence(text) {
   if (typeof text !== "string" || !text) return null;
   const short = text.length > 200 ? `${text.slice(0, 200)}…` : text;
   return `${short[0].toUpperCase()}${short.slice(1)}${/[.!?…]$/.test(short) ? "" : "."}`;
 }
 
-let asking = null;
+let openPrompt = null;
 
-/** Asks for the API key, once for all requests that wait for it. */
-function askForKey(refused) {
-  if (key() && key() !== refused) return Promise.resolve(); // given while this request was under way
-  asking ??= new Promise((resolve, reject) => {
+/** Prompts for the API key, once for all requests that need it. */
+function promptForKey(refusedKey) {
+  if (apiKey() && apiKey() !== refusedKey) return Promise.resolve(); // entered since the request was sent
+  openPrompt ??= new Promise((resolve, reject) => {
     const dialog = document.getElementById("key");
-    const value = document.getElementById("key-value");
-    document.getElementById("key-about").textContent = refused
-      ? "That key was refused. Try another one."
-      : "It is kept until this tab is closed.";
+    const input = document.getElementById("key-value");
+    document.getElementById("key-note").textContent = refusedKey
+      ? "The server refused that key. Try another one."
+      : "The key is kept until this tab is closed.";
     dialog.onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem("key", value.value.trim());
-      value.value = "";
+      sessionStorage.setItem("key", input.value.trim());
+      input.value = "";
       dialog.onclose = null;
       dialog.close();
       resolve();
     };
-    dialog.onclose = () => reject(new Problem("The server wants an API key."));
+    dialog.onclose = () => reject(new RequestError("The server needs an API key."));
     document.getElementById("key-cancel").onclick = () => dialog.close();
     dialog.showModal();
   }).finally(() => {
-    asking = null;
+    openPrompt = null;
   });
-  return asking;
+  return openPrompt;
 }

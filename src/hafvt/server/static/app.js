@@ -1,322 +1,330 @@
-// The page: what it shows follows from a history, a domain and a number, which the address keeps.
+// The page. All that it shows follows from a history, a domain and a number k, which the address keeps.
 
-import { ask, calm, latest } from "./api.js";
+import { debounce, latestOnly, request } from "./api.js";
 import { makeCards } from "./cards.js";
-import { byId, el, icon, nameOf, say, trouble } from "./dom.js";
-import { domainChoice, makeFinder } from "./finder.js";
-import { count, hueOf, meet, model } from "./model.js";
-import * as state from "./state.js";
-import { thread } from "./threads.js";
+import { announce, byId, element, errorLine, icon, itemName } from "./dom.js";
+import { makeExplanation } from "./explanation.js";
+import { makeDomainChoice, makeFinder } from "./finder.js";
+import { colorClass, formatCount, loadModel, model, sumOfShares } from "./model.js";
+import { readState, writeState } from "./state.js";
+import { drawThreads } from "./threads.js";
 import { makeTimeline } from "./timeline.js";
-import { makeWhy } from "./why.js";
 
 const WIDE = matchMedia("(min-width: 1280px)"); // the finder has a column of its own
-const SHEET = matchMedia("(max-width: 999px)"); // the explanation covers the lower half
+const NARROW = matchMedia("(max-width: 999px)"); // the explanation covers the lower half of the page
+const NO_RECOMMENDATIONS = { items: [], ranked_by: "model", unknown_ids: [] };
 
-const view = { person: null, history: [], domain: "", k: 10 }; // history: entries {item}
-let answer = { items: [], ranked_by: "model", unknown_ids: [] };
-let shown = null; // the recommendation that is explained
-let pinned = false; // whether it stays when the pointer moves on
-let told = null; // the explanation of it
-let branch = null; // the part of it whose attention is shown
-let chooseDomain;
+const view = { userId: null, history: [], domain: "", k: 10 }; // history: entries {item}
+let recommendations = NO_RECOMMENDATIONS;
+let explainedItem = null; // the recommendation whose explanation is shown
+let isPinned = false; // whether the explanation stays when the pointer moves to another card
+let explanation = null; // the server's answer about explainedItem, null until it arrives
+let selectedBranch = null; // the branch whose attention is shown, null for all of them
+let addressedId = null; // the id of the item that the address wants explained
+let selectDomain;
 
-const timeline = makeTimeline((history) => edit(history), () => openFinder(true));
-const finder = makeFinder({ toggle, person: (id) => start({ person: id, history: [] }) });
-const cards = makeCards({ point, choose, add });
-const why = makeWhy({ close, add, branch: (one) => look((branch = one)) });
+const timeline = makeTimeline((history) => setHistory(history), () => openFinder(true));
+const finder = makeFinder({ toggle, selectUser: (userId) => start({ userId, itemIds: [] }) });
+const cards = makeCards({ preview, choose, add });
+const panel = makeExplanation({
+  close,
+  add,
+  selectBranch: (branch) => {
+    selectedBranch = branch;
+    showAttention();
+  },
+});
 
-const ids = () => view.history.map((entry) => entry.item.item_id);
-const whose = () => (view.person === null ? "your" : "their");
-const keep = () => state.write({ ...view, history: ids(), why: pinned && shown ? shown.item_id : null });
+const historyIds = () => view.history.map((entry) => entry.item.item_id);
+const possessive = () => (view.userId === null ? "your" : "their");
+const saveState = () =>
+  writeState({ ...view, itemIds: historyIds(), explainedId: isPinned && explainedItem ? explainedItem.item_id : null });
 
 // ---- the history
 
-/** Takes another history, made by hand. */
-function edit(history) {
+/** Shows a history that the visitor changed, which is thus no longer that of a user of the dataset. */
+function setHistory(history) {
   view.history = history;
-  view.person = null;
+  view.userId = null;
   render();
 }
 
 function add(item) {
-  edit([...view.history, { item }]);
-  say(`${nameOf(item)} added, ${count(view.history.length, "item")}`);
+  setHistory([...view.history, { item }]);
+  announce(`${itemName(item)} added, ${formatCount(view.history.length, "item")}`);
 }
 
 function toggle(item) {
-  const left = view.history.filter((entry) => entry.item.item_id !== item.item_id);
-  if (left.length === view.history.length) return add(item);
-  edit(left);
-  say(`${nameOf(item)} removed, ${count(left.length, "item")} left`);
+  const remaining = view.history.filter((entry) => entry.item.item_id !== item.item_id);
+  if (remaining.length === view.history.length) return add(item);
+  setHistory(remaining);
+  announce(`${itemName(item)} removed, ${formatCount(remaining.length, "item")} left`);
 }
 
 function render() {
-  timeline.show(view.history, view.person);
-  finder.hold(ids());
-  keep();
+  timeline.show(view.history, view.userId);
+  finder.setHistory(historyIds());
+  saveState();
   recommend();
 }
 
-/** Starts from a person, or from items by their ids. */
-const start = latest(async (signal, { person, history }) => {
-  const complain = (problem) => {
-    byId("history-about").replaceChildren(trouble(problem, () => start({ person, history })));
-  };
+/** Starts from a user of the dataset, or from items by their ids. */
+const start = latestOnly(async (signal, { userId, itemIds }) => {
   try {
-    if (person !== null) {
-      const found = await ask(`/users/${encodeURIComponent(person)}`, { signal });
-      Object.assign(view, { person: found.user_id, history: found.history.map((item) => ({ item })) });
+    if (userId !== null) {
+      const user = await request(`/users/${encodeURIComponent(userId)}`, { signal });
+      Object.assign(view, { userId: user.user_id, history: user.history.map((item) => ({ item })) });
     } else {
-      const items = await Promise.all(history.map((id) => itemOf(id, signal)));
-      Object.assign(view, { person: null, history: items.map((item) => ({ item })) });
+      const items = await Promise.all(itemIds.map((id) => fetchItem(id, signal)));
+      Object.assign(view, { userId: null, history: items.map((item) => ({ item })) });
     }
-  } catch (problem) {
-    if (signal.aborted) throw problem;
-    complain(problem);
-    if (!answer.items.length) recommend();
+  } catch (error) {
+    if (signal.aborted) throw error;
+    byId("history-note").replaceChildren(errorLine(error, () => start({ userId, itemIds })));
+    if (!recommendations.items.length) recommend();
     return;
   }
   render();
 });
 
-async function itemOf(id, signal) {
+async function fetchItem(id, signal) {
   try {
-    const item = await ask(`/items/${encodeURIComponent(id)}`, { signal });
+    const item = await request(`/items/${encodeURIComponent(id)}`, { signal });
     if (item.item_id === id) return item;
-  } catch (problem) {
-    if (!(problem.status < 500) || problem.status === 429) throw problem; // else there is no such item
+  } catch (error) {
+    if (!(error.status < 500) || error.status === 429) throw error; // else there is no such item
   }
-  return { item_id: id, title: null, domain: "", picture: null, train_count: 0, unknown: true };
+  return { item_id: id, title: null, domain: "", picture: null, train_count: 0, is_unknown: true };
 }
 
 // ---- the recommendations
 
-const recommend = latest(async (signal) => {
-  const asked = { history: ids(), domain: view.domain, k: view.k, include_shares: model.can_explain };
-  cards.wait(view.k);
+const recommend = latestOnly(async (signal) => {
+  const body = { history: historyIds(), domain: view.domain, k: view.k, include_shares: model.can_explain };
+  cards.showBusy(view.k);
   try {
-    answer = await ask("/recommend", { body: asked, signal });
-  } catch (problem) {
-    if (signal.aborted) throw problem;
-    answer = { items: [], ranked_by: "model", unknown_ids: [] };
-    explainNothing();
-    byId("next-about").textContent = "";
-    cards.fail(trouble(problem, recommend));
+    recommendations = await request("/recommend", { body, signal });
+  } catch (error) {
+    if (signal.aborted) throw error;
+    recommendations = NO_RECOMMENDATIONS;
+    clearExplanation();
+    byId("recommendations-note").textContent = "";
+    cards.showError(errorLine(error, recommend));
     return;
   }
-  cards.show(answer.items, whose());
-  tell();
-  const wanted = answer.items.find((item) => item.item_id === (wish ?? shown?.item_id));
-  pinned = Boolean(wanted) && (pinned || wish !== null);
-  wish = null;
-  if (answer.items.length) explain(wanted ?? answer.items[0]);
-  else explainNothing();
+  const { items } = recommendations;
+  cards.show(items, possessive());
+  byId("recommendations-note").textContent = describeRecommendations();
+  const selected = items.find((item) => item.item_id === (addressedId ?? explainedItem?.item_id));
+  isPinned = Boolean(selected) && (isPinned || addressedId !== null);
+  addressedId = null;
+  if (items.length) explain(selected ?? items[0]);
+  else clearExplanation();
 });
-let wish = null; // the id that the address wants explained
 
-function tell() {
-  const read = view.history.length - answer.unknown_ids.length;
-  const skipped = answer.unknown_ids.length ? ` ${count(answer.unknown_ids.length, "id")} not in the catalog, skipped.` : "";
-  const based = answer.ranked_by === "popularity"
-    ? `${view.history.length ? "Nothing of the history is known here" : "No history yet"}: what is most popular in ${view.domain}.`
-    : `The ${answer.items.length} best of ${view.domain} after ${count(Math.min(read, model.max_length), "item")}.`;
-  byId("next-about").textContent = answer.items.length ? based + skipped : `Nothing is left to recommend in ${view.domain}.`;
+function describeRecommendations() {
+  const { items, ranked_by, unknown_ids } = recommendations;
+  if (!items.length) return `There are no more items to recommend in ${view.domain}.`;
+  const numRead = Math.min(view.history.length - unknown_ids.length, model.max_length);
+  const skipped = unknown_ids.length ? ` ${formatCount(unknown_ids.length, "id")} not in the catalog, skipped.` : "";
+  if (ranked_by === "model")
+    return `The ${items.length} best of ${view.domain} after ${formatCount(numRead, "item")}.${skipped}`;
+  const reason = view.history.length ? "The catalog has no item of the history" : "No history yet";
+  return `${reason}: the most popular items of ${view.domain}.${skipped}`;
 }
 
-// ---- why
+// ---- the explanation
 
-function explainNothing() {
-  shown = null;
-  pinned = false;
-  told = null;
-  why.hide();
-  look();
+function clearExplanation() {
+  explainedItem = null;
+  isPinned = false;
+  explanation = null;
+  panel.hide();
+  showAttention();
 }
 
-/** Shows why an item is recommended: at once by its shares, and by attention when the answer is there. */
-const explain = latest(async (signal, item) => {
-  if (shown?.item_id !== item.item_id) told = null;
-  shown = item;
-  branch = null;
-  cards.mark(item.item_id, pinned);
-  const rank = 1 + answer.items.indexOf(item);
-  why.show(item, { rank, by: answer.ranked_by, whose: whose(), pinned });
-  keep();
+/** Explains an item: at once by its shares, and by attention when the server has answered. */
+const explain = latestOnly(async (signal, item) => {
+  if (explainedItem?.item_id !== item.item_id) explanation = null;
+  explainedItem = item;
+  selectedBranch = null;
+  cards.select(item.item_id, isPinned);
+  const rank = 1 + recommendations.items.indexOf(item);
+  panel.show(item, { rank, rankedBy: recommendations.ranked_by, possessive: possessive(), isPinned });
+  saveState();
   if (!item.shares) {
-    told = null;
-    return look();
+    explanation = null;
+    return showAttention();
   }
   try {
-    told = await ask("/explain", { body: { history: ids(), item: item.item_id }, signal });
-  } catch (problem) {
-    if (signal.aborted) throw problem;
-    told = null;
-    look();
-    return why.fail(trouble(problem, () => explain(item)));
+    explanation = await request("/explain", { body: { history: historyIds(), item: item.item_id }, signal });
+  } catch (error) {
+    if (signal.aborted) throw error;
+    explanation = null;
+    showAttention();
+    return panel.showError(errorLine(error, () => explain(item)));
   }
-  look();
+  showAttention();
 });
 
-function point(item) {
-  if (pinned || SHEET.matches || shown?.item_id === item.item_id) return drawThreads();
+function preview(item) {
+  if (isPinned || NARROW.matches || explainedItem?.item_id === item.item_id) return updateThreads();
   explain(item);
 }
 
 function choose(item) {
-  pinned = !(pinned && shown?.item_id === item.item_id);
+  isPinned = !(isPinned && explainedItem?.item_id === item.item_id);
   explain(item);
-  if (pinned && SHEET.matches) byId("why-title").focus({ preventScroll: true });
-  if (pinned) say(`Explanation of ${nameOf(item)} opened`);
+  if (isPinned && NARROW.matches) byId("explanation-title").focus({ preventScroll: true });
+  if (isPinned) announce(`Explanation of ${itemName(item)} opened`);
 }
 
 function close() {
-  const inside = byId("why").contains(document.activeElement);
-  pinned = false;
-  why.pin(false);
-  if (shown) cards.mark(shown.item_id, false);
-  if (inside && shown) cards.cardOf(shown.item_id)?.querySelector(".main").focus();
-  keep();
+  const hasFocus = byId("explanation").contains(document.activeElement);
+  isPinned = false;
+  panel.pin(false);
+  if (explainedItem) cards.select(explainedItem.item_id, false);
+  if (hasFocus && explainedItem) cards.cardOf(explainedItem.item_id)?.querySelector(".main").focus();
+  saveState();
 }
 
-/** Returns the entries that the model read, each with its part in the explanation, by sequence. */
-function looks() {
-  if (!told) return [];
-  const known = view.history.filter((entry) => !entry.item.unknown).slice(-told.history.length);
-  return known.map((entry, place) => ({ entry, item: entry.item, parts: model.sequences.map((sequence) => ({
-    hue: hueOf(sequence),
-    share: Object.entries(told.attention[sequence] ?? {}).reduce((sum, [modality, weights]) =>
-      sum + (weights[place] ?? 0) * weight({ sequence, modality }), 0),
+/** Returns the entries that the model read, each with its part of the score for each sequence. */
+function attendedEntries() {
+  if (!explanation) return [];
+  const entries = view.history.filter((entry) => !entry.item.is_unknown).slice(-explanation.history.length);
+  return entries.map((entry, index) => ({ entry, item: entry.item, parts: model.sequences.map((sequence) => ({
+    color: colorClass(sequence),
+    share: model.modalities.reduce((sum, modality) => sum
+      + (explanation.attention[sequence]?.[modality]?.[index] ?? 0) * branchWeight(sequence, modality), 0),
   })) }));
 }
 
-/** Returns how much a branch's attention counts: by its share of the score, or alone. */
-function weight({ sequence, modality }) {
-  if (branch) return branch.sequence === sequence && branch.modality === modality ? 1 : 0;
-  return told.shares[sequence]?.[modality] ?? 0;
+/** Returns the weight of a branch's attention: its share of the score; 1 or 0 if a branch is selected. */
+function branchWeight(sequence, modality) {
+  if (selectedBranch) return Number(selectedBranch.sequence === sequence && selectedBranch.modality === modality);
+  return explanation.shares[sequence]?.[modality] ?? 0;
 }
 
-function look() {
-  const all = looks();
-  timeline.look(new Map(all.map(({ entry, parts }) => [entry, parts])));
-  if (told) why.look(all);
-  drawThreads();
+function showAttention() {
+  const attended = attendedEntries();
+  timeline.showAttention(new Map(attended.map(({ entry, parts }) => [entry, parts])));
+  if (explanation) panel.showAttention(attended);
+  updateThreads();
 }
 
-function drawThreads() {
-  const card = shown && told && !SHEET.matches ? cards.cardOf(shown.item_id) : undefined;
-  thread(card, looks().map(({ entry, parts }) => ({
+function updateThreads() {
+  const card = explainedItem && explanation && !NARROW.matches ? cards.cardOf(explainedItem.item_id) : undefined;
+  drawThreads(card, attendedEntries().map(({ entry, parts }) => ({
     tile: timeline.tileOf(entry),
-    hue: parts.reduce((best, part) => (part.share > best.share ? part : best)).hue,
-    share: parts.reduce((sum, part) => sum + part.share, 0),
+    color: parts.reduce((best, part) => (part.share > best.share ? part : best)).color,
+    share: sumOfShares(parts),
   })));
 }
 
 // ---- the rest of the page
 
-function openFinder(open) {
-  document.body.classList.toggle("finding", open);
-  byId("find").setAttribute("aria-expanded", open);
-  if (open) byId("query").focus({ preventScroll: WIDE.matches });
-  drawThreads();
+function openFinder(isOpen) {
+  document.body.classList.toggle("finder-open", isOpen);
+  byId("open-finder").setAttribute("aria-expanded", isOpen);
+  if (isOpen) byId("query").focus({ preventScroll: WIDE.matches });
+  updateThreads();
 }
 
-function makeTheme() {
+function makeThemeButton() {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const show = () => button.setAttribute("aria-pressed", dark());
+  const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
+  const update = () => button.setAttribute("aria-pressed", isDark());
   button.append(icon("theme"));
   button.addEventListener("click", () => {
-    const theme = dark() ? "light" : "dark";
+    const theme = isDark() ? "light" : "dark";
     document.documentElement.dataset.theme = theme;
     localStorage.setItem("theme", theme);
-    show();
+    update();
   });
-  system.addEventListener("change", show);
-  show();
+  system.addEventListener("change", update);
+  update();
 }
 
-async function share() {
-  const word = byId("share").querySelector(".word");
+async function copyLink() {
+  const word = byId("copy-link").querySelector(".word");
   try {
     await navigator.clipboard.writeText(location.href);
     word.textContent = "Copied";
   } catch {
     word.textContent = "Copy the address"; // pages without https may not write to the clipboard
   }
-  say(word.textContent);
+  announce(word.textContent);
   setTimeout(() => (word.textContent = "Copy link"), 2000);
 }
 
-function makeNumbers() {
+function fillNumberChoice() {
   const select = byId("k");
-  const numbers = [5, 10, 20, 50];
-  if (!numbers.includes(view.k)) numbers.push(view.k);
-  select.replaceChildren(...numbers.sort((a, b) => a - b).map((k) => el("option", { value: k }, String(k))));
+  const numbers = [...new Set([5, 10, 20, 50, view.k])].sort((a, b) => a - b);
+  select.replaceChildren(...numbers.map((k) => element("option", { value: k }, String(k))));
   select.value = view.k;
 }
 
-/** Takes the view from the address. */
-function load() {
-  const asked = state.read();
-  view.k = asked.k;
-  view.domain = model.domains.some(({ name }) => name === asked.domain) ? asked.domain : model.domains[0].name;
-  wish = asked.why;
-  chooseDomain(view.domain);
-  makeNumbers();
-  return start(asked);
+/** Shows the state that the address holds. */
+function showAddress() {
+  const state = readState();
+  view.k = state.k;
+  view.domain = model.domains.some(({ name }) => name === state.domain) ? state.domain : model.domains[0].name;
+  addressedId = state.explainedId;
+  selectDomain(view.domain);
+  fillNumberChoice();
+  return start(state);
 }
 
-async function open() {
+async function openPage() {
   try {
-    await meet();
-  } catch (problem) {
-    if (problem.status === 503) {
+    await loadModel();
+  } catch (error) {
+    if (error.status === 503) {
       byId("model").textContent = "The model is being loaded.";
-      setTimeout(open, 1000);
-    } else byId("model").replaceChildren(trouble(problem, open));
+      setTimeout(openPage, 1000);
+    } else byId("model").replaceChildren(errorLine(error, openPage));
     return;
   }
-  const total = model.domains.reduce((sum, domain) => sum + domain.num_items, 0);
-  const domains = model.domains.map((one) => one.name).join(", ");
-  byId("model").textContent = `${count(total, "item")} of ${domains}, ranked by ${model.name}`;
-  chooseDomain = domainChoice(byId("domains"), "recommend-in", "", (domain) => {
+  const numItems = model.domains.reduce((sum, domain) => sum + domain.num_items, 0);
+  const names = model.domains.map((domain) => domain.name).join(", ");
+  byId("model").textContent = `${formatCount(numItems, "item")} of ${names}, ranked by ${model.name}`;
+  selectDomain = makeDomainChoice(byId("domains"), "recommend-in", "", (domain) => {
     view.domain = domain;
-    keep();
+    saveState();
     recommend();
   });
   byId("k").addEventListener("change", () => {
     view.k = Number(byId("k").value);
-    keep();
+    saveState();
     recommend();
   });
   finder.start();
-  window.addEventListener("hashchange", load);
-  await load();
+  window.addEventListener("hashchange", showAddress);
+  await showAddress();
 }
 
-byId("find").addEventListener("click", () => openFinder(true));
+byId("open-finder").addEventListener("click", () => openFinder(true));
 byId("finder-close").append(icon("close"));
 byId("finder-close").addEventListener("click", () => {
   openFinder(false);
-  byId("find").focus();
+  byId("open-finder").focus();
 });
 byId("clear").addEventListener("click", () => {
-  edit([]);
-  say("History cleared");
+  setHistory([]);
+  announce("History cleared");
   byId("timeline").querySelector(".add .main").focus();
 });
-byId("share").prepend(icon("link"));
-byId("share").addEventListener("click", share);
-byId("skip").addEventListener("click", () => byId("next-title").focus());
+byId("copy-link").prepend(icon("link"));
+byId("copy-link").addEventListener("click", copyLink);
+byId("skip").addEventListener("click", () => byId("recommendations-title").focus());
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && pinned && !byId("key").open) close();
+  if (event.key === "Escape" && isPinned && !byId("key").open) close();
 });
-byId("timeline").parentElement.addEventListener("scroll", drawThreads, { passive: true });
-new ResizeObserver(calm(50, drawThreads)).observe(byId("main"));
-makeTheme();
-const asked = state.read();
-document.body.classList.toggle("finding", WIDE.matches || (asked.person === null && !asked.history.length));
-byId("find").setAttribute("aria-expanded", document.body.classList.contains("finding"));
-open();
+byId("timeline").parentElement.addEventListener("scroll", updateThreads, { passive: true });
+new ResizeObserver(debounce(50, updateThreads)).observe(byId("main"));
+makeThemeButton();
+const { userId, itemIds } = readState();
+document.body.classList.toggle("finder-open", WIDE.matches || (userId === null && !itemIds.length));
+byId("open-finder").setAttribute("aria-expanded", document.body.classList.contains("finder-open"));
+openPage();

@@ -1,18 +1,19 @@
-// The recommendations: a grid of pictures, best first.
+// The recommendations: a grid of cards, best first.
 
-import { arrange, byId, draw, el, icon, named, nameOf, picture, rove } from "./dom.js";
-import { bySequence, hueOf, reason, shadeOf } from "./model.js";
+import { arrangeChildren, byId, drawing, element, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
+import { colorClass, groupBySequence, mainReason, shadeClass } from "./model.js";
 
-const HESITATION = 90; // milliseconds that a pointer must rest on a card, so that crossing one means nothing
+const HOVER_MS = 90; // time that a pointer rests on a card before its explanation is shown
 
-/** Draws shares as one bar of many colors. */
-export function shareBar(shares) {
-  const bar = draw("svg", { class: "bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" });
+/** Returns shares of a score as one bar with a segment for each branch. */
+function shareBar(shares) {
+  const bar = drawing("svg", { class: "bar", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" });
   let x = 0;
-  for (const { sequence, parts } of bySequence(shares))
+  for (const { sequence, parts } of groupBySequence(shares))
     for (const { modality, share } of parts) {
       const width = 100 * Math.max(0, share);
-      bar.append(draw("rect", { class: `bit ${hueOf(sequence)} ${shadeOf(modality)}`, x, width, height: 6 }));
+      const classes = `segment ${colorClass(sequence)} ${shadeClass(modality)}`;
+      bar.append(drawing("rect", { class: classes, x, width, height: 6 }));
       x += width;
     }
   return bar;
@@ -20,76 +21,78 @@ export function shareBar(shares) {
 
 /**
  * Makes the grid.
- * @param {object} on what to do: `point(item)` when somebody looks at a card, `choose(item)` when they press it,
- *   `add(item)` when they take it into the history
+ * @param {object} handlers `preview(item)`: a card is hovered or focused; `choose(item)`: a card is pressed;
+ *   `add(item)`: an item is added to the history
  */
-export function makeCards(on) {
+export function makeCards(handlers) {
   const list = byId("cards");
-  const settle = rove(list);
-  let cards = new Map(); // id -> {li, item}
+  const updateTabStop = roveFocus(list);
+  let cards = new Map(); // item id -> {li, item}
 
-  /** Shows items, best first; `whose` history made them. */
-  function show(items, whose) {
-    const old = cards;
-    cards = new Map(items.map((item, place) => {
-      const card = old.get(item.item_id) ?? make(item);
+  /** Shows items, best first; `possessive` ("your", "their") says whose history they are for. */
+  function show(items, possessive) {
+    const previous = cards;
+    cards = new Map(items.map((item, index) => {
+      const card = previous.get(item.item_id) ?? makeCard(item);
       card.item = item;
-      describe(card, place + 1, whose);
+      describe(card, index + 1, possessive);
       return [item.item_id, card];
     }));
-    arrange(list, [...cards.values()].map((card) => card.li));
+    arrangeChildren(list, [...cards.values()].map((card) => card.li));
     list.setAttribute("aria-busy", "false");
-    settle();
+    updateTabStop();
   }
 
-  function make(item) {
+  function makeCard(item) {
     const card = { item };
-    const main = el("button", { type: "button", class: "main", "aria-pressed": "false", click: () => on.choose(card.item),
-      focus: () => main.matches(":focus-visible") && on.point(card.item) },
-    el("span", { class: "rank" }), picture(item, hueOf(item.domain), 320),
-    el("span", { class: "name", title: nameOf(item) }, named(item)), el("span", { class: "reason" }),
-    el("span", { class: "hidden note" }));
-    const add = el("button", { type: "button", class: "plus", "aria-label": `Add to the history: ${nameOf(item)}`,
-      title: "Add to the history", click: () => on.add(card.item) }, icon("add"));
-    card.li = el("li", { class: `card ${hueOf(item.domain)}` }, main, add);
+    const main = element("button", { type: "button", class: "main", "aria-pressed": "false",
+      click: () => handlers.choose(card.item),
+      focus: () => main.matches(":focus-visible") && handlers.preview(card.item) },
+    element("span", { class: "rank" }), itemPicture(item, colorClass(item.domain), 320),
+    element("span", { class: "name", title: itemName(item) }, nameElement(item)), element("span", { class: "shares-bar" }),
+    element("span", { class: "hidden note" }));
+    const label = `Add to the history: ${itemName(item)}`;
+    const add = element("button", { type: "button", class: "plus", "aria-label": label, title: "Add to the history",
+      click: () => handlers.add(card.item) }, icon("add"));
+    card.li = element("li", { class: `card ${colorClass(item.domain)}` }, main, add);
     let timer;
     card.li.addEventListener("pointerenter", (event) => {
-      if (event.pointerType === "mouse") timer = setTimeout(() => on.point(card.item), HESITATION);
+      if (event.pointerType === "mouse") timer = setTimeout(() => handlers.preview(card.item), HOVER_MS);
     });
     card.li.addEventListener("pointerleave", () => clearTimeout(timer));
     return card;
   }
 
-  function describe({ li, item }, rank, whose) {
+  function describe({ li, item }, rank, possessive) {
     li.querySelector(".rank").textContent = rank;
-    const told = item.shares ?? null;
-    li.querySelector(".reason").replaceChildren(...(told ? [shareBar(told)] : []));
-    const words = told ? reason(told, whose) : null;
-    li.querySelector(".note").textContent = words ? `. Because of ${words[0]}, mostly ${words[1]}.` : "";
+    li.querySelector(".shares-bar").replaceChildren(...(item.shares ? [shareBar(item.shares)] : []));
+    const reason = item.shares ? mainReason(item.shares, possessive) : null;
+    li.querySelector(".note").textContent = reason ? `. Because of ${reason[0]}, mostly ${reason[1]}.` : "";
   }
 
-  /** Marks the card that is explained, and whether it stays so. */
-  function mark(id, pinned) {
-    for (const [own, { li }] of cards) {
-      li.classList.toggle("shown", own === id);
-      li.querySelector(".main").setAttribute("aria-pressed", own === id && pinned);
+  /** Marks the card of the explained item, and whether its explanation is pinned. */
+  function select(itemId, isPinned) {
+    for (const [id, { li }] of cards) {
+      li.classList.toggle("selected", id === itemId);
+      li.querySelector(".main").setAttribute("aria-pressed", id === itemId && isPinned);
     }
   }
 
-  /** Shows that an answer is under way; the cards of the last one stay until it is there. */
-  function wait(k) {
+  /** Shows that recommendations are being fetched; the present cards stay until then. */
+  function showBusy(k) {
     list.setAttribute("aria-busy", "true");
     if (cards.size) return;
-    const ghost = () => el("li", { class: "card ghost", "aria-hidden": "true" }, el("span", { class: "picture" }));
+    const ghost = () =>
+      element("li", { class: "card ghost", "aria-hidden": "true" }, element("span", { class: "picture" }));
     list.replaceChildren(...Array.from({ length: k }, ghost));
   }
 
-  /** Shows a line in place of cards. */
-  function fail(line) {
+  /** Shows an error in place of cards. */
+  function showError(line) {
     cards = new Map();
     list.setAttribute("aria-busy", "false");
-    list.replaceChildren(el("li", { class: "wide" }, line));
+    list.replaceChildren(element("li", { class: "wide" }, line));
   }
 
-  return { show, mark, wait, fail, cardOf: (id) => cards.get(id)?.li };
+  return { show, select, showBusy, showError, cardOf: (itemId) => cards.get(itemId)?.li };
 }

@@ -1,6 +1,6 @@
-// Building blocks. What the server says only ever becomes text: nothing here reads markup.
+// Building blocks. Text from the server only ever becomes text nodes and attributes, never markup.
 
-import { drawn, key } from "./api.js";
+import { apiKey, fetchPicture } from "./api.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -14,159 +14,159 @@ const ICONS = {
 };
 
 export const byId = (id) => document.getElementById(id);
-export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const prefersReducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-function filled(element, attributes, children) {
-  for (const [key, value] of Object.entries(attributes)) {
-    if (typeof value === "function") element.addEventListener(key, value);
-    else if (value !== null && value !== false) element.setAttribute(key, value === true ? "" : value);
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null));
-  return element;
+  node.append(...children.filter((child) => child !== null));
+  return node;
 }
 
-/** Makes an element; a function among the attributes listens to the event of its name. */
-export const el = (tag, attributes = {}, ...children) =>
-  filled(document.createElement(tag), attributes, children);
+/** Returns an HTML element; a function among the attributes listens to the event of its name. */
+export const element = (tag, attributes = {}, ...children) =>
+  fill(document.createElement(tag), attributes, children);
 
-/** Makes an element of a drawing. */
-export const draw = (tag, attributes = {}, ...children) =>
-  filled(document.createElementNS(SVG, tag), attributes, children);
+/** Returns an SVG element. */
+export const drawing = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
 
 export const icon = (name) =>
-  draw("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, draw("path", { d: ICONS[name] }));
+  drawing("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, drawing("path", { d: ICONS[name] }));
 
-/** Returns what people call an item. */
-export const nameOf = (item) => item.title?.trim() || `item ${item.item_id}`;
+/** Returns the title of an item, or its id if it has none. */
+export const itemName = (item) => item.title?.trim() || `item ${item.item_id}`;
 
-/** Returns a name that neither acts as markup nor turns the direction of what surrounds it. */
-export const named = (item) => el("bdi", { dir: "auto" }, nameOf(item));
+/** Returns an element with the name of an item, which cannot change the direction of the text around it. */
+export const nameElement = (item) => element("bdi", { dir: "auto" }, itemName(item));
 
 const initials = (text) =>
   text.split(/\s+/).map((word) => Array.from(word.replace(/^[^\p{L}\p{N}]+/u, ""))[0] ?? "").join("").slice(0, 2)
     .toUpperCase() || "?";
 
-/** Returns the picture of an item, or its initials where it has none or it does not load. */
-export function picture(item, hue, side = 160) {
-  const frame = el("span", { class: `picture ${hue}`, "aria-hidden": "true" });
-  const blank = () => el("span", { class: "blank" }, initials(nameOf(item)));
+/** Returns the picture of an item, or its initials if it has none or the picture does not load. */
+export function itemPicture(item, color, side = 160) {
+  const frame = element("span", { class: `picture ${color}`, "aria-hidden": "true" });
+  const blank = () => element("span", { class: "blank" }, initials(itemName(item)));
   if (!item.picture) {
     frame.append(blank());
     return frame;
   }
   const src = `/pictures/${encodeURIComponent(item.item_id)}?side=${side}`;
-  if (key()) {
-    drawn(src).then(
+  if (apiKey()) {
+    fetchPicture(src).then(
       (canvas) => {
         frame.append(canvas);
-        fit(canvas, canvas.width, canvas.height);
+        fitToFrame(canvas, canvas.width, canvas.height);
       },
       () => frame.append(blank()),
     );
     return frame;
   }
-  const image = el("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false", src,
-    error: () => image.replaceWith(blank()), load: () => fit(image, image.naturalWidth, image.naturalHeight) });
+  const image = element("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false", src,
+    error: () => image.replaceWith(blank()), load: () => fitToFrame(image, image.naturalWidth, image.naturalHeight) });
   frame.append(image);
   return frame;
 }
 
-let shape = 0; // width by height of all frames: that of the first picture
+let frameRatio = 0; // width by height of all frames: that of the first picture
 
-function fit(image, width, height) {
-  const own = width / height || 1;
-  if (!shape) {
-    shape = Math.min(1, Math.max(2 / 3, own));
-    document.documentElement.style.setProperty("--shape", shape);
+function fitToFrame(image, width, height) {
+  const ratio = width / height || 1;
+  if (!frameRatio) {
+    frameRatio = Math.min(1, Math.max(2 / 3, ratio));
+    document.documentElement.style.setProperty("--shape", frameRatio);
   }
-  image.classList.toggle("fills", Math.abs(own / shape - 1) < 0.15);
+  image.classList.toggle("fills", Math.abs(ratio / frameRatio - 1) < 0.15);
 }
 
-/** Tells people who listen rather than look. */
-export function say(text) {
-  byId("said").textContent = text;
+/** Announces a change to users of screen readers. */
+export function announce(text) {
+  byId("announcement").textContent = text;
 }
 
-/** Shows in one line what went wrong, with a way to try again. */
-export function trouble(problem, retry) {
-  return el(
+/** Returns one line with an error and a button that tries again. */
+export function errorLine(error, retry) {
+  return element(
     "p",
     { class: "problem", role: "alert" },
-    el("span", { dir: "auto" }, problem.message || "Something went wrong."),
-    el("button", { type: "button", class: "button", click: retry }, "Try again"),
+    element("span", { dir: "auto" }, error.message || "Something went wrong."),
+    element("button", { type: "button", class: "button", click: retry }, "Try again"),
   );
 }
 
 /**
- * Puts children into a container in their order; those that were there before glide to their new places.
- * Only what must move is moved, and the focus stays where it is.
+ * Makes `children` the children of a container, in this order; those that stay glide to their new places.
+ * Moves as few as possible, and keeps the focus.
  */
-export function arrange(container, children) {
-  const before = new Map([...container.children].map((child) => [child, child.getBoundingClientRect()]));
+export function arrangeChildren(container, children) {
+  const oldBoxes = new Map([...container.children].map((child) => [child, child.getBoundingClientRect()]));
   const focused = document.activeElement;
-  const kept = new Set(children);
-  for (const child of before.keys()) if (!kept.has(child)) child.remove();
-  children.forEach((child, place) => {
-    if (container.children[place] !== child) container.insertBefore(child, container.children[place] ?? null);
+  const wanted = new Set(children);
+  for (const child of oldBoxes.keys()) if (!wanted.has(child)) child.remove();
+  children.forEach((child, index) => {
+    if (container.children[index] !== child) container.insertBefore(child, container.children[index] ?? null);
   });
   if (container.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
-  if (still()) return;
+  if (prefersReducedMotion()) return;
   for (const child of children) {
-    const old = before.get(child);
-    const now = child.getBoundingClientRect();
-    const frames = old
-      ? [{ transform: `translate(${old.left - now.left}px, ${old.top - now.top}px)` }, { transform: "none" }]
+    const oldBox = oldBoxes.get(child);
+    const box = child.getBoundingClientRect();
+    const frames = oldBox
+      ? [{ transform: `translate(${oldBox.left - box.left}px, ${oldBox.top - box.top}px)` }, { transform: "none" }]
       : [{ opacity: 0, transform: "scale(.94)" }, { opacity: 1, transform: "none" }];
-    if (!old || Math.abs(old.left - now.left) + Math.abs(old.top - now.top) > 1)
+    if (!oldBox || Math.abs(oldBox.left - box.left) + Math.abs(oldBox.top - box.top) > 1)
       child.animate(frames, { duration: 320, easing: "cubic-bezier(.2, .8, .2, 1)" });
   }
 }
 
 /**
- * Makes one of many entries the only stop of the tab key; arrows, Home and End walk between them. All buttons
- * of that entry can be reached from it.
+ * Makes one entry of a list the only tab stop; arrow keys, Home and End move between entries (roving tabindex).
+ * All buttons of that entry can be reached by tab.
  * @param {Element} container of <li>, each with a `.main` button
- * @returns {(entry?: Element) => void} to call when entries have changed, with the one to stop at
+ * @returns {(entry?: Element) => void} updates the tab stop after entries have changed; `entry` is the new stop
  */
-export function rove(container) {
-  const mains = () => [...container.querySelectorAll(":scope > li .main")];
+export function roveFocus(container) {
+  const mainButtons = () => [...container.querySelectorAll(":scope > li .main")];
   let current = null;
-  function settle(entry = current) {
-    const all = mains();
+  function updateTabStop(entry = current) {
+    const all = mainButtons();
     current = all.includes(entry) ? entry : (all.find((main) => main.contains(document.activeElement)) ?? all[0]);
     for (const main of all)
       for (const button of main.closest("li").querySelectorAll("button")) button.tabIndex = main === current ? 0 : -1;
   }
   container.addEventListener("focusin", (event) => {
     const main = event.target.closest("li")?.querySelector(".main");
-    if (main && main !== current) settle(main);
+    if (main && main !== current) updateTabStop(main);
   });
   container.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey || !event.target.matches(".main")) return;
-    const next = neighbor(mains(), event.target, event.key);
+    const next = neighbor(mainButtons(), event.target, event.key);
     if (!next) return;
     event.preventDefault();
     next.focus();
   });
-  return settle;
+  return updateTabStop;
 }
 
-function neighbor(all, from, key) {
-  const place = all.indexOf(from);
-  if (key === "ArrowLeft") return all[place - 1];
-  if (key === "ArrowRight") return all[place + 1];
+function neighbor(all, current, key) {
+  const index = all.indexOf(current);
+  if (key === "ArrowLeft") return all[index - 1];
+  if (key === "ArrowRight") return all[index + 1];
   if (key === "Home") return all[0];
   if (key === "End") return all.at(-1);
   if (key !== "ArrowUp" && key !== "ArrowDown") return null;
-  const here = from.getBoundingClientRect();
-  const down = key === "ArrowDown" ? 1 : -1;
-  let best = null;
-  let least = Infinity;
+  const box = current.getBoundingClientRect();
+  const direction = key === "ArrowDown" ? 1 : -1;
+  let nearest = null;
+  let minDistance = Infinity;
   for (const other of all) {
-    const there = other.getBoundingClientRect();
-    const rows = down * (there.top - here.top);
-    const far = rows + Math.abs(there.left - here.left) / 100; // the next row first, in it the nearest
-    if (rows > 4 && far < least) [best, least] = [other, far];
+    const otherBox = other.getBoundingClientRect();
+    const vertical = direction * (otherBox.top - box.top);
+    const distance = vertical + Math.abs(otherBox.left - box.left) / 100; // the next row first, then the column
+    if (vertical > 4 && distance < minDistance) [nearest, minDistance] = [other, distance];
   }
-  return best;
+  return nearest;
 }

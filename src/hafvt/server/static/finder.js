@@ -1,23 +1,29 @@
-// Where a history starts from: items found by their titles, or a person.
+// Choice of a history: items by search, or a user of the dataset.
 
-import { ask, calm, latest } from "./api.js";
-import { byId, el, icon, named, nameOf, picture, rove, trouble } from "./dom.js";
-import { count, hueOf, model } from "./model.js";
+import { debounce, latestOnly, request } from "./api.js";
+import { byId, element, errorLine, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
+import { colorClass, formatCount, model } from "./model.js";
 
-const PAGE = 24; // items asked for at once
-const CROWD = 12; // people asked for at once
-const FACES = 5; // pictures beside a person
-const TYPING = 160; // milliseconds without a key until the search starts
+const ITEMS_PER_PAGE = 24;
+const USERS_PER_PAGE = 12;
+const PICTURES_PER_USER = 5;
+const TYPING_PAUSE_MS = 160; // time without a key until the search starts
 
-/** Makes the choice of one domain among radio buttons; `all` is the label of a first one for all of them. */
-export function domainChoice(fieldset, name, all, chosen) {
-  const option = (value, label, hue) => {
-    const input = el("input", { type: "radio", name, value, change: () => chosen(value) });
-    fieldset.append(el("label", {}, input, el("span", { class: hue ? `chip ${hue}` : "" }, el("bdi", {}, label))));
+/**
+ * Makes the choice of a domain among radio buttons.
+ * @param {string} allLabel label of a first button for all domains, whose value is ""; "" makes no such button
+ * @param {(domain: string) => void} onChange
+ * @returns {(domain: string) => void} selects a domain
+ */
+export function makeDomainChoice(fieldset, name, allLabel, onChange) {
+  const option = (value, label, color) => {
+    const input = element("input", { type: "radio", name, value, change: () => onChange(value) });
+    const text = element("span", { class: color ? `chip ${color}` : "" }, element("bdi", {}, label));
+    fieldset.append(element("label", {}, input, text));
     return input;
   };
-  const inputs = all ? [option("", all, "")] : [];
-  for (const domain of model.domains) inputs.push(option(domain.name, domain.name, hueOf(domain.name)));
+  const inputs = allLabel ? [option("", allLabel, "")] : [];
+  for (const domain of model.domains) inputs.push(option(domain.name, domain.name, colorClass(domain.name)));
   return (value) => {
     for (const input of inputs) input.checked = input.value === value;
   };
@@ -25,137 +31,141 @@ export function domainChoice(fieldset, name, all, chosen) {
 
 /**
  * Makes the finder.
- * @param {object} on what to do: `toggle(item)` when somebody picks an item, `person(id)` when they pick a person
+ * @param {object} handlers `toggle(item)`: an item is pressed; `selectUser(userId)`: a user is chosen
  */
-export function makeFinder(on) {
+export function makeFinder(handlers) {
   const query = byId("query");
-  const who = byId("who");
-  const settleItems = rove(byId("results"));
-  const settlePeople = rove(byId("people"));
+  const userInput = byId("user-id");
+  const updateItemTabStop = roveFocus(byId("results"));
+  const updateUserTabStop = roveFocus(byId("users"));
   let domain = "";
-  let chosen = new Set();
-  let loadedPeople = false;
+  let historyIds = new Set();
+  let hasLoadedUsers = false;
 
-  const mark = () => {
+  const markItems = () => {
     for (const button of byId("results").querySelectorAll(".main"))
-      button.setAttribute("aria-pressed", chosen.has(button.dataset.id));
+      button.setAttribute("aria-pressed", historyIds.has(button.dataset.id));
   };
 
-  function thumb(item) {
-    const button = el("button", { type: "button", class: "main", "aria-pressed": "false", click: () => on.toggle(item) },
-      picture(item, hueOf(item.domain)), el("span", { class: "tick" }, icon("check")),
-      el("span", { class: `name chip ${hueOf(item.domain)}`, title: nameOf(item) }, named(item)),
-      el("span", { class: "hidden" }, `, ${item.domain}`));
+  function itemEntry(item) {
+    const color = colorClass(item.domain);
+    const button = element("button", { type: "button", class: "main", "aria-pressed": "false",
+      click: () => handlers.toggle(item) },
+    itemPicture(item, color), element("span", { class: "tick" }, icon("check")),
+    element("span", { class: `name chip ${color}`, title: itemName(item) }, nameElement(item)),
+    element("span", { class: "hidden" }, `, ${item.domain}`));
     button.dataset.id = item.item_id;
-    return el("li", {}, button);
+    return element("li", {}, button);
   }
 
-  const items = latest(async (signal, offset = 0) => {
-    const asked = new URLSearchParams({ limit: PAGE, offset });
-    if (query.value.trim()) asked.set("query", query.value.trim());
-    if (domain) asked.set("domain", domain);
+  const loadItems = latestOnly(async (signal, offset = 0) => {
+    const parameters = new URLSearchParams({ limit: ITEMS_PER_PAGE, offset });
+    const text = query.value.trim();
+    if (text) parameters.set("query", text);
+    if (domain) parameters.set("domain", domain);
     const list = byId("results");
     try {
-      const found = await ask(`/items?${asked}`, { signal });
-      const new_ = found.items.map(thumb);
-      if (offset) list.append(...new_);
-      else list.replaceChildren(...new_);
-      byId("found").textContent = found.total
-        ? `${count(found.total, "item")}${query.value.trim() ? " found" : ""}`
-        : "Nothing found. Try fewer words.";
-      more("more-items", list, found.total, () => items(list.children.length));
-      mark();
-      settleItems();
-      if (offset) new_[0]?.querySelector(".main").focus();
-    } catch (problem) {
-      if (signal.aborted) throw problem;
-      byId("found").textContent = "";
+      const { items, total } = await request(`/items?${parameters}`, { signal });
+      const entries = items.map(itemEntry);
+      if (offset) list.append(...entries);
+      else list.replaceChildren(...entries);
+      byId("item-count").textContent = total
+        ? `${formatCount(total, "item")}${text ? " found" : ""}`
+        : "No item found. Try fewer words.";
+      updateMoreButton("more-items", list, total, () => loadItems(list.children.length));
+      markItems();
+      updateItemTabStop();
+      if (offset) entries[0]?.querySelector(".main").focus();
+    } catch (error) {
+      if (signal.aborted) throw error;
+      byId("item-count").textContent = "";
       byId("more-items").hidden = true;
-      list.replaceChildren(el("li", { class: "wide" }, trouble(problem, () => items(0))));
+      list.replaceChildren(element("li", { class: "wide" }, errorLine(error, () => loadItems(0))));
     }
   });
 
-  function more(id, list, total, next) {
+  function updateMoreButton(id, list, total, loadMore) {
     const button = byId(id);
     button.hidden = list.children.length >= total;
-    button.onclick = next;
+    button.onclick = loadMore;
   }
 
-  function face(person) {
-    const faces = person.history.slice(-FACES).map((item) => picture(item, hueOf(item.domain)));
-    return el("li", {}, el("button", { type: "button", class: "main person", click: () => on.person(person.user_id) },
-      el("span", { class: "faces", "aria-hidden": "true" }, ...faces),
-      el("span", { class: "name" }, el("bdi", {}, person.user_id))));
+  function userEntry(user) {
+    const pictures = user.history.slice(-PICTURES_PER_USER).map((item) => itemPicture(item, colorClass(item.domain)));
+    return element("li", {}, element("button", { type: "button", class: "main user",
+      click: () => handlers.selectUser(user.user_id) },
+    element("span", { class: "user-pictures", "aria-hidden": "true" }, ...pictures),
+    element("span", { class: "name" }, element("bdi", {}, user.user_id))));
   }
 
-  const people = latest(async (signal, offset = 0) => {
-    const list = byId("people");
+  const loadUsers = latestOnly(async (signal, offset = 0) => {
+    const list = byId("users");
     try {
-      const found = await ask(`/users?limit=${CROWD}&offset=${offset}`, { signal });
-      const new_ = found.users.map(face);
-      if (offset) list.append(...new_);
-      else list.replaceChildren(...new_);
-      loadedPeople = true;
-      byId("crowd").textContent = count(found.total, "person", "people");
-      byId("anybody").onclick = () => anybody(found.total);
-      more("more-people", list, found.total, () => people(list.children.length));
-      settlePeople();
-      if (offset) new_[0]?.querySelector(".main").focus();
-    } catch (problem) {
-      if (signal.aborted) throw problem;
-      list.replaceChildren(el("li", {}, trouble(problem, () => people(0))));
+      const { users, total } = await request(`/users?limit=${USERS_PER_PAGE}&offset=${offset}`, { signal });
+      const entries = users.map(userEntry);
+      if (offset) list.append(...entries);
+      else list.replaceChildren(...entries);
+      hasLoadedUsers = true;
+      byId("user-count").textContent = formatCount(total, "user");
+      byId("random-user").onclick = () => selectRandomUser(total);
+      updateMoreButton("more-users", list, total, () => loadUsers(list.children.length));
+      updateUserTabStop();
+      if (offset) entries[0]?.querySelector(".main").focus();
+    } catch (error) {
+      if (signal.aborted) throw error;
+      list.replaceChildren(element("li", {}, errorLine(error, () => loadUsers(0))));
     }
   });
 
-  const anybody = latest(async (signal, total) => {
-    const found = await ask(`/users?limit=1&offset=${Math.floor(Math.random() * total)}`, { signal });
-    if (found.users.length) on.person(found.users[0].user_id);
+  const selectRandomUser = latestOnly(async (signal, total) => {
+    const { users } = await request(`/users?limit=1&offset=${Math.floor(Math.random() * total)}`, { signal });
+    if (users.length) handlers.selectUser(users[0].user_id);
   });
 
-  const tabs = [byId("tab-items"), byId("tab-people")];
+  const tabs = [byId("tab-items"), byId("tab-users")];
 
-  function choose(tab) {
-    for (const one of tabs) {
-      one.setAttribute("aria-selected", one === tab);
-      one.tabIndex = one === tab ? 0 : -1;
-      byId(one.getAttribute("aria-controls")).hidden = one !== tab;
+  function selectTab(selected) {
+    for (const tab of tabs) {
+      tab.setAttribute("aria-selected", tab === selected);
+      tab.tabIndex = tab === selected ? 0 : -1;
+      byId(tab.getAttribute("aria-controls")).hidden = tab !== selected;
     }
-    if (tab === tabs[1] && !loadedPeople) people(0);
+    if (selected === tabs[1] && !hasLoadedUsers) loadUsers(0);
   }
 
-  for (const [place, tab] of tabs.entries()) {
-    tab.addEventListener("click", () => choose(tab));
+  for (const [index, tab] of tabs.entries()) {
+    tab.addEventListener("click", () => selectTab(tab));
     tab.addEventListener("keydown", (event) => {
       if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-      tabs[1 - place].focus();
-      choose(tabs[1 - place]);
+      tabs[1 - index].focus();
+      selectTab(tabs[1 - index]);
     });
   }
-  query.addEventListener("input", calm(TYPING, () => items(0)));
+  query.addEventListener("input", debounce(TYPING_PAUSE_MS, () => loadItems(0)));
   query.addEventListener("keydown", (event) => {
     if (event.key !== "ArrowDown") return;
     event.preventDefault();
     byId("results").querySelector(".main[tabindex='0']")?.focus();
   });
-  who.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && who.value.trim()) on.person(who.value.trim());
+  userInput.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && userInput.value.trim()) handlers.selectUser(userInput.value.trim());
   });
 
-  /** Fills the finder once it is known what the server has. */
+  /** Fills the finder; `model` must be loaded. */
   function start() {
-    domainChoice(byId("finder-domains"), "search-in", "All", (value) => {
+    makeDomainChoice(byId("finder-domains"), "search-in", "All", (value) => {
       domain = value;
-      items(0);
+      loadItems(0);
     })("");
-    if (!model.has_users) byId("tab-people").parentElement.hidden = true;
-    items(0);
+    if (!model.has_users) byId("tab-users").parentElement.hidden = true;
+    loadItems(0);
   }
 
-  /** Marks the items that the history holds. */
-  function hold(ids) {
-    chosen = new Set(ids);
-    mark();
+  /** Marks the items of the history. */
+  function setHistory(itemIds) {
+    historyIds = new Set(itemIds);
+    markItems();
   }
 
-  return { start, hold };
+  return { start, setHistory };
 }

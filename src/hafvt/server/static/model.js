@@ -1,59 +1,63 @@
-// What the served model is, and how the page names and colors its parts.
+// The served model, and the names and colors of its parts on the page.
 
-import { ask } from "./api.js";
+import { request } from "./api.js";
 
-const HUES = 6; // classes k0 to k5
-const SHADES = 4; // classes m0 to m3
-const PLAIN = { id: "choices", image: "pictures", title: "titles" };
-const SPOKEN = { id: "what people choose together", image: "pictures", title: "titles" };
+const NUM_COLORS = 6; // classes k0 to k5
+const NUM_SHADES = 4; // classes m0 to m3
+const MODALITY_NAMES = { id: "choices", image: "pictures", title: "titles" };
+const MODALITY_REASONS = { id: "items that the same users choose", image: "pictures", title: "titles" };
 
 export const model = { name: "", domains: [], sequences: [], modalities: [], can_explain: false, has_users: false };
 
-/** Asks the server what it serves. */
-export async function meet() {
-  Object.assign(model, await ask("/model"));
+/** Fetches the description of the served model into `model`. */
+export async function loadModel() {
+  Object.assign(model, await request("/model"));
 }
 
-const numberOf = (sequence) => {
-  const number = model.domains.findIndex((domain) => domain.name === sequence);
-  return number < 0 ? model.domains.length : number; // all domains together come after them
+const sequenceIndex = (sequence) => {
+  const index = model.domains.findIndex((domain) => domain.name === sequence);
+  return index < 0 ? model.domains.length : index; // the merged sequence comes after the domains
 };
 
-/** Returns the class of the color of a domain, or of the sequence of all of them. */
-export const hueOf = (sequence) => `k${numberOf(sequence) % HUES}`;
+/** Returns the class of the color of a sequence: a domain, or all domains merged. */
+export const colorClass = (sequence) => `k${sequenceIndex(sequence) % NUM_COLORS}`;
 
 /** Returns the class of the shade of a modality. */
-export const shadeOf = (modality) => `m${Math.max(0, model.modalities.indexOf(modality)) % SHADES}`;
+export const shadeClass = (modality) => `m${Math.max(0, model.modalities.indexOf(modality)) % NUM_SHADES}`;
 
-/** Returns what people call a modality. */
-export const modalityName = (modality) => PLAIN[modality] ?? modality;
+/** Returns the name of a modality on the page. */
+export const modalityName = (modality) => MODALITY_NAMES[modality] ?? modality;
 
 const isDomain = (sequence) => model.domains.some((domain) => domain.name === sequence);
 
-/** Returns what people call the history of a sequence. */
-export const sequenceName = (sequence) => (isDomain(sequence) ? sequence : "everything together");
+/** Returns the name of a sequence on the page. */
+export const sequenceName = (sequence) => (isDomain(sequence) ? sequence : "all domains together");
 
-/** Returns the shares (sequence -> modality -> share) in the model's order, with the sum of each sequence. */
-export function bySequence(shares) {
+/** Returns [{sequence, parts: [{modality, share}], share}] of shares (sequence -> modality -> share), in model order. */
+export function groupBySequence(shares) {
   return model.sequences.map((sequence) => {
     const parts = model.modalities.map((modality) => ({
       modality,
       share: shares[sequence]?.[modality] ?? 0,
     }));
-    return { sequence, parts, share: parts.reduce((sum, part) => sum + part.share, 0) };
+    return { sequence, parts, share: sumOfShares(parts) };
   });
 }
 
-const most = (all) => all.reduce((best, one) => (one.share > best.share ? one : best));
+export const sumOfShares = (parts) => parts.reduce((sum, part) => sum + part.share, 0);
 
-/** Returns where most of a score comes from, in words: [whose and which history, what its items are known by]. */
-export function reason(shares, whose) {
-  const best = most(bySequence(shares));
-  const history = isDomain(best.sequence) ? `${whose} ${best.sequence} history` : `${whose} whole history`;
-  const { modality } = most(best.parts);
-  return [history, SPOKEN[modality] ?? modality];
+const largest = (parts) => parts.reduce((best, part) => (part.share > best.share ? part : best));
+
+/** Returns the branch with the largest share in words: [whose history of which domain, modality]. */
+export function mainReason(shares, possessive) {
+  const { sequence, parts } = largest(groupBySequence(shares));
+  const history = isDomain(sequence) ? `${possessive} ${sequence} history` : `${possessive} whole history`;
+  const { modality } = largest(parts);
+  return [history, MODALITY_REASONS[modality] ?? modality];
 }
 
-export const percent = (share) => `${share > 0 && share < 0.005 ? "< 1" : Math.round(100 * share)} %`;
+export const formatPercent = (share) => `${share > 0 && share < 0.005 ? "< 1" : Math.round(100 * share)} %`;
 
-export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+export const formatNumber = (number) => number.toLocaleString("en");
+
+export const formatCount = (number, singular) => `${formatNumber(number)} ${singular}${number === 1 ? "" : "s"}`;

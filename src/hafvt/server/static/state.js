@@ -1,29 +1,29 @@
-// What is to be seen, in the address: a link or a reload shows the same view.
+// The state of the page in the fragment of its address: a link or a reload shows the same state.
 
-const MOST = 200; // items of a history
-const LONGEST = 256; // characters of an id; no catalog has longer ones
+const MAX_ITEMS = 200; // of a history
+const MAX_ID_LENGTH = 256; // characters
 
-/** Reads the view from the address: who or which items, the domain, how many, what is explained. */
-export function read() {
-  const told = new URLSearchParams(location.hash.slice(1));
-  const k = Number(told.get("k"));
+/** Returns the state in the address: user or items, domain, number of recommendations, item to explain. */
+export function readState() {
+  const parameters = new URLSearchParams(location.hash.slice(1));
+  const k = Number(parameters.get("k"));
   return {
-    person: told.get("person"),
-    history: told.getAll("item").filter((id) => id.length <= LONGEST).slice(-MOST),
-    domain: told.get("in"),
+    userId: parameters.get("user"),
+    itemIds: parameters.getAll("item").filter((id) => id.length <= MAX_ID_LENGTH).slice(-MAX_ITEMS),
+    domain: parameters.get("domain"),
     k: Number.isInteger(k) && k >= 1 && k <= 100 ? k : 10,
-    why: told.get("why"),
+    explainedId: parameters.get("explain"),
   };
 }
 
-/** Writes the view into the address. */
-export function write({ person, history, domain, k, why }) {
-  const told = new URLSearchParams();
-  if (person !== null) told.set("person", person);
-  else for (const id of history) told.append("item", id);
-  told.set("in", domain);
-  told.set("k", k);
-  if (why) told.set("why", why);
-  const address = `#${told}`;
-  if (address !== location.hash) window.history.replaceState(null, "", address);
+/** Writes the state to the address. */
+export function writeState({ userId, itemIds, domain, k, explainedId }) {
+  const parameters = new URLSearchParams();
+  if (userId !== null) parameters.set("user", userId);
+  else for (const id of itemIds) parameters.append("item", id);
+  parameters.set("domain", domain);
+  parameters.set("k", k);
+  if (explainedId) parameters.set("explain", explainedId);
+  const fragment = `#${parameters}`;
+  if (fragment !== location.hash) window.history.replaceState(null, "", fragment);
 }

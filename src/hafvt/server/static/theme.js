@@ -1,7 +1,7 @@
-// Runs before the page is drawn, so that the chosen theme never flashes.
+// Applies the saved theme before the page is drawn, so that the other one never flashes.
 try {
-  const chosen = localStorage.getItem("theme");
-  if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+  const theme = localStorage.getItem("theme");
+  if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
 } catch {
-  // Storage is closed to this page: it follows the system.
+  // No access to storage: the page follows the system.
 }

@@ -1,98 +1,103 @@
-// The history: oldest first, with what the model looked at on top.
+// The history: items oldest first, with the attention to each on top.
 
-import { arrange, byId, el, icon, named, nameOf, picture, rove, say } from "./dom.js";
-import { count, hueOf, model, percent } from "./model.js";
+import { announce, arrangeChildren, byId, element, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
+import { colorClass, formatCount, formatPercent, model, sumOfShares } from "./model.js";
 
-const HEIGHT = 52; // pixels of the highest bar
+const MAX_BAR_HEIGHT = 52; // pixels
+const NUM_GHOSTS = 5; // empty places of an empty history
 
 /**
- * Makes the timeline.
- * @param {(history: object[]) => void} changed is told the new history when somebody reorders or removes
- * @param {() => void} add opens the search
+ * Makes the timeline of a history: entries {item}, where item.is_unknown marks an id that the catalog does not have.
+ * An item may occur in several entries.
+ * @param {(history: object[]) => void} onChange called with the new history after entries are moved or removed
+ * @param {() => void} onAdd called when the tile that adds items is pressed
  */
-export function makeTimeline(changed, add) {
+export function makeTimeline(onChange, onAdd) {
   const list = byId("timeline");
-  const settle = rove(list);
+  const updateTabStop = roveFocus(list);
   const tiles = new Map(); // entry -> li
   let history = [];
-  const addTile = el("li", { class: "tile add" },
-    el("button", { type: "button", class: "main", click: add }, el("span", { class: "picture" }, icon("add")),
-      el("span", { class: "axis" }), el("span", { class: "name" }, "Add items")));
+  let draggedEntry = null;
+  const addTile = element("li", { class: "tile add" },
+    element("button", { type: "button", class: "main", click: onAdd },
+      element("span", { class: "picture" }, icon("add")), element("span", { class: "axis" }),
+      element("span", { class: "name" }, "Add items")));
 
-  /** Shows a history of entries {item}, where item.unknown tells that the catalog has no such item. */
-  function show(entries, person) {
-    const grown = entries.length > history.length || entries[0] !== history[0];
+  /** Shows a history: that of a user, or the visitor's own if `userId` is null. */
+  function show(entries, userId) {
+    const scrollToEnd = entries.length > history.length || entries[0] !== history[0];
     history = entries;
     for (const entry of tiles.keys()) if (!entries.includes(entry)) tiles.delete(entry);
-    for (const entry of entries) if (!tiles.has(entry)) tiles.set(entry, tile(entry));
-    entries.forEach((entry, place) => label(tiles.get(entry), entry, place));
-    const empty = entries.length === 0;
-    arrange(list, empty ? ghosts() : [...entries.map((entry) => tiles.get(entry)), addTile]);
-    list.classList.toggle("empty", empty);
-    settle();
-    if (grown) list.parentElement.scrollLeft = list.parentElement.scrollWidth;
-    byId("history-title").textContent = person === null ? "Your history" : `Person ${person}`;
-    byId("clear").hidden = empty;
+    for (const entry of entries) if (!tiles.has(entry)) tiles.set(entry, makeTile(entry));
+    entries.forEach((entry, index) => label(tiles.get(entry), entry, index));
+    const isEmpty = entries.length === 0;
+    arrangeChildren(list, isEmpty ? emptyTiles() : [...entries.map((entry) => tiles.get(entry)), addTile]);
+    list.classList.toggle("empty", isEmpty);
+    updateTabStop();
+    if (scrollToEnd) list.parentElement.scrollLeft = list.parentElement.scrollWidth;
+    byId("history-title").textContent = userId === null ? "Your history" : `User ${userId}`;
+    byId("clear").hidden = isEmpty;
     summarize();
   }
 
   function summarize() {
-    const about = byId("history-about");
+    const note = byId("history-note");
     if (!history.length) {
-      about.textContent = "Put one together from pictures and titles, or pick a person.";
+      note.textContent = "Add items, or choose a user of the dataset.";
       return;
     }
     const chips = model.domains
-      .map((domain) => [domain.name, history.filter((entry) => entry.item.domain === domain.name).length])
+      .map(({ name }) => [name, history.filter((entry) => entry.item.domain === name).length])
       .filter(([, number]) => number)
-      .map(([name, number]) => el("span", { class: `chip ${hueOf(name)}` }, `${number} ${name}`));
-    const unread = history.length - model.max_length;
-    const note = unread > 0 ? `the last ${model.max_length} count` : null;
-    about.replaceChildren(...chips, ...(note ? [el("span", {}, note)] : []));
+      .map(([name, number]) => element("span", { class: `chip ${colorClass(name)}` }, `${number} ${name}`));
+    const limit = history.length > model.max_length ? `the model reads the last ${model.max_length}` : null;
+    note.replaceChildren(...chips, ...(limit ? [element("span", {}, limit)] : []));
   }
 
-  function ghosts() {
-    const ghost = () => el("li", { class: "tile ghost", "aria-hidden": "true" }, el("span", { class: "picture" }),
-      el("span", { class: "axis" }));
-    return [addTile, ...Array.from({ length: 5 }, ghost)];
+  function emptyTiles() {
+    const ghost = () => element("li", { class: "tile ghost", "aria-hidden": "true" },
+      element("span", { class: "picture" }), element("span", { class: "axis" }));
+    return [addTile, ...Array.from({ length: NUM_GHOSTS }, ghost)];
   }
 
-  function tile(entry) {
+  function makeTile(entry) {
     const { item } = entry;
-    const button = (name, what, act) =>
-      el("button", { type: "button", class: name, "aria-label": `${what} ${nameOf(item)}`, click: act }, icon(name));
-    const li = el("li", { class: `tile ${item.unknown ? "unknown" : hueOf(item.domain)}`, draggable: "true" },
-      el("span", { class: "look", "aria-hidden": "true" }),
-      el("button", { type: "button", class: "main" }, picture(item, hueOf(item.domain)), el("span", { class: "axis" }),
-        el("span", { class: "name", title: nameOf(item) }, named(item)), el("span", { class: "hidden note" })),
-      el("span", { class: "moves" }, button("earlier", "Move earlier:", () => move(entry, -1)),
+    const color = colorClass(item.domain);
+    const button = (name, action, onClick) => element("button", { type: "button", class: name,
+      "aria-label": `${action} ${itemName(item)}`, click: onClick }, icon(name));
+    const li = element("li", { class: `tile ${item.is_unknown ? "unknown" : color}`, draggable: "true" },
+      element("span", { class: "attention", "aria-hidden": "true" }),
+      element("button", { type: "button", class: "main" }, itemPicture(item, color), element("span", { class: "axis" }),
+        element("span", { class: "name", title: itemName(item) }, nameElement(item)),
+        element("span", { class: "hidden note" })),
+      element("span", { class: "moves" }, button("earlier", "Move earlier:", () => move(entry, -1)),
         button("close", "Remove", () => remove(entry)), button("later", "Move later:", () => move(entry, 1))));
-    li.addEventListener("keydown", (event) => keys(event, entry));
+    li.addEventListener("keydown", (event) => onKey(event, entry));
     li.addEventListener("dragstart", (event) => {
       event.dataTransfer.effectAllowed = "move";
-      event.dataTransfer.setData("text/plain", nameOf(item));
-      dragged = entry;
+      event.dataTransfer.setData("text/plain", itemName(item));
+      draggedEntry = entry;
     });
     li.addEventListener("dragover", (event) => {
-      if (dragged) event.preventDefault();
+      if (draggedEntry) event.preventDefault();
     });
     li.addEventListener("drop", (event) => {
       event.preventDefault();
-      if (dragged && dragged !== entry) move(dragged, history.indexOf(entry) - history.indexOf(dragged));
+      if (draggedEntry && draggedEntry !== entry)
+        move(draggedEntry, history.indexOf(entry) - history.indexOf(draggedEntry));
     });
-    li.addEventListener("dragend", () => (dragged = null));
+    li.addEventListener("dragend", () => (draggedEntry = null));
     return li;
   }
-  let dragged = null;
 
-  function label(li, entry, place) {
-    const where = entry.item.unknown ? "not in the catalog, skipped" : entry.item.domain;
-    li.querySelector(".note").textContent = `, ${where}, ${place + 1} of ${history.length}`;
-    li.querySelector(".earlier").disabled = place === 0;
-    li.querySelector(".later").disabled = place === history.length - 1;
+  function label(li, entry, index) {
+    const place = entry.item.is_unknown ? "not in the catalog, skipped" : entry.item.domain;
+    li.querySelector(".note").textContent = `, ${place}, ${index + 1} of ${history.length}`;
+    li.querySelector(".earlier").disabled = index === 0;
+    li.querySelector(".later").disabled = index === history.length - 1;
   }
 
-  function keys(event, entry) {
+  function onKey(event, entry) {
     if (event.key === "Delete" || event.key === "Backspace") remove(entry);
     else if (event.altKey && event.key === "ArrowLeft") move(entry, -1);
     else if (event.altKey && event.key === "ArrowRight") move(entry, 1);
@@ -100,46 +105,44 @@ export function makeTimeline(changed, add) {
     event.preventDefault();
   }
 
-  function move(entry, by) {
+  function move(entry, steps) {
     const from = history.indexOf(entry);
-    const to = from + by;
+    const to = from + steps;
     if (to < 0 || to >= history.length) return;
-    const moved = history.toSpliced(from, 1).toSpliced(to, 0, entry);
-    changed(moved);
-    say(`${nameOf(entry.item)} is now ${to + 1} of ${moved.length}`);
+    onChange(history.toSpliced(from, 1).toSpliced(to, 0, entry));
+    announce(`${itemName(entry.item)} is now ${to + 1} of ${history.length}`);
   }
 
   function remove(entry) {
-    const place = history.indexOf(entry);
-    const inside = tiles.get(entry)?.contains(document.activeElement);
-    const left = history.toSpliced(place, 1);
-    changed(left);
-    say(`${nameOf(entry.item)} removed, ${count(left.length, "item")} left`);
-    if (!inside) return;
-    const next = left.length ? tiles.get(left[Math.min(place, left.length - 1)]) : addTile;
+    const index = history.indexOf(entry);
+    const hasFocus = tiles.get(entry)?.contains(document.activeElement);
+    const remaining = history.toSpliced(index, 1);
+    onChange(remaining);
+    announce(`${itemName(entry.item)} removed, ${formatCount(remaining.length, "item")} left`);
+    if (!hasFocus) return;
+    const next = remaining.length ? tiles.get(remaining[Math.min(index, remaining.length - 1)]) : addTile;
     next.querySelector(".main").focus();
   }
 
   /**
-   * Shows how much of a recommendation each entry accounts for.
-   * @param {Map<object, {hue: string, share: number}[]>} looks by entry; empty shows nothing
+   * Shows how much each entry contributes to a recommendation.
+   * @param {Map<object, {color: string, share: number}[]>} partsByEntry empty shows nothing
    */
-  function look(looks) {
-    const total = (parts) => parts.reduce((sum, part) => sum + part.share, 0);
-    const highest = Math.max(...[...looks.values()].map(total), 0.02);
-    const telling = Math.max(0.01, highest / 2);
+  function showAttention(partsByEntry) {
+    const highest = Math.max(...[...partsByEntry.values()].map(sumOfShares), 0.02);
+    const minLabeled = Math.max(0.01, highest / 2);
     for (const [entry, li] of tiles) {
-      const parts = looks.get(entry) ?? [];
-      const sum = total(parts);
-      const bars = parts.filter((part) => part.share > 0).map((part) => {
-        const bar = el("span", { class: `bit ${part.hue}` });
-        bar.style.height = `${(HEIGHT * part.share) / highest}px`;
-        return bar;
+      const parts = partsByEntry.get(entry) ?? [];
+      const sum = sumOfShares(parts);
+      const segments = parts.filter((part) => part.share > 0).map((part) => {
+        const segment = element("span", { class: `segment ${part.color}` });
+        segment.style.height = `${(MAX_BAR_HEIGHT * part.share) / highest}px`;
+        return segment;
       });
-      const figure = sum >= telling ? el("span", { class: "figure" }, percent(sum)) : null;
-      li.querySelector(".look").replaceChildren(...(figure ? [figure] : []), ...bars);
+      const figure = sum >= minLabeled ? [element("span", { class: "figure" }, formatPercent(sum))] : [];
+      li.querySelector(".attention").replaceChildren(...figure, ...segments);
     }
   }
 
-  return { show, look, tileOf: (entry) => tiles.get(entry) };
+  return { show, showAttention, tileOf: (entry) => tiles.get(entry) };
 }

@@ -1,4 +1,4 @@
-"""Keyboard, small screens, light and dark, stillness, and people who listen."""
+"""The page: keyboard, screen sizes, themes, reduced motion, and screen readers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from playwright.sync_api import expect
 
 from tests.server.page.visitor import cards, choose_domain, first_user, names, overflow, tiles
 
+pytestmark = pytest.mark.browser
 
-def test_the_keyboard_alone_suffices(visitor):
+
+def test_keyboard_reaches_all_functions(visitor):
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
     keys = page.keyboard
@@ -18,7 +20,7 @@ def test_the_keyboard_alone_suffices(visitor):
     def tab_to(selector: str) -> None:
         for _ in range(40):
             keys.press("Tab")
-            if page.evaluate("what => document.activeElement.matches(what)", selector):
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
                 outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
                 assert outline != "0px" or selector.startswith("#domains")
                 return
@@ -33,15 +35,15 @@ def test_the_keyboard_alone_suffices(visitor):
     expect(tiles(page)).to_have_count(1)
     tab_to("#domains input")
     keys.press("ArrowRight")
-    expect(page.locator("#next-about")).to_have_text("The 10 best of homeware after 1 item.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 10 best of homeware after 1 item.")
     tab_to("#cards .main")
     keys.press("ArrowRight")
     keys.press("ArrowDown")
     place = page.evaluate("[...document.querySelectorAll('#cards .main')].indexOf(document.activeElement)")
     assert place > 2
-    expect(page.locator("#why-title")).to_have_text(names(cards(page))[place])
+    expect(page.locator("#explanation-title")).to_have_text(names(cards(page))[place])
     keys.press("Enter")
-    expect(page.locator("#why")).to_have_class(re.compile("pinned"))
+    expect(page.locator("#explanation")).to_have_class(re.compile("pinned"))
     keys.press("Escape")
     keys.press("Tab")  # the card's own button that adds it
     keys.press("Enter")
@@ -56,7 +58,7 @@ def test_the_keyboard_alone_suffices(visitor):
     expect(tiles(page)).to_have_count(1)
     assert names(tiles(page)) == [order[1]]
     assert page.evaluate("document.activeElement.closest('.tile') !== null")
-    for _ in range(60):  # and it leaves the page again: there is no trap
+    for _ in range(60):  # the focus leaves the page again: there is no trap
         keys.press("Tab")
         if page.evaluate("document.activeElement === document.body"):
             break
@@ -65,18 +67,18 @@ def test_the_keyboard_alone_suffices(visitor):
 
 
 @pytest.mark.parametrize("width", [360, 768, 1440])
-def test_nothing_sticks_out(visitor, width):
+def test_layout_any_width_has_no_overflow(visitor, width):
     page = visitor.open(viewport={"width": width, "height": 740}, has_touch=width < 1000)
     user_id, _ = first_user(visitor)
     expect(cards(page)).to_have_count(10)
     assert overflow(page) <= 0
-    page.goto(f"{visitor.address}/#person={user_id}")
+    page.goto(f"{visitor.address}/#user={user_id}")
     page.reload()
     expect(tiles(page).first).to_be_visible()
     if not page.locator("#finder").is_visible():
-        page.locator("#find").click()
-    page.get_by_role("tab", name="People").click()
-    expect(page.locator("#people .main").first).to_be_visible()
+        page.locator("#open-finder").click()
+    page.get_by_role("tab", name="Users").click()
+    expect(page.locator("#users .main").first).to_be_visible()
     assert overflow(page) <= 0
     assert (
         page.locator(".thumbs .main, .tile .main, .card .main, .button:visible").evaluate_all(
@@ -86,19 +88,19 @@ def test_nothing_sticks_out(visitor, width):
     )
 
 
-def test_on_a_phone_a_tap_opens_the_explanation_and_closes_it(visitor):
+def test_phone_tap_opens_and_closes_explanation(visitor):
     user_id, _ = first_user(visitor)
     page = visitor.open(
-        f"#person={user_id}", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+        f"#user={user_id}", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
     )
     expect(cards(page).first).to_be_visible()
-    expect(page.locator("#why")).not_to_be_visible()
+    expect(page.locator("#explanation")).not_to_be_visible()
     cards(page).nth(1).locator(".main").tap()
-    expect(page.locator("#why")).to_be_visible()
-    expect(page.locator("#why .strongest li")).to_have_count(3)
+    expect(page.locator("#explanation")).to_be_visible()
+    expect(page.locator("#explanation .strongest li")).to_have_count(3)
     assert overflow(page) <= 0
     page.get_by_role("button", name="Close the explanation").tap()
-    expect(page.locator("#why")).not_to_be_visible()
+    expect(page.locator("#explanation")).not_to_be_visible()
     assert page.evaluate("document.activeElement.closest('.card') !== null")
 
 
@@ -109,18 +111,26 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_readable_and_kept(visitor, scheme):
+def test_theme_has_contrast_and_is_kept(visitor, scheme):
     page = visitor.open(color_scheme=scheme)
     expect(cards(page)).to_have_count(10)
     other = {"light": "dark", "dark": "light"}[scheme]
     for theme in (scheme, other):
         ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert (ground < 0.1) == (theme == "dark")
-        panel = luminance(page.locator("#why").evaluate("one => getComputedStyle(one).backgroundColor"))
-        texts = {"#next-about": ground, "#model": ground, "h1": ground, "#why .story": panel, "#found": panel}
-        for selector, behind in texts.items():
+        panel = luminance(
+            page.locator("#explanation").evaluate("one => getComputedStyle(one).backgroundColor")
+        )
+        texts = {
+            "#recommendations-note": ground,
+            "#model": ground,
+            "h1": ground,
+            "#explanation .summary": panel,
+            "#item-count": panel,
+        }
+        for selector, background in texts.items():
             color = luminance(page.locator(selector).evaluate("one => getComputedStyle(one).color"))
-            high, low = max(color, behind), min(color, behind)
+            high, low = max(color, background), min(color, background)
             assert (high + 0.05) / (low + 0.05) >= 4.5, selector
         if theme == scheme:
             page.get_by_role("button", name="Dark theme").click()
@@ -128,28 +138,33 @@ def test_light_and_dark_are_readable_and_kept(visitor, scheme):
             expect(cards(page)).to_have_count(10)
 
 
-def test_people_who_listen_find_their_way(visitor):
+def test_page_controls_and_regions_have_names(visitor):
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
     for role in ("button", "textbox", "searchbox", "combobox", "radio", "tab"):
         expect(page.get_by_role(role, name=re.compile(r"^\s*$"))).to_have_count(0)
-    for role, name in (("banner", ""), ("main", ""), ("region", "Your history"), ("region", "Start from")):
+    for role, name in (
+        ("banner", ""),
+        ("main", ""),
+        ("region", "Your history"),
+        ("region", "Choose a history"),
+    ):
         expect(page.get_by_role(role, name=name)).to_have_count(1)
     assert page.locator("h1").count() == 1
     assert page.locator("img:not([alt])").count() == 0
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
     assert len(ids) == len(set(ids))
-    expect(page.locator("#next-about")).to_have_attribute("role", "status")
+    expect(page.locator("#recommendations-note")).to_have_attribute("role", "status")
 
 
-def test_cards_glide_to_their_new_places_unless_people_want_stillness(visitor):
-    for wish, moves in (("reduce", False), ("no-preference", True)):
-        page = visitor.open(reduced_motion=wish)
+def test_cards_glide_unless_reduced_motion(visitor):
+    for setting, moves in (("reduce", False), ("no-preference", True)):
+        page = visitor.open(reduced_motion=setting)
         expect(cards(page)).to_have_count(10)
         page.evaluate(
             "() => { window.moved = 0; const animate = Element.prototype.animate;"
             "Element.prototype.animate = function (...all) { moved++; return animate.apply(this, all) } }"
         )
         choose_domain(page, "#domains", "homeware")
-        expect(page.locator("#next-about")).to_contain_text("homeware")
+        expect(page.locator("#recommendations-note")).to_contain_text("homeware")
         assert page.evaluate("moved > 0") == moves

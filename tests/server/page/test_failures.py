@@ -1,4 +1,4 @@
-"""Hostile titles, missing pictures, failures, late answers, keys."""
+"""The page: markup in titles, missing pictures, failures, late answers, API keys."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import re
 from urllib.parse import urlencode
 
+import pytest
 from playwright.sync_api import Route, expect
 
-from hafvt.server.app import ServerSettings
 from hafvt.server.manager import ModelSource
 from tests.server.page.visitor import (
     MARKUP,
@@ -22,14 +22,16 @@ from tests.server.page.visitor import (
     tiles,
 )
 
+pytestmark = pytest.mark.browser
 
-def test_a_model_that_is_being_loaded_is_waited_for(visitor):
+
+def test_page_model_being_loaded_is_waited_for(visitor):
     visitor.expected += "|/model 503"
-    said = [{"status": 503, "json": {"error": "the model is being loaded: try again soon"}}] * 2
+    answers = [{"status": 503, "json": {"error": "the model is being loaded: try again soon"}}] * 2
 
     def answer(route: Route) -> None:
-        if said:
-            route.fulfill(**said.pop())
+        if answers:
+            route.fulfill(**answers.pop())
         else:
             route.continue_()
 
@@ -38,11 +40,11 @@ def test_a_model_that_is_being_loaded_is_waited_for(visitor):
     expect(cards(page)).to_have_count(10)
 
 
-def test_hostile_titles_and_ids_are_text(visitor):
+def test_page_markup_in_titles_and_ids_is_text(visitor):
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
-    shown = names(cards(page))
-    assert MARKUP in shown
+    card_names = names(cards(page))
+    assert MARKUP in card_names
     assert page.locator("script:not([src])").count() == 0
     assert page.locator("img[src*='/x']").count() == 0
     assert overflow(page) <= 0
@@ -52,7 +54,7 @@ def test_hostile_titles_and_ids_are_text(visitor):
     page.get_by_role("searchbox", name="Search titles").fill("2e")
     expect(page.locator(f"#results .main[data-id={json.dumps(ODD_ID, ensure_ascii=False)}]")).to_have_count(1)
     page.locator("#results .main").click()
-    expect(page.locator("#next-about")).to_have_text("The 10 best of garments after 2 items.")
+    expect(page.locator("#recommendations-note")).to_have_text("The 10 best of garments after 2 items.")
     picture = tiles(page).nth(1).locator("img")
     expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("image => image.naturalWidth") > 0
@@ -61,17 +63,19 @@ def test_hostile_titles_and_ids_are_text(visitor):
     assert names(tiles(page))[0] == MARKUP
 
 
-def test_unknown_ids_are_shown_and_skipped(visitor):
+def test_history_unknown_ids_are_shown_and_skipped(visitor):
     visitor.expected += "|/items/.* 404"
     _, history = first_user(visitor)
     odd = ["<b>nothing</b>", "..", "x" * 200]
     page = visitor.open(f"#{urlencode({'item': [history[0], *odd]}, doseq=True)}")
-    expect(page.locator("#next-about")).to_have_text(re.compile("after 1 item. 3 ids not in the catalog"))
+    expect(page.locator("#recommendations-note")).to_have_text(
+        re.compile("after 1 item. 3 ids not in the catalog")
+    )
     expect(page.locator(".tile.unknown")).to_have_count(3)
     assert names(tiles(page))[1] == "item <b>nothing</b>"
 
 
-def test_a_missing_picture_is_a_placeholder(visitor):
+def test_item_without_picture_shows_initials(visitor):
     page = visitor.open()
     card = cards(page).filter(has_text="Bare shoulders")
     expect(card.locator(".blank")).to_have_text("BS")
@@ -82,60 +86,60 @@ def test_a_missing_picture_is_a_placeholder(visitor):
     expect(page.locator("#cards .blank")).to_have_count(10)
 
 
-def test_a_failure_is_one_line_with_a_way_to_try_again(visitor):
+def test_recommend_failure_shows_error_and_retry(visitor):
     visitor.expected += "|/recommend (503|ERR_FAILED)"
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
-    for fails, said in (
+    for fail, message in (
         (
             lambda route: route.fulfill(status=503, json={"error": "<b>the model</b> is being loaded"}),
             "<b>the",
         ),
         (lambda route: route.abort(), "The server does not answer."),
     ):
-        page.route("**/recommend", fails)
+        page.route("**/recommend", fail)
         page.get_by_label("Show").select_option("5")
-        expect(page.locator("#next .problem")).to_contain_text(said, ignore_case=True)
+        expect(page.locator("#recommendations .problem")).to_contain_text(message, ignore_case=True)
         page.unroute("**/recommend")
-        page.locator("#next").get_by_role("button", name="Try again").click()
+        page.locator("#recommendations").get_by_role("button", name="Try again").click()
         expect(cards(page)).to_have_count(5)
         page.get_by_label("Show").select_option("10")
         expect(cards(page)).to_have_count(10)
 
 
-def test_an_answer_that_comes_too_late_is_dropped(visitor):
+def test_recommend_late_answer_is_dropped(visitor):
     page = visitor.open()
     expect(cards(page)).to_have_count(10)
-    held: list[Route] = []
+    delayed: list[Route] = []
 
-    def hold_garments(route: Route) -> None:
+    def delay_garments(route: Route) -> None:
         if route.request.post_data_json["domain"] == "garments":
-            held.append(route)
+            delayed.append(route)
         else:
             route.continue_()
 
-    page.route("**/recommend", hold_garments)
+    page.route("**/recommend", delay_garments)
     choose_domain(page, "#domains", "homeware")
-    expect(page.locator("#next-about")).to_contain_text("homeware")
+    expect(page.locator("#recommendations-note")).to_contain_text("homeware")
     choose_domain(page, "#domains", "garments")
     expect(page.locator("#cards")).to_have_attribute("aria-busy", "true")
     choose_domain(page, "#domains", "homeware")
     expect(page.locator("#cards")).to_have_attribute("aria-busy", "false")
-    wanted = names(cards(page))
-    held[0].fulfill(json={"items": [], "ranked_by": "model", "unknown_ids": []})
+    expected = names(cards(page))
+    delayed[0].fulfill(json={"items": [], "ranked_by": "model", "unknown_ids": []})
     page.wait_for_timeout(100)
-    assert names(cards(page)) == wanted
-    expect(page.locator("#next-about")).to_contain_text("homeware")
+    assert names(cards(page)) == expected
+    expect(page.locator("#recommendations-note")).to_contain_text("homeware")
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(visitor, source):
+def test_api_key_is_prompted_for_and_kept_in_the_tab(visitor, source):
     visitor.expected += "|/(model|items).* 401"
-    with serving(source, ServerSettings(api_key="sesame")) as address:
+    with serving(source, api_key="sesame") as address:
         page = visitor.open(address=address)
-        for given in ("wrong", "sesame"):
+        for key in ("wrong", "sesame"):
             expect(page.get_by_role("dialog")).to_be_visible()
-            page.get_by_label("API key").fill(given)
-            page.get_by_role("button", name="Go on").click()
+            page.get_by_label("API key", exact=True).fill(key)
+            page.get_by_role("button", name="Continue").click()
         expect(cards(page)).to_have_count(10)
         expect(page.locator("#cards canvas").first).to_be_visible()  # pictures come with the key too
         page.reload()
@@ -144,11 +148,11 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visitor, source):
         page.context.close()
 
 
-def test_a_model_that_cannot_explain_itself_says_so(visitor, sasrec_run):
+def test_page_model_without_explanations_shows_note(visitor, sasrec_run):
     visitor.expected += "|/pictures/.* 404"  # the files that this data set names are not there
     with serving(ModelSource(sasrec_run)) as address:
-        page = visitor.open("#item=i3&item=i41&in=d1", address)
-        expect(page.locator("#next-about")).to_have_text("The 10 best of d1 after 2 items.")
-        expect(page.locator("#why .story")).to_have_text("This model cannot say where its scores come from.")
-        expect(page.locator("#why .share, #cards .bar, #threads .thread")).to_have_count(0)
+        page = visitor.open("#item=i3&item=i41&domain=d1", address)
+        expect(page.locator("#recommendations-note")).to_have_text("The 10 best of d1 after 2 items.")
+        expect(page.locator("#explanation .summary")).to_have_text("This model cannot explain its scores.")
+        expect(page.locator("#explanation .share, #cards .bar, #threads .thread")).to_have_count(0)
         page.context.close()

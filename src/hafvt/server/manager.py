@@ -97,7 +97,7 @@ class LoadedModel:
 
     @classmethod
     def open(cls, source: ModelSource) -> LoadedModel:
-        """Opens and warms up a model; takes seconds.
+        """Opens and checks a model; takes seconds.
 
         Raises:
             HafvtError: there is no model, or its scores are not finite.

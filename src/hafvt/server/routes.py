@@ -13,23 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from hafvt.errors import HafvtError
+from hafvt.server import schemas
 from hafvt.server.answers import BatchKey
 from hafvt.server.manager import LoadedModel
-from hafvt.server.schemas import (
-    MAX_ITEMS,
-    DomainResponse,
-    ExplainRequest,
-    ExplainResponse,
-    HealthResponse,
-    ItemPage,
-    ItemResponse,
-    ModelResponse,
-    ReadyResponse,
-    RecommendRequest,
-    RecommendResponse,
-    UserPage,
-    UserResponse,
-)
 
 STATIC = Path(__file__).with_name("static")
 PICTURE_MAX_AGE_S = 3600  # how long browsers use a picture without asking for a newer one
@@ -38,7 +24,7 @@ MAX_USER_HISTORY = 1000  # items of /users/{user_id}
 MAX_LISTED_HISTORY = 12  # items of each user of /users
 
 Text = Annotated[str, Query(max_length=200)]
-Limit = Annotated[int, Query(ge=1, le=MAX_ITEMS)]
+Limit = Annotated[int, Query(ge=1, le=schemas.MAX_ITEMS)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 Side = Annotated[
     int, Query(json_schema_extra={"enum": list(PICTURE_SIDES)}, description="longest side in pixels")
@@ -75,16 +61,16 @@ def item_index(model: LoadedModel, item_id: str) -> int:
 
 
 @router.get("/health")
-async def health() -> HealthResponse:
+async def health() -> schemas.HealthResponse:
     """Answers as long as the process runs."""
-    return HealthResponse()
+    return schemas.HealthResponse()
 
 
 @router.get("/ready")
-async def ready(model: Model) -> ReadyResponse:
+async def ready(model: Model) -> schemas.ReadyResponse:
     """Answers 200 once a model is loaded, 503 before."""
     recommender = model.recommender
-    return ReadyResponse(
+    return schemas.ReadyResponse(
         model=recommender.scorer.name,
         domains=list(recommender.domains),
         num_items=len(recommender.catalog),
@@ -99,12 +85,14 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/model")
-async def describe_model(model: Model) -> ModelResponse:
+async def describe_model(model: Model) -> schemas.ModelResponse:
     """Describes the model and its domains."""
     scorer = model.recommender.scorer
-    return ModelResponse(
+    return schemas.ModelResponse(
         name=scorer.name,
-        domains=[DomainResponse(name=d.name, num_items=len(d)) for d in model.recommender.catalog.domains],
+        domains=[
+            schemas.DomainResponse(name=d.name, num_items=len(d)) for d in model.recommender.catalog.domains
+        ],
         sequences=list(scorer.sequence_names),
         modalities=list(scorer.modalities),
         max_length=scorer.max_length,
@@ -113,16 +101,16 @@ async def describe_model(model: Model) -> ModelResponse:
     )
 
 
-@router.post("/recommend", response_model=RecommendResponse, response_model_exclude_unset=True)
-async def recommend(body: RecommendRequest, model: Model, request: Request) -> Any:
+@router.post("/recommend", response_model=schemas.RecommendResponse, response_model_exclude_unset=True)
+async def recommend(body: schemas.RecommendRequest, model: Model, request: Request) -> Any:
     """Recommends the k best items of a domain for a history."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
     key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares)
     return await request.app.state.batcher.submit(key, body)
 
 
-@router.post("/explain", response_model=ExplainResponse)
-async def explain(body: ExplainRequest, model: Model, request: Request) -> Any:
+@router.post("/explain", response_model=schemas.ExplainResponse)
+async def explain(body: schemas.ExplainRequest, model: Model, request: Request) -> Any:
     """Explains the score of an item for a history."""
     item_index(model, body.item)
     return await request.app.state.batcher.submit(BatchKey(model), body)
@@ -131,17 +119,17 @@ async def explain(body: ExplainRequest, model: Model, request: Request) -> Any:
 @router.get("/items")
 async def search_items(
     model: Model, query: Text = "", domain: Text | None = None, limit: Limit = 24, offset: Offset = 0
-) -> ItemPage:
+) -> schemas.ItemPage:
     """Lists items whose titles and ids match all words of the query, the most popular first."""
     matches, catalog = model.search.search(query, domain), model.recommender.catalog
     page = [catalog.item(item) for item in matches[offset : offset + limit].tolist()]
-    return ItemPage(items=[ItemResponse.from_item(item) for item in page], total=len(matches))
+    return schemas.ItemPage(items=[schemas.ItemResponse.from_item(item) for item in page], total=len(matches))
 
 
 @router.get("/items/{item_id:path}")
-async def get_item(item_id: str, model: Model) -> ItemResponse:
+async def get_item(item_id: str, model: Model) -> schemas.ItemResponse:
     """Returns an item."""
-    return ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
+    return schemas.ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
 
 
 @router.get(
@@ -163,17 +151,17 @@ async def get_picture(
 
 
 @router.get("/users")
-async def list_users(model: Model, limit: Limit = 20, offset: Offset = 0) -> UserPage:
+async def list_users(model: Model, limit: Limit = 20, offset: Offset = 0) -> schemas.UserPage:
     """Lists the dataset's users with the last items of their histories; none without the dataset."""
     if model.users is None:
-        return UserPage(users=[], total=0)
+        return schemas.UserPage(users=[], total=0)
     page = range(len(model.users))[offset : offset + limit]
     users = [user_response(model, user, MAX_LISTED_HISTORY) for user in page]
-    return UserPage(users=users, total=len(model.users))
+    return schemas.UserPage(users=users, total=len(model.users))
 
 
 @router.get("/users/{user_id:path}")
-async def get_user(user_id: str, model: Model) -> UserResponse:
+async def get_user(user_id: str, model: Model) -> schemas.UserResponse:
     """Returns the history of a user of the dataset."""
     user = model.users.index_of(user_id) if model.users is not None else None
     if user is None:
@@ -181,11 +169,11 @@ async def get_user(user_id: str, model: Model) -> UserResponse:
     return user_response(model, user, MAX_USER_HISTORY)
 
 
-def user_response(model: LoadedModel, user: int, limit: int) -> UserResponse:
+def user_response(model: LoadedModel, user: int, limit: int) -> schemas.UserResponse:
     """Returns a user with the last items of the history, at most `limit`."""
     assert model.users is not None
-    history = [ItemResponse.from_item(item) for item in model.users.last_items(user, limit)]
-    return UserResponse(user_id=model.users.user_ids[user], history=history)
+    history = [schemas.ItemResponse.from_item(item) for item in model.users.last_items(user, limit)]
+    return schemas.UserResponse(user_id=model.users.user_ids[user], history=history)
 
 
 @router.get("/", include_in_schema=False)

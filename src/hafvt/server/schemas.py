@@ -16,9 +16,12 @@ MAX_ITEMS = 100  # items of an answer
 
 Id = Annotated[str, StringConstraints(max_length=MAX_ID_LENGTH)]
 Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
+UnknownIds = Annotated[list[str], Field(description="ids of the history that the catalog does not have")]
 Shares = Annotated[
-    dict[str, dict[str, float]],
-    Field(description="sequence -> modality -> share of the score; they sum to 1"),
+    dict[str, dict[str, float]], Field(description="sequence -> modality -> share of the score")
+]
+Attention = Annotated[
+    dict[str, dict[str, list[float]]], Field(description="sequence -> modality -> weights of `history`")
 ]
 
 
@@ -58,16 +61,8 @@ class ItemResponse(BaseModel):
     @classmethod
     def from_item(cls, item: Item, **fields: object) -> Self:
         """Returns an item of the catalog, with further fields of a subclass."""
-        return cls.model_validate(
-            {
-                "item_id": item.item_id,
-                "title": item.title,
-                "domain": item.domain,
-                "picture": f"/pictures/{quote(item.item_id, safe='')}" if item.image else None,
-                "train_count": item.train_count,
-                **fields,
-            }
-        )
+        picture = f"/pictures/{quote(item.item_id, safe='')}" if item.image else None
+        return cls.model_validate({**vars(item), "picture": picture, **fields})
 
 
 class ScoredItemResponse(ItemResponse):
@@ -82,9 +77,9 @@ class RecommendResponse(BaseModel):
 
     items: list[ScoredItemResponse] = Field(description="best first")
     ranked_by: Literal["model", "popularity"] = Field(
-        description="popularity where the history has no item of the catalog"
+        description="popularity if no item of the history is known"
     )
-    unknown_ids: list[str] = Field(description="ids of the history that are not in the catalog")
+    unknown_ids: UnknownIds
 
 
 class ExplainResponse(BaseModel):
@@ -95,10 +90,8 @@ class ExplainResponse(BaseModel):
     rank: float = Field(description="rank among all items of the domain; equal scores share their mean rank")
     history: list[ItemResponse] = Field(description="the items that the model reads, oldest first")
     shares: Shares
-    attention: dict[str, dict[str, list[float]]] = Field(
-        description="sequence -> modality -> weight of each item of `history`"
-    )
-    unknown_ids: list[str] = Field(description="ids of the history that are not in the catalog")
+    attention: Attention
+    unknown_ids: UnknownIds
 
     @classmethod
     def from_explanation(cls, explanation: Explanation) -> Self:
@@ -109,15 +102,9 @@ class ExplainResponse(BaseModel):
             shares.setdefault(sequence, {})[modality] = share
             weights = explanation.attention[sequence, modality]
             attention.setdefault(sequence, {})[modality] = list(weights)
-        return cls(
-            item=ItemResponse.from_item(explanation.item),
-            score=explanation.score,
-            rank=explanation.rank,
-            history=[ItemResponse.from_item(item) for item in explanation.history],
-            shares=shares,
-            attention=attention,
-            unknown_ids=list(explanation.unknown_ids),
-        )
+        item, *history = map(ItemResponse.from_item, (explanation.item, *explanation.history))
+        parts = {"item": item, "history": history, "shares": shares, "attention": attention}
+        return cls.model_validate({**vars(explanation), **parts})
 
 
 class ItemPage(BaseModel):
@@ -153,13 +140,9 @@ class ModelResponse(BaseModel):
 
     name: str
     domains: list[DomainResponse]
-    sequences: list[str] = Field(
-        description="the sequences of the model's branches; empty if not can_explain"
-    )
-    modalities: list[str] = Field(description="the modalities of the model's branches")
-    max_length: int = Field(
-        description="the number of items, the last ones of a history, that the model reads"
-    )
+    sequences: list[str] = Field(description="of the model's branches; empty if it cannot explain scores")
+    modalities: list[str] = Field(description="of the model's branches; empty if it cannot explain scores")
+    max_length: int = Field(description="the model reads this many items, the last ones of a history")
     can_explain: bool
     has_users: bool = Field(description="whether GET /users lists users")
 

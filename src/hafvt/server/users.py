@@ -31,12 +31,7 @@ class UserHistories:
         return int(matches[0]) if len(matches) else None
 
     def last_items(self, user: int, limit: int) -> list[Item]:
-        """Returns the last items of a user's history, at most `limit`, oldest first.
-
-        Args:
-            user: the index of the user.
-            limit: the largest number of items.
-        """
+        """Returns the last items, at most `limit`, of the history of the user with an index, oldest first."""
         start, stop = self._offsets[user], self._offsets[user + 1]
         items = np.asarray(self._items[max(start, stop - limit) : stop], dtype=np.int64)
         known, _ = self.catalog.indices(self._item_ids.gather(items))

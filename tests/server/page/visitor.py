@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.request import Request, urlopen
 
-import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
+from tests.served import run_in_thread, wait_until
 
 ODD_ID = "../a/b?c#d&e=%2e <b>+ü"
 MARKUP = "<img src=/x onerror=window.hacked=1><script>window.hacked=1</script> & \u202etxet"
@@ -28,21 +26,11 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 def serving(source: ModelSource, **settings: Any) -> Iterator[str]:
     """Serves a model in a thread; yields the address of the server."""
     app = create_app(source, **settings)
-    server, models = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning")), app.state.models
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        while models.current is None:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        yield address
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    models = app.state.models
+    with run_in_thread(app) as port:
+        wait_until(lambda: models.current or models.startup_error)
+        assert models.startup_error is None
+        yield f"http://127.0.0.1:{port}"
 
 
 class Visitor:

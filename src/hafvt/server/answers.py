@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from hafvt.errors import HafvtError
 from hafvt.inference.recommendations import Recommendations
 from hafvt.server.manager import LoadedModel
 from hafvt.server.schemas import ExplainResponse, RecommendRequest, RecommendResponse, ScoredItemResponse
@@ -34,20 +33,16 @@ def max_batch_size(key: BatchKey) -> int:
     return MAX_EXPLAINED_BATCH if key.include_shares else MAX_BATCH
 
 
-def answer_batch(
-    key: BatchKey, requests: list[Any]
-) -> Sequence[RecommendResponse | ExplainResponse | HafvtError]:
-    """Returns the answers to requests of one key; an error for a request that has no answer."""
+def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendResponse | ExplainResponse]:
+    """Returns the answers to requests of one key.
+
+    Raises:
+        HafvtError: one of the requests has no answer.
+    """
     recommender = key.model.recommender
     if key.domain is None:
-        answers: list[ExplainResponse | HafvtError] = []
-        for request in requests:
-            try:
-                explanation = recommender.explain(request.history, request.item)
-                answers.append(ExplainResponse.from_explanation(explanation))
-            except HafvtError as error:
-                answers.append(error)
-        return answers
+        explanations = (recommender.explain(request.history, request.item) for request in requests)
+        return [ExplainResponse.from_explanation(explanation) for explanation in explanations]
     recommendations = recommender.recommend(
         [request.history for request in requests],
         key.domain,

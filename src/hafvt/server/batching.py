@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-logger = logging.getLogger("hafvt.server")
 
 PendingRequest = tuple[Any, asyncio.Future[Any]]
 
@@ -25,7 +22,7 @@ class Batcher:
     waits for a timer.
 
     Args:
-        answer_batch: (key, requests) -> an answer or an exception for each request; runs in the thread.
+        answer_batch: (key, requests) -> an answer to each request; runs in the thread.
         max_batch_size: key -> the largest number of its requests in a batch.
         queue_size: the largest number of requests that wait, over all keys.
         timeout: seconds until a request is given up.
@@ -99,16 +96,11 @@ class Batcher:
             answers = await loop.run_in_executor(self._thread, self.answer_batch, key, requests)
         except Exception as error:
             if len(batch) > 1:
-                logger.warning("a batch failed (%s): its requests are answered one by one", error)
                 for pending in batch:
                     await self._answer(key, [pending])
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():  # its caller no longer waits
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
+            if not future.done():  # else its caller no longer waits
                 future.set_result(answer)

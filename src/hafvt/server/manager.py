@@ -29,8 +29,8 @@ logger = logging.getLogger("hafvt.server")
 
 POLL_S = 2.0  # seconds between two looks at the model's files
 
-FileStates = tuple[tuple[str, int, int], ...]
-"""(path, modification time in ns, bytes) of each file of a model."""
+FileStates = dict[Path, tuple[int, int]]
+"""Modification time in ns and bytes of each file of a model."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,13 @@ class ModelSource:
 
         Results, ranks and reports in the same folder do not count.
         """
-        model_files = [*self.folder.glob("model*"), self.folder / "export.json"]
         subfolders = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
-        states = []
-        for path in sorted([*model_files, *subfolders]):
-            try:
+        states = {}
+        for path in (*self.folder.glob("model*"), self.folder / "export.json", *subfolders):
+            with suppress(OSError):  # missing, or removed since it was listed
                 status = path.stat()
-            except OSError:  # missing, or removed since it was listed
-                continue
-            states.append((str(path), status.st_mtime_ns, status.st_size))
-        return tuple(states)
+                states[path] = status.st_mtime_ns, status.st_size
+        return states
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ async def current_model(request: Request) -> LoadedModel:
     return model
 
 
-Model = Annotated[LoadedModel, Depends(current_model)]
+CurrentModel = Annotated[LoadedModel, Depends(current_model)]
 
 
 def item_index(model: LoadedModel, item_id: str) -> int:
@@ -67,7 +67,7 @@ async def health() -> schemas.HealthResponse:
 
 
 @router.get("/ready")
-async def ready(model: Model) -> schemas.ReadyResponse:
+async def ready(model: CurrentModel) -> schemas.ReadyResponse:
     """Answers 200 once a model is loaded, 503 before."""
     recommender = model.recommender
     return schemas.ReadyResponse(
@@ -85,7 +85,7 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/model")
-async def describe_model(model: Model) -> schemas.ModelResponse:
+async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
     """Describes the model and its domains."""
     scorer = model.recommender.scorer
     return schemas.ModelResponse(
@@ -102,7 +102,7 @@ async def describe_model(model: Model) -> schemas.ModelResponse:
 
 
 @router.post("/recommend", response_model=schemas.RecommendResponse, response_model_exclude_unset=True)
-async def recommend(body: schemas.RecommendRequest, model: Model, request: Request) -> Any:
+async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request: Request) -> Any:
     """Recommends the k best items of a domain for a history."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
     key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares)
@@ -110,7 +110,7 @@ async def recommend(body: schemas.RecommendRequest, model: Model, request: Reque
 
 
 @router.post("/explain", response_model=schemas.ExplainResponse)
-async def explain(body: schemas.ExplainRequest, model: Model, request: Request) -> Any:
+async def explain(body: schemas.ExplainRequest, model: CurrentModel, request: Request) -> Any:
     """Explains the score of an item for a history."""
     item_index(model, body.item)
     return await request.app.state.batcher.submit(BatchKey(model), body)
@@ -118,7 +118,7 @@ async def explain(body: schemas.ExplainRequest, model: Model, request: Request) 
 
 @router.get("/items")
 async def search_items(
-    model: Model, query: Text = "", domain: Text | None = None, limit: Limit = 24, offset: Offset = 0
+    model: CurrentModel, query: Text = "", domain: Text | None = None, limit: Limit = 24, offset: Offset = 0
 ) -> schemas.ItemPage:
     """Lists items whose titles and ids match all words of the query, the most popular first."""
     matches, catalog = model.search.search(query, domain), model.recommender.catalog
@@ -127,7 +127,7 @@ async def search_items(
 
 
 @router.get("/items/{item_id:path}")
-async def get_item(item_id: str, model: Model) -> schemas.ItemResponse:
+async def get_item(item_id: str, model: CurrentModel) -> schemas.ItemResponse:
     """Returns an item."""
     return schemas.ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
 
@@ -136,7 +136,7 @@ async def get_item(item_id: str, model: Model) -> schemas.ItemResponse:
     "/pictures/{item_id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}}
 )
 async def get_picture(
-    request: Request, item_id: str, model: Model, side: Side = PICTURE_SIDES[0]
+    request: Request, item_id: str, model: CurrentModel, side: Side = PICTURE_SIDES[0]
 ) -> Response:
     """Returns the picture of an item as a JPEG."""
     if side not in PICTURE_SIDES:
@@ -151,7 +151,7 @@ async def get_picture(
 
 
 @router.get("/users")
-async def list_users(model: Model, limit: Limit = 20, offset: Offset = 0) -> schemas.UserPage:
+async def list_users(model: CurrentModel, limit: Limit = 20, offset: Offset = 0) -> schemas.UserPage:
     """Lists the dataset's users with the last items of their histories; none without the dataset."""
     if model.users is None:
         return schemas.UserPage(users=[], total=0)
@@ -161,7 +161,7 @@ async def list_users(model: Model, limit: Limit = 20, offset: Offset = 0) -> sch
 
 
 @router.get("/users/{user_id:path}")
-async def get_user(user_id: str, model: Model) -> schemas.UserResponse:
+async def get_user(user_id: str, model: CurrentModel) -> schemas.UserResponse:
     """Returns the history of a user of the dataset."""
     user = model.users.index_of(user_id) if model.users is not None else None
     if user is None:

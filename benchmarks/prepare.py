@@ -43,10 +43,10 @@ from hafvt.data.dataset import Dataset
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.models import build_model, configure
 from hafvt.progress import progress
-from hafvt.training.run import catalog_of
+from hafvt.training.run import model_item_features
 data, name, params = Dataset.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 config = configure(name, params=params)
-model = build_model(name, catalog_of(data, name, config), config)
+model = build_model(name, model_item_features(data, name, config), config)
 positions = np.asarray(data.test)
 start = time.perf_counter()
 with progress(f"rank {name}", len(positions), "histories") as advance:

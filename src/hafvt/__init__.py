@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hafvt.inference.onnx_export import export
     from hafvt.inference.recommender import Recommender
     from hafvt.server.serve import serve
-    from hafvt.training.trainer import train
+    from hafvt.training.train import train
 
 # Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
 # times the processor time, and slowed the others. OpenMP reads this when torch is loaded; what is set stands.
@@ -86,7 +86,7 @@ HOMES = {
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
     "recommend": "hafvt.inference.batch",
     "serve": "hafvt.server.serve",
-    "train": "hafvt.training.trainer",
+    "train": "hafvt.training.train",
     "tune": "hafvt.experiments.tune",
 }
 

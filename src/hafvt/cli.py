@@ -78,7 +78,7 @@ COMMANDS = {
         "hafvt.features.encode:encode", "Encode pictures and titles of a dataset's items.", _format_encoded
     ),
     "info": Command("hafvt.data.info:info", "Describe a dataset."),
-    "train": Command("hafvt.training.trainer:train", "Train a model on a dataset.", _format_trained),
+    "train": Command("hafvt.training.train:train", "Train a model on a dataset.", _format_trained),
     "evaluate": Command("hafvt.experiments.evaluate:evaluate", "Rank the test targets of a trained model."),
     "recommend": Command("hafvt.inference.batch:recommend", "Recommend items to one or many histories."),
     "explain": Command("hafvt.inference.explain:explain", "Explain the score of an item."),

@@ -15,7 +15,7 @@ from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.item_features import load_item_features
 from hafvt.models.base import Model
-from hafvt.training.trainer import train
+from hafvt.training.train import train
 
 
 class Scorer(Model):
@@ -163,10 +163,10 @@ def test_training_and_evaluating_by_c2dsrs_protocol(small, tmp_path):
     run = train("sasrec", small, tmp_path / "run", params={"width": 8}, epochs=12, protocol="c2dsr")
     best = run.about["best"]
     assert best["epochs"] == 12  # nothing stops early
-    assert all(epoch in (5, 10, 12) for epoch in best["of_each_domain"]["epochs"])
+    assert all(epoch in (5, 10, 12) for epoch in best["per_domain"]["epochs"])
     assert len(run.models) == 2
     found = evaluate(run.folder, protocol="c2dsr", split="valid")
-    for domain, mrr in zip(small.domains, best["of_each_domain"]["valid_mrrs"], strict=True):
+    for domain, mrr in zip(small.domains, best["per_domain"]["valid_mrrs"], strict=True):
         assert found.results[domain.name]["MRR"].value == pytest.approx(mrr)
     evaluate(run.folder, protocol="sampled-unseen")
     assert (run.folder / "sampled-unseen" / "results.json").exists() or (

@@ -1,53 +1,51 @@
-"""The running average of weights."""
+"""The exponential moving average of weights."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from hafvt.training.ema import WARM, EmaWeights
+from hafvt.training.ema import WARMUP, EmaWeights
 
 
-def trained(keep: float, steps: int) -> tuple[nn.Module, EmaWeights, list[np.ndarray]]:
-    """Returns a model, its average and the weights after each step."""
+def average_random_steps(decay: float, steps: int) -> tuple[nn.Linear, EmaWeights, list[np.ndarray]]:
+    """Returns a model, its average and the weights after each random step."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
-    average, met = EmaWeights(model, keep), [model.weight.detach().numpy().copy()]
+    ema, history = EmaWeights(model, decay), [model.weight.detach().numpy().copy()]
     for step in range(1, steps + 1):
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 3))
-        average.update(step)
-        met.append(model.weight.detach().numpy().copy())
-    return model, average, met
+        ema.update(step)
+        history.append(model.weight.detach().numpy().copy())
+    return model, ema, history
 
 
-def test_the_average_is_the_one_defined() -> None:
-    _, average, met = trained(0.6, 40)
-    expected = met[0]
-    for step, weights in enumerate(met[1:], start=1):
-        keep = min(0.6, step / (step + WARM))
-        expected = keep * expected + (1 - keep) * weights
-    assert set(average.weights) == {"weight"}  # what does not learn has none
-    np.testing.assert_allclose(average.weights["weight"].numpy(), expected, rtol=1e-5, atol=1e-6)
+def test_ema_after_many_steps_equals_the_definition() -> None:
+    _, ema, history = average_random_steps(0.6, 40)
+    expected = history[0]
+    for step, weights in enumerate(history[1:], start=1):
+        decay = min(0.6, step / (step + WARMUP))
+        expected = decay * expected + (1 - decay) * weights
+    assert set(ema.weights) == {"weight"}  # frozen weights have no average
+    np.testing.assert_allclose(ema.weights["weight"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_memory_it_is_the_weights() -> None:
-    model, average, _ = trained(0.0, 3)
-    assert torch.equal(average.weights["weight"], model.weight)
+def test_ema_with_decay_zero_equals_the_weights() -> None:
+    model, ema, _ = average_random_steps(0.0, 3)
+    assert torch.equal(ema.weights["weight"], model.weight)
 
 
-def test_the_model_has_the_average_for_a_while_alone() -> None:
-    model, average, met = trained(0.9, 5)
-    mean = average.weights["weight"].clone()
-    with average.in_place():
-        assert torch.equal(model.weight, mean)
-    np.testing.assert_array_equal(model.weight.detach().numpy(), met[-1])
-    assert torch.equal(average.weights["weight"], mean)
-    try:
-        with average.in_place():
-            raise RuntimeError
-    except RuntimeError:
-        pass
-    np.testing.assert_array_equal(model.weight.detach().numpy(), met[-1])
+def test_ema_applied_loads_the_average_and_restores_the_weights() -> None:
+    model, ema, history = average_random_steps(0.9, 5)
+    average = ema.weights["weight"].clone()
+    with ema.applied():
+        assert torch.equal(model.weight, average)
+    np.testing.assert_array_equal(model.weight.detach().numpy(), history[-1])
+    assert torch.equal(ema.weights["weight"], average)
+    with pytest.raises(RuntimeError), ema.applied():
+        raise RuntimeError
+    np.testing.assert_array_equal(model.weight.detach().numpy(), history[-1])

@@ -57,25 +57,30 @@ class TrainBatches:
 
     Sequences of similar length share a batch: users are shuffled, sorted by length within pools of many
     batches and cut into batches, and the batches are shuffled. The order depends on seed and epoch only.
+    In a training of several processes each process has its own users, in equally many batches.
 
     Args:
         data: the dataset; the first `train_lengths` interactions of each user are used.
         batch_size: users per batch.
         max_length: only the last `max_length` interactions of a sequence are used, its last target included.
         seed: seed of the order.
+        rank: number of this process.
+        num_ranks: number of processes.
     """
 
-    def __init__(self, data: Dataset, batch_size: int, max_length: int, seed: int) -> None:
+    def __init__(
+        self, data: Dataset, batch_size: int, max_length: int, seed: int, *, rank: int = 0, num_ranks: int = 1
+    ) -> None:
         lengths = np.minimum(np.asarray(data.train_lengths), max_length)
         users = np.flatnonzero(lengths >= 2)  # a sequence needs one input and one target
         stops = np.asarray(data.offsets[:-1]) + data.train_lengths
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
-        self.max_length = max_length
+        self.max_length, self.rank, self.num_ranks = max_length, rank, num_ranks
         self.starts, self.stops = (stops - lengths)[users], stops[users]
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-len(self.starts) // self.batch_size)
+        return -(-(len(self.starts) // self.num_ranks) // self.batch_size)
 
     @property
     def num_targets(self) -> int:
@@ -85,7 +90,8 @@ class TrainBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from batch number `first` on."""
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.starts))
+        size = len(self.starts) - len(self.starts) % self.num_ranks
+        order = random.permutation(len(self.starts))[self.rank : size : self.num_ranks]
         lengths = (self.stops - self.starts)[order]
         pool = np.arange(len(order)) // (self.batch_size * BATCHES_PER_POOL)
         order = order[np.lexsort((lengths, pool))]

@@ -18,7 +18,7 @@ from hafvt.features.encode import encode
 from hafvt.progress import console
 from hafvt.reports.report import write_report
 from hafvt.training.run import open_run
-from hafvt.training.trainer import train
+from hafvt.training.train import train
 
 TRAINING_OPTIONS: dict[str, dict[str, Any]] = {
     "hafvt": {"epochs": 8, "batch_size": 64, "validate_every": 2},

@@ -11,7 +11,7 @@ from typing import Any
 
 from hafvt.errors import HafvtError
 from hafvt.models import configure, default_learning_rate
-from hafvt.training.trainer import train
+from hafvt.training.train import train
 
 TRAINING_OPTIONS: dict[str, type[Any]] = {"learning_rate": float, "batch_size": int, "weight_decay": float}
 """Options of `train` that are searched beside the hyperparameters of the model."""

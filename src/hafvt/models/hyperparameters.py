@@ -131,10 +131,14 @@ def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) 
             return f"a list, each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)} entries, each {allowed_values(arguments[0])}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    limits = {name: getattr(c, name) for c in metadata for name in ("ge", "gt", "le") if hasattr(c, name)}
+    limits = {
+        name: getattr(c, name) for c in metadata for name in ("ge", "gt", "le", "lt") if hasattr(c, name)
+    }
     text = words.get(annotation, "null")
     if "gt" in limits:
         text += f" above {limits['gt']}"
     if "ge" in limits:
         text += f" from {limits['ge']}"
+    if "lt" in limits:
+        text += f" and below {limits['lt']}"
     return text + (f" to {limits['le']}" if "le" in limits else "")

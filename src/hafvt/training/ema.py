@@ -1,7 +1,7 @@
-"""A running average of a model's weights over the steps of its training.
+"""Exponential moving average of a model's weights over the steps of its training.
 
 Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992, in its exponential form:
-where a constant learning rate keeps the weights moving about a minimum, their average comes nearer to it.
+where a constant learning rate keeps the weights moving around a minimum, their average is closer to it.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-WARM = 20  # at first the average is of the latest steps, a twentieth of all: the first weights are forgotten
+WARMUP = 20  # in early steps the decay is step / (step + 20), so that the initial weights are soon forgotten
 
 
 class EmaWeights:
-    """The average of all weights that learn.
+    """The exponential moving average of all trainable weights of a model.
 
     Args:
-        model: what is trained.
-        keep: how much of itself the average keeps at a step, in the long run.
+        model: the model in training.
+        decay: share of the average that a step keeps, after the warm-up.
     """
 
-    def __init__(self, model: nn.Module, keep: float) -> None:
-        self.keep = keep
-        self.learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.weights = {name: weight.detach().clone() for name, weight in self.learning.items()}
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the average towards the weights, after `step` steps in all."""
-        keep = min(self.keep, step / (step + WARM))
-        for name, weight in self.learning.items():
-            self.weights[name].lerp_(weight, 1 - keep)
+        """Move the average towards the weights after optimizer step number `step`, from 1."""
+        decay = min(self.decay, step / (step + WARMUP))
+        for name, weight in self.parameters.items():
+            self.weights[name].lerp_(weight, 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts the average into the model, and the weights back at the end."""
+    def applied(self) -> Iterator[None]:
+        """Load the average into the model while the block runs, then restore the weights."""
         self._swap()
         try:
             yield
@@ -46,7 +46,8 @@ class EmaWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, weight in self.learning.items():
-            held = weight.clone()  # one at a time: a second copy of all would double an item table's memory
+        """Exchange average and weights, one tensor at a time to bound the memory of copies."""
+        for name, weight in self.parameters.items():
+            copy = weight.clone()
             weight.copy_(self.weights[name])
-            self.weights[name].copy_(held)
+            self.weights[name].copy_(copy)

@@ -1,40 +1,44 @@
-"""A run: the folder that training leaves behind, and how to read it back."""
+"""Runs: the folders that `train` writes, and how to open them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import yaml
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
-from hafvt.features.item_features import ItemFeatures, SimilarItems, load_item_features
-from hafvt.files import read_json, sha256
+from hafvt.features.item_features import ItemFeatures, load_item_features
+from hafvt.files import LOCK_NAME, atomic_file, read_json, sha256
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
-from hafvt.models.hyperparameters import validate_config
+from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.models.item_tables import saved_similarity
-from hafvt.training.checkpoint import load, unpack
+from hafvt.training.checkpoint import load_checkpoint, unpack
+
+FORMAT = 2
+"""Number of the run format, in model.json and config.yaml; changes when older runs cannot be read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it was trained on.
+    """A trained model and the dataset that it was trained on.
 
     Attributes:
-        folder: config.yaml, metrics.jsonl, model.json, model.safetensors, checkpoint/.
+        folder: holds config.yaml, metrics.jsonl, model.json, model.safetensors and checkpoint/.
         name: of the model.
-        config: its hyperparameters, the dataclass beside the model.
-        models: one for each domain, with the weights of the best validation, in evaluation mode: the same for
-            all, save under the protocol c2dsr, where each domain has its own best epoch.
+        config: hyperparameters of the model.
+        models: the model of each domain with its best weights, in evaluation mode. All domains share one
+            model, except under a protocol where each domain keeps its own best checkpoint.
         data: the dataset.
-        about: everything that model.json says.
+        about: content of model.json.
     """
 
     folder: Path
@@ -46,11 +50,11 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The model of the first domain, which is that of all save under the protocol c2dsr."""
+        """The model of the first domain; in most runs that of all domains."""
         return self.models[0]
 
     def __str__(self) -> str:
-        """How long it trained, the table of the test targets in per cent, and where everything is."""
+        """Return the length of the training, the metrics of the test targets in percent, and the folder."""
         best, lines = self.about["best"], []
         if self.about["parameters"]:
             lines.append(
@@ -59,53 +63,122 @@ class Run:
             )
         if (self.folder / "results.json").exists():
             lines.append(plain_table({self.name: read_results(self.folder)}))
-        return "\n".join([*lines, f"wrote weights, ranks and report.html to {self.folder}"])
+        return "\n".join([*lines, f"wrote the run to {self.folder}"])
 
 
 def fingerprint(data: Dataset) -> str:
-    """Returns a hash that changes with the histories, the catalog or the split."""
+    """Return a hash that changes with the histories, the catalog or the split of a dataset."""
     hashes = data.manifest["sha256"]
     return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_lengths.npy"))
 
 
-def feature_hashes(data: Dataset, modalities: tuple[str, ...]) -> dict[str, str]:
-    """Returns a hash of the frozen vectors of each modality."""
+def feature_hashes(data: Dataset, modalities: Sequence[str]) -> dict[str, str]:
+    """Return a hash of the frozen feature vectors of each modality."""
     return {name: sha256(data.folder / "features" / name / "rows.npy")[:12] for name in modalities}
 
 
 def weight_files(count: int) -> list[str]:
-    """Returns the names of the files of weights, one for all domains or one for each."""
+    """Return the names of a run's weight files: one for all domains, or one per domain."""
     return [f"model{number or ''}.safetensors" for number in range(count)]
 
 
-def model_item_features(data: Dataset, model: str, config: Any) -> ItemFeatures:
-    """Reads what a model in a configuration wants to know of a dataset's items.
+def model_item_features(data: Dataset, model: str, config: ModelConfig) -> ItemFeatures:
+    """Load the features of a dataset's items that a model uses.
+
+    Args:
+        data: the dataset.
+        model: name of the model.
+        config: its hyperparameters.
 
     Raises:
         HafvtError: a modality is not encoded.
     """
-    return load_item_features(
-        data, config_modalities(config), relations=MODELS[model].model_class.uses_relations
-    )
+    uses_relations = MODELS[model].model_class.uses_relations
+    return load_item_features(data, config_modalities(config), relations=uses_relations)
 
 
-def links_in(tensors: dict[str, Tensor]) -> dict[str, SimilarItems]:
-    """Returns what a training found its items to be linked to, from the file of its weights."""
-    of_items = "model.items."
-    return saved_similarity(
-        {n.removeprefix(of_items): t for n, t in tensors.items() if n.startswith(of_items)}
-    )
+def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Write config.yaml into an empty folder, or check that the folder holds a run of the same settings.
+
+    Args:
+        folder: of the run.
+        settings: content of config.yaml. A resumed run may differ in the dataset's path, `epochs` and
+            `patience`.
+        resume: continue the run in the folder, if there is one.
+
+    Raises:
+        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        if any(file.name != LOCK_NAME for file in folder.iterdir()):
+            raise HafvtError(f"{folder} is not empty and holds no run: choose another folder")
+        with atomic_file(path) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return
+    if not resume:
+        raise HafvtError(
+            f"{folder} holds a run already: choose another folder, or continue with --resume true"
+        )
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    check_format(folder, saved)
+    ignored = ("data", "epochs", "patience")
+    differences = [
+        f"{name} was {saved.get(name)!r}"
+        for name, value in settings.items()
+        if name not in ignored and saved.get(name) != value
+    ]
+    if differences:
+        raise HafvtError(
+            f"{folder} holds a run of other settings ({', '.join(differences)}): resume with those, or "
+            "choose another folder"
+        )
+
+
+def check_format(folder: Path, content: dict[str, Any]) -> None:
+    """Refuse a run of another format.
+
+    Raises:
+        HafvtError: `content`, of model.json or config.yaml, has another format number.
+    """
+    if content.get("format") != FORMAT:
+        raise HafvtError(
+            f"{folder} is a run of format {content.get('format', 1)}, this version reads format {FORMAT}: "
+            "train the model again, or use the hafvt version that trained it"
+        )
+
+
+def describe_run(model: Model, settings: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of model.json for a finished run.
+
+    Args:
+        model: the trained model.
+        settings: content of config.yaml.
+        best: epoch and validation MRR of the best weights, time and memory.
+    """
+    return {
+        "format": FORMAT,
+        "model": settings["model"],
+        "config": settings["config"],
+        "data": str(Path(settings["data"]).resolve()),
+        "dataset": settings["dataset"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": settings,
+        "best": best,
+        "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
+    }
 
 
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
-    """Opens a finished run.
+    """Open a finished run.
 
     Args:
-        folder: what `train` wrote.
-        data: the dataset, where it is no longer in the place that the run remembers.
+        folder: that `train` wrote.
+        data: the dataset, if it is no longer where it was during the training.
 
     Raises:
-        HafvtError: the run is unfinished or damaged, or the dataset is not the one it was trained on.
+        HafvtError: the run is unfinished, damaged or of another format, or the dataset is not the one that
+            it was trained on.
     """
     folder = Path(folder)
     if not (folder / "model.json").exists():
@@ -115,47 +188,33 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         )
         raise HafvtError(f"{folder} holds no finished run: {remedy}")
     about = read_json(folder / "model.json")
+    check_format(folder, about)
     if not isinstance(data, Dataset):
         data = Dataset.open(data or about["data"])
     if fingerprint(data) != about["dataset"]:
         raise HafvtError(
             f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data"
         )
-    if feature_hashes(data, tuple(about["training"]["features"])) != about["training"]["features"]:
+    if feature_hashes(data, about["training"]["features"]) != about["training"]["features"]:
+        raise HafvtError(f"{data.folder}: its features changed since {folder} was trained: train it again")
+    config_class, values = MODELS[about["model"]].config_class, about["config"]
+    if unknown := set(values) - set(config_class.model_fields):
         raise HafvtError(
-            f"{data.folder}: features were encoded anew since {folder} was trained: train it anew"
+            f"{folder} was trained with {min(unknown)}, which this version does not know: train it again"
         )
-    kind, values = MODELS[about["model"]].config_class, about["config"]
-    if strange := set(values) - set(kind.model_fields):
-        raise HafvtError(
-            f"{folder} was trained with {min(strange)}, which this version does not know: train it anew"
-        )
-    config = validate_config(f"{folder}: {about['model']}", kind, values)
-    catalog = model_item_features(data, about["model"], config)
-    found = []
+    config = validate_config(f"{folder}: {about['model']}", config_class, values)
+    item_features = model_item_features(data, about["model"], config)
+    models = []
     for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
-        tensors, _ = load(folder / name)
+        tensors, _ = load_checkpoint(folder / name)
+        prefix = "model.items."
+        tables = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         try:
-            model = build_model(about["model"], replace(catalog, similar_items=links_in(tensors)), config)
+            similar_items = saved_similarity(tables)  # found in training, not computed again
+            model = build_model(about["model"], replace(item_features, similar_items=similar_items), config)
             unpack(tensors, model)
         except HafvtError as error:
             raise HafvtError(f"{folder / name}: {error}") from None
-        found.append(model.eval())
-    models = found if len(found) > 1 else found * len(data.domains)
+        models.append(model.eval())
+    models = models if len(models) > 1 else models * len(data.domains)
     return Run(folder, about["model"], config, tuple(models), data, about)
-
-
-def describe(
-    name: str, model: Model, config: Any, training: dict[str, Any], best: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns what model.json says of a finished run."""
-    return {
-        "model": name,
-        "config": config.model_dump(mode="json"),
-        "data": str(Path(training["data"]).resolve()),
-        "dataset": training["dataset"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "training": training,
-        "best": best,
-        "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
-    }

@@ -1,387 +1,249 @@
-"""The training loop: `hafvt train`."""
+"""The training loop: steps, validations, checkpoints and early stopping."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-import yaml
 from lightning_fabric import Fabric
+from torch import Tensor, nn
 
-from hafvt.data.batches import TrainBatches
+from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, missing_package
+from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
-from hafvt.evaluation.protocols import get_protocol
-from hafvt.evaluation.results import write_results
+from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import LOCK_NAME, atomic_file, lock_folder, write_json
-from hafvt.models import build_model, configure, default_learning_rate, resolve_modalities
-from hafvt.ops.dtype import compute_dtype
-from hafvt.progress import peak_memory_gib, progress
-from hafvt.training.checkpoint import load, pack, save, unpack
+from hafvt.models.base import Model
+from hafvt.progress import Advance, progress
+from hafvt.training.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
+from hafvt.training.config import TrainingConfig
 from hafvt.training.ema import EmaWeights
-from hafvt.training.run import (
-    Run,
-    describe,
-    feature_hashes,
-    fingerprint,
-    model_item_features,
-    open_run,
-    weight_files,
-)
+from hafvt.training.interrupt import deferred_interrupts
+from hafvt.training.metrics_log import MetricsLog
 
-Precision = Literal["auto", "bf16", "fp32"]
+
+class LossModule(nn.Module):
+    """Computes a model's training loss in `forward`, the call in which wrappers synchronize gradients."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a scalar."""
+        return self.model.loss(batch)
 
 
 @dataclass
-class Progress:
-    """How far a training has come; all of it is in a checkpoint, so that a resumed run goes on alike."""
+class TrainingState:
+    """How far a training is. Checkpoints contain it, so that a resumed training continues identically.
 
-    epoch: int = 0  # the epoch under way, from 0
-    batch: int = 0  # batches of it that are done
-    step: int = 0  # optimizer steps done
-    loss: float = 0.0  # sum of the losses of this epoch's batches
-    seconds: float = 0.0  # time spent training and validating
-    # Of what is selected, one for all domains or, under c2dsr, one for each:
-    best_epochs: list[int] = field(default_factory=list)  # epochs done at the best validation
+    Attributes:
+        epoch: finished epochs.
+        batch: finished batches of the current epoch.
+        step: finished optimizer steps.
+        loss: sum of the losses of the current epoch's batches.
+        seconds: time spent in training and validation.
+        best_epochs: epoch of the best validation, one entry, or one per domain.
+        best_mrrs: validation MRR at that epoch.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    best_epochs: list[int] = field(default_factory=list)
     best_mrrs: list[float] = field(default_factory=list)
 
+    @property
+    def best_mrr(self) -> float:
+        """Mean of the best validation MRRs, negative before the first validation."""
+        return sum(self.best_mrrs) / len(self.best_mrrs)
 
-def train(
-    model: str,
-    data: str | Path | Dataset,
-    out: str | Path,
-    *,
-    preset: str = "default",
-    params: dict[str, Any] | None = None,
-    epochs: int = 100,
-    batch_size: int = 64,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.995,
-    protocol: str = "full",
-    validate_every: int | None = None,
-    patience: int | None = None,
-    seed: int = 0,
-    precision: Precision = "auto",
-    device: str = "auto",
-    resume: bool = False,
-    test: bool = True,
-    tensorboard: bool = False,
-    checkpoint_every: float = 300.0,
-) -> Run:
-    """Trains a model; the weights of the best validation MRR are kept; test is touched once, at the end.
 
-    The folder `out` gets config.yaml, metrics.jsonl and checkpoint/, at the end model.safetensors, model.json
-    and, of the test targets, ranks.parquet and results.json. A run that was stopped goes on
-    with `resume` and ends with the same weights, bit for bit, on the same machine.
+class Trainer:
+    """Trains a model, validates it, and keeps its best weights; continues from the last checkpoint.
 
-    Example: hafvt train hafvt --data data/movies --out runs/hafvt --epochs 100 --seed 0
+    In a training of several processes each has its own `batches`; only process 0 validates and writes files.
 
     Args:
-        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr or popularity.
-        data: a dataset folder, made by prepare and encode.
-        out: the run's folder.
-        preset: a named configuration of the model, such as default, unmixed or paper.
-        params: single hyperparameters of the model, by name (--params.temperature 0.2).
-        epochs: passes over the training histories, at most.
-        batch_size: users per step.
-        learning_rate: of Adam; default: 0.003 for hafvt, 0.001 for its preset paper and all others.
-        weight_decay: L2 coefficient of Adam.
-        ema_decay: how much of the running average of the weights each step keeps; the averaged weights are
-            validated and kept. 0 takes the weights as they are.
-        protocol: how validation and, at the end, test rank their targets: full, c2dsr or sampled-unseen, see
-            evaluate. Under c2dsr each domain keeps the weights of its own best epoch.
-        validate_every: epochs between two validations; default: 2, and 5 under c2dsr.
-        patience: stop after so many validations without a better one; 0 never stops early; default: 5, and 0
-            under c2dsr.
-        seed: of weights, order and dropout.
-        precision: bf16 or fp32; auto takes bf16 where the hardware multiplies it faster.
-        device: cpu, cuda, or auto.
-        resume: go on with the run that is in `out`, or start it if there is none.
-        test: rank the test targets at the end; not where a search for hyperparameters compares runs.
-        tensorboard: also write TensorBoard events into `out` (extra: track).
-        checkpoint_every: seconds between checkpoints within an epoch; one is written after every epoch too.
-
-    Returns:
-        The finished run, opened.
-
-    Raises:
-        HafvtError: a wrong setting, an `out` that is in use, or a dataset that lacks what the model needs.
+        fabric: device, precision and processes.
+        model: the model to train; moved to the fabric's device.
+        data: holds the validation targets.
+        batches: the training histories of this process.
+        folder: of the run.
+        config: settings of the training.
+        protocol: ranks the validation targets.
     """
-    out = Path(out)
-    ranking = get_protocol(protocol)
-    validate_every = ranking.validate_every if validate_every is None else validate_every
-    patience = ranking.patience if patience is None else patience
-    if learning_rate is None:
-        learning_rate = default_learning_rate(model, preset)
-    _check(epochs=epochs, batch_size=batch_size, validate_every=validate_every, learning_rate=learning_rate)
-    if not 0 <= ema_decay < 1:
-        raise HafvtError(f"--ema-decay must be at least 0 and below 1, not {ema_decay}")
-    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    config = configure(model, preset, params)
-    fabric, dtype = _fabric(device, precision)
-    catalog = model_item_features(dataset, model, config)
-    config = resolve_modalities(config, catalog)
-    settings: dict[str, Any] = {
-        "model": model,
-        "config": config.model_dump(mode="json"),
-        "data": str(dataset.folder),
-        "dataset": fingerprint(dataset),
-        "features": feature_hashes(dataset, tuple(catalog.vectors)),
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "ema_decay": ema_decay,
-        "protocol": protocol,
-        "validate_every": validate_every,
-        "patience": patience,
-        "seed": seed,
-        "precision": str(dtype).removeprefix("torch."),
-        "epochs": epochs,
-    }
-    torch.manual_seed(seed)
-    net = build_model(model, catalog, config)
-    del catalog  # the model holds the frozen vectors as it needs them
-    batches = TrainBatches(dataset, batch_size, net.max_length + 1, seed)
-    if len(batches) == 0:
-        raise HafvtError(
-            f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
-        )
-    with lock_folder(out):
-        _claim(out, settings, resume)
-        weights = [p for p in net.parameters() if p.requires_grad]
-        if not weights:
-            epochs = validate_every = 1
-        optimizer = (  # fused, as the plain one makes temporary copies as large as the item table
-            torch.optim.Adam(weights, lr=learning_rate, weight_decay=weight_decay, fused=True)
-            if weights
-            else None
-        )
-        selected = len(dataset.domains) if ranking.checkpoint_per_domain else 1
-        state = Progress(best_epochs=[0] * selected, best_mrrs=[-1.0] * selected)
-        net.to(fabric.device)
-        average = EmaWeights(net, ema_decay)
-        last_path = out / "checkpoint" / "last.safetensors"
-        best_paths = [out / "checkpoint" / f"best{number or ''}.safetensors" for number in range(selected)]
-        if last_path.exists():
-            tensors, held = load(last_path)
-            unpack(tensors, net, optimizer, average.weights)
-            state = Progress(**held)
-        _truncate(out / "metrics.jsonl", state)
-        if optimizer is not None:
-            _, optimizer = fabric.setup(net, optimizer)
 
-        def checkpoint() -> None:
-            save(last_path, pack(net, optimizer, average.weights), asdict(state))
-
-        def validate() -> float:
-            _, ranks = rank_targets(
-                [net] * len(dataset.domains), dataset, "valid", ranking, device=fabric.device
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: Model,
+        data: Dataset,
+        batches: TrainBatches,
+        folder: Path,
+        config: TrainingConfig,
+        protocol: Protocol,
+    ) -> None:
+        self.fabric, self.model, self.data, self.batches = fabric, model, data, batches
+        self.folder, self.config, self.protocol = folder, config, protocol
+        model.to(fabric.device)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # A model without parameters, such as popularity, has one epoch, in which nothing is trained.
+        self.epochs, self.validate_every = (config.epochs, config.validate_every) if parameters else (1, 1)
+        num_best = len(data.domains) if protocol.checkpoint_per_domain else 1
+        self.state = TrainingState(best_epochs=[0] * num_best, best_mrrs=[-1.0] * num_best)
+        self.ema = EmaWeights(model, config.ema_decay)
+        self.loss_module: nn.Module = LossModule(model)
+        self.optimizer: torch.optim.Optimizer | None = None
+        if parameters:  # fused: the default implementation allocates copies as large as the item table
+            self.optimizer = torch.optim.Adam(
+                parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
-            mrr = mean_mrr(ranks)
-            for number, found in enumerate(domain_mrrs(ranks, selected) if selected > 1 else [mrr]):
-                if found > state.best_mrrs[number]:
-                    state.best_mrrs[number], state.best_epochs[number] = found, state.epoch
-                    save(best_paths[number], pack(net), {"epoch": state.epoch, "valid_mrr": found})
-            return mrr
+        checkpoints = folder / "checkpoint"
+        self.last_path = checkpoints / "last.safetensors"
+        self.best_paths = [checkpoints / f"best{number or ''}.safetensors" for number in range(num_best)]
+        if self.last_path.exists():
+            tensors, state = load_checkpoint(self.last_path)
+            unpack(tensors, model, self.optimizer, self.ema.weights)
+            self.state = TrainingState(**state)
+        if self.optimizer is not None:
+            self.loss_module, self.optimizer = fabric.setup(self.loss_module, self.optimizer)
+        self.start = time.monotonic() - self.state.seconds
+        self.last_save = time.monotonic()
 
-        log = _Log(out, tensorboard)
-        started, saved = time.monotonic() - state.seconds, time.monotonic()
-        total = epochs * len(batches) * batch_size
+    def fit(self, title: str, *, tensorboard: bool = False) -> None:
+        """Train until the last epoch, or until `patience` validations brought no improvement.
+
+        Args:
+            title: of the progress bar.
+            tensorboard: also write TensorBoard events.
+
+        Raises:
+            HafvtError: the loss is not finite.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the current step and a checkpoint.
+        """
+        log = MetricsLog(self.folder, self.state.epoch, tensorboard) if self.fabric.is_global_zero else None
+        state, batch_size = self.state, self.config.batch_size
+        total = self.epochs * len(self.batches) * batch_size
         with (
-            progress(f"train {model}", total, "histories", done=state.step * batch_size) as advance,
-            _stoppable() as stop,
+            progress(title, total, "histories", done=state.step * batch_size) as advance,
+            deferred_interrupts() as is_interrupted,
         ):
             mrr = -1.0
-            while not _finished(state, epochs, validate_every, patience):
-                net.train()
-                for batch in batches.epoch(state.epoch, first=state.batch):
-                    if optimizer is not None:
-                        torch.manual_seed((seed << 32) + state.step)  # any step can be taken again alike
-                        optimizer.zero_grad(set_to_none=True)
-                        with fabric.autocast():  # Fabric itself gives it to `forward` alone
-                            loss = net.loss(batch.to(fabric.device))
-                        fabric.backward(loss)
-                        optimizer.step()
-                        state.loss += _finite(float(loss.detach()), state, learning_rate)
-                    state.batch += 1
-                    state.step += 1
-                    average.update(state.step)
-                    state.seconds = time.monotonic() - started
-                    advance(batch_size, _note(state, mrr))
-                    if stop() or time.monotonic() - saved > checkpoint_every:
-                        checkpoint()
-                        saved = time.monotonic()
-                    if stop():
-                        raise KeyboardInterrupt
+            while not self.is_finished():
+                self.train_epoch(advance, is_interrupted, mrr)
                 state.epoch += 1
-                line: dict[str, Any] = {
-                    "epoch": state.epoch,
-                    "step": state.step,
-                    "loss": state.loss / len(batches),
-                }
-                if state.epoch % validate_every == 0 or state.epoch == epochs:
-                    with average.in_place():
-                        mrr = line["valid_mrr"] = validate()
-                state.seconds = time.monotonic() - started
-                log.write({**line, "seconds": round(state.seconds, 2)})
+                metrics = {"epoch": state.epoch, "step": state.step, "loss": state.loss / len(self.batches)}
+                if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
+                    mrr = metrics["valid_mrr"] = self.validate()
+                state.seconds = time.monotonic() - self.start
+                if log is not None:
+                    log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss = 0, 0.0
-                checkpoint()
-                saved = time.monotonic()
-        for path, name in zip(best_paths, weight_files(selected), strict=True):
-            save(out / name, *load(path))
-        best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": sum(state.best_mrrs) / selected}
-        if selected > 1:
-            best["of_each_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
-        best["seconds"], best["epochs"], best["steps"] = round(state.seconds, 1), state.epoch, state.step
-        best["peak_gib"] = round(_peak_gib(fabric.device), 3)
-        write_json(out / "model.json", describe(model, net, config, settings, best))
-        run = open_run(out, dataset)
-        if test and len(dataset.test) > 0:  # the one time that the test targets are looked at
-            _, ranks = rank_targets(run.models, dataset, "test", ranking)
-            write_results(out, dataset, ranks, ranking)
-        return run
+                self.save()
 
+    def is_finished(self) -> bool:
+        """Return whether the last epoch is done or `patience` ends the training early."""
+        validations = (self.state.epoch - max(self.state.best_epochs)) // self.validate_every
+        return self.state.epoch >= self.epochs or 0 < self.config.patience <= validations
 
-def _check(**positive: float) -> None:
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise HafvtError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    def train_epoch(self, advance: Advance, is_interrupted: Callable[[], bool], mrr: float) -> None:
+        """Train the remaining batches of the current epoch.
 
+        Args:
+            advance: the progress bar.
+            is_interrupted: whether to stop after the current step.
+            mrr: of the last validation, for the progress bar; negative before the first one.
+        """
+        state = self.state
+        self.model.train()
+        for batch in self.batches.epoch(state.epoch, first=state.batch):
+            if self.optimizer is not None:
+                state.loss += self.train_step(batch)
+            state.batch += 1
+            state.step += 1
+            self.ema.update(state.step)
+            state.seconds = time.monotonic() - self.start
+            note = f"  valid MRR {mrr:.2%}" if mrr >= 0 else ""
+            note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
+            advance(
+                self.config.batch_size, f"epoch {state.epoch + 1}  loss {state.loss / state.batch:.4f}{note}"
+            )
+            interrupted = is_interrupted()
+            if interrupted or time.monotonic() - self.last_save > self.config.checkpoint_every:
+                self.save()
+            if interrupted:
+                raise KeyboardInterrupt
 
-def _fabric(device: str, precision: Precision) -> tuple[Fabric, torch.dtype]:
-    """Returns the fabric and the dtype of the encoders' and the softmax's products."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if kind not in ("cpu", "cuda"):
-        raise HafvtError(f"--device {device}: choose cpu, cuda or auto")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise HafvtError("--device cuda: torch sees no CUDA device: use --device cpu")
-    dtypes = {"auto": compute_dtype(torch.device(kind)), "bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision not in dtypes:
-        raise HafvtError(f"--precision {precision}: choose {', '.join(dtypes)}")
-    dtype = dtypes[precision]
-    fabric = Fabric(
-        accelerator=kind, devices=1, precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true"
-    )
-    return fabric, dtype
+    def train_step(self, batch: Batch) -> float:
+        """Take one optimizer step and return the loss.
 
-
-def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Makes the run's folder, or checks that what is there is this very run."""
-    path = out / "config.yaml"
-    if not path.exists():
-        if out.exists() and any(path.name != LOCK_NAME for path in out.iterdir()):
-            raise HafvtError(f"{out} is not empty and holds no run: choose another folder")
-        with atomic_file(path) as temporary:
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return
-    if not resume:
-        raise HafvtError(f"{out} holds a run already: choose another folder, or go on with --resume true")
-    held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # The folder of the data may have moved; a longer training than first planned is welcome.
-    ignored = ("data", "epochs", "patience")
-    other = [key for key in settings if key not in ignored and held.get(key) != settings[key]]
-    if other:
-        was = ", ".join(f"{key} was {held.get(key)!r}" for key in other)
-        raise HafvtError(
-            f"{out} holds a run of other settings ({was}): resume with those, or choose another folder"
+        Raises:
+            HafvtError: the loss is not finite.
+        """
+        assert self.optimizer is not None
+        torch.manual_seed(
+            step_seed(self.config.seed, self.state.step, self.fabric.global_rank, self.fabric.world_size)
         )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_module(batch.to(self.fabric.device))
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            rate = self.config.learning_rate
+            raise HafvtError(
+                f"the loss is {value} at step {self.state.step}: choose a --learning-rate below {rate}"
+            )
+        return value
 
+    def validate(self) -> float:
+        """Rank the validation targets with the averaged weights; save the weights if they are the best.
 
-def _peak_gib(device: torch.device) -> float:
-    """Returns the most memory that this process held, on a GPU that of torch's tensors there."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_memory_gib()
-
-
-def _finished(state: Progress, epochs: int, validate_every: int, patience: int) -> bool:
-    waited = (state.epoch - max(state.best_epochs)) // validate_every
-    return state.epoch >= epochs or 0 < patience <= waited
-
-
-def _truncate(path: Path, state: Progress) -> None:
-    """Drops the lines of epochs that a resumed run will do again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["epoch"] <= state.epoch:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            break  # half a line, written as the run was killed
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _finite(loss: float, state: Progress, learning_rate: float) -> float:
-    if not math.isfinite(loss):
-        raise HafvtError(
-            f"the loss is {loss} at step {state.step}: choose a --learning-rate below {learning_rate}"
+        Returns:
+            The mean of the domains' MRRs.
+        """
+        mrr, state = 0.0, self.state
+        if self.fabric.is_global_zero:
+            with self.ema.applied():
+                models, device = [self.model] * len(self.data.domains), self.fabric.device
+                ranks = rank_targets(models, self.data, "valid", self.protocol, device=device).by_protocol
+                mrr = mean_mrr(ranks)
+                num_best = len(state.best_mrrs)
+                for number, value in enumerate(domain_mrrs(ranks, num_best) if num_best > 1 else [mrr]):
+                    if value > state.best_mrrs[number]:
+                        state.best_mrrs[number], state.best_epochs[number] = value, state.epoch
+                        about = {"epoch": state.epoch, "valid_mrr": value}
+                        save_checkpoint(self.best_paths[number], pack(self.model), about)
+        mrr, state.best_mrrs, state.best_epochs = self.fabric.broadcast(
+            (mrr, state.best_mrrs, state.best_epochs)
         )
-    return loss
+        return mrr
+
+    def save(self) -> None:
+        """Write the checkpoint from which a resumed training continues."""
+        if self.fabric.is_global_zero:
+            tensors = pack(self.model, self.optimizer, self.ema.weights)
+            save_checkpoint(self.last_path, tensors, asdict(self.state))
+        self.last_save = time.monotonic()
 
 
-def _note(state: Progress, mrr: float) -> str:
-    best = sum(state.best_mrrs) / len(state.best_mrrs)
-    found = f"  valid MRR {mrr:.2%} (best {best:.2%})" if mrr >= 0 else f"  best MRR {best:.2%}" * (best >= 0)
-    return f"epoch {state.epoch + 1}  loss {state.loss / max(state.batch, 1):.4f}{found}"
+def step_seed(seed: int, step: int, rank: int, num_ranks: int) -> int:
+    """Return the seed of a step's dropout, so that a resumed training repeats any step identically.
 
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a question, so that no step is cut in half; asked twice, they act."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    held = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-
-
-class _Log:
-    """metrics.jsonl, and TensorBoard where wanted."""
-
-    def __init__(self, out: Path, tensorboard: bool) -> None:
-        self.path = out / "metrics.jsonl"
-        self.writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise missing_package("track", "tensorboard") from None
-            self.writer = SummaryWriter(str(out / "tensorboard"))
-
-    def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if self.writer is not None:
-            for key in ("loss", "valid_mrr"):
-                if key in line:
-                    self.writer.add_scalar(key, line[key], line["epoch"])
-            self.writer.flush()
+    Args:
+        seed: of the training, below 2**63.
+        step: number of the step.
+        rank: number of this process; each process has its own dropout.
+        num_ranks: number of processes.
+    """
+    rotated = (seed << 32) | (seed >> 32)  # no two seeds of 64 bits give the same
+    return (rotated + step * num_ranks + rank) % 2**64

@@ -20,7 +20,7 @@ from hafvt.data.sources.amazon_lines import parse_product, parse_review
 from hafvt.data.sources.fetch import fetch
 from hafvt.errors import HafvtError, InputError
 from hafvt.features.encode import encode
-from hafvt.training.trainer import train
+from hafvt.training.train import train
 from tests.data.sources.hostile_server import HostileServer
 from tests.data.sources.miniature import CATEGORIES, DAY, START, asin, dump, gzipped, ratings, reviews
 

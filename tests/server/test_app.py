@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from hafvt.inference.recommender import Recommender
-from hafvt.server import routes
+from hafvt.server import app, routes
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
 from tests.served import ODD_ID, wait_until
@@ -217,6 +217,15 @@ def test_documentation_names_every_route_and_field(client):
         if name.endswith(("Request", "Response", "Page")):
             for field in schema["properties"]:
                 assert f"{field}`" in text or f'"{field}"' in text, f"{name}.{field}"
+
+
+def test_documentation_example_adds_a_route(served_run, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    namespace = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], namespace)
+    monkeypatch.setattr(app, "ROUTERS", (*app.ROUTERS, namespace["router"]))
+    with ReadyClient(served_run) as client:
+        assert client.get("/domains").json() == ["d0", "d1"]
 
 
 def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):

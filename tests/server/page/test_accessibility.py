@@ -147,7 +147,7 @@ def test_page_controls_and_regions_have_names(visitor):
         ("banner", ""),
         ("main", ""),
         ("region", "Your history"),
-        ("region", "Choose a history"),
+        ("region", "Start from"),
     ):
         expect(page.get_by_role(role, name=name)).to_have_count(1)
     assert page.locator("h1").count() == 1

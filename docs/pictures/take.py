@@ -62,6 +62,7 @@ def take_screenshots(address: str) -> None:
         page = browser.new_context(**DESKTOP).new_page()
         user_id = page.request.get(f"{address}/users?limit=1&offset={USER}").json()["users"][0]["user_id"]
         page.goto(f"{address}/#user={user_id}&domain=homeware")
+        page.wait_for_load_state("networkidle")  # until then cards move, and hover would scroll to them
         page.locator("#cards .main").nth(2).hover()
         wait_until_still(page)
         write_screenshot(page, "page-light.png")

@@ -23,7 +23,7 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
 from hafvt.experiments.search_space import Choices, Range
-from hafvt.experiments.tune import field_importances, is_in_use, tune
+from hafvt.experiments.tune import is_in_use, setting_importances, tune
 
 FAKE_TRAINING = """
 import fcntl, json, math, os, sys, time
@@ -127,10 +127,10 @@ def test_tune_repeated_with_equal_seed_tries_equal_settings(small, tmp_path, fak
     assert other.trials[1].params != result.trials[1].params
 
 
-def test_field_importances_with_pruned_trials_counts_them():
+def test_setting_importances_with_pruned_trials_counts_them():
     space = {"learning_rate": Range(1e-4, 1e-2, log=True), "blocks": Choices((1, 2)), "width": Choices((8,))}
     study = optuna.create_study(direction="maximize")
-    assert field_importances(study, space) == {}
+    assert setting_importances(study, space) == {}
     random = np.random.default_rng(0)
     first = study.ask()
     for name, values in space.items():
@@ -149,7 +149,7 @@ def test_field_importances_with_pruned_trials_counts_them():
                 state=TrialState.COMPLETE if is_good else TrialState.PRUNED,
             )
         )
-    importances = field_importances(study, space)
+    importances = setting_importances(study, space)
     assert list(importances) == ["learning_rate", "blocks"]
     assert importances["learning_rate"] > 0.9
 

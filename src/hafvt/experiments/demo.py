@@ -20,7 +20,7 @@ from hafvt.reports.report import write_report
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 
-TRAINING_OPTIONS: dict[str, dict[str, Any]] = {
+DEMO_TRAININGS: dict[str, dict[str, Any]] = {
     "hafvt": {"epochs": 8, "batch_size": 64, "validate_every": 2},
     "sasrec": {"epochs": 40, "batch_size": 64, "validate_every": 2},
     "popularity": {"epochs": 1},
@@ -69,7 +69,7 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
     """
     started = time.monotonic()
     folder = Path(out)
-    run_folders = {name: folder / "runs" / name for name in TRAINING_OPTIONS}
+    run_folders = {name: folder / "runs" / name for name in DEMO_TRAININGS}
     for run_folder in run_folders.values():
         _require_run_or_nothing(run_folder)
     interactions, items = generate_world(
@@ -78,7 +78,7 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
     data = prepare(interactions, items, folder / "data", min_per_domain=3, seed=seed, overwrite=True)
     encode(data, image="classic", title="classic", seed=seed)
     results, runs = {}, {}
-    for name, options in TRAINING_OPTIONS.items():
+    for name, options in DEMO_TRAININGS.items():
         console.print(f"training {name}", style="bold")
         shutil.rmtree(run_folders[name], ignore_errors=True)
         train(name, data, run_folders[name], seed=seed, **options)

@@ -86,6 +86,12 @@ class TrainingPool:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise HafvtError(f"{label} ended with {code}: {lines[-1] if lines else ''} (full output: {log})")
 
+    def stop_one(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop one training; it leaves a checkpoint to resume from."""
+        process.terminate()
+        process.wait()
+        self._processes.discard(process)
+
     def stop(self) -> None:
         """Stop all trainings; each leaves a checkpoint to resume from."""
         with self._lock:

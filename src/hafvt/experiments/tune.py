@@ -8,7 +8,6 @@ again, and the worker that takes it resumes the training in the folder of the tr
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 import warnings
@@ -184,9 +183,8 @@ class _Tuner:
     def write_report(self) -> TuningResult | None:
         """Write the files of the search so far."""
         trials = [trial_result(trial, self.task.space) for trial in counted_trials(self.study)]
-        begun = [trial for trial in trials if trial.params]
-        importances = field_importances(self.study, self.task.space)
-        return write_tuning_report(self.task, sorted(begun, key=lambda trial: trial.number), importances)
+        begun = sorted((trial for trial in trials if trial.params), key=lambda trial: trial.number)
+        return write_tuning_report(self.task, begun, setting_importances(self.study, self.task.space))
 
     def work(self) -> None:
         """Run one trial after the other."""
@@ -246,22 +244,20 @@ class _Tuner:
         while is_in_use(folder):  # by a training whose parent was killed
             time.sleep(POLL_S)
         process = self.pool.start(self.task.model, options, {**self.task.params, **params}, log)
-        reported = 0
-        has_ended = False
+        reported, has_ended = 0, False
         while not has_ended:
-            has_ended = wait_for(process, POLL_S)
+            time.sleep(POLL_S)
+            has_ended = process.poll() is not None
             for epoch, valid_mrr, seconds in read_validations(folder)[reported:]:
                 reported += 1
                 trial.set_user_attr("seconds", seconds)
                 trial.report(valid_mrr, epoch)
                 self.on_progress(f"trial {number} epoch {epoch}: {valid_mrr:.2%}")
                 if trial.should_prune():
-                    process.terminate()
-                    process.wait()
+                    self.pool.stop_one(process)
                     raise optuna.TrialPruned
             if self.is_late() and not has_ended:
-                process.terminate()
-                process.wait()
+                self.pool.stop_one(process)
                 self.retry(self.study, self.study.trials[trial.number])
                 raise _TrialFailed("the time is over")
         self.pool.wait(process, log, f"trial {number}")
@@ -322,7 +318,7 @@ def trial_result(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
     )
 
 
-def field_importances(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
+def setting_importances(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
     """Return by setting its share of the difference between the best quarter of the trials and all trials.
 
     Optuna's PED-ANOVA would leave out trials that were stopped early, most of which have bad settings. Here
@@ -331,8 +327,8 @@ def field_importances(study: optuna.Study, space: SearchSpace) -> dict[str, floa
     Returns:
         The largest share first, summing to 1; empty where fewer than two trials differ.
     """
-    ended = [t for t in counted_trials(study) if t.state.is_finished() and t.intermediate_values]
-    ended = [t for t in ended if t.state != TrialState.FAIL]
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    ended = [trial for trial in study.get_trials(states=states) if trial.intermediate_values]
     values = [max(trial.intermediate_values.values()) for trial in ended]
     if len(set(values)) < 2:
         return {}
@@ -361,12 +357,3 @@ def is_in_use(folder: Path) -> bool:
             return False
     except HafvtError:
         return True
-
-
-def wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for at most `seconds` and return whether the process has ended."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
@@ -17,6 +15,7 @@ from hafvt.evaluation.results import write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
+from hafvt.ops.device import select_device
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
 from hafvt.training.run import open_run
@@ -106,7 +105,7 @@ def evaluate(
         cold: rank the items that `prepare --hold-out-items` held out of training instead, among all items of
             their domain; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
-        device: cpu or cuda.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
@@ -117,7 +116,7 @@ def evaluate(
     if cold and (not ranking.ranks_all_items or split != "test" or exclude_seen):
         raise HafvtError("--cold excludes another protocol, split and --exclude-seen: leave them out")
     opened = open_run(run, data)
-    target_device = torch.device(device)
+    target_device = select_device(device)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order)

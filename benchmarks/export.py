@@ -26,7 +26,7 @@ from machine import describe, record, sentence
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain, Int64
 from hafvt.features.item_features import ItemFeatures, Vectors
-from hafvt.inference.onnx_export import Scores, take_tables, traced
+from hafvt.inference.onnx_export import ScoreGraph, item_tables_to_inputs, trace
 from hafvt.models import build_model, configure
 from hafvt.tables import markdown_table
 
@@ -58,14 +58,14 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
         name: Vectors(F.normalize(torch.randn(items, WIDTH), dim=1), here) for name in ("image", "title")
     }
     model = build_model("hafvt", ItemFeatures(domains, vectors, torch.ones(items)), configure("hafvt")).eval()
-    program = traced(Scores(model, 0))
+    program = trace(ScoreGraph(model, 0))
     onnx_ir.save(program, folder / "baked.onnx", external_data="baked.data")
-    tables = take_tables(program.graph, items, "")
-    onnx_ir.save(program, folder / "given.onnx", external_data="given.data")
+    tables = item_tables_to_inputs(program.graph, items)
+    onnx_ir.save(program, folder / "inputs.onnx", external_data="inputs.data")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     baked, arguments = (
-        onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("baked", "given")
+        onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("baked", "inputs")
     )
 
     def of_torch(items: Int64, lengths: Int64) -> Any:

@@ -102,6 +102,8 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     faiss = import_faiss()
     opened, catalog = with_added_items(open_run(run, data))
     models = indexable_models(opened)
+    if not models:
+        raise HafvtError(f"{run}: {opened.name} has no index: it scores all items; only hafvt has one")
     domains = [i for i, domain in enumerate(catalog.domains) if len(domain) >= MIN_ITEMS_TO_BUILD]
     if not domains:
         raise HafvtError(

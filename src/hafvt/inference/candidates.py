@@ -141,7 +141,8 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         HafvtError: the index is out of date or damaged, or faiss is missing.
     """
     folder = run.folder / "index"
-    if not folder.exists() or not isinstance(run.model, HafVt):
+    models = indexable_models(run)
+    if not folder.exists() or not models:
         return None
     domains = [i for i, domain in enumerate(run.model.domains) if len(domain) >= MIN_ITEMS_TO_USE]
     if not domains:
@@ -152,7 +153,7 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         raise HafvtError(f"{folder}: another version of hafvt built this index: {remedy}")
     if about.get("model") != model_state(run):
         raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
-    models, indexes = indexable_models(run), {}
+    indexes = {}
     for domain in domains:
         paths = [folder / file_name(domain, m) for m in range(len(models[domain].modalities))]
         for path in paths:
@@ -163,15 +164,9 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
 
 
 def indexable_models(run: Run) -> list[HafVt]:
-    """Return the models of a run.
-
-    Raises:
-        HafvtError: they cannot be indexed.
-    """
+    """Return the models of a run, one for each domain; an empty list if they have no branches to index."""
     models = [model for model in run.models if isinstance(model, HafVt)]
-    if len(models) < len(run.models):
-        raise HafvtError(f"{run.folder}: {run.name} has no index: it scores all items; only hafvt has one")
-    return models
+    return models if len(models) == len(run.models) else []
 
 
 def file_name(domain: int, modality: int) -> str:

@@ -64,7 +64,7 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
     onnx_ir.save(program, folder / "inputs.onnx", external_data="inputs.data")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    baked, arguments = (
+    baked, with_inputs = (
         onnxruntime.InferenceSession(folder / f"{name}.onnx", options) for name in ("baked", "inputs")
     )
 
@@ -75,7 +75,7 @@ def calls(sizes: tuple[int, int], folder: Path) -> dict[str, Call]:
     return {
         "torch": of_torch,
         "onnxruntime, baked": lambda items, lengths: baked.run(None, {"items": items, "lengths": lengths}),
-        "onnxruntime, given": lambda items, lengths: arguments.run(
+        "onnxruntime, inputs": lambda items, lengths: with_inputs.run(
             None, {"items": items, "lengths": lengths, **tables}
         ),
     }

@@ -127,7 +127,7 @@ def alone(*what: object) -> Any:
 def built(run: Path) -> dict[str, Any]:
     """Builds the index."""
     message = index(run, histories=RECALLED)
-    facts = ("recall", "cells", "probes", "histories", "seconds", "mib", "peak_gib")
+    facts = ("recall", "cells", "probes", "num_histories", "seconds", "mib", "peak_gib")
     return {name: getattr(message, name) for name in facts}
 
 

@@ -225,7 +225,7 @@ Two domains of {measured["items"] // 2:,} items, hafvt on ids, pictures and titl
 {table}
 
 The index: built in {built["seconds"]:.0f} s, {built["mib"]:,.0f} MiB, at most {built["peak_gib"]:.1f} GiB
-while building and measuring. Recall@10 of the exact answer on {built["histories"]} histories: {recalls}.
+while building and measuring. Recall@10 of the exact answer on {built["num_histories"]} histories: {recalls}.
 
 `hafvt serve` with the index, {served["clients"]} clients in a closed loop on the same machine for
 {served["seconds"]:.0f} s: {served["per_second"]:.0f} requests a second, half / 95 % / 99 % within {times} ms,

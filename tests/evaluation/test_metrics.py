@@ -16,55 +16,57 @@ from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.models.base import Model
 
 
-def ranks_of(ranks, domains, users=None) -> Ranks:
+def make_ranks(ranks, domains, users=None) -> Ranks:
     n = len(ranks)
     users = np.arange(n) if users is None else np.array(users)
     return Ranks(np.arange(n), users, np.array(domains), np.array(ranks, dtype=float), np.full(n, 100))
 
 
-def test_metrics_by_hand():
-    found = {name: metric(np.array([1.0, 2.5, 5.0, 10.0, 11.0])) for name, metric in METRICS.items()}
-    np.testing.assert_allclose(found["MRR"], [1, 0.4, 0.2, 0.1, 1 / 11])
+def test_metrics_of_known_ranks_equal_their_formulas():
+    values = {name: metric(np.array([1.0, 2.5, 5.0, 10.0, 11.0])) for name, metric in METRICS.items()}
+    np.testing.assert_allclose(values["MRR"], [1, 0.4, 0.2, 0.1, 1 / 11])
     ndcg = [1, 1 / math.log2(3.5), 1 / math.log2(6), 1 / math.log2(11), 0]
-    np.testing.assert_allclose(found["NDCG@10"], ndcg)
-    np.testing.assert_allclose(found["NDCG@5"], [*ndcg[:3], 0, 0])
-    assert found["HR@1"].tolist() == [1, 0, 0, 0, 0]
-    assert found["HR@5"].tolist() == [1, 1, 1, 0, 0]
-    assert found["HR@10"].tolist() == [1, 1, 1, 1, 0]
+    np.testing.assert_allclose(values["NDCG@10"], ndcg)
+    np.testing.assert_allclose(values["NDCG@5"], [*ndcg[:3], 0, 0])
+    assert values["HR@1"].tolist() == [1, 0, 0, 0, 0]
+    assert values["HR@5"].tolist() == [1, 1, 1, 0, 0]
+    assert values["HR@10"].tolist() == [1, 1, 1, 1, 0]
 
 
-def test_summary_is_the_mean_of_the_domains():
-    ranks = ranks_of([1, 2, 4, 1], [0, 0, 0, 1])
+def test_summarize_overall_is_the_mean_of_the_domains():
+    ranks = make_ranks([1, 2, 4, 1], [0, 0, 0, 1])
     results = summarize(ranks, ["x", "y"])
     assert results["x"]["MRR"].value == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert results["y"]["MRR"].value == 1
     assert results["overall"]["MRR"].value == pytest.approx((1.75 / 3 + 1) / 2) == mean_mrr(ranks)
-    assert set(summarize(ranks_of([1, 2], [1, 1]), ["x", "y"])) == {"y"}
+    assert set(summarize(make_ranks([1, 2], [1, 1]), ["x", "y"])) == {"y"}
 
 
-def test_intervals_cover_as_they_say():
+def test_summarize_intervals_cover_the_mean_in_95_percent_of_samples():
     """Of 200 samples of a known distribution about 95 % of the intervals hold its mean."""
     random = np.random.default_rng(0)
     true = np.mean(1 / np.arange(1, 51))
-    held = 0
+    covered = 0
     for _ in range(200):
-        figure = summarize(ranks_of(random.integers(1, 51, 300), [0] * 300), ["x"], resamples=200)["x"]["MRR"]
-        held += figure.low <= true <= figure.high
-    assert 180 <= held <= 198
+        figure = summarize(make_ranks(random.integers(1, 51, 300), [0] * 300), ["x"], resamples=200)["x"][
+            "MRR"
+        ]
+        covered += figure.low <= true <= figure.high
+    assert 180 <= covered <= 198
 
 
-def test_intervals_are_over_users_not_targets():
+def test_summarize_intervals_with_repeated_targets_stay_as_wide():
     """A user's targets are no independent evidence: ten copies of each leave the interval as wide."""
     random = np.random.default_rng(1)
     ranks = random.integers(1, 50, 200)
-    once = summarize(ranks_of(ranks, [0] * 200), ["x"])["x"]["MRR"]
-    copies = summarize(ranks_of(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])["x"][
-        "MRR"
-    ]
-    assert copies.high - copies.low == pytest.approx(once.high - once.low)
+    single = summarize(make_ranks(ranks, [0] * 200), ["x"])["x"]["MRR"]
+    copies = summarize(make_ranks(np.repeat(ranks, 10), [0] * 2000, np.repeat(np.arange(200), 10)), ["x"])[
+        "x"
+    ]["MRR"]
+    assert copies.high - copies.low == pytest.approx(single.high - single.low)
 
 
-class Fixed(Model):
+class TableScorer(Model):
     """Scores items by a table of scores per last item, so that the truth is easy to state."""
 
     max_length = 3
@@ -84,9 +86,9 @@ class Fixed(Model):
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_full_ranking_by_hand(small, exclude_seen):
+def test_rank_positions_equals_counting_by_definition(small, exclude_seen):
     table = torch.from_numpy(np.random.default_rng(0).integers(0, 6, (50, 50))).float()  # many ties
-    found = rank_positions(Fixed(small, table), small, small.test, exclude_seen=exclude_seen).half_ties
+    ranks = rank_positions(TableScorer(small, table), small, small.test, exclude_seen=exclude_seen).half_ties
     for row, position in enumerate(small.test):
         user = int(small.users_at(np.array([position]))[0])
         history = small.items[small.offsets[user] : position]
@@ -98,24 +100,24 @@ def test_full_ranking_by_hand(small, exclude_seen):
         expected = 1 + sum(
             float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in others
         )
-        assert found.ranks[row] == expected
-        assert found.users[row] == user
-        assert small.domains[found.domains[row]] == domain
+        assert ranks.ranks[row] == expected
+        assert ranks.users[row] == user
+        assert small.domains[ranks.domains[row]] == domain
 
 
-def test_a_constant_scorer_gets_the_middle(small):
-    found = rank_positions(Fixed(small, torch.zeros(50, 50)), small, small.test).half_ties
-    np.testing.assert_array_equal(found.ranks, (found.candidates + 1) / 2)
+def test_rank_positions_of_a_constant_scorer_is_the_middle(small):
+    ranks = rank_positions(TableScorer(small, torch.zeros(50, 50)), small, small.test).half_ties
+    np.testing.assert_array_equal(ranks.ranks, (ranks.candidates + 1) / 2)
 
 
-def test_ranks_on_disk(small, tmp_path):
-    found = rank_positions(Fixed(small, torch.rand(50, 50)), small, small.test).half_ties
-    found.write(tmp_path / "ranks.parquet", small)
+def test_ranks_write_names_users_domains_and_items(small, tmp_path):
+    ranks = rank_positions(TableScorer(small, torch.rand(50, 50)), small, small.test).half_ties
+    ranks.write(tmp_path / "ranks.parquet", small)
     table = pl.read_parquet(tmp_path / "ranks.parquet")
     assert table.columns == ["user_id", "domain", "item_id", "rank", "candidates"]
     row = table.row(3, named=True)
     item = int(small.items[small.test[3]])
     assert row["item_id"] == small.item_table["item_id"][item]
     assert row["domain"] == small.item_table["domain"][item]
-    assert row["rank"] == found.ranks[3]
+    assert row["rank"] == ranks.ranks[3]
     assert row["user_id"] == small.user_ids[int(small.users_at(small.test[3:4])[0])]

@@ -1,4 +1,4 @@
-"""Paired tests: sure where they must be, unsure where nothing is there, corrected for their number."""
+"""Paired significance tests and their correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control, wilcoxon
 from hafvt.evaluation.significance import holm, paired_test
 
 
-def test_a_clear_difference_and_none():
+def test_paired_test_tells_clear_differences_from_none():
     random = np.random.default_rng(0)
     clear = paired_test(random.normal(0.05, 0.1, 500))
     assert clear.low < clear.difference < clear.high
@@ -22,20 +22,20 @@ def test_a_clear_difference_and_none():
     assert (same.difference, same.bootstrap, same.wilcoxon) == (0.0, 1.0, 1.0)
 
 
-def test_chance_is_taken_for_chance_as_often_as_it_should():
+def test_paired_test_without_a_difference_has_five_percent_false_positives():
     random = np.random.default_rng(1)
     tests = [paired_test(random.normal(0, 1, 80), resamples=400, seed=n) for n in range(200)]
     assert 0.005 <= np.mean([test.bootstrap < 0.05 for test in tests]) <= 0.11
     assert 0.005 <= np.mean([test.wilcoxon < 0.05 for test in tests]) <= 0.11
 
 
-def test_wilcoxon_is_scipys_on_many_ties():
+def test_paired_test_with_many_ties_has_scipys_wilcoxon_p_value():
     differences = np.array([0.0] * 30 + [0.5] * 12 + [-0.5] * 4 + [0.1, -0.2])
     expected = wilcoxon(differences, zero_method="zsplit", method="approx").pvalue
     assert paired_test(differences).wilcoxon == pytest.approx(expected)
 
 
-def test_holm():
+def test_holm_equals_known_corrections():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []

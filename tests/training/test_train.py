@@ -42,6 +42,10 @@ PARAMS = {
 }
 
 
+SLOW_MODELS = ("hafvt", "pinet", "psjnet", "mifn", "tricdr", "c2dsr")
+MARKED_MODELS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ()) for name in PARAMS]
+
+
 def same_weights(a: Path, b: Path) -> bool:
     first, second = (load_checkpoint(folder / "model.safetensors")[0] for folder in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -53,14 +57,14 @@ def read_log(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("model", PARAMS)
+@pytest.mark.parametrize("model", MARKED_MODELS)
 def test_train_each_model_writes_a_run_and_lowers_the_loss(training_data, tmp_path, model):
     run = train(
         model,
         training_data.folder,
         tmp_path / "run",
         params=PARAMS[model],
-        epochs=12,
+        epochs=6,
         batch_size=8,
         patience=0,
         learning_rate=0.01,

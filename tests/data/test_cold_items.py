@@ -39,7 +39,7 @@ def test_prepare_hold_out_items_are_in_no_history_and_their_targets_follow_train
         history = [item_id for item_id in item_ids if item_id in set(names.gather(np.unique(data.items)))]
         assert names.gather(data.items[start : data.offsets[user + 1]]).to_list() == history
         expected, before = [], 0
-        for item_id in item_ids:  # by hand: what the user had before each cold_items-out item
+        for item_id in item_ids:  # counts the interactions before each held-out item
             if item_id in history:
                 before += 1
             elif before and start + before >= end:

@@ -29,7 +29,7 @@ def server():
 
 @pytest.fixture
 def slept():
-    """The waits that were asked for; nobody waits."""
+    """The waits in seconds that were requested; no test waits."""
     return []
 
 
@@ -52,16 +52,16 @@ def get(server, web, tmp_path):
 @pytest.fixture
 def names(monkeypatch):
     """What names resolve to; each look-up is counted."""
-    answers, asked = {}, []
+    answers, lookups = {}, []
 
     def embedding_lookup(host, port, *arguments, **named):
-        asked.append(host)
+        lookups.append(host)
         if host not in answers:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in answers[host]]
 
     monkeypatch.setattr(socket, "getaddrinfo", embedding_lookup)
-    return answers, asked
+    return answers, lookups
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def left(folder):
 def test_download_good_server_writes_the_complete_file(get, server, tmp_path, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    found = get("good/a%2Bb.gz?x=1 2")
-    assert found == Downloaded(tmp_path / "file", len(BODY), len(BODY))
+    downloaded = get("good/a%2Bb.gz?x=1 2")
+    assert downloaded == Downloaded(tmp_path / "file", len(BODY), len(BODY))
     assert (tmp_path / "file").read_bytes() == BODY
     assert left(tmp_path) == ["file"]
     (request,) = server.requests
@@ -185,8 +185,8 @@ def test_download_tls_checks_the_name_and_refuses_redirects_to_http(
     names[0].update({"shop.test": ["127.0.0.1"], "other.test": ["127.0.0.1"], "127.0.0.1": ["127.0.0.1"]})
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.cert")
     with closing(HostileServer(certificate)) as secure:
-        found = download(Job(secure.url("truncated", "shop.test"), tmp_path / "file"), web())
-        assert found.path.read_bytes() == BODY
+        downloaded = download(Job(secure.url("truncated", "shop.test"), tmp_path / "file"), web())
+        assert downloaded.path.read_bytes() == BODY
         assert secure.names == ["shop.test"] * 2
         with pytest.raises(DownloadError, match="cannot prove who it is"):
             download(Job(secure.url("good", "other.test"), tmp_path / "file"), web())
@@ -207,7 +207,7 @@ def test_download_redirects_are_followed(get, status):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("redirect?to=file:///etc/passwd", "only http and https"),
         ("redirect?to=ftp://a.org/x", "only http and https"),
@@ -219,18 +219,18 @@ def test_download_redirects_are_followed(get, status):
         ("loop", "redirected more than 5 times"),
     ],
 )
-def test_download_redirects_are_checked(get, server, path, told, monkeypatch):
+def test_download_redirects_are_checked(get, server, path, message, monkeypatch):
     monkeypatch.setattr(web_module, "is_public", lambda ip: ip == "127.0.0.1" or is_public(ip))
-    with pytest.raises(DownloadError, match=told.replace("[", r"\[")):
+    with pytest.raises(DownloadError, match=message.replace("[", r"\[")):
         get(path, allow_private=False)
     assert len(server.requests) == (6 if path == "loop" else 1)
 
 
 @pytest.mark.parametrize("path", ["truncated", "weak"])
 def test_download_truncated_response_is_resumed(get, server, slept, path, tmp_path):
-    found = get(path)
-    assert found.path.read_bytes() == BODY
-    assert found.moved == len(BODY)
+    downloaded = get(path)
+    assert downloaded.path.read_bytes() == BODY
+    assert downloaded.moved == len(BODY)
     assert server.requests[1].headers["Range"] == f"bytes={HALF}-"
     assert len([wait for wait in slept if wait >= 1]) == 1
     assert left(tmp_path) == ["file"]
@@ -259,28 +259,28 @@ def test_download_partial_file_is_resumed_only_for_its_address(get, server, tmp_
     with pytest.raises(DownloadError, match=r"cut short at 150,000 of 300,003 bytes"):
         get("truncated", tries=1)
     assert json.loads(note.read_text())["validator"] == '"one"'
-    kept = part.read_bytes(), note.read_text()
-    assert kept[0] == BODY[:HALF]
+    partial_file = part.read_bytes(), note.read_text()
+    assert partial_file[0] == BODY[:HALF]
     assert get("truncated", tries=1).moved == len(BODY) - HALF
     part.write_bytes(BODY)  # whole, but the run was killed before it had its name
-    note.write_text(kept[1])
+    note.write_text(partial_file[1])
     assert get("truncated", tries=1).moved == 0
     assert len(server.requests) == 2
     for damage in (
         "{",
         "[]",
-        kept[1].replace("one", "o\\r\\nX: y"),
-        kept[1].replace("/truncated", "/other"),
+        partial_file[1].replace("one", "o\\r\\nX: y"),
+        partial_file[1].replace("/truncated", "/other"),
         "",
     ):
-        part.write_bytes(kept[0])
+        part.write_bytes(partial_file[0])
         note.write_text(damage) if damage else note.unlink(missing_ok=True)
         assert get("truncated", tries=1).moved == len(BODY)
         assert server.requests[-1].headers["Range"] is None
 
 
 @pytest.mark.parametrize(
-    ("path", "told", "requests"),
+    ("path", "message", "requests"),
     [
         ("longer", "cut short at 300,003 of 301,003", 3),
         ("shorter", "more comes than", 3),
@@ -298,8 +298,8 @@ def test_download_partial_file_is_resumed_only_for_its_address(get, server, tmp_
         ("status?status=429", "answers 429", 3),
     ],
 )
-def test_download_false_responses_are_refused(get, server, tmp_path, path, told, requests):
-    with pytest.raises(DownloadError, match=told) as caught:
+def test_download_false_responses_are_refused(get, server, tmp_path, path, message, requests):
+    with pytest.raises(DownloadError, match=message) as caught:
         get(path, tries=3, max_bytes=1_000_000)
     assert str(caught.value).isprintable()
     assert len(server.requests) == requests
@@ -352,9 +352,9 @@ def test_download_checksum_is_verified(get, algorithm, tmp_path):
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_download_picture_suffix_follows_the_first_bytes(get, kind, tmp_path):
-    found = get(f"picture/x.exe?is={kind}", suffix_of=picture_suffix)
-    assert found.path == tmp_path / f"file.{kind}"
-    assert found.path.read_bytes() == PICTURES[kind]
+    downloaded = get(f"picture/x.exe?is={kind}", suffix_of=picture_suffix)
+    assert downloaded.path == tmp_path / f"file.{kind}"
+    assert downloaded.path.read_bytes() == PICTURES[kind]
 
 
 def test_download_content_that_is_not_a_picture_is_refused(get, tmp_path):

@@ -115,11 +115,14 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
     """
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     num_domains, names = len(data.domains), [domain.name for domain in data.domains]
-    users = np.repeat(np.arange(data.num_users, dtype=np.int32), np.diff(data.offsets))
+    users = np.repeat(np.arange(data.num_users), np.diff(data.offsets))  # (interactions,)
     domains = data.domains_of(data.items)
-    cells = np.bincount(users * np.int64(num_domains) + domains, minlength=data.num_users * num_domains)
+    cells = np.bincount(users * num_domains + domains, minlength=data.num_users * num_domains)
     counts = cells.reshape(data.num_users, num_domains)  # interactions of each user in each domain
-    ties, ties_order = count_ties(users, np.asarray(data.items), np.asarray(data.times)), "unknown"
+    ties, ties_order = (
+        count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times)),
+        "unknown",
+    )
     if stored := data.manifest.get("ties"):
         ties_order = stored["order"]
         ties = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Int64
+from hafvt.data.schema import RELATION_COLUMNS
 
 TRANSITION = "transition"
 WITHIN_DOMAIN = "transition-within"
-RELATION_COLUMNS = ("also_bought", "also_viewed", "bought_together", "buy_after_viewing")
-"""Columns of the item table that may hold lists of the ids of related items."""
 
 
 def read_relations(data: Dataset) -> dict[str, Tensor]:

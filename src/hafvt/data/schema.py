@@ -17,6 +17,8 @@ COLUMNS = {
     "interactions": ("user_id", "item_id", "timestamp", "domain"),
     "items": ITEM_COLUMNS,
 }
+RELATION_COLUMNS = ("also_bought", "also_viewed", "bought_together", "buy_after_viewing")
+"""Further columns that the items of a data source may have: lists of the ids of related items."""
 REQUIRED = {"interactions": ("user_id", "item_id", "timestamp"), "items": ("item_id",)}
 DEFAULT_DOMAIN = "all"  # name of the only domain if no table has a column of domains
 

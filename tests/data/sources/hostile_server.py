@@ -60,8 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         if not span or self.headers.get("If-Range") != tag:
             return self.answer(200, body, ETag=tag)
         start = int(span[1])
-        said = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        return self.answer(206, body[start:], ETag=tag, Content_Range=said)
+        content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        return self.answer(206, body[start:], ETag=tag, Content_Range=content_range)
 
     def cut(self, tag='"one"', body=BODY):
         self.answer(200, body[:HALF], length=len(body), ETag=tag)
@@ -81,9 +81,9 @@ class Handler(BaseHTTPRequestHandler):
     def crumbles(self):
         """Sends a third at a time."""
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        said = {"Content_Range": f"bytes {start}-300002/300003"} if start else {}
+        content_range = {"Content_Range": f"bytes {start}-300002/300003"} if start else {}
         piece = BODY[start : start + 100_001]
-        self.answer(206 if start else 200, piece, length=len(BODY) - start, ETag='"one"', **said)
+        self.answer(206 if start else 200, piece, length=len(BODY) - start, ETag='"one"', **content_range)
 
     def ignores_range(self):
         self.answer(200, BODY, ETag='"one"') if self.before else self.cut()

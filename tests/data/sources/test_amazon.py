@@ -77,7 +77,7 @@ def test_amazon_dump_is_fetched_prepared_encoded_and_trained(year, tmp_path, mon
     related = items[asin("kitchen", 0)]["also_bought"]
     assert related == (None if year == 2023 else [asin("kitchen", 1)])
     tiffs, dead = 2 * len(range(4, 23, 5)), 2
-    assert (pictures.files, pictures.failed, pictures.without) == (48 - tiffs - dead, tiffs + dead, 0)
+    assert (pictures.files, pictures.failed, pictures.without_address) == (48 - tiffs - dead, tiffs + dead, 0)
     tables = encode(data.folder, image="classic", title="classic")
     assert int(tables["image"].present.sum()) == 48 - tiffs - dead
     untitled = int(table["title"].is_null().sum())

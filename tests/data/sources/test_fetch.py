@@ -84,30 +84,32 @@ def rows(path):
     ],
 )
 def test_fetch_dump_uses_the_addresses_of_the_publisher(what, addresses, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(fetch_module, "_run", lambda jobs, *_: (asked.extend(jobs), (0, 0, []))[1])
+    jobs_run = []
+    monkeypatch.setattr(fetch_module, "_run", lambda jobs, *_: (jobs_run.extend(jobs), (0, 0, []))[1])
     fetch(what, tmp_path, categories=["Books"])
-    assert [job.url for job in asked] == addresses
-    assert [job.path for job in asked] == [tmp_path / url.rpartition("/")[2] for url in addresses]
+    assert [job.url for job in jobs_run] == addresses
+    assert [job.path for job in jobs_run] == [tmp_path / url.rpartition("/")[2] for url in addresses]
 
 
 def test_fetch_started_again_fetches_only_missing_files(server, tmp_path):
     get = partial(fetch, "amazon-2014", tmp_path, base_url=server.url("truncated"), allow_private=True)
-    found = get(categories=["Books"])
-    assert (found.files, found.present, found.failed, found.moved) == (2, 0, 0, 2 * len(BODY))
+    fetched = get(categories=["Books"])
+    assert (fetched.files, fetched.present, fetched.failed, fetched.num_bytes) == (2, 0, 0, 2 * len(BODY))
     assert files(tmp_path) == ["meta_Books.json.gz", "reviews_Books.json.gz"]
     assert (tmp_path / "meta_Books.json.gz").read_bytes() == BODY
-    again = get(categories=["Books", "Baby"])
-    assert (again.files, again.present) == (2, 2)
+    fetched_again = get(categories=["Books", "Baby"])
+    assert (fetched_again.files, fetched_again.present) == (2, 2)
     assert len(server.requests) == 8
-    assert str(again) == f"fetched 2 files (0.6 MiB), 2 were there\nwrote {tmp_path}"
+    assert str(fetched_again) == f"fetched 2 files (0.6 MiB), 2 were there\nwrote {tmp_path}"
 
 
 def test_fetch_failed_downloads_are_listed(server, tmp_path):
-    for base, told in (("status", "answers 404"), ("html", "not a gzip file"), ("good", "are allowed")):
+    for base, message in (("status", "answers 404"), ("html", "not a gzip file"), ("good", "are allowed")):
         bound = {"max_file_gib": 1e-4} if base == "good" else {}
         url = server.url(base) + ("?status=404&x=" if base == "status" else "")
-        with pytest.raises(HafvtError, match=f"2 of 2 files cannot be had:\n.*{told}.*\n.*{told}") as caught:
+        with pytest.raises(
+            HafvtError, match=f"2 of 2 files cannot be downloaded:\n.*{message}.*\n.*{message}"
+        ) as caught:
             fetch("amazon-2023", tmp_path, categories=["Baby"], base_url=url, allow_private=True, **bound)
         assert DUMPS["amazon-2023"].page in str(caught.value)
     assert files(tmp_path) == []
@@ -138,8 +140,8 @@ def test_fetch_resumes_after_ctrl_c(server, tmp_path, catalog, what):
     if what == "pictures":
         assert images(data) == {"a": "images/a.png"}
     before = len(server.requests)
-    found = get()
-    assert (found.files, found.present) == ((1, 1) if what == "pictures" else (2, 0))
+    fetched = get()
+    assert (fetched.files, fetched.present) == ((1, 1) if what == "pictures" else (2, 0))
     assert server.requests[before].headers["Range"] == f"bytes={HALF}-"
     assert list(out.rglob("*.part*")) == []
 
@@ -150,8 +152,8 @@ def test_fetch_pictures_are_named_by_item_and_content(server, tmp_path, catalog)
     hashed = {item: server.url(f"picture?is=png&n={n}") for n, item in enumerate(hostile)}
     data = catalog([*good.items(), *hashed.items(), ("none", None), ("blank", "  ")])
     out = tmp_path / "deep" / "out"
-    found = fetch("pictures", out, data=data, allow_private=True, per_second=1e6)
-    assert (found.files, found.failed, found.without) == (len(good) + len(hostile), 0, 2)
+    fetched = fetch("pictures", out, data=data, allow_private=True, per_second=1e6)
+    assert (fetched.files, fetched.failed, fetched.without_address) == (len(good) + len(hostile), 0, 2)
     assert {f"i_{kind}-1.{kind}" for kind in PICTURES} <= {path.name for path in (out / "images").iterdir()}
     assert all(path.parent == out / "images" for path in tmp_path.rglob("*.png"))
     has = images(data)
@@ -160,9 +162,11 @@ def test_fetch_pictures_are_named_by_item_and_content(server, tmp_path, catalog)
     assert all((out / image).read_bytes() in PICTURES.values() for image in has.values())
     assert read_json(data / "manifest.json")["image_root"] == str(out.resolve())
     before = len(server.requests)
-    again = fetch("pictures", out, data=data, allow_private=True)
-    assert (again.files, again.present, len(server.requests)) == (0, len(has), before)
-    assert str(again).startswith(f"fetched 0 files (0.0 MiB), {len(has)} were there, 2 items have no address")
+    fetched_again = fetch("pictures", out, data=data, allow_private=True)
+    assert (fetched_again.files, fetched_again.present, len(server.requests)) == (0, len(has), before)
+    assert str(fetched_again).startswith(
+        f"fetched 0 files (0.0 MiB), {len(has)} were there, 2 items have no address"
+    )
 
 
 def test_safe_name_is_unique_and_harmless():
@@ -185,21 +189,21 @@ def test_fetch_failed_pictures_are_listed_and_tried_again(server, tmp_path, cata
     }
     data = catalog([("fine", server.url("picture?is=gif")), *((k, v[0]) for k, v in dead.items())])
     get = partial(fetch, "pictures", out, data=data, allow_private=True, max_picture_mib=1, per_second=1e6)
-    found = get()
-    assert (found.files, found.failed) == (1, len(dead))
-    assert f"7 failed, see {out / 'problems.csv'}" in str(found)
+    fetched = get()
+    assert (fetched.files, fetched.failed) == (1, len(dead))
+    assert f"7 failed, see {out / 'problems.csv'}" in str(fetched)
     problems = {item: (address, problem) for item, address, problem in rows(out / "problems.csv")}
     assert problems.keys() == dead.keys()
-    for item, (address, told) in dead.items():
+    for item, (address, message) in dead.items():
         assert problems[item][0] == address
-        assert told in problems[item][1]
+        assert message in problems[item][1]
     assert files(out) == ["images/fine.gif", "problems.csv"]
     data = catalog([("fine", server.url("picture?is=gif")), ("gone", server.url("picture?is=jpg"))])
     assert (get().files, rows(out / "problems.csv")) == (1, [])
 
 
 @pytest.mark.parametrize(
-    ("what", "settings", "told"),
+    ("what", "settings", "message"),
     [
         ("netflix", {}, "amazon-2014, .*, movie-book or pictures"),
         ("amazon-2014", {}, "needs --categories"),
@@ -213,15 +217,15 @@ def test_fetch_failed_pictures_are_listed_and_tried_again(server, tmp_path, cata
         ("pictures", {"data": "nowhere"}, "does not exist"),
     ],
 )
-def test_fetch_wrong_setting_is_refused(server, tmp_path, what, settings, told):
-    with pytest.raises(HafvtError, match=told):
+def test_fetch_wrong_setting_is_refused(server, tmp_path, what, settings, message):
+    with pytest.raises(HafvtError, match=message):
         fetch(what, tmp_path, **settings)
     assert files(tmp_path) == []
 
 
 def test_fetch_pictures_of_a_dataset_without_addresses_is_refused(tmp_path, catalog):
     data = catalog([("a", None)])
-    with pytest.raises(HafvtError, match="as image or image_url"):
+    with pytest.raises(HafvtError, match="with addresses as image or image_url"):
         fetch("pictures", tmp_path / "out", data=data)
     (data / "items.parquet").write_bytes(b"PAR1")
     with pytest.raises(HafvtError, match="cannot be read"):

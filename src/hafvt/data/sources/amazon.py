@@ -251,11 +251,10 @@ def _read_log(
 
 def _first_reviews(log: ReviewLog) -> ReviewLog:
     """Return the earliest review of each item by each user."""
-    order = np.lexsort((log.times, log.items, log.users))
-    users, items = log.users[order], log.items[order]
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-    return log.select(order[is_first])
+    pairs = log.users.astype(np.int64) * log.starts[-1] + log.items  # one number for each user and item
+    order = np.lexsort((log.times, pairs))
+    _, firsts = np.unique(pairs[order], return_index=True)
+    return log.select(order[firsts])
 
 
 def _chronological_order(log: ReviewLog, ties: str, seed: int) -> Int64:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from hafvt.data.relations import RELATION_COLUMNS
+from hafvt.data.schema import RELATION_COLUMNS
 from hafvt.errors import InputError
 
 Fields = dict[str, Any]

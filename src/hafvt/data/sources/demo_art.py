@@ -8,9 +8,8 @@ motif.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +37,7 @@ PALETTES: tuple[tuple[str, str], ...] = (  # background, foreground
 )
 
 
-@dataclass(frozen=True)
-class Theme:
+class Theme(NamedTuple):
     """Words of titles, the same in both shops."""
 
     styles: tuple[str, str]
@@ -65,48 +63,37 @@ TEMPLATES = (
 )
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of item.
 
     Attributes:
-        nouns: its names in titles.
-        outline: parts of its silhouette, each "x,y x,y ..." in percent of the image, x to the right and y
-            down: the corners of a polygon, or two opposite corners of the box around an ellipse.
+        noun: its name in titles.
+        synonym: another name in titles.
+        outline: parts of its silhouette, "x,y x,y ...; x,y ...", in percent of the image, x to the right and
+            y down: the corners of a polygon, or two opposite corners of the box around an ellipse.
     """
 
-    nouns: tuple[str, str]
-    outline: tuple[str, ...]
+    noun: str
+    synonym: str
+    outline: str
 
 
 SHOPS: dict[str, tuple[Kind, ...]] = {
     "garments": (
-        Kind(
-            ("shirt", "tee"),
-            ("30,10 42,17 58,17 70,10 96,32 84,46 74,38 74,92 26,92 26,38 16,46 4,32",),
-        ),
-        Kind(("trousers", "slacks"), ("25,5 75,5 86,95 58,95 50,36 42,95 14,95",)),
-        Kind(
-            ("scarf", "shawl"),
-            ("14,4 86,46", "22,28 48,38 42,80 14,76", "52,38 78,28 90,92 60,96"),
-        ),
-        Kind(("hat", "cap"), ("2,56 98,90", "22,10 78,84")),
-        Kind(("dress", "gown"), ("34,5 44,15 56,15 66,5 68,42 92,95 8,95 32,42",)),
-        Kind(("tote", "bag"), ("12,36 88,36 94,95 6,95", "28,36 34,5 66,5 72,36 64,36 60,14 40,14 36,36")),
+        Kind("shirt", "tee", "30,10 42,17 58,17 70,10 96,32 84,46 74,38 74,92 26,92 26,38 16,46 4,32"),
+        Kind("trousers", "slacks", "25,5 75,5 86,95 58,95 50,36 42,95 14,95"),
+        Kind("scarf", "shawl", "14,4 86,46; 22,28 48,38 42,80 14,76; 52,38 78,28 90,92 60,96"),
+        Kind("hat", "cap", "2,56 98,90; 22,10 78,84"),
+        Kind("dress", "gown", "34,5 44,15 56,15 66,5 68,42 92,95 8,95 32,42"),
+        Kind("tote", "bag", "12,36 88,36 94,95 6,95; 28,36 34,5 66,5 72,36 64,36 60,14 40,14 36,36"),
     ),
     "homeware": (
-        Kind(
-            ("mug", "cup"),
-            ("10,14 70,14 66,90 14,90", "70,26 94,32 92,68 67,76 68,64 80,59 82,42 69,38"),
-        ),
-        Kind(("plate", "platter"), ("3,3 97,97",)),
-        Kind(("cushion", "pillow"), ("4,6 50,13 96,6 88,50 96,94 50,87 4,94 12,50",)),
-        Kind(
-            ("lamp", "lampshade"),
-            ("30,5 70,5 95,60 5,60", "45,60 55,60 55,90 45,90", "26,84 74,97"),
-        ),
-        Kind(("vase", "jug"), ("36,4 64,4 59,24 86,56 70,96 30,96 14,56 41,24",)),
-        Kind(("rug", "runner"), ("18,4 82,4 82,96 18,96",)),
+        Kind("mug", "cup", "10,14 70,14 66,90 14,90; 70,26 94,32 92,68 67,76 68,64 80,59 82,42 69,38"),
+        Kind("plate", "platter", "3,3 97,97"),
+        Kind("cushion", "pillow", "4,6 50,13 96,6 88,50 96,94 50,87 4,94 12,50"),
+        Kind("lamp", "lampshade", "30,5 70,5 95,60 5,60; 45,60 55,60 55,90 45,90; 26,84 74,97"),
+        Kind("vase", "jug", "36,4 64,4 59,24 86,56 70,96 30,96 14,56 41,24"),
+        Kind("rug", "runner", "18,4 82,4 82,96 18,96"),
     ),
 }
 
@@ -136,7 +123,7 @@ def _silhouette(kind: Kind) -> Image.Image:
     big = 4 * SIZE
     mask = Image.new("L", (big, big))
     draw = ImageDraw.Draw(mask)
-    for part in kind.outline:
+    for part in kind.outline.split("; "):
         percent = np.array([corner.split(",") for corner in part.split()], dtype=float)
         corners = [(x, y) for x, y in big * (0.08 + 0.84 * percent / 100)]
         if len(corners) == 2:
@@ -192,6 +179,9 @@ def write_title(kind: Kind, theme: int, brand: int, random: np.random.Generator)
         return str(random.choice(getattr(source, part)))
 
     title = str(random.choice(TEMPLATES)).format(
-        style=word("styles"), material=word("materials"), brand=BRANDS[brand], noun=random.choice(kind.nouns)
+        style=word("styles"),
+        material=word("materials"),
+        brand=BRANDS[brand],
+        noun=random.choice((kind.noun, kind.synonym)),
     )
     return title[0].upper() + title[1:]

@@ -70,8 +70,10 @@ def take_screenshots(address: str) -> None:
         page = browser.new_context(**DESKTOP, color_scheme="dark").new_page()
         page.goto(f"{address}/#user={user_id}&domain=garments")
         page.locator("#finder-close").click()
+        page.wait_for_load_state("networkidle")
         page.locator("#cards .main").nth(2).click()
         wait_until_still(page)
+        page.evaluate("scrollTo(0, 0)")
         write_screenshot(page, "page-dark.png")
 
         page = browser.new_context(**PHONE).new_page()

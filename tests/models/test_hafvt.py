@@ -1,8 +1,9 @@
-"""HAF-VT against the equations, and what no equation shows."""
+"""HAF-VT and its literal equations against the numpy reference, and properties that no equation shows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,531 +12,464 @@ import torch
 from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
-from hafvt.models.attention import SequenceEncoder
-from hafvt.models.configs import HAFVT_PAPER, HAFVT_UNMIXED, HafVtConfig
+from hafvt.models import build_model
+from hafvt.models.blocks import SequenceEncoder
+from hafvt.models.configs import HAFVT_UNMIXED, HafVtConfig, HafVtPaperConfig
 from hafvt.models.hafvt import HafVt
-from hafvt.models.item_tables import saved_similarity
+from hafvt.models.item_embeddings import saved_similar_items
 from hafvt.ops.embedding import add_weighted_rows
 from tests.reference import hafvt as reference
 
-SMALL = HafVtConfig(id_width=10, content_width=6, dropout=0.0)
-FLAT = SMALL.replace(blocks=0, repeats=False)
+SMALL = HafVtConfig(id_width=10, dropout=0.0)
 CONFIGS = {
     "default": SMALL,
-    "paper": HAFVT_PAPER.replace(id_width=10, dropout=0.0),
-    "apart": FLAT.replace(fused=False, new_items=3.0),
-    "ids": FLAT.replace(modalities=("id",), lambda1=0.7),
-    "weights": SMALL.replace(content_width=0, weights=(0.2, 0.5, 0.3), positions=False, blocks=0),
-    "merged": SMALL.replace(content_width=0, hierarchy=False, repeats=False),
-    "deep": SMALL.replace(id_width=9, blocks=2, fused=False),
-    "literal mass": SMALL.replace(renormalized=False),
-    "content": SMALL.replace(modalities=("image", "title"), positions=False),
-    "unmixed": HAFVT_UNMIXED.replace(id_width=10, content_width=6, dropout=0.0),
-    "unmixed, by attention": FLAT.replace(mixed=False),
+    "unmixed": HAFVT_UNMIXED.replace(id_width=10, dropout=0.0),
+    "ids": SMALL.replace(modalities=("id",)),
+    "content": SMALL.replace(modalities=("image", "title"), cold_item_boost=3.0),
+    "merged": SMALL.replace(hierarchy=False),
+    "odd": SMALL.replace(id_width=9, blocks=3, num_neighbors=0),
+    "own ids": SMALL.replace(id_shrinkage=0.0),
+    "paper": HafVtPaperConfig(width=10, dropout=0.0),
+    "paper, ids": HafVtPaperConfig(width=10, dropout=0.0, modalities=("id",), lambda1=0.7),
 }
+OURS = [name for name in CONFIGS if "paper" not in name]
 
 
-def build(data, config: HafVtConfig, seed: int = 0) -> HafVt:
+@pytest.fixture(autouse=True)
+def few_directions(monkeypatch):
+    """Reduces frozen vectors as large catalogs do: they are 12 and 8 wide here."""
+    for module in ("item_embeddings", "hafvt"):
+        monkeypatch.setattr(f"hafvt.models.{module}.CONTENT_WIDTH", 6)
+
+
+def build(data, config, seed: int = 0, item_features: ItemFeatures | None = None):
+    """Returns a model in evaluation mode whose parameters all differ from zero."""
     torch.manual_seed(seed)
-    model = HafVt(load_item_features(data), config)
-    for name, p in model.named_parameters():
-        if name == "come_back":
+    name = "hafvt-paper" if isinstance(config, HafVtPaperConfig) else "hafvt"
+    model = build_model(name, item_features or load_item_features(data), config)
+    for key, p in model.named_parameters():
+        if key == "repeat_logit":
             torch.nn.init.constant_(p, -0.02)
-        elif "ids" not in name:  # positions and mix start at 0, which would hide them from the test
+        elif "ids" not in key:
             torch.nn.init.normal_(p, std=0.3)
     return model.eval()
 
 
-def arrays(model: HafVt):
-    """The model's weights as the reference wants them."""
-    f64 = lambda t: t.detach().double().numpy()  # noqa: E731
-    flat = [{k: f64(v) for k, v in layer.state_dict().items()} for layer in model.heads or model.layers]
-    count = len(model.modalities)
-    layers = [flat[n : n + count] for n in range(0, len(flat), count)]
-    absent = len(model.domains) + 1 - len(layers)
-    items = model.items
-    encoders = [{k: f64(v) for k, v in encoder.state_dict().items()} for encoder in model.encoders]
-    width, blocks = model.config.id_width, model.config.blocks
-    return {
-        "domains": [(d.start, d.stop) for d in model.domains],
-        "tables": [(f64(items.table(m)), f64(items.compared(m))) for m in range(count)],
-        "layers": [None] * absent + layers,
-        "encoders": (f64(items.entering()), [None] * absent + encoders, blocks, 1 + (width % 2 == 0))
-        if encoders
-        else None,
-        "again": model.log_again()[0].exp().item() if model.config.repeats else 1.0,
-        "weights": [None] * absent + list(f64(model.log_weights().exp())),
-        "tau": model.config.temperature,
-        "lambda1": model.config.lambda1,
-        "lambda2": model.config.lambda2,
-    }
+def to_numpy(tensor):
+    return tensor.detach().double().numpy()
+
+
+def reference_weights(model) -> reference.Weights:
+    """Returns the numbers of a model for the reference."""
+    is_paper = isinstance(model.config, HafVtPaperConfig)
+    count, number = len(model.domains), len(model.modalities)
+    is_id = [name == "id" for name in model.modalities]
+    if is_paper:
+        tables = model.embeddings()
+        layers = [[{k: to_numpy(v) for k, v in x.state_dict().items()} for x in row] for row in model.layers]
+        inputs = [to_numpy(table) for table in tables]
+
+        def state(s, items):
+            rows = zip(inputs, layers[s], strict=True)
+            return [reference.attention(table[items], layer)[-1] for table, layer in rows]
+
+        weights = dict.fromkeys(range(count + 1), np.full(number, 1 / number))
+        shared = {"temperature": 1.0, "lambda1": model.config.lambda1, "repeat_weight": 1.0}
+        shared |= {"renormalized": False, "cold_boost": [0.0 if unit else 1.0 for unit in is_id]}
+        sequences = list(range(count + 1))
+        normalize = partial(torch.nn.functional.normalize, dim=1)
+        embeddings = [normalize(t) if unit else t for t, unit in zip(tables, is_id, strict=True)]
+    else:
+        sequences = list(range(count + 1)) if model.config.hierarchy else [count]
+        row = {s: n for n, s in enumerate(sequences)}
+        encoders = [{k: to_numpy(v) for k, v in x.state_dict().items()} for x in model.encoders]
+        heads = [[{k: to_numpy(v) for k, v in x.state_dict().items()} for x in part] for part in model.heads]
+        inputs, config = to_numpy(model.items.input_embeddings()), model.config
+
+        def state(s, items):
+            attention_heads = 2 if config.id_width % 2 == 0 else 1
+            h = reference.encoder(inputs[items], encoders[row[s]], config.blocks, attention_heads)[-1]
+            return [h @ head["weight"].T + head["bias"] if head else h for head in heads[row[s]]]
+
+        of_rows = to_numpy(model.log_modality_weights().exp())
+        weights = {s: of_rows[n] for s, n in row.items()}
+        shared = {"temperature": config.temperature, "lambda1": 0.0, "renormalized": True}
+        shared |= {"repeat_weight": model.log_repeat_weight()[0].exp().item()}
+        shared |= {"cold_boost": [config.cold_item_boost if model.content_modalities else 0.0] * number}
+        embeddings = [table for table, _ in model.items.candidate_tables()]
+    return reference.Weights(
+        domains=[(d.start, d.stop) for d in model.domains],
+        embeddings=[to_numpy(table) for table in embeddings],
+        is_cold=model.items.is_cold.numpy(),
+        state=state,
+        sequences=sequences,
+        modality_weights=weights,
+        lambda2=model.config.lambda2,
+        **shared,
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("sizes", [(30, 20), (9, 7, 11), (25,)])
-def test_loss_and_scores_are_the_equations(make_small, name, sizes):
+def test_loss_and_scores_match_the_equations(make_small, name, sizes):
     data = make_small(users=7, sizes=sizes)
     model = build(data, CONFIGS[name])
-    numbers = arrays(model)
+    weights = reference_weights(model)
+    assert weights.is_cold.any()
     histories = [list(data.items[a:b]) for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)]
-    histories.append([0, 1, 2, 0])  # one domain alone
-    flat = np.concatenate(histories).astype(np.int32)
+    histories.append([0, 1, 2, 0])  # one domain alone, with a repeat
     stops = np.cumsum([len(h) for h in histories])
-    batch = collate(flat, stops - [len(h) for h in histories], stops)
-    expected = reference.loss(histories, **numbers, met=~model.items.unmet.numpy())
-    assert model.loss(batch).item() == pytest.approx(expected, abs=2e-5)
-    seen = {
-        "met": ~model.items.unmet.numpy(),
-        "content": [name != "id" or model.items.fused for name in model.modalities],
-        "new_items": model.config.new_items,
-        "renormalized": model.config.renormalized,
-    }
-    assert not seen["met"].all()  # else nothing of what is special about them would be tested
-    floor = 1e-30  # what has no probability at all
-    for domain in range(len(sizes)):
-        rows = [reference.scores(history, domain, **numbers, **seen) for history in histories]
-        rows = np.log(np.maximum(rows, floor))
-        found = model.scores(batch, domain).detach().numpy()
-        np.testing.assert_allclose(found, rows, atol=1e-5)
-    one = Batch(batch.items[-1:, :4], batch.lengths[-1:])  # batch of one, no padding
-    expected = np.log(np.maximum(reference.scores(histories[-1], 0, **numbers, **seen), floor))
-    np.testing.assert_allclose(model.scores(one, 0).detach().numpy()[0], expected, atol=1e-5)
+    batch = collate(np.concatenate(histories).astype(np.int32), stops - [len(h) for h in histories], stops)
+    assert model.loss(batch).item() == pytest.approx(reference.loss(histories, weights), abs=2e-5)
+    for domain, (start, stop) in enumerate(weights.domains):
+        rows = np.stack([reference.scores(history, domain, weights) for history in histories])
+        seen = [np.isin(np.arange(start, stop), history) for history in histories]
+        floor = np.where(seen, 1e-30 * weights.repeat_weight, 1e-30)
+        scores = to_numpy(model.scores(batch, domain))
+        np.testing.assert_allclose(scores, np.log(np.maximum(rows, floor)), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_candidates_score_as_in_the_whole(small, name):
+def test_scores_of_candidates_equal_scores_of_all_items(small, name):
     model = build(small, CONFIGS[name])
     batch = collate(small.items, small.offsets[:5], small.offsets[1:6])
     candidates = torch.randint(30, 50, (5, 8))
-    whole = model.scores(batch, 1)
-    torch.testing.assert_close(model.scores(batch, 1, candidates), whole.gather(1, candidates - 30))
+    scores = model.scores(batch, 1)
+    torch.testing.assert_close(model.scores(batch, 1, candidates), scores.gather(1, candidates - 30))
 
 
-def test_fused_ids_are_ids_and_projected_content(small):
-    model = build(small, CONFIGS["default"])
-    items = model.items
+def test_input_embeddings_add_ids_content_and_similar_ids(small):
+    items = build(small, SMALL).items
     counts = load_item_features(small).train_counts[:, None]
-    ids, left = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
-    left[items.unmet] = (left * counts).sum() / counts.sum()
-    with torch.no_grad():
-        for vectors in items.groups.values():
-            vectors.normal_()
+    ids, shared = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
+    shared[items.is_cold] = (shared * counts).sum() / counts.sum()
     expected = ids
     for name in ("image", "title"):
-        expected = expected + getattr(items, f"frozen_{name}") @ items.project[name].weight.T
-        over = items.links(f"near_{name}")
-        assert over.rows.shape == (50, 10)
-        assert not items.unmet[over.rows].any()
-        expected = expected + left * (ids[over.rows] * over.weights[..., None]).sum(1)
-        over, has = items.links(f"group_{name}"), load_item_features(small).vectors[name].present
-        assert over.rows.shape == (50, 3)
-        assert torch.equal(over.weights, has[:, None].expand(50, 3).float())
-        expected = expected + left * has[:, None] * items.groups[name][over.rows].sum(1)
-    torch.testing.assert_close(items.table(0), expected)
-    added = [items.adds(name, torch.arange(50)) for name in ("image", "title")]
-    torch.testing.assert_close(items.own() + sum(added), expected)
+        links = items.links(name)
+        assert links.rows.shape == (50, 10)
+        assert not items.is_cold[links.rows].any()
+        expected = expected + items.content(name) @ items.projections[name].weight.T
+        expected = expected + shared * (ids[links.rows] * links.weights[..., None]).sum(1)
+    torch.testing.assert_close(items.input_embeddings(), expected)
+    content = sum(items.content_embeddings(name, torch.arange(50)) for name in ("image", "title"))
+    torch.testing.assert_close(ids + content, expected)
+
+
+def test_input_embeddings_in_inference_are_computed_once_until_training(small):
+    model = build(small, SMALL)
     with torch.inference_mode():
-        assert items.table(0) is items.table(0)  # made once
-        before = items.table(0)
+        before = model.items.input_embeddings()
+        assert model.items.input_embeddings() is before
     model.train()
     with torch.no_grad():
-        items.ids.weight += 1
+        model.items.ids.weight += 1
     with torch.inference_mode():
-        assert not torch.equal(model.eval().items.table(0), before)
+        assert not torch.equal(model.eval().items.input_embeddings(), before)
 
 
-def test_items_that_are_never_met_get_no_gradient_and_push_nobody(make_small):
-    small = make_small(users=7)
-    for name in ("apart", "ids"):
-        model = build(small, CONFIGS[name]).train()
-        train = collate(small.items, small.offsets[:-1], small.offsets[:-1] + small.train_lengths)
-        model.loss(train).backward()
-        items = model.items
-        assert items.unmet.any()
-        assert items.ids.weight.grad[items.unmet].abs().max() == 0
-        before = model.loss(train).item()
-        with torch.no_grad():
-            items.ids.weight[items.unmet] = 3.0
-        assert model.loss(train).item() == before
-
-
-def test_shares_sum_to_one_and_follow_the_lambdas(small):
-    model = build(small, CONFIGS["default"])
-    batch = collate(small.items, small.offsets[:5], small.offsets[1:6])
-    shares = model.shares(batch, 0, torch.randint(0, 30, (5, 4)))
-    assert shares.shape == (5, 4, 3, 3)
-    torch.testing.assert_close(shares.sum((2, 3)), torch.ones(5, 4))
-    alone = build(small, CONFIGS["default"].replace(lambda1=0.0, lambda2=0.0)).shares(
-        batch, 0, torch.zeros(5, 1, dtype=torch.int64)
-    )
-    assert alone[:, :, 1:].abs().max() == 0
-
-
-def test_the_merged_sequence_weighs_as_much_in_a_small_domain(make_small):
-    data = make_small(sizes=(40, 9, 5))
-    batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
-    for name in ("ids", "content", "default"):
-        model = build(data, CONFIGS[name].replace(lambda2=3.0))
-        literal = build(data, model.config.replace(renormalized=False))
-        left = []
-        for domain in range(3):
-            met = ~model.items.unmet[model.candidates(domain)]
-            merged, before = (
-                torch.stack(list(m.branches(batch, domain)))[-len(m.modalities) :, 0, met].detach()
-                for m in (model, literal)
-            )
-            left.append(before.sum().item())
-            if name == "ids":  # else what the history has is lowered after the sum
-                assert merged.sum().item() == pytest.approx(3.0, rel=1e-4)
-            ratio = merged / before  # the order of a branch's items stays
-            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3, atol=1e-3)
-        if name == "ids":
-            assert sum(left) == pytest.approx(3.0, rel=1e-4)
-            assert left[2] < left[0]
-
-
-def test_an_unmet_items_share_is_its_contents(small):
-    catalog = never_met(load_item_features(small), 4)
-    torch.manual_seed(0)
-    model = HafVt(catalog, CONFIGS["default"]).eval()
+@pytest.mark.parametrize("name", ["default", "ids", "paper"])
+def test_loss_does_not_depend_on_ids_of_cold_items(make_small, name):
+    data = make_small(users=7)
+    model = build(data, CONFIGS[name]).train()
+    batch = collate(data.items, data.offsets[:-1], data.offsets[:-1] + data.train_lengths)
+    loss = model.loss(batch)
+    loss.backward()
+    ids = model.ids if "paper" in name else model.items.ids
+    is_cold = model.items.is_cold
+    assert is_cold.any()
+    assert ids.weight.grad[is_cold].abs().max() == 0
     with torch.no_grad():
-        model.items.project["image"].weight.zero_()  # then pictures add nothing to the ids' vectors
-        model.items.weights_near_image.zero_()
+        ids.weight[is_cold] = 3.0
+    assert model.loss(batch).item() == loss.item()
+
+
+def without_interactions(item_features: ItemFeatures, *items: int) -> ItemFeatures:
+    """Returns the features with one training interaction of every item but these."""
+    counts = torch.ones(len(item_features))
+    counts[list(items)] = 0
+    return replace(item_features, train_counts=counts)
+
+
+@pytest.mark.parametrize("name", ["default", "ids", "paper"])
+def test_scores_do_not_depend_on_ids_of_cold_items(small, name):
+    model = build(small, CONFIGS[name], item_features=without_interactions(load_item_features(small), 3))
+    batch = Batch(torch.tensor([[1, 3]]), torch.tensor([2]))
+    before = model.scores(batch, 0).detach()
+    with torch.no_grad():
+        (model.ids if name == "paper" else model.items.ids).weight[3] += 1
+    torch.testing.assert_close(model.scores(batch, 0), before)
+    if name == "ids":
+        assert before[0, 3] == before.min() <= np.log(np.float32(1e-30))  # no probability at all
+
+
+def test_cold_item_boost_multiplies_scores_of_cold_items_only(small):
+    item_features = without_interactions(load_item_features(small), 4)
+    batch = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3]))
+    one, three = (
+        build(small, SMALL.replace(cold_item_boost=boost), item_features=item_features).scores(batch, 0)[0]
+        for boost in (1.0, 3.0)
+    )
+    expected = torch.zeros(30)
+    expected[4] = np.log(3)
+    torch.testing.assert_close((three - one).detach(), expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_explain_shares_sum_to_one_and_attention_lies_on_the_sequence(small, name):
+    model = build(small, CONFIGS[name])
+    batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
+    shares, attention = model.explain(batch, 0, torch.randint(0, 30, (2, 4)))
+    count = len(model.sequence_names), len(model.modalities)
+    assert shares.shape == (2, 4, *count)
+    torch.testing.assert_close(shares.sum((2, 3)), torch.ones(2, 4))
+    assert attention.shape == (2, *count, 6)
+    torch.testing.assert_close(attention[0].sum(2), torch.ones(count))
+    if count[0] > 1:
+        assert attention[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
+        assert attention[1, 0].abs().max() == 0  # no item of this domain
+        assert shares[1, :, 0].abs().max() == 0  # an empty sequence adds nothing
+
+
+def test_explain_attention_of_the_paper_gives_the_last_state(small):
+    model = build(small, CONFIGS["paper"])
+    items = torch.tensor([[1, 40, 2, 3, 41]])
+    _, attention = model.explain(Batch(items, torch.tensor([5])), 0, torch.tensor([[0]]))
+    layer, x = model.layers[2][0], model.embeddings()[0][items[0]]  # ids of the merged sequence
+    expected = (attention[0, 2, 0] @ x) @ layer.qkv.weight[20:].T + layer.qkv.bias[20:]
+    torch.testing.assert_close(layer(x[None])[0][0, -1], expected)
+
+
+def test_explain_with_lambda2_zero_gives_no_share_to_the_merged_sequence(small):
+    model = build(small, SMALL.replace(lambda2=0.0))
+    batch = collate(small.items, small.offsets[:5], small.offsets[1:6])
+    shares, _ = model.explain(batch, 0, torch.zeros(5, 1, dtype=torch.int64))
+    assert shares[:, :, 1:].abs().max() == 0
+
+
+def test_explain_of_a_cold_item_assigns_the_id_share_to_content(small):
+    item_features = without_interactions(load_item_features(small), 4)
+    model = build(small, SMALL, item_features=item_features)
+    with torch.no_grad():
+        model.items.projections["image"].weight.zero_()  # images add nothing to input embeddings
+        model.items.neighbor_weights_image.zero_()
     batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
-    parts = torch.stack(list(model.branches(batch, 0, candidates)), 2)[0].unflatten(1, (3, 3))  # (C, S, M)
+    parts = torch.stack(list(model.branch_scores(batch, 0, candidates)), 2)[0].unflatten(
+        1, (2, 3)
+    )  # (C, 2, M)
     parts = (parts / parts.sum((1, 2), keepdim=True)).detach()
-    shares = model.shares(batch, 0, candidates)[0].detach()
+    shares = model.explain(batch, 0, candidates).shares[0, :, [0, 2]].detach()
     torch.testing.assert_close(shares[1], parts[1])
     assert shares[0, :, 0].abs().max() == 0
     torch.testing.assert_close(shares[0, :, 1], parts[0, :, 1])
     torch.testing.assert_close(shares[0, :, 2], parts[0, :, 0] + parts[0, :, 2])
 
 
-def test_a_sequence_without_items_adds_nothing(small):
-    model = build(small, CONFIGS["default"])
-    own = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
-    parts = torch.stack(list(model.branches(own, 0)), 1).unflatten(1, (3, 3))
-    assert parts[0, 1].abs().max() == 0  # no item of the other domain
-    empty = Batch(torch.tensor([[0]]), torch.tensor([0]))
-    assert len(model.scores(empty, 0).unique()) == 1
-
-
-def test_attention_is_that_of_the_last_state_and_lies_on_the_merged_history(small):
-    model = build(small, CONFIGS["apart"])
-    batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
-    found = model.attention(batch)
-    assert found.shape == (2, 3, 3, 6)
-    torch.testing.assert_close(found[0].sum(2), torch.ones(3, 3))
-    assert found[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
-    assert found[1, 0].abs().max() == 0  # nothing of this domain
-    weights = found[0, 2, 0, :5] @ model.items.ids(batch.items[0, :5])  # the merged ids' branch by hand
-    layer = model.layers[6]
-    value = layer.qkv.weight[20:], layer.qkv.bias[20:]
-    shifted = found[0, 2, 0, :5] @ layer.positions[:5]
-    by_hand = (weights + shifted) @ value[0].T + value[1] + layer.own(model.items.ids(batch.items[0, 4]))
-    torch.testing.assert_close(layer(model.items.ids(batch.items[:1, :5]))[0, -1], by_hand)
-
-
-def never_met(catalog: ItemFeatures, *items: int) -> ItemFeatures:
-    """The catalog, had training met all items but these."""
-    counts = torch.ones(len(catalog))
-    counts[list(items)] = 0
-    return replace(catalog, train_counts=counts)
-
-
-def test_an_unmet_item_lends_its_ids_share_to_its_content(small):
-    catalog = load_item_features(small)
-    whole = {  # of all items: the mean that stands for an absent picture is one of those that were met
-        name: Vectors(torch.where(has[:, None], rows, rows[has][0]), torch.ones(50, dtype=torch.bool))
-        for name, (rows, has) in catalog.vectors.items()
-    }
-    catalog = replace(catalog, train_counts=torch.ones(50), vectors=whole)
-    torch.manual_seed(0)
-    whole = HafVt(catalog, CONFIGS["apart"].replace(content_width=0)).eval()
-    torch.nn.init.normal_(whole.mix)
-    some = HafVt(never_met(catalog, 4, 37), whole.config).eval()
-    some.load_state_dict(whole.state_dict())
-    batch = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3]))
-    before, after = (
-        torch.stack(list(m.branches(batch, 1)), 1)[0].unflatten(0, (3, 3)) for m in (whole, some)
-    )
-    assert after[:, 0, 7].abs().max() == 0
-    gone = before[1, 0, 7] / whole.log_weights()[1, 0].exp()  # its probability by the id in its own domain
-    torch.testing.assert_close(after[1, 0, :7], before[1, 0, :7] / (1 - gone))
-    lift = whole.config.new_items / (1 - whole.log_weights().exp()[:, 0])
-    expected = before[1, 2] / (1 - before[1, 2, 7] / whole.log_weights()[1, 2].exp())
-    torch.testing.assert_close(after[1, 2, :7], expected[:7], rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(after[1, 2, 7], lift[1] * expected[7], rtol=1e-4, atol=1e-8)
-    shares = some.shares(batch, 1, torch.tensor([[37, 36]]))[0]
-    torch.testing.assert_close(shares.sum((1, 2)), torch.ones(2))
-    torch.testing.assert_close(shares[0], after[:, :, 7] / after[:, :, 7].sum())
-
-
-def test_the_id_of_an_unmet_item_says_nothing_in_a_history_either(small):
-    catalog = never_met(load_item_features(small), 3)
-    ids = HafVt(catalog, CONFIGS["ids"]).eval()
-    before = ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0).detach()
-    assert before[0, 3] == before.min() == np.log(np.float32(1e-30))  # no probability at all
+def test_merged_sequence_has_the_same_weight_in_a_small_domain(make_small):
+    data = make_small(sizes=(40, 9, 5))
+    batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
+    model = build(data, SMALL)
     with torch.no_grad():
-        ids.items.ids.weight[3] += 1
-    torch.testing.assert_close(ids.scores(Batch(torch.tensor([[1, 3]]), torch.tensor([2])), 0), before)
+        model.repeat_logit.fill_(1.0)  # no repeat penalty
+    for domain in range(3):
+        trained = ~model.items.is_cold[model.domains[domain].start : model.domains[domain].stop]
+        merged = torch.stack(list(model.branch_scores(batch, domain)))[-3:, 0, trained]
+        assert merged.sum().item() == pytest.approx(3.0, rel=1e-4)
 
 
-def test_a_domain_that_training_never_met_keeps_its_ids(small):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_of_an_empty_history_are_equal(small, name):
+    model = build(small, CONFIGS[name])
+    assert len(model.scores(Batch(torch.tensor([[0]]), torch.tensor([0])), 0).unique()) == 1
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_scores_and_loss_ignore_padding_and_other_histories(small, name):
+    model = build(small, CONFIGS[name])
+    alone = collate(small.items, small.offsets[:1], small.offsets[1:2])
+    padded = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
+    torch.testing.assert_close(model.scores(padded, 0), model.scores(alone, 0))
+    batch = collate(small.items, small.offsets[:9], small.offsets[1:10])
+    torch.testing.assert_close(model.scores(batch, 0)[:1], model.scores(alone, 0))
+    torch.testing.assert_close(model.loss(padded), model.loss(alone))
+
+
+def test_repeat_logit_lowers_seen_items_and_raises_others(small):
+    model = build(small, SMALL)
+    batch = Batch(torch.tensor([[1, 40, 2, 1]]), torch.tensor([4]))
+    with torch.no_grad():
+        model.repeat_logit.fill_(1.0)
+        neutral = model.eval().scores(batch, 0)[0]
+        model.repeat_logit.fill_(-1.0)
+        penalized = model.eval().scores(batch, 0)[0]
+    others = torch.tensor([item not in (1, 2) for item in range(30)]) & ~model.items.is_cold[:30]
+    assert (penalized[~others] < neutral[~others] - 20)[:2].all()
+    assert (penalized[others] > neutral[others]).all()
+
+
+@pytest.mark.parametrize(("items", "low", "high"), [([1, 2, 3, 5, 6, 7], 0, 0.01), ([1, 2] * 3, 0.9, 1)])
+def test_repeat_logit_learns_how_often_items_repeat(small, items, low, high):
+    model = build(small, SMALL).train()
+    optimizer = torch.optim.Adam([model.repeat_logit], lr=0.01)
+    batch = Batch(torch.tensor([items]), torch.tensor([6]))
+    with torch.no_grad():
+        model.repeat_logit.zero_()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.loss(batch).backward()
+        optimizer.step()
+    assert low <= model.log_repeat_weight()[0].exp().item() <= high
+
+
+@pytest.mark.parametrize("name", ["default", "odd", "paper"])
+def test_states_do_not_depend_on_later_items(small, name):
+    items = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 9, 8]])
+    model = build(small, CONFIGS[name])
+    if name == "paper":
+        before, after = model.layers[-1][0](model.embeddings()[0][items])[0]
+    else:
+        before, after = model.encoders[-1](model.items.input_embeddings()[items])
+    torch.testing.assert_close(before[:3], after[:3])
+    assert (before[3:] - after[3:]).abs().amax(1).min() > 1e-2
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_sequence_encoder_last_state_equals_the_last_of_all_states(blocks):
+    torch.manual_seed(0)
+    encoder = SequenceEncoder(12, blocks, 2, 0.3, 9).eval()
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
+    state, attention = encoder.last_state(x, lengths)
+    torch.testing.assert_close(state, encoder(x)[torch.arange(4), lengths - 1])
+    torch.testing.assert_close(attention.sum(1), torch.ones(4))
+    assert attention[1, 1:].abs().max() == 0
+    assert encoder.last_state(x, torch.tensor([0, 1, 5, 8]))[1][0].abs().max() == 0
+
+
+def test_modalities_without_features_are_refused(make_small):
+    data = make_small(with_features=False)
+    for config in (SMALL, CONFIGS["paper"]):
+        with pytest.raises(HafvtError, match="no features image"):
+            build(data, config.replace(modalities=("id", "image")))
+
+
+def test_unmixed_learns_the_same_of_items_and_needs_ids(make_small):
+    data = make_small(users=7, sizes=(30, 20))
+    mixed, unmixed = build(data, SMALL), build(data, CONFIGS["unmixed"])
+    assert (unmixed.modalities, unmixed.content_modalities) == (("id",), ("image", "title"))
+    unmixed.items.load_state_dict(mixed.items.state_dict())
+    torch.testing.assert_close(unmixed.items.input_embeddings(), mixed.items.input_embeddings())
+    with pytest.raises(HafvtError, match='needs "id"'):
+        build(data, CONFIGS["unmixed"].replace(modalities=("image", "title")))
+
+
+def test_paper_config_has_the_published_values():
+    assert (HafVtPaperConfig().width, HafVtPaperConfig().dropout) == (256, 0.3)
+
+
+def test_loading_weights_takes_their_neighbors(small):
+    model, opened = build(small, SMALL), build(small, SMALL)
+    state, key = model.state_dict(), "items.neighbor_rows_title"
+    state[key] = (state[key] + 1) % 50  # as another processor might have found them
+    opened.load_state_dict(state)
+    links = opened.items.links("title")
+    assert torch.equal(links.rows, state[key])
+    table = torch.zeros(50, 1, requires_grad=True)
+    add_weighted_rows(torch.zeros(50, 1), table, links, torch.ones(50, 1)).sum().backward()
+    expected = torch.zeros(50).index_add_(0, links.rows.flatten(), links.weights.flatten())
+    torch.testing.assert_close(table.grad[:, 0], expected)  # along reversed links of the loaded rows
+    state[key] = state[key].clone()
+    state[key][7, 1] = 50
+    with pytest.raises(HafvtError, match="a link leads to row 50 of 50: the weights are damaged"):
+        opened.load_state_dict(state)
+
+
+def test_extend_catalog_links_new_items_and_keeps_the_others(small):
+    extended_features = without_interactions(load_item_features(small), 4)  # item 4 is the added one
+    new_index = torch.tensor([item for item in range(50) if item != 4])
+    domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
+    vectors = {
+        name: Vectors(v.rows[new_index], v.present[new_index])
+        for name, v in extended_features.vectors.items()
+    }
+    counts = extended_features.train_counts[new_index]
+    features = replace(extended_features, domains=domains, train_counts=counts, vectors=vectors)
+    model = build(small, SMALL, item_features=features)
+    weights = model.state_dict()
+    weights["items.neighbor_rows_title"] = model.items.links("title").rows.flip(0)
+    model.load_state_dict(weights)
+    extended = model.extend_catalog(extended_features, new_index)
+    fresh = build(small, SMALL, item_features=extended_features).items
+    links = extended.items.links("title")
+    assert torch.equal(links.rows[new_index], new_index[weights["items.neighbor_rows_title"]])
+    assert torch.equal(links.rows[4], fresh.links("title").rows[4])
+    assert torch.equal(links.weights, fresh.links("title").weights)
+    before = model.scores(Batch(torch.tensor([[1, 30, 2]]), torch.tensor([3])), 1)
+    after = extended.scores(Batch(torch.tensor([[1, 31, 2]]), torch.tensor([3])), 1)
+    torch.testing.assert_close(after, before)
+
+
+def test_saved_similar_items_are_not_computed_again(small, monkeypatch):
+    model = build(small, SMALL)
+    saved = saved_similar_items(model.items.state_dict())
+    monkeypatch.setattr("hafvt.features.similarity.nearest_neighbors", None)
+    features = load_item_features(small)
+    opened = build(small, SMALL, item_features=replace(features, similar_items=saved))
+    for a, b in zip(model.items.links("title"), opened.items.links("title"), strict=True):
+        assert torch.equal(a, b)
+    wrong = saved | {"title": saved["title"]._replace(neighbors=saved["title"].neighbors[1:])}
+    with pytest.raises(HafvtError, match="do not fit these items"):
+        build(small, SMALL, item_features=replace(features, similar_items=wrong))
+    with pytest.raises(HafvtError, match="no similar items by image"):
+        HafVt(features, SMALL)
+
+
+def test_is_cold_in_a_domain_without_training_is_false(small):
     counts = torch.ones(50)
     counts[30:] = 0
     assert not replace(load_item_features(small), train_counts=counts).is_cold.any()
     assert not replace(load_item_features(small), train_counts=torch.zeros(50)).is_cold.any()
 
 
-def test_frozen_vectors_are_prepared_by_those_of_items_that_training_met(small):
-    catalog = never_met(load_item_features(small), 5, 44)
-    image = catalog.vectors["image"]
+@pytest.mark.parametrize("width", [0, 6])
+def test_prepare_vectors_with_other_cold_items_is_equal_for_trained_items(small, width):
+    features = without_interactions(load_item_features(small), 5, 44)
+    image = features.vectors["image"]
     changed = Vectors(image.rows.clone(), image.present)
     changed.rows[[5, 44]] = torch.nn.functional.normalize(torch.randn(2, 12), dim=1)
-    here = torch.tensor([n not in (5, 44) for n in range(50)])
-    for width in (0, 6):
-        one, other = (prepare_vectors(vectors, catalog, width)[here] for vectors in (image, changed))
-        assert torch.equal(one, other)
+    trained = features.is_trained
+    before, after = (prepare_vectors(vectors, features, width)[trained] for vectors in (image, changed))
+    assert torch.equal(before, after)
 
 
-def test_padding_and_batch_mates_change_nothing(small):
-    model = build(small, CONFIGS["default"])
-    alone = collate(small.items, small.offsets[:1], small.offsets[1:2])
-    accumulation_dtype = Batch(torch.nn.functional.pad(alone.items, (0, 9), value=17), alone.lengths)
-    torch.testing.assert_close(model.scores(accumulation_dtype, 0), model.scores(alone, 0))
-    both = collate(small.items, small.offsets[:9], small.offsets[1:10])
-    torch.testing.assert_close(model.scores(both, 0)[:1], model.scores(alone, 0))
-    torch.testing.assert_close(model.loss(accumulation_dtype), model.loss(alone))
-
-
-def test_what_a_history_has_counts_less_and_the_others_more(small):
-    model = build(small, CONFIGS["default"])
-    batch = Batch(torch.tensor([[1, 40, 2, 1]]), torch.tensor([4]))
-    with torch.no_grad():
-        model.come_back.fill_(1.0)  # as often as any other
-        as_ever = model.eval().scores(batch, 0)[0]
-        model.come_back.fill_(-1.0)
-        never = model.eval().scores(batch, 0)[0]
-    others = torch.tensor([number not in (1, 2) for number in range(30)]) & ~model.items.unmet[:30]
-    assert (never[~others] < as_ever[~others] - 20)[:2].all()
-    assert (never[others] > as_ever[others]).all()
-    one, two = CONFIGS["default"], CONFIGS["default"].replace(repeats=False)
-    torch.manual_seed(0)
-    with_it = HafVt(load_item_features(small), one).eval()
-    without = HafVt(load_item_features(small), two).eval()
-    without.load_state_dict({k: v for k, v in with_it.state_dict().items() if k != "come_back"})
-    with torch.no_grad():
-        with_it.come_back.fill_(1.0)
-    torch.testing.assert_close(with_it.scores(batch, 0), without.scores(batch, 0))
-    torch.testing.assert_close(with_it.loss(batch), without.loss(batch))
-
-
-def test_how_often_people_come_back_is_learned(small):
-    model = build(small, CONFIGS["default"].replace(repeats=True)).train()
-    optimizer = torch.optim.Adam([model.come_back], lr=0.01)
-
-    def learned(items: list[list[int]]) -> float:
-        batch = Batch(torch.tensor(items), torch.tensor([len(row) for row in items]))
-        with torch.no_grad():
-            model.come_back.zero_()
-        for _ in range(60):
-            optimizer.zero_grad()
-            model.loss(batch).backward()
-            optimizer.step()
-        return model.log_again()[0].exp().item()
-
-    assert learned([[1, 2, 3, 5, 6, 7]]) < 0.01
-    assert learned([[1, 2, 1, 2, 1, 2]]) > 0.9
-
-
-def test_the_future_does_not_reach_a_state(small):
-    items = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 9, 8]])
-    for name in ("default", "weights", "deep"):
-        model = build(small, CONFIGS[name])
-        if model.encoders:
-            states = model.encoders[-1](torch.nn.functional.embedding(items, model.items.entering()))
-        else:
-            states = model.layers[-3](model.items.history(0, items))  # of the ids of the merged sequence
-        before, after = states
-        torch.testing.assert_close(before[:3], after[:3])  # not equal: a row's place may change its last bit
-        assert (before[3:] - after[3:]).abs().amax(1).min() > 1e-2
-
-
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_the_last_state_of_an_encoder_is_the_last_of_all_states(blocks):
-    torch.manual_seed(0)
-    encoder = SequenceEncoder(12, blocks, 9, 9, 0.3).eval()
-    for p in encoder.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
-    every = encoder(x)[torch.arange(4), lengths - 1]
-    torch.testing.assert_close(encoder.last_state(x, lengths), every)
-    weights = encoder.weights(x, lengths)
-    torch.testing.assert_close(weights.sum(1), torch.ones(4))
-    assert weights[1, 1:].abs().max() == 0
-    assert encoder.weights(x, torch.tensor([0, 1, 5, 8]))[0].abs().max() == 0
-
-
-def test_branches_that_share_an_encoder_share_its_attention(small):
-    model = build(small, CONFIGS["default"])
-    batch = Batch(torch.tensor([[1, 40, 2, 3, 41, 0], [45, 46, 0, 0, 0, 0]]), torch.tensor([5, 2]))
-    found = model.attention(batch)
-    torch.testing.assert_close(found[0].sum(2), torch.ones(3, 3))
-    assert found[0, 0, :, [1, 4, 5]].abs().max() == 0  # items of the other domain
-    assert found[1, 0].abs().max() == 0
-    assert torch.equal(found[:, :, 0], found[:, :, 2])
-    assert not torch.equal(found[0, 2], found[0, 1])
-
-
-def test_a_missing_picture_is_neither_favored_nor_hurt(small):
-    catalog = load_item_features(small)
-    rows = prepare_vectors(catalog.vectors["image"], catalog, 0)
-    present = catalog.vectors["image"].present
+def test_prepare_vectors_of_missing_pictures_have_the_mean_similarity(small):
+    features = load_item_features(small)
+    rows = prepare_vectors(features.vectors["image"], features, 0)
+    present = features.vectors["image"].present
     assert (~present).any()
     h = torch.nn.functional.normalize(torch.randn(4, rows.shape[1]), dim=1)
-    for domain in catalog.domains:
-        here = torch.arange(domain.start, domain.stop)
-        similar = h @ rows[here].T
-        missing = ~present[here]
-        mean = similar[:, ~missing].mean(1, keepdim=True)
-        torch.testing.assert_close(similar[:, missing], mean.expand(-1, int(missing.sum())))
+    for domain in features.domains:
+        items = torch.arange(domain.start, domain.stop)
+        similarity, missing = h @ rows[items].T, ~present[items]
+        mean = similarity[:, ~missing].mean(1, keepdim=True)
+        torch.testing.assert_close(similarity[:, missing], mean.expand(-1, int(missing.sum())))
 
 
-def test_rotation_keeps_centred_similarity_when_wide_enough():
-    random = torch.randn(50, 6)
-    rows = torch.nn.functional.normalize(random, dim=1)
-    catalog = ItemFeatures((reference_domain(50),), {}, torch.zeros(50))
-    rotated = prepare_vectors(Vectors(rows, torch.ones(50, dtype=torch.bool)), catalog, 6)
-    centerd = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
-    torch.testing.assert_close(rotated @ rotated.T, centerd @ centerd.T, atol=1e-5, rtol=1e-4)
+def test_prepare_vectors_with_enough_directions_keeps_centered_similarity(small):
+    rows = torch.nn.functional.normalize(torch.randn(50, 6), dim=1)
+    features = replace(load_item_features(small, ()), train_counts=torch.ones(50))
+    rotated = prepare_vectors(Vectors(rows, torch.ones(50, dtype=torch.bool)), features, 6)
+    centered = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+    torch.testing.assert_close(rotated @ rotated.T, centered @ centered.T, atol=1e-5, rtol=1e-4)
 
 
-def test_which_way_directions_point_is_not_left_to_the_processor(small, monkeypatch):
-    catalog, eigh = load_item_features(small), torch.linalg.eigh
-    before = prepare_vectors(catalog.vectors["title"], catalog, 4)
+def test_prepare_vectors_does_not_depend_on_the_sign_of_eigenvectors(small, monkeypatch):
+    features, eigh = load_item_features(small), torch.linalg.eigh
+    before = prepare_vectors(features.vectors["title"], features, 4)
 
-    def other_way(matrix):
+    def flipped(matrix):
         values, vectors = eigh(matrix)
         return values, vectors * (1 - 2 * (torch.arange(vectors.shape[1]) % 2))
 
-    monkeypatch.setattr(torch.linalg, "eigh", other_way)
-    torch.testing.assert_close(prepare_vectors(catalog.vectors["title"], catalog, 4), before)
-
-
-def reference_domain(size: int):
-    from hafvt.data.dataset import Domain
-
-    return Domain("all", 0, size)
-
-
-def test_unencoded_modalities_are_refused(make_small):
-    data = make_small(with_features=False)
-    with pytest.raises(HafvtError, match="image"):
-        HafVt(load_item_features(data), HafVtConfig(modalities=("id", "image")))
-    with pytest.raises(HafvtError, match="2 weights"):
-        HafVt(load_item_features(data), HafVtConfig(modalities=("id",), weights=(0.5, 0.5)))
-
-
-def test_unmixed_content_has_its_say_in_the_ids_alone(make_small):
-    data = make_small(users=7, sizes=(30, 20))
-    mixed, unmixed = build(data, SMALL), build(data, SMALL.replace(mixed=False))
-    assert unmixed.modalities == ("id",)
-    assert unmixed.items.content == ("image", "title")
-    unmixed.items.load_state_dict(mixed.items.state_dict())  # nothing less is learned of items
-    torch.testing.assert_close(unmixed.items.table(0), mixed.items.table(0))
-    batch = collate(data.items, data.offsets[:5], data.offsets[1:6])
-    assert unmixed.shares(batch, 0, torch.arange(9).expand(5, 9)).shape == (5, 9, 3, 1)
-    for changes in ({"fused": False}, {"modalities": ("image", "title")}):
-        with pytest.raises(HafvtError, match="mixed false leaves content without a say"):
-            HafVt(load_item_features(data), SMALL.replace(mixed=False, **changes))
-
-
-def test_the_paper_configuration_is_what_the_paper_says():
-    assert (HAFVT_PAPER.id_width, HAFVT_PAPER.content_width, HAFVT_PAPER.dropout) == (256, 0, 0.3)
-    assert (HAFVT_PAPER.temperature, HAFVT_PAPER.weights) == (1.0, "equal")
-    assert not HAFVT_PAPER.renormalized
-    assert (HAFVT_PAPER.blocks, HAFVT_PAPER.repeats) == (0, False)
-    assert not HAFVT_PAPER.residual
-    assert not HAFVT_PAPER.positions
-    assert not HAFVT_PAPER.distances
-
-
-@pytest.mark.parametrize("kind", ["near", "group"])
-def test_links_are_those_of_the_weights(small, kind):
-    made, opened = build(small, CONFIGS["default"]), build(small, CONFIGS["default"])
-    state, key = made.state_dict(), f"items.rows_{kind}_title"
-    rows = len(made.items.groups["title"]) if kind == "group" else 50
-    state[key] = (state[key] + 1) % rows  # as another processor might have made them
-    opened.load_state_dict(state)
-    over = opened.items.links(f"{kind}_title")
-    assert torch.equal(over.rows, state[key])
-    table = torch.zeros(rows, 1, requires_grad=True)
-    scale = torch.ones(50, 1)
-    add_weighted_rows(
-        torch.zeros(50, 1), table, over, scale
-    ).sum().backward()  # along links back, of the new rows
-    expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), over.weights.flatten())
-    torch.testing.assert_close(table.grad[:, 0], expected)
-    if kind == "group":
-        opened.items.entering().sum().backward()
-        left = opened.items.left * over.weights
-        expected = torch.zeros(rows).index_add_(0, over.rows.flatten(), left.flatten())
-        torch.testing.assert_close(opened.items.groups["title"].grad[:, 0], expected)
-    state[key] = state[key].clone()
-    state[key][7, 1] = rows
-    with pytest.raises(HafvtError, match=f"a link leads to row {rows} of {rows}: the weights are damaged"):
-        opened.load_state_dict(state)
-
-
-def fewer_and_more(small):
-    """Returns a catalog without item 4, one with it, never met, and the numbers in it of the others."""
-    catalog = never_met(load_item_features(small), 4)  # it stands for an item that is added
-    numbers = torch.arange(len(catalog))
-    numbers = numbers[numbers != 4]
-    domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
-    vectors = {name: type(v)(v.rows[numbers], v.present[numbers]) for name, v in catalog.vectors.items()}
-    fewer = replace(catalog, domains=domains, train_counts=catalog.train_counts[numbers], vectors=vectors)
-    return fewer, catalog, numbers
-
-
-def test_items_that_come_later_are_linked_and_the_others_stay(small):
-    fewer, more, numbers = fewer_and_more(small)
-    fresh = HafVt(more, CONFIGS["default"]).items
-    old = HafVt(fewer, CONFIGS["default"]).eval()
-    changed = old.state_dict()
-    for kind in ("group", "near"):
-        key = f"items.rows_{kind}_title"
-        changed[key] = old.items.links(f"{kind}_title").rows.flip(0)
-    old.load_state_dict(changed)
-    with_added_items = old.extend_catalog(more, numbers).items
-    in_groups = with_added_items.links("group_title").rows
-    assert torch.equal(in_groups[numbers], changed["items.rows_group_title"])
-    assert 0 <= in_groups[4].min() <= in_groups[4].max() < len(old.items.groups["title"])
-    assert in_groups.shape == (50, 3)
-    near = with_added_items.links("near_title")
-    assert torch.equal(near.rows[numbers], numbers[changed["items.rows_near_title"]])
-    assert torch.equal(near.rows[4], fresh.links("near_title").rows[4])
-    assert torch.equal(near.weights, fresh.links("near_title").weights)
-
-
-def test_links_that_are_known_are_not_sought(small, monkeypatch):
-    made = build(small, CONFIGS["default"])
-    kept = saved_similarity(made.items.state_dict())
-    monkeypatch.setattr("hafvt.features.similarity.nearest_neighbors", None)
-    monkeypatch.setattr("hafvt.features.similarity.cluster_items", None)
-    again = HafVt(replace(load_item_features(small), similar_items=kept), made.config)
-    for name in ("near_title", "group_image"):
-        assert all(
-            torch.equal(a, b) for a, b in zip(made.items.links(name), again.items.links(name), strict=True)
-        )
-    title = kept["title"]
-    for wrong in (
-        title._replace(neighbors=title.neighbors[1:]),
-        title._replace(neighbors=title.neighbors.float()),
-        title._replace(neighbor_weights=title.neighbor_weights[:, 1:]),
-        title._replace(clusters=title.clusters[:, :0]),
-        title._replace(clusters=title.clusters[:, 0]),
-    ):
-        with pytest.raises(HafvtError, match="do not fit these items"):
-            HafVt(replace(load_item_features(small), similar_items=kept | {"title": wrong}), made.config)
+    monkeypatch.setattr(torch.linalg, "eigh", flipped)
+    torch.testing.assert_close(prepare_vectors(features.vectors["title"], features, 4), before)

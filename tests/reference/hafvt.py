@@ -1,10 +1,45 @@
-"""HAF-VT's equations in plain numpy and float64, one history at a time, written from the paper."""
+"""HAF-VT and the paper's literal equations in plain numpy and float64, one history at a time."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass
+class Weights:
+    """The numbers of a model, and which equations it uses.
+
+    Attributes:
+        domains: (start, stop) of each domain.
+        embeddings: by modality, embeddings of all items as candidates, ids of unit length, (V, d).
+        is_cold: (V,) bool.
+        is_id: by modality.
+        state: (sequence number, items) -> last state of each modality's branch.
+        sequences: numbers of the sequences that the model reads; D is the merged sequence.
+        modality_weights: by sequence number, the weights of (7).
+        temperature: divides cosines.
+        lambda1: weight of other domains' sequences.
+        lambda2: weight of the merged sequence.
+        repeat_weight: factor r of items in the history.
+        renormalized: whether (10) takes the merged sequence's softmax over the ranked domain.
+        cold_boost: by modality, the factor on probabilities of cold items.
+    """
+
+    domains: list[tuple[int, int]]
+    embeddings: list[np.ndarray]
+    is_cold: np.ndarray
+    state: object
+    sequences: list[int]
+    modality_weights: dict[int, np.ndarray]
+    temperature: float
+    lambda1: float
+    lambda2: float
+    repeat_weight: float
+    renormalized: bool
+    cold_boost: list[float]
 
 
 def softmax(x):
@@ -12,156 +47,81 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def attention(F, layer):
-    """(1), (3): F (t, d) -> H (t, d), causal."""
-    W, b, P = layer["qkv.weight"], layer["qkv.bias"], layer.get("positions")
-    x = F if P is None else F + P[: len(F)]
-    q, k, v = np.split(x @ W.T + b, 3, axis=1)
+def attention(rows, layer):
+    """(1), (3): rows (t, d) -> H (t, d), causal."""
+    q, k, v = np.split(rows @ layer["qkv.weight"].T + layer["qkv.bias"], 3, axis=1)
     z = q @ k.T / np.sqrt(q.shape[1])
-    z[np.triu_indices(len(F), 1)] = -np.inf
-    h = softmax(z) @ v
-    return F @ layer["own.weight"].T + h if "own.weight" in layer else h
+    z[np.triu_indices(len(rows), 1)] = -np.inf
+    return softmax(z) @ v
 
 
-def norm(x, w, name):
-    centerd = x - x.mean(-1, keepdims=True)
-    return (
-        centerd / np.sqrt((centerd**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"]
-        + w[f"{name}.bias"]
-    )
+def layer_norm(x, w, name):
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def encoder(x, w, blocks, heads):
-    """(t, d) -> (t, d): causal pre-norm blocks, as SASRec's."""
+    """(t, d) -> (t, d): causal pre-norm blocks with relative position bias."""
     linear = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
-    x = norm(x, w, "enter")
-    x = x + w["positions"][: len(x)] if "positions" in w else x
-    for name in [*(f"earlier.{n}" for n in range(blocks - 1)), "latest"]:
-        q, k, v = np.split(linear(norm(x, w, f"{name}.norm1"), f"{name}.qkv"), 3, axis=1)
-        found = []
-        back = np.maximum(np.arange(len(x))[:, None] - np.arange(len(x)), 0)  # how far, (t, t)
+    x = layer_norm(x, w, "input_norm")
+    distance = np.maximum(np.arange(len(x))[:, None] - np.arange(len(x)), 0)  # (t, t)
+    for name in [*(f"earlier_blocks.{n}" for n in range(blocks - 1)), "last_block"]:
+        q, k, v = np.split(linear(layer_norm(x, w, f"{name}.norm1"), f"{name}.qkv"), 3, axis=1)
+        outputs = []
         for number, head in enumerate(np.split(np.arange(x.shape[1]), heads)):
-            z = q[:, head] @ k[:, head].T / np.sqrt(len(head))
-            if f"{name}.distances" in w:
-                z += 10 * w[f"{name}.distances"][number][back]
+            z = q[:, head] @ k[:, head].T / np.sqrt(len(head)) + 10 * w[f"{name}.distances"][number][distance]
             z[np.triu_indices(len(x), 1)] = -np.inf
-            found.append(softmax(z) @ v[:, head])
-        x = x + linear(np.concatenate(found, axis=1), f"{name}.project")
-        inner = linear(norm(x, w, f"{name}.norm2"), f"{name}.inner")
-        gelu = inner * (1 + np.vectorize(math.erf)(inner / np.sqrt(2))) / 2
-        x = x + linear(gelu, f"{name}.outer")
-    return norm(x, w, "norm")
+            outputs.append(softmax(z) @ v[:, head])
+        x = x + linear(np.concatenate(outputs, axis=1), f"{name}.project")
+        inner = linear(layer_norm(x, w, f"{name}.norm2"), f"{name}.inner")
+        x = x + linear(inner * (1 + np.vectorize(math.erf)(inner / np.sqrt(2))) / 2, f"{name}.outer")
+    return layer_norm(x, w, "output_norm")
 
 
-def branch_states(sequence, tables, layers, encoders, s):
-    """The last state of each modality's branch of sequence number s."""
-    if encoders is None:
-        pairs = zip(tables, layers[s], strict=True)
-        return [attention(inputs[sequence], layer)[-1] for (inputs, _), layer in pairs]
-    entering, weights, blocks, heads = encoders
-    state = encoder(entering[sequence], weights[s], blocks, heads)[-1]
-    return [state @ head["weight"].T + head["bias"] if head else state for head in layers[s]]
-
-
-def cosine(h, E):
-    """(2), where a row of E that stands for a missing picture keeps its length below 1."""
-    return E @ (h / np.linalg.norm(h))
-
-
-def sequences(history, domains):
+def split(history, domains):
     """S^X, S^Y, ..., S^{X+Y}."""
     return [[i for i in history if start <= i < stop] for start, stop in domains] + [list(history)]
 
 
-def counted(sequence, among, again):
-    """How much each item of `among` counts: those of the sequence `again` times."""
-    return np.where(np.isin(among, sequence), again, 1.0)
+def probabilities(h, w, m, items, history):
+    """(2), (4) to (6) of one branch over items: the partition is that of trained items."""
+    cosine = w.embeddings[m][items] @ (h / np.linalg.norm(h))
+    e = np.exp(cosine / w.temperature) * np.where(np.isin(items, history), w.repeat_weight, 1.0)
+    return e / e[~w.is_cold[items]].sum()
 
 
-def mixture(h, tables, among, weights, tau, counts):
-    """(4)-(7): one state per modality -> P over the items `among`."""
-    found = np.zeros(len(among))
-    for w, state, (_, E) in zip(weights, h, tables, strict=True):
-        e = counts * np.exp(cosine(state, E[among]) / tau)
-        found += w * e / e.sum()
-    return found
+def loss(histories, w):
+    """(8), (9): each term a mean over its targets, averaged over every domain as X."""
+    count = len(w.domains)
+    terms = []
+    for s in w.sequences:
+        start, stop = w.domains[s] if s < count else (0, w.domains[-1][1])
+        items, nll = np.arange(start, stop), []
+        for history in histories:
+            sequence = split(history, w.domains)[s]
+            for t, target in enumerate(sequence[1:], 1):
+                if not w.is_cold[target]:
+                    states = w.state(s, sequence[:t])
+                    p = [probabilities(h, w, m, items, sequence[:t]) for m, h in enumerate(states)]
+                    nll.append(-np.log(w.modality_weights[s] @ np.stack(p)[:, target - start]))
+        weight = (1 + w.lambda1 * (count - 1)) / count if s < count else w.lambda2
+        terms.append(weight * np.mean(nll) if nll else 0.0)
+    return sum(terms)
 
 
-def loss(histories, domains, tables, layers, encoders, again, weights, tau, lambda1, lambda2, met):
-    """(8), (9): each term a mean over its targets, each domain the X of (9) in turn."""
-    total = domains[-1][1]
-    sums, counts = np.zeros(len(domains) + 1), np.zeros(len(domains) + 1)
-    for history in histories:
-        for s, sequence in enumerate(sequences(history, domains)):
-            if layers[s] is None:
-                continue
-            among = np.arange(*domains[s]) if s < len(domains) else np.arange(total)
-            among = among[met[among]]
-            for t in range(len(sequence) - 1):
-                if not met[sequence[t + 1]]:
-                    continue
-                h = branch_states(sequence[: t + 1], tables, layers, encoders, s)
-                p = mixture(h, tables, among, weights[s], tau, counted(sequence[: t + 1], among, again))
-                sums[s] -= np.log(p[np.searchsorted(among, sequence[t + 1])])
-                counts[s] += 1
-    terms = sums / np.maximum(counts, 1)
-    return np.mean(
-        [
-            terms[x] + lambda1 * sum(terms[y] for y in range(len(domains)) if y != x) + lambda2 * terms[-1]
-            for x in range(len(domains))
-        ]
-    )
-
-
-def with_unmet(h, tables, among, weights, tau, counts, met, content, new_items):
-    """(4)-(7) as scores are made: softmaxes over what was met; an item never met has no id.
-
-    met: (V,) bool; content: per modality whether it is no id.
-    """
-    rest = sum(w for w, known in zip(weights, content, strict=True) if known)
-    found = np.zeros(len(among))
-    for w, state, (_, E), known in zip(weights, h, tables, content, strict=True):
-        e = counts * np.exp(cosine(state, E[among]) / tau)
-        p = e / e[met[among]].sum()
-        found += np.where(met[among], w * p, new_items * w / rest * p if known else 0)
-    return found
-
-
-def scores(
-    history,
-    domain,
-    domains,
-    tables,
-    layers,
-    encoders,
-    again,
-    weights,
-    tau,
-    lambda1,
-    lambda2,
-    met,
-    content,
-    new_items,
-    renormalized,
-):
-    """(10): scores of all items of a domain; what the history has counts `again` times in every branch.
-
-    renormalized: whether the merged sequence's softmax is over that domain, or over everything.
-    """
-    tables = [
-        (inputs if known else inputs * met[:, None], E)
-        for (inputs, E), known in zip(tables, content, strict=True)
-    ]
-    mine = np.arange(*domains[domain])
-    everything = np.arange(domains[-1][1])
-    found = np.zeros(len(mine))
-    for s, sequence in enumerate(sequences(history, domains)):
-        if not sequence or layers[s] is None:
+def scores(history, domain, w):
+    """The probability (10) of all items of a domain."""
+    (start, stop), count = w.domains[domain], len(w.domains)
+    total, sequences = np.zeros(stop - start), split(history, w.domains)
+    for s in w.sequences:
+        if not sequences[s]:
             continue
-        h = branch_states(sequence, tables, layers, encoders, s)
-        rank_targets = everything if s == len(domains) and not renormalized else mine
-        rest = tau, counted(history, rank_targets, again), met, content, new_items
-        p = with_unmet(h, tables, rank_targets, weights[s], *rest)
-        lambdas = {domain: 1, len(domains): lambda2}
-        found += lambdas.get(s, lambda1) * p[np.isin(rank_targets, mine)]
-    return found
+        weight = {domain: 1.0, count: w.lambda2}.get(s, w.lambda1)
+        literal = s == count and not w.renormalized
+        items = np.arange(w.domains[-1][1]) if literal else np.arange(start, stop)
+        for m, h in enumerate(w.state(s, sequences[s])):
+            p = probabilities(h, w, m, items, history)
+            p = np.where(w.is_cold[items], w.cold_boost[m] * p, p)
+            total += weight * w.modality_weights[s][m] * p[(items >= start) & (items < stop)]
+    return total

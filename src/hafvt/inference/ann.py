@@ -114,7 +114,7 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         for domain in domains:
             rows, indexes[domain] = slice(catalog.domains[domain].start, catalog.domains[domain].stop), []
             with torch.inference_mode():
-                tables = models[domain].items.candidates()
+                tables = models[domain].items.candidate_tables()
             for table, _ in tables:
                 indexes[domain].append(build_index(table[rows].numpy()))
                 advance()

@@ -15,7 +15,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import read_json, sha256
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
-from hafvt.models.hafvt import HafVt, Query
+from hafvt.models.hafvt import BranchQuery, HafVt
 from hafvt.ops.catalog_softmax import log_subtract_exp
 from hafvt.ops.tiles import MAX_SAFE_LOGIT
 from hafvt.training.run import Run, fingerprint
@@ -45,14 +45,13 @@ class FaissCandidateGenerator:
     ) -> tuple[Int64, Float32]:
         """See `CandidateGenerator.generate`."""
         model = self.models[domain]
-        tables, start = model.items.candidates(), model.domains[domain].start
-        queries: list[list[Query]] = [[] for _ in tables]  # by modality and sequence
+        tables, start = model.items.candidate_tables(), model.domains[domain].start
+        queries: list[list[BranchQuery]] = [[] for _ in tables]  # by modality and sequence
         batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
-        for query in model.queries(batch, domain):
+        for query in model.branch_queries(batch, domain):
             queries[query.modality].append(query)
         columns = self.search(queries, domain, num_per_branch)
         candidates = torch.from_numpy(columns.clip(min=0) + start)  # (B, C)
-        is_cold = model.items.unmet[candidates]
         total = torch.zeros(candidates.shape)
         for (table, trained_table), of_modality in zip(tables, queries, strict=True):
             h = torch.stack([query.h for query in of_modality], dim=1)  # (B, S, d)
@@ -62,15 +61,13 @@ class FaissCandidateGenerator:
             )  # (B, S, C)
             partitions = log_partitions(model, trained_table, of_modality, domain)
             for sequence, (query, lse) in enumerate(zip(of_modality, partitions, strict=True)):
-                offset = log_subtract_exp(lse, query.less) - query.log_weight
-                branch = logits[:, sequence] - offset.masked_fill(query.silent, torch.inf)[:, None]
-                total += torch.where(is_cold, branch + query.bonus, branch).exp_()
-        total.clamp_(min=1e-30).log_()
-        if model.config.repeats:
-            model.lower(total, batch, domain, candidates)
-        return columns, np.where(columns < 0, -np.inf, total.numpy()).astype(np.float32)
+                offset = log_subtract_exp(lse, query.log_excluded_mass) - query.log_weight
+                branch = logits[:, sequence] - offset.masked_fill(query.is_empty, torch.inf)[:, None]
+                total += branch.exp_()
+        scores = model.finish_scores(total, batch, domain, candidates).numpy()
+        return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
 
-    def search(self, queries: list[list[Query]], domain: int, num_per_branch: int) -> Int64:
+    def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:
         """Return the best columns of all branches, (B, C), ascending, each once; -1 fills short rows.
 
         Args:
@@ -83,7 +80,7 @@ class FaissCandidateGenerator:
         for index, of_modality in zip(self.indexes[domain], queries, strict=True):
             for query in of_modality:
                 labels = np.full((len(query.h), num_per_branch), -1, dtype=np.int64)
-                is_active = ~query.silent.numpy()
+                is_active = ~query.is_empty.numpy()
                 if is_active.any():
                     labels[is_active] = index.search(query.h.numpy()[is_active], num_per_branch)[1]
                 proposals.append(labels)
@@ -94,7 +91,7 @@ class FaissCandidateGenerator:
         return np.sort(columns, axis=1)[:, -width:]
 
 
-def log_partitions(model: HafVt, table: Tensor, queries: list[Query], domain: int) -> list[Tensor]:
+def log_partitions(model: HafVt, table: Tensor, queries: list[BranchQuery], domain: int) -> list[Tensor]:
     """Return the logarithms of the denominators of the softmaxes (4-6), (B,) for each query.
 
     All queries are multiplied with the table together: reading it takes most of the time of a small batch.
@@ -106,18 +103,10 @@ def log_partitions(model: HafVt, table: Tensor, queries: list[Query], domain: in
         domain: index of the ranked domain.
     """
     # No logit is larger than 1 / temperature, as no vector is longer than 1.
-    tables, can_overflow = (
-        [table[part] for part in model.items.learned],
-        1 / model.config.temperature >= MAX_SAFE_LOGIT,
-    )
+    can_overflow = 1 / model.config.temperature >= MAX_SAFE_LOGIT
     h = torch.cat([query.h for query in queries])
-    partitions = list(log_partition(h, tables[domain], can_overflow).view(len(queries), -1))
-    for row, query in enumerate(queries):
-        if query.whole:
-            others = [number for number in range(len(model.domains)) if number != domain]
-            parts = [partitions[row], *(log_partition(query.h, tables[n], can_overflow) for n in others)]
-            partitions[row] = torch.stack(parts).logsumexp(0)
-    return partitions
+    rows = table[model.items.trained_ranges[domain]]
+    return list(log_partition(h, rows, can_overflow).view(len(queries), -1))
 
 
 def log_partition(h: Tensor, table: Tensor, can_overflow: bool) -> Tensor:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hafvt.errors import HafvtError
 from hafvt.models.configs import (
-    HAFVT_PAPER,
     HAFVT_UNMIXED,
     SASREC_PAPER,
     C2dsrConfig,
     Gru4RecConfig,
     HafVtConfig,
+    HafVtPaperConfig,
     MifnConfig,
     PiNetConfig,
     PopularityConfig,
@@ -61,12 +61,13 @@ class ModelEntry(NamedTuple):
         return config_class
 
 
-HAFVT_PRESETS = {"default": HafVtConfig(), "unmixed": HAFVT_UNMIXED, "paper": HAFVT_PAPER}
+HAFVT_PRESETS = {"default": HafVtConfig(), "unmixed": HAFVT_UNMIXED}
 HAFVT_RATES = {"default": 3e-3, "unmixed": 3e-3}
 SASREC_PRESETS = {"default": SasRecConfig(), "paper": SASREC_PAPER}
 
 MODELS: dict[str, ModelEntry] = {
     "hafvt": ModelEntry("hafvt.models.hafvt:HafVt", HAFVT_PRESETS, HAFVT_RATES),
+    "hafvt-paper": ModelEntry("hafvt.models.hafvt_paper:HafVtPaper", {"default": HafVtPaperConfig()}),
     "gru4rec": ModelEntry("hafvt.models.gru4rec:Gru4Rec", {"default": Gru4RecConfig()}),
     "sasrec": ModelEntry("hafvt.models.sasrec:SasRec", SASREC_PRESETS),
     "srgnn": ModelEntry("hafvt.models.srgnn:SrGnn", {"default": SrGnnConfig()}),

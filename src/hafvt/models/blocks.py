@@ -138,6 +138,40 @@ class PreNormBlock(nn.Module):
         return torch.softmax(z.masked_fill(~mask, -torch.inf), dim=2).nan_to_num(0.0)
 
 
+class SequenceEncoder(nn.Module):
+    """A Transformer with relative position bias over one sequence.
+
+    Args:
+        width: d.
+        blocks: number of `PreNormBlock`s, at least 1.
+        heads: number of attention heads per block.
+        dropout: rate on the input and in the blocks.
+        max_length: length of the longest sequence.
+    """
+
+    def __init__(self, width: int, blocks: int, heads: int, dropout: float, max_length: int) -> None:
+        super().__init__()
+        self.input_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+        *earlier, self.last_block = (PreNormBlock(width, heads, dropout, max_length) for _ in range(blocks))
+        self.earlier_blocks = nn.Sequential(*earlier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the state after each item, (B, T, d) -> (B, T, d)."""
+        x = self.earlier_blocks(self.dropout(self.input_norm(x)))
+        states: Tensor = self.output_norm(self.last_block(x))
+        return states
+
+    def last_state(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the state after the last item, (B, d), and its attention in the last block, (B, T).
+
+        The attention is the mean over heads; it sums to 1, or to 0 for an empty sequence.
+        """
+        x = self.earlier_blocks(self.dropout(self.input_norm(x)))
+        attention = self.last_block.attention_weights(self.last_block.norm1(x), lengths).mean(1)
+        return self.output_norm(self.last_block.last_state(x, lengths)), attention
+
+
 class SasRecBlock(nn.Module):
     """The block of the SASRec paper, which normalizes the query alone and adds it as the residual.
 

@@ -32,87 +32,58 @@ def require_divisor(heads: int, width: int) -> None:
 
 
 class HafVtConfig(ModelConfig):
-    """Hyperparameters of HAF-VT."""
+    """Hyperparameters of HAF-VT. benchmarks/results/study.md shows what they are worth."""
 
     modalities: tuple[str, ...] | None = None
-    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded ones."""
+    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded features."""
     max_length: Length = 50
-    """Longest merged history, in items; older ones are cut."""
+    """Longest merged history, in items; older items are cut."""
     id_width: Width = 128
-    """Width q of the learned item vectors."""
-    id_scale: Annotated[float, Field(gt=0, le=10)] = 0.02
-    """Standard deviation of their entries, and of those of the projections that are added (`fused`), at the
-    start. As only directions count, short vectors turn faster."""
-    fused: bool = True
-    """Adds learned projections of the frozen vectors to the ids' vectors, in histories and as candidates."""
-    mixed: bool = True
-    """Gives each modality a branch of its own, mixed by (7); else ids alone have one, in whose vectors
-    content has its say (`fused`): a training then takes 60 % of the time."""
-    neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Where `fused`, the vectors of so many items that look or read alike are added as well: what people told
-    of one is told of those like it."""
-    groups: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = (5, 20, 80)
-    """Where `fused`, items that look or read alike share learned vectors as well: one by groups of so many
-    items on average, one by the next larger, ..."""
-    shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
-    """Where `fused`, the id of an item that training met n times counts n / (n + shrinkage), and what it
-    borrows from neighbors and groups the rest; an item that training never met borrows as others do on
-    average over what training met. At 0 nothing is borrowed."""
-    content_width: Annotated[int, Field(ge=0, le=8192)] = 128
-    """Frozen vectors are centerd and rotated onto at most so many principal directions; 0 keeps them."""
-    blocks: Annotated[int, Field(ge=0, le=64)] = 2
-    """Blocks of the encoder of each sequence, which its branches share; 0 gives each branch (1, 3) alone."""
-    repeats: bool = True
-    """Learns how often people come back to an item that they had."""
-    temperature: Temperature = 0.1
-    """Divides the cosine before the softmax (4-6); 1 is the literal reading."""
-    weights: tuple[Weight, ...] | Literal["learned", "equal"] = "learned"
-    """alpha, beta, 1-alpha-beta of (7), in the order of the modalities; "learned" fits them, per sequence."""
-    lambda1: Weight = 0.3
-    """Weight of the other domains' sequences in (9) and (10)."""
-    lambda2: Weight = 3.0
-    """Weight of the merged sequence in (9) and (10)."""
-    renormalized: bool = True
-    """Takes the softmax of the merged sequence in (10) over the ranked domain alone; only scores change."""
-    hierarchy: bool = True
-    """Attends to each domain's sequence and to the merged one; else to the merged one alone (Table 4)."""
-    residual: bool = True
-    """Adds the item's own vector, through a learned matrix, to the output of a branch's own attention."""
-    positions: bool = True
-    """Adds a learned vector per position to what comes in."""
-    distances: bool = True
-    """Each head of an encoder learns what its attention adds to an item for how far back it lies."""
+    """Width of id embeddings and encoder states."""
+    blocks: Depth = 2
+    """Transformer blocks of the encoder of each sequence."""
     dropout: DropoutRate = 0.2
-    """Dropout rate on what comes in and on what attention and blocks add."""
-    new_items: Annotated[float, Field(gt=0, le=1000)] = 1.5
-    """Factor on the score of items that training never met, whose probabilities by content alone are flat: at
-    1 hardly any of them comes among the best ten. It changes scores only, not training."""
+    """Dropout rate on the encoders' inputs and in their blocks."""
+    temperature: Temperature = 0.1
+    """Divisor of the cosines in every softmax (4-6)."""
+    hierarchy: bool = True
+    """Whether each domain's sequence is encoded beside the merged sequence; else the merged one alone."""
+    lambda2: Weight = 3.0
+    """Weight of the merged sequence in loss (9) and score (10); a domain's own sequence has weight 1."""
+    modality_branches: bool = True
+    """Whether each modality has branches of its own, mixed by (7). Otherwise only ids have branches, content
+    acts through the input embeddings alone, and training takes 60 % of the time (preset unmixed)."""
+    num_neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Most similar items, per content modality, whose ids enter an item's input embedding."""
+    id_shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
+    """Training interactions at which an item's own id and the ids of similar items have equal weights: the own
+    id's is n / (n + id_shrinkage) after n interactions."""
+    cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
+    """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
+    training."""
     num_negatives: NumNegatives = 0
-    """Items that are drawn at each step for each softmax, with log-q correction; 0 takes all items."""
+    """Items sampled at each step for each softmax, with log-q correction; 0 uses all items."""
 
 
-HAFVT_PAPER = HafVtConfig(
-    id_width=256,
-    id_scale=256**-0.5,
-    fused=False,
-    neighbors=0,
-    groups=(),
-    shrinkage=0.0,
-    content_width=0,
-    blocks=0,
-    repeats=False,
-    temperature=1.0,
-    weights="equal",
-    renormalized=False,
-    residual=False,
-    positions=False,
-    distances=False,
-    dropout=0.3,
-)
-"""The literal reading: plain cosine, attention alone, equal weights; q and dropout of the paper."""
+HAFVT_UNMIXED = HafVtConfig(modality_branches=False)
+"""Content acts through the input embeddings alone; (7) has one term."""
 
-HAFVT_UNMIXED = HafVtConfig(mixed=False)
-"""Content within the ids' vectors alone, without branches and a mixture of modalities: (7) is one softmax."""
+
+class HafVtPaperConfig(ModelConfig):
+    """Hyperparameters of the literal equations of HAF-VT."""
+
+    modalities: tuple[str, ...] | None = None
+    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded features."""
+    max_length: Length = 50
+    """Longest merged history, in items; older items are cut."""
+    width: Width = 256
+    """Width q of id embeddings."""
+    dropout: DropoutRate = 0.3
+    """Dropout rate on the input and output of attention."""
+    lambda1: Weight = 0.3
+    """Weight of other domains' sequences in loss (9) and score (10)."""
+    lambda2: Weight = 3.0
+    """Weight of the merged sequence in loss (9) and score (10)."""
 
 
 class Gru4RecConfig(ModelConfig):

@@ -1,53 +1,36 @@
 """HAF-VT: Hierarchical Attention Fusion of Visual and Textual Representations (arXiv 2504.15085).
 
-A history S is seen as D + 1 sequences: S^X, S^Y, ... (the items of one domain each) and S^{X+Y} (all of
-them). In each, an item stands for M modalities: its id (learned) and its picture and title (frozen). So there
-are (D + 1) x M branches, nine for the paper's two domains. A branch attends over its sequence (1, 3), takes
-the last state h, compares it with its modality's vectors of the candidates by cosine (2), and a softmax makes
-a probability (4-6). Modalities are mixed by weights that sum to 1 (7); each sequence has a negative
-log-likelihood (8); the loss (9) and the score (10) add the sequences, the target's own domain with weight 1,
-the other domains with lambda1, the merged sequence with lambda2.
+A history is read as several *sequences*: the items of each domain, S^X, S^Y, ..., and the *merged sequence*
+of all items, S^{X+Y}. Each item has several *modalities*: its learned id, and frozen vectors of its picture
+and title. A *branch* is a pair of a sequence and a modality. The last state h of its sequence is compared
+with the embeddings e of all candidates by cosine, which a softmax turns into probabilities:
 
-What the paper leaves open is a field of `HafVtConfig`, or decided here:
+    P_s,m(i) = softmax_i(cos(h_s,m, e_m,i) / temperature)                (2), (4) to (6), branch
+    P_s(i)   = sum over m of w_s,m P_s,m(i), weights that sum to 1       (7), sequence
+    L        = sum over domains X of L^X / D + lambda2 L^{X+Y}           (8), (9), training
+    score(i) = log(P^X(i) + lambda2 P^{X+Y}(i))                          (10), for items of domain X
 
-* (4-6) have no temperature: `temperature`, 1 in the literal reading.
-* (9) and (10) speak of one target domain X. We train one model for all: the loss is the mean of (9) with each
-  domain as X in turn.
-* (10) needs P^Y(x) for an item x of X, which no equation defines: the last state of S^Y is compared with the
-  vectors of X, softmax over X. A sequence without items says nothing and adds nothing.
-* P^{X+Y} of (9) is a softmax over all items. In (10) it is renormalized over X, as P^X is: what it leaves X
-  says how likely the next item is of X, which is given, and would make it weigh least where X is small.
-  Without `renormalized` it is restricted to X as it is, the literal reading.
-* All next items of a sequence are targets, under a causal mask.
-* An item without a picture (or title) has, as a candidate, the mean similarity of those of its domain that
-  have one, so that it is neither favored nor hurt. As similarity is linear in the candidate, that is its
-  vector: the mean. In a history it is the same vector.
-* An item that training never met (held out, or added later) has an id whose vector was never fitted. The
-  softmaxes (4-6) are over the items that training met, and such an item is measured by the same scale; so the
-  scores of the others are the same, whoever is added. Its id counts as zero: what content adds (`fused`)
-  is all there is, or else its share of (7) is given to the other modalities, in proportion. Its score counts
-  `new_items` times.
-* `blocks`: the branches of a sequence share one attention, that of an encoder with so many blocks. It reads
-  the sum of what is known of each item, the id's vector and projections of the frozen ones; its last state is
-  h for the ids, and through a learned matrix for each other modality. With 0 each branch attends by itself.
-* `fused`: content is added to the ids' vectors, by learned projections of the frozen vectors. An id itself
-  counts n / (n + `shrinkage`) where training met its item n times, and the rest is borrowed: from the ids of
-  the items that look or read most alike (`neighbors`), and from vectors that items share which look or read
-  alike, in groups from small to large (`groups`). So what people tell of one is told of those like it, until
-  they tell enough of each.
-* Without `mixed` (preset `unmixed`) that is all that content has to say: ids alone have a branch, and
-  (7) falls away. A training takes 60 % of the time.
-* `repeats`: an item that the history has already counts a share of what it would, in training and in scores:
-  how often people come back to what they had is one number, learned. A softmax that does not know it spends
-  its queries on turning away from the last items, near which the next one is sought.
-* `residual` adds the item's own vector through a learned matrix. A plain residual would make the last item
-  itself the best candidate, as the candidates' vectors are the inputs: HR@1 on movielens-posters fell to a
-  fifth of SASRec's.
+Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them literally. Differences here:
+
+* Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
+  bias. It reads input embeddings, which add projected content and ids of similar items to each id
+  (`item_embeddings.py`). For content modalities, a learned matrix maps its state to the width of the vectors.
+* One model serves all domains: (9) is averaged over every domain as X. Sequences of other domains are left
+  out (lambda1 = 0): the merged sequence has their items, and they change no result.
+* L^X and L^{X+Y} are means over all next items of a sequence, not sums. In (10), the softmax of the merged
+  sequence runs over the items of X alone, so that it does not weigh less in a small domain.
+* Repeats: an item of the history has a learned factor r in every softmax, r exp(z_i) in place of exp(z_i).
+  Otherwise the model spends its capacity on avoiding the last items, near which the next item often is.
+* Cold items (without training interactions): softmaxes run over trained items, so that a new item changes no
+  other score. A cold item's score uses the same partition, and the factor `cold_item_boost`.
+* An item without a picture or title has the mean vector of its domain, so that it gets the mean similarity.
+* A sequence without items adds nothing to (10).
+
+Shapes: B histories of at most T items, N targets, C candidates, S sequences, M modalities, V items.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -57,456 +40,315 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
-from hafvt.features.similarity import renumber_items
-from hafvt.models.attention import AttentionLayer, SequenceEncoder
+from hafvt.features.similarity import renumber_items, with_similar_items
 from hafvt.models.base import BranchContributions, Model
+from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.item_tables import ItemTables, saved_similarity
-from hafvt.models.sequences import next_items, select_items, selected_first, valid_mask
-from hafvt.ops.catalog_softmax import (
-    SoftmaxQuery,
-    catalog_nll,
-    log_partition,
-    log_subtract_exp,
-    target_log_probabilities,
+from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_similar_items
+from hafvt.models.sequences import (
+    first_occurrences,
+    in_domain,
+    next_items,
+    select_items,
+    selected_first,
+    valid_mask,
 )
+from hafvt.ops import catalog_softmax as softmax
+from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_probabilities
 
-FAR = -1e4  # a logit that adds nothing to a sum, with a gradient that is a number
-SWIFT = 30.0  # Adam moves a weight by the learning rate at most: log-odds from 0 on would take too long
+NEGATIVE_INFINITY_LOGIT = -1e4
+"""Logit of an item that a sum leaves out; unlike -inf, it has a finite gradient."""
+REPEAT_LOGIT_SCALE = 30.0
+"""Factor of the learned repeat logit: Adam moves a weight by at most the learning rate per step."""
+MERGED_SEQUENCE = "all domains"
 
 
 class TrainTargets(NamedTuple):
-    """What a sequence's histories are asked for in training, N targets in all."""
+    """The N next items of one sequence, over all histories of a batch; cold items are no targets."""
 
     inputs: Batch
+    """Each sequence without its last item, T items."""
     mask: Tensor
-    """(B, T) the slots that a target follows."""
+    """(B, T) the inputs that a target follows."""
     targets: Tensor
-    """(N,) items."""
-    had: Tensor
-    """(N, T) the slots up to there, each item once; what training is not to meet left out."""
-    again: Tensor
+    """(N,) positions among the trained items."""
+    seen: Tensor
+    """(N, T) likewise, the distinct trained items before the target; -1 elsewhere."""
+    is_repeat: Tensor
     """(N,) whether the target is among them."""
 
 
-class Query(NamedTuple):
-    """What a branch asks: `log_weight + log softmax(h . e)` is the log of what it adds to (10)."""
+class BranchQuery(NamedTuple):
+    """One branch as a softmax over the items of a domain."""
 
     modality: int
-    whole: bool
-    """Whether its softmax is over the items of all domains, or over those of the ranked one."""
     h: Tensor
-    """(B, d), of unit length divided by the temperature."""
+    """(B, d) last state, of length 1 / temperature."""
     log_weight: Tensor
-    """(), the log of its lambda times its share of (7)."""
-    silent: Tensor
-    """(B,) whether its sequence has no items."""
-    bonus: Tensor
-    """(), added to `log_weight` for an item that training never met: -inf for its id."""
-    less: Tensor | None
-    """(B,), see `SoftmaxQuery.less`."""
+    """() log of the sequence's weight in (10) times the modality's weight in (7)."""
+    is_empty: Tensor
+    """(B,) whether the sequence has no items."""
+    log_excluded_mass: Tensor
+    """(B,) log of what the factor r removes from the partition."""
 
 
 class HafVt(Model):
-    """See the module's docstring. Sequences are numbered by their domain; the last one is the merged one."""
+    """HAF-VT; see the module's docstring.
+
+    Args:
+        item_features: The items, as `prepare_item_features` returns them.
+        config: Hyperparameters.
+    """
 
     can_explain = True
     can_extend_catalog = True
 
-    def __init__(self, catalog: ItemFeatures, config: HafVtConfig) -> None:
+    def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
-        self.config, self.domains = config, catalog.domains
-        self.max_length = config.max_length
-        self.items = ItemTables(
-            catalog,
-            config.modalities,
-            config.id_width,
-            config.id_scale,
-            config.content_width,
-            fused=config.fused,
-            mixed=config.mixed,
-            shrinkage=config.shrinkage,
-            near=config.neighbors,
-            sizes=tuple(config.groups),
-            entered=config.blocks > 0,
+        self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
+        self.items = ItemEmbeddings(item_features, config)
+        self.modalities, self.content_modalities = self.items.modalities, self.items.content_modalities
+        names = [domain.name for domain in self.domains] if config.hierarchy else []
+        self.sequence_names = (*names, MERGED_SEQUENCE)
+        heads = 2 if config.id_width % 2 == 0 else 1
+        self.encoders: Any = nn.ModuleList(
+            SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length)
+            for _ in self.sequence_names
         )
-        self.modalities, widths = self.items.modalities, self.items.widths
-        merged = len(self.domains)
-        self.used = list(range(merged + 1)) if config.hierarchy else [merged]  # sequences, S = len(used)
-        names = (*(domain.name for domain in self.domains), "all domains")
-        self.sequence_names = tuple(names[number] for number in self.used)
-        self.content_modalities = self.items.content
-        positions = config.max_length if config.positions else 0
-        distances = config.max_length if config.distances else 0
-        deep = config.blocks > 0
-        # What reads: for each sequence an encoder, with a head per modality, or for each branch a layer.
-        self.encoders = nn.ModuleList(
-            SequenceEncoder(config.id_width, config.blocks, positions, distances, config.dropout)
-            for _ in (self.used if deep else [])
-        )
-        self.layers = nn.ModuleList(
-            AttentionLayer(width, positions, config.residual, config.dropout)
-            for _ in ([] if deep else self.used)
-            for width in widths
-        )
-        self.heads = nn.ModuleList(
-            nn.Identity() if name == "id" else nn.Linear(config.id_width, width)
-            for _ in (self.used if deep else [])
-            for name, width in zip(self.modalities, widths, strict=True)
-        )
-        self.come_back = nn.Parameter(torch.zeros(())) if config.repeats else None
-        if config.weights == "learned":
-            self.mix = nn.Parameter(torch.zeros(len(self.used), len(widths)))
-        else:
-            fixed = [1.0] * len(widths) if config.weights == "equal" else list(config.weights)
-            if len(fixed) != len(widths):
-                raise HafvtError(f"{len(fixed)} weights for the modalities {', '.join(self.modalities)}")
-            self.register_buffer(
-                # A weight of 0 has a logarithm, too: 1e-35 adds nothing to a probability.
-                "mix",
-                torch.tensor(fixed).log().clamp(min=-80).expand(len(self.used), -1).clone(),
-                persistent=False,
+        self.heads: Any = nn.ModuleList(  # S lists of M
+            nn.ModuleList(
+                nn.Identity() if name == "id" else nn.Linear(config.id_width, width)
+                for name, width in zip(self.modalities, self.items.widths, strict=True)
             )
+            for _ in self.sequence_names
+        )
+        self.modality_logits = nn.Parameter(torch.zeros(len(self.sequence_names), len(self.modalities)))
+        self.repeat_logit = nn.Parameter(torch.zeros(()))
 
-    def log_weights(self) -> Tensor:
-        """Returns log alpha, log beta, ... of (7) for each sequence in use, (S, M)."""
-        return torch.log_softmax(self.mix, dim=1)
+    @classmethod
+    def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
+        """Return the items with their most similar items in each content modality."""
+        return with_similar_items(item_features, config.num_neighbors, (), CONTENT_WIDTH)
 
-    def log_again(self) -> tuple[Tensor, Tensor]:
-        """Returns the logs of the share that what a history has counts, and of the rest, () each."""
-        odds = torch.zeros(()) if self.come_back is None else SWIFT * self.come_back
-        return F.logsigmoid(odds), F.logsigmoid(-odds)
+    def log_modality_weights(self) -> Tensor:
+        """Return the logs of the weights of (7), (S, M)."""
+        return torch.log_softmax(self.modality_logits, dim=1)
 
-    def layer(self, row: int, modality: int) -> Any:
-        """Returns what is of one branch alone, by the place of its sequence among those in use."""
-        return (self.heads or self.layers)[row * len(self.modalities) + modality]
+    def log_repeat_weight(self) -> tuple[Tensor, Tensor]:
+        """Return the logs of the factor r of items in the history and of 1 - r, () each."""
+        logit = REPEAT_LOGIT_SCALE * self.repeat_logit
+        return F.logsigmoid(logit), F.logsigmoid(-logit)
 
-    def sequences(self, batch: Batch) -> list[Batch]:
-        """Returns those in use of S^X, S^Y, ... and S^{X+Y}."""
-        if len(self.domains) == 1 or len(self.used) == 1:
-            return [batch] * len(self.used)
-        starts = torch.tensor([d.start for d in self.domains[1:]], device=batch.items.device)
-        domain = torch.bucketize(batch.items, starts, right=True)
-        return [*(select_items(batch, domain == number) for number in range(len(self.domains))), batch]
+    def log_excluded_mass(self, logits: Tensor, is_seen: Tensor) -> Tensor:
+        """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N, T) logits and mask -> (N,)."""
+        _, log_rest = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
+        return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_rest
 
-    def candidates(self, sequence: int) -> slice:
-        """Returns the items that a sequence's next item is sought among: its domain's, or all."""
-        if sequence < len(self.domains):
-            return slice(self.domains[sequence].start, self.domains[sequence].stop)
-        return slice(0, self.domains[-1].stop)
+    # Training: equations (8) and (9)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Equation (9), averaged over each domain as its X; each of its terms (8) as a mean over targets."""
-        pairs = [self.pairs(sequence) for sequence in self.sequences(batch)]
-        scale, log_weights, (log_again, _) = 1 / self.config.temperature, self.log_weights(), self.log_again()
-        of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
-        factors = [self.config.lambda2 if n == len(self.domains) else of_domain for n in self.used]  # (9)
-        shares = [
-            factor / max(len(p.targets), 1) for factor, p in zip(factors, pairs, strict=True)
-        ]  # (8): means
-        loss = torch.zeros((), device=self.mix.device)
-        if self.config.repeats:
-            for share, pair in zip(shares, pairs, strict=True):
-                loss = loss - share * log_again * pair.again.sum()
-        entering, states = self.read(pairs)
-        # The ids last: the gradient of their table is cheapest where the loss is made.
-        *others, last = sorted(range(len(self.modalities)), key=lambda m: self.modalities[m] == "id")
+        """Return the loss (9), averaged over every domain as X."""
+        domains = self.domains if self.config.hierarchy else ()
+        sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in domains), batch]
+        weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # (9)
+        ranges = self.items.trained_ranges[-len(sequences) :]  # the items that each softmax runs over
+        targets = [self.train_targets(sequence) for sequence in sequences]
+        table, histories = embedding_lookup(
+            self.items.input_embeddings(), *(t.inputs.items for t in targets)
+        )  # (V, d), S times (B, T, d)
+        loss = torch.zeros((), device=table.device)
+        queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
+        for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
+            weight = weights[s] / max(len(t.targets), 1)  # (8) as a mean
+            loss = loss - weight * self.log_repeat_weight()[0] * t.is_repeat.sum()
+            states = self.encoders[s](history)  # (B, T, d)
+            for m, name in enumerate(self.modalities):
+                h = F.normalize(self.heads[s][m](states).float(), dim=2)
+                content = None if name == "id" else F.embedding(t.inputs.items, self.items.content(name))
+                items = F.normalize(history.float(), dim=2) if content is None else content  # (B, T, d)
+                logits = ((h / self.config.temperature) @ items.transpose(1, 2))[t.mask]  # (N, T)
+                excluded = self.log_excluded_mass(logits, t.seen >= 0)
+                query = SoftmaxQuery(h[t.mask], t.targets, ranges[s], weight, log_excluded_mass=excluded)
+                queries[m].append(query)
+        tables = [table if name == "id" else self.items.content(name) for name in self.modalities]
+        if not self.items.all_trained:  # (V', d) each; index_select is much faster than an index
+            tables = [table.index_select(0, self.items.trained_items) for table in tables]
         if self.config.num_negatives:
-            return loss + self.sampled_loss(pairs, entering, states, shares)
-        said: list[list[Tensor]] = [[] for _ in self.used]  # per sequence, (N,) per modality: log w p
-        for modality in others:
-            table, softmax_queries = self.softmax_queries(modality, pairs, entering, states)
-            for row, log_p in enumerate(target_log_probabilities(softmax_queries, table, scale)):
-                said[row].append(log_weights[row, modality] + log_p)
-        table, softmax_queries = self.softmax_queries(last, pairs, entering, states)
-        for row, (ask, share) in enumerate(zip(softmax_queries, shares, strict=True)):
-            # (7), log sum_m w_m p_m = log w_last + log(beside + p_last)
-            beside = torch.stack(said[row]).logsumexp(0) - log_weights[row, last] if others else None
-            softmax_queries[row] = ask._replace(weight=share, log_other_components=beside)
-            loss = loss - share * len(ask.targets) * log_weights[row, last]
-        return loss + catalog_nll(softmax_queries, table, scale, normalize_rows=self.modalities[last] == "id")
+            return loss + self.sampled_nll(queries, tables, targets)
+        return loss + self.mixture_nll(queries, tables)
 
-    def sampled_loss(
-        self,
-        pairs: list[TrainTargets],
-        entering: tuple[Tensor, list[Tensor]] | None,
-        states: list[Tensor],
-        shares: list[float],
+    def train_targets(self, sequence: Batch) -> TrainTargets:
+        """Return the next items of a sequence."""
+        inputs, mask, _ = next_items(sequence)
+        mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
+        distinct = first_occurrences(inputs) & ~self.items.is_cold[inputs.items]
+        until = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
+        is_seen = distinct[:, None, :] & until  # (B, T, T)
+        is_repeat = ((sequence.items[:, 1:, None] == inputs.items[:, None, :]) & is_seen).any(2)
+        index = self.items.trained_index
+        seen = torch.where(is_seen, index[inputs.items][:, None, :], -1)[mask]
+        return TrainTargets(inputs, mask, index[sequence.items[:, 1:][mask]], seen, is_repeat[mask])
+
+    def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
+        """Return the weighted negative log-likelihood of the mixtures (7), without the factor r."""
+        log_weights, scale = self.log_modality_weights(), 1 / self.config.temperature
+        # Ids come last: `catalog_nll` computes the gradient of their table in the same pass. For them,
+        # log sum_m w_m p_m = log w_id + log(p_id + sum of w_m p_m / w_id over the other modalities).
+        *others, last = sorted(range(len(tables)), key=lambda m: self.modalities[m] == "id")
+        log_p = {m: softmax.target_log_probabilities(queries[m], tables[m], scale) for m in others}
+        loss, last_queries = torch.zeros((), device=log_weights.device), []
+        for s, query in enumerate(queries[last]):
+            if others:
+                log_terms = torch.stack([log_weights[s, m] + log_p[m][s] for m in others])  # (M - 1, N)
+                query = query._replace(log_other_components=log_terms.logsumexp(0) - log_weights[s, last])
+            loss = loss - query.weight * len(query.targets) * log_weights[s, last]
+            last_queries.append(query)
+        is_id = self.modalities[last] == "id"
+        return loss + softmax.catalog_nll(last_queries, tables[last], scale, normalize_rows=is_id)
+
+    def sampled_nll(
+        self, queries: list[list[SoftmaxQuery]], tables: list[Tensor], targets: list[TrainTargets]
     ) -> Tensor:
-        """The loss (9) with all softmaxes estimated; one draw per sequence serves all its modalities."""
-        samples = [
-            sample_items(self.items.popularity, self.items.learned[n], self.config.num_negatives)
-            for n in self.used
+        """Return `mixture_nll` with softmaxes over `num_negatives` sampled items for each sequence."""
+        counts, (log_repeat, log_rest) = self.items.train_counts, self.log_repeat_weight()
+        samples = [sample_items(counts, query.candidates, self.config.num_negatives) for query in queries[0]]
+        seen = [SeenItems(t.seen, log_repeat - log_rest) for t in targets]
+        scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
+        log_p = [  # M lists of S (N,)
+            sampled_log_probabilities(q, samples, table, scale, normalize_rows=unit, seen_items=seen)
+            for q, table, unit in zip(queries, tables, is_id, strict=True)
         ]
-        had = [self.had(pair) for pair in pairs] if self.config.repeats else None
-        of_modalities = []
-        for modality, name in enumerate(self.modalities):
-            table, softmax_queries = self.softmax_queries(modality, pairs, entering, states)
-            scale, unit = 1 / self.config.temperature, name == "id"
-            of_modalities.append(
-                sampled_log_probabilities(
-                    softmax_queries, samples, table, scale, normalize_rows=unit, seen_items=had
-                )
-            )
-        loss = torch.zeros((), device=self.mix.device)
-        for row, (log_weights, share) in enumerate(zip(self.log_weights(), shares, strict=True)):
-            log_p = torch.stack([of_modality[row] for of_modality in of_modalities], dim=1)  # (N, M)
-            mixed = (log_weights + log_p).logsumexp(1)  # (7), (N,)
-            loss = loss - share * mixed.sum()
+        loss = torch.zeros((), device=counts.device)
+        for s, (query, log_weights) in enumerate(zip(queries[0], self.log_modality_weights(), strict=True)):
+            mixture = (log_weights + torch.stack([p[s] for p in log_p], dim=1)).logsumexp(1)  # (7), (N,)
+            loss = loss - query.weight * mixture.sum()
         return loss
 
-    def had(self, pair: TrainTargets) -> SeenItems:
-        """Returns what the histories of a sequence's targets hold."""
-        log_again, rest = self.log_again()
-        items = pair.inputs.items[:, None, :].expand(-1, pair.inputs.items.shape[1], -1)[pair.mask]  # (N, T)
-        return SeenItems(self.items.met_number[items].masked_fill(~pair.had, -1), log_again - rest)
-
-    def pairs(self, sequence: Batch) -> TrainTargets:
-        """Returns `next_items` and what comes again; a target that training is not to meet is none."""
-        inputs, mask, targets = next_items(sequence)
-        first, early = first_times(inputs), no_later(inputs.items.shape[1], inputs.items.device)
-        following = sequence.items[:, 1:, None] == inputs.items[:, None, :]  # (B, T, T)
-        if not self.items.all_met:
-            first &= ~self.items.unmet[inputs.items]
-            known = ~self.items.unmet[targets]
-            mask, targets = mask.masked_scatter(mask, known), targets[known]
-        had = first[:, None, :] & early
-        return TrainTargets(inputs, mask, targets, had[mask], (following & had)[mask].any(1))
-
-    def read(self, pairs: list[TrainTargets]) -> tuple[tuple[Tensor, list[Tensor]] | None, list[Tensor]]:
-        """Returns what enters the encoders in training, all items and the histories, and what comes out.
-
-        Nothing enters and nothing comes out where there are no encoders.
-        """
-        if not self.encoders:
-            return None, []
-        entering = embedding_lookup(self.items.entering(), *(p.inputs.items for p in pairs))
-        return entering, [encode(x) for encode, x in zip(self.encoders, entering[1], strict=True)]
-
-    def softmax_queries(
-        self,
-        modality: int,
-        pairs: list[TrainTargets],
-        entering: tuple[Tensor, list[Tensor]] | None,
-        states: list[Tensor],
-    ) -> tuple[Tensor, list[SoftmaxQuery]]:
-        """Returns a modality's vectors of what training meets, (V', d), and what each sequence asks of them.
-
-        An item that training never meets would only be pushed away.
-        """
-        unit = self.modalities[modality] == "id"
-        if entering is not None and unit and self.items.fused:  # it is the same table, looked up once
-            table, histories = entering
-        else:
-            table, histories = embedding_lookup(self.items.table(modality), *(p.inputs.items for p in pairs))
-        if not self.items.all_met:
-            table = table.index_select(0, self.items.met_items)  # [...] takes seven times as long
-        softmax_queries = []
-        for row, (number, history, pair) in enumerate(zip(self.used, histories, pairs, strict=True)):
-            h: Tensor = self.layer(row, modality)(states[row] if states else history)
-            h = F.normalize(h.float(), dim=2)  # (B, T, d)
-            less = None
-            if self.config.repeats:
-                vectors = F.normalize(history.float(), dim=2) if unit else history
-                z = ((h / self.config.temperature) @ vectors.transpose(1, 2))[pair.mask]  # (N, T)
-                less = self.less(z, pair.had)
-            targets = self.items.met_number[pair.targets]
-            softmax_queries.append(
-                SoftmaxQuery(h[pair.mask], targets, self.items.learned[number], log_excluded_mass=less)
-            )
-        return table, softmax_queries
-
-    def less(self, z: Tensor, had: Tensor) -> Tensor:
-        """Returns the log of what the items of a history count less than others would, (N, T) -> (N,)."""
-        _, rest = self.items.once("again", self.log_again)
-        return z.float().masked_fill(~had, FAR).logsumexp(1) + rest
-
-    def queries(self, batch: Batch, domain: int) -> Iterator[Query]:
-        """Yields what each branch asks of a domain's items, sequence by sequence, modality by modality."""
-        scale, tables = 1 / self.config.temperature, self.items.candidates()
-        log_weights, bonuses = self.items.once(f"weights{domain}", lambda: self.branch_weights(domain))
-        had = first_times(batch) & ~self.items.unmet[batch.items]  # (B, T)
-        had_here = had & self.within(batch.items, domain)
-        vectors = [F.embedding(batch.items, table) for table, _ in tables] if self.config.repeats else []
-        for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            silent = sequence.lengths == 0
-            whole = number == len(self.domains) and not self.config.renormalized
-            for modality, h in enumerate(self.last_states(row, sequence)):
-                h = scale * F.normalize(h.float(), dim=1)  # (B, d)
-                less = None
-                if self.config.repeats:
-                    z = (vectors[modality] @ h[:, :, None])[:, :, 0]  # (B, T)
-                    less = self.less(z, had if whole else had_here)
-                weight, bonus = log_weights[row][modality], bonuses[row][modality]
-                yield Query(modality, whole, h, weight, silent, bonus, less)
-
-    def branch_weights(self, domain: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Returns, by sequence and modality, `log_weight` and `bonus` of the queries for a domain's items."""
-        log_weights, knowing = self.log_weights(), self.items.knowing
-        factors = {domain: 1.0, len(self.domains): self.config.lambda2}
-        lambdas = torch.tensor([[factors.get(number, self.config.lambda1)] for number in self.used])
-        # Who knows an item that training never met shares what the id leaves: 1 / (1 - alpha).
-        lift = math.log(self.config.new_items) - log_weights[:, knowing].logsumexp(1)
-        known = [number in knowing for number in range(len(self.modalities))]
-        bonuses = [[one if here else torch.full_like(one, -torch.inf) for here in known] for one in lift]
-        weighed = log_weights + lambdas.log().to(log_weights.device)
-        return [list(of_row) for of_row in weighed], bonuses
-
-    def last_states(self, row: int, sequence: Batch) -> Iterator[Tensor]:
-        """Yields the last state h of each modality's branch, (B, d)."""
-        if self.encoders:
-            encoder: Any = self.encoders[row]
-            h = encoder.last_state(F.embedding(sequence.items, self.items.entering()), sequence.lengths)
-            yield from (self.layer(row, modality)(h) for modality in range(len(self.modalities)))
-        else:
-            for modality in range(len(self.modalities)):
-                x = self.items.history(modality, sequence.items)
-                yield self.layer(row, modality).last_state(x, sequence.lengths)
-
-    def weights(self, row: int, sequence: Batch) -> Iterator[Tensor]:
-        """Yields what the last state of each modality's branch attends to, (B, T)."""
-        if self.encoders:
-            encoder: Any = self.encoders[row]
-            x = F.embedding(sequence.items, self.items.entering())
-            yield from [encoder.weights(x, sequence.lengths)] * len(self.modalities)
-        else:
-            for modality in range(len(self.modalities)):
-                x = self.items.history(modality, sequence.items)
-                yield self.layer(row, modality).weights(x, sequence.lengths)
-
-    def within(self, items: Tensor, domain: int) -> Tensor:
-        """Returns which items are of a domain."""
-        return (items >= self.domains[domain].start) & (items < self.domains[domain].stop)
-
-    def branches(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yields what each branch adds to score (10), (B, C): sequence by sequence, modality by modality.
-
-        What the history has counts like any other item here: it counts less in all branches alike.
-        """
-        among, tables = self.candidates(domain), self.items.candidates()
-        learned, all_met = self.items.learned, self.items.all_met
-        here = self.items.met_items[learned[domain]] - among.start  # columns of what training met
-        new = self.items.unmet[among if candidates is None else candidates]  # (C,) or (B, C)
-        for modality, whole, h, log_weight, silent, bonus, less in self.queries(batch, domain):
-            table, met = tables[modality]
-            # (2), (B, C)
-            z = h @ table[among].T if candidates is None else torch.einsum("bd,bcd->bc", h, table[candidates])
-            top = z.amax(1)
-            z.sub_(top[:, None]).exp_()  # the one exponential of each logit
-            if candidates is None:
-                total = (z if all_met else z.index_select(1, here)).sum(1)
-                lse = top + total.clamp(min=torch.finfo(z.dtype).tiny).log()
-            else:
-                lse = log_partition(h, met[learned[domain]])
-            for other in range(len(self.domains)) if whole else ():
-                if other != domain:
-                    lse = torch.logaddexp(lse, log_partition(h, met[learned[other]]))
-            lse = log_subtract_exp(lse, less)
-            # (4-6) and their weight in one: an empty sequence says nothing.
-            z.mul_((log_weight + top - lse).exp().masked_fill(silent, 0.0)[:, None])
-            if not all_met:
-                z.mul_(torch.where(new, bonus.exp(), 1.0))
-            yield z
-
-    def lower(self, scores: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None) -> None:
-        """Lowers, in place, the scores of what the history has, (B, C), to the share that it counts."""
-        log_again, _ = self.items.once("again", self.log_again)
-        if candidates is None:
-            lowered = first_times(batch) & self.within(batch.items, domain)
-            columns = (batch.items - self.domains[domain].start).clamp(0, scores.shape[1] - 1)
-            scores.scatter_add_(1, columns, torch.where(lowered, log_again, 0.0))
-        else:
-            real = valid_mask(batch.lengths, batch.items.shape[1])[:, None, :]
-            had = ((candidates[:, :, None] == batch.items[:, None, :]) & real).any(2)  # (B, C)
-            scores.add_(torch.where(had, log_again, 0.0))
-
-    def attention(self, batch: Batch) -> Tensor:
-        """Returns what the last state of each branch attends to, (B, S, M, T), over the merged history.
-
-        Each row over T sums to 1, or to 0 where the branch's sequence has no items. Branches that share an
-        encoder share its latest block's attention.
-        """
-        rows, width = batch.items.shape
-        found = torch.zeros(rows, len(self.used), len(self.modalities), width, device=batch.items.device)
-        for row, number in enumerate(self.used):
-            keep = valid_mask(batch.lengths, batch.items.shape[1])
-            if number < len(self.domains):
-                keep &= self.within(batch.items, number)
-            sequence = select_items(batch, keep)
-            places = selected_first(keep)[:, : sequence.items.shape[1]]
-            for modality, weights in enumerate(self.weights(row, sequence)):
-                found[:, row, modality].scatter_(1, places, weights.float())
-        return found
+    # Scores: equation (10)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
-        """The log of equation (10), see `Model.scores`: of a sum of probabilities over all branches.
-
-        Ranks are those of (10) itself. But a rule that takes scores for equal where they differ by less than
-        1e-5, such as C2DSR's, would take most of its probabilities for equal.
-        """
-        branches = self.branches(batch, domain, candidates)
+        """Return the log of (10), see `Model.scores`."""
+        branches = self.branch_scores(batch, domain, candidates)
         total = next(branches)
-        for part in branches:
-            total += part
+        for branch in branches:
+            total += branch
+        return self.finish_scores(total, batch, domain, candidates)
+
+    def scoring_sequences(self, domain: int) -> list[int]:
+        """Return the sequences of (10) for a domain: its own and the merged one."""
+        return [domain, len(self.domains)] if self.config.hierarchy else [0]
+
+    def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
+        """Yield the branches of (10), sequence by sequence, modality by modality."""
+        inside = in_domain(batch.items, self.domains[domain])  # (B, T)
+        is_seen = first_occurrences(batch) & inside & ~self.items.is_cold[batch.items]
+        history = [F.embedding(batch.items, table) for table, _ in self.items.candidate_tables()]  # (B, T, d)
+        log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
+        for s in self.scoring_sequences(domain):
+            is_merged = self.sequence_names[s] == MERGED_SEQUENCE
+            sequence = batch if is_merged else select_items(batch, inside)
+            sequence_weight = torch.tensor(
+                self.config.lambda2 if is_merged else 1.0, device=log_weights.device
+            )
+            x = F.embedding(sequence.items, self.items.input_embeddings())  # (B, T, id_width)
+            state, _ = self.encoders[s].last_state(x, sequence.lengths)
+            for m, head in enumerate(self.heads[s]):
+                h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
+                excluded = self.log_excluded_mass((history[m] @ h[:, :, None])[:, :, 0], is_seen)
+                log_weight = log_weights[s, m] + sequence_weight.log()
+                yield BranchQuery(m, h, log_weight, sequence.lengths == 0, excluded)
+
+    def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield each branch's term of (10), (B, C), before the factors of repeats and cold items."""
+        items, trained = self.domains[domain], self.items.trained_ranges[domain]
+        for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
+            table, trained_table = self.items.candidate_tables()[m]
+            if candidates is None:
+                z = h @ table[items.start : items.stop].T  # (B, C)
+            else:
+                z = torch.einsum("bd,bcd->bc", h, table[candidates])
+            maximum = z.amax(1)
+            z.sub_(maximum[:, None]).exp_()
+            if candidates is None:
+                columns = self.items.trained_items[trained] - items.start
+                total = (z if self.items.all_trained else z.index_select(1, columns)).sum(1)
+                log_total = maximum + total.clamp(min=torch.finfo(z.dtype).tiny).log()
+            else:
+                log_total = softmax.log_partition(h, trained_table[trained])
+            log_total = softmax.log_subtract_exp(log_total, log_excluded)
+            yield z.mul_((log_weight + maximum - log_total).exp().masked_fill(is_empty, 0.0)[:, None])
+
+    def finish_scores(
+        self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
+    ) -> Tensor:
+        """Return the log of summed branches, (B, C), with the factors of cold items and repeats, in place."""
+        items = self.domains[domain]
+        if not self.items.all_trained:
+            scored = slice(items.start, items.stop) if candidates is None else candidates
+            is_cold = self.items.is_cold[scored]  # (C,) or (B, C)
+            boost = self.config.cold_item_boost if self.content_modalities else 0.0  # ids alone: no score
+            total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
-        if self.config.repeats:
-            self.lower(total, batch, domain, candidates)
-        return total
+        log_repeat, _ = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
+        if candidates is None:
+            is_seen = first_occurrences(batch) & in_domain(batch.items, items)  # (B, T)
+            columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
+            return total.scatter_add_(1, columns, torch.where(is_seen, log_repeat, 0.0))
+        valid = valid_mask(batch.lengths, batch.items.shape[1])[:, None, :]
+        is_seen = ((candidates[:, :, None] == batch.items[:, None, :]) & valid).any(2)  # (B, C)
+        return total.add_(torch.where(is_seen, log_repeat, 0.0))
+
+    # Capabilities
 
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
-        """Return how each branch contributes to the scores of candidates, see `Model.explain`."""
-        return BranchContributions(self.shares(batch, domain, candidates), self.attention(batch))
+        """Return how each branch contributes to the scores, see `Model.explain`.
 
-    def shares(self, batch: Batch, domain: int, candidates: Tensor) -> Tensor:
-        """Returns the share of each branch in the scores of candidates, (B, C, S, M), summing to 1.
-
-        Where content is added to the ids' vectors, those of items that training never met are content alone:
-        their ids' shares are said to be the modalities', by the length of what each adds.
+        A cold item has no id of its own, so the share of its id goes to the content modalities.
         """
-        parts = torch.stack(list(self.branches(batch, domain, candidates)), dim=2)  # (B, C, branches)
-        shares = parts / parts.sum(2, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny)
-        shares = shares.view(*shares.shape[:2], len(self.used), -1)
-        if self.items.fused and self.config.mixed and not self.items.all_met:
-            new, number = self.items.unmet[candidates][..., None], self.modalities.index("id")  # (B, C, 1)
-            adds = self.items.added(candidates) * new  # (B, C, M)
-            shares = shares + shares[..., number, None] * adds[:, :, None]
-            shares[..., number].masked_fill_(new, 0.0)
-        return shares
+        count = len(self.modalities)
+        shares = torch.zeros(*candidates.shape, len(self.sequence_names), count, device=candidates.device)
+        branches = [(s, m) for s in self.scoring_sequences(domain) for m in range(count)]
+        for (s, m), score in zip(branches, self.branch_scores(batch, domain, candidates), strict=True):
+            shares[:, :, s, m] = score
+        shares = shares / shares.sum((2, 3), keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        if "id" in self.modalities and count > 1 and not self.items.all_trained:
+            m, is_cold = self.modalities.index("id"), self.items.is_cold[candidates][..., None]  # (B, C, 1)
+            content_shares = self.items.content_shares(candidates.flatten()).view(*candidates.shape, 1, count)
+            shares = shares + (shares[..., m] * is_cold)[..., None] * content_shares
+            shares[..., m].masked_fill_(is_cold, 0.0)
+        return BranchContributions(shares, self.attention(batch))
 
-    def extend_catalog(self, catalog: ItemFeatures, numbers: Tensor) -> HafVt:
-        """Returns this model over a catalog of more items, in evaluation mode; old scores stay as they are.
-
-        Args:
-            catalog: the items of this model and new ones, which have a count of 0.
-            numbers: (V,) the number in it of each item of this model.
-        """
-        kept = saved_similarity(self.items.state_dict())
-        similar_items = {name: renumber_items(of_old, numbers, len(catalog)) for name, of_old in kept.items()}
-        with_added_items, weights = (
-            HafVt(replace(catalog, similar_items=similar_items), self.config),
-            self.state_dict(),
+    def attention(self, batch: Batch) -> Tensor:
+        """Return the attention of each branch's last state over the merged history, (B, S, M, T)."""
+        attention = torch.zeros(
+            len(batch.items), len(self.encoders), batch.items.shape[1], device=batch.items.device
         )
+        for s, encoder in enumerate(self.encoders):
+            mask = valid_mask(batch.lengths, batch.items.shape[1])
+            if self.sequence_names[s] != MERGED_SEQUENCE:
+                mask = mask & in_domain(batch.items, self.domains[s])
+            sequence = select_items(batch, mask)
+            positions = selected_first(mask)[:, : sequence.items.shape[1]]
+            x = F.embedding(sequence.items, self.items.input_embeddings())
+            attention[:, s].scatter_(1, positions, encoder.last_state(x, sequence.lengths)[1].float())
+        return attention[:, :, None].expand(-1, -1, len(self.modalities), -1)
+
+    def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> HafVt:
+        """Return this model over a larger catalog, see `Model.extend_catalog`."""
+        similar_items = {
+            name: renumber_items(similar, new_index, len(item_features))
+            for name, similar in saved_similar_items(self.items.state_dict()).items()
+        }
+        item_features = replace(item_features, similar_items=similar_items)
+        extended = HafVt(self.prepare_item_features(item_features, self.config), self.config)
+        weights = self.state_dict()
         if "id" in self.modalities:
-            rows = torch.zeros_like(with_added_items.items.ids.weight)
-            rows[numbers] = self.items.ids.weight
-            weights["items.ids.weight"] = rows.detach()
-        links = {name: buffer for name, buffer in with_added_items.named_buffers() if name in weights}
-        with_added_items.load_state_dict(weights | links)
-        return with_added_items.eval()
-
-
-def first_times(batch: Batch) -> Tensor:
-    """Returns the slots that hold an item which no earlier slot of their row holds, (B, T)."""
-    same = batch.items[:, :, None] == batch.items[:, None, :]  # (B, T, T)
-    earlier = ~no_later(batch.items.shape[1], batch.items.device).T
-    return valid_mask(batch.lengths, batch.items.shape[1]) & ~(same & earlier).any(2)
-
-
-def no_later(width: int, device: torch.device) -> Tensor:
-    """Returns which slots (columns) come at a slot (rows) or before it, (T, T)."""
-    place = torch.arange(width, device=device)
-    return place <= place[:, None]
+            ids = torch.zeros_like(extended.items.ids.weight)
+            ids[new_index] = self.items.ids.weight
+            weights["items.ids.weight"] = ids.detach()
+        neighbors = {name: buffer for name, buffer in extended.named_buffers() if name in weights}
+        extended.load_state_dict(weights | neighbors)
+        return extended.eval()

@@ -20,7 +20,7 @@ from hafvt.files import LOCK_NAME, atomic_file, read_json, sha256
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
-from hafvt.models.item_tables import saved_similarity
+from hafvt.models.item_embeddings import saved_similar_items
 from hafvt.training.checkpoint import load_checkpoint, unpack
 
 FORMAT = 2
@@ -210,7 +210,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         prefix = "model.items."
         tables = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         try:
-            similar_items = saved_similarity(tables)  # found in training, not computed again
+            similar_items = saved_similar_items(tables)  # found in training, not computed again
             model = build_model(about["model"], replace(item_features, similar_items=similar_items), config)
             unpack(tensors, model)
         except HafvtError as error:

@@ -1,0 +1,197 @@
+"""The literal equations of HAF-VT (arXiv 2504.15085), for comparison with `hafvt.py`.
+
+A history has D + 1 sequences: the items of each domain, S^X, S^Y, ..., and all items, S^{X+Y}. Each item has
+M modalities: its id (learned), and its picture and title (frozen vectors of CLIP or other encoders). For each
+sequence s and modality m, with embeddings E_m of all items:
+
+    H = softmax(Q K^T / sqrt(d)) V, with Q, K, V linear in the rows of E_m for the items of s     (1), (3)
+    h = the last row of H;  P_s,m(i) = softmax_i(cos(h, E_m,i))                            (2), (4) to (6)
+    P_s(i) = alpha P_s,id(i) + beta P_s,image(i) + (1 - alpha - beta) P_s,title(i)                     (7)
+    L_s = -sum_t log P_s(x_t+1 | x_1 ... x_t)                                                          (8)
+    L = L_X + lambda1 L_Y + lambda2 L_{X+Y}                                                            (9)
+    score(i) = P_X(i) + lambda1 P_Y(i) + lambda2 P_{X+Y}(i), for items i of domain X                  (10)
+
+The paper leaves the following open, and this file decides it:
+
+* All next items of a sequence are targets, under a causal mask. (8) is a mean over targets, not a sum, so
+  that lambda1 and lambda2 do not depend on how many items each domain has.
+* lambda1 and lambda2 have no published values: see `HafVtPaperConfig`. alpha, beta and 1 - alpha - beta are
+  equal. No L2 penalty: the paper names a range for its weight, but not where it applies; use `weight_decay`.
+* One model serves all domains: the loss is the mean of (9) with every domain as X.
+* P_Y of an item of X, which (10) needs, compares the last state of S^Y with the embeddings of X's items, by a
+  softmax over X. An empty sequence adds nothing.
+* P_{X+Y} is a softmax over all items, in training and in (10), where only the items of X are ranked. Its
+  share is thus lower in small domains.
+* An item without a picture or title has the mean vector of its domain, in histories and as a candidate.
+* Softmaxes run over trained items. A cold item (without training interactions) has id embedding 0, and its
+  branches of ids add nothing to its score. This model does not score items that are added after training.
+* The softmax has no temperature, as printed: cosines lie in [-1, 1], so probabilities stay near uniform.
+* Dropout acts on the input and on the output of attention. There are no positions and no residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError
+from hafvt.features.item_features import ItemFeatures, prepare_vectors
+from hafvt.models.base import BranchContributions, Model
+from hafvt.models.blocks import Dropout
+from hafvt.models.configs import HafVtPaperConfig
+from hafvt.models.item_embeddings import TrainedItems
+from hafvt.models.sequences import (
+    in_domain,
+    last_states,
+    next_items,
+    select_items,
+    selected_first,
+    valid_mask,
+)
+from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
+
+
+class AttentionLayer(nn.Module):
+    """Attention over one sequence in one modality, equations (1) and (3).
+
+    Args:
+        width: d, of the modality's embeddings.
+        dropout: Dropout rate.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return H, (B, T, d), and the attention of each item to earlier ones and itself, (B, T, T)."""
+        q, k, v = self.qkv(self.dropout(x)).chunk(3, dim=2)  # (B, T, d) each
+        later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=q.dtype, device=x.device).triu(1)
+        attention = torch.softmax((q * x.shape[2] ** -0.5) @ k.transpose(1, 2) + later, dim=2)  # (3)
+        return self.dropout(attention @ v), attention  # (1)
+
+
+class HafVtPaper(Model):
+    """HAF-VT as printed; see the module's docstring.
+
+    Args:
+        item_features: The items.
+        config: Hyperparameters.
+
+    Raises:
+        HafvtError: If a modality is not encoded.
+    """
+
+    can_explain = True
+
+    def __init__(self, item_features: ItemFeatures, config: HafVtPaperConfig) -> None:
+        super().__init__()
+        self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
+        self.modalities = config.modalities or ("id", *sorted(item_features.vectors))
+        self.content_modalities = tuple(name for name in self.modalities if name != "id")
+        if missing := [name for name in self.content_modalities if name not in item_features.vectors]:
+            raise HafvtError(
+                f"no features {', '.join(missing)}: encode them, or leave them out of modalities"
+            )
+        self.sequence_names = (*(domain.name for domain in self.domains), "all domains")
+        self.items = TrainedItems(item_features)
+        if "id" in self.modalities:
+            self.ids = nn.Embedding(len(item_features), config.width)
+            nn.init.normal_(self.ids.weight, std=config.width**-0.5)
+        for name in self.content_modalities:
+            rows = prepare_vectors(item_features.vectors[name], item_features, width=0)
+            self.register_buffer(f"content_{name}", rows, persistent=False)
+        self.layers: Any = nn.ModuleList(  # D + 1 lists of M
+            nn.ModuleList(AttentionLayer(table.shape[1], config.dropout) for table in self.embeddings())
+            for _ in self.sequence_names
+        )
+
+    def embeddings(self) -> list[Tensor]:
+        """Return E_m, the embeddings of all items, for each modality, (V, d) each."""
+        return [
+            self.ids.weight.masked_fill(self.items.is_cold[:, None], 0.0)
+            if name == "id"
+            else getattr(self, f"content_{name}")
+            for name in self.modalities
+        ]
+
+    def sequences(self, batch: Batch) -> list[Batch]:
+        """Return S^X, S^Y, ... and S^{X+Y}."""
+        return [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return (9), averaged over every domain as X."""
+        count, embeddings = len(self.domains), self.embeddings()
+        lambdas = [(1 + self.config.lambda1 * (count - 1)) / count] * count + [self.config.lambda2]
+        loss = torch.zeros((), device=self.items.is_cold.device)
+        for s, sequence in enumerate(self.sequences(batch)):
+            inputs, mask, _ = next_items(sequence)
+            mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
+            targets = self.items.trained_index[sequence.items[:, 1:][mask]]  # (N,)
+            log_p = []
+            for name, table, layer in zip(self.modalities, embeddings, self.layers[s], strict=True):
+                h, _ = layer(F.embedding(inputs.items, table))
+                h = F.normalize(h.float(), dim=2)[mask]  # (N, d)
+                query = SoftmaxQuery(h, targets, self.items.trained_ranges[s])
+                rows = table.index_select(0, self.items.trained_items)
+                log_p += target_log_probabilities([query], rows, normalize_rows=name == "id")  # (4) to (6)
+            mixture = torch.stack(log_p).logsumexp(0) - torch.tensor(len(log_p)).log()  # (7), (N,)
+            loss = loss - lambdas[s] * mixture.sum() / max(len(targets), 1)  # (8)
+        return loss
+
+    def branch_scores(
+        self, batch: Batch, domain: int, candidates: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each branch's term of (10), (B, C), and its attention over its sequence, (B, T).
+
+        Sequence by sequence, modality by modality.
+        """
+        here = slice(self.domains[domain].start, self.domains[domain].stop)
+        is_cold = self.items.is_cold[here if candidates is None else candidates]  # (C,) or (B, C)
+        merged = len(self.domains)
+        for s, sequence in enumerate(self.sequences(batch)):
+            weight = {domain: 1.0, merged: self.config.lambda2}.get(s, self.config.lambda1)
+            softmax_range = self.items.trained_ranges[merged if s == merged else domain]
+            for m, table in enumerate(self.embeddings()):
+                h, attention = self.layers[s][m](F.embedding(sequence.items, table))
+                h = F.normalize(last_states(h, sequence.lengths).float(), dim=1)  # (B, d)
+                table = F.normalize(table, dim=1) if self.modalities[m] == "id" else table
+                if candidates is None:
+                    cosine = h @ table[here].T  # (2), (B, C)
+                else:
+                    cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
+                rows = table.index_select(0, self.items.trained_items)[softmax_range]
+                p = (cosine - log_partition(h, rows)[:, None]).exp()  # (4) to (6)
+                if self.modalities[m] == "id":
+                    p = p.masked_fill(is_cold, 0.0)
+                p = p.masked_fill((sequence.lengths == 0)[:, None], 0.0)
+                yield weight / len(self.modalities) * p, last_states(attention, sequence.lengths)  # (7), (10)
+
+    def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
+        """Return the log of (10), see `Model.scores`."""
+        total = sum(score for score, _ in self.branch_scores(batch, domain, candidates))
+        return torch.as_tensor(total).clamp(min=1e-30).log()
+
+    def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
+        """Return how each branch contributes to the scores, see `Model.explain`."""
+        width, count = batch.items.shape[1], len(self.modalities)
+        scores, attention = [], []
+        for branch, (score, weights) in enumerate(self.branch_scores(batch, domain, candidates)):
+            mask = valid_mask(batch.lengths, width)
+            if branch // count < len(self.domains):
+                mask = mask & in_domain(batch.items, self.domains[branch // count])
+            positions = selected_first(mask)[:, : weights.shape[1]]
+            attention.append(
+                torch.zeros(mask.shape, device=mask.device).scatter(1, positions, weights.float())
+            )
+            scores.append(score)
+        shape = len(self.sequence_names), count  # S, M
+        shares = torch.stack(scores, dim=2).view(*candidates.shape, *shape)
+        shares = shares / shares.sum((2, 3), keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        return BranchContributions(shares, torch.stack(attention, dim=1).view(-1, *shape, width))

@@ -1,0 +1,229 @@
+"""Embeddings of all items for HAF-VT: learned for ids, frozen for the content (pictures, titles).
+
+The *input embedding* of an item adds what HAF-VT knows about it, (id_width,):
+
+    n / (n + id_shrinkage) * id
+      + sum over content modalities m of
+          W_m content_m + id_shrinkage / (n + id_shrinkage) * sum_j a_mj n_j / (n_j + id_shrinkage) * id_j
+
+Here n is the item's number of training interactions, W_m is learned, and j runs over the item's most similar
+trained items in modality m, with weights a_mj that sum to 1. So a rare item relies on its content and on
+similar items, a frequent one on its own id. A cold item (n = 0) has no id of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafvt.errors import HafvtError
+from hafvt.features.item_features import ItemFeatures, SimilarItems, prepare_vectors
+from hafvt.models.configs import HafVtConfig
+from hafvt.ops.embedding import SparseLinks, add_weighted_rows, build_links, weighted_row_sums
+
+CONTENT_WIDTH = 128
+"""Principal directions of the frozen vectors that are kept; 64 and 128 rank alike, all directions worse."""
+INITIAL_STD = 0.02
+"""Standard deviation of initial ids and projections: only directions count, and short vectors turn faster."""
+
+T = TypeVar("T")
+
+
+class TrainedItems(nn.Module):
+    """Which of V items are cold, and the numbering of the V' trained items.
+
+    Attributes:
+        all_trained: Whether no item is cold.
+        trained_ranges: For each domain, and last for the whole catalog, the range among the trained items.
+    """
+
+    is_cold: Tensor
+    """(V,) bool"""
+    trained_items: Tensor
+    """(V',) the trained items, ascending."""
+    trained_index: Tensor
+    """(V,) the position of each trained item in `trained_items`."""
+    train_counts: Tensor
+    """(V',) training interactions of each trained item."""
+
+    def __init__(self, item_features: ItemFeatures) -> None:
+        super().__init__()
+        trained = item_features.is_trained
+        self.all_trained = bool(trained.all())
+        self.register_buffer("is_cold", ~trained, persistent=False)
+        self.register_buffer("trained_items", trained.nonzero()[:, 0], persistent=False)
+        self.register_buffer("trained_index", trained.cumsum(0) - 1, persistent=False)
+        self.register_buffer("train_counts", item_features.train_counts[trained], persistent=False)
+        before = F.pad(trained.cumsum(0), (1, 0)).tolist()
+        ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(trained))]
+        self.trained_ranges = [slice(before[start], before[stop]) for start, stop in ranges]
+
+
+class ItemEmbeddings(TrainedItems):
+    """Embeddings of all items.
+
+    Args:
+        item_features: The items; `similar_items` must be there if the model has ids and `num_neighbors`.
+        config: The model's hyperparameters.
+
+    Attributes:
+        content_modalities: Names of the frozen modalities, such as image and title.
+        modalities: Names of the modalities whose embeddings candidates are compared by.
+        widths: Width of the embeddings of each of `modalities`.
+
+    Raises:
+        HafvtError: If a modality is not encoded, or similar items are missing.
+    """
+
+    id_weight: Tensor
+    """(V, 1) weight of an item's own id in its input embedding."""
+    shared_weight: Tensor
+    """(V, 1) weight of similar items' ids; for a cold item, its mean over all training interactions."""
+
+    def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
+        super().__init__(item_features)
+        names = config.modalities or ("id", *sorted(item_features.vectors))
+        self.content_modalities = tuple(name for name in names if name != "id")
+        if missing := [name for name in self.content_modalities if name not in item_features.vectors]:
+            raise HafvtError(
+                f"no features {', '.join(missing)}: encode them, or leave them out of modalities"
+            )
+        if not config.modality_branches and "id" not in names:
+            raise HafvtError('modality_branches false needs "id" among the modalities')
+        self.modalities = names if config.modality_branches else ("id",)
+        widths = {"id": config.id_width}
+        if "id" in names:
+            self.ids = nn.Embedding(len(item_features), config.id_width)
+            nn.init.normal_(self.ids.weight, std=INITIAL_STD)
+        for name in self.content_modalities:
+            rows = prepare_vectors(item_features.vectors[name], item_features, CONTENT_WIDTH)
+            self._buffer(f"content_{name}", rows)
+            widths[name] = rows.shape[1]
+        self.widths = [widths[name] for name in self.modalities]
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(widths[name], config.id_width, bias=False) for name in self.content_modalities}
+        )
+        for weight in self.projections.parameters():
+            nn.init.normal_(weight, std=INITIAL_STD)
+        counts, has_content_and_ids = item_features.train_counts, "id" in names and len(names) > 1
+        shrinks = has_content_and_ids and config.id_shrinkage > 0
+        id_weight = counts / (counts + config.id_shrinkage) if shrinks else (~self.is_cold).float()
+        self._buffer("id_weight", id_weight[:, None])
+        mean_shared_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
+        self._buffer("shared_weight", torch.where(self.is_cold, mean_shared_weight, 1 - id_weight)[:, None])
+        self.has_neighbors = has_content_and_ids and config.num_neighbors > 0
+        for name in self.content_modalities if self.has_neighbors else ():
+            if name not in item_features.similar_items:
+                raise HafvtError(f"no similar items by {name}: call HafVt.prepare_item_features first")
+            neighbors, weights, *_ = item_features.similar_items[name]
+            self._set_links(name, build_links(neighbors, weights, len(item_features)))
+        self.register_load_state_dict_post_hook(_rebuild_reverse_links)  # type: ignore[no-untyped-call]
+        self._cache: dict[str, Any] = {}
+
+    def _buffer(self, name: str, value: Tensor, persistent: bool = False) -> None:
+        self.register_buffer(name, value, persistent=persistent)
+
+    def _set_links(self, name: str, links: SparseLinks) -> None:
+        """Register links; those to neighbors are saved, as another processor may find other neighbors."""
+        for field, values in links._asdict().items():
+            self._buffer(f"neighbor_{field}_{name}", values, persistent=field in ("rows", "weights"))
+
+    def links(self, name: str) -> SparseLinks:
+        """Return the links from items to their most similar items in a modality."""
+        return SparseLinks(*(getattr(self, f"neighbor_{field}_{name}") for field in SparseLinks._fields))
+
+    def content(self, name: str) -> Tensor:
+        """Return the frozen vectors of a modality, (V, d); an item without one has its domain's mean."""
+        rows: Tensor = getattr(self, f"content_{name}")
+        return rows
+
+    def input_embeddings(self) -> Tensor:
+        """Return the input embeddings of all items, (V, id_width); see the module's docstring."""
+        return self.cached_in_eval("input_embeddings", self._input_embeddings)
+
+    def _input_embeddings(self) -> Tensor:
+        ids = self._weighted_ids()
+        total = ids.clone() if self.content_modalities else ids  # sums are taken in place
+        for name, project in self.projections.items():
+            total += project(self.content(name))
+            if self.has_neighbors:
+                total = add_weighted_rows(total, ids, self.links(name), self.shared_weight)
+        return total
+
+    def _weighted_ids(self) -> Tensor:
+        """Return the ids' part of the input embeddings, (V, id_width); zeros without ids."""
+        if "id" in self.modalities:
+            return self.ids.weight * self.id_weight
+        width = next(self.projections.parameters()).shape[0]
+        return self.id_weight.new_zeros(len(self.id_weight), width)
+
+    def content_embeddings(self, name: str, items: Tensor) -> Tensor:
+        """Return what a content modality adds to the input embeddings of items, (N,) -> (N, id_width)."""
+        total: Tensor = self.projections[name](self.content(name)[items])
+        if self.has_neighbors:
+            links = self.links(name)
+            sums = weighted_row_sums(self._weighted_ids(), links.rows[items], links.weights[items])
+            total = total + self.shared_weight[items] * sums
+        return total
+
+    def content_shares(self, items: Tensor) -> Tensor:
+        """Return each modality's share in the content part of input embeddings, by length, (N,) -> (N, M).
+
+        Rows sum to 1, and the share of ids is 0.
+        """
+        shares = torch.zeros(len(items), len(self.modalities), device=items.device)
+        for name in self.content_modalities:
+            shares[:, self.modalities.index(name)] = self.content_embeddings(name, items).norm(dim=1)
+        return F.normalize(shares, p=1, dim=1)
+
+    def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
+        """Return for each modality the embeddings of all items and of the trained items, (V, d), (V', d).
+
+        The embeddings are those that cosines are taken with: of unit length, or a mean of such.
+        """
+        return self.cached_in_eval("candidate_tables", self._candidate_tables)
+
+    def _candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
+        tables = [
+            F.normalize(self.input_embeddings(), dim=1) if name == "id" else self.content(name)
+            for name in self.modalities
+        ]
+        return [(table, table if self.all_trained else table[self.trained_items]) for table in tables]
+
+    def cached_in_eval(self, name: str, compute: Callable[[], T]) -> T:
+        """Return `compute()`, a function of the weights; in inference, compute it once under that name."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return compute()
+        if self._cache.get("device") != self.is_cold.device:
+            self._cache = {"device": self.is_cold.device}
+        if name not in self._cache:
+            self._cache[name] = compute()
+        value: T = self._cache[name]
+        return value
+
+    def train(self, mode: bool = True) -> ItemEmbeddings:
+        """Set training or evaluation mode, and clear the cache."""
+        self._cache = {}
+        super().train(mode)
+        return self
+
+
+def saved_similar_items(weights: Mapping[str, Tensor]) -> dict[str, SimilarItems]:
+    """Return the similar items by modality in the state dict of `ItemEmbeddings`."""
+    prefix, similar_items = "neighbor_rows_", {}
+    for key, rows in weights.items():
+        if key.startswith(prefix):
+            name, none = key.removeprefix(prefix), rows.new_zeros(len(rows), 0)
+            similar_items[name] = SimilarItems(rows, weights[f"neighbor_weights_{name}"], none, 0)
+    return similar_items
+
+
+def _rebuild_reverse_links(embeddings: ItemEmbeddings, _: object) -> None:
+    """Recompute reversed links, which are not saved, after neighbors were loaded."""
+    for name in embeddings.content_modalities if embeddings.has_neighbors else ():
+        links = embeddings.links(name)
+        embeddings._set_links(name, build_links(links.rows, links.weights, len(embeddings.is_cold)))

@@ -4,7 +4,7 @@
 
 Prepares movielens-posters with 10 % of each domain's items held out, trains each run of `RUNS` by the command
 line on one thread, and ranks the targets among held-out items (cold) and the test targets (warm). What was
-stopped goes on when the command is given again; what is finished is left as it is. `new_items`, the factor on
+stopped goes on when the command is given again; what is finished is left as it is. `cold_item_boost`, the factor on
 the score of cold items, changes scores alone: one run shows what each value of it gives.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
                 out.with_suffix(".log"),
             )
         run = open_run(out, data)
-        for factor in FACTORS if options == "" else (run.config.new_items,):
+        for factor in FACTORS if options == "" else (run.config.cold_item_boost,):
             measured.append({"run": name, "command": f"hafvt {command}", **measure(run, factor)})
     write(measured)
 
@@ -79,13 +79,13 @@ def make_data(source: Path, out: Path) -> Path:
 
 
 def measure(run: Run, factor: float) -> dict[str, Any]:
-    """Returns what a run has at a value of `new_items`: cold MRR, warm MRR, places among the best ten."""
+    """Returns what a run has at a value of `cold_item_boost`: cold MRR, warm MRR, places among the best ten."""
     model = run.model
     assert isinstance(model, HafVt)
-    model.config = model.config.replace(new_items=factor)
+    model.config = model.config.replace(cold_item_boost=factor)
     _, results, chance = rank_cold_targets(run, torch.device("cpu"))
     return {
-        "new_items": factor,
+        "cold_item_boost": factor,
         "cold": {name: vars(row["MRR"]) for name, row in results.items()},
         "cold_shown": {
             name: percent(row["MRR"].value) + " " + interval(row["MRR"]) for name, row in results.items()
@@ -104,20 +104,20 @@ def places(model: HafVt, run: Run) -> float:
     with torch.inference_mode():
         for number, domain in enumerate(model.domains):
             best = model.scores(batch, number).topk(10, dim=1).indices + domain.start
-            measured.append(float(model.items.unmet[best].float().mean()))
+            measured.append(float(model.items.is_cold[best].float().mean()))
     return sum(measured) / len(measured)
 
 
 def write(measured: list[dict[str, Any]]) -> None:
     """Writes results/cold.md and .json."""
     machine = describe()
-    header = ["run", "`new_items`", "cold MRR (%), mean of the domains", "times random's"]
+    header = ["run", "`cold_item_boost`", "cold MRR (%), mean of the domains", "times random's"]
     header += ["by domain", "warm MRR (%)", "places among the best ten (%)"]
     rows = []
     for one in measured:
         names = [name for name in one["times"] if name != "overall"]
         by_domain = ", ".join(f"{one['times'][name]:.1f} {name}" for name in names)
-        cells = [one["run"], f"{one['new_items']:g}", one["cold_shown"]["overall"]]
+        cells = [one["run"], f"{one['cold_item_boost']:g}", one["cold_shown"]["overall"]]
         cells += [f"{one['times']['overall']:.1f}", by_domain, percent(one["warm"]), percent(one["places"])]
         rows.append(cells)
     rows.append(["a random order", "", percent(measured[0]["chance"]["overall"]), "1.0", "", "", ""])

@@ -30,7 +30,7 @@ from hafvt.tables import markdown_table
 USERS, LENGTH, OTHER = 20_000, 20, 100
 CASES = {
     "sasrec": {"width": 64, "max_length": LENGTH},
-    "hafvt": {"id_width": 64, "content_width": 64, "max_length": LENGTH},
+    "hafvt": {"id_width": 64, "max_length": LENGTH},
 }
 
 

@@ -52,7 +52,7 @@ def measure(items: int) -> dict[str, float]:
         for name in ("image", "title")
     }
     catalog = ItemFeatures(domains, vectors, torch.ones(items))
-    model = HafVt(catalog, HafVtConfig(content_width=0))
+    model = HafVt(catalog, HafVtConfig(num_neighbors=0))
     del vectors, catalog
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 

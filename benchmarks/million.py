@@ -52,10 +52,9 @@ def main() -> None:
     data = make(arguments.work / "data", arguments.items // 2)
     params = {
         "id_width": WIDTH,
-        "content_width": WIDTH,
         "max_length": 20,
         "num_negatives": 512,
-        "fused": False,
+        "num_neighbors": 0,
     }
     train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
     trained = time.monotonic() - begun
@@ -218,7 +217,7 @@ def markdown(measured: dict[str, Any]) -> str:
 {sentence(measured["machine"])}
 Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, other work slowed this).
 Two domains of {measured["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
-(`fused=False`), one epoch of training, ten items recommended to each history.
+(`num_neighbors=0`), one epoch of training, ten items recommended to each history.
 
 | | all items ranked | with an index |
 | --- | ---: | ---: |

@@ -33,6 +33,7 @@ from hafvt.features.item_features import ItemFeatures, Vectors, load_item_featur
 from hafvt.files import read_json, write_json
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.hafvt import HafVt
+from hafvt.models.sequences import in_domain, select_items
 from hafvt.ops.dtype import compute_dtype
 from hafvt.tables import markdown_table
 
@@ -46,30 +47,25 @@ class PlainHafVt(HafVt):
 
     def loss(self, batch: Batch) -> Tensor:
         """See `HafVt.loss`."""
-        of_domain = (1 + self.config.lambda1 * (len(self.domains) - 1)) / len(self.domains)
-        loss = torch.zeros(())
-        for row, (number, sequence) in enumerate(zip(self.used, self.sequences(batch), strict=True)):
-            pair, candidates = self.pairs(sequence), self.items.learned[number]
-            train_counts = self.items.met_items[candidates]  # (V',)
-            columns = self.items.met_number[pair.inputs.items[pair.mask.nonzero()[:, 0]]] - candidates.start
-            seen = torch.zeros(len(columns), len(train_counts))
-            seen.scatter_add_(
-                1, columns.clamp(0, len(train_counts) - 1), pair.seen.float()
-            )  # (N, T) -> (N, V')
-            read = F.embedding(pair.inputs.items, self.items.entering()) if self.encoders else None
-            states = None if read is None else self.encoders[row](read)
+        sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
+        embeddings, loss = self.items.input_embeddings(), torch.zeros(())
+        for s, sequence in enumerate(sequences):
+            t, candidates = self.train_targets(sequence), self.items.trained_ranges[s]
+            trained = self.items.trained_items[candidates]  # (V',)
+            seen = torch.zeros(len(t.targets), len(trained))  # (N, V')
+            columns = (t.seen - candidates.start).clamp(0, len(trained) - 1)
+            seen.scatter_add_(1, columns, (t.seen >= 0).float())
+            states = self.encoders[s](F.embedding(t.inputs.items, embeddings))
             log_p = []
-            for modality in range(len(self.modalities)):
-                x = self.items.history(modality, pair.inputs.items) if states is None else states
-                h = F.normalize(self.layer(row, modality)(x)[pair.mask], dim=1)
-                logits = h @ self.items.compared(modality)[train_counts].T / self.config.temperature
-                logits = logits + seen * self.log_again()[0]
-                measured = torch.log_softmax(logits, dim=1)
-                places = self.items.met_number[pair.targets] - candidates.start  # (N,)
-                log_p.append(measured.gather(1, places[:, None])[:, 0])
-            mixture = (self.log_weights()[row] + torch.stack(log_p, dim=1)).logsumexp(1)
-            factor = self.config.lambda2 if number == len(self.domains) else of_domain
-            loss = loss - factor * mixture.sum() / max(len(mixture), 1)
+            for m, (table, _) in enumerate(self.items.candidate_tables()):
+                h = F.normalize(self.heads[s][m](states)[t.mask], dim=1)
+                logits = h @ table[trained].T / self.config.temperature + seen * self.log_repeat_weight()[0]
+                log_p.append(
+                    torch.log_softmax(logits, 1).gather(1, (t.targets - candidates.start)[:, None])[:, 0]
+                )
+            mixture = (self.log_modality_weights()[s] + torch.stack(log_p, dim=1)).logsumexp(1)
+            weight = self.config.lambda2 if s == len(self.domains) else 1 / len(self.domains)
+            loss = loss - weight * mixture.sum() / max(len(mixture), 1)
         return loss
 
 
@@ -117,7 +113,8 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
         catalog = load_item_features(data)
         order = TrainBatches(data, BATCH, LENGTH + 1, seed=0)
         batches = [batch for number in range(passes) for batch in order.epoch(number)]
-    model = kind(catalog, HafVtConfig(max_length=LENGTH))
+    config = HafVtConfig(max_length=LENGTH)
+    model = kind(HafVt.prepare_item_features(catalog, config), config)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
     bf16 = compute_dtype(torch.device("cpu")) == torch.bfloat16 and system == "hafvt"
@@ -155,7 +152,7 @@ def measure(case: str, system: str, work: Path, passes: int) -> dict[str, Any]:
 
 def timed_softmax() -> list[float]:
     """Makes the model's softmaxes count the seconds that they take; all their gradients are made there."""
-    from hafvt.models import hafvt
+    from hafvt.models.hafvt import softmax
 
     spent = [0.0]
 
@@ -169,7 +166,7 @@ def timed_softmax() -> list[float]:
         return run
 
     for name in ("catalog_nll", "target_log_probabilities"):
-        setattr(hafvt, name, timed(getattr(hafvt, name)))
+        setattr(softmax, name, timed(getattr(softmax, name)))
     return spent
 
 

@@ -47,8 +47,8 @@ RUNS = [
     ("amazon-food-kitchen", "popularity", "popularity"),
     ("amazon-food-kitchen", "sasrec", "sasrec"),
     ("amazon-food-kitchen", "hafvt ids only", "hafvt --epochs 20 --params.modalities [id]"),
-    ("movielens-posters", "hafvt paper", "hafvt --preset paper --epochs 10"),
-    ("amazon-food-kitchen", "hafvt paper", "hafvt --preset paper --epochs 10"),
+    ("movielens-posters", "hafvt paper", "hafvt-paper --epochs 10"),
+    ("amazon-food-kitchen", "hafvt paper", "hafvt-paper --epochs 10"),
 ]
 
 

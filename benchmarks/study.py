@@ -38,25 +38,18 @@ from hafvt.training.run import open_run
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 6}
 COMMON = "--learning-rate 0.003 --batch-size 128 --params.max_length 20 --patience 0 --test false --resume"
 SASREC = "sasrec --params.width 64"
-NARROW = "--params.id_width 64 --params.content_width 64"
+NARROW = "--params.id_width 64"
 VARIANTS = {
     "sasrec": SASREC,
     "default": f"hafvt {NARROW}",
-    "unmixed": f"hafvt {NARROW} --params.mixed false",
+    "unmixed": f"hafvt {NARROW} --params.modality_branches false",
     "ids only": f"hafvt {NARROW} --params.modalities [id]",
     "ids and titles": f"hafvt {NARROW} --params.modalities [id,title]",
     "ids and pictures": f"hafvt {NARROW} --params.modalities [id,image]",
-    "without repeats": f"hafvt {NARROW} --params.repeats false",
     "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
-    "without distances": f"hafvt {NARROW} --params.distances false",
     "one block": f"hafvt {NARROW} --params.blocks 1",
-    "an attention of each branch": f"hafvt {NARROW} --params.blocks 0",
-    "128 directions of content": f"hafvt {NARROW} --params.content_width 128",
-    "all of content": f"hafvt {NARROW} --params.content_width 0",
-    "content apart from ids": f"hafvt {NARROW} --params.fused false",
-    "without neighbors": f"hafvt {NARROW} --params.neighbors 0",
-    "without groups": f"hafvt {NARROW} --params.groups []",
-    "no shared parameters": f"hafvt {NARROW} --params.shrinkage 0",
+    "without neighbors": f"hafvt {NARROW} --params.num_neighbors 0",
+    "no shared parameters": f"hafvt {NARROW} --params.id_shrinkage 0",
     "not averaged": f"hafvt {NARROW} --ema-decay 0",
     "sasrec, not averaged": f"{SASREC} --ema-decay 0",
     "dropout 0.1": f"hafvt {NARROW} --params.dropout 0.1",
@@ -64,8 +57,6 @@ VARIANTS = {
     "temperature 0.07": f"hafvt {NARROW} --params.temperature 0.07",
     "temperature 0.15": f"hafvt {NARROW} --params.temperature 0.15",
     "lambda2 10": f"hafvt {NARROW} --params.lambda2 10",
-    "lambda1 1": f"hafvt {NARROW} --params.lambda1 1",
-    "equal weights": f"hafvt {NARROW} --params.weights equal",
     "learning rate 0.001": f"hafvt {NARROW} --learning-rate 0.001",
     "batches of 32": f"hafvt {NARROW} --batch-size 32 --learning-rate 0.0015",
     "histories of 50": f"hafvt {NARROW} --params.max_length 50",
@@ -74,8 +65,6 @@ VARIANTS = {
 PICTURED = {"ids and titles", "ids and pictures"}  # say something where there are pictures beside titles
 RANKINGS: dict[str, dict[str, float]] = {
     # fields of the default to rank with; popularity: log of the count, times this, added to scores
-    "not renormalized": {"renormalized": False},
-    **{f"lambda1 {value} in ranking": {"lambda1": value} for value in (0.001, 0.1, 1.0)},
     **{f"lambda2 {value} in ranking": {"lambda2": value} for value in (0.3, 1.0, 10.0)},
     "popularity less 0.1 in ranking": {"popularity": -0.1},  # names must differ by letters and digits
     "popularity more 0.1 in ranking": {"popularity": 0.1},

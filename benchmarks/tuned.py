@@ -42,7 +42,6 @@ WIDTH = 64
 EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
 LONGER, PATIENCE = 2, 3  # the last trainings beside those of the search; validations without a better one
 LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
-CONTENT = {"movielens-posters": 64, "amazon-food-kitchen": 128}  # directions of what is frozen
 PROTOCOLS = ("full", "sampled-unseen")
 SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
     "batch_size": [128],
@@ -54,19 +53,15 @@ OUR_SPACE = {  # beside it, in place of the wide ranges that `tune` has for the 
     "blocks": [2],
     "dropout": [0.05, 0.35],
     "temperature": [0.07, 0.14, "log"],
-    "lambda1": [0.1, 1.0, "log"],
     "lambda2": [1.0, 10.0, "log"],
 }
 PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what this project added
-    "hafvt, unmixed": "--params.mixed false",
+    "hafvt, unmixed": "--params.modality_branches false",
     "hafvt, ids only": "--params.modalities [id]",
     "hafvt, merged history alone": "--params.hierarchy false",
     "hafvt, ids, merged history (original)": "--params.modalities [id] --params.hierarchy false",
-    "hafvt without repeats": "--params.repeats false",
-    "hafvt without distances": "--params.distances false",
-    "hafvt without neighbors": "--params.neighbors 0",
-    "hafvt without groups": "--params.groups []",
-    "hafvt, no shared parameters": "--params.shrinkage 0",
+    "hafvt without neighbors": "--params.num_neighbors 0",
+    "hafvt, no shared parameters": "--params.id_shrinkage 0",
     "hafvt, ids and titles": "--params.modalities [id,title]",
     "hafvt, ids and pictures": "--params.modalities [id,image]",
 }
@@ -189,7 +184,7 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
 
 def tune(data: Path, model: str, out: Path, jobs: int) -> None:
     """Searches the settings of a model, or goes on with it."""
-    widths = {"id_width": WIDTH, "content_width": CONTENT[data.name]} if model == OURS else {"width": WIDTH}
+    widths = {"id_width": WIDTH} if model == OURS else {"width": WIDTH}
     fixed = {"max_length": LENGTHS[data.name], **widths}
     command = ["tune", model, "--data", str(data), "--out", str(out), "--trials", str(TRIALS)]
     command += ["--epochs", str(EPOCHS[data.name]), "--jobs", str(jobs)]

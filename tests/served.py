@@ -20,7 +20,7 @@ from hafvt.files import read_json, write_json
 from hafvt.server.slow_clients import SlowClientProtocol
 from tests.conftest import write_small
 
-SIZES = {"id_width": 8, "content_width": 6}
+SIZES = {"id_width": 8}
 ODD_ID = "../a b/<i>&?é"  # of an item
 
 

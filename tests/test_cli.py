@@ -130,7 +130,7 @@ def test_the_main_job_from_the_command_line(tmp_path, capsys, monkeypatch):
         "prepare --interactions world/interactions.csv --items world/items.csv --min-per-domain 3 --out data",
         "info data",
         "encode data --image classic --title classic",
-        "train hafvt data --out run --epochs 2 --params.id_width 8 --params.content_width 8",
+        "train hafvt data --out run --epochs 2 --params.id_width 8",
         "train sasrec data --out sas --epochs 1 --params.width 8",
         "evaluate run --exclude-seen",
         "evaluate run --split valid",

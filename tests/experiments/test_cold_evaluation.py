@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     """A dataset with held-out items, and runs on it."""
     root = tmp_path_factory.mktemp("cold")
     data = prepare_with_pictures(root / "data", interactions())
-    small = {"id_width": 8, "content_width": 6}
+    small = {"id_width": 8}
     settings = {"epochs": 4, "batch_size": 16, "learning_rate": 0.03, "test": False}
     train("hafvt", data, root / "hafvt", params=small, **settings)
     train("popularity", data, root / "popularity", test=False)

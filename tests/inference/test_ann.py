@@ -35,7 +35,7 @@ def indexed_run(tmp_path_factory):
     data = write_small(folder / "data", users=120, sizes=(600, 500))
     for name in ("image", "title"):
         write_json(data.folder / "features" / name / "about.json", {"encoder": "precomputed"})
-    params = {"id_width": 8, "content_width": 6}
+    params = {"id_width": 8}
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
@@ -71,12 +71,11 @@ def item_ids(results):
     return [[one.item.item_id for one in result.items] for result in results]
 
 
-@pytest.mark.parametrize("renormalized", [True, False])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])  # with the second, exponentials can overflow
-def test_generate_candidate_scores_equal_those_of_model(indexed_run, index_used, temperature, renormalized):
+def test_generate_candidate_scores_equal_those_of_model(indexed_run, index_used, temperature):
     approximate, exact = open_both(indexed_run)
     for model in {*approximate.candidate_generator.models, *exact.scorer.models}:
-        model.config = model.config.replace(temperature=temperature, renormalized=renormalized)
+        model.config = model.config.replace(temperature=temperature)
     histories = [np.array([3, 700, 41]), np.array([900]), np.array([5, 6, 7, 8])]
     for domain in (0, 1):
         columns, scores = approximate.candidate_generator.generate(*pad_histories(histories), domain, 7)

@@ -30,9 +30,7 @@ def run(tmp_path_factory):
         pl.when(pl.col("item_id") == "i0").then(pl.lit(TITLE)).otherwise("title").alias("title")
     )
     table.write_parquet(data.folder / "items.parquet")
-    return train(
-        "hafvt", data, folder / "run", params={"id_width": 8, "content_width": 6}, epochs=1, test=False
-    ).folder
+    return train("hafvt", data, folder / "run", params={"id_width": 8}, epochs=1, test=False).folder
 
 
 OBJECTS = [

@@ -131,26 +131,26 @@ def test_open_damaged_or_older_export_raises(baked, tmp_path):
 
 @pytest.mark.slow
 def test_export_item_tables_can_be_replaced(tmp_path):
-    params = {"id_width": 8, "content_width": 6, "modalities": ("id", "title"), "hierarchy": False}
+    params = {"id_width": 8, "modalities": ("id", "title"), "hierarchy": False}
     data = write_small(tmp_path / "data", sizes=(41,))
     run = train("hafvt", data, tmp_path / "run", params=params, epochs=1)
     folder = export(run.folder, out=tmp_path / "export", item_tables="inputs").folder
     scorer, random = OnnxScorer(folder), np.random.default_rng(0)
-    assert set(scorer.item_tables) == {"items.ids.weight", "items.frozen_title"}
+    assert set(scorer.item_tables) == {"items.ids.weight", "items.content_title"}
     items, lengths = random.integers(41, size=(4, 6)), np.array([6, 1, 3, 2])
     opened = open_run(run.folder)
     for replaced in (False, True):
         if replaced:
             titles = random.normal(size=(41, 6)).astype(np.float32)
-            opened.model.items.frozen_title.copy_(torch.from_numpy(titles))
+            opened.model.items.content_title.copy_(torch.from_numpy(titles))
             opened.model.eval()  # clears tables computed from the previous titles
-            scorer = OnnxScorer(folder, {"items.frozen_title": titles})
+            scorer = OnnxScorer(folder, {"items.content_title": titles})
         expected = TorchScorer(opened).scores(items, lengths, 0)
         assert scorer.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(HafvtError, match=r"give float32 \(41, 6\)"):
-        OnnxScorer(folder, {"items.frozen_title": titles[:40]})
+        OnnxScorer(folder, {"items.content_title": titles[:40]})
     with pytest.raises(
-        HafvtError, match=r"no item table 'x' as input: it has items.frozen_title, items.ids.weight"
+        HafvtError, match=r"no item table 'x' as input: it has items.content_title, items.ids.weight"
     ):
         OnnxScorer(folder, {"x": titles})
 

@@ -56,8 +56,8 @@ class HafVtConfig(ModelConfig):
     num_neighbors: Annotated[int, Field(ge=0, le=1000)] = 10
     """Most similar items, per content modality, whose ids enter an item's input embedding."""
     id_shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
-    """Training interactions at which an item's own id and the ids of similar items have equal weights: the own
-    id's is n / (n + id_shrinkage) after n interactions."""
+    """Training interactions at which an item's own id and ids of similar items have equal weights. The own
+    id has the weight n / (n + id_shrinkage) after n interactions."""
     cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
     """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
     training."""

@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     log.with_columns(pl.col("item_id").replace(odd, ODD_ID)).write_csv(interactions)
     data = hafvt.prepare(interactions, items, folder / "data", min_per_domain=3)
     hafvt.encode(data, image="classic", title="classic")
-    sizes = {"id_width": 8, "content_width": 8}
+    sizes = {"id_width": 8}
     return ModelSource(hafvt.train("hafvt", data, folder / "run", params=sizes, epochs=1).folder)
 
 

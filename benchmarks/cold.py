@@ -4,8 +4,8 @@
 
 Prepares movielens-posters with 10 % of each domain's items held out, trains each run of `RUNS` by the command
 line on one thread, and ranks the targets among held-out items (cold) and the test targets (warm). What was
-stopped goes on when the command is given again; what is finished is left as it is. `cold_item_boost`, the factor on
-the score of cold items, changes scores alone: one run shows what each value of it gives.
+stopped goes on when the command is given again; what is finished is left as it is. `cold_item_boost`, the
+factor on the score of cold items, changes scores alone: one run shows what each value of it gives.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def make_data(source: Path, out: Path) -> Path:
 
 
 def measure(run: Run, factor: float) -> dict[str, Any]:
-    """Returns what a run has at a value of `cold_item_boost`: cold MRR, warm MRR, places among the best ten."""
+    """Returns what a run has at a `cold_item_boost`: cold MRR, warm MRR, places among the best ten."""
     model = run.model
     assert isinstance(model, HafVt)
     model.config = model.config.replace(cold_item_boost=factor)

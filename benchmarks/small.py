@@ -105,8 +105,8 @@ def write(results: dict[tuple[str, str], dict[str, Any]]) -> str:
         "# Small shops",
         "",
         "`python benchmarks/small.py --shared ../shared/data --work DIR`: every tenth user and what they "
-        "had; MRR in %, mean of the domains, one seed, default settings but for the options; `sampled-unseen` "
-        "ranks among at most 999 items that the user never had.",
+        "had; MRR in %, mean of the domains, one seed, default settings but for the options; "
+        "`sampled-unseen` ranks among at most 999 items that the user never had.",
     ]
     for data in PREPARE:
         runs = [results[data, name] for name in RUNS if (data, name) in results]

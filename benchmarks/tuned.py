@@ -223,17 +223,15 @@ def write() -> str:
         "",
         "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
         f"{TRIALS} settings by validation MRR (`hafvt tune`: learning rate, dropout, depth and the weights "
-        f"that the model has; width {WIDTH}, of frozen vectors "
-        + " and ".join(f"{width} directions ({data})" for data, width in CONTENT.items())
-        + ", histories of at most "
+        f"that the model has; width {WIDTH}, histories of at most "
         + " and ".join(f"{length} items ({data})" for data, length in LENGTHS.items())
         + ", batches of 128 for all), "
         f"{SEEDS} seeds of at most "
         + " and ".join(f"{LONGER * epochs} epochs ({data})" for data, epochs in EPOCHS.items())
         + f", until {PATIENCE} validations bring no better one. Test MRR in %, mean of the domains, "
         "± standard deviation over the seeds: among all items of the domain and "
-        "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or the "
-        "rarest tenth. p: "
+        "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or "
+        "the rarest tenth. p: "
         "that the difference to `hafvt` is chance, by bootstrap or Wilcoxon over users, the larger, after "
         "Holm's correction for all rows.",
         "",

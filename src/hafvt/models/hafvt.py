@@ -323,11 +323,10 @@ class HafVt(Model):
 
     def attention(self, batch: Batch) -> Tensor:
         """Return the attention of each branch's last state over the merged history, (B, S, M, T)."""
-        attention = torch.zeros(
-            len(batch.items), len(self.encoders), batch.items.shape[1], device=batch.items.device
-        )
+        rows, width = batch.items.shape
+        attention = torch.zeros(rows, len(self.encoders), width, device=batch.items.device)
         for s, encoder in enumerate(self.encoders):
-            mask = valid_mask(batch.lengths, batch.items.shape[1])
+            mask = valid_mask(batch.lengths, width)
             if self.sequence_names[s] != MERGED_SEQUENCE:
                 mask = mask & in_domain(batch.items, self.domains[s])
             sequence = select_items(batch, mask)

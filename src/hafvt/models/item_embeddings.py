@@ -175,7 +175,7 @@ class ItemEmbeddings(TrainedItems):
 
         Rows sum to 1, and the share of ids is 0.
         """
-        shares = torch.zeros(len(items), len(self.modalities), device=items.device)
+        shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
             shares[:, self.modalities.index(name)] = self.content_embeddings(name, items).norm(dim=1)
         return F.normalize(shares, p=1, dim=1)

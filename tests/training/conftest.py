@@ -10,7 +10,7 @@ from hafvt.training.train import train
 from tests.conftest import write_small
 
 SMALL_SASREC = {"width": 8}
-SMALL_HAFVT = {"id_width": 8, "content_width": 6}
+SMALL_HAFVT = {"id_width": 8}
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from hafvt.training.run import model_item_features
 from tests.conftest import write_small
 
 MODEL_PARAMS = {
-    "hafvt": {"id_width": 8, "content_width": 6},
+    "hafvt": {"id_width": 8},
     "hafvt ids": {"id_width": 8, "modalities": ("id",)},
     "gru4rec": {"width": 8},
     "sasrec": {"width": 8, "heads": 2},

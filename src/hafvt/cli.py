@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -127,7 +127,9 @@ def hyperparameter(value: Any) -> Any:
 def command_function(command: Command) -> Callable[..., str]:
     """Import a command's function and return it with a signature that the command line can fill."""
     function = resolve_name(command.target)
-    hints = get_type_hints(function)
+    # Only the parameters: the result's type may need torch.
+    annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), inspect.unwrap(function).__globals__)
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> str:

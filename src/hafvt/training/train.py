@@ -1,40 +1,16 @@
-"""`hafvt train`: from settings to a finished run."""
+"""`hafvt train`: checks the settings and trains. Importing this module does not import torch."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning_fabric import Fabric
-
-from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import get_protocol
-from hafvt.evaluation.results import write_results
-from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import lock_folder, write_json
-from hafvt.models import build_model, configure, default_learning_rate, resolve_modalities
-from hafvt.models.hyperparameters import validate_config
-from hafvt.ops.device import select_device
-from hafvt.ops.dtype import compute_dtype
-from hafvt.progress import peak_memory_gib
-from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
-from hafvt.training.config import Precision, TrainingConfig
-from hafvt.training.run import (
-    FORMAT,
-    Run,
-    claim_folder,
-    describe_run,
-    feature_hashes,
-    fingerprint,
-    model_item_features,
-    open_run,
-    weight_files,
-)
-from hafvt.training.trainer import Trainer
+from hafvt.models import configure, default_learning_rate
+from hafvt.training.config import Precision
+
+if TYPE_CHECKING:
+    from hafvt.training.run import Run
 
 
 def train(
@@ -99,92 +75,23 @@ def train(
     Raises:
         HafvtError: a wrong setting, an `out` that is in use, or a dataset without what the model needs.
     """
-    ranking = get_protocol(protocol)
     model_config = configure(model, preset, params)
-    rate = default_learning_rate(model, preset) if learning_rate is None else learning_rate
-    values = {
+    settings = {
         "epochs": epochs,
         "batch_size": batch_size,
-        "learning_rate": rate,
+        "learning_rate": default_learning_rate(model, preset) if learning_rate is None else learning_rate,
         "weight_decay": weight_decay,
         "ema_decay": ema_decay,
         "protocol": protocol,
-        "validate_every": ranking.validate_every if validate_every is None else validate_every,
-        "patience": ranking.patience if patience is None else patience,
+        "validate_every": validate_every,
+        "patience": patience,
         "seed": seed,
         "precision": precision,
         "device": device,
         "checkpoint_every": checkpoint_every,
     }
-    config = validate_config("train", TrainingConfig, values)
-    fabric, dtype = create_fabric(config)
-    dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    item_features = model_item_features(dataset, model, model_config)
-    model_config = resolve_modalities(model_config, item_features)
-    settings = {
-        "format": FORMAT,
-        "model": model,
-        "config": model_config.model_dump(mode="json"),
-        "data": str(dataset.folder),
-        "dataset": fingerprint(dataset),
-        "features": feature_hashes(dataset, tuple(item_features.vectors)),
-        **config.model_dump(exclude={"device", "checkpoint_every"}),
-        "precision": str(dtype).removeprefix("torch."),
-    }
-    torch.manual_seed(seed)
-    network = build_model(model, item_features, model_config)
-    del item_features  # frees memory: the model has its own tables
-    ranks = {"rank": fabric.global_rank, "num_ranks": fabric.world_size}
-    batches = TrainBatches(dataset, batch_size, network.max_length + 1, seed, **ranks)
-    if len(batches) == 0:
-        raise HafvtError(
-            f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
-        )
-    folder = Path(out)
-    with lock_folder(folder) if fabric.is_global_zero else nullcontext():
-        if fabric.is_global_zero:
-            claim_folder(folder, settings, resume=resume)
-        fabric.barrier()
-        trainer = Trainer(fabric, network, dataset, batches, folder, config, ranking)
-        trainer.fit(f"train {model}", tensorboard=tensorboard)
-        if fabric.is_global_zero:
-            publish(trainer, settings)
-        fabric.barrier()
-        run = open_run(folder, dataset)
-        if test and len(dataset.test) > 0 and fabric.is_global_zero:
-            test_ranks = rank_targets(run.models, dataset, "test", ranking).by_protocol
-            write_results(folder, dataset, test_ranks, ranking)
-    return run
+    from hafvt.training.session import run_training  # imports torch, which `hafvt train --help` does without
 
-
-def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
-    """Return the Fabric object of a training, and the number format of its matrix products.
-
-    Raises:
-        HafvtError: there is no such device.
-    """
-    device = select_device(config.device)
-    dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
-    dtype = dtypes[config.precision]
-    devices = 1 if device.index is None else [device.index]
-    precision = "bf16-mixed" if dtype == torch.bfloat16 else "32-true"
-    return Fabric(accelerator=device.type, devices=devices, precision=precision), dtype  # type: ignore[arg-type]
-
-
-def publish(trainer: Trainer, settings: dict[str, Any]) -> None:
-    """Write the best weights and model.json into the run's folder, which make it a finished run.
-
-    Args:
-        trainer: after `fit`.
-        settings: content of config.yaml.
-    """
-    state, device = trainer.state, trainer.fabric.device
-    for path, name in zip(trainer.best_paths, weight_files(len(trainer.best_paths)), strict=True):
-        save_checkpoint(trainer.folder / name, *load_checkpoint(path))
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
-    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
-    if len(trainer.best_paths) > 1:
-        best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
-    best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
-    best["peak_gib"] = round(peak, 3)
-    write_json(trainer.folder / "model.json", describe_run(trainer.model, settings, best))
+    return run_training(
+        model, model_config, settings, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
+    )

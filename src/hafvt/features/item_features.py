@@ -32,21 +32,15 @@ class Vectors(NamedTuple):
 
 
 class SimilarItems(NamedTuple):
-    """The most similar items and the clusters of V items in one modality.
-
-    All integers of an item that was not compared with the others yet are -1.
+    """The k most similar items of each of V items in one modality.
 
     Attributes:
-        neighbors: (V, k) int64, the most similar trained items; k is 0 without neighbors.
+        neighbors: (V, k) int64, the most similar trained items; -1 for an item that was not compared yet.
         neighbor_weights: (V, k) float32, sums to 1 per item, 0 for items without a vector.
-        clusters: (V, L) int64, the cluster of each item at L cluster sizes; L is 0 without clusters.
-        num_clusters: number of clusters of all sizes together.
     """
 
     neighbors: Tensor
     neighbor_weights: Tensor
-    clusters: Tensor
-    num_clusters: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class ItemFeatures:
         vectors: frozen vectors by modality; empty for models that use item ids only.
         train_counts: (items,) float32, number of training interactions of each item.
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
-        similar_items: similar items and clusters by modality; see `hafvt.features.similarity`.
+        similar_items: similar items by modality; see `hafvt.features.similarity`.
     """
 
     domains: tuple[Domain, ...]

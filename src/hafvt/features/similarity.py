@@ -123,7 +123,7 @@ def nearest_neighbors(
     table, cosines = rows[references], rows.new_empty(BLOCK_ROWS, len(references))
     neighbors, weights = [], []
     with progress("similar items", len(items), "items") as advance:
-        for block in items.split(BLOCK_ROWS):
+        for block in torch.split(items, BLOCK_ROWS):
             # Always the same number of rows, so that the cosines of an item do not depend on its position.
             torch.mm(F.pad(rows[block], (0, 0, 0, BLOCK_ROWS - len(block))), table.T, out=cosines)
             column = torch.searchsorted(references, block).clamp(max=len(references) - 1)

@@ -131,7 +131,7 @@ class HafVt(Model):
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
         """Return the items with their most similar items in each content modality."""
-        return with_similar_items(item_features, config.num_neighbors, (), CONTENT_WIDTH)
+        return with_similar_items(item_features, config.num_neighbors, CONTENT_WIDTH)
 
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""

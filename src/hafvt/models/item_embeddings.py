@@ -217,8 +217,8 @@ def saved_similar_items(weights: Mapping[str, Tensor]) -> dict[str, SimilarItems
     prefix, similar_items = "neighbor_rows_", {}
     for key, rows in weights.items():
         if key.startswith(prefix):
-            name, none = key.removeprefix(prefix), rows.new_zeros(len(rows), 0)
-            similar_items[name] = SimilarItems(rows, weights[f"neighbor_weights_{name}"], none, 0)
+            name = key.removeprefix(prefix)
+            similar_items[name] = SimilarItems(rows, weights[f"neighbor_weights_{name}"])
     return similar_items
 
 

@@ -24,11 +24,30 @@ NumNegatives = Annotated[int, Field(ge=0, le=1_000_000)]
 NumPrefixes = Annotated[int, Field(ge=1, le=10_000)]
 
 
-def require_divisor(heads: int, width: int) -> None:
-    """Raise ValueError unless the number of attention heads divides the width."""
-    if width % heads:
-        remedy = f"choose a multiple of {heads} as the width, or other heads"
-        raise ValueError(f"parameter heads {heads} does not divide width {width}: {remedy}")
+class SequenceConfig(ModelConfig):
+    """Hyperparameters of all models of histories."""
+
+    max_length: Length = 50
+    """Longest history, in items; older items are cut."""
+    width: Width = 128
+    """Width d of item embeddings and states."""
+
+
+class AttentionConfig(SequenceConfig):
+    """Hyperparameters of models with self-attention blocks."""
+
+    blocks: Depth = 2
+    """Self-attention blocks of each encoder."""
+    heads: Depth = 2
+    """Attention heads per block; a divisor of the width."""
+
+    @model_validator(mode="after")
+    def _require_divisor(self) -> Self:
+        """Refuse heads that do not divide the width."""
+        if self.width % self.heads:
+            remedy = f"choose a multiple of {self.heads} as the width, or other heads"
+            raise ValueError(f"parameter heads {self.heads} does not divide width {self.width}: {remedy}")
+        return self
 
 
 class HafVtConfig(ModelConfig):
@@ -86,13 +105,9 @@ class HafVtPaperConfig(ModelConfig):
     """Weight of the merged sequence in loss (9) and score (10)."""
 
 
-class Gru4RecConfig(ModelConfig):
+class Gru4RecConfig(SequenceConfig):
     """Hyperparameters of GRU4Rec."""
 
-    max_length: Length = 50
-    """Longest history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and hidden states."""
     layers: Depth = 1
     """Number of GRU layers."""
     dropout_embed: DropoutRate = 0.2
@@ -125,17 +140,9 @@ class Gru4RecConfig(ModelConfig):
         return self
 
 
-class SasRecConfig(ModelConfig):
+class SasRecConfig(AttentionConfig):
     """Hyperparameters of SASRec."""
 
-    max_length: Length = 50
-    """Longest history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states, a multiple of `heads`."""
-    blocks: Depth = 2
-    """Number of self-attention blocks."""
-    heads: Depth = 2
-    """Attention heads per block."""
     dropout: DropoutRate = 0.3
     """Dropout rate on the input and on the outputs of both sub-layers of a block."""
     paper_blocks: bool = False
@@ -146,9 +153,8 @@ class SasRecConfig(ModelConfig):
     """Items drawn at each step for the loss catalog, with log-q correction; 0 uses all items."""
 
     @model_validator(mode="after")
-    def _require_consistent_parameters(self) -> Self:
-        """Refuse heads that do not divide the width, and negatives that the loss does not use."""
-        require_divisor(self.heads, self.width)
+    def _require_used_negatives(self) -> Self:
+        """Refuse negatives that the loss does not use."""
         if self.loss == "binary" and self.num_negatives:
             remedy = "leave it out, or choose the loss catalog"
             raise ValueError(f"parameter num_negatives has no effect with the loss binary: {remedy}")
@@ -159,13 +165,9 @@ SASREC_PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, paper_blocks=True, l
 """The model and loss of the paper."""
 
 
-class SrGnnConfig(ModelConfig):
+class SrGnnConfig(SequenceConfig):
     """Hyperparameters of SR-GNN."""
 
-    max_length: Length = 50
-    """Longest history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states."""
     steps: Depth = 1
     """Rounds of message passing on the graph."""
     hybrid: bool = True
@@ -174,13 +176,9 @@ class SrGnnConfig(ModelConfig):
     """Prefixes of each history in a training step."""
 
 
-class PiNetConfig(ModelConfig):
+class PiNetConfig(SequenceConfig):
     """Hyperparameters of pi-Net."""
 
-    max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states."""
     latent_users: Depth = 4
     """Number K of latent users of an account."""
     dropout: DropoutRate = 0.2
@@ -193,13 +191,9 @@ class PsjNetConfig(PiNetConfig):
     """Hyperparameters of PSJNet-II."""
 
 
-class MifnConfig(ModelConfig):
+class MifnConfig(SequenceConfig):
     """Hyperparameters of MIFN."""
 
-    max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states."""
     dropout: DropoutRate = 0.2
     """Dropout rate on item embeddings and before the softmax."""
     max_nodes: Annotated[int, Field(ge=1, le=10_000)] = 50
@@ -214,17 +208,9 @@ class MifnConfig(ModelConfig):
     """Keeps dropout on during evaluation, as the authors' code does."""
 
 
-class TriCdrConfig(ModelConfig):
+class TriCdrConfig(AttentionConfig):
     """Hyperparameters of Tri-CDR."""
 
-    max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states, a multiple of `heads`."""
-    blocks: Depth = 2
-    """Self-attention blocks of each encoder."""
-    heads: Depth = 2
-    """Attention heads per block."""
     dropout: DropoutRate = 0.3
     """Dropout rate in the encoders."""
     temperature: Temperature = 0.2
@@ -247,39 +233,26 @@ class TriCdrConfig(ModelConfig):
     """Normalizes item embeddings over the candidates in evaluation, as the authors' code does."""
 
     @model_validator(mode="after")
-    def _require_consistent_parameters(self) -> Self:
-        """Refuse heads that do not divide the width, and rates that sum to 0."""
-        require_divisor(self.heads, self.width)
+    def _require_positive_rate(self) -> Self:
+        """Refuse rates that sum to 0."""
         if not sum(self.contrast_rates):
             raise ValueError("contrast_rates sum to 0: choose at least one rate above 0")
         return self
 
 
-class C2dsrConfig(ModelConfig):
+class C2dsrConfig(AttentionConfig):
     """Hyperparameters of C2DSR."""
 
-    max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
-    width: Width = 128
-    """Width d of item embeddings and states, a multiple of `heads`."""
     graph_layers: Depth = 1
     """Layers of the graph convolution."""
-    blocks: Depth = 2
-    """Self-attention blocks of each encoder."""
     heads: Depth = 1
-    """Attention heads per block."""
+    """Attention heads per block; a divisor of the width."""
     dropout: DropoutRate = 0.3
     """Dropout rate on item embeddings and in the blocks."""
     prediction_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight lambda of the prediction losses; the infomax loss has weight 1 - lambda."""
     weighted_transitions: bool = False
     """Weights a transition of the graph by its frequency, as the authors' code does."""
-
-    @model_validator(mode="after")
-    def _require_consistent_parameters(self) -> Self:
-        """Refuse heads that do not divide the width."""
-        require_divisor(self.heads, self.width)
-        return self
 
 
 class PopularityConfig(ModelConfig):

@@ -38,7 +38,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.configs import SasRecConfig, TriCdrConfig
+from hafvt.models.configs import AttentionConfig, SasRecConfig, TriCdrConfig
 from hafvt.models.sasrec import SasRec
 from hafvt.models.sequences import (
     DomainSequence,
@@ -144,13 +144,8 @@ class TriCdr(Model):
         require_two_domains("Tri-CDR", item_features.domains)
         self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
-        encoder = SasRecConfig(
-            max_length=config.max_length,
-            width=config.width,
-            blocks=config.blocks,
-            heads=config.heads,
-            dropout=config.dropout,
-        )
+        shared = config.model_dump(include={*AttentionConfig.model_fields, "dropout"})
+        encoder = SasRecConfig(**shared)
         self.mixed = SasRec(item_features, encoder)
         from_zero = [replace(domain, start=0, stop=len(domain)) for domain in self.domains]
         self.own = nn.ModuleList(SasRec(replace(item_features, domains=(d,)), encoder) for d in from_zero)

@@ -106,11 +106,11 @@ def small(tmp_path: Path) -> Dataset:
 @pytest.fixture
 def make_small(tmp_path: Path) -> Callable[..., Dataset]:
     """Returns a maker of such datasets, each in a folder of its own."""
-    made = 0
+    count = 0
 
     def make(**changes: object) -> Dataset:
-        nonlocal made
-        made += 1
-        return write_small(tmp_path / f"small{made}", **changes)  # type: ignore[arg-type]
+        nonlocal count
+        count += 1
+        return write_small(tmp_path / f"small{count}", **changes)  # type: ignore[arg-type]
 
     return make

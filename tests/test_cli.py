@@ -1,4 +1,4 @@
-"""The command line: what people type, what they read, how it exits."""
+"""The command line: arguments, output and exit codes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_train_help_lists_hyperparameters_without_importing_torch():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(name, capsys):
+def test_command_help_shows_an_example(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"hafvt {name}" in text
@@ -122,7 +122,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert not re.search(r"--\w+_\w+", text), "an option is spelt with an underscore"
 
 
-def test_the_main_job_from_the_command_line(tmp_path, capsys, monkeypatch):
+def test_command_line_main_job_writes_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generate_world("world", users=120, items_per_shop=40)
     steps = [
@@ -149,7 +149,7 @@ def test_the_main_job_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(["train", "sasrec", "--data", "nowhere", "--out", "other"]) == 1
 
 
-def test_a_yaml_file_gives_options_and_a_flag_overrides_it(tmp_path, capsys, monkeypatch):
+def test_config_file_gives_options_and_a_flag_overrides_them(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generate_world("world", users=60, items_per_shop=30)
     lines = ["interactions: world/interactions.csv", "items: world/items.csv", "out: data", "last: 9"]
@@ -159,7 +159,7 @@ def test_a_yaml_file_gives_options_and_a_flag_overrides_it(tmp_path, capsys, mon
     assert manifest["settings"]["last"] == 7
 
 
-def test_every_command_is_a_name_of_the_package_too():
+def test_package_exports_every_command():
     assert sorted(hafvt.__all__) == sorted(hafvt.HOMES)
     for name in hafvt.__all__:
         assert getattr(hafvt, name).__name__ == name
@@ -175,24 +175,24 @@ def without_torch(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_what_does_not_need_torch_starts_without_it(small):
+def test_commands_without_torch_start(small):
     modules = "hafvt, hafvt.cli, hafvt.inference.recommender, hafvt.inference.scorer, hafvt.inference.catalog"
     assert without_torch(f"import {modules}\nhafvt.Recommender, hafvt.HafvtError").stderr == ""
-    for arguments, said in ((["--help"], "Train a model"), (["info", str(small.folder)], "40")):
+    for arguments, text in ((["--help"], "Train a model"), (["info", str(small.folder)], "40")):
         ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
         assert ended.returncode == 0, ended.stderr
-        assert said in ended.stdout
+        assert text in ended.stdout
 
 
 @pytest.mark.parametrize("arguments", [["train", "hafvt", "d", "o"], ["evaluate", "--help"]])
-def test_what_needs_torch_says_so_in_one_line(arguments):
+def test_commands_that_need_torch_fail_in_one_line(arguments):
     ended = without_torch(f"from hafvt.cli import main\nsys.exit(main({arguments}))")
     assert ended.returncode == 1
     assert ended.stderr == f"hafvt {arguments[0]}: this needs torch: pip install torch\n"
 
 
 @pytest.mark.parametrize("own", [None, "ACTIVE"])
-def test_threads_that_wait_sleep_unless_told_otherwise(own, monkeypatch):
+def test_import_sets_passive_openmp_waiting_unless_set(own, monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if own:
         monkeypatch.setenv("OMP_WAIT_POLICY", own)

@@ -23,7 +23,7 @@ def test_models_page_lists_every_model_and_switch():
             assert hasattr(MODELS[name].presets["default"], field)
 
 
-def test_documented_model_takes_one_short_file_and_one_line(make_small, tmp_path, monkeypatch):
+def test_documented_model_added_by_one_file_and_one_line_trains(make_small, tmp_path, monkeypatch):
     assert len(FILE.splitlines()) < 60
     assert len(LINE.splitlines()) == 1
     path = tmp_path / "fading.py"

@@ -1,4 +1,4 @@
-"""What the README tells people to type does what it says."""
+"""The commands and snippets of README and docs run as documented."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def lines_of(block: str) -> list[list[str]]:
 
 def documented() -> list[list[str]]:
     """Returns all commands of the README and of the functions' examples."""
-    found = [arguments for _, block in BLOCKS for arguments in lines_of(block)]
+    results = [arguments for _, block in BLOCKS for arguments in lines_of(block)]
     for command in COMMANDS.values():
-        found += lines_of("\n".join(re.findall(r"Example: (.+)", resolve_name(command.target).__doc__ or "")))
-    return found
+        results += lines_of(
+            "\n".join(re.findall(r"Example: (.+)", resolve_name(command.target).__doc__ or ""))
+        )
+    return results
 
 
 @pytest.mark.parametrize("arguments", documented(), ids=" ".join)
-def test_a_documented_command_is_understood(arguments):
+def test_documented_command_parses(arguments):
     typed = [word for word in normalize(arguments) if not word.endswith(".yaml") and word != "--config"]
     make_app(arguments[0]).parse_args(typed, exit_on_error=False, print_error=False)
 
@@ -70,25 +72,25 @@ def quick(step: list[str]) -> list[str]:
 
 
 def block_with(text: str) -> str:
-    (found,) = [block for _, block in BLOCKS if text in block]
-    return found
+    (block_text,) = [block for _, block in BLOCKS if text in block]
+    return block_text
 
 
-def test_the_steps_for_ones_own_data_each_in_a_process(tmp_path):
+def test_readme_own_data_steps_each_in_a_process_succeed(tmp_path):
     interactions, _ = generate_world(tmp_path, users=150, items_per_shop=40)
     (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress(interactions.read_bytes()))
-    said = ""
+    output = ""
     for step in lines_of(block_with("--out data/shops")):
         call = [sys.executable, "-m", "hafvt", *quick(step)]
         ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, f"{step}: {ended.stderr}"
-        said += ended.stdout
-    assert "garments" in said
+        output += ended.stdout
+    assert "garments" in output
     assert (tmp_path / "runs" / "hafvt" / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["movies", "amazon"])
-def test_the_steps_on_real_data(project, name, monkeypatch, capsys):
+def test_documented_real_data_steps_succeed(project, name, monkeypatch, capsys):
     monkeypatch.chdir(project)
     for step in lines_of(block_with(f"--out data/{name}")):
         assert main(quick(step)) == 0, step
@@ -96,8 +98,8 @@ def test_the_steps_on_real_data(project, name, monkeypatch, capsys):
     assert (project / "runs" / f"{name}-hafvt" / "report.html").exists()
     if name == "movies":
         recommending()
-        said = capsys.readouterr().out
-        assert "attention in %" in said
+        output = capsys.readouterr().out
+        assert "attention in %" in output
         top = pl.read_parquet(project / "top.parquet")
         assert top.group_by("user_id", "domain", maintain_order=True).len().rows() == [
             ("u1", "drama", 10),
@@ -126,7 +128,7 @@ def test_readme_python_example_runs_on_generated_shops(tmp_path, monkeypatch, ca
     assert "garments" in capsys.readouterr().out
 
 
-def test_the_figures_of_real_data_are_what_was_measured():
+def test_readme_figures_equal_the_committed_results():
     measured = json.loads((ROOT / "benchmarks" / "results" / "tuned.json").read_text())["data"]
     labels = {
         "hafvt": "HAF-VT",
@@ -146,8 +148,8 @@ def test_the_figures_of_real_data_are_what_was_measured():
     for label, name in labels.items():
         row = [name]
         for data in ("amazon-food-kitchen", "movielens-posters"):
-            found = measured[data].get(label)
-            row += [f"{100 * found[p]['mrr']:.2f}" if found else "" for p in ("full", "sampled-unseen")]
+            results = measured[data].get(label)
+            row += [f"{100 * results[p]['mrr']:.2f}" if results else "" for p in ("full", "sampled-unseen")]
         assert f"| {' | '.join(row)} |".replace("  |", " |") in table
     runs = json.loads((ROOT / "benchmarks" / "results" / "real_data.json").read_text())["runs"]
     overall = {(r["data"], r["run"]): f"{100 * r['results']['overall']['MRR']['value']:.2f} %" for r in runs}
@@ -157,6 +159,6 @@ def test_the_figures_of_real_data_are_what_was_measured():
     assert f"reach {overall[films, 'hafvt paper']} and {overall[goods, 'hafvt paper']}" in text
 
 
-def test_main_is_what_the_program_calls(capsys):
+def test_main_is_the_entry_point_of_the_program(capsys):
     assert main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out

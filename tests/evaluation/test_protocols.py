@@ -16,7 +16,7 @@ from hafvt.models.base import Model
 from hafvt.training.train import train
 
 
-class Scorer(Model):
+class RuleScorer(Model):
     """Scores by a rule of user-free numbers: a table over items, or noise."""
 
     max_length = 50
@@ -99,7 +99,7 @@ def test_sampled_unseen_in_a_small_domain_ranks_among_all_unseen_items(small):
         assert set(drawn[row][drawn[row] >= 0].tolist()) == expected
         assert (drawn[row] >= 0).sum() == len(expected)
     half_ties, _ = rank_targets(
-        [Scorer(small, torch.zeros(50))] * 2, small, "test", PROTOCOLS["sampled-unseen"]
+        [RuleScorer(small, torch.zeros(50))] * 2, small, "test", PROTOCOLS["sampled-unseen"]
     )
     assert (half_ties.candidates == 1 + (drawn >= 0).sum(1)).all()
     np.testing.assert_allclose(half_ties.ranks, (half_ties.candidates + 1) / 2)
@@ -107,13 +107,13 @@ def test_sampled_unseen_in_a_small_domain_ranks_among_all_unseen_items(small):
 
 def test_rank_targets_of_a_constant_scorer_is_perfect_by_c2dsrs_tie_rule_only(big):
     half_ties, by_protocol = rank_targets(
-        [Scorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["c2dsr"]
+        [RuleScorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["c2dsr"]
     )
     assert (by_protocol.ranks == 1).all()
     assert (half_ties.ranks == 500.5).all()
     assert summarize(half_ties, ["a", "b"])["overall"]["MRR"].value == pytest.approx(0.002, abs=1e-4)
     unseen, same = rank_targets(
-        [Scorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["sampled-unseen"]
+        [RuleScorer(big, torch.zeros(4000))] * 2, big, "test", PROTOCOLS["sampled-unseen"]
     )
     assert (unseen.ranks == 500.5).all()
     assert (same.ranks == unseen.ranks).all()
@@ -123,7 +123,7 @@ def test_rank_targets_of_a_random_scorer_has_the_expected_metrics(big):
     torch.manual_seed(0)
     samples = {"MRR": [], "NDCG@5": [], "NDCG@10": []}
     for _ in range(12):  # 18,000 targets
-        _, by_protocol = rank_targets([Scorer(big)] * 2, big, "test", PROTOCOLS["c2dsr"])
+        _, by_protocol = rank_targets([RuleScorer(big)] * 2, big, "test", PROTOCOLS["c2dsr"])
         for metric, figure in summarize(by_protocol, ["a", "b"], resamples=2)["overall"].items():
             if metric in samples:
                 samples[metric].append(figure.value)
@@ -138,12 +138,12 @@ def test_rank_targets_of_a_random_scorer_has_the_expected_metrics(big):
 
 def test_c2dsr_margin_favors_the_target_only_within_it(small):
     table = torch.linspace(0, 1, 50).double()
-    half_ties, by_protocol = rank_targets([Scorer(small, table)] * 2, small, "test", PROTOCOLS["c2dsr"])
+    half_ties, by_protocol = rank_targets([RuleScorer(small, table)] * 2, small, "test", PROTOCOLS["c2dsr"])
     drawn = protocol_negatives(small, "test", "c2dsr")
     target = small.items[small.test][:, None]
     np.testing.assert_array_equal(by_protocol.ranks, 1 + (drawn > target).sum(1))
     np.testing.assert_array_equal(half_ties.ranks, by_protocol.ranks)  # no two items score alike
-    _, close = rank_targets([Scorer(small, table * 1e-5)] * 2, small, "test", PROTOCOLS["c2dsr"])
+    _, close = rank_targets([RuleScorer(small, table * 1e-5)] * 2, small, "test", PROTOCOLS["c2dsr"])
     assert (close.ranks == 1).all()
 
 
@@ -151,7 +151,7 @@ def test_c2dsr_margin_favors_the_target_only_within_it(small):
 def test_rank_targets_with_a_model_per_domain_ranks_each_by_its_own(small, protocol):
     torch.manual_seed(0)
     tables = [torch.rand(50), torch.rand(50)]
-    models = [Scorer(small, table) for table in tables]
+    models = [RuleScorer(small, table) for table in tables]
     both, _ = rank_targets(models, small, "test", PROTOCOLS[protocol])
     for number, model in enumerate(models):
         alone, _ = rank_targets([model] * 2, small, "test", PROTOCOLS[protocol])

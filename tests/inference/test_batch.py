@@ -14,7 +14,7 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
-from hafvt.inference.histories import RecommendRequest, history_of
+from hafvt.inference.histories import HistoryRequest, history_of
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
 
@@ -214,7 +214,7 @@ def test_batches_are_limited_by_histories_and_ids(monkeypatch):
     monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 4)
     monkeypatch.setattr(batch, "MAX_BATCH_IDS", 100)
     lengths = [1, 1, 1, 1, 1, 95, 1, 300, 1]
-    requests = [RecommendRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
+    requests = [HistoryRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
     parts = list(batch.batches(iter(requests)))
     assert [len(part) for part in parts] == [4, 2, 2, 1]
     assert [request for part in parts for request in part] == requests

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import histories
-from hafvt.inference.histories import RecommendRequest, history_of, read_requests
+from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from tests.data.helpers import write, zstd
 
-DEFAULTS = RecommendRequest(None, [], "d0", 10, ["x"])
+DEFAULTS = HistoryRequest(None, [], "d0", 10, ["x"])
 
 
-def read_twice(source: Any, defaults: RecommendRequest = DEFAULTS, **columns: str) -> list[RecommendRequest]:
+def read_twice(source: Any, defaults: HistoryRequest = DEFAULTS, **columns: str) -> list[HistoryRequest]:
     """Returns the requests of a source, after checking that a second pass yields the same."""
     requests = read_requests(source, defaults, ("d0", "d1"), columns)
     first = list(requests())
@@ -33,7 +33,7 @@ def lines(*values: object) -> str:
     return "".join(f"{value if isinstance(value, str) else json.dumps(value)}\n" for value in values)
 
 
-def fails(source: Any, *parts: str, defaults: RecommendRequest = DEFAULTS) -> InputError:
+def fails(source: Any, *parts: str, defaults: HistoryRequest = DEFAULTS) -> InputError:
     with pytest.raises(InputError) as caught:
         read_twice(source, defaults)
     message = str(caught.value)
@@ -52,9 +52,9 @@ def test_read_requests_jsonl_line_without_fields_gets_defaults(tmp_path):
         {"user_id": None, "history": ["é", " "], "domain": None, "k": None, "exclude": None},
     )
     expected = [
-        RecommendRequest("7", ["a", "7", "007"], "d0", 10, ["x"]),
-        RecommendRequest(None, [], "d1", 3, ["x", "y"]),
-        RecommendRequest(None, ["é", " "], "d0", 10, ["x"]),
+        HistoryRequest("7", ["a", "7", "007"], "d0", 10, ["x"]),
+        HistoryRequest(None, [], "d1", 3, ["x", "y"]),
+        HistoryRequest(None, ["é", " "], "d0", 10, ["x"]),
     ]
     contents = {
         "h.jsonl": text.encode(),

@@ -10,7 +10,7 @@ from typing import Any
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer
-from hafvt.inference.histories import RecommendRequest, history_of, read_requests
+from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
@@ -130,13 +130,13 @@ def recommend(
     if domain is not None:
         recommender.catalog.domain_index(domain)
     domain = domain or (domains[0] if len(domains) == 1 else "")
-    defaults = RecommendRequest(user, [], domain, k, exclude or [])
+    defaults = HistoryRequest(user, [], domain, k, exclude or [])
     if histories is not None:
         requests = read_requests(histories, defaults, domains, columns)
     elif domain:
         items = history_of(run, user, data) if user is not None else history or []
 
-        def requests() -> Iterator[RecommendRequest]:
+        def requests() -> Iterator[HistoryRequest]:
             yield defaults._replace(history=items)
 
     else:
@@ -160,9 +160,9 @@ def recommend(
     return summary
 
 
-def batches(requests: Iterable[RecommendRequest]) -> Iterator[list[RecommendRequest]]:
+def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]]:
     """Yield requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
-    batch: list[RecommendRequest] = []
+    batch: list[HistoryRequest] = []
     num_ids = 0
     for request in requests:
         batch.append(request)
@@ -175,7 +175,7 @@ def batches(requests: Iterable[RecommendRequest]) -> Iterator[list[RecommendRequ
 
 
 def recommend_batch(
-    recommender: Recommender, batch: list[RecommendRequest], exclude_seen: bool
+    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool
 ) -> list[Recommendations]:
     """Return the recommendations for each request; requests of equal domain and k are ranked together."""
     groups: dict[tuple[str, int], list[int]] = {}
@@ -191,9 +191,7 @@ def recommend_batch(
     return [results[row] for row in range(len(batch))]
 
 
-def to_json(
-    history_number: int, request: RecommendRequest, recommendations: Recommendations
-) -> dict[str, Any]:
+def to_json(history_number: int, request: HistoryRequest, recommendations: Recommendations) -> dict[str, Any]:
     """Return the JSON object of the recommendations for one history."""
     items = [
         {"rank": rank, "item_id": one.item.item_id, "title": one.item.title, "score": one.score}

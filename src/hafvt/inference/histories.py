@@ -19,7 +19,7 @@ from hafvt.files import read_json
 MAX_LINE_BYTES = 2**24  # more than a million ids take
 
 
-class RecommendRequest(NamedTuple):
+class HistoryRequest(NamedTuple):
     """A history and which items are recommended for it.
 
     Attributes:
@@ -51,7 +51,7 @@ class HistoryRow:
     row: int
     fields: dict[str, Any]
 
-    def request(self, defaults: RecommendRequest, domains: tuple[str, ...]) -> RecommendRequest:
+    def request(self, defaults: HistoryRequest, domains: tuple[str, ...]) -> HistoryRequest:
         """Return the request of the line.
 
         Args:
@@ -69,7 +69,7 @@ class HistoryRow:
             raise self._error("k", "not a number of items", "Give a whole number from 1 on")
         user_id = self._id("user_id", self.fields["user_id"]) if "user_id" in self.fields else None
         exclude = self._ids("exclude") if "exclude" in self.fields else []
-        return RecommendRequest(user_id, self._ids("history"), domain, k, defaults.exclude + exclude)
+        return HistoryRequest(user_id, self._ids("history"), domain, k, defaults.exclude + exclude)
 
     def _ids(self, name: str) -> list[str]:
         """Return the ids of a field."""
@@ -97,10 +97,10 @@ class HistoryRow:
 
 def read_requests(
     source: Any,
-    defaults: RecommendRequest,
+    defaults: HistoryRequest,
     domains: tuple[str, ...],
     columns: dict[str, str] | None = None,
-) -> Callable[[], Iterator[RecommendRequest]]:
+) -> Callable[[], Iterator[HistoryRequest]]:
     """Return a function that yields the requests of a file or a data frame, from the first one at each call.
 
     Args:

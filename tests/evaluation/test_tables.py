@@ -17,27 +17,27 @@ RESULTS = {
 }
 
 
-def test_fractions_become_per_cent() -> None:
+def test_percent_and_interval_without_a_number_are_empty() -> None:
     assert (percent(0.12345), percent(None), percent(math.nan)) == ("12.35", "–", "–")
     assert interval(MetricValue(0.1, 0.09, 0.11)) == "[9.00, 11.00]"
     assert interval(MetricValue(0.1)) == interval(MetricValue(0.1, math.nan, 0.2)) == ""
 
 
-def test_overall_comes_last() -> None:
+def test_domains_of_several_models_put_overall_last() -> None:
     assert domains_of(RESULTS) == ["food", "kitchen", "overall"]
 
 
-def test_the_best_needs_a_rival() -> None:
+def test_best_models_without_a_rival_are_none() -> None:
     assert best_models(RESULTS, "overall", "MRR") == {"ours"}
     assert best_models(RESULTS, "overall", "HR@1") == {"theirs"}
     assert best_models(RESULTS, "food", "MRR") == best_models(RESULTS, "kitchen", "MRR") == set()
 
 
-def test_markdown_cells_stay_in_their_columns() -> None:
+def test_markdown_table_with_pipes_and_line_breaks_escapes_them() -> None:
     assert markdown_table(["a", "b"], [["x|y", "1\n2"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 2 |\n"
 
 
-def test_markdown_results() -> None:
+def test_results_markdown_marks_the_best_with_intervals() -> None:
     lines = results_markdown(RESULTS).splitlines()
     assert lines[0] == "| domain | model | MRR (%) | HR@1 (%) |"
     assert "| overall | ours | **12.30** [11.80, 12.90] | 5.00 |" in lines
@@ -45,7 +45,7 @@ def test_markdown_results() -> None:
     assert "| kitchen | theirs | 20.00 | – |" in lines
 
 
-def test_plain_table_is_aligned_and_marks_the_best() -> None:
+def test_plain_table_of_two_models_is_aligned_and_marks_the_best() -> None:
     table = plain_table(RESULTS)
     assert "12.30 ±0.55*" in table
     assert "10.00 ±0.50 " in table
@@ -55,6 +55,6 @@ def test_plain_table_is_aligned_and_marks_the_best() -> None:
     assert len(set(map(len, heads))) == 1
 
 
-def test_plain_table_of_one_model_and_of_nothing() -> None:
+def test_plain_table_of_one_model_or_none_marks_nothing() -> None:
     assert "*" not in plain_table({"ours": RESULTS["ours"]})
     assert plain_table({}) == "in %, ± half the 95 % interval"

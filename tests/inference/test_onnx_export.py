@@ -137,17 +137,17 @@ def test_export_item_tables_can_be_replaced(tmp_path):
     folder = export(run.folder, out=tmp_path / "export", item_tables="inputs").folder
     scorer, random = OnnxScorer(folder), np.random.default_rng(0)
     assert set(scorer.item_tables) == {"items.ids.weight", "items.content_title"}
-    items, lengths = random.integers(41, size=(4, 6)), np.array([6, 1, 3, 2])
+    items, lengths = random.integers(41, size=(4, 8)), np.array([8, 1, 3, 2])
     opened = open_run(run.folder)
     for replaced in (False, True):
         if replaced:
-            titles = random.normal(size=(41, 6)).astype(np.float32)
+            titles = random.normal(size=(41, 8)).astype(np.float32)
             opened.model.items.content_title.copy_(torch.from_numpy(titles))
             opened.model.eval()  # clears tables computed from the previous titles
             scorer = OnnxScorer(folder, {"items.content_title": titles})
         expected = TorchScorer(opened).scores(items, lengths, 0)
         assert scorer.scores(items, lengths, 0) == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(HafvtError, match=r"give float32 \(41, 6\)"):
+    with pytest.raises(HafvtError, match=r"give float32 \(41, 8\)"):
         OnnxScorer(folder, {"items.content_title": titles[:40]})
     with pytest.raises(
         HafvtError, match=r"no item table 'x' as input: it has items.content_title, items.ids.weight"
@@ -180,5 +180,5 @@ def test_export_of_untraceable_model_raises(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "hafvt.inference.onnx_export.open_run", lambda run, data: SimpleNamespace(name="mifn")
     )
-    with pytest.raises(HafvtError, match="mifn cannot be exported: models that can are hafvt, gru4rec"):
+    with pytest.raises(HafvtError, match="mifn cannot be exported: models that can are hafvt, hafvt-paper, gru4rec"):
         export(tmp_path, out=tmp_path / "out")

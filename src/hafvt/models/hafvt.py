@@ -103,16 +103,14 @@ class HafVt(Model):
         config: Hyperparameters.
     """
 
-    can_explain = True
-    can_extend_catalog = True
+    can_explain = can_extend_catalog = True
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
         self.items = ItemEmbeddings(item_features, config)
         self.modalities, self.content_modalities = self.items.modalities, self.items.content_modalities
-        names = [domain.name for domain in self.domains] if config.hierarchy else []
-        self.sequence_names = (*names, MERGED_SEQUENCE)
+        self.sequence_names = (*(d.name for d in self.domains if config.hierarchy), MERGED_SEQUENCE)
         heads = 2 if config.id_width % 2 == 0 else 1
         self.encoders: Any = nn.ModuleList(
             SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length)
@@ -156,9 +154,8 @@ class HafVt(Model):
         weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # (9)
         ranges = self.items.trained_ranges[-len(sequences) :]  # the items that each softmax runs over
         targets = [self.train_targets(sequence) for sequence in sequences]
-        table, histories = embedding_lookup(
-            self.items.input_embeddings(), *(t.inputs.items for t in targets)
-        )  # (V, d), S times (B, T, d)
+        inputs = [t.inputs.items for t in targets]  # S times (B, T)
+        table, histories = embedding_lookup(self.items.input_embeddings(), *inputs)  # (V, d), S (B, T, d)
         loss = torch.zeros((), device=table.device)
         queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):

@@ -180,5 +180,7 @@ def test_export_of_untraceable_model_raises(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "hafvt.inference.onnx_export.open_run", lambda run, data: SimpleNamespace(name="mifn")
     )
-    with pytest.raises(HafvtError, match="mifn cannot be exported: models that can are hafvt, hafvt-paper, gru4rec"):
+    with pytest.raises(
+        HafvtError, match="mifn cannot be exported: models that can are hafvt, hafvt-paper, gru4rec"
+    ):
         export(tmp_path, out=tmp_path / "out")

@@ -16,7 +16,7 @@ FILE, LINE = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.
 
 
 def test_models_page_lists_every_model_and_switch():
-    names = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE)
+    names = re.findall(r"^\| `([\w-]+)` \|", TEXT, flags=re.MULTILINE)
     assert names == list(MODELS)
     for models, field in re.findall(r"^\| ((?:`\w+`,? ?)+)`?--params\.(\w+) ", TEXT, flags=re.MULTILINE):
         for name in re.findall(r"\w+", models):

@@ -93,7 +93,7 @@ def relabel_model(model, data, items):
         if tensor.ndim and tensor.shape[0] in orders:
             tensor.data = tensor.data[orders[tensor.shape[0]]]
     for name, tensor in model.named_buffers():
-        if ".rows_near_" in name:  # contains numbers of items
+        if ".neighbor_rows_" in name:  # contains numbers of items
             tensor.data = torch.from_numpy(items)[tensor.data].long()
     return model
 

@@ -56,7 +56,7 @@ def test_open_run_ranks_alike_without_computing_similarity(hafvt_run, tmp_path, 
 def test_open_run_without_saved_similarity_is_refused(hafvt_run, tmp_path):
     folder = copy_run(hafvt_run, tmp_path / "run")
     tensors, state = load_checkpoint(folder / "model.safetensors")
-    others = {name: tensor for name, tensor in tensors.items() if "near" not in name}
+    others = {name: tensor for name, tensor in tensors.items() if "neighbor_rows" not in name}
     assert len(others) < len(tensors)
     save_checkpoint(folder / "model.safetensors", others, state)
     with pytest.raises(HafvtError, match=r"model.safetensors: .* of an earlier version: train"):

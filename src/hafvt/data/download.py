@@ -1,4 +1,4 @@
-"""Files from the web: bounded, resumed, checked, in parallel. Hostile until proven harmless."""
+"""Downloads of untrusted files: limited in size, resumable, verified, and in parallel."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from hafvt.data.http_client import PATIENCE, SLICE_S, TryError, Web, open_url, parse, pieces
+from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, iter_body, open_url, parse_url
 from hafvt.errors import HafvtError
 from hafvt.files import write_json
 
-HEAD = 16  # first bytes that tell what a file is
-GAIN = 2**20  # a try that got this much further does not count as a failure
+SIGNATURE_BYTES = 16  # first bytes of a file that identify its type
+RETRY_RESET_BYTES = 2**20  # an attempt with this much progress resets the count of failures
 
 
 class DownloadError(HafvtError):
-    """Why one file cannot be had; others still can.
+    """A file cannot be downloaded; other files may still succeed.
 
     Args:
-        url: its address.
+        url: the file's URL.
         problem: what is wrong, in a few words.
     """
 
@@ -35,252 +35,263 @@ class DownloadError(HafvtError):
         self.problem = problem
 
 
+def _no_suffix(signature: bytes) -> str:
+    """Accept every type of file."""
+    return ""
+
+
 @dataclass(frozen=True)
-class Job:
-    """A file to fetch.
+class DownloadJob:
+    """A file to download.
 
     Attributes:
-        url: its address, http or https.
-        path: where it goes; `path`.part and `path`.part.json stand beside it while it is under way.
-        suffix_of: what to append to the name, by the first 16 bytes; raises ValueError where they are not of
-            the kind that is wanted.
-        checksum: "sha256:HEX" or "md5:HEX", where the publisher gives one.
+        url: http or https.
+        path: destination without the suffix of `get_suffix`.
+        get_suffix: returns the suffix to append to `path`, by the first 16 bytes of the file; raises
+            ValueError if they belong to an unwanted type of file.
+        checksum: "sha256:HEX" or "md5:HEX" from the publisher; None skips the check.
     """
 
     url: str
     path: Path
-    suffix_of: Callable[[bytes], str] = lambda head: ""
+    get_suffix: Callable[[bytes], str] = _no_suffix
     checksum: str | None = None
 
     @property
-    def part(self) -> Path:
-        """What there is of the file so far."""
+    def partial_path(self) -> Path:
+        """The incomplete file: `path`.part."""
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
-    def note(self) -> Path:
-        """Which version of the file the part is of: address, validator, size."""
+    def state_path(self) -> Path:
+        """URL, validator (ETag or Last-Modified) and total size of the incomplete file: `path`.part.json."""
         return self.path.with_name(f"{self.path.name}.part.json")
+
+    def delete_partial(self) -> None:
+        """Delete the incomplete file and its state."""
+        self.partial_path.unlink(missing_ok=True)
+        self.state_path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class Downloaded:
-    """A file that is there now: where, its size and how much of it came in this run, in bytes."""
+class DownloadedFile:
+    """A complete file: its path, its size in bytes, and the bytes received in this run."""
 
     path: Path
     size: int
-    moved: int
+    received_bytes: int
 
 
-def download(job: Job, web: Web, told: Callable[[int], None] | None = None) -> Downloaded:
-    """Fetches one file, or goes on with it; it appears under its name when it is whole.
+def download(
+    job: DownloadJob, client: HttpClient, on_bytes: Callable[[int], None] | None = None
+) -> DownloadedFile:
+    """Download a file, or resume its download; the file appears at its path once it is complete.
 
-    The length that a server announces is held against what comes; where it announces none, a body that ends
-    with the connection counts as whole.
+    The size must equal the announced length. Without one, the file ends with the connection.
 
     Args:
-        job: which file, and where to.
-        web: bounds and manners.
-        told: called with each number of bytes that came.
+        job: URL and path.
+        client: limits and request schedule.
+        on_bytes: called with the size of each received chunk, in bytes.
 
     Raises:
-        DownloadError: the file cannot be had; what there is of it stays where another run can go on.
-        HafvtError: it cannot be written.
-        StopError: `web.stop` was set.
+        DownloadError: the file cannot be downloaded; a later call resumes it.
+        HafvtError: the file cannot be written.
+        DownloadCancelled: `client.stop_event` was set.
     """
-    failures, best, moved = 0, 0, 0
+    num_failures, best_size, received_bytes = 0, 0, 0
 
-    def tell(count: int) -> None:
-        nonlocal moved
-        moved += count
-        if told is not None:
-            told(count)
+    def add_bytes(num_bytes: int) -> None:
+        nonlocal received_bytes
+        received_bytes += num_bytes
+        if on_bytes is not None:
+            on_bytes(num_bytes)
 
     try:
-        host = parse(job.url).host
+        host = parse_url(job.url).host
         job.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            if web.given_up(host):
-                raise TryError(f"{host} has left {PATIENCE} files in a row unanswered: try again later")
+            client.check_host(host)
             try:
-                path = _attempt(job, web, tell)
-                web.answered(host, True)
-                return Downloaded(path, path.stat().st_size, moved)
-            except TryError as failure:
-                size = job.part.stat().st_size if job.part.exists() else 0
-                if size >= best + GAIN:
-                    failures, best = 0, size
-                failures += 1
-                if not failure.again or failures >= web.tries:
-                    web.answered(host, not failure.again)
+                path = _attempt_download(job, client, add_bytes)
+                client.record_file(host, has_response=True)
+                return DownloadedFile(path, path.stat().st_size, received_bytes)
+            except RequestError as failure:
+                size = job.partial_path.stat().st_size if job.partial_path.exists() else 0
+                if size >= best_size + RETRY_RESET_BYTES:
+                    num_failures, best_size = 0, size
+                num_failures += 1
+                if not failure.is_retryable or num_failures >= client.max_attempts:
+                    client.record_file(host, has_response=not failure.is_retryable)
                     raise
-                if not failure.held:
-                    web.back_off(failures)
-    except TryError as failure:
+                if not failure.has_retry_after:
+                    client.back_off(num_failures)
+    except RequestError as failure:
         raise DownloadError(job.url, str(failure)) from None
-    except OSError as error:  # those of the network are failures by now
+    except OSError as error:  # network errors are RequestError, so this one is of the file system
         raise HafvtError(
             f"{job.path} cannot be written ({error.strerror}): make room or choose another folder; "
-            "what has been fetched is kept"
+            "the next run resumes the download"
         ) from None
 
 
 def download_all(
-    jobs: Iterable[Job], web: Web, *, parallel: int = 4, told: Callable[[int], None] | None = None
-) -> Generator[tuple[Job, Downloaded | DownloadError], None, None]:
-    """Fetches files in parallel and yields each as it is done, with what became of it.
+    jobs: Iterable[DownloadJob],
+    client: HttpClient,
+    *,
+    parallel: int = 4,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Generator[tuple[DownloadJob, DownloadedFile | DownloadError], None, None]:
+    """Download files in parallel and yield each job with its result as soon as it ends.
 
-    Closing the iterator stops the rest, so put it into `contextlib.closing`.
+    Closing the generator stops the other downloads, so use it with `contextlib.closing`.
 
     Args:
-        jobs: the files; no two of one path.
-        web: bounds and manners, shared.
-        parallel: how many at a time.
-        told: see `download`; called from any thread.
+        jobs: the files, each with its own path.
+        client: shared limits and request schedule.
+        parallel: number of simultaneous downloads.
+        on_bytes: see `download`; called from several threads.
     """
-    done: SimpleQueue[tuple[Job, Downloaded | Exception]] = SimpleQueue()
+    results: SimpleQueue[tuple[DownloadJob, DownloadedFile | Exception]] = SimpleQueue()
 
-    def one(job: Job) -> None:
+    def run_job(job: DownloadJob) -> None:
         try:
-            done.put((job, download(job, web, told)))
+            results.put((job, download(job, client, on_bytes)))
         except Exception as error:
-            done.put((job, error))
+            results.put((job, error))
 
     with ThreadPoolExecutor(parallel) as pool:
         try:
-            left = len([pool.submit(one, job) for job in jobs])
-            while left:
+            num_pending = len([pool.submit(run_job, job) for job in jobs])
+            while num_pending:
                 try:
-                    # With a limit: once polars has set its handler, Ctrl-C does not end an endless wait.
-                    job, result = done.get(timeout=SLICE_S)
+                    # Polars installs a signal handler after which Ctrl-C ends only waits with a timeout.
+                    job, result = results.get(timeout=POLL_INTERVAL_S)
                 except Empty:
                     continue
-                left -= 1
-                if not isinstance(result, Downloaded | DownloadError):
+                num_pending -= 1
+                if not isinstance(result, DownloadedFile | DownloadError):
                     raise result
                 yield job, result
         except BaseException:
-            web.stop.set()
+            client.stop_event.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _attempt(job: Job, web: Web, tell: Callable[[int], None]) -> Path:
-    """Fetches what is missing of a file and returns where the whole file lies."""
-    known = _known(job)
-    start = job.part.stat().st_size if known and job.part.exists() else 0
-    if start and start == known["total"]:
-        with job.part.open("rb") as part:
-            return _finish(job, _suffix(job, part.read(HEAD)))
-    asked = {"Range": f"bytes={start}-", "If-Range": known["validator"]} if start else {}
-    with open_url(job.url, asked, web) as (response, wire):
+def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[int], None]) -> Path:
+    """Download the missing part of a file in one request and return the path of the complete file."""
+    state = _read_state(job)
+    start = job.partial_path.stat().st_size if state and job.partial_path.exists() else 0
+    if start and start == state["total"]:
+        with job.partial_path.open("rb") as partial_file:
+            return _complete(job, _checked_suffix(job, partial_file.read(SIGNATURE_BYTES)))
+    request_headers = {"Range": f"bytes={start}-", "If-Range": state["validator"]} if start else {}
+    with open_url(job.url, request_headers, client) as (response, reader):
         headers = response.headers
         if response.status == 416 and start:
-            _forget(job)
-            raise TryError("the file has become shorter on its server", again=True)
+            job.delete_partial()
+            raise RequestError("the file on the server has become shorter", is_retryable=True)
         if response.status not in (200, 206):
-            raise TryError(f"the server answers {response.status}")
+            raise RequestError(f"the server responded with status {response.status}")
         if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            raise TryError(f"encoded as {headers['Content-Encoding'][:40]!r}, which nobody asked for")
+            raise RequestError(f"unsupported Content-Encoding {headers['Content-Encoding'][:40]!r}")
         validator = _validator(headers)
         if response.status == 206:
-            total = _rest(headers, start)
-            if known.get("total") not in (None, total) or validator not in ("", known.get("validator")):
+            total = _total_size(headers, start)
+            if state.get("total") not in (None, total) or validator not in ("", state.get("validator")):
                 total = None
             if not start or total is None:
-                _forget(job)
-                raise TryError("the server sends another part than the one that is missing", again=True)
+                job.delete_partial()
+                raise RequestError("the server sent a part that does not fit", is_retryable=True)
         else:
-            start, total = 0, None if response.chunked else _length(headers)
-        if (total or 0) > web.max_bytes:
-            raise TryError(f"{total:,} bytes are more than the {web.max_bytes:,} that are allowed")
-        with job.part.open("r+b" if start else "w+b") as part:
-            head = part.read(HEAD)
-            size = part.seek(start)
+            start, total = 0, None if response.chunked else _content_length(headers)
+        if (total or 0) > client.max_bytes:
+            raise RequestError(f"{total:,} bytes exceed the limit of {client.max_bytes:,}")
+        with job.partial_path.open("r+b" if start else "w+b") as partial_file:
+            signature = partial_file.read(SIGNATURE_BYTES)
+            size = partial_file.seek(start)
             if not start:
-                known = {"url": job.url, "validator": validator, "total": total}
-                write_json(job.note, known)
-            for piece in pieces(response, wire, None if total is None else total - start):
-                part.write(piece)
-                size += len(piece)
-                tell(len(piece))
-                if size > web.max_bytes:
-                    _forget(job)
-                    raise TryError(f"larger than the {web.max_bytes:,} bytes that are allowed")
-                if len(head) < HEAD:
-                    head += piece[: HEAD - len(head)]
-                    if len(head) == HEAD:
-                        _suffix(job, head)
+                state = {"url": job.url, "validator": validator, "total": total}
+                write_json(job.state_path, state)
+            for chunk in iter_body(response, reader, None if total is None else total - start):
+                partial_file.write(chunk)
+                size += len(chunk)
+                on_bytes(len(chunk))
+                if size > client.max_bytes:
+                    job.delete_partial()
+                    raise RequestError(f"the file exceeds the limit of {client.max_bytes:,} bytes")
+                if len(signature) < SIGNATURE_BYTES:
+                    signature += chunk[: SIGNATURE_BYTES - len(signature)]
+                    if len(signature) == SIGNATURE_BYTES:
+                        _checked_suffix(job, signature)
             if total is not None and size > total:
-                _forget(job)
-                raise TryError(f"more comes than the {total:,} bytes that were announced", again=True)
+                job.delete_partial()
+                raise RequestError(
+                    f"the server sent more than the announced {total:,} bytes", is_retryable=True
+                )
             if total is not None and size < total:
-                raise TryError(f"cut short at {size:,} of {total:,} bytes", again=True)
-            part.flush()
-            os.fsync(part.fileno())
-    return _finish(job, _suffix(job, head))
+                raise RequestError(f"the download ended at {size:,} of {total:,} bytes", is_retryable=True)
+            partial_file.flush()
+            os.fsync(partial_file.fileno())
+    return _complete(job, _checked_suffix(job, signature))
 
 
-def _suffix(job: Job, head: bytes) -> str:
-    """Returns what to append to a file's name; forgets the file where its first bytes are of another kind."""
+def _checked_suffix(job: DownloadJob, signature: bytes) -> str:
+    """Return the suffix for a file's first bytes; delete the incomplete file if its type is unwanted."""
     try:
-        return job.suffix_of(head)
+        return job.get_suffix(signature)
     except ValueError as error:
-        _forget(job)
-        raise TryError(str(error)) from None
+        job.delete_partial()
+        raise RequestError(str(error)) from None
 
 
-def _finish(job: Job, suffix: str) -> Path:
-    """Holds a whole file against its checksum and gives it its name."""
+def _complete(job: DownloadJob, suffix: str) -> Path:
+    """Verify the checksum of a complete download, move it to its destination and return that path."""
     if job.checksum:
         algorithm, _, expected = job.checksum.partition(":")
-        with job.part.open("rb") as part:
-            found = hashlib.file_digest(part, algorithm).hexdigest()
-        if found != expected.lower():
-            _forget(job)
-            raise TryError(f"its {algorithm} is {found}, the publisher's is {expected}")
+        with job.partial_path.open("rb") as partial_file:
+            actual = hashlib.file_digest(partial_file, algorithm).hexdigest()
+        if actual != expected.lower():
+            job.delete_partial()
+            raise RequestError(f"wrong {algorithm}: {actual} instead of {expected}")
     path = job.path.with_name(job.path.name + suffix)
-    job.part.replace(path)
-    job.note.unlink(missing_ok=True)
+    job.partial_path.replace(path)
+    job.state_path.unlink(missing_ok=True)
     return path
 
 
-def _known(job: Job) -> dict[str, Any]:
-    """Returns what the note says of the part; nothing where the part is of no use."""
+def _read_state(job: DownloadJob) -> dict[str, Any]:
+    """Return the saved state of an incomplete download; empty if the download cannot be resumed."""
     try:
-        note = json.loads(job.note.read_text(encoding="utf-8"))
-        url, validator, total = note["url"], note["validator"], note["total"]
+        state = json.loads(job.state_path.read_text(encoding="utf-8"))
+        url, validator, total = state["url"], state["validator"], state["total"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    whole = isinstance(validator, str) and _line(validator) and isinstance(total, int | None)
-    return note if whole and url == job.url else {}
-
-
-def _forget(job: Job) -> None:
-    """Removes the part."""
-    job.part.unlink(missing_ok=True)
-    job.note.unlink(missing_ok=True)
+    is_valid = isinstance(validator, str) and _is_header_value(validator) and isinstance(total, int | None)
+    return state if is_valid and url == job.url else {}
 
 
 def _validator(headers: Message) -> str:
-    """Returns what tells one version of a file from another; empty where the server does not say."""
+    """Return the strong ETag or else the date that identifies a file's version; empty if there is none."""
     tag = headers.get("ETag", "").strip()
     validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "").strip()
-    return validator if _line(validator) else ""
+    return validator if _is_header_value(validator) else ""
 
 
-def _line(text: str) -> bool:
-    """Whether `text` may stand in a header that we send."""
+def _is_header_value(text: str) -> bool:
+    """Return whether `text` is safe to send as the value of a header."""
     return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
 
 
-def _rest(headers: Message, start: int) -> int | None:
-    """Returns the size of the whole file, of which the bytes from `start` come; None where others come."""
-    span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", headers.get("Content-Range", "").strip())
-    return int(span[2]) if span and int(span[1]) == start else None
+def _total_size(headers: Message, start: int) -> int | None:
+    """Return the complete file's size from Content-Range; None if the range does not begin at `start`."""
+    content_range = headers.get("Content-Range", "").strip()
+    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", content_range)
+    return int(match[2]) if match and int(match[1]) == start else None
 
 
-def _length(headers: Message) -> int | None:
-    """Returns the announced length of a body in bytes; None where there is none."""
-    said = headers.get("Content-Length", "").strip()
-    return int(said) if re.fullmatch(r"\d{1,18}", said) else None
+def _content_length(headers: Message) -> int | None:
+    """Return the announced length of a body in bytes; None without a valid header."""
+    value = headers.get("Content-Length", "").strip()
+    return int(value) if re.fullmatch(r"\d{1,18}", value) else None

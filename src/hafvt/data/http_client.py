@@ -1,7 +1,7 @@
-"""Requests that reach public addresses only, at a polite rate, and answers that cannot keep us waiting.
+"""HTTP client for untrusted URLs: public addresses only, rate limits per host, and timeouts on every read.
 
-The proxies that the environment names are not used: behind one, nobody could tell which address a host's name
-leads to, so nothing would keep a picture's address from reaching into the local network.
+The client ignores proxy settings of the environment: a proxy resolves host names itself, so the client could
+not check that a URL does not lead into the local network.
 """
 
 from __future__ import annotations
@@ -25,116 +25,128 @@ from http.client import HTTPResponse
 from typing import Any, cast
 from urllib.parse import quote, urljoin, urlsplit
 
-PIECE = 2**18
-TRICKLE = 2**14  # fewer bytes than this in the time of a stall are a stall
-SLICE_S = 0.5  # how soon a stop is noticed while nothing comes
-GRACE_S = 0.5  # how long a server may take to end a connection after the last byte
-PATIENCE = 20  # files in a row that a host may leave unanswered before it is left alone
-LONGEST_ADDRESS = 4096
-PORTS = {"http": 80, "https": 443}
-REDIRECTS = (301, 302, 303, 307, 308)
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-SAFE = "!#$%&'()*+,-./:;=?@[]_~"
+CHUNK_BYTES = 2**18
+MIN_PROGRESS_BYTES = 2**14  # a response with fewer bytes than this per stall timeout counts as stalled
+POLL_INTERVAL_S = 0.5  # longest delay until a waiting thread reacts to the stop event
+CLOSE_TIMEOUT_S = 0.5  # longest wait for the server to close the connection after the last byte
+MAX_FAILED_FILES = 20  # consecutive files without a response after which the client gives up on a host
+MAX_URL_LENGTH = 4096
+DEFAULT_PORTS = {"http": 80, "https": 443}
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+SAFE_URL_CHARACTERS = "!#$%&'()*+,-./:;=?@[]_~"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class TryError(Exception):
-    """A try that failed; `again` says whether another may succeed, `held` that its host has named a time."""
+class RequestError(Exception):
+    """A failed request.
 
-    def __init__(self, problem: str, *, again: bool = False, held: bool = False) -> None:
+    Args:
+        problem: what is wrong, in a few words.
+        is_retryable: whether another attempt may succeed.
+        has_retry_after: whether the server named the time of the next attempt.
+    """
+
+    def __init__(self, problem: str, *, is_retryable: bool = False, has_retry_after: bool = False) -> None:
         super().__init__(problem)
-        self.again, self.held = again, held
+        self.is_retryable, self.has_retry_after = is_retryable, has_retry_after
 
 
-class StopError(Exception):
-    """The run was stopped while a file was under way."""
+class DownloadCancelled(Exception):
+    """The stop event was set during a download."""
 
 
 @dataclass
-class Web:
-    """What the downloads of a run share: bounds, manners, and how they are stopped.
+class HttpClient:
+    """Limits that parallel downloads share, the request schedule of each host, and the stop event.
 
     Attributes:
-        max_bytes: the largest file.
-        per_second: requests to one host, redirects and tries included.
+        max_bytes: largest size of a file.
+        requests_per_second: largest rate of requests to one host, including redirects and repeated attempts.
         allow_private: also connect to addresses that are not public.
-        tries: failures in a row, without getting further, before a file is given up.
-        redirects: how many may be followed for one file.
-        connect_s: longest wait for a connection, and for its encryption, in seconds.
-        stall_s: longest wait for the headers, and for each 16 KiB of a body.
-        backoff_s: the first wait after a failure, doubled each time and moved by up to a half at random.
-        longest_wait_s: the longest wait between two tries, also where a server asks for more.
-        seed: of the random part of the waits.
-        sleep: waits some seconds; default: until then or until `stop` is set.
-        clock: seconds that `sleep` lets pass.
-        stop: set it and every download ends, resumable.
+        max_attempts: consecutive attempts without progress after which a download fails.
+        max_redirects: largest number of redirects per request.
+        connect_timeout_s: longest wait for a connection, and for its TLS handshake, in seconds.
+        stall_timeout_s: longest wait for the headers, and for each 16 KiB of a body, in seconds.
+        initial_backoff_s: wait after the first failure in seconds; each further failure doubles it. A random
+            jitter of up to 50 % is added.
+        max_wait_s: longest wait between two attempts in seconds, even if the server requests a longer one.
+        jitter_seed: seed of the jitter.
+        sleep: function that waits some seconds; default: waits until the time is over or `stop_event` is set.
+        clock: function that returns the time in seconds.
+        stop_event: set it to end all downloads; they can be resumed.
     """
 
     max_bytes: int = 40 * 2**30
-    per_second: float = 4.0
+    requests_per_second: float = 4.0
     allow_private: bool = False
-    tries: int = 6
-    redirects: int = 5
-    connect_s: float = 10.0
-    stall_s: float = 60.0
-    backoff_s: float = 1.0
-    longest_wait_s: float = 120.0
-    seed: int = 0
+    max_attempts: int = 6
+    max_redirects: int = 5
+    connect_timeout_s: float = 10.0
+    stall_timeout_s: float = 60.0
+    initial_backoff_s: float = 1.0
+    max_wait_s: float = 120.0
+    jitter_seed: int = 0
     sleep: Callable[[float], object] | None = None
     clock: Callable[[], float] = time.monotonic
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop_event: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _free: dict[str, float] = field(default_factory=dict)  # when each host may be asked again
-    _silent: dict[str, int] = field(default_factory=dict)  # files in a row that each host did not answer
+    _next_request_time: dict[str, float] = field(default_factory=dict)  # by host
+    _failed_files: dict[str, int] = field(
+        default_factory=dict
+    )  # consecutive files without a response, by host
 
     @cached_property
-    def tls(self) -> ssl.SSLContext:
-        """Certificates are checked, always."""
+    def tls_context(self) -> ssl.SSLContext:
+        """TLS settings; certificates are always verified."""
         return ssl.create_default_context()
 
     @cached_property
-    def _random(self) -> random.Random:
-        return random.Random(self.seed)
+    def _jitter(self) -> random.Random:
+        return random.Random(self.jitter_seed)
 
-    def pause(self, seconds: float) -> None:
-        """Waits, unless everything stops."""
+    def wait(self, seconds: float) -> None:
+        """Wait some seconds; raise DownloadCancelled if the stop event is set."""
         if seconds > 0:
-            (self.sleep or self.stop.wait)(seconds)
-        if self.stop.is_set():
-            raise StopError
+            (self.sleep or self.stop_event.wait)(seconds)
+        if self.stop_event.is_set():
+            raise DownloadCancelled
 
-    def turn(self, host: str) -> None:
-        """Waits until `host` may be asked again."""
+    def wait_for_host(self, host: str) -> None:
+        """Wait until the rate limit permits the next request to `host`."""
         with self._lock:
             now = self.clock()
-            start = max(now, self._free.get(host, now))
-            self._free[host] = start + 1 / self.per_second
-        self.pause(start - now)
+            start = max(now, self._next_request_time.get(host, now))
+            self._next_request_time[host] = start + 1 / self.requests_per_second
+        self.wait(start - now)
 
-    def hold(self, host: str, seconds: float) -> None:
-        """Leaves `host` alone for some seconds, whichever file is next."""
+    def delay_host(self, host: str, seconds: float) -> None:
+        """Delay all requests to `host` by some seconds."""
         with self._lock:
-            until = self.clock() + min(seconds, self.longest_wait_s)
-            self._free[host] = max(until, self._free.get(host, until))
+            until = self.clock() + min(seconds, self.max_wait_s)
+            self._next_request_time[host] = max(until, self._next_request_time.get(host, until))
 
-    def back_off(self, failures: int) -> None:
-        """Waits after a failure, longer each time."""
-        wait = self.backoff_s * 2 ** (failures - 1) * (1 + self._random.random() / 2)
-        self.pause(min(wait, self.longest_wait_s))
+    def back_off(self, num_failures: int) -> None:
+        """Wait after a failure; the wait grows exponentially with the number of failures."""
+        seconds = self.initial_backoff_s * 2 ** (num_failures - 1) * (1 + self._jitter.random() / 2)
+        self.wait(min(seconds, self.max_wait_s))
 
-    def answered(self, host: str, answered: bool) -> None:
-        """Notes whether a file's host had an answer, be it a refusal."""
+    def record_file(self, host: str, *, has_response: bool) -> None:
+        """Record whether `host` sent a final response for a file; an error such as 404 counts as one."""
         with self._lock:
-            self._silent[host] = 0 if answered else self._silent.get(host, 0) + 1
+            self._failed_files[host] = 0 if has_response else self._failed_files.get(host, 0) + 1
 
-    def given_up(self, host: str) -> bool:
-        """Whether a host has been silent for too long."""
-        return self._silent.get(host, 0) >= PATIENCE
+    def check_host(self, host: str) -> None:
+        """Raise RequestError if `host` sent no response for too many consecutive files."""
+        if self._failed_files.get(host, 0) >= MAX_FAILED_FILES:
+            raise RequestError(
+                f"{host} is unavailable: {MAX_FAILED_FILES} files in a row failed; try again later"
+            )
 
 
 @dataclass(frozen=True)
-class Address:
-    """An address taken apart; `target` is path and query, percent-encoded."""
+class ParsedUrl:
+    """The parts of a URL; `target` is path and query, percent-encoded."""
 
     scheme: str
     host: str
@@ -142,215 +154,243 @@ class Address:
     target: str
 
     @property
-    def name(self) -> str:
-        """The Host header."""
+    def host_header(self) -> str:
+        """Value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def is_public(address: str) -> bool:
-    """Tells whether an IP address is one of the public internet; an IPv4 address inside IPv6 counts."""
+    """Return whether an IP address is public; for IPv6 with an embedded IPv4 address, whether that one is."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         translated = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-        inner = ip.ipv4_mapped or ip.sixtofour or translated
-        if inner is not None:
-            return is_public(str(inner))
+        embedded = ip.ipv4_mapped or ip.sixtofour or translated
+        if embedded is not None:
+            return is_public(str(embedded))
         if ip.is_site_local:
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-class Wire(io.RawIOBase):
-    """A connection to read from, up to a deadline that only bytes move on.
+class DeadlineReader(io.RawIOBase):
+    """Reads from a socket until a deadline, which moves only after 16 KiB of progress.
 
-    A time limit on each read would not do: a server that sends a byte a minute would keep us for ever.
+    A timeout per read is not enough: a server that sends one byte per minute would never reach it.
     """
 
-    def __init__(self, sock: socket.socket, web: Web) -> None:
+    def __init__(self, sock: socket.socket, client: HttpClient) -> None:
         super().__init__()
-        self._sock, self._web, self._come = sock, web, 0
-        self.deadline = time.monotonic() + web.stall_s
+        self._sock, self._client, self._progress_bytes = sock, client, 0
+        self.deadline = 0.0
+        self.reset_deadline()
+
+    def reset_deadline(self) -> None:
+        """Set the deadline to one stall timeout from now."""
+        self._progress_bytes, self.deadline = 0, time.monotonic() + self._client.stall_timeout_s
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Reads what has come, waiting until the deadline for anything."""
-        while (left := self.deadline - time.monotonic()) > 0:
-            self._web.pause(0)
-            self._sock.settimeout(min(left, SLICE_S))
+        """Read available bytes into `buffer`, waiting until the deadline, and return their number."""
+        while (remaining := self.deadline - time.monotonic()) > 0:
+            self._client.wait(0)
+            self._sock.settimeout(min(remaining, POLL_INTERVAL_S))
             try:
                 return self._sock.recv_into(buffer)
             except TimeoutError:
                 pass
-        raise TimeoutError("nothing comes any more")
+        raise TimeoutError("timeout: the server stopped sending data")
 
-    def got(self, count: int) -> None:
-        """Moves the deadline on where enough has come."""
-        self._come += count
-        if self._come >= TRICKLE:
-            self._come, self.deadline = 0, time.monotonic() + self._web.stall_s
+    def add_progress(self, num_bytes: int) -> None:
+        """Count bytes of a body; move the deadline after every 16 KiB."""
+        self._progress_bytes += num_bytes
+        if self._progress_bytes >= MIN_PROGRESS_BYTES:
+            self.reset_deadline()
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Returns itself, buffered, as http.client asks for it."""
+        """Return a buffered reader of this connection; http.client calls this method of its sockets."""
         return io.BufferedReader(self)
 
 
 @contextmanager
-def network() -> Iterator[None]:
-    """Turns whatever goes wrong on the way into a failure that another try may mend."""
+def network_errors_as_retryable() -> Iterator[None]:
+    """Raise network and protocol errors as RequestError that another attempt may fix."""
     try:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:
-        said = "".join(char for char in str(error) if char.isprintable())[:100]
-        raise TryError(f"connection lost ({said or type(error).__name__})", again=True) from None
+        message = "".join(char for char in str(error) if char.isprintable())[:100]
+        raise RequestError(
+            f"connection lost ({message or type(error).__name__})", is_retryable=True
+        ) from None
 
 
 @contextmanager
-def open_url(url: str, headers: dict[str, str], web: Web) -> Iterator[tuple[HTTPResponse, Wire]]:
-    """Asks for a file, following redirects, each of which is checked like the first address.
+def open_url(
+    url: str, headers: dict[str, str], client: HttpClient
+) -> Iterator[tuple[HTTPResponse, DeadlineReader]]:
+    """Send a GET request and follow redirects; each redirect passes the same checks as the first URL.
+
+    Args:
+        url: http or https.
+        headers: additional request headers.
+        client: limits and request schedule.
 
     Yields:
-        The answer, neither a redirect nor a transient error, and its connection.
+        The response, neither a redirect nor a transient error, and the reader of its connection.
 
     Raises:
-        TryError: an address is refused, its host cannot be reached, or it answers that it cannot now.
+        RequestError: a URL is not allowed, its host is unreachable, or the server reports a transient error.
     """
-    via = ""
-    for _ in range(web.redirects + 1):
+    redirect_note = ""
+    for _ in range(client.max_redirects + 1):
         try:
-            address = parse(url)
-            web.turn(address.host)
-            sock = _connect(address, web)
-        except TryError as failure:
-            raise TryError(f"{via}{failure}", again=failure.again) from None
+            parsed_url = parse_url(url)
+            client.wait_for_host(parsed_url.host)
+            sock = _connect(parsed_url, client)
+        except RequestError as failure:
+            raise RequestError(f"{redirect_note}{failure}", is_retryable=failure.is_retryable) from None
         with closing(sock):
-            wire = Wire(sock, web)
-            response = _ask(address, headers, sock, wire)
-            if response.status in TRANSIENT:
-                wait = _retry_after(response)
-                if wait is not None:
-                    web.hold(address.host, wait)
-                raise TryError(f"the server answers {response.status}", again=True, held=wait is not None)
-            if response.status not in REDIRECTS:
-                wire.deadline = time.monotonic() + web.stall_s
-                yield response, wire
+            reader = DeadlineReader(sock, client)
+            response = _send_request(parsed_url, headers, sock, reader)
+            if response.status in TRANSIENT_STATUSES:
+                seconds = _retry_after_seconds(response)
+                if seconds is not None:
+                    client.delay_host(parsed_url.host, seconds)
+                problem = f"the server responded with status {response.status}"
+                raise RequestError(problem, is_retryable=True, has_retry_after=seconds is not None)
+            if response.status not in REDIRECT_STATUSES:
+                reader.reset_deadline()
+                yield response, reader
                 return
             location = response.headers.get("Location", "").strip()
         try:
-            url = urljoin(url, quote(location, safe=SAFE, encoding="latin-1"))
+            url = urljoin(url, quote(location, safe=SAFE_URL_CHARACTERS, encoding="latin-1"))
         except ValueError:
-            raise TryError(f"redirected to {location[:100]!r}, which is no address") from None
-        via = f"redirected to {url[:100]!r}: "
-        if address.scheme == "https" and url.startswith("http:"):
-            raise TryError(f"{via}from https to http")
-    raise TryError(f"redirected more than {web.redirects} times")
+            raise RequestError(f"redirected to {location[:100]!r}, which is an invalid URL") from None
+        redirect_note = f"redirected to {url[:100]!r}: "
+        if parsed_url.scheme == "https" and url.startswith("http:"):
+            raise RequestError(f"{redirect_note}from https to http")
+    raise RequestError(f"redirected more than {client.max_redirects} times")
 
 
-def pieces(response: HTTPResponse, wire: Wire, left: int | None) -> Iterator[bytes]:
-    """Yields a body as it comes; None: until it ends. A byte beyond the announced `left` is yielded too."""
+def iter_body(response: HTTPResponse, reader: DeadlineReader, num_bytes: int | None) -> Iterator[bytes]:
+    """Yield the chunks of a body as they arrive.
+
+    Args:
+        response: a response of `open_url`.
+        reader: the reader of its connection.
+        num_bytes: announced length; None reads until the body ends. If the server sends more than this, one
+            byte more is yielded, so that the caller can detect it.
+
+    Raises:
+        RequestError: the connection is lost, or the server stops sending data.
+    """
     if not response.chunked:
-        response.length = None  # http.client would hide what comes beyond the announced length
-    while left is None or left > 0:
-        with network():
-            piece = response.read1(PIECE if left is None else min(left, PIECE))
-        if not piece:
+        response.length = None  # otherwise http.client hides bytes beyond the announced length
+    remaining = num_bytes
+    while remaining is None or remaining > 0:
+        with network_errors_as_retryable():
+            chunk = response.read1(CHUNK_BYTES if remaining is None else min(remaining, CHUNK_BYTES))
+        if not chunk:
             return
-        wire.got(len(piece))
-        left = None if left is None else left - len(piece)
-        yield piece
-    wire.deadline = min(wire.deadline, time.monotonic() + GRACE_S)
+        reader.add_progress(len(chunk))
+        remaining = None if remaining is None else remaining - len(chunk)
+        yield chunk
+    reader.deadline = min(reader.deadline, time.monotonic() + CLOSE_TIMEOUT_S)
     surplus = b""
-    with suppress(TryError), network():
+    with suppress(RequestError), network_errors_as_retryable():
         surplus = response.read1(1)
     yield surplus
 
 
-def parse(url: str) -> Address:
-    """Takes an address apart.
+def parse_url(url: str) -> ParsedUrl:
+    """Return the parts of a URL.
 
     Raises:
-        TryError: it is none, not of http or https, or holds a password.
+        RequestError: the URL is invalid, neither http nor https, or contains a user name or password.
     """
-    # urlsplit drops line breaks and tabs in silence, so what it checks would not be what was written
-    if len(url) > LONGEST_ADDRESS or any(char < " " or char == "\x7f" for char in url):
-        raise TryError("no address: too long, or with control characters")
+    # urlsplit silently removes line breaks and tabs, so that the checks would not see the original text
+    if len(url) > MAX_URL_LENGTH or any(char < " " or char == "\x7f" for char in url):
+        raise RequestError("invalid URL: too long, or with control characters")
     try:
         parts = urlsplit(url.strip())
-        if parts.scheme not in PORTS:
-            raise TryError("only http and https are fetched")
+        if parts.scheme not in DEFAULT_PORTS:
+            raise RequestError("only http and https URLs are allowed")
         if parts.username is not None or parts.password is not None:
-            raise TryError("an address with a user or a password is not fetched")
+            raise RequestError("a URL with a user name or a password is not allowed")
         host = (parts.hostname or "").encode("idna").decode("ascii")
         if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
-            raise TryError("no address: it names no host")
-        target = quote(parts.path or "/", safe=SAFE) + (
-            f"?{quote(parts.query, safe=SAFE)}" if parts.query else ""
-        )
-        return Address(parts.scheme, host, parts.port or PORTS[parts.scheme], target)
+            raise RequestError("invalid URL: no valid host name")
+        query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
+        target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
+        return ParsedUrl(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme], target)
     except ValueError as error:
-        raise TryError(f"no address ({str(error)[:80]})") from None
+        raise RequestError(f"invalid URL ({str(error)[:80]})") from None
 
 
-def _connect(address: Address, web: Web) -> socket.socket:
-    """Returns a connection to one of the addresses of a host, all of which must be public."""
+def _connect(url: ParsedUrl, client: HttpClient) -> socket.socket:
+    """Return a connection to one of the IP addresses of a host, all of which must be public."""
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        resolved = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        again = error.errno == socket.EAI_AGAIN
-        raise TryError(f"{address.host} is not known: is there a network?", again=again) from None
+        is_retryable = error.errno == socket.EAI_AGAIN
+        problem = f"{url.host} cannot be resolved: check the name and the network"
+        raise RequestError(problem, is_retryable=is_retryable) from None
     except (OSError, ValueError):
-        raise TryError(f"{address.host} is not known") from None
-    for *_, where in found:
-        if not web.allow_private and not is_public(str(where[0])):
-            raise TryError(
-                f"{address.host} is {where[0]}, not a public address "
-                "(--allow-private true fetches it all the same)"
+        raise RequestError(f"{url.host} cannot be resolved: check the name") from None
+    for *_, address in resolved:
+        if not client.allow_private and not is_public(str(address[0])):
+            raise RequestError(
+                f"{url.host} is {address[0]}, not a public address (--allow-private true permits it)"
             )
     problem = "no address"
-    for family, kind, protocol, _, where in found[:4]:
+    for family, kind, protocol, _, address in resolved[:4]:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(web.connect_s)
-            sock.connect(where)  # what was checked: a second look-up of the name might answer otherwise
-            return (
-                web.tls.wrap_socket(sock, server_hostname=address.host) if address.scheme == "https" else sock
-            )
+            sock.settimeout(client.connect_timeout_s)
+            sock.connect(address)  # the checked address: resolving the name again could return another one
+            if url.scheme == "https":
+                return client.tls_context.wrap_socket(sock, server_hostname=url.host)
+            return sock
         except ssl.SSLCertVerificationError as error:
             sock.close()
-            raise TryError(f"{address.host} cannot prove who it is ({error.verify_message})") from None
+            raise RequestError(f"the certificate of {url.host} is invalid ({error.verify_message})") from None
         except (OSError, ValueError) as error:
             sock.close()
             problem = str(error)[:100]
-    raise TryError(f"no connection to {address.host} ({problem})", again=True)
+    raise RequestError(f"no connection to {url.host} ({problem})", is_retryable=True)
 
 
-def _ask(address: Address, headers: dict[str, str], sock: socket.socket, wire: Wire) -> HTTPResponse:
-    """Sends a request and returns the answer, its headers read."""
-    asked = {
-        "Host": address.name,
+def _send_request(
+    url: ParsedUrl, headers: dict[str, str], sock: socket.socket, reader: DeadlineReader
+) -> HTTPResponse:
+    """Send a GET request and return the response after reading its headers."""
+    default_headers = {
+        "Host": url.host_header,
         "User-Agent": "hafvt-fetch",
         "Accept": "*/*",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    lines = [f"GET {address.target} HTTP/1.1", *(f"{k}: {v}" for k, v in (asked | headers).items()), "", ""]
-    with network():
-        sock.sendall("\r\n".join(lines).encode("ascii"))
-        response = HTTPResponse(cast(socket.socket, wire), method="GET")
+    header_lines = [f"{name}: {value}" for name, value in (default_headers | headers).items()]
+    with network_errors_as_retryable():
+        sock.sendall("\r\n".join([f"GET {url.target} HTTP/1.1", *header_lines, "", ""]).encode("ascii"))
+        response = HTTPResponse(cast(socket.socket, reader), method="GET")
         response.begin()
     return response
 
 
-def _retry_after(response: HTTPResponse) -> float | None:
-    """Returns how many seconds a server asks us to wait; None where it does not say."""
-    said = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}", said):
-        return float(said)
+def _retry_after_seconds(response: HTTPResponse) -> float | None:
+    """Return the wait in seconds that the Retry-After header requests; None without a valid header."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d{1,9}", value):
+        return float(value)
     try:
-        when = parsedate_to_datetime(said)
+        time_of_retry = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max((when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+    time_of_retry = time_of_retry.replace(tzinfo=time_of_retry.tzinfo or UTC)
+    return max((time_of_retry - datetime.now(UTC)).total_seconds(), 0.0)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.http_client import Web
+from hafvt.data.http_client import HttpClient
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.amazon import cut_blocks, prepare_amazon
 from hafvt.data.sources.amazon_lines import parse_product, parse_review
@@ -54,14 +54,15 @@ def histories(data):
 
 @pytest.mark.parametrize("year", YEARS)
 def test_amazon_dump_is_fetched_prepared_encoded_and_trained(year, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_module, "Web", partial(Web, sleep=lambda seconds: None))
+    monkeypatch.setattr(fetch_module, "HttpClient", partial(HttpClient, sleep=lambda seconds: None))
     with closing(HostileServer()) as server:
         base = server.url("files")
         server.files = dump(year, base)
-        get = partial(fetch, allow_private=True, per_second=1e6)
-        get(f"amazon-{year}", tmp_path / "raw", categories=list(CATEGORIES.values()), base_url=base)
+        get = partial(fetch, allow_private=True, requests_per_second=1e6)
+        categories = list(CATEGORIES.values())
+        get(f"amazon-{year}", out=tmp_path / "raw", categories=categories, base_url=base)
         prepared = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
-        pictures = get("pictures", tmp_path / "pictures", data=tmp_path / "data")
+        pictures = get("pictures", tmp_path / "data", out=tmp_path / "pictures")
     assert str(prepared).count("1 malformed (row 12)") == 2
     assert str(prepared).count("1 malformed (row 10)") == 2
     data = Dataset.open(tmp_path / "data")
@@ -77,7 +78,8 @@ def test_amazon_dump_is_fetched_prepared_encoded_and_trained(year, tmp_path, mon
     related = items[asin("kitchen", 0)]["also_bought"]
     assert related == (None if year == 2023 else [asin("kitchen", 1)])
     tiffs, dead = 2 * len(range(4, 23, 5)), 2
-    assert (pictures.files, pictures.failed, pictures.without_address) == (48 - tiffs - dead, tiffs + dead, 0)
+    assert (pictures.num_downloaded, pictures.num_failed) == (48 - tiffs - dead, tiffs + dead)
+    assert pictures.num_without_url == 0
     tables = encode(data.folder, image="classic", title="classic")
     assert int(tables["image"].present.sum()) == 48 - tiffs - dead
     untitled = int(table["title"].is_null().sum())

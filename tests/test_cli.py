@@ -122,6 +122,7 @@ def test_command_help_shows_an_example(name, capsys):
     assert not re.search(r"--\w+_\w+", text), "an option is spelt with an underscore"
 
 
+@pytest.mark.slow
 def test_command_line_main_job_writes_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generate_world("world", users=120, items_per_shop=40)

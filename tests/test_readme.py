@@ -76,6 +76,7 @@ def block_with(text: str) -> str:
     return block_text
 
 
+@pytest.mark.slow
 def test_readme_own_data_steps_each_in_a_process_succeed(tmp_path):
     interactions, _ = generate_world(tmp_path, users=150, items_per_shop=40)
     (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress(interactions.read_bytes()))
@@ -89,6 +90,7 @@ def test_readme_own_data_steps_each_in_a_process_succeed(tmp_path):
     assert (tmp_path / "runs" / "hafvt" / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["movies", "amazon"])
 def test_documented_real_data_steps_succeed(project, name, monkeypatch, capsys):
     monkeypatch.chdir(project)

@@ -98,6 +98,7 @@ def test_classic_titles_of_very_few_items_are_encoded(tmp_path: Path, titles: li
     assert table.rows.shape[1] <= len(titles)
 
 
+@pytest.mark.slow
 def test_classic_pictures_of_real_posters_agree_with_genres(shared_data: Path) -> None:
     folder = shared_data / "movielens-posters"
     items = pl.read_csv(folder / "items.csv").drop_nulls("image")[::5]

@@ -90,6 +90,7 @@ def kill_in_the_fourth_batch(folder: Path) -> None:
         run.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

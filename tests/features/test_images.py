@@ -208,6 +208,7 @@ ORIGINALS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_open_picture_of_random_bytes_opens_or_is_refused(tmp_path: Path, data: st.DataObject) -> None:

@@ -39,13 +39,13 @@ def test_sampled_log_probabilities_count_seen_items_exactly() -> None:
     query = SoftmaxQuery(H, TARGETS, PART, log_excluded_mass=z.logsumexp(1) + torch.tensor(0.9).log())
     (exact,) = target_log_probabilities([query], TABLE, 0.5)
     every = ItemSample(torch.arange(PART.start, PART.stop), torch.zeros(30))
-    (got,) = sampled_log_probabilities([query], [every], TABLE, 0.5, seen=[seen])
+    (got,) = sampled_log_probabilities([query], [every], TABLE, 0.5, seen_items=[seen])
     torch.testing.assert_close(got, exact)
     torch.manual_seed(0)
     estimates = []
     for _ in range(2000):
         sample = sample_items(POPULARITY, PART, 20)
-        (log_p,) = sampled_log_probabilities([query], [sample], TABLE, 0.5, seen=[seen])
+        (log_p,) = sampled_log_probabilities([query], [sample], TABLE, 0.5, seen_items=[seen])
         estimates.append((-log_p).exp())
     mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
     assert ((mean - (-exact).exp()).abs() <= 4 * deviation).all()

@@ -217,7 +217,7 @@ def test_train_with_patience_stops_early_and_keeps_the_best(training_data, tmp_p
     ("changes", "message"),
     [
         ({"model": "hafvd"}, "choose one of hafvt"),
-        ({"preset": "papr"}, "default, unmixed, paper"),
+        ({"preset": "papr"}, "default, unmixed"),
         ({"params": {"temprature": 1}}, "no parameter 'temprature'.*temperature"),
         ({"params": {"id_width": "wide"}}, "id_width is 'wide': choose a whole number"),
         ({"params": {"modalities": ["id", "smell"]}}, "has no features smell.*--precomputed smell=FILE"),

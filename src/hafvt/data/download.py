@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.message import Message
+from http.client import HTTPResponse
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -185,36 +186,21 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
     start = job.partial_path.stat().st_size if state and job.partial_path.exists() else 0
     if start and start == state["total"]:
         with job.partial_path.open("rb") as partial_file:
-            return _complete(job, _checked_suffix(job, partial_file.read(SIGNATURE_BYTES)))
+            signature = partial_file.read(SIGNATURE_BYTES)
+        return _complete(job, _checked_suffix(job, signature))
     request_headers = {"Range": f"bytes={start}-", "If-Range": state["validator"]} if start else {}
     with open_url(job.url, request_headers, client) as (response, reader):
-        headers = response.headers
-        if response.status == 416 and start:
-            job.delete_partial()
-            raise RequestError("the file on the server has become shorter", is_retryable=True)
-        if response.status not in (200, 206):
-            raise RequestError(f"the server responded with status {response.status}")
-        if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            raise RequestError(f"unsupported Content-Encoding {headers['Content-Encoding'][:40]!r}")
-        validator = _validator(headers)
-        if response.status == 206:
-            total = _total_size(headers, start)
-            if state.get("total") not in (None, total) or validator not in ("", state.get("validator")):
-                total = None
-            if not start or total is None:
-                job.delete_partial()
-                raise RequestError("the server sent a part that does not fit", is_retryable=True)
-        else:
-            start, total = 0, None if response.chunked else _content_length(headers)
+        start, total = _body_range(job, response, state, start)
         if (total or 0) > client.max_bytes:
             raise RequestError(f"{total:,} bytes exceed the limit of {client.max_bytes:,}")
+        chunks = iter_body(response, reader, None if total is None else total - start)
         with job.partial_path.open("r+b" if start else "w+b") as partial_file:
+            if not start:
+                new_state = {"url": job.url, "validator": _validator(response.headers), "total": total}
+                write_json(job.state_path, new_state)
             signature = partial_file.read(SIGNATURE_BYTES)
             size = partial_file.seek(start)
-            if not start:
-                state = {"url": job.url, "validator": validator, "total": total}
-                write_json(job.state_path, state)
-            for chunk in iter_body(response, reader, None if total is None else total - start):
+            for chunk in chunks:
                 partial_file.write(chunk)
                 size += len(chunk)
                 on_bytes(len(chunk))
@@ -235,6 +221,41 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
             partial_file.flush()
             os.fsync(partial_file.fileno())
     return _complete(job, _checked_suffix(job, signature))
+
+
+def _body_range(
+    job: DownloadJob, response: HTTPResponse, state: dict[str, Any], start: int
+) -> tuple[int, int | None]:
+    """Check the headers of a response; return where in the file its body begins, and the file's total size.
+
+    Args:
+        job: the file.
+        response: the response to a request for the bytes from `start`.
+        state: saved state of the incomplete file; empty without one.
+        start: size of the incomplete file in bytes.
+
+    Returns:
+        The position of the first byte (0 for the complete file), and the size in bytes (None if unknown).
+
+    Raises:
+        RequestError: the response contains no part of the file, or a part of another version.
+    """
+    headers = response.headers
+    if response.status == 416 and start:
+        job.delete_partial()
+        raise RequestError("the file on the server has become shorter", is_retryable=True)
+    if response.status not in (200, 206):
+        raise RequestError(f"the server responded with status {response.status}")
+    if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise RequestError(f"unsupported Content-Encoding {headers['Content-Encoding'][:40]!r}")
+    if response.status == 200:
+        return 0, None if response.chunked else _content_length(headers)
+    total = _total_size(headers, start)
+    same_version = state.get("total") in (None, total) and _validator(headers) in ("", state.get("validator"))
+    if not start or total is None or not same_version:
+        job.delete_partial()
+        raise RequestError("the server sent a part that does not fit", is_retryable=True)
+    return start, total
 
 
 def _checked_suffix(job: DownloadJob, signature: bytes) -> str:

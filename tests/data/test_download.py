@@ -16,8 +16,9 @@ import pytest
 
 from hafvt.data import http_client
 from hafvt.data.download import DownloadedFile, DownloadError, DownloadJob, download, download_all
-from hafvt.data.http_client import HttpClient, is_public
+from hafvt.data.http_client import HttpClient
 from hafvt.data.sources.fetch import gzip_suffix, picture_suffix
+from hafvt.data.urls import is_public
 from hafvt.errors import HafvtError
 from tests.data.sources.hostile_server import BODY, HALF, OTHER_BODY, PICTURES, HostileServer
 

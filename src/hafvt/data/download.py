@@ -15,7 +15,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, iter_body, open_url, parse_url
+from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, iter_body, open_url
+from hafvt.data.urls import InvalidUrlError, parse_url
 from hafvt.errors import HafvtError
 from hafvt.files import write_json
 
@@ -127,7 +128,7 @@ def download(
                     raise
                 if not failure.has_retry_after:
                     client.back_off(num_failures)
-    except RequestError as failure:
+    except (InvalidUrlError, RequestError) as failure:
         raise DownloadError(job.url, str(failure)) from None
     except OSError as error:  # network errors are RequestError, so this one is of the file system
         raise HafvtError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
 import random
 import re
 import socket
@@ -23,19 +22,17 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http.client import HTTPResponse
 from typing import Any, cast
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
+
+from hafvt.data.urls import SAFE_URL_CHARACTERS, InvalidUrlError, ParsedUrl, is_public, parse_url
 
 CHUNK_BYTES = 2**18
 MIN_PROGRESS_BYTES = 2**14  # a response with fewer bytes than this per stall timeout counts as stalled
 POLL_INTERVAL_S = 0.5  # longest delay until a waiting thread reacts to the stop event
 CLOSE_TIMEOUT_S = 0.5  # longest wait for the server to close the connection after the last byte
 MAX_FAILED_FILES = 20  # consecutive files without a response after which the client gives up on a host
-MAX_URL_LENGTH = 4096
-DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
-SAFE_URL_CHARACTERS = "!#$%&'()*+,-./:;=?@[]_~"
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class RequestError(Exception):
@@ -144,35 +141,6 @@ class HttpClient:
             )
 
 
-@dataclass(frozen=True)
-class ParsedUrl:
-    """The parts of a URL; `target` is path and query, percent-encoded."""
-
-    scheme: str
-    host: str
-    port: int
-    target: str
-
-    @property
-    def host_header(self) -> str:
-        """Value of the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is public; for IPv6 with an embedded IPv4 address, whether that one is."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        translated = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-        embedded = ip.ipv4_mapped or ip.sixtofour or translated
-        if embedded is not None:
-            return is_public(str(embedded))
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
-
-
 class DeadlineReader(io.RawIOBase):
     """Reads from a socket until a deadline, which moves only after 16 KiB of progress.
 
@@ -250,6 +218,8 @@ def open_url(
             parsed_url = parse_url(url)
             client.wait_for_host(parsed_url.host)
             sock = _connect(parsed_url, client)
+        except InvalidUrlError as error:
+            raise RequestError(f"{redirect_note}{error}") from None
         except RequestError as failure:
             raise RequestError(f"{redirect_note}{failure}", is_retryable=failure.is_retryable) from None
         with closing(sock):
@@ -304,31 +274,6 @@ def iter_body(response: HTTPResponse, reader: DeadlineReader, num_bytes: int | N
     with suppress(RequestError), network_errors_as_retryable():
         surplus = response.read1(1)
     yield surplus
-
-
-def parse_url(url: str) -> ParsedUrl:
-    """Return the parts of a URL.
-
-    Raises:
-        RequestError: the URL is invalid, neither http nor https, or contains a user name or password.
-    """
-    # urlsplit silently removes line breaks and tabs, so that the checks would not see the original text
-    if len(url) > MAX_URL_LENGTH or any(char < " " or char == "\x7f" for char in url):
-        raise RequestError("invalid URL: too long, or with control characters")
-    try:
-        parts = urlsplit(url.strip())
-        if parts.scheme not in DEFAULT_PORTS:
-            raise RequestError("only http and https URLs are allowed")
-        if parts.username is not None or parts.password is not None:
-            raise RequestError("a URL with a user name or a password is not allowed")
-        host = (parts.hostname or "").encode("idna").decode("ascii")
-        if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
-            raise RequestError("invalid URL: no valid host name")
-        query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
-        target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
-        return ParsedUrl(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme], target)
-    except ValueError as error:
-        raise RequestError(f"invalid URL ({str(error)[:80]})") from None
 
 
 def _connect(url: ParsedUrl, client: HttpClient) -> socket.socket:

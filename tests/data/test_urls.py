@@ -1,10 +1,10 @@
-"""URLs and IP addresses that the HTTP client accepts."""
+"""URLs and IP addresses that downloads may use."""
 
 from __future__ import annotations
 
 import pytest
 
-from hafvt.data.http_client import is_public, parse_url
+from hafvt.data.urls import is_public, parse_url
 
 
 def test_parse_url_special_characters_are_percent_encoded():

@@ -2,10 +2,10 @@
 
 A history is read as several *sequences*: the items of each domain, S^X, S^Y, ..., and the *merged sequence*
 of all items, S^{X+Y}. Each item has several *modalities*: its learned id, and frozen vectors of its picture
-and title. A *branch* is a pair of a sequence and a modality. The last state h of its sequence is compared
-with the embeddings e of all candidates by cosine, which a softmax turns into probabilities:
+and title. A *branch* is a pair of a sequence s and a modality m. It compares the last encoder state h of s
+with the embeddings e_i of all items by cosine. A softmax over them gives probabilities:
 
-    P_s,m(i) = softmax_i(cos(h_s,m, e_m,i) / temperature)                (2), (4) to (6), branch
+    P_s,m(i) = softmax_i(z_i), z_i = cos(h_s,m, e_m,i) / temperature     (2), (4) to (6), branch
     P_s(i)   = sum over m of w_s,m P_s,m(i), weights that sum to 1       (7), sequence
     L        = sum over domains X of L^X / D + lambda2 L^{X+Y}           (8), (9), training
     score(i) = log(P^X(i) + lambda2 P^{X+Y}(i))                          (10), for items of domain X
@@ -13,20 +13,20 @@ with the embeddings e of all candidates by cosine, which a softmax turns into pr
 Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them literally. Differences here:
 
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
-  bias. It reads input embeddings, which add projected content and ids of similar items to each id
-  (`item_embeddings.py`). For content modalities, a learned matrix maps its state to the width of the vectors.
-* One model serves all domains: (9) is averaged over every domain as X. Sequences of other domains are left
-  out (lambda1 = 0): the merged sequence has their items, and they change no result.
-* L^X and L^{X+Y} are means over all next items of a sequence, not sums. In (10), the softmax of the merged
-  sequence runs over the items of X alone, so that it does not weigh less in a small domain.
-* Repeats: an item of the history has a learned factor r in every softmax, r exp(z_i) in place of exp(z_i).
-  Otherwise the model spends its capacity on avoiding the last items, near which the next item often is.
-* Cold items (without training interactions): softmaxes run over trained items, so that a new item changes no
-  other score. A cold item's score uses the same partition, and the factor `cold_item_boost`.
-* An item without a picture or title has the mean vector of its domain, so that it gets the mean similarity.
+  bias. Its inputs are the sums of an item's id embedding, its projected content and the id embeddings of
+  similar items (`item_embeddings.py`). For content, a linear layer maps its states to the vectors' width.
+* One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
+  left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
+* L^X and L^{X+Y} are means over all next items of a batch, not sums. In (10), the merged sequence's softmax
+  runs over the items of X alone. Over all items, its probabilities would be too small in a small domain.
+* Repeats: for items i of the history, every softmax has r exp(z_i) in place of exp(z_i), with a learned r in
+  (0, 1). Without r, h must stay away from recent items, although the next item is often similar to them.
+* Cold items (without training interactions): softmax denominators sum over trained items only, so that a new
+  item changes no other score. A cold item has the same denominator and the score factor `cold_item_boost`.
+* An item without a picture or title has the mean vector of its domain, so that it gets the mean cosine.
 * A sequence without items adds nothing to (10).
 
-Shapes: B histories of at most T items, N targets, C candidates, S sequences, M modalities, V items.
+Shapes: B histories of at most T items, N targets, C candidates, S sequences, M modalities, V items, width d.
 """
 
 from __future__ import annotations
@@ -60,39 +60,39 @@ from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_probabilities
 
 NEGATIVE_INFINITY_LOGIT = -1e4
-"""Logit of an item that a sum leaves out; unlike -inf, it has a finite gradient."""
+"""Logit of masked items in a logsumexp; unlike -inf, it keeps gradients finite if all items are masked."""
 REPEAT_LOGIT_SCALE = 30.0
-"""Factor of the learned repeat logit: Adam moves a weight by at most the learning rate per step."""
+"""log(r / (1 - r)) per unit of the parameter `repeat_logit`; speeds it up, as Adam's steps are small."""
 MERGED_SEQUENCE = "all domains"
 
 
 class TrainTargets(NamedTuple):
-    """The N next items of one sequence, over all histories of a batch; cold items are no targets."""
+    """The N next items to predict in one sequence of each history of a batch, without cold items."""
 
     inputs: Batch
-    """Each sequence without its last item, T items."""
+    """The sequences without their last items, (B, T)."""
     mask: Tensor
-    """(B, T) the inputs that a target follows."""
+    """(B, T) True for the inputs that are directly followed by a target."""
     targets: Tensor
-    """(N,) positions among the trained items."""
+    """(N,) the next items, as positions among the trained items."""
     seen: Tensor
-    """(N, T) likewise, the distinct trained items before the target; -1 elsewhere."""
+    """(N, T) distinct trained items before each target, as such positions; -1 where there is none."""
     is_repeat: Tensor
-    """(N,) whether the target is among them."""
+    """(N,) whether the target is one of the items in `seen`."""
 
 
 class BranchQuery(NamedTuple):
-    """One branch as a softmax over the items of a domain."""
+    """What one branch needs for its softmax over the items of a domain."""
 
     modality: int
     h: Tensor
-    """(B, d) last state, of length 1 / temperature."""
+    """(B, d) last state, scaled to the norm 1 / temperature: its products with unit vectors are logits."""
     log_weight: Tensor
     """() log of the sequence's weight in (10) times the modality's weight in (7)."""
     is_empty: Tensor
-    """(B,) whether the sequence has no items."""
+    """(B,) whether the sequence has no items; such a branch scores 0."""
     log_excluded_mass: Tensor
-    """(B,) log of what the factor r removes from the partition."""
+    """(B,) log of (1 - r) sum_i exp(z_i) over the history, which the factor r takes from the denominator."""
 
 
 class HafVt(Model):
@@ -128,7 +128,7 @@ class HafVt(Model):
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
-        """Return the items with their most similar items in each content modality."""
+        """Return the features with the most similar items of each item, by content modality."""
         return with_similar_items(item_features, config.num_neighbors, CONTENT_WIDTH)
 
     def log_modality_weights(self) -> Tensor:
@@ -136,14 +136,14 @@ class HafVt(Model):
         return torch.log_softmax(self.modality_logits, dim=1)
 
     def log_repeat_weight(self) -> tuple[Tensor, Tensor]:
-        """Return the logs of the factor r of items in the history and of 1 - r, () each."""
+        """Return log r and log(1 - r) of the repeat factor r (see the module's docstring), () each."""
         logit = REPEAT_LOGIT_SCALE * self.repeat_logit
         return F.logsigmoid(logit), F.logsigmoid(-logit)
 
     def log_excluded_mass(self, logits: Tensor, is_seen: Tensor) -> Tensor:
-        """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N, T) logits and mask -> (N,)."""
-        _, log_rest = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
-        return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_rest
+        """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N,), from logits and a mask, (N, T)."""
+        _, log_complement = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
+        return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_complement
 
     # Training: equations (8) and (9)
 
@@ -151,16 +151,16 @@ class HafVt(Model):
         """Return the loss (9), averaged over every domain as X."""
         domains = self.domains if self.config.hierarchy else ()
         sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in domains), batch]
-        weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # (9)
+        weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # 1 / D, lambda2 of (9)
         ranges = self.items.trained_ranges[-len(sequences) :]  # the items that each softmax runs over
         targets = [self.train_targets(sequence) for sequence in sequences]
-        inputs = [t.inputs.items for t in targets]  # S times (B, T)
+        inputs = [t.inputs.items for t in targets]  # S tensors (B, T)
         table, histories = embedding_lookup(self.items.input_embeddings(), *inputs)  # (V, d), S (B, T, d)
         loss = torch.zeros((), device=table.device)
         queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
             weight = weights[s] / max(len(t.targets), 1)  # (8) as a mean
-            loss = loss - weight * self.log_repeat_weight()[0] * t.is_repeat.sum()
+            loss = loss - weight * self.log_repeat_weight()[0] * t.is_repeat.sum()  # r of repeated targets
             states = self.encoders[s](history)  # (B, T, d)
             for m, name in enumerate(self.modalities):
                 h = F.normalize(self.heads[s][m](states).float(), dim=2)
@@ -178,21 +178,21 @@ class HafVt(Model):
         return loss + self.mixture_nll(queries, tables)
 
     def train_targets(self, sequence: Batch) -> TrainTargets:
-        """Return the next items of a sequence."""
+        """Return the next items of a sequence, one sequence for each history."""
         inputs, mask, _ = next_items(sequence)
         mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
-        distinct = first_occurrences(inputs) & ~self.items.is_cold[inputs.items]
-        until = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
-        is_seen = distinct[:, None, :] & until  # (B, T, T)
+        is_first = first_occurrences(inputs) & ~self.items.is_cold[inputs.items]
+        causal_mask = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
+        is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
         is_repeat = ((sequence.items[:, 1:, None] == inputs.items[:, None, :]) & is_seen).any(2)
-        index = self.items.trained_index
-        seen = torch.where(is_seen, index[inputs.items][:, None, :], -1)[mask]
-        return TrainTargets(inputs, mask, index[sequence.items[:, 1:][mask]], seen, is_repeat[mask])
+        trained_index = self.items.trained_index
+        seen = torch.where(is_seen, trained_index[inputs.items][:, None, :], -1)[mask]
+        return TrainTargets(inputs, mask, trained_index[sequence.items[:, 1:][mask]], seen, is_repeat[mask])
 
     def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
-        """Return the weighted negative log-likelihood of the mixtures (7), without the factor r."""
+        """Return the weighted negative log-likelihood of the mixtures (7), without log r of repeats."""
         log_weights, scale = self.log_modality_weights(), 1 / self.config.temperature
-        # Ids come last: `catalog_nll` computes the gradient of their table in the same pass. For them,
+        # Ids come last, as only their table needs a gradient: `catalog_nll` computes both in one pass, by
         # log sum_m w_m p_m = log w_id + log(p_id + sum of w_m p_m / w_id over the other modalities).
         *others, last = sorted(range(len(tables)), key=lambda m: self.modalities[m] == "id")
         log_p = {m: softmax.target_log_probabilities(queries[m], tables[m], scale) for m in others}
@@ -210,9 +210,9 @@ class HafVt(Model):
         self, queries: list[list[SoftmaxQuery]], tables: list[Tensor], targets: list[TrainTargets]
     ) -> Tensor:
         """Return `mixture_nll` with softmaxes over `num_negatives` sampled items for each sequence."""
-        counts, (log_repeat, log_rest) = self.items.train_counts, self.log_repeat_weight()
+        counts, (log_repeat, log_complement) = self.items.train_counts, self.log_repeat_weight()
         samples = [sample_items(counts, query.candidates, self.config.num_negatives) for query in queries[0]]
-        seen = [SeenItems(t.seen, log_repeat - log_rest) for t in targets]
+        seen = [SeenItems(t.seen, log_repeat - log_complement) for t in targets]
         scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
         log_p = [  # M lists of S (N,)
             sampled_log_probabilities(q, samples, table, scale, normalize_rows=unit, seen_items=seen)
@@ -239,61 +239,61 @@ class HafVt(Model):
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
 
     def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
-        """Yield the branches of (10), sequence by sequence, modality by modality."""
-        inside = in_domain(batch.items, self.domains[domain])  # (B, T)
-        is_seen = first_occurrences(batch) & inside & ~self.items.is_cold[batch.items]
-        history = [F.embedding(batch.items, table) for table, _ in self.items.candidate_tables()]  # (B, T, d)
+        """Yield the branches of (10): all modalities of one sequence, then those of the next."""
+        is_in_domain = in_domain(batch.items, self.domains[domain])  # (B, T)
+        is_seen = first_occurrences(batch) & is_in_domain & ~self.items.is_cold[batch.items]
+        vectors = [F.embedding(batch.items, table) for table, _ in self.items.candidate_tables()]  # (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
         for s in self.scoring_sequences(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
-            sequence = batch if is_merged else select_items(batch, inside)
+            sequence = batch if is_merged else select_items(batch, is_in_domain)
             sequence_weight = torch.tensor(
                 self.config.lambda2 if is_merged else 1.0, device=log_weights.device
             )
-            x = F.embedding(sequence.items, self.items.input_embeddings())  # (B, T, id_width)
-            state, _ = self.encoders[s].last_state(x, sequence.lengths)
+            inputs = F.embedding(sequence.items, self.items.input_embeddings())  # (B, T, id_width)
+            state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
             for m, head in enumerate(self.heads[s]):
                 h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
-                excluded = self.log_excluded_mass((history[m] @ h[:, :, None])[:, :, 0], is_seen)
+                excluded = self.log_excluded_mass((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
                 log_weight = log_weights[s, m] + sequence_weight.log()
                 yield BranchQuery(m, h, log_weight, sequence.lengths == 0, excluded)
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield each branch's term of (10), (B, C), before the factors of repeats and cold items."""
+        """Yield each branch's term of (10), (B, C), without `cold_item_boost` and repeat factors."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
         for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
             table, trained_table = self.items.candidate_tables()[m]
             if candidates is None:
-                z = h @ table[items.start : items.stop].T  # (B, C)
+                logits = h @ table[items.start : items.stop].T  # (B, C)
             else:
-                z = torch.einsum("bd,bcd->bc", h, table[candidates])
-            maximum = z.amax(1)
-            z.sub_(maximum[:, None]).exp_()
+                logits = torch.einsum("bd,bcd->bc", h, table[candidates])
+            max_logit = logits.amax(1)
+            exponentials = logits.sub_(max_logit[:, None]).exp_()  # in place
             if candidates is None:
                 columns = self.items.trained_items[trained] - items.start
-                total = (z if self.items.all_trained else z.index_select(1, columns)).sum(1)
-                log_total = maximum + total.clamp(min=torch.finfo(z.dtype).tiny).log()
+                terms = exponentials if self.items.all_trained else exponentials.index_select(1, columns)
+                log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
-                log_total = softmax.log_partition(h, trained_table[trained])
-            log_total = softmax.log_subtract_exp(log_total, log_excluded)
-            yield z.mul_((log_weight + maximum - log_total).exp().masked_fill(is_empty, 0.0)[:, None])
+                log_partition = softmax.log_partition(h, trained_table[trained])
+            log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_excluded)
+            yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
     def finish_scores(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
-        """Return the log of summed branches, (B, C), with the factors of cold items and repeats, in place."""
+        """Multiply summed branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
         items = self.domains[domain]
         if not self.items.all_trained:
             scored = slice(items.start, items.stop) if candidates is None else candidates
             is_cold = self.items.is_cold[scored]  # (C,) or (B, C)
-            boost = self.config.cold_item_boost if self.content_modalities else 0.0  # ids alone: no score
+            boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
             total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
         log_repeat, _ = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
         if candidates is None:
             is_seen = first_occurrences(batch) & in_domain(batch.items, items)  # (B, T)
-            columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
-            return total.scatter_add_(1, columns, torch.where(is_seen, log_repeat, 0.0))
+            history_columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
+            return total.scatter_add_(1, history_columns, torch.where(is_seen, log_repeat, 0.0))
         valid = valid_mask(batch.lengths, batch.items.shape[1])[:, None, :]
         is_seen = ((candidates[:, :, None] == batch.items[:, None, :]) & valid).any(2)  # (B, C)
         return total.add_(torch.where(is_seen, log_repeat, 0.0))
@@ -303,7 +303,7 @@ class HafVt(Model):
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
         """Return how each branch contributes to the scores, see `Model.explain`.
 
-        A cold item has no id of its own, so the share of its id goes to the content modalities.
+        A cold item has no id embedding, so the share of its id branches is divided among its content.
         """
         count = len(self.modalities)
         shares = torch.zeros(*candidates.shape, len(self.sequence_names), count, device=candidates.device)
@@ -319,21 +319,21 @@ class HafVt(Model):
         return BranchContributions(shares, self.attention(batch))
 
     def attention(self, batch: Batch) -> Tensor:
-        """Return the attention of each branch's last state over the merged history, (B, S, M, T)."""
-        rows, width = batch.items.shape
-        attention = torch.zeros(rows, len(self.encoders), width, device=batch.items.device)
+        """Return how much each branch's last state attends to each item of the history, (B, S, M, T)."""
+        batch_size, width = batch.items.shape
+        attention = torch.zeros(batch_size, len(self.encoders), width, device=batch.items.device)
         for s, encoder in enumerate(self.encoders):
             mask = valid_mask(batch.lengths, width)
             if self.sequence_names[s] != MERGED_SEQUENCE:
                 mask = mask & in_domain(batch.items, self.domains[s])
             sequence = select_items(batch, mask)
             positions = selected_first(mask)[:, : sequence.items.shape[1]]
-            x = F.embedding(sequence.items, self.items.input_embeddings())
-            attention[:, s].scatter_(1, positions, encoder.last_state(x, sequence.lengths)[1].float())
+            inputs = F.embedding(sequence.items, self.items.input_embeddings())
+            attention[:, s].scatter_(1, positions, encoder.last_state(inputs, sequence.lengths)[1].float())
         return attention[:, :, None].expand(-1, -1, len(self.modalities), -1)
 
     def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> HafVt:
-        """Return this model over a larger catalog, see `Model.extend_catalog`."""
+        """Return a copy of this model with more items, see `Model.extend_catalog`."""
         similar_items = {
             name: renumber_items(similar, new_index, len(item_features))
             for name, similar in saved_similar_items(self.items.state_dict()).items()

@@ -1,13 +1,13 @@
 """The literal equations of HAF-VT (arXiv 2504.15085), for comparison with `hafvt.py`.
 
-A history has D + 1 sequences: the items of each domain, S^X, S^Y, ..., and all items, S^{X+Y}. Each item has
-M modalities: its id (learned), and its picture and title (frozen vectors of CLIP or other encoders). For each
-sequence s and modality m, with embeddings E_m of all items:
+A history has D + 1 sequences: its items of each of D domains, S^X, S^Y, ..., and all its items, S^{X+Y}.
+Each item has M modalities: its id (a learned embedding), and its picture and title (frozen vectors of CLIP or
+other encoders). For each sequence s and modality m, with the embeddings E_m of all items, (V, d):
 
     H = softmax(Q K^T / sqrt(d)) V, with Q, K, V linear in the rows of E_m for the items of s     (1), (3)
     h = the last row of H;  P_s,m(i) = softmax_i(cos(h, E_m,i))                            (2), (4) to (6)
     P_s(i) = alpha P_s,id(i) + beta P_s,image(i) + (1 - alpha - beta) P_s,title(i)                     (7)
-    L_s = -sum_t log P_s(x_t+1 | x_1 ... x_t)                                                          (8)
+    L_s = -sum_t log P_s(x_{t+1} | x_1 ... x_t)                                                        (8)
     L = L_X + lambda1 L_Y + lambda2 L_{X+Y}                                                            (9)
     score(i) = P_X(i) + lambda1 P_Y(i) + lambda2 P_{X+Y}(i), for items i of domain X                  (10)
 
@@ -19,14 +19,14 @@ The paper leaves the following open, and this file decides it:
   equal. No L2 penalty: the paper names a range for its weight, but not where it applies; use `weight_decay`.
 * One model serves all domains: the loss is the mean of (9) with every domain as X.
 * P_Y of an item of X, which (10) needs, compares the last state of S^Y with the embeddings of X's items, by a
-  softmax over X. An empty sequence adds nothing.
-* P_{X+Y} is a softmax over all items, in training and in (10), where only the items of X are ranked. Its
-  share is thus lower in small domains.
+  softmax over X. The branches of an empty sequence contribute 0.
+* P_{X+Y} is a softmax over all items, in training and in (10), where only the items of X are ranked. So in
+  a small domain, P_{X+Y} contributes less to (10).
 * An item without a picture or title has the mean vector of its domain, in histories and as a candidate.
 * Softmaxes run over trained items. A cold item (without training interactions) has id embedding 0, and its
-  branches of ids add nothing to its score. This model does not score items that are added after training.
+  id branches contribute 0 to its score. Items cannot be added after training.
 * The softmax has no temperature, as printed: cosines lie in [-1, 1], so probabilities stay near uniform.
-* Dropout acts on the input and on the output of attention. There are no positions and no residuals.
+* Dropout acts on the input and output of attention. No position embeddings, no residual connections.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class AttentionLayer(nn.Module):
     """Attention over one sequence in one modality, equations (1) and (3).
 
     Args:
-        width: d, of the modality's embeddings.
+        width: Width d of the modality's embeddings.
         dropout: Dropout rate.
     """
 
@@ -72,8 +72,8 @@ class AttentionLayer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return H, (B, T, d), and the attention of each item to earlier ones and itself, (B, T, T)."""
         q, k, v = self.qkv(self.dropout(x)).chunk(3, dim=2)  # (B, T, d) each
-        later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=q.dtype, device=x.device).triu(1)
-        attention = torch.softmax((q * x.shape[2] ** -0.5) @ k.transpose(1, 2) + later, dim=2)  # (3)
+        causal_mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=q.dtype, device=x.device).triu(1)
+        attention = torch.softmax((q * x.shape[2] ** -0.5) @ k.transpose(1, 2) + causal_mask, dim=2)  # (3)
         return self.dropout(attention @ v), attention  # (1)
 
 
@@ -122,13 +122,15 @@ class HafVtPaper(Model):
         ]
 
     def sequences(self, batch: Batch) -> list[Batch]:
-        """Return S^X, S^Y, ... and S^{X+Y}."""
+        """Return the D + 1 sequences of each history: S^X, S^Y, ... and S^{X+Y}."""
         return [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
 
     def loss(self, batch: Batch) -> Tensor:
         """Return (9), averaged over every domain as X."""
-        count, embeddings = len(self.domains), self.embeddings()
-        lambdas = [(1 + self.config.lambda1 * (count - 1)) / count] * count + [self.config.lambda2]
+        num_domains, embeddings = len(self.domains), self.embeddings()
+        # Coefficient of each L_s: a domain is X once, and Y for each of the D - 1 other domains.
+        domain_lambda = (1 + self.config.lambda1 * (num_domains - 1)) / num_domains
+        lambdas = [domain_lambda] * num_domains + [self.config.lambda2]
         loss = torch.zeros((), device=self.items.is_cold.device)
         for s, sequence in enumerate(self.sequences(batch)):
             inputs, mask, _ = next_items(sequence)
@@ -150,10 +152,10 @@ class HafVtPaper(Model):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each branch's term of (10), (B, C), and its attention over its sequence, (B, T).
 
-        Sequence by sequence, modality by modality.
+        The order is all modalities of one sequence, then those of the next.
         """
-        here = slice(self.domains[domain].start, self.domains[domain].stop)
-        is_cold = self.items.is_cold[here if candidates is None else candidates]  # (C,) or (B, C)
+        domain_rows = slice(self.domains[domain].start, self.domains[domain].stop)
+        is_cold = self.items.is_cold[domain_rows if candidates is None else candidates]  # (C,) or (B, C)
         merged = len(self.domains)
         for s, sequence in enumerate(self.sequences(batch)):
             weight = {domain: 1.0, merged: self.config.lambda2}.get(s, self.config.lambda1)
@@ -163,7 +165,7 @@ class HafVtPaper(Model):
                 h = F.normalize(last_states(h, sequence.lengths).float(), dim=1)  # (B, d)
                 table = F.normalize(table, dim=1) if self.modalities[m] == "id" else table
                 if candidates is None:
-                    cosine = h @ table[here].T  # (2), (B, C)
+                    cosine = h @ table[domain_rows].T  # (2), (B, C)
                 else:
                     cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
                 rows = table.index_select(0, self.items.trained_items)[softmax_range]
@@ -180,18 +182,18 @@ class HafVtPaper(Model):
 
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
         """Return how each branch contributes to the scores, see `Model.explain`."""
-        width, count = batch.items.shape[1], len(self.modalities)
+        history_width, num_modalities = batch.items.shape[1], len(self.modalities)
         scores, attention = [], []
-        for branch, (score, weights) in enumerate(self.branch_scores(batch, domain, candidates)):
-            mask = valid_mask(batch.lengths, width)
-            if branch // count < len(self.domains):
-                mask = mask & in_domain(batch.items, self.domains[branch // count])
-            positions = selected_first(mask)[:, : weights.shape[1]]
+        for branch, (score, branch_attention) in enumerate(self.branch_scores(batch, domain, candidates)):
+            mask = valid_mask(batch.lengths, history_width)
+            if branch // num_modalities < len(self.domains):
+                mask = mask & in_domain(batch.items, self.domains[branch // num_modalities])
+            positions = selected_first(mask)[:, : branch_attention.shape[1]]
             attention.append(
-                torch.zeros(mask.shape, device=mask.device).scatter(1, positions, weights.float())
+                torch.zeros(mask.shape, device=mask.device).scatter(1, positions, branch_attention.float())
             )
             scores.append(score)
-        shape = len(self.sequence_names), count  # S, M
+        shape = len(self.sequence_names), num_modalities  # S, M
         shares = torch.stack(scores, dim=2).view(*candidates.shape, *shape)
         shares = shares / shares.sum((2, 3), keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
-        return BranchContributions(shares, torch.stack(attention, dim=1).view(-1, *shape, width))
+        return BranchContributions(shares, torch.stack(attention, dim=1).view(-1, *shape, history_width))

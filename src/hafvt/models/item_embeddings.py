@@ -1,14 +1,15 @@
 """Embeddings of all items for HAF-VT: learned for ids, frozen for the content (pictures, titles).
 
-The *input embedding* of an item adds what HAF-VT knows about it, (id_width,):
+The *input embedding* of an item, (id_width,), is the sum of its id and content and of similar items' ids:
 
     n / (n + id_shrinkage) * id
       + sum over content modalities m of
           W_m content_m + id_shrinkage / (n + id_shrinkage) * sum_j a_mj n_j / (n_j + id_shrinkage) * id_j
 
-Here n is the item's number of training interactions, W_m is learned, and j runs over the item's most similar
-trained items in modality m, with weights a_mj that sum to 1. So a rare item relies on its content and on
-similar items, a frequent one on its own id. A cold item (n = 0) has no id of its own.
+Here `id` is the item's learned embedding, n its number of training interactions, and W_m a learned matrix.
+The sum runs over the item's most similar trained items j in modality m, with weights a_mj that sum to 1. So a
+rare item relies on its content and on similar items, a frequent one on its own id. A cold item (n = 0) uses
+no `id`; the factor of its sum over j is not 1, but the mean of that factor over all training interactions.
 """
 
 from __future__ import annotations
@@ -26,54 +27,54 @@ from hafvt.models.configs import HafVtConfig
 from hafvt.ops.embedding import SparseLinks, add_weighted_rows, build_links, weighted_row_sums
 
 CONTENT_WIDTH = 128
-"""Principal directions of the frozen vectors that are kept; 64 and 128 rank alike, all directions worse."""
+"""Principal components kept of the frozen vectors; 64 and 128 are equally accurate, all components less."""
 INITIAL_STD = 0.02
-"""Standard deviation of initial ids and projections: only directions count, and short vectors turn faster."""
+"""Standard deviation of initial ids and projections; small, as gradient steps turn short vectors faster."""
 
 T = TypeVar("T")
 
 
 class TrainedItems(nn.Module):
-    """Which of V items are cold, and the numbering of the V' trained items.
+    """Which of V items are cold, and the positions of the V' trained items among themselves.
 
     Attributes:
         all_trained: Whether no item is cold.
-        trained_ranges: For each domain, and last for the whole catalog, the range among the trained items.
+        trained_ranges: Range of each domain in `trained_items`, and last that of the whole catalog.
     """
 
     is_cold: Tensor
-    """(V,) bool"""
+    """(V,) bool, whether the item has no training interactions."""
     trained_items: Tensor
     """(V',) the trained items, ascending."""
     trained_index: Tensor
-    """(V,) the position of each trained item in `trained_items`."""
+    """(V,) the position of each trained item in `trained_items`; undefined for cold items."""
     train_counts: Tensor
     """(V',) training interactions of each trained item."""
 
     def __init__(self, item_features: ItemFeatures) -> None:
         super().__init__()
-        trained = item_features.is_trained
-        self.all_trained = bool(trained.all())
-        self.register_buffer("is_cold", ~trained, persistent=False)
-        self.register_buffer("trained_items", trained.nonzero()[:, 0], persistent=False)
-        self.register_buffer("trained_index", trained.cumsum(0) - 1, persistent=False)
-        self.register_buffer("train_counts", item_features.train_counts[trained], persistent=False)
-        before = F.pad(trained.cumsum(0), (1, 0)).tolist()
-        ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(trained))]
-        self.trained_ranges = [slice(before[start], before[stop]) for start, stop in ranges]
+        is_trained = item_features.is_trained
+        self.all_trained = bool(is_trained.all())
+        self.register_buffer("is_cold", ~is_trained, persistent=False)
+        self.register_buffer("trained_items", is_trained.nonzero()[:, 0], persistent=False)
+        self.register_buffer("trained_index", is_trained.cumsum(0) - 1, persistent=False)
+        self.register_buffer("train_counts", item_features.train_counts[is_trained], persistent=False)
+        trained_before = F.pad(is_trained.cumsum(0), (1, 0)).tolist()
+        ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(is_trained))]
+        self.trained_ranges = [slice(trained_before[start], trained_before[stop]) for start, stop in ranges]
 
 
 class ItemEmbeddings(TrainedItems):
     """Embeddings of all items.
 
     Args:
-        item_features: The items; `similar_items` must be there if the model has ids and `num_neighbors`.
+        item_features: The items; with `similar_items` if the model has ids, content and `num_neighbors`.
         config: The model's hyperparameters.
 
     Attributes:
         content_modalities: Names of the frozen modalities, such as image and title.
-        modalities: Names of the modalities whose embeddings candidates are compared by.
-        widths: Width of the embeddings of each of `modalities`.
+        modalities: Names of the modalities that have a branch (only the id without `modality_branches`).
+        widths: Embedding width of each of `modalities`.
 
     Raises:
         HafvtError: If a modality is not encoded, or similar items are missing.
@@ -82,7 +83,7 @@ class ItemEmbeddings(TrainedItems):
     id_weight: Tensor
     """(V, 1) weight of an item's own id in its input embedding."""
     shared_weight: Tensor
-    """(V, 1) weight of similar items' ids; for a cold item, its mean over all training interactions."""
+    """(V, 1) weight of similar items' ids; for a cold item, the mean over all training interactions."""
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__(item_features)
@@ -128,7 +129,7 @@ class ItemEmbeddings(TrainedItems):
         self.register_buffer(name, value, persistent=persistent)
 
     def _set_links(self, name: str, links: SparseLinks) -> None:
-        """Register links; those to neighbors are saved, as another processor may find other neighbors."""
+        """Register links as buffers; only rows and weights are saved, as other machines may find others."""
         for field, values in links._asdict().items():
             self._buffer(f"neighbor_{field}_{name}", values, persistent=field in ("rows", "weights"))
 
@@ -147,7 +148,7 @@ class ItemEmbeddings(TrainedItems):
 
     def _input_embeddings(self) -> Tensor:
         ids = self._weighted_ids()
-        total = ids.clone() if self.content_modalities else ids  # sums are taken in place
+        total = ids.clone() if self.content_modalities else ids  # the loop adds in place
         for name, project in self.projections.items():
             total += project(self.content(name))
             if self.has_neighbors:
@@ -155,7 +156,7 @@ class ItemEmbeddings(TrainedItems):
         return total
 
     def _weighted_ids(self) -> Tensor:
-        """Return the ids' part of the input embeddings, (V, id_width); zeros without ids."""
+        """Return `id_weight` times the ids of all items, (V, id_width); zeros if the model has no ids."""
         if "id" in self.modalities:
             return self.ids.weight * self.id_weight
         width = next(self.projections.parameters()).shape[0]
@@ -171,9 +172,9 @@ class ItemEmbeddings(TrainedItems):
         return total
 
     def content_shares(self, items: Tensor) -> Tensor:
-        """Return each modality's share in the content part of input embeddings, by length, (N,) -> (N, M).
+        """Return each modality's share of the content in the input embeddings of items, (N,) -> (N, M).
 
-        Rows sum to 1, and the share of ids is 0.
+        Shares are proportional to the norms of `content_embeddings`. Rows sum to 1; the share of ids is 0.
         """
         shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
@@ -183,7 +184,7 @@ class ItemEmbeddings(TrainedItems):
     def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the embeddings of all items and of the trained items, (V, d), (V', d).
 
-        The embeddings are those that cosines are taken with: of unit length, or a mean of such.
+        Their products with unit vectors are the cosines. Rows have norm 1, or are a mean of such rows.
         """
         return self.cached_in_eval("candidate_tables", self._candidate_tables)
 
@@ -195,7 +196,7 @@ class ItemEmbeddings(TrainedItems):
         return [(table, table if self.all_trained else table[self.trained_items]) for table in tables]
 
     def cached_in_eval(self, name: str, compute: Callable[[], T]) -> T:
-        """Return `compute()`, a function of the weights; in inference, compute it once under that name."""
+        """Return `compute()`, a function of the weights; in inference, compute it once and cache it."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return compute()
         if self._cache.get("device") != self.is_cold.device:
@@ -223,7 +224,7 @@ def saved_similar_items(weights: Mapping[str, Tensor]) -> dict[str, SimilarItems
 
 
 def _rebuild_reverse_links(embeddings: ItemEmbeddings, _: object) -> None:
-    """Recompute reversed links, which are not saved, after neighbors were loaded."""
+    """Recompute the reverse order of links, which is not saved, after a state dict is loaded."""
     for name in embeddings.content_modalities if embeddings.has_neighbors else ():
         links = embeddings.links(name)
         embeddings._set_links(name, build_links(links.rows, links.weights, len(embeddings.is_cold)))

@@ -1,18 +1,19 @@
 """Softmax cross-entropy over a whole item catalog, without storing the logits.
 
-With logits `z[i, j] = scale * h[i] . table[j]` of N queries and V items, a loss needs only the logit of each
-target and the log-partition `logsumexp_j z[i, j]`, with their gradients. Two implementations agree:
+N queries h and a table of V items have logits `z[i, j] = scale * h[i] . table[j]`. The *partition* of query i
+is `sum_j exp(z[i, j])`, the denominator of its softmax. A loss needs only the logit of each target, the log
+of each partition, and their gradients. Two implementations agree:
 
 * "plain" follows the formula and stores all N * V logits. It is the reference of the tests.
 * "tiles" computes a few hundred queries times a few thousand items at a time (`ops.tiles`), so that logits
-  stay in the processor's cache until they are used up. Some processors do it by fused attention instead.
+  stay in the processor's cache until they are used up. It uses fused attention where that is faster.
 
-`catalog_nll` is a complete loss: it computes its gradients in the forward pass, from exponentials that exist
-there anyway. `target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its
-backward pass computes the logits a second time if the table needs a gradient.
+`catalog_nll` is a complete loss: its forward pass also computes the gradients, from the same exponentials.
+`target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its backward pass
+computes the logits a second time if the table needs a gradient.
 
-Precision: products run in the table's dtype or in autocast's, sums in float32 at least. A bfloat16 logit is
-rounded by up to 2**-8 of its size, which dominates the error. Equal inputs give equal bits.
+Precision: matrix products run in the table's dtype or autocast's, sums in float32 at least. The rounding of
+bfloat16 logits, by up to 2**-8 of their size, dominates the error. Equal inputs give bitwise equal results.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, 
 Implementation = Literal["tiles", "plain"]
 
 MIN_REMAINING_MASS = 0.01
-"""Smallest share of a partition that `log_subtract_exp` leaves: rounding could leave less than zero."""
+"""Least share of the total that `log_subtract_exp` leaves; by rounding, a difference could be negative."""
 
 
 class SoftmaxQuery(NamedTuple):
@@ -45,9 +46,9 @@ class SoftmaxQuery(NamedTuple):
     weight: float = 1.0
     """Factor of each target's term in `catalog_nll`; 1 / N gives a mean."""
     log_other_components: Tensor | None = None
-    """(N,) log of the probability that other components of a mixture give the target (`catalog_nll` only)."""
+    """(N,) log of the other mixture components' weighted probability of the target (`catalog_nll` only)."""
     log_excluded_mass: Tensor | None = None
-    """(N,) log of an amount to subtract from the partition, the sum of exponentials."""
+    """(N,) log of an amount to subtract from the partition (the softmax's sum of exponentials)."""
 
 
 def catalog_nll(
@@ -148,7 +149,7 @@ def log_partition(
 ) -> Tensor:
     """Return `logsumexp_j(scale * h[i] . table[j])`, (N,), with exact gradients for h, table and scale.
 
-    `scale * h` is rounded once to the dtype of the products, so pass `h` in float32.
+    Pass `h` in float32: `scale * h` is then rounded only once, to the dtype of the products.
 
     Args:
         h: (N, d) query vectors.
@@ -176,13 +177,13 @@ def log_subtract_exp(log_total: Tensor, log_excluded: Tensor | None) -> Tensor:
 
 
 def _log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of `log_subtract_exp` by `log_total` and by `-log_excluded`, (N,) each."""
+    """Return d/d log_total and -d/d log_excluded of `log_subtract_exp`, (N,) each."""
     if log_excluded is None:
         return torch.ones_like(log_total), torch.zeros_like(log_total)
     excluded = (log_excluded - log_total).exp()
     remaining = (1 - excluded).clamp(min=MIN_REMAINING_MASS)
-    unbounded = remaining > MIN_REMAINING_MASS
-    return torch.where(unbounded, 1 / remaining, 1.0), torch.where(unbounded, excluded / remaining, 0.0)
+    in_bounds = remaining > MIN_REMAINING_MASS
+    return torch.where(in_bounds, 1 / remaining, 1.0), torch.where(in_bounds, excluded / remaining, 0.0)
 
 
 def _log_probabilities(
@@ -192,9 +193,9 @@ def _log_probabilities(
     impl: Implementation,
     normalize_rows: bool,
 ) -> list[Tensor]:
-    """Return the targets' log-probabilities for each (h, targets, candidates, log_excluded_mass).
+    """Return log-probabilities, (N,), of each part's (h, targets, candidates, log_excluded_mass).
 
-    Without targets the result is the negative log-partition.
+    Where targets are None, return the negative log-partition.
     """
     h = [_scaled_query(part_h, candidates, table, scale) for part_h, _, candidates, _ in parts]
     targets = [(part_targets, candidates) for _, part_targets, candidates, _ in parts]
@@ -207,7 +208,7 @@ def _log_probabilities(
 
 
 def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Tensor) -> Tensor:
-    """Return `scale * h` in the dtype of the products; autograd handles this step."""
+    """Return `scale * h` in the dtype of the matrix products; autograd differentiates it."""
     if (
         h.ndim != 2
         or table.ndim != 2
@@ -235,7 +236,7 @@ def _plain_log_probabilities(
     results = []
     for q, (targets, candidates), excluded in zip(h, parts, log_excluded, strict=True):
         rows = functional.normalize(table, dim=1) if normalize_rows else table
-        rows = rows.to(q.dtype).to(accumulation_dtype(q.dtype))  # rounded as the products are
+        rows = rows.to(q.dtype).to(accumulation_dtype(q.dtype))  # rounded like inputs of the tiles
         q = q.to(rows.dtype)
         log_p = -log_subtract_exp((q @ rows[candidates].T).logsumexp(1), excluded)  # (N,)
         results.append(log_p if targets is None else log_p + (q * rows[targets]).sum(1))
@@ -243,7 +244,10 @@ def _plain_log_probabilities(
 
 
 class _CatalogNll(torch.autograd.Function):
-    """`catalog_nll` by tiles; the forward pass computes all gradients."""
+    """`catalog_nll` by tiles; the forward pass computes all gradients.
+
+    `inputs` are h of all queries, then all log_other_components, then all log_excluded_mass.
+    """
 
     @staticmethod
     def forward(
@@ -301,7 +305,10 @@ class _CatalogNll(torch.autograd.Function):
 
 
 class _LogProbability(torch.autograd.Function):
-    """`_log_probabilities` by tiles; the forward pass computes the gradients of the queries."""
+    """`_log_probabilities` by tiles; the forward pass computes all gradients except that of the table.
+
+    `inputs` are h of all parts, then all log_excluded_mass.
+    """
 
     @staticmethod
     def forward(

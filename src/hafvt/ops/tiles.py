@@ -1,8 +1,9 @@
 """Compute the softmax of queries over an item table in tiles of logits that fit the processor's cache.
 
-`ops.catalog_softmax` builds its losses from `iter_tiles`. Each step yields the log-partitions of some
-queries, the mean item vector under each softmax (the gradient of the queries) and a way to add the gradient
-of the table. The step is a `LogitTile` (matrix products and exponentials in one reused buffer) or, where the
+`ops.catalog_softmax` builds its losses from `iter_tiles`. For a range of queries, each tile holds the
+log-partitions (logs of the softmax denominators) and the mean item vectors under the softmax, which are the
+gradients of the log-partitions by the queries. Its method `add_table_grad` adds the gradient of the table.
+A tile is a `LogitTile` (matrix products and exponentials in one reused buffer) or, where the
 processor does that faster, a `FlashTile` (PyTorch's fused attention for the CPU).
 """
 
@@ -19,27 +20,27 @@ from torch.nn import functional
 from hafvt.ops.dtype import has_matrix_units
 
 TILE_SHAPE = {"cpu": (512, 8192), "cuda": (2048, 65536)}
-"""Queries and items of one tile, by device type."""
+"""Most queries and most items of one matrix of logits, by device type."""
 MAX_STORED_LOGITS = {"cpu": 2**26, "cuda": 2**28}
-"""Most exponentials that are stored at a time (queries times all items), by device type."""
+"""Most exponentials to store at a time for gradients (queries times all items), by device type."""
 CACHE_LOGITS = 2**23
-"""With more stored float32 exponentials than this, fewer queries at a time are faster on a CPU."""
+"""Most float32 exponentials to store at a time on a CPU, if that leaves `MIN_QUERIES`; more are slower."""
 MIN_QUERIES = 128
-"""Fewest queries for which the matrix products run at their full rate."""
+"""Fewest queries at a time for which matrix products run at full speed."""
 QUERY_MULTIPLE = 64
-"""Tiles hold a multiple of this many queries: oneDNN caches a kernel, and its memory, for each size."""
+"""Queries are padded to a multiple of this: for each new shape, oneDNN keeps another kernel in memory."""
 ROW_CHUNK = 4096
-"""Rows of a table that are normalized or converted at a time."""
+"""Rows of a table to normalize or convert at a time."""
 FLASH_ROWS = 8192
-"""Items of one attention call."""
+"""Most items of one group; fused attention processes items in groups."""
 FLASH_BATCH = 4
-"""Groups of `FLASH_ROWS` items that one attention call processes in parallel."""
+"""Most groups of items in one call of fused attention, which processes them in parallel."""
 MAX_SAFE_LOGIT = 60.0
-"""Up to this size, exponentials and sums of millions of them overflow neither float32 nor bfloat16."""
+"""Below this logit, a sum of millions of exponentials does not overflow float32 or bfloat16."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for sums of values of a dtype: float32 at least."""
+    """Return the dtype in which to sum values of `dtype`: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -47,11 +48,11 @@ class LogitTile(NamedTuple):
     """Softmax of n queries over V items: `p[i, j] = exponentials[i, j] * exp(log_factor[i])`."""
 
     exponentials: list[tuple[slice, Tensor]]
-    """Ranges of items with their exponentials, (n or more, items); empty if they are not stored."""
+    """Ranges of items with their exponentials, (n or more with padding, items); empty if not stored."""
     log_factor: Tensor
-    """(n,)"""
+    """(n,) log of the factor that turns a row of exponentials into probabilities."""
     log_partition: Tensor
-    """(n,)"""
+    """(n,) log of the sum of exp(logit) over all items."""
     mean: Tensor
     """(n, d) mean item vector under the softmax; zeros unless requested."""
 
@@ -72,16 +73,17 @@ class FlashTile(NamedTuple):
     q: Tensor
     """(N or more, d) queries, padded with zeros."""
     rows: Tensor
-    """(V, d)"""
+    """(V, d) item vectors."""
     log_partition: Tensor
-    """(N,)"""
+    """(N,) log of the sum of exp(logit) over all items."""
     mean: Tensor
     """(N, d) mean item vector under the softmax."""
 
     def add_table_grad(self, table_grad: Tensor, grad: Tensor, q: Tensor) -> None:
         """Add the gradient of the log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `table_grad`, (V, d).
 
-        Attention from the items to the queries returns that sum divided by its partition, and the partition.
+        Attention with items as queries and `q` as keys returns that sum divided by
+        `sum_i exp(q[i] . rows[j])`, and the log of this divisor.
         """
         weighted = ((grad * (-self.log_partition).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
         weighted = functional.pad(weighted, (0, 0, 0, len(self.q) - len(q)))
@@ -94,12 +96,12 @@ class FlashTile(NamedTuple):
 def iter_tiles(
     q: Tensor, rows: Tensor, safe: bool, *, with_means: bool, store: bool
 ) -> Iterator[tuple[slice, LogitTile | FlashTile]]:
-    """Yield ranges of queries with their softmax; the next step overwrites the buffer of the previous one.
+    """Yield ranges of queries with their tiles. Use each tile before the next, which reuses its buffer.
 
     Args:
-        q: (N, d) scaled queries.
+        q: (N, d) queries, multiplied by the scale of the logits.
         rows: (V, d) item vectors.
-        safe: Whether no logit exceeds `MAX_SAFE_LOGIT`, so that no maximum needs to be subtracted.
+        safe: Whether all logits are below `MAX_SAFE_LOGIT`; if not, each query's maximum is subtracted.
         with_means: Compute the mean item vectors.
         store: Keep the exponentials, which `add_table_grad` needs.
     """
@@ -107,44 +109,44 @@ def iter_tiles(
         yield slice(0, len(q)), _flash_tile(q, rows)  # (the kernel crashes on an empty batch)
         return
     device = "cuda" if q.is_cuda else "cpu"
-    max_height, width = TILE_SHAPE[device]
+    max_queries, max_items = TILE_SHAPE[device]
     store = store or not safe
     if store and device == "cpu" and q.dtype != torch.bfloat16:
-        max_height = min(max_height, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
-    height = max(1, min(max_height, MAX_STORED_LOGITS[device] // len(rows))) if store else max_height
-    multiple = min(QUERY_MULTIPLE, height)
-    height = min(height // multiple, -(-len(q) // multiple)) * multiple
-    ranges = [slice(start, min(start + width, len(rows))) for start in range(0, len(rows), width)]
-    buffer = q.new_empty(height * (len(rows) if store else min(width, len(rows))))
-    # exp2(z / log 2) is faster than exp(z), but would round a bfloat16 query once more.
-    stretch, exp_ = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
-    for start in range(0, len(q), max(height, 1)):
-        chunk = q[start : start + height]
+        max_queries = min(max_queries, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
+    num_queries = max(1, min(max_queries, MAX_STORED_LOGITS[device] // len(rows))) if store else max_queries
+    multiple = min(QUERY_MULTIPLE, num_queries)
+    num_queries = min(num_queries // multiple, -(-len(q) // multiple)) * multiple
+    ranges = [slice(start, min(start + max_items, len(rows))) for start in range(0, len(rows), max_items)]
+    buffer = q.new_empty(num_queries * (len(rows) if store else min(max_items, len(rows))))
+    # exp2(z / log 2) is faster than exp(z), but its factor would round a bfloat16 query once more.
+    base_factor, exp_ = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
+    for start in range(0, len(q), max(num_queries, 1)):
+        chunk = q[start : start + num_queries]
         count = len(chunk)
-        chunk = functional.pad(chunk, (0, 0, 0, -count % multiple)) * stretch  # (n, d)
-        n = len(chunk)
-        offsets = [n * items.start if store else 0 for items in ranges]
+        chunk = functional.pad(chunk, (0, 0, 0, -count % multiple)) * base_factor  # (padded_count, d)
+        padded_count = len(chunk)
+        offsets = [padded_count * items.start if store else 0 for items in ranges]
         logits = [
-            buffer[offset : offset + n * (items.stop - items.start)].view(n, -1)
+            buffer[offset : offset + padded_count * (items.stop - items.start)].view(padded_count, -1)
             for offset, items in zip(offsets, ranges, strict=True)
         ]
-        maximum = torch.zeros(n, 1, dtype=q.dtype, device=q.device)
+        max_logits = torch.zeros(padded_count, 1, dtype=q.dtype, device=q.device)
         if not safe:
             for items, z in zip(ranges, logits, strict=True):
                 torch.mm(chunk, rows[items].T, out=z)
-            maximum = torch.stack([z.amax(1) for z in logits]).amax(0)[:, None]
-        total = maximum.new_zeros(n, dtype=accumulation_dtype(q.dtype))
-        mean = maximum.new_zeros(chunk.shape, dtype=total.dtype)
+            max_logits = torch.stack([z.amax(1) for z in logits]).amax(0)[:, None]
+        total = max_logits.new_zeros(padded_count, dtype=accumulation_dtype(q.dtype))
+        mean = max_logits.new_zeros(chunk.shape, dtype=total.dtype)
         for items, z in zip(ranges, logits, strict=True):
             if safe:
                 torch.mm(chunk, rows[items].T, out=z)
             else:
-                z.sub_(maximum)
+                z.sub_(max_logits)
             total += exp_(z).sum(1)
             if with_means:
                 mean += torch.mm(z, rows[items])
         log_total = total.log()
-        log_partition = log_total + maximum[:, 0] / stretch
+        log_partition = log_total + max_logits[:, 0] / base_factor
         mean.div_(total[:, None])
         stored = list(zip(ranges, logits, strict=True)) if store else []
         tile = LogitTile(stored, -log_total[:count], log_partition[:count], mean[:count])
@@ -154,8 +156,8 @@ def iter_tiles(
 def uses_flash_attention(q: Tensor, *, with_means: bool, store: bool) -> bool:
     """Return whether PyTorch's fused attention is faster than `LogitTile` for these queries.
 
-    In bfloat16 it is on processors with matrix units (AMX). In float32 it is for a table without gradient;
-    the gradient of the table would need a fourth product.
+    Bfloat16: on processors with matrix units (AMX). Float32: with means, without a gradient of the table; for
+    that gradient, fused attention would compute the logits again, in a fourth matrix product.
     """
     available = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private to PyTorch
     faster = {torch.bfloat16: has_matrix_units(), torch.float32: with_means and not store}
@@ -163,32 +165,34 @@ def uses_flash_attention(q: Tensor, *, with_means: bool, store: bool) -> bool:
 
 
 def _flash_tile(q: Tensor, rows: Tensor) -> FlashTile:
-    """Return the softmax of all queries, some rows at a time since the kernel copies its inputs."""
+    """Return the tile of all queries, by a few groups of rows at a time: the kernel copies its inputs."""
     padded = functional.pad(q, (0, 0, 0, -len(q) % QUERY_MULTIPLE))
-    total = padded.new_zeros(len(padded), 1, dtype=accumulation_dtype(q.dtype))
-    mean = padded.new_zeros(padded.shape, dtype=total.dtype)
-    count = -(-len(rows) // FLASH_ROWS)
-    even = len(rows) // count * count
-    groups = torch.split(rows[:even].reshape(count, -1, rows.shape[1]), FLASH_BATCH)  # (P, J, d) each
-    for group in (*groups, rows[None, even:]) if even < len(rows) else groups:
-        _add_attention(padded, group, total, mean)
-    mean.div_(total)
-    return FlashTile(padded, rows, total[: len(q), 0].log(), mean[: len(q)])
+    partition = padded.new_zeros(len(padded), 1, dtype=accumulation_dtype(q.dtype))
+    mean = padded.new_zeros(padded.shape, dtype=partition.dtype)
+    num_groups = -(-len(rows) // FLASH_ROWS)
+    even_rows = len(rows) // num_groups * num_groups
+    # Groups of equal size, (P, J, d) for each call; the remaining rows come last, as one small group.
+    groups = torch.split(rows[:even_rows].reshape(num_groups, -1, rows.shape[1]), FLASH_BATCH)
+    for group in (*groups, rows[None, even_rows:]) if even_rows < len(rows) else groups:
+        _add_attention(padded, group, partition, mean)
+    mean.div_(partition)
+    return FlashTile(padded, rows, partition[: len(q), 0].log(), mean[: len(q)])
 
 
 def _add_attention(q: Tensor, group: Tensor, total: Tensor, mean: Tensor) -> None:
-    """Add partitions to `total`, (N, 1), and partitions times means to `mean`, (N, d), for rows (P, J, d).
+    """Add the softmax sums of P groups of J rows, (P, J, d), to those of earlier rows.
 
-    In a function of its own, so that its temporaries are freed before the next group.
+    Add partitions to `total`, (N, 1), and partitions times mean rows to `mean`, (N, d). This is a function of
+    its own, so that its temporaries are freed before the next call.
     """
-    for part_mean, log_partition in zip(*_attention(q, group, group), strict=True):
-        partition = log_partition.exp()[:, None]
-        total += partition
-        mean.addcmul_(part_mean.to(mean.dtype), partition)
+    for group_mean, log_partition in zip(*_attention(q, group, group), strict=True):
+        group_partition = log_partition.exp()[:, None]
+        total += group_partition
+        mean.addcmul_(group_mean.to(mean.dtype), group_partition)
 
 
 def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means of the values under softmax(q keys^T) and the log-partitions, for P parts.
+    """Return the means of the values under softmax(q keys^T) and the log-partitions, for P groups of keys.
 
     Args:
         q: (N, d).
@@ -205,7 +209,7 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
 
 
 def prepare_rows(table: Tensor, queries: Sequence[Tensor], normalize_rows: bool) -> tuple[Tensor, bool]:
-    """Return the table as it enters the products, and whether no logit exceeds `MAX_SAFE_LOGIT`."""
+    """Return the table as it enters the matrix products, and whether logits stay below `MAX_SAFE_LOGIT`."""
     rows = table
     if normalize_rows or queries[0].dtype != table.dtype:
         rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)
@@ -217,7 +221,7 @@ def prepare_rows(table: Tensor, queries: Sequence[Tensor], normalize_rows: bool)
 
 
 def _max_norm(rows: Tensor) -> float:
-    """Return the greatest length of a row."""
+    """Return the greatest norm of a row."""
     longest = torch.zeros((), dtype=accumulation_dtype(rows.dtype), device=rows.device)
     for start in range(0, len(rows), ROW_CHUNK):
         chunk = rows[start : start + ROW_CHUNK].to(longest.dtype)
@@ -226,7 +230,7 @@ def _max_norm(rows: Tensor) -> float:
 
 
 def normalize_backward(grad: Tensor, table: Tensor, normalized: bool) -> Tensor:
-    """Convert, in place, the gradient of normalized rows to that of the rows; return it.
+    """Convert the gradient by the normalized rows into the gradient by the rows, in place, and return it.
 
     Args:
         grad: (V, d) gradient of the rows that entered the products.
@@ -234,8 +238,8 @@ def normalize_backward(grad: Tensor, table: Tensor, normalized: bool) -> Tensor:
         normalized: Whether they were normalized; if not, `grad` stays as it is.
     """
     for start in range(0, len(table) if normalized else 0, ROW_CHUNK):
-        chunk, rows = grad[start : start + ROW_CHUNK], table[start : start + ROW_CHUNK].to(grad.dtype)
-        length = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        direction = rows / length
-        chunk.sub_((chunk * direction).sum(1, keepdim=True) * direction).div_(length)
+        grad_chunk, rows = grad[start : start + ROW_CHUNK], table[start : start + ROW_CHUNK].to(grad.dtype)
+        norm = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        direction = rows / norm
+        grad_chunk.sub_((grad_chunk * direction).sum(1, keepdim=True) * direction).div_(norm)
     return grad

@@ -1,4 +1,4 @@
-"""The command line: each command calls one plain function. Only this module parses arguments."""
+"""The command line: each command calls one function of the Python API. Only this module parses arguments."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Command(NamedTuple):
     """A command of the program.
 
     Attributes:
-        target: "module:function" that does the work. Its signature gives the options, its docstring the help.
-        summary: what the command does, for the list of commands.
-        format_result: turns the function's result into the printed text.
+        target: "module:function" to call. Its signature defines the options, its docstring the help.
+        summary: one sentence for the list of commands.
+        format_result: returns the text to print for the function's result.
     """
 
     target: str
@@ -41,20 +41,23 @@ class Command(NamedTuple):
     format_result: Callable[[Any], str] = str
 
 
-def _format_prepared(data: Any) -> str:
-    from hafvt.data.info import info  # the commands' own modules are imported only when they run
+def _format_dataset(data: Any) -> str:
+    """Return the text that `prepare` prints."""
+    from hafvt.data.info import info  # a command's modules are imported only when it runs
 
     return f"{info(data)}\nwrote {data.folder}"
 
 
-def _format_encoded(tables: dict[str, Any]) -> str:
+def _format_vectors(tables: dict[str, Any]) -> str:
+    """Return the text that `encode` prints: the number of vectors of each feature, and their dimension."""
     return "\n".join(
         f"{name}: {int(table.present.sum()):,} of {len(table.rows):,} items, {table.rows.shape[1]} dimensions"
         for name, table in tables.items()
     )
 
 
-def _format_trained(run: Any) -> str:
+def _format_run(run: Any) -> str:
+    """Write the report of a run that has test results, and return the text that `train` prints."""
     from hafvt.reports.report import write_run_report
 
     if (run.folder / "results.json").exists():
@@ -67,7 +70,7 @@ COMMANDS = {
     "prepare": Command(
         "hafvt.data.prepare:prepare",
         "Turn tables of interactions and items into a dataset.",
-        _format_prepared,
+        _format_dataset,
     ),
     "fetch": Command("hafvt.data.sources.fetch:fetch", "Download public reviews or a dataset's pictures."),
     **{
@@ -75,10 +78,10 @@ COMMANDS = {
         for name, target in SOURCES.items()
     },
     "encode": Command(
-        "hafvt.features.encode:encode", "Encode pictures and titles of a dataset's items.", _format_encoded
+        "hafvt.features.encode:encode", "Encode pictures and titles of a dataset's items.", _format_vectors
     ),
     "info": Command("hafvt.data.info:info", "Describe a dataset."),
-    "train": Command("hafvt.training.train:train", "Train a model on a dataset.", _format_trained),
+    "train": Command("hafvt.training.train:train", "Train a model on a dataset.", _format_run),
     "evaluate": Command("hafvt.experiments.evaluate:evaluate", "Rank the test targets of a trained model."),
     "recommend": Command("hafvt.inference.batch:recommend", "Recommend items to one or many histories."),
     "explain": Command("hafvt.inference.explain:explain", "Explain the score of an item."),
@@ -98,7 +101,7 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
     """Return an argument as an integer.
 
     Raises:
-        ValueError: it is something else, such as 1.5.
+        ValueError: the argument is not an integer, such as 1.5.
     """
     if not re.fullmatch(r"[+-]?\d+", tokens[0].value):
         raise ValueError("give a whole number")
@@ -106,28 +109,28 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
 
 
 def argument_type(hint: Any) -> Any:
-    """Return what the command line accepts for a parameter of a Python function.
+    """Return the type that the command line accepts for the type hint of a function's parameter.
 
-    A parameter that takes a path, a data frame or an opened dataset takes text here.
+    A union that contains `str`, such as of a path and a data frame, becomes `str`.
     """
     if hint is int:
         return Annotated[int, Parameter(converter=whole_number)]
     if get_origin(hint) not in (Union, UnionType):
         return hint
-    options = get_args(hint)
-    first = str if str in options else argument_type(options[0])
-    return first | None if NoneType in options else first
+    members = get_args(hint)
+    accepted = str if str in members else argument_type(members[0])
+    return accepted | None if NoneType in members else accepted
 
 
 def hyperparameter(value: Any) -> Any:
-    """Return a hyperparameter's value, which is written as in YAML: 0.2, true, [id, title]."""
+    """Parse the value of a hyperparameter as YAML, such as 0.2 or true; parse a list by element."""
     return yaml.safe_load(value) if isinstance(value, str) else [hyperparameter(part) for part in value]
 
 
 def command_function(command: Command) -> Callable[..., str]:
-    """Import a command's function and return it with a signature that the command line can fill."""
+    """Return a wrapper of a command's function that takes command-line types and returns printable text."""
     function = resolve_name(command.target)
-    # Only the parameters: the result's type may need torch.
+    # Without the return type, whose import may need torch.
     annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     hints = get_type_hints(SimpleNamespace(__annotations__=annotations), inspect.unwrap(function).__globals__)
 
@@ -148,15 +151,19 @@ def command_function(command: Command) -> Callable[..., str]:
 
 
 def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
-    """Return the program's commands; only the chosen one is imported.
+    """Return the program with all its commands; only the chosen command is imported.
 
     Args:
-        chosen: name of the command that will run.
-        model: whose hyperparameters the help of `train` and `tune` lists.
+        chosen: name of the command that will run, or "".
+        model: name of the model whose hyperparameters the help of `train` and `tune` lists, or "".
         config: a YAML file with options.
     """
-    options = Parameter(consume_multiple=True, negative_iterable=())
-    app = App("hafvt", help="Recommend across domains, with pictures and titles.", default_parameter=options)
+    parameter_defaults = Parameter(consume_multiple=True, negative_iterable=())
+    app = App(
+        "hafvt",
+        help="Recommend across domains, with pictures and titles.",
+        default_parameter=parameter_defaults,
+    )
     if config is not None:
         app.config = (Yaml(config, must_exist=True, use_commands_as_keys=False),)
     for name, command in COMMANDS.items():
@@ -165,11 +172,11 @@ def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
             continue
         epilogue = "Options may also come from a YAML file: --config FILE."
         if model in MODELS:
-            lines = [
+            descriptions = [
                 f"--params.{h.name} ({h.type}, {h.range}, default {h.default}): {h.description}"
                 for h in describe_parameters(model)
             ]
-            epilogue += f"\n\nHyperparameters of {model}:\n\n" + "\n\n".join(lines)
+            epilogue += f"\n\nHyperparameters of {model}:\n\n" + "\n\n".join(descriptions)
         elif chosen in ("train", "tune"):
             epilogue += f"\n\nHyperparameters: hafvt {chosen} MODEL --help, for {', '.join(MODELS)}."
         app.command(command_function(command), name=name, help_epilogue=epilogue)
@@ -177,21 +184,21 @@ def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
 
 
 def normalize(arguments: Sequence[str]) -> list[str]:
-    """Return arguments as the parser reads them.
+    """Rewrite arguments into the syntax that cyclopts parses.
 
-    `--columns user_id=customer item_id=sku` becomes one `--columns.KEY=VALUE` each, `--resume true` becomes
-    `--resume=true`.
+    `--columns user_id=customer item_id=sku` becomes `--columns.user_id=customer --columns.item_id=sku`, and
+    `--resume true` becomes `--resume=true`.
     """
     normalized: list[str] = []
     option = ""
     for argument in arguments:
-        pair = re.match(r"([\w.-]+)=(.*)", argument, flags=re.DOTALL)
+        key_value = re.match(r"([\w.-]+)=(.*)", argument, flags=re.DOTALL)
         if argument.startswith("--"):
             option = argument if "=" not in argument else ""
             normalized.append(argument)
         elif argument in ("true", "false") and normalized[-1:] == [option]:
             normalized[-1] += f"={argument}"
-        elif pair and option in (
+        elif key_value and option in (
             "--columns",
             "--domains",
             "--encoders",
@@ -209,7 +216,7 @@ def normalize(arguments: Sequence[str]) -> list[str]:
 
 
 def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """Return the arguments without `--config FILE`, and the file.
+    """Remove `--config FILE` or `--config=FILE`; return the other arguments, and the file or None.
 
     Raises:
         HafvtError: there is no such file.
@@ -227,7 +234,7 @@ def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: child processes are stopped, too, and temporary files are removed."""
+    """Treat SIGTERM as Ctrl-C, so that child processes stop and temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -239,37 +246,40 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command and print its result.
+
+    Args:
+        arguments: the command and its arguments; default: those of the process.
 
     Returns:
-        0 after success, 1 after an error that the user can mend, 2 for a wrong option, 130 after Ctrl-C or
-        SIGTERM.
+        Exit status: 0 after success, 1 after an error that the user can fix, 2 for a wrong argument, 130
+        after Ctrl-C or SIGTERM.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    typed = normalize(sys.argv[1:] if arguments is None else arguments)
-    chosen = typed[0] if typed and typed[0] in COMMANDS else ""
-    model = next((word for word in typed[1:] if word in MODELS), "") if chosen in ("train", "tune") else ""
+    words = normalize(sys.argv[1:] if arguments is None else arguments)
+    chosen = words[0] if words and words[0] in COMMANDS else ""
+    model = next((word for word in words[1:] if word in MODELS), "") if chosen in ("train", "tune") else ""
 
-    def report(error: object) -> None:
+    def print_error(error: object) -> None:
         console.print(f"hafvt {chosen}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     try:
         with _sigterm_as_ctrl_c():
-            typed, config = take_config(typed)
+            words, config = take_config(words)
             app = make_app(chosen, model, config)
-            text = app(typed, exit_on_error=False, print_error=False, result_action="return_value")
+            text = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         if text:
             print(text)
     except CycloptsError as error:
-        report(f"{' '.join(str(error).split())} See hafvt {chosen} --help")
+        print_error(f"{' '.join(str(error).split())} See hafvt {chosen} --help")
         return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        report("this needs torch: pip install torch")
+        print_error("this needs torch: pip install torch")
         return 1
     except (HafvtError, yaml.YAMLError) as error:
-        report(error)
+        print_error(error)
         return 1
     except KeyboardInterrupt:
         console.print("stopped; start the command again to continue where it was (train: with --resume)")

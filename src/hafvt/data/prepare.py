@@ -1,4 +1,4 @@
-"""`hafvt prepare`: tables -> ids as numbers -> filters -> split -> Dataset."""
+"""`hafvt prepare`: read tables, number the ids, filter, split, and write a dataset folder."""
 
 from __future__ import annotations
 
@@ -41,40 +41,45 @@ def prepare(
     """Turn tables of interactions and items into a dataset folder.
 
     Ids are text: "007" is not "7". Times are numbers of any unit, or ISO 8601 dates and times, which become
-    seconds since 1970 (UTC unless they name a zone). Fractions of a second count for the order and are then
-    removed. Other columns are ignored. An item's domain comes from the items or else from the interactions.
-    If both tables have domains, they must agree; if neither has, there is one domain.
+    seconds since 1970 (UTC unless they name a zone). Fractional times decide the order of interactions; the
+    dataset stores them rounded down. Other columns are ignored. An item's domain comes from the items table,
+    or else from the interactions. If both tables have a domain column, they must agree; if neither has one,
+    all items form one domain.
 
     Users and the items of each domain are numbered in a random order, so that a number reveals neither time
-    nor popularity. The same rows, settings and seed give the same bytes, whatever the type of the input and,
-    unless `ties` is "input", whatever the order of the rows.
+    nor popularity. The same rows, settings and seed give the same bytes for every type of input. The order of
+    the rows matters only if `ties` is "input".
 
     Example: hafvt prepare --interactions log.csv.gz --items items.csv --out data/movies
 
     Args:
-        interactions: user_id, item_id, timestamp and, optionally, domain: a path to CSV, JSONL (both also
-            as .gz or .zst) or Parquet, or a data frame.
-        items: item_id and, optionally, domain, title, image: a path or data frame; default: the items of the
-            interactions.
+        interactions: table with the columns user_id, item_id, timestamp and, optionally, domain: a path to
+            CSV, JSONL (both also as .gz or .zst) or Parquet, or a data frame.
+        items: table with the columns item_id and, optionally, domain, title and image: a path or data frame;
+            default: the items of the interactions.
         out: the folder to write.
-        columns: names of columns in the input if they differ, for both tables, such as user_id=customer.
+        columns: your names of the columns above, for both tables, such as user_id=customer.
         domains: the domains to keep, in the order of the catalog; default: all, sorted by name.
         min_per_domain: keep users with at least this many interactions in every domain; 0 keeps all users.
-        min_per_item: keep items with at least this many interactions; 0 keeps all items, those without
-            interactions too.
-        last: keep only this many of each user's last interactions, all domains together.
-        split: "leave-one-out" (last interaction: test, second to last: validation) or "time" (the same two
-            times for all users).
+        min_per_item: keep items with at least this many interactions; 0 keeps all items, even those without
+            interactions.
+        last: keep at most this many interactions of each user, the most recent of all domains; default: all.
+        split: "leave-one-out" (last interaction: test, second to last: validation) or "time" (two
+            cut-off times, the same for all users).
         valid_share: share of the interactions in the validation period, for --split time.
         test_share: share of the interactions in the test period, for --split time.
         hold_out_items: share of each domain's items, such as 0.1, whose interactions are removed from all
-            histories; `evaluate --cold` ranks those that follow a user's training part.
-        ties: order of a user's interactions with equal times: "random" or as in the "input".
-        seed: seed of the numbering, of the order of ties and of the held-out items.
-        overwrite: replace a dataset folder that exists.
+            histories; `evaluate --cold` ranks the removed interactions that are later than the user's
+            training interactions.
+        ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
+        seed: seed of the numbering, of the random order of ties and of the choice of held-out items.
+        overwrite: replace an existing dataset folder.
+
+    Returns:
+        The written dataset.
 
     Raises:
-        InputError: a table is wrong; names file, row, column, value and remedy.
+        InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
     out = Path(out)
@@ -103,43 +108,45 @@ def prepare(
         advance(note="read")
 
         log = number_ids(interaction_table, item_table, domains)
-        del interaction_table, item_table  # the ids as text are large
+        del interaction_table, item_table  # frees memory: ids as text are large
         advance(note="numbered")
 
-        counts = [_counts("read" if domains is None else f"domains={','.join(domains)}", log)]
+        step_counts = [_count_rows("read" if domains is None else f"domains={','.join(domains)}", log)]
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
-        counts.append(_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
+        step_counts.append(_count_rows(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
         log = _shuffle_ids(log, seed)
         random = np.random.default_rng([seed, 2])
         log = log.select(sort_histories(log.users, log.items, log.times, ties=ties, random=random))
         if last is not None:
             log = log.select(is_recent(log.users, last))
-            counts.append(_counts(f"last={last}", log))
+            step_counts.append(_count_rows(f"last={last}", log))
         advance(note="filtered and sorted")
 
         is_cold = draw_cold_items(log.item_domains, hold_out_items, seed)
         warm_log = log.select(~is_cold[log.items]) if hold_out_items else log
         if hold_out_items:
-            counts.append(_counts(f"hold_out_items={hold_out_items:g}", warm_log))
+            step_counts.append(_count_rows(f"hold_out_items={hold_out_items:g}", warm_log))
         offsets = user_offsets(warm_log.users, len(log.user_ids))
         if split == "time":
-            parts = split_by_time(offsets, warm_log.times, valid_share=valid_share, test_share=test_share)
+            split_parts = split_by_time(
+                offsets, warm_log.times, valid_share=valid_share, test_share=test_share
+            )
         else:
-            parts = leave_one_out(offsets)
-        cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, parts.train_lengths)
+            split_parts = leave_one_out(offsets)
+        cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split_parts.train_lengths)
         advance(note="split")
 
         data = write_log(
             out,
             warm_log,
-            parts,
+            split_parts,
             cold_targets=cold_targets,
             ties_order=ties,
             image_root=image_root,
             metadata={
                 "settings": settings,
                 "inputs": inputs,
-                "counts": counts,
+                "counts": step_counts,
                 "cold_items": int(is_cold.sum()),
             },
             overwrite=overwrite,
@@ -165,17 +172,17 @@ def write_log(
         out: the folder to write.
         log: interactions sorted by user and time; items in the order of the catalog.
         split: training, validation and test interactions.
-        ties_order: how interactions with equal times are ordered; kept in the manifest.
-        metadata: settings and provenance, kept in the manifest.
-        cold_targets: see `Dataset`.
+        ties_order: how interactions with equal times are ordered, for the manifest.
+        metadata: settings and provenance, for the manifest.
+        cold_targets: interactions with held-out items, see `Dataset`.
         image_root: the folder that relative image paths start from.
-        overwrite: replace a folder that exists.
+        overwrite: replace an existing dataset folder.
     """
     stops = np.bincount(log.item_domains, minlength=len(log.domains)).cumsum().tolist()
     ties = count_ties(log.users, log.items, log.times)
     return write_dataset(
         out,
-        domains=[Domain(n, a, b) for n, a, b in zip(log.domains, [0, *stops], stops, strict=False)],
+        domains=[Domain(*bounds) for bounds in zip(log.domains, [0, *stops], stops, strict=False)],
         item_table=log.item_table,
         user_ids=log.user_ids,
         items=log.items,
@@ -216,16 +223,16 @@ def _check_shares(split: str, valid_share: float, test_share: float, hold_out_it
 def _provenance(table: Table) -> dict[str, Any]:
     """Return name, size, checksum and number of rows of an input, for the manifest."""
     file = table.origin.file
-    about_file = (
+    file_info = (
         {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} if file else {"file": None}
     )
-    return {**about_file, "rows": len(table.frame)}
+    return {**file_info, "rows": len(table.frame)}
 
 
-def _counts(step: str, log: InteractionLog) -> dict[str, int | str]:
-    """Return the numbers of users, items and interactions after a step, for the manifest."""
-    users = int(np.count_nonzero(np.bincount(log.users)))
-    return {"step": step, "users": users, "items": len(log.item_table), "interactions": len(log.users)}
+def _count_rows(step: str, log: InteractionLog) -> dict[str, int | str]:
+    """Return the numbers of users, items and interactions that are left after a step, for the manifest."""
+    num_users = int(np.count_nonzero(np.bincount(log.users)))
+    return {"step": step, "users": num_users, "items": len(log.item_table), "interactions": len(log.users)}
 
 
 def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_item: int) -> InteractionLog:
@@ -255,20 +262,28 @@ def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_it
 
 
 def _empty_domain_error(log: InteractionLog, min_per_domain: int, min_per_item: int) -> HafvtError:
-    """Return the error that names the filter which removed all interactions of a domain."""
-    domains = log.item_domains[log.items]
-    users = [len(np.unique(log.users[domains == number])) for number in range(len(log.domains))]
-    per_domain = ", ".join(f"{name} {count:,} users" for name, count in zip(log.domains, users, strict=True))
-    before = f"before, {len(log.users):,} interactions: {per_domain}"
+    """Return the error for a domain without interactions; it names the filters that removed them.
+
+    Args:
+        log: interactions before the filters.
+        min_per_domain: see `prepare`.
+        min_per_item: see `prepare`.
+    """
+    domains = log.item_domains[log.items]  # of each interaction
+    user_counts = [len(np.unique(log.users[domains == index])) for index in range(len(log.domains))]
+    per_domain = ", ".join(
+        f"{name} {count:,} users" for name, count in zip(log.domains, user_counts, strict=True)
+    )
+    before_filters = f"before, {len(log.users):,} interactions: {per_domain}"
     if not is_active_in_all_domains(log.users, domains, len(log.domains), min_per_domain).any():
         minimum = "interactions" if min_per_domain == 1 else f"{min_per_domain} interactions"
         return HafvtError(
-            f"no user has {minimum} in every domain ({before}): lower --min-per-domain, "
+            f"no user has {minimum} in every domain ({before_filters}): lower --min-per-domain, "
             "or check that the ids of users are the same in all domains"
         )
     return HafvtError(
         f"a domain is left empty by --min-per-domain {min_per_domain} and --min-per-item {min_per_item} "
-        f"together ({before}): lower one of them"
+        f"together ({before_filters}): lower one of them"
     )
 
 
@@ -277,21 +292,21 @@ def _shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:
     random = np.random.default_rng([seed, 0])
     sizes = np.bincount(log.item_domains, minlength=len(log.domains))
     starts = sizes.cumsum() - sizes
-    items = np.concatenate(
+    item_order = np.concatenate(
         [start + random.permutation(size) for start, size in zip(starts, sizes, strict=True)]
     )
-    users = np.random.default_rng([seed, 1]).permutation(len(log.user_ids))
+    user_order = np.random.default_rng([seed, 1]).permutation(len(log.user_ids))
     return replace(
         log,
-        users=_inverse(users)[log.users],
-        items=_inverse(items)[log.items],
-        user_ids=log.user_ids.gather(users),
-        item_table=log.item_table[items],
+        users=_inverse_permutation(user_order)[log.users],
+        items=_inverse_permutation(item_order)[log.items],
+        user_ids=log.user_ids.gather(user_order),
+        item_table=log.item_table[item_order],
     )
 
 
-def _inverse(permutation: npt.NDArray[np.int64]) -> Int32:
-    """Return the new number of each old number."""
+def _inverse_permutation(permutation: npt.NDArray[np.int64]) -> Int32:
+    """Return the inverse: element `permutation[i]` is i."""
     inverse = np.empty(len(permutation), dtype=np.int32)
     inverse[permutation] = np.arange(len(permutation), dtype=np.int32)
     return inverse

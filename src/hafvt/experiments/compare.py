@@ -1,4 +1,4 @@
-"""`hafvt compare` and `hafvt ablate`: compare models, or variants of HAF-VT, on equal terms."""
+"""`hafvt compare` and `hafvt ablate`: compare models, or variants of HAF-VT, under equal conditions."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ ABLATION_VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "+ visual, hierarchy": (("image",), True),
     "+ textual, visual, hierarchy": (("image", "title"), True),
 }
-"""Rows of the paper's Table 4: the modalities beside the ids, and whether attention is hierarchical."""
+"""Rows of the paper's Table 4: (modalities in addition to ids, whether attention is hierarchical)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of a comparison; as text, its tables.
+    """The results of a comparison. `str()` returns its tables.
 
     Attributes:
-        model_results: one per model.
+        model_results: results of each model.
         text: the content of compare.md.
-        folder: compare.md, compare.tex, compare.json and the runs.
+        folder: folder of compare.md, compare.tex, compare.json and the runs.
     """
 
     model_results: tuple[ModelResult, ...]
@@ -49,7 +49,7 @@ class Comparison:
     folder: Path
 
     def __str__(self) -> str:
-        """The tables and the names of the files."""
+        """Return the tables and the paths of the written files."""
         return f"{self.text}\nwrote {self.folder / 'compare.md'}, compare.tex and compare.json"
 
 
@@ -63,28 +63,28 @@ def compare(
     protocol: str = "full",
     jobs: int | None = None,
 ) -> Comparison:
-    """Compare models on equal terms: all have the same split, candidates, budget, search and selection.
+    """Compare models with the same split, candidate items, training budget and hyperparameter search.
 
-    Each model takes the learning rate with the best validation MRR, then trains with several seeds. The
-    tables show test metrics, paired tests over users against the best other model (bootstrap and Wilcoxon,
-    Holm-corrected within a column), time, memory and parameters. On a dataset and protocol of the paper,
-    the published rows stand below ours. A repeated call resumes.
+    A search selects each model's learning rate by validation MRR; the model then trains with each seed. The
+    tables show test metrics, training time, memory and number of parameters. They also show paired tests over
+    users of each model against the best other model: bootstrap and Wilcoxon, Holm-corrected within a column.
+    On a dataset and protocol of the paper, they include its published results. To resume, repeat the command.
 
     Example: hafvt compare data/movies --out compare/movies --budget small
 
     Args:
-        data: a dataset folder; encode it first, so that HAF-VT reads pictures and titles.
-        out: folder of the runs, of compare.md, compare.tex and compare.json.
-        models: names; default: all. By default, a model that does not support the number of domains is left
-            out, with a remark.
-        tuned: by model a folder of tune, whose best settings replace the search for a learning rate
-            (--tuned sasrec=tune/sasrec hafvt=tune/hafvt); a remark says so.
-        budget: small (1 seed, 12 epochs, histories of 20 items) or full (3 seeds, 100 epochs, 50 items).
+        data: a dataset folder; run encode first, so that HAF-VT can use pictures and titles.
+        out: folder to write the runs, compare.md, compare.tex and compare.json to.
+        models: names of the models; default: all that support the dataset; a remark below the tables names
+            each model that does not. A model that you name must support the dataset.
+        tuned: for a model's name, a folder written by tune (--tuned sasrec=tune/sasrec hafvt=tune/hafvt). Its
+            best settings replace the search for a learning rate; a remark below the tables says so.
+        budget: small (1 seed, 12 epochs, last 20 items of a history) or full (3 seeds, 100 epochs, 50 items).
         protocol: full, c2dsr or sampled-unseen, see evaluate.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: a wrong setting, or a training failed; finished trainings are kept.
+        HafvtError: a setting is wrong, or a training failed; finished trainings are kept.
     """
     get_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
@@ -108,7 +108,7 @@ def compare(
             remarks.append(f"{name} is left out: {error}")
         else:
             candidates.append(candidate)
-    return _run(dataset, Path(out), candidates, budget, protocol, jobs, remarks)
+    return _compare_candidates(dataset, Path(out), candidates, budget, protocol, jobs, remarks)
 
 
 def ablate(
@@ -121,28 +121,29 @@ def ablate(
 ) -> Comparison:
     """Switch titles, pictures and hierarchical attention of HAF-VT on and off, as in the paper's Table 4.
 
-    The original framework attends to the merged history of ids only. All variants have the same budget,
-    search and tests as the models of compare; ablate.svg shows them.
+    The variant "original" attends to the ids of the merged history only. All variants have the budget, search
+    and significance tests of compare. The figure ablate.svg shows the MRR of each variant.
 
     Example: hafvt ablate data/movies --out ablate/movies --budget small
 
     Args:
-        data: a dataset folder with the features image and title.
-        out: folder of the runs, of compare.md, compare.tex, compare.json and ablate.svg.
+        data: a dataset folder with image and title vectors, written by encode.
+        out: folder to write the runs, compare.md, compare.tex, compare.json and ablate.svg to.
         budget: small or full, see compare.
         protocol: full, c2dsr or sampled-unseen, see evaluate.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: a feature is missing, a wrong setting, or a training failed.
+        HafvtError: image or title vectors are missing, a setting is wrong, or a training failed.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     candidates = [
         Candidate(label, "hafvt", params={"modalities": ("id", *modalities), "hierarchy": hierarchy})
         for label, (modalities, hierarchy) in ABLATION_VARIANTS.items()
     ]
-    load_item_features(dataset, ("image", "title"))  # refuses a missing feature before hours of training
-    comparison = _run(dataset, Path(out), candidates, budget, protocol, jobs, [])
+    # If vectors are missing, this raises now, not after hours of training.
+    load_item_features(dataset, ("image", "title"))
+    comparison = _compare_candidates(dataset, Path(out), candidates, budget, protocol, jobs, [])
     domain = dataset.domains[0].name
     bars = [_mrr_bar(result, domain) for result in comparison.model_results]
     with atomic_file(Path(out) / "ablate.svg") as temporary:
@@ -150,7 +151,7 @@ def ablate(
     return comparison
 
 
-def _run(
+def _compare_candidates(
     data: Dataset,
     out: Path,
     candidates: Sequence[Candidate],
@@ -162,14 +163,14 @@ def _run(
     """Train and evaluate the candidates and write the tables."""
     if budget not in BUDGETS:
         raise HafvtError(f"--budget {budget}: choose {', '.join(BUDGETS)}")
-    ranking = get_protocol(protocol)
-    model_results = run_comparison(data, out, candidates, BUDGETS[budget], ranking, jobs)
-    text = write_comparison(data, out, model_results, BUDGETS[budget], ranking, remarks)
+    evaluation_protocol = get_protocol(protocol)
+    model_results = run_comparison(data, out, candidates, BUDGETS[budget], evaluation_protocol, jobs)
+    text = write_comparison(data, out, model_results, BUDGETS[budget], evaluation_protocol, remarks)
     return Comparison(tuple(model_results), text, out)
 
 
 def _mrr_bar(result: ModelResult, domain: str) -> Bar:
-    """Return the MRR in % with its 95 % interval or, for several seeds, ± its standard deviation."""
+    """Return a bar of the MRR in % with its 95 % interval or, for several seeds, ± standard deviation."""
     mean, std = result.mean_and_std(domain, "MRR")
     low, high = result.results[0][domain]["MRR"].low, result.results[0][domain]["MRR"].high
     if std is not None:
@@ -180,7 +181,7 @@ def _mrr_bar(result: ModelResult, domain: str) -> Bar:
 
 
 def _tuned_candidate(data: Dataset, name: str, folder: Path) -> Candidate:
-    """Return a model with the best settings of a search.
+    """Return a model with the best settings of a `tune` search.
 
     Raises:
         HafvtError: the folder holds no search for this model on this dataset, or no trial has finished.
@@ -196,16 +197,16 @@ def _tuned_candidate(data: Dataset, name: str, folder: Path) -> Candidate:
 
 
 def _read_tuning_budget(folder: Path) -> str:
-    """Return the line of a search's report.md that describes its budget."""
+    """Return the line of a `tune` search's report.md that describes the budget of the search."""
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if line.startswith("Budget: "))
 
 
 def _model_notes(data: Dataset, candidate: Candidate) -> tuple[str, ...]:
-    """Build a model and return its notes.
+    """Build a model to check that it supports the dataset, and return its remarks for the report.
 
     Raises:
-        HafvtError: the model does not support the dataset; this is known before any training.
+        HafvtError: the model does not support the dataset.
     """
     config = configure(candidate.model, candidate.preset, candidate.params)
     return build_model(candidate.model, model_item_features(data, candidate.model, config), config).notes

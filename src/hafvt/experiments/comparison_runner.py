@@ -1,4 +1,4 @@
-"""Train several models on equal terms: one dataset, protocol and budget; resumable and in parallel."""
+"""Train several models in parallel with one dataset, protocol and budget; resume after an interruption."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Budget:
 
     Attributes:
         epochs: maximum number of epochs.
-        learning_rates: candidates; each model takes the one with the highest validation MRR.
+        learning_rates: learning rates to try; each model uses the one with the highest validation MRR.
         search_epochs: epochs of each training in the search for the learning rate.
-        seeds: number of trainings with the chosen learning rate.
-        max_length: longest history in items.
+        seeds: number of trainings with the best learning rate, each with another seed.
+        max_length: number of items that a model reads of a history, the most recent ones.
         batch_size: histories per step.
         validate_every: epochs between two validations.
-        patience: validations without improvement that end a training.
+        patience: number of validations in a row without improvement after which a training stops.
     """
 
     epochs: int
@@ -53,7 +53,7 @@ class Budget:
     patience: int
 
     def __str__(self) -> str:
-        """One line."""
+        """Return the budget as one line of a report."""
         rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
         return (
             f"{self.seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} items, "
@@ -74,12 +74,12 @@ class Candidate:
     """A model that takes part in a comparison.
 
     Attributes:
-        label: its name in tables.
+        label: name of the candidate in tables, unique in a comparison.
         model: name of the model.
-        preset: of the model.
+        preset: preset of the model.
         params: hyperparameters that differ from the preset.
-        training: options of `train` that replace those of the budget; with a learning rate among them, no
-            learning rate is searched.
+        training: options of `train` that replace those of the budget. A `learning_rate` here replaces the
+            search.
     """
 
     label: str
@@ -90,7 +90,7 @@ class Candidate:
 
     @property
     def is_trained(self) -> bool:
-        """Whether training depends on learning rate and seed; popularity only counts interactions."""
+        """Return whether training uses a learning rate and a seed; popularity only counts interactions."""
         return self.model != "popularity"
 
     def learning_rates(self, budget: Budget) -> tuple[float, ...]:
@@ -100,7 +100,7 @@ class Candidate:
         return budget.learning_rates if self.is_trained else budget.learning_rates[:1]
 
     def num_seeds(self, budget: Budget) -> int:
-        """Return the number of trainings with the chosen learning rate."""
+        """Return the number of trainings with the best learning rate."""
         return budget.seeds if self.is_trained else 1
 
 
@@ -110,10 +110,10 @@ class ModelResult:
 
     Attributes:
         candidate: the model.
-        learning_rate: the chosen one.
-        tried: validation MRR by learning rate at the end of the search.
+        learning_rate: the best learning rate.
+        tried: best validation MRR of the search by learning rate; empty without a search.
         results: test metrics of each seed.
-        user_metrics: by domain and metric, (users,): mean over the targets of a user and over the seeds.
+        user_metrics: (users,) mean metric of each user over targets and seeds, by (domain, metric).
         epochs: best epoch of each seed.
         seconds: training time, mean over the seeds.
         peak_gib: peak memory of a training, maximum over the seeds.
@@ -132,23 +132,23 @@ class ModelResult:
 
     @property
     def label(self) -> str:
-        """Name of the candidate in tables."""
+        """Return the name of the candidate in tables."""
         return self.candidate.label
 
     def mean_and_std(self, domain: str, metric: str) -> tuple[float, float | None]:
-        """Return mean and standard deviation over the seeds, the latter None with one seed."""
+        """Return mean and standard deviation over the seeds; the latter is None for one seed."""
         values = [result[domain][metric].value for result in self.results]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 class ComparisonRunner:
-    """Searches the learning rate of candidates and trains them; finished trainings are not repeated.
+    """Finds the best learning rate of each candidate and trains it; skips finished trainings.
 
     Args:
         data: the dataset.
         out: folder of the runs.
-        protocol: ranks the targets in validation and test.
-        budget: of each candidate.
+        protocol: the evaluation protocol of validation and test.
+        budget: training budget of each candidate.
         pool: runs the trainings.
     """
 
@@ -162,8 +162,8 @@ class ComparisonRunner:
 
         Args:
             candidate: the model.
-            learning_rate: of the training.
-            seed: of the training.
+            learning_rate: learning rate of the training.
+            seed: seed of the training.
             epochs: maximum number of epochs.
             test: whether to evaluate on the test targets at the end.
 
@@ -175,11 +175,11 @@ class ComparisonRunner:
         if hasattr(configure(candidate.model, candidate.preset), "max_length"):
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
-            about = read_json(folder / "model.json")
+            info = read_json(folder / "model.json")
             config = configure(candidate.model, candidate.preset, params).model_dump()
-            _require_same(folder, about["config"], config)
-            _require_same(folder, about["training"], candidate.training)
-            is_long_enough = about["training"]["epochs"] >= epochs
+            _check_same_settings(folder, info["config"], config)
+            _check_same_settings(folder, info["training"], candidate.training)
+            is_long_enough = info["training"]["epochs"] >= epochs
             if is_long_enough and (not test or (folder / "results.json").exists()):
                 return folder
         options = {
@@ -196,9 +196,9 @@ class ComparisonRunner:
             "test": test,
             **candidate.training,
         }
-        log = folder.with_suffix(".log")
-        process = self.pool.start(candidate.model, options, params, log)
-        self.pool.wait(process, log, candidate.label)
+        log_path = folder.with_suffix(".log")
+        process = self.pool.start(candidate.model, options, params, log_path)
+        self.pool.wait(process, log_path, candidate.label)
         return folder
 
     def num_trainings(self, candidate: Candidate) -> int:
@@ -207,11 +207,11 @@ class ComparisonRunner:
         return (rates if rates > 1 else 0) + candidate.num_seeds(self.budget)
 
     def run(self, candidate: Candidate, advance: Advance) -> ModelResult:
-        """Search the learning rate of a candidate, train every seed, and return the results.
+        """Search for a candidate's learning rate, train with each seed, and return the results.
 
         Args:
             candidate: the model.
-            advance: is called after each training.
+            advance: moves the progress bar after each training.
         """
         rates = candidate.learning_rates(self.budget)
         tried: dict[float, float] = {}
@@ -224,17 +224,17 @@ class ComparisonRunner:
         for seed in range(candidate.num_seeds(self.budget)):
             folders.append(self.train(candidate, best_rate, seed, self.budget.epochs, test=True))
             advance(1, candidate.label)
-        abouts = [read_json(folder / "model.json") for folder in folders]
+        infos = [read_json(folder / "model.json") for folder in folders]
         return ModelResult(
             candidate,
             best_rate,
             tried,
             results=tuple(read_results(folder) for folder in folders),
             user_metrics=read_user_metrics(folders),
-            epochs=tuple(about["best"]["epoch"] for about in abouts),
-            seconds=float(np.mean([about["best"]["seconds"] for about in abouts])),
-            peak_gib=max(about["best"]["peak_gib"] for about in abouts),
-            parameters=abouts[0]["parameters"],
+            epochs=tuple(info["best"]["epoch"] for info in infos),
+            seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
+            peak_gib=max(info["best"]["peak_gib"] for info in infos),
+            parameters=infos[0]["parameters"],
         )
 
 
@@ -246,14 +246,14 @@ def run_comparison(
     protocol: Protocol,
     jobs: int | None,
 ) -> list[ModelResult]:
-    """Train and evaluate all candidates, or resume, and return their results in the same order.
+    """Train and evaluate all candidates and return their results in the same order; resumes if interrupted.
 
     Args:
         data: the dataset.
-        out: folder of the runs and of settings.json, which describes them.
+        out: folder of the runs and of settings.json, which identifies the comparison.
         candidates: the models; their labels differ.
-        budget: of each candidate.
-        protocol: ranks the targets in validation and test.
+        budget: training budget of each candidate.
+        protocol: the evaluation protocol of validation and test.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
@@ -271,13 +271,13 @@ def run_comparison(
 
 
 def compare_with_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], PairedTest]:
-    """Return paired tests of each model against the best of the others, Holm-corrected within a column.
+    """Return paired tests of each model against the best other model, Holm-corrected over the models.
 
     Args:
-        model_results: of all models.
+        model_results: results of all models.
 
     Returns:
-        By label, domain and metric; empty for a single model.
+        Tests by (label, domain, metric); empty for a single model.
     """
     corrected: dict[tuple[str, str, str], PairedTest] = {}
     if len(model_results) < 2:
@@ -289,26 +289,26 @@ def compare_with_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[
             best = max(others, key=lambda other: other.mean_and_std(domain, metric)[0])
             differences = result.user_metrics[domain, metric] - best.user_metrics[domain, metric]
             tests[result.label] = paired_test(differences)
-        bootstrap = holm([test.bootstrap for test in tests.values()])
-        wilcoxon = holm([test.wilcoxon for test in tests.values()])
-        for (label, test), b, w in zip(tests.items(), bootstrap, wilcoxon, strict=True):
-            corrected[label, domain, metric] = PairedTest(test.difference, test.low, test.high, b, w)
+        bootstrap_p = holm([test.bootstrap for test in tests.values()])
+        wilcoxon_p = holm([test.wilcoxon for test in tests.values()])
+        for (label, test), p_b, p_w in zip(tests.items(), bootstrap_p, wilcoxon_p, strict=True):
+            corrected[label, domain, metric] = PairedTest(test.difference, test.low, test.high, p_b, p_w)
     return corrected
 
 
 def slug(label: str) -> str:
-    """Return a label as the name of a folder."""
+    """Return a folder name for a label: lower-case letters and digits, joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def best_valid_mrr(folder: Path, epochs: int) -> float:
-    """Return the best validation MRR of the first epochs; later epochs of the run do not count."""
-    lines = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
-    return float(lines.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
+    """Return the best validation MRR of a run's first `epochs` epochs; a finished run may have more."""
+    metrics = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
+    return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
 def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:
-    """Return by domain and metric each user's mean over their targets and over the runs in `folders`."""
+    """Return the metric of each user, a mean over the user's targets in all folders, by domain and metric."""
     rows = pl.concat(
         pl.read_parquet(folder / "ranks.parquet", columns=["user_id", "domain", "rank"]) for folder in folders
     )
@@ -317,21 +317,22 @@ def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]
     grouped = rows.with_columns(columns).group_by("domain", "user_id")
     means = grouped.agg(pl.mean(*METRIC_COLUMNS)).sort("user_id")
     return {
-        (str(domain), metric): part[metric].to_numpy()
-        for (domain,), part in means.group_by("domain", maintain_order=True)
+        (str(domain), metric): domain_means[metric].to_numpy()
+        for (domain,), domain_means in means.group_by("domain", maintain_order=True)
         for metric in METRIC_COLUMNS
     }
 
 
-def _require_same(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a finished run with other hyperparameters, such as one of an older version.
+def _check_same_settings(folder: Path, saved: dict[str, Any], requested: dict[str, Any]) -> None:
+    """Check that a finished run has the requested settings; an older version may have had other defaults.
 
     Raises:
-        HafvtError: a value differs.
+        HafvtError: a setting differs.
     """
-    for key, value in wanted.items():
+    for key, value in requested.items():
         value = list(value) if isinstance(value, tuple) else value
-        if value is not None and saved.get(key, value) != value:  # a run stores what None stands for
+        # None means the default, whose value the run stores.
+        if value is not None and saved.get(key, value) != value:
             raise HafvtError(
                 f"{folder} holds a run with {key}={saved[key]}, now {value}: "
                 "move it away, or choose another folder"

@@ -1,4 +1,7 @@
-"""`Recommender`: recommendations of a trained model for any history, on the user's own ids."""
+"""`Recommender`: recommends items for any history, with the item ids of your own tables.
+
+Here, a row is the index of a history in a batch, and a column is the index of an item in its domain.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ from hafvt.inference.recommendations import Explanation, Recommendations, Scored
 from hafvt.inference.scorer import CandidateGenerator, Float32, Scorer, pad_histories
 
 MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
-CANDIDATES_PER_BRANCH = 300  # proposed by each branch of a model, in addition to k and excluded items
-CANDIDATE_BATCH_SIZE = 64  # histories in a batch with candidate generation
+CANDIDATES_PER_BRANCH = 300  # items that each branch proposes beyond k and the excluded items
+CANDIDATE_BATCH_SIZE = 64  # histories in a batch when a candidate generator is used
 
 
 class Recommender:
-    """Recommends items of one domain for histories of item ids, oldest first, from any mix of domains.
+    """Recommends items of one domain. A history lists item ids of any domains, oldest first.
 
     Example:
         recommender = Recommender.open("runs/hafvt")
         recommender.recommend([["tt0111161", "tt0068646"]], "drama", k=10)
 
     Args:
-        scorer: the trained model.
+        scorer: computes the scores of a trained model.
         catalog: the items that `scorer` scores.
         candidate_generator: selects the items to score in large domains; None scores all items.
     """
@@ -44,18 +47,17 @@ class Recommender:
 
         Args:
             folder: a folder that `train` or `export` wrote.
-            data: the dataset, if it has moved since training; unused for an export.
-            threads: number of threads for scoring, in the whole process if `folder` is a run; 0 does not
-                change it.
+            data: the dataset or its folder, if the folder has moved since training; unused for an export.
+            threads: number of threads for scoring; 0 keeps the current number. If `folder` is a run, this
+                applies to torch in the whole process.
 
         Raises:
             HafvtError: there is no finished run, its index is out of date, or the export is damaged.
         """
         if is_export(folder):
             return cls(*open_export(folder, threads=threads))
-        from hafvt.inference.torch_scorer import (
-            open_trained_run,  # imports torch, which an export does not need
-        )
+        # Imports torch, which an export does not need.
+        from hafvt.inference.torch_scorer import open_trained_run
 
         return cls(*open_trained_run(folder, data, threads=threads))
 
@@ -75,19 +77,21 @@ class Recommender:
     ) -> list[Recommendations]:
         """Return the k best items of a domain for each history.
 
-        All items of the domain are scored. With an index (`hafvt index`), the items of a large domain that
-        the index proposes are scored. Items with equal scores are sorted by the order of the catalog, which
-        is random.
+        Scores all items of the domain or, in a large domain with an index (`hafvt index`), the items that the
+        index proposes. Items with equal scores are sorted by the order of the catalog, which is random.
 
         Args:
-            histories: item ids, oldest first. Histories without known ids get the most popular items.
+            histories: item ids, oldest first. A history without known ids gets the most popular items.
             domain: name of the domain to recommend from.
             k: number of items for each history.
-            exclude: for each history, ids of items that are not recommended.
-            exclude_seen: do not recommend items of the history.
+            exclude: for each history, ids of items not to recommend.
+            exclude_seen: exclude the items of the history, too.
+
+        Returns:
+            One for each history, items by descending score. It has fewer than k items if no others remain.
 
         Raises:
-            HafvtError: there is no such domain, k is below 1, or `exclude` has another length.
+            HafvtError: the domain is unknown, k is below 1, or `exclude` is not as long as `histories`.
         """
         domain_index = self.catalog.domain_index(domain)
         if k < 1:
@@ -95,16 +99,14 @@ class Recommender:
         if exclude is not None and len(exclude) != len(histories):
             raise HafvtError(f"{len(exclude)} lists to exclude for {len(histories)} histories: give one each")
         start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
-        histories_and_unknown = [self.catalog.indices(history) for history in histories]
-        excluded = []
-        for row, (history, _) in enumerate(histories_and_unknown):
+        indices_and_unknown_ids = [self.catalog.indices(history) for history in histories]
+        excluded = []  # columns
+        for row, (history, _) in enumerate(indices_and_unknown_ids):
             items = history if exclude_seen else history[:0]
             if exclude is not None:
                 items = np.concatenate([items, self.catalog.indices(exclude[row])[0]])
             excluded.append(items[(items >= start) & (items < stop)] - start)
-        best = self._best_columns(
-            [history for history, _ in histories_and_unknown], domain_index, k, excluded
-        )
+        best = self._top_items([history for history, _ in indices_and_unknown_ids], domain_index, k, excluded)
         return [
             Recommendations(
                 tuple(
@@ -114,7 +116,7 @@ class Recommender:
                 "model" if len(history) else "popularity",
                 unknown_ids,
             )
-            for (history, unknown_ids), (columns, scores) in zip(histories_and_unknown, best, strict=True)
+            for (history, unknown_ids), (columns, scores) in zip(indices_and_unknown_ids, best, strict=True)
         ]
 
     def explain(self, history: Sequence[str], item_id: str) -> Explanation:
@@ -155,7 +157,9 @@ class Recommender:
         )
 
     def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
-        """Return the scores of all items of a domain, (B, C); log(1 + train_count) for empty histories.
+        """Return the scores of all C items of a domain for B histories, (B, C).
+
+        For an empty history the score of an item is log(1 + train_count).
 
         Args:
             histories: item indices, oldest first; the model reads the last `max_length` of them.
@@ -170,7 +174,7 @@ class Recommender:
             scores[~is_empty] = self.scorer.scores(*pad_histories(recent), domain)
         return scores
 
-    def _best_columns(
+    def _top_items(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> list[tuple[Int64, Float32]]:
         """Return for each history the columns of the k best items of a domain, best first, and their scores.
@@ -178,10 +182,10 @@ class Recommender:
         Args:
             histories: item indices, oldest first.
             domain: index of the domain.
-            k: number of columns.
-            excluded: for each history, columns that are not returned.
+            k: the maximum number of columns.
+            excluded: for each history, columns to leave out.
         """
-        best = self._best_candidates(histories, domain, k, excluded)
+        best = self._top_candidates(histories, domain, k, excluded)
         remaining = [row for row in range(len(histories)) if row not in best]
         batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
         for start in range(0, len(remaining), batch_size):
@@ -191,27 +195,32 @@ class Recommender:
                 best[row] = columns, scores[columns]
         return [best[row] for row in range(len(histories))]
 
-    def _best_candidates(
+    def _top_candidates(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> dict[int, tuple[Int64, Float32]]:
-        """Return the values of `_best_columns`, by row, of the histories that have k candidates."""
+        """Return the k best candidates of an index, columns and scores, by row; arguments as in `_top_items`.
+
+        Rows without k candidates are missing, as are all rows if the domain has no index.
+        """
         best: dict[int, tuple[Int64, Float32]] = {}
         if self.candidate_generator is None or domain not in self.candidate_generator.domains:
             return best
-        # Scoring all items is as fast as scoring more than a tenth of them.
-        limit = len(self.catalog.domains[domain]) // 10 - CANDIDATES_PER_BRANCH - k
-        usable = [
-            row for row, history in enumerate(histories) if len(history) and len(excluded[row]) <= limit
+        # Scoring a tenth of the items as candidates takes as long as scoring all items.
+        max_excluded = len(self.catalog.domains[domain]) // 10 - CANDIDATES_PER_BRANCH - k
+        eligible = [
+            row
+            for row, history in enumerate(histories)
+            if len(history) and len(excluded[row]) <= max_excluded
         ]
-        for start in range(0, len(usable), CANDIDATE_BATCH_SIZE):
-            rows = usable[start : start + CANDIDATE_BATCH_SIZE]
+        for start in range(0, len(eligible), CANDIDATE_BATCH_SIZE):
+            rows = eligible[start : start + CANDIDATE_BATCH_SIZE]
             num_per_branch = CANDIDATES_PER_BRANCH + k + max(len(excluded[row]) for row in rows)
             batch = pad_histories([histories[row][-self.scorer.max_length :] for row in rows])
             candidates = self.candidate_generator.generate(*batch, domain, num_per_branch)
             for row, columns, scores in zip(rows, *candidates, strict=True):
-                chosen = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
-                if len(chosen) == k:
-                    best[row] = columns[chosen], scores[chosen]
+                top = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
+                if len(top) == k:
+                    best[row] = columns[top], scores[top]
         return best
 
 
@@ -219,17 +228,17 @@ def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
     """Return the columns of the k highest scores, highest first, equal ones by ascending column.
 
     Args:
-        scores: (C,); columns of NaN and -inf are not returned.
+        scores: (C,); columns with a score of NaN or -inf are left out.
         k: the maximum number of columns.
-        excluded: columns that are not returned.
+        excluded: columns to leave out.
     """
     scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     scores[excluded] = -np.inf
-    size = min(k, len(scores))
-    threshold = np.partition(scores, len(scores) - size)[len(scores) - size]
-    above = np.flatnonzero(scores > threshold)
-    equal = np.flatnonzero(scores == threshold)[: size - len(above)]
-    chosen = np.sort(np.concatenate([above, equal]))
-    chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-    columns: Int64 = chosen[scores[chosen] > -np.inf].astype(np.int64)
-    return columns
+    k = min(k, len(scores))
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th highest score
+    higher = np.flatnonzero(scores > threshold)
+    equal = np.flatnonzero(scores == threshold)[: k - len(higher)]
+    columns = np.sort(np.concatenate([higher, equal]))
+    columns = columns[np.argsort(-scores[columns], kind="stable")]
+    allowed: Int64 = columns[scores[columns] > -np.inf].astype(np.int64)
+    return allowed

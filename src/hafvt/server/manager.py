@@ -1,4 +1,4 @@
-"""The model that a server answers with, and how a newer one replaces it while the server runs."""
+"""Load the model of a server, and replace it by a newer one while the server runs."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from hafvt.server.users import UserHistories
 
 logger = logging.getLogger("hafvt.server")
 
-POLL_S = 2.0  # seconds between two looks at the model's files
+POLL_S = 2.0  # seconds between two checks of the model's files
 
 FileStates = dict[Path, tuple[int, int]]
-"""Modification time in ns and bytes of each file of a model."""
+"""Modification time in ns and size in bytes of each file of a model."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model is read from.
+    """The files that a model is loaded from.
 
     Attributes:
         folder: a run or an export.
-        data: the dataset; None for the place that the run names.
+        data: the dataset folder; None for the path in the run's model.json.
     """
 
     folder: Path
     data: Path | None = None
 
     def open_recommender(self) -> Recommender:
-        """Returns the model in the folder.
+        """Open the model in the folder.
 
         Raises:
             HafvtError: the folder holds no model.
@@ -54,16 +54,16 @@ class ModelSource:
         return Recommender.open(self.folder, self.data, threads=num_scoring_threads())
 
     def open_dataset(self) -> Dataset | None:
-        """Returns the dataset for the histories of its users; None where it cannot be opened."""
+        """Return the dataset, which has the histories of users; None if it cannot be opened."""
         try:
             return Dataset.open(self.data or read_json(self.folder / "model.json")["data"])
         except (HafvtError, KeyError, TypeError):
             return None
 
     def file_states(self) -> FileStates:
-        """Returns the state of the model's files, which changes when the model does.
+        """Return the states of the model's files, which differ after the model has changed.
 
-        Results, ranks and reports in the same folder do not count.
+        Results, ranks and reports in the same folder are ignored.
         """
         subfolders = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
         states = {}
@@ -76,12 +76,12 @@ class ModelSource:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in memory, ready to answer, with the data of the page.
+    """A model in memory, with the item search, pictures and users that the web page shows.
 
     Attributes:
         recommender: the model and its catalog.
         search: finds items of the catalog.
-        pictures: pictures of the items.
+        pictures: returns pictures of the items.
         users: histories of the dataset's users; None without the dataset.
         loaded_at: time of loading, ISO 8601, UTC.
     """
@@ -94,60 +94,59 @@ class LoadedModel:
 
     @classmethod
     def open(cls, source: ModelSource) -> LoadedModel:
-        """Opens and checks a model; takes seconds.
+        """Open a model and check that its scores are finite; takes seconds.
 
         Raises:
             HafvtError: there is no model, or its scores are not finite.
         """
         recommender = source.open_recommender()
         catalog = recommender.catalog
-        for number, domain in enumerate(catalog.domains):
+        for index, domain in enumerate(catalog.domains):
             histories = [np.arange(size, dtype=np.int64) % catalog.domains[-1].stop for size in (1, 2, 50)]
-            if len(domain) and not np.isfinite(recommender.scores(histories, number)).all():
+            if len(domain) and not np.isfinite(recommender.scores(histories, index)).all():
                 raise HafvtError(f"{source.folder}: its scores are not finite: train the model again")
-        catalog.indices(
-            [catalog.item(0).item_id]
-        )  # fills the catalog's caches, so that no request waits for them
+        # The first lookup fills the catalog's caches, so that no request waits for them.
+        catalog.indices([catalog.item(0).item_id])
         dataset = source.open_dataset()
         users = UserHistories(dataset, catalog) if dataset is not None else None
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, now)
+        loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, loaded_at)
 
 
 class ModelManager:
-    """Holds the model that answers; loads a newer one beside it when files change or on request, then swaps.
+    """Holds the current model; loads and swaps in a newer one when the model's files change or on request.
 
-    Requests under way finish on the model they began with. If a newer model cannot be loaded, this is logged
-    and the current one stays.
+    The current model answers requests while a newer one loads; a request keeps its model until it ends. If a
+    newer model cannot be loaded, the manager logs the error and keeps the current model.
 
     Args:
-        source: where models are read from.
-        metrics: counts the models loaded.
+        source: the files that models are loaded from.
+        metrics: counts successful and failed loads.
     """
 
     def __init__(self, source: ModelSource, metrics: ServerMetrics) -> None:
         self.source, self.metrics = source, metrics
         self.current: LoadedModel | None = None  # None until the first model is loaded
         self.startup_error: HafvtError | None = None  # why the first model could not be loaded
-        self.on_startup_error: Callable[[], None] = lambda: None
+        self.on_startup_error: Callable[[], None] = lambda: None  # called after `startup_error` is set
         self._reload_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def request_reload(self) -> None:
-        """Requests that the model is loaded again; for signal handlers and other threads."""
+        """Load the model again soon; safe to call from signal handlers and other threads."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._reload_requested.set)
 
     async def run(self) -> None:
-        """Loads the first model, then newer ones until cancelled."""
+        """Load the first model, then newer ones until cancelled; return if the first one cannot be loaded."""
         self._loop = asyncio.get_running_loop()
         states = await asyncio.to_thread(self.source.file_states)
         await self._load()
         if self.current is None:
             self.on_startup_error()
             return
-        # Objects that exist now, torch's modules above all, are never garbage. Under load the collector would
-        # walk through all of them every other second and stop every answer for a tenth of a second.
+        # Exclude the objects that exist now, mainly torch's modules, from garbage collection.
+        # Under load, the collector would scan them every 2 seconds and block all requests for 0.1 seconds.
         gc.freeze()
         try:
             await self._watch(states)
@@ -155,7 +154,11 @@ class ModelManager:
             gc.unfreeze()
 
     async def _watch(self, loaded_states: FileStates) -> None:
-        """Loads the model again on request, and when its files differ from `loaded_states` and rest."""
+        """Load the model again on request, and when its files have changed and are completely written.
+
+        Args:
+            loaded_states: states of the files of the current model.
+        """
         previous = loaded_states
         while True:
             with suppress(TimeoutError):
@@ -163,17 +166,17 @@ class ModelManager:
             is_requested = self._reload_requested.is_set()
             self._reload_requested.clear()
             states = await asyncio.to_thread(self.source.file_states)
-            # Files that changed since the previous look may still be being written.
+            # Files that changed since the previous check may be incomplete.
             if is_requested or (states != loaded_states and states == previous):
                 loaded_states = states
                 await self._load()
             previous = states
 
     async def _load(self) -> None:
-        """Loads a model and makes it the current one; keeps the current one if that fails."""
+        """Load a model and make it the current one; if that fails, keep the current one."""
         try:
             self.current = await asyncio.to_thread(LoadedModel.open, self.source)
-        except Exception as error:  # a damaged file may raise anything, and the current model must stay
+        except Exception as error:  # a damaged file may raise any error
             self.metrics.reloads.labels("failed").inc()
             if self.current is None:
                 if not isinstance(error, HafvtError):
@@ -189,17 +192,17 @@ class ModelManager:
 
 
 def num_scoring_threads() -> int:
-    """Returns the number of threads that score: OMP_NUM_THREADS, or all cores but one.
+    """Return the number of threads that score: OMP_NUM_THREADS, or all cores but one.
 
-    That one reads requests and writes answers. Scoring threads that wait for it would spin, both torch's and
-    onnxruntime's.
+    The remaining core reads requests and writes responses. If a scoring thread shared this core, the other
+    scoring threads of torch or onnxruntime would busy-wait for it.
     """
     setting = os.environ.get("OMP_NUM_THREADS", "")
     return int(setting) if setting.isdigit() else max(1, (os.cpu_count() or 2) - 1)
 
 
 def release_memory() -> None:
-    """Returns freed memory to the system: glibc would keep the memory of the replaced model."""
+    """Return freed memory to the system. Without this, glibc keeps the memory of the replaced model."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,4 +1,4 @@
-"""From validated settings to a finished run: model, batches, training loop and test ranks."""
+"""Train a model in this process: build it, run the training loop, save the run and rank the test targets."""
 
 from __future__ import annotations
 
@@ -51,28 +51,32 @@ def run_training(
     """Train a model in this process, see `hafvt.training.train.train`.
 
     Args:
-        model: its name.
-        model_config: its hyperparameters.
-        settings: fields of `TrainingConfig`; None for the protocol's own `validate_every` and `patience`.
+        model: name of the model.
+        model_config: hyperparameters of the model.
+        settings: fields of `TrainingConfig`; `validate_every` and `patience` may be None, for the defaults of
+            the protocol.
         data: the dataset or its folder.
-        folder: of the run.
-        resume: continue the run in the folder.
+        folder: folder of the run.
+        resume: continue the run in the folder, if there is one.
         test: rank the test targets at the end.
         tensorboard: also write TensorBoard events.
 
+    Returns:
+        The finished run.
+
     Raises:
-        HafvtError: a wrong setting, a folder that is in use, or a dataset without what the model needs.
+        HafvtError: a setting is wrong, the folder is in use, or the dataset lacks data that the model needs.
     """
-    ranking = get_protocol(settings["protocol"])
+    protocol = get_protocol(settings["protocol"])
     for name in ("validate_every", "patience"):
         if settings[name] is None:
-            settings = {**settings, name: getattr(ranking, name)}
+            settings = {**settings, name: getattr(protocol, name)}
     config = validate_config("train", TrainingConfig, settings)
     fabric, dtype = create_fabric(config)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     item_features = model_item_features(dataset, model, model_config)
     model_config = resolve_modalities(model_config, item_features)
-    recorded = {
+    run_settings = {
         "format": FORMAT,
         "model": model,
         "config": model_config.model_dump(mode="json"),
@@ -84,34 +88,34 @@ def run_training(
     }
     torch.manual_seed(config.seed)
     network = build_model(model, item_features, model_config)
-    del item_features  # frees memory: the model has its own tables
-    ranks = {"rank": fabric.global_rank, "num_ranks": fabric.world_size}
-    batches = TrainBatches(dataset, config.batch_size, network.max_length + 1, config.seed, **ranks)
+    del item_features  # frees memory: the model holds its own copy
+    process = {"rank": fabric.global_rank, "num_ranks": fabric.world_size}
+    batches = TrainBatches(dataset, config.batch_size, network.max_length + 1, config.seed, **process)
     if len(batches) == 0:
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
     with lock_folder(folder) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
-            claim_folder(folder, recorded, resume=resume)
+            claim_folder(folder, run_settings, resume=resume)
         fabric.barrier()
-        trainer = Trainer(fabric, network, dataset, batches, folder, config, ranking)
+        trainer = Trainer(fabric, network, dataset, batches, folder, config, protocol)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
         if fabric.is_global_zero:
-            publish(trainer, recorded)
+            publish(trainer, run_settings)
         fabric.barrier()
         run = open_run(folder, dataset)
         if test and len(dataset.test) > 0 and fabric.is_global_zero:
-            test_ranks = rank_targets(run.models, dataset, "test", ranking).by_protocol
-            write_results(folder, dataset, test_ranks, ranking)
+            test_ranks = rank_targets(run.models, dataset, "test", protocol).by_protocol
+            write_results(folder, dataset, test_ranks, protocol)
     return run
 
 
 def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
-    """Return the Fabric object of a training, and the number format of its matrix products.
+    """Return the Fabric object of a training, and the dtype of its matrix products.
 
     Raises:
-        HafvtError: there is no such device.
+        HafvtError: this machine has no such device.
     """
     device = select_device(config.device)
     dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -122,19 +126,19 @@ def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
 
 
 def publish(trainer: Trainer, settings: dict[str, Any]) -> None:
-    """Write the best weights and model.json into the run's folder, which make it a finished run.
+    """Write the best weights and model.json into the run's folder. With these files the run is finished.
 
     Args:
-        trainer: after `fit`.
+        trainer: the trainer, whose `fit` has returned.
         settings: content of config.yaml.
     """
     state, device = trainer.state, trainer.fabric.device
     for path, name in zip(trainer.best_paths, weight_files(len(trainer.best_paths)), strict=True):
         save_checkpoint(trainer.folder / name, *load_checkpoint(path))
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
-    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
+    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
+    summary: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
     if len(trainer.best_paths) > 1:
-        best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
-    best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
-    best["peak_gib"] = round(peak, 3)
-    write_json(trainer.folder / "model.json", describe_run(trainer.model, settings, best))
+        summary["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
+    summary |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
+    summary["peak_gib"] = round(peak_gib, 3)
+    write_json(trainer.folder / "model.json", describe_run(trainer.model, settings, summary))

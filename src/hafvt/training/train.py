@@ -1,4 +1,4 @@
-"""`hafvt train`: checks the settings and trains. Importing this module does not import torch."""
+"""`hafvt train`: checks the settings and trains a model. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -36,44 +36,44 @@ def train(
     tensorboard: bool = False,
     checkpoint_every: float = 300.0,
 ) -> Run:
-    """Train a model, keep the weights of the best validation MRR, and rank the test targets once with them.
+    """Train a model, keep the weights with the best validation MRR, and rank the test targets with them.
 
-    The folder `out` receives config.yaml, metrics.jsonl, checkpoint/, model.safetensors and model.json, and
-    for the test targets ranks.parquet and results.json. A stopped run continues with `resume` and ends with
-    the same weights, bit for bit, on the same machine.
+    Writes config.yaml, metrics.jsonl, checkpoint/, model.safetensors and model.json into the folder `out`;
+    for the test targets, also ranks.parquet and results.json. With `resume`, an interrupted run continues.
+    On the same machine it ends with exactly the weights of an uninterrupted run.
 
     Example: hafvt train hafvt data/movies --out runs/hafvt --epochs 100 --seed 0
 
     Args:
         model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr or popularity.
-        data: a dataset folder, written by prepare and encode.
-        out: folder of the run.
-        preset: named hyperparameters of the model, such as default or paper.
-        params: single hyperparameters of the model, by name (--params.temperature 0.2).
-        epochs: largest number of passes over the training histories.
-        batch_size: users per step.
+        data: a dataset folder, written by prepare; image and title vectors are added by encode.
+        out: folder to write the run to.
+        preset: name of a set of hyperparameters of the model, such as default or paper.
+        params: hyperparameters of the model that differ from the preset, by name (--params.temperature 0.2).
+        epochs: maximum number of passes over the training histories.
+        batch_size: users per step, one training history each.
         learning_rate: step size of Adam; default: 0.003 for hafvt, except its preset paper, else 0.001.
         weight_decay: L2 coefficient of Adam.
-        ema_decay: share of the averaged weights that each step keeps, from 0 and below 1. The averaged
-            weights are validated and saved; 0 uses the weights of the last step.
-        protocol: full, sampled-unseen or c2dsr; ranks the validation and test targets, see evaluate. Under
-            c2dsr each domain keeps the weights of its own best epoch.
-        validate_every: epochs between two validations; default: 2, and 5 under c2dsr.
-        patience: validations without improvement that end the training, 0 for no early stop; default: 5, and
-            0 under c2dsr.
-        seed: of initial weights, order of users and dropout.
-        precision: bf16, fp32, or auto for bf16 where the hardware multiplies it faster.
-        device: cpu, cuda, cuda:N, mps, or auto for cuda where there is one.
+        ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
+            weights are validated and saved; with 0 they are the weights of the last step.
+        protocol: evaluation protocol of validation and test, see evaluate: full, sampled-unseen or c2dsr.
+            With c2dsr, the run saves separate weights for each domain, from the domain's best epoch.
+        validate_every: epochs between two validations; default: 2, or 5 with c2dsr.
+        patience: stop after this many validations in a row without improvement; 0 never stops early;
+            default: 5, or 0 with c2dsr.
+        seed: seed of the initial weights, the order of users and dropout.
+        precision: bf16, fp32, or auto, which is bf16 on hardware that multiplies it faster than fp32.
+        device: cpu, cuda, cuda:N, mps, or auto, which is cuda if available.
         resume: continue the run in `out`, or start it if there is none.
-        test: rank the test targets at the end. A search for hyperparameters does not.
-        tensorboard: also write TensorBoard events into `out` (extra: track).
-        checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
+        test: rank the test targets at the end. Switch this off while you choose hyperparameters.
+        tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
+        checkpoint_every: seconds between checkpoints within an epoch; each epoch also ends with a checkpoint.
 
     Returns:
-        The finished run, opened.
+        The finished run.
 
     Raises:
-        HafvtError: a wrong setting, an `out` that is in use, or a dataset without what the model needs.
+        HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
     """
     model_config = configure(model, preset, params)
     settings = {
@@ -90,7 +90,7 @@ def train(
         "device": device,
         "checkpoint_every": checkpoint_every,
     }
-    from hafvt.training.session import run_training  # imports torch, which `hafvt train --help` does without
+    from hafvt.training.session import run_training  # imports torch, which --help does not need
 
     return run_training(
         model, model_config, settings, data, Path(out), resume=resume, test=test, tensorboard=tensorboard

@@ -28,7 +28,7 @@ from hafvt.training.metrics_log import MetricsLog
 
 
 class LossModule(nn.Module):
-    """Computes a model's training loss in `forward`, the call in which wrappers synchronize gradients."""
+    """Computes a model's training loss in `forward`: Fabric averages gradients over processes only there."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -41,16 +41,17 @@ class LossModule(nn.Module):
 
 @dataclass
 class TrainingState:
-    """How far a training is. Checkpoints contain it, so that a resumed training continues identically.
+    """The progress of a training. Checkpoints contain it, so that a resumed training continues identically.
 
     Attributes:
-        epoch: finished epochs.
-        batch: finished batches of the current epoch.
-        step: finished optimizer steps.
+        epoch: number of finished epochs.
+        batch: number of finished batches of the current epoch.
+        step: number of finished optimizer steps.
         loss: sum of the losses of the current epoch's batches.
-        seconds: time spent in training and validation.
-        best_epochs: epoch of the best validation, one entry, or one per domain.
-        best_mrrs: validation MRR at that epoch.
+        seconds: time spent in training and validation, interrupted runs included.
+        best_epochs: epoch with the highest validation MRR: one entry for all domains together, or one per
+            domain; 0 before the first validation.
+        best_mrrs: validation MRR at each of `best_epochs`; -1 before the first validation.
     """
 
     epoch: int = 0
@@ -63,23 +64,23 @@ class TrainingState:
 
     @property
     def best_mrr(self) -> float:
-        """Mean of the best validation MRRs, negative before the first validation."""
+        """Return the mean of `best_mrrs`, negative before the first validation."""
         return sum(self.best_mrrs) / len(self.best_mrrs)
 
 
 class Trainer:
-    """Trains a model, validates it, and keeps its best weights; continues from the last checkpoint.
+    """Trains a model, validates it, and saves its best weights. Resumes from the last checkpoint in `folder`.
 
-    In a training of several processes each has its own `batches`; only process 0 validates and writes files.
+    Each process of a distributed training has its own `batches`; only process 0 validates and writes files.
 
     Args:
-        fabric: device, precision and processes.
+        fabric: the device, precision and processes of the training.
         model: the model to train; moved to the fabric's device.
-        data: holds the validation targets.
+        data: the dataset with the validation targets.
         batches: the training histories of this process.
-        folder: of the run.
-        config: settings of the training.
-        protocol: ranks the validation targets.
+        folder: folder of the run.
+        config: the settings of the training.
+        protocol: the evaluation protocol that ranks the validation targets.
     """
 
     def __init__(
@@ -98,32 +99,32 @@ class Trainer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         # A model without parameters, such as popularity, has one epoch, in which nothing is trained.
         self.epochs, self.validate_every = (config.epochs, config.validate_every) if parameters else (1, 1)
-        num_best = len(data.domains) if protocol.checkpoint_per_domain else 1
-        self.state = TrainingState(best_epochs=[0] * num_best, best_mrrs=[-1.0] * num_best)
+        num_checkpoints = len(data.domains) if protocol.checkpoint_per_domain else 1
+        self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
         self.loss_module: nn.Module = LossModule(model)
         self.optimizer: torch.optim.Optimizer | None = None
-        if parameters:  # fused: the default implementation allocates copies as large as the item table
+        if parameters:  # fused=True: other implementations allocate temporary copies of the item table
             self.optimizer = torch.optim.Adam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
         checkpoints = folder / "checkpoint"
         self.last_path = checkpoints / "last.safetensors"
-        self.best_paths = [checkpoints / f"best{number or ''}.safetensors" for number in range(num_best)]
+        self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if self.last_path.exists():
             tensors, state = load_checkpoint(self.last_path)
             unpack(tensors, model, self.optimizer, self.ema.weights)
             self.state = TrainingState(**state)
         if self.optimizer is not None:
             self.loss_module, self.optimizer = fabric.setup(self.loss_module, self.optimizer)
-        self.start = time.monotonic() - self.state.seconds
+        self.start = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_save = time.monotonic()
 
     def fit(self, title: str, *, tensorboard: bool = False) -> None:
-        """Train until the last epoch, or until `patience` validations brought no improvement.
+        """Train until the last epoch, or until `patience` validations in a row bring no improvement.
 
         Args:
-            title: of the progress bar.
+            title: title of the progress bar.
             tensorboard: also write TensorBoard events.
 
         Raises:
@@ -132,9 +133,9 @@ class Trainer:
         """
         log = MetricsLog(self.folder, self.state.epoch, tensorboard) if self.fabric.is_global_zero else None
         state, batch_size = self.state, self.config.batch_size
-        total = self.epochs * len(self.batches) * batch_size
+        num_histories = self.epochs * len(self.batches) * batch_size
         with (
-            progress(title, total, "histories", done=state.step * batch_size) as advance,
+            progress(title, num_histories, "histories", done=state.step * batch_size) as advance,
             deferred_interrupts() as is_interrupted,
         ):
             mrr = -1.0
@@ -151,17 +152,17 @@ class Trainer:
                 self.save()
 
     def is_finished(self) -> bool:
-        """Return whether the last epoch is done or `patience` ends the training early."""
-        validations = (self.state.epoch - max(self.state.best_epochs)) // self.validate_every
-        return self.state.epoch >= self.epochs or 0 < self.config.patience <= validations
+        """Return whether all epochs are done or `patience` validations in a row brought no improvement."""
+        num_without_improvement = (self.state.epoch - max(self.state.best_epochs)) // self.validate_every
+        return self.state.epoch >= self.epochs or 0 < self.config.patience <= num_without_improvement
 
     def train_epoch(self, advance: Advance, is_interrupted: Callable[[], bool], mrr: float) -> None:
         """Train the remaining batches of the current epoch.
 
         Args:
-            advance: the progress bar.
-            is_interrupted: whether to stop after the current step.
-            mrr: of the last validation, for the progress bar; negative before the first one.
+            advance: moves the progress bar.
+            is_interrupted: returns whether to stop after the current step.
+            mrr: MRR of the last validation, for the progress bar; negative before the first validation.
         """
         state = self.state
         self.model.train()
@@ -172,10 +173,11 @@ class Trainer:
             state.step += 1
             self.ema.update(state.step)
             state.seconds = time.monotonic() - self.start
-            note = f"  valid MRR {mrr:.2%}" if mrr >= 0 else ""
-            note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
+            mrr_note = f"  valid MRR {mrr:.2%}" if mrr >= 0 else ""
+            mrr_note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
             advance(
-                self.config.batch_size, f"epoch {state.epoch + 1}  loss {state.loss / state.batch:.4f}{note}"
+                self.config.batch_size,
+                f"epoch {state.epoch + 1}  loss {state.loss / state.batch:.4f}{mrr_note}",
             )
             interrupted = is_interrupted()
             if interrupted or time.monotonic() - self.last_save > self.config.checkpoint_every:
@@ -206,7 +208,7 @@ class Trainer:
         return value
 
     def validate(self) -> float:
-        """Rank the validation targets with the averaged weights; save the weights if they are the best.
+        """Rank the validation targets with the averaged weights; save them if their MRR is the best.
 
         Returns:
             The mean of the domains' MRRs.
@@ -217,12 +219,14 @@ class Trainer:
                 models, device = [self.model] * len(self.data.domains), self.fabric.device
                 ranks = rank_targets(models, self.data, "valid", self.protocol, device=device).by_protocol
                 mrr = mean_mrr(ranks)
-                num_best = len(state.best_mrrs)
-                for number, value in enumerate(domain_mrrs(ranks, num_best) if num_best > 1 else [mrr]):
-                    if value > state.best_mrrs[number]:
-                        state.best_mrrs[number], state.best_epochs[number] = value, state.epoch
-                        about = {"epoch": state.epoch, "valid_mrr": value}
-                        save_checkpoint(self.best_paths[number], pack(self.model), about)
+                num_checkpoints = len(state.best_mrrs)
+                for index, value in enumerate(
+                    domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
+                ):
+                    if value > state.best_mrrs[index]:
+                        state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
+                        metadata = {"epoch": state.epoch, "valid_mrr": value}
+                        save_checkpoint(self.best_paths[index], pack(self.model), metadata)
         mrr, state.best_mrrs, state.best_epochs = self.fabric.broadcast(
             (mrr, state.best_mrrs, state.best_epochs)
         )
@@ -237,13 +241,13 @@ class Trainer:
 
 
 def step_seed(seed: int, step: int, rank: int, num_ranks: int) -> int:
-    """Return the seed of a step's dropout, so that a resumed training repeats any step identically.
+    """Return the seed of a step's dropout; independent of earlier steps, so that resuming changes no result.
 
     Args:
-        seed: of the training, below 2**63.
+        seed: seed of the training, below 2**63.
         step: number of the step.
         rank: number of this process; each process has its own dropout.
         num_ranks: number of processes.
     """
-    rotated = (seed << 32) | (seed >> 32)  # no two seeds of 64 bits give the same
-    return (rotated + step * num_ranks + rank) % 2**64
+    swapped_halves = (seed << 32) | (seed >> 32)  # keeps the steps of seeds such as 0 and 1 apart
+    return (swapped_halves + step * num_ranks + rank) % 2**64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 import signal
@@ -104,7 +103,7 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
         ValueError: the argument is not an integer, such as 1.5.
     """
     if not re.fullmatch(r"[+-]?\d+", tokens[0].value):
-        raise ValueError("give a whole number")
+        raise ValueError("give a whole number.")
     return int(tokens[0].value)
 
 
@@ -255,13 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 after success, 1 after an error that the user can fix, 2 for a wrong argument, 130
         after Ctrl-C or SIGTERM.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     words = normalize(sys.argv[1:] if arguments is None else arguments)
     chosen = words[0] if words and words[0] in COMMANDS else ""
     model = next((word for word in words[1:] if word in MODELS), "") if chosen in ("train", "tune") else ""
 
+    program = f"hafvt {chosen}".strip()
+
     def print_error(error: object) -> None:
-        console.print(f"hafvt {chosen}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{program}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     try:
         with _sigterm_as_ctrl_c():
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text:
             print(text)
     except CycloptsError as error:
-        print_error(f"{' '.join(str(error).split())} See hafvt {chosen} --help")
+        print_error(f"{' '.join(str(error).split())} See {program} --help")
         return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":

@@ -15,7 +15,7 @@ from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import InteractionLog, Table, number_ids, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, check_seed
 from hafvt.files import sha256
 from hafvt.progress import progress
 
@@ -82,6 +82,7 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
+    check_seed(seed)
     out = Path(out)
     check_output_folder(out, overwrite)
     _check_filters(min_per_domain, min_per_item, last)

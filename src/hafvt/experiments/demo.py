@@ -10,7 +10,7 @@ from typing import Any
 
 from hafvt.data.prepare import prepare
 from hafvt.data.sources.demo import generate_world
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, check_seed
 from hafvt.evaluation.metrics import Results
 from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
@@ -67,6 +67,7 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
     Raises:
         HafvtError: a folder that would be replaced holds something else than a run.
     """
+    check_seed(seed)
     started = time.monotonic()
     folder = Path(out)
     run_folders = {name: folder / "runs" / name for name in DEMO_TRAININGS}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, missing_package
+from hafvt.errors import HafvtError, check_seed, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
     TRAINING_OPTIONS,
@@ -84,7 +84,7 @@ def tune(
     Example: hafvt tune sasrec data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
 
     Args:
-        model: hafvt, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or c2dsr.
+        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or c2dsr.
         data: a dataset folder, made by prepare and encode.
         out: folder of best.yaml (for train --config), report.md, trials.csv, importance.svg and the trials.
         preset: the preset of the model that the search starts from.
@@ -102,6 +102,7 @@ def tune(
     Raises:
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
+    check_seed(seed)
     get_protocol(protocol)
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, check_seed
 from hafvt.features.encoders.base import ContentError, Encoder, Float32
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.encoding_checkpoint import EncodingCheckpoint, Problem
@@ -63,6 +63,7 @@ def encode(
         HafvtError: there is nothing to encode; a name, checkpoint or file is wrong; or no item could be
             encoded.
     """
+    check_seed(seed)
     precomputed = precomputed or {}
     named = {"image": image, "title": title} | (encoders or {})
     specs = {name: spec for name, spec in named.items() if spec is not None}

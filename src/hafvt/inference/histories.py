@@ -153,6 +153,8 @@ def history_of(run: str | Path, user_id: str, data: str | Path | Dataset | None 
     Raises:
         HafvtError: there is no such user, or no dataset.
     """
+    if data is None and not (Path(run) / "model.json").exists():
+        raise HafvtError(f"{run} has no dataset with users: name it with --data, or give a --history")
     if not isinstance(data, Dataset):
         data = Dataset.open(data or read_json(Path(run) / "model.json")["data"])
     user = data.user_ids.index_of(user_id)

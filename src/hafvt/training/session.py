@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from hafvt.training.run import (
     weight_files,
 )
 from hafvt.training.trainer import Trainer
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision at every start
 
 
 def run_training(

@@ -33,7 +33,7 @@ from hafvt.data.sources.amazon_dumps import (
 from hafvt.data.sources.amazon_lines import PRODUCT_SCHEMA
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, check_seed
 from hafvt.progress import Advance, progress
 
 WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
@@ -121,6 +121,7 @@ def prepare_amazon(
         InputError: a file is damaged or in an unknown format; names file, row, value and remedy.
         HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
+    check_seed(seed)
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
     _check_settings(domains, window, min_interactions, min_per_domain, max_length)

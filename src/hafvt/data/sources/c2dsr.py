@@ -22,7 +22,7 @@ from hafvt.data.dataset import check_output_folder
 from hafvt.data.readers import read_columns, read_lines
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import HafvtError, InputError, check_seed
 from hafvt.files import sha256
 
 REMEDY = "Download it again"
@@ -70,6 +70,7 @@ def prepare_c2dsr(
     Raises:
         InputError: a file is missing, damaged or malformed; names file, row, value and remedy.
     """
+    check_seed(seed)
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
     list_files = [_find_file(folder, name) for name in ("Alist", "Blist")]

@@ -4,61 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hafvt.evaluation.metrics import MetricValue
 
 WIDTH, HEIGHT = 460, 260  # of a line chart, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 38  # margins of a line chart
+CHART_SIZE = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM}
 
 Points = Sequence[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One epoch of a training.
-
-    Attributes:
-        epoch: number of finished epochs.
-        loss: mean training loss of the epoch.
-        valid_mrr: MRR on the validation targets, as a fraction; None where it was not measured.
-    """
+class CurvePoint(NamedTuple):
+    """One epoch of a training: its mean loss, and the validation MRR as a fraction where it was measured."""
 
     epoch: int
     loss: float
     valid_mrr: float | None
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart.
-
-    Attributes:
-        name: of the model.
-        number: selects color and dashes.
-        points: (x, y) in SVG units.
-    """
+class Curve(NamedTuple):
+    """The line of a model in a chart; `number` selects color and dashes, `points` are in SVG units."""
 
     name: str
     number: int
     points: Points
 
 
-@dataclass(frozen=True)
-class LineChart:
-    """A chart of values against epochs.
-
-    Attributes:
-        title: heading of the chart.
-        curves: one per model that has points.
-        x_ticks: position in SVG units and label.
-        y_ticks: position in SVG units and label.
-    """
+class LineChart(NamedTuple):
+    """A chart of values against epochs; ticks are positions in SVG units with their labels."""
 
     title: str
-    curves: tuple[Curve, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    curves: Sequence[Curve]
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
 
 
 def axis_ticks(low: float, high: float, target_count: int = 5) -> list[float]:
@@ -78,8 +57,8 @@ def line_chart(title: str, values: Mapping[str, Points]) -> LineChart | None:
 
     Args:
         title: of the chart.
-        values: by model: finite (epoch, value) points, epochs ascending. A model without points keeps its
-            color number, so that a model has the same color in every chart.
+        values: by model: finite (epoch, value) points, epochs ascending. A model without points takes a color
+            number, too, so that each model has the same color in every chart.
     """
     points = [point for curve in values.values() for point in curve]
     if not points:
@@ -96,16 +75,13 @@ def line_chart(title: str, values: Mapping[str, Points]) -> LineChart | None:
         fraction = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return HEIGHT - BOTTOM - fraction * (HEIGHT - TOP - BOTTOM)
 
-    return LineChart(
-        title,
-        tuple(
-            Curve(name, number, [(x_position(x), y_position(y)) for x, y in curve])
-            for number, (name, curve) in enumerate(values.items())
-            if curve
-        ),
-        tuple((x_position(x), f"{round(x)}") for x in x_ticks),
-        tuple((y_position(y), f"{y:.6g}") for y in y_ticks),
-    )
+    curves = [
+        Curve(name, number, [(x_position(x), y_position(y)) for x, y in curve])
+        for number, (name, curve) in enumerate(values.items())
+        if curve
+    ]
+    x_labels = [(x_position(x), f"{round(x)}") for x in x_ticks]
+    return LineChart(title, curves, x_labels, [(y_position(y), f"{y:.6g}") for y in y_ticks])
 
 
 def training_charts(curves: Mapping[str, Sequence[CurvePoint]]) -> list[LineChart]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hafvt.reports.render import render
 from hafvt.tables import ABSENT, markdown_table
@@ -29,16 +29,8 @@ class ModelRow:
     is_published: bool = False
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One horizontal bar with an optional interval, all in the same unit.
-
-    Attributes:
-        label: left of the bar.
-        value: length of the bar.
-        low: lower bound of the interval; None without interval.
-        high: upper bound of the interval; None without interval.
-    """
+class Bar(NamedTuple):
+    """One horizontal bar with the bounds of its interval, if it has one, in the same unit."""
 
     label: str
     value: float
@@ -49,15 +41,7 @@ class Bar:
 def comparison_markdown(domains: Sequence[str], metrics: Sequence[str], rows: Sequence[ModelRow]) -> str:
     """Return a Markdown table: the best of a column in bold, with * where the difference is significant."""
     header = ["model", *(f"{domain} {metric}" for domain in domains for metric in metrics)]
-    cells = []
-    for row in rows:
-        texts = []
-        for (mean, deviation), mark in zip(row.values, row.marks, strict=True):
-            text = _number(mean) + ("" if deviation is None else f" ± {_number(deviation)}")
-            text = f"**{text}**" if mark else text
-            texts.append(f"*{text}*" if row.is_published else text + ("\\*" if mark == "significant" else ""))
-        cells.append([f"*{row.label}*" if row.is_published else row.label, *texts])
-    return markdown_table(header, cells)
+    return markdown_table(header, (_cells(row, row.label, " ± ", "**{}**", "\\*", "*{}*") for row in rows))
 
 
 def comparison_latex(
@@ -75,14 +59,8 @@ def comparison_latex(
         "\\midrule",
     ]
     for row in rows:
-        texts = []
-        for (mean, deviation), mark in zip(row.values, row.marks, strict=True):
-            text = _number(mean) + ("" if deviation is None else f"$\\pm${_number(deviation)}")
-            text = f"\\textbf{{{text}}}" if mark else text
-            text += "$^*$" if mark == "significant" else ""
-            texts.append(f"\\textit{{{text}}}" if row.is_published else text)
-        label = f"\\textit{{{_latex(row.label)}}}" if row.is_published else _latex(row.label)
-        lines.append(" & ".join([label, *texts]) + " \\\\")
+        cells = _cells(row, _latex(row.label), "$\\pm$", "\\textbf{{{}}}", "$^*$", "\\textit{{{}}}")
+        lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
 
 
@@ -90,6 +68,16 @@ def bars_svg(title: str, bars: Sequence[Bar]) -> str:
     """Return a standalone SVG file of horizontal bars."""
     largest = max([bar.value if bar.high is None else bar.high for bar in bars] + [1e-9])
     return render("bars.svg", title=title, bars=bars, largest=largest) + "\n"
+
+
+def _cells(row: ModelRow, label: str, plus_minus: str, bold: str, star: str, italic: str) -> Iterator[str]:
+    """Yield the label and the values of a row in the given markup."""
+    published = italic if row.is_published else "{}"
+    yield published.format(label)
+    for value, mark in zip(row.values, row.marks, strict=True):
+        text = plus_minus.join(_number(number) for number in value if number is not None)
+        text = bold.format(text) if mark else text
+        yield published.format(text + (star if mark == "significant" else ""))
 
 
 def _number(value: float) -> str:

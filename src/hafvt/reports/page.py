@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,7 @@ METRIC_MEANINGS = {
 
 @dataclass(frozen=True)
 class ItemCard:
-    """An item as the page shows it.
-
-    Attributes:
-        item_id: its id.
-        domain: name of its domain.
-        title: its title as plain text; None where it has none.
-        picture: a data: URI of a JPEG or PNG in base64; the page shows a placeholder for anything else.
-    """
+    """An item as the page shows it; `picture` is a data: URI, see `safe_picture`."""
 
     item_id: str
     domain: str
@@ -59,7 +52,7 @@ class ItemCard:
 
     @property
     def safe_picture(self) -> str | None:
-        """The picture if it is a data: URI of a JPEG or PNG, else None."""
+        """The picture if it is a data: URI of a JPEG or PNG in base64, else None: a placeholder is shown."""
         return self.picture if self.picture and PICTURE_URI.fullmatch(self.picture) else None
 
 
@@ -76,7 +69,7 @@ class RankedItem:
 
     item: ItemCard
     score: float
-    shares: Mapping[tuple[str, str], float] = field(repr=False)
+    shares: Mapping[tuple[str, str], float]
     is_target: bool
 
     @property
@@ -122,8 +115,8 @@ def write_page(
         path: of the page.
         title: heading of the page.
         results: by model: by domain and "overall", each metric.
-        curves: by model: its epochs; may be empty, as may each curve.
-        users: examples; may be empty.
+        curves: by model: its epochs; a model may have none.
+        users: examples of users and recommendations.
         notes: lines of the footer, such as the protocol.
     """
     style = files("hafvt.reports").joinpath("templates/page.css").read_text(encoding="utf-8").strip()
@@ -135,7 +128,9 @@ def write_page(
         style_hash=f"sha256-{digest}",
         notes=notes,
         **_results_view(results),
-        **_training_view(curves),
+        curves=curves,
+        charts=charts.training_charts(curves),
+        chart_size=charts.CHART_SIZE,
         **_users_view(users, domains_of(results)),
     )
     with atomic_file(path) as temporary:
@@ -207,18 +202,6 @@ def _domain_view(results: Mapping[str, Results], domain: str, metrics: Sequence[
             }
             for name, row in rows.items()
         ],
-    }
-
-
-def _training_view(curves: Mapping[str, Sequence[CurvePoint]]) -> dict[str, Any]:
-    return {
-        "charts": charts.training_charts(curves),
-        "curves": curves,
-        "width": charts.WIDTH,
-        "height": charts.HEIGHT,
-        "left": charts.LEFT,
-        "right": charts.RIGHT,
-        "bottom": charts.BOTTOM,
     }
 
 

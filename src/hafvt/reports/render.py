@@ -11,23 +11,13 @@ from hafvt.tables import percent
 
 
 def render(template: str, **view: Any) -> str:
-    """Return a file of `reports/templates/` filled in.
-
-    Args:
-        template: name of the file.
-        view: the variables of the template.
-    """
+    """Return a file of `reports/templates/` with the variables `view` filled in."""
     return _environment().get_template(template).render(view)
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("hafvt.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("hafvt.reports"), undefined=StrictUndefined, **options)
     environment.filters["percent"] = percent
     return environment

@@ -29,11 +29,9 @@ NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'ha
 
 
 def write_run_report(run: Run, folder: Path | None = None) -> Path:
-    """Write report.html of one evaluated run and return its path.
+    """Write report.html of one evaluated run into `folder`, which has results.json, and return its path.
 
-    Args:
-        run: a finished run.
-        folder: where results.json is and report.html is written; default: the folder of the run.
+    The default of `folder` is the folder of the run.
     """
     folder = folder or run.folder
     notes = [read_description(folder), *run.model.notes]
@@ -77,31 +75,22 @@ def read_curve(path: Path) -> list[CurvePoint]:
     return [CurvePoint(row["epoch"], row["loss"], row.get("valid_mrr")) for row in rows]
 
 
-def user_examples(models: Sequence[Model], data: Dataset, seed: int = 0) -> list[UserExample]:
-    """Return random test users with their histories and the recommendations of a model.
+def user_examples(models: Sequence[Model], data: Dataset) -> list[UserExample]:
+    """Return random test users with their histories and the recommendations of the model of each domain.
 
-    Args:
-        models: one per domain.
-        data: the dataset.
-        seed: selects the users; the model has no influence on the selection.
+    The selection of users is the same for all models.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     positions = random.choice(np.asarray(data.test), size=min(NUM_USERS, len(data.test)), replace=False)
     return [user_example(models, data, int(position)) for position in positions]
 
 
 def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserExample:
-    """Return the user of one test target.
-
-    Args:
-        models: one per domain.
-        data: the dataset.
-        position: of the target in `data.items`; the history ends right before it.
-    """
+    """Return the user of the test target at a position of `data.items`; the history ends right before it."""
     user = int(data.users_at(np.array([position]))[0])
     target = int(data.items[position])
-    number, domain = next((n, d) for n, d in enumerate(data.domains) if d.start <= target < d.stop)
-    model = models[number].eval()
+    number = int(data.domains_of(target))
+    domain, model = data.domains[number], models[number].eval()
     start = max(int(data.offsets[user]), position - model.max_length)
     with torch.inference_mode():
         batch = collate(data.items, np.array([start]), np.array([position]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -70,14 +70,15 @@ def bars_svg(title: str, bars: Sequence[Bar]) -> str:
     return render("bars.svg", title=title, bars=bars, largest=largest) + "\n"
 
 
-def _cells(row: ModelRow, label: str, plus_minus: str, bold: str, star: str, italic: str) -> Iterator[str]:
-    """Yield the label and the values of a row in the given markup."""
+def _cells(row: ModelRow, label: str, plus_minus: str, bold: str, star: str, italic: str) -> list[str]:
+    """Return the label and the values of a row in the given markup."""
     published = italic if row.is_published else "{}"
-    yield published.format(label)
+    cells = [published.format(label)]
     for value, mark in zip(row.values, row.marks, strict=True):
         text = plus_minus.join(_number(number) for number in value if number is not None)
         text = bold.format(text) if mark else text
-        yield published.format(text + (star if mark == "significant" else ""))
+        cells.append(published.format(text + (star if mark == "significant" else "")))
+    return cells
 
 
 def _number(value: float) -> str:

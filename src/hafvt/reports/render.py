@@ -17,7 +17,9 @@ def render(template: str, **view: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=PackageLoader("hafvt.reports"), undefined=StrictUndefined, **options)
+    loader = PackageLoader("hafvt.reports")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["percent"] = percent
     return environment

@@ -16,7 +16,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.http_client import HttpClient
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.amazon import cut_blocks, prepare_amazon
-from hafvt.data.sources.amazon_lines import parse_product, parse_review
+from hafvt.data.sources.amazon_dumps import parse_product, parse_review
 from hafvt.data.sources.fetch import fetch
 from hafvt.errors import HafvtError, InputError
 from hafvt.features.encode import encode

@@ -9,11 +9,12 @@ the release (`benchmarks/windows.py`). Users with many sequences have more of th
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +23,7 @@ import polars as pl
 from hafvt.data.dataset import Int32, Int64, check_output_folder
 from hafvt.data.filters import is_active_in_all_domains, k_core
 from hafvt.data.order import sort_histories, user_offsets
-from hafvt.data.sources.amazon_dumps import (
-    DumpFile,
-    Reviews,
-    check_first_lines,
-    find_dumps,
-    read_products,
-    read_reviews,
-)
-from hafvt.data.sources.amazon_lines import PRODUCT_SCHEMA
+from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError, check_seed
@@ -38,8 +31,7 @@ from hafvt.progress import Advance, progress
 
 WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
 
-Names = npt.NDArray[np.object_]
-DumpPaths = Mapping[str, tuple[Path, Path | None]]  # domain -> files of reviews and of products
+Dumps = Mapping[str, tuple[DumpFile, DumpFile | None]]  # domain -> files of reviews and of products
 
 
 @dataclass(frozen=True)
@@ -62,21 +54,14 @@ class ReviewLog:
         """Return the domain index of each review, (reviews,)."""
         return (np.searchsorted(self.starts, self.items, side="right") - 1).astype(np.int32)
 
-    def select(self, rows: Int64) -> ReviewLog:
-        """Return the reviews with these row numbers, in that order."""
+    def select(self, rows: Int64 | npt.NDArray[np.bool_]) -> ReviewLog:
+        """Return the reviews that row numbers or a mask select, in that order."""
         return replace(self, users=self.users[rows], items=self.items[rows], times=self.times[rows])
 
     def summary(self, step: str) -> str:
         """Return a line with the numbers of users, items and reviews after a step."""
         users, items = len(np.unique(self.users)), len(np.unique(self.items))
         return f"{step}: {users:,} users, {items:,} items, {len(self.users):,} reviews"
-
-
-class Sequences(NamedTuple):
-    """Sequences in a sorted log of reviews: the rows [start, stop), user after user, oldest first."""
-
-    starts: Int64
-    stops: Int64
 
 
 def prepare_amazon(
@@ -125,51 +110,47 @@ def prepare_amazon(
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
     _check_settings(domains, window, min_interactions, min_per_domain, max_length)
-    paths = {name: find_dumps(folder, category) for name, category in domains.items()}
-    for reviews, products in paths.values():  # before the first file is read, which can take hours
-        check_first_lines(reviews, products=False)
-        if products:
-            check_first_lines(products, products=True)
-
-    dumps = {path: DumpFile(path) for pair in paths.values() for path in pair if path}
-    total_mib = sum(path.stat().st_size >> 20 for path in dumps)
-    with progress("prepare-amazon", total_mib, "MiB") as advance:
-        user_names, item_ids, log, num_shared = _read_log(paths, dumps, advance)
+    dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
+    files = [file for pair in dumps.values() for file in pair if file]
+    window_days = WINDOW_DAYS[window]
+    with progress("prepare-amazon", sum(file.path.stat().st_size >> 20 for file in files), "MiB") as advance:
+        log, user_ids, item_ids, num_shared = _read_log(dumps, advance)
         steps = [log.summary("read")]
-        is_active = is_active_in_all_domains(log.users, log.domains(), len(domains), 1)
-        log = _first_reviews(log.select(np.flatnonzero(is_active[log.users])))
+        log = log.select(is_active_in_all_domains(log.users, log.domains(), len(domains), 1)[log.users])
+        log = _first_reviews(log)
         steps.append(log.summary("users of all domains, an item once"))
+        item_domains = np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(log.starts))
         core = k_core(
             log.users,
             log.items,
-            np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(log.starts)),
+            item_domains,
             min_per_domain=1,
             min_per_item=min_interactions,
             min_per_user=min_interactions,
         )
-        log = log.select(np.flatnonzero(core.interactions))
+        log = log.select(core.interactions)
         steps.append(log.summary(f"at least {min_interactions} reviews of each"))
         log = log.select(_chronological_order(log, ties, seed))
-        sequences = _cut_sequences(log, WINDOW_DAYS[window], min_per_domain, max_length)
-        if not len(sequences.starts):
+        starts, stops = _cut_sequences(log, window_days, min_per_domain, max_length)
+        if not len(starts):
             raise HafvtError(
                 "no sequence is left:\n  {}\nLower --min-interactions or --min-per-domain, or check that the "
                 "domains share users".format("\n  ".join(steps))
             )
-        log, names, is_latest = _sequence_log(log, sequences, user_names)
-        del user_names
+        is_latest = np.append(np.diff(log.users[starts]) != 0, True)  # of the sequences of a user
+        log, names = _sequence_log(log, starts, stops, user_ids)
+        del user_ids
         steps.append(log.summary(f"{len(names):,} sequences"))
         log, item_ids = _renumber_items(log, item_ids, seed)
-        items = _item_table(log, item_ids, paths, dumps, advance)
+        items = _item_table(log, item_ids, dumps, advance)
 
-    offsets = user_offsets(log.users, len(names))
     tables = SourceTables(
         interactions=pl.DataFrame(
             {
                 "user_id": pl.Series(names).gather(log.users),
                 "item_id": pl.Series(item_ids).gather(log.items),
                 "timestamp": log.times,
-                "part": pl.Series(_draw_parts(offsets, is_latest, seed), dtype=pl.String),
+                "part": _draw_parts(user_offsets(log.users, len(names)), is_latest, seed),
             }
         ),
         items=items,
@@ -185,27 +166,31 @@ def prepare_amazon(
                 "seed": seed,
             },
             "inputs": {
-                path.name: {"bytes": path.stat().st_size, "rows": dump.rows, "malformed": dump.malformed}
-                for path, dump in dumps.items()
+                file.path.name: {
+                    "bytes": file.path.stat().st_size,
+                    "rows": file.rows,
+                    "malformed": file.malformed,
+                }
+                for file in files
             },
             "steps": steps,
         },
         ties_order=ties,
     )
     dataset = prepare_source(tables, out, overwrite=overwrite)
-    notes = [*steps, *map(str, dumps.values())]
+    notes = [*steps, *map(str, files)]
     if num_shared:
         notes.append(
             f"{num_shared:,} items are in two categories: their reviews in the later one are left out"
         )
     notes += [
         f"no products of {domains[name]} in {folder}: its items have neither titles nor images"
-        for name, (_, products) in paths.items()
+        for name, (_, products) in dumps.items()
         if products is None
     ]
-    titles, addresses = (int(items[name].is_not_null().sum()) for name in ("title", "image_url"))
+    titles, addresses = (items[name].count() for name in ("title", "image_url"))
     notes.append(f"{titles:,} of {len(items):,} items have a title, {addresses:,} the address of an image")
-    checks = (*table1_checks(dataset), *sequence_checks(dataset, WINDOW_DAYS[window]))
+    checks = (*table1_checks(dataset), *sequence_checks(dataset, window_days))
     return PreparedSource(dataset, checks, tuple(notes))
 
 
@@ -220,34 +205,41 @@ def _check_settings(
         raise HafvtError("--min-interactions and --min-per-domain start at 0, --max-length at 2")
 
 
-def _read_log(
-    paths: DumpPaths, dumps: dict[Path, DumpFile], advance: Advance
-) -> tuple[Names, list[str], ReviewLog, int]:
-    """Read the reviews of all domains; an item of two domains keeps the reviews of the earlier one only.
+def _read_log(dumps: Dumps, advance: Advance) -> tuple[ReviewLog, list[str], list[str], int]:
+    """Read the reviews of all domains by users of the first domain; number ids on the way, to save memory.
+
+    An item of two domains keeps the reviews of the earlier one only.
 
     Returns:
-        Ids of the users, ids of the items, the reviews, and the number of items of two domains.
+        The reviews, ids of the users, ids of the items, and the number of items of two domains.
     """
     user_numbers: dict[str, int] = {}
-    parts: list[Reviews] = [
-        read_reviews(dumps[reviews], user_numbers, add_users=number == 0, advance=advance)
-        for number, (reviews, _) in enumerate(paths.values())
-    ]
-    item_ids: list[str] = []
-    known: set[str] = set()
-    starts, logs, num_shared = [0], [], 0
-    for part in parts:
-        is_new = np.array([item not in known for item in part.item_ids], dtype=bool)
-        new_number = np.cumsum(is_new, dtype=np.int32) - 1 + np.int32(starts[-1])
-        rows = is_new[part.items]
-        logs.append((part.users[rows], new_number[part.items[rows]], part.times[rows]))
-        item_ids += [item for item, new in zip(part.item_ids, is_new, strict=True) if new]
-        known.update(part.item_ids)
-        starts.append(len(item_ids))
-        num_shared += int((~is_new).sum())
-    users, items, times = (np.concatenate(arrays) for arrays in zip(*logs, strict=True))
-    log = ReviewLog(users, items, times, np.array(starts))
-    return np.array(list(user_numbers), dtype=object), item_ids, log, num_shared
+    item_numbers: dict[str, int] = {}
+    users, items, times = array("i"), array("i"), array("q")
+    starts, num_shared = [0], 0
+    for reviews, _ in dumps.values():
+        shared = set()
+        for user, item, time in reviews.parse_lines(review_parser(reviews.path), advance):
+            if len(starts) == 1:
+                user_numbers.setdefault(user, len(user_numbers))
+            elif user not in user_numbers:
+                continue
+            number = item_numbers.setdefault(item, len(item_numbers))
+            if number < starts[-1]:
+                shared.add(number)
+                continue
+            users.append(user_numbers[user])
+            items.append(number)
+            times.append(time)
+        starts.append(len(item_numbers))
+        num_shared += len(shared)
+    log = ReviewLog(
+        np.frombuffer(users, dtype=np.int32),
+        np.frombuffer(items, dtype=np.int32),
+        np.frombuffer(times, dtype=np.int64),
+        np.array(starts),
+    )
+    return log, list(user_numbers), list(item_numbers), num_shared
 
 
 def _first_reviews(log: ReviewLog) -> ReviewLog:
@@ -267,19 +259,21 @@ def _chronological_order(log: ReviewLog, ties: str, seed: int) -> Int64:
     return order[np.lexsort((log.domains()[order], log.times[order], log.users[order]))]
 
 
-def _cut_sequences(log: ReviewLog, days: int | None, min_per_domain: int, max_length: int) -> Sequences:
-    """Cut sorted histories into sequences with enough items of each domain, see the module's docstring."""
+def _cut_sequences(
+    log: ReviewLog, days: int | None, min_per_domain: int, max_length: int
+) -> tuple[Int64, Int64]:
+    """Return where sequences with enough items of each domain start and stop in a sorted log."""
     starts, stops = cut_blocks(log.users, log.times, days, max_length)
     domains = log.domains()
     is_kept = stops - starts > 1
     for domain in range(len(log.starts) - 1):
         count_before = np.concatenate([[0], np.cumsum(domains == domain)])
         is_kept &= count_before[stops] - count_before[starts] >= min_per_domain
-    return Sequences(starts[is_kept], stops[is_kept])
+    return starts[is_kept], stops[is_kept]
 
 
-def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) -> Sequences:
-    """Cut histories into blocks, see the module's docstring.
+def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) -> tuple[Int64, Int64]:
+    """Return where the blocks of sorted histories start and stop, see the module's docstring.
 
     Args:
         users: (n,) user of each review; those of a user are adjacent, oldest first.
@@ -302,18 +296,13 @@ def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) ->
     starts = np.maximum(stops - max_length, np.searchsorted(users, users[stops - 1]))
     while (is_too_long := times[stops - 1] - times[starts] > max_seconds).any():
         starts[is_too_long] += 1
-    return Sequences(starts, stops)
+    return starts, stops
 
 
 def _sequence_log(
-    log: ReviewLog, sequences: Sequences, user_names: Names
-) -> tuple[ReviewLog, list[str], npt.NDArray[np.bool_]]:
-    """Return a log in which each sequence is a user.
-
-    Returns:
-        The log, the names of the sequences, and which of them are the latest of their user.
-    """
-    starts, stops = sequences
+    log: ReviewLog, starts: Int64, stops: Int64, user_ids: list[str]
+) -> tuple[ReviewLog, list[str]]:
+    """Return a log in which each sequence is a user, and the names of the sequences."""
     lengths = stops - starts
     numbers = np.arange(len(starts), dtype=np.int32)
     rows = np.repeat(numbers, lengths)
@@ -321,9 +310,8 @@ def _sequence_log(
     slots = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
     users = log.users[starts]
     first_of_user = np.searchsorted(users, users)
-    names = [f"{user_names[user]}#{n}" for user, n in zip(users, numbers - first_of_user, strict=True)]
-    is_latest = np.append(users[1:] != users[:-1], True)
-    return replace(log.select(slots), users=rows), names, is_latest
+    names = [f"{user_ids[user]}#{n}" for user, n in zip(users, numbers - first_of_user, strict=True)]
+    return replace(log.select(slots), users=rows), names
 
 
 def _renumber_items(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[ReviewLog, list[str]]:
@@ -339,27 +327,20 @@ def _renumber_items(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[Rev
     return replace(log, items=new_number[log.items], starts=starts), ids[order].tolist()
 
 
-def _item_table(
-    log: ReviewLog, item_ids: list[str], paths: DumpPaths, dumps: dict[Path, DumpFile], advance: Advance
-) -> pl.DataFrame:
+def _item_table(log: ReviewLog, item_ids: list[str], dumps: Dumps, advance: Advance) -> pl.DataFrame:
     """Return the items with the columns of `PRODUCT_SCHEMA` from the files of products."""
-    wanted = set(item_ids)
-    frames = [read_products(dumps[path], wanted, advance) for _, path in paths.values() if path is not None]
+    frames = [read_products(file, item_ids, advance) for _, file in dumps.values() if file]
     products = pl.concat([pl.DataFrame(schema=PRODUCT_SCHEMA), *frames])
     products = products.unique("item_id", keep="first", maintain_order=True)
-    domains = np.repeat(list(paths), np.diff(log.starts))
-    items = pl.DataFrame({"item_id": item_ids, "domain": domains})
+    items = pl.DataFrame({"item_id": item_ids, "domain": np.repeat(list(dumps), np.diff(log.starts))})
     items = items.join(products, on="item_id", how="left", maintain_order="left")
     return items.with_columns(image=pl.lit(None, pl.String))
 
 
-def _draw_parts(offsets: Int64, is_latest: npt.NDArray[np.bool_], seed: int) -> list[str | None]:
+def _draw_parts(offsets: Int64, is_latest: npt.NDArray[np.bool_], seed: int) -> pl.Series:
     """Return `part` of each interaction, see `SourceTables`; latest sequences are drawn for valid or test."""
-    lengths = np.diff(offsets)
     parts = np.full(offsets[-1], "train", dtype=object)
-    parts[np.repeat(is_latest, lengths)] = None
-    num_latest = int(is_latest.sum())
-    is_valid = np.random.default_rng([seed, 3]).permutation(np.arange(num_latest) % 2 == 0)
+    parts[np.repeat(is_latest, np.diff(offsets))] = None
+    is_valid = np.random.default_rng([seed, 3]).permutation(np.arange(is_latest.sum()) % 2 == 0)
     parts[offsets[1:][is_latest] - 1] = np.where(is_valid, "valid", "test")
-    result: list[str | None] = parts.tolist()
-    return result
+    return pl.Series(parts.tolist(), dtype=pl.String)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import socket
@@ -16,9 +15,8 @@ import pytest
 
 from hafvt.data import http_client
 from hafvt.data.download import DownloadedFile, DownloadError, DownloadJob, download, download_all
-from hafvt.data.http_client import HttpClient
+from hafvt.data.http_client import HttpClient, is_public
 from hafvt.data.sources.fetch import gzip_suffix, picture_suffix
-from hafvt.data.urls import is_public
 from hafvt.errors import HafvtError
 from tests.data.sources.hostile_server import BODY, HALF, OTHER_BODY, PICTURES, HostileServer
 
@@ -46,8 +44,8 @@ def make_client(waits):
 def get(server, make_client, tmp_path):
     """Return a function that downloads a path of the server to `tmp_path`/file."""
 
-    def get(path, *, checksum=None, get_suffix=gzip_suffix, **limits):
-        job = DownloadJob(server.url(path), tmp_path / "file", get_suffix, checksum)
+    def get(path, *, get_suffix=gzip_suffix, **limits):
+        job = DownloadJob(server.url(path), tmp_path / "file", get_suffix)
         return download(job, make_client(**limits))
 
     return get
@@ -305,16 +303,6 @@ def test_download_with_progress_resets_the_failure_count(get, server, monkeypatc
     (get("thirds", max_attempts=2).path).unlink()
     assert get("thirds", max_attempts=2).path.read_bytes() == BODY
     assert len(server.requests) == 2 + 1 + 3
-
-
-@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_download_checksum_is_verified(get, algorithm, tmp_path):
-    checksum = hashlib.new(algorithm, BODY).hexdigest()
-    assert get("truncated", checksum=f"{algorithm}:{checksum.upper()}").size == len(BODY)
-    (tmp_path / "file").unlink()
-    with pytest.raises(DownloadError, match=f"wrong {algorithm}: {checksum} instead of 00"):
-        get("good", checksum=f"{algorithm}:00")
-    assert file_names(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", PICTURES)

@@ -1,8 +1,7 @@
-"""Downloads of untrusted files: limited in size, resumable, verified, and in parallel."""
+"""Downloads of untrusted files: limited in size, resumable, and in parallel."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,10 +12,9 @@ from email.message import Message
 from http.client import HTTPResponse
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import NamedTuple
 
-from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, iter_body, open_url
-from hafvt.data.urls import InvalidUrlError, parse_url
+from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, iter_body, open_url, parse_url
 from hafvt.errors import HafvtError
 from hafvt.files import write_json
 
@@ -37,9 +35,12 @@ class DownloadError(HafvtError):
         self.problem = problem
 
 
-def _no_suffix(signature: bytes) -> str:
-    """Accept every type of file."""
-    return ""
+class PartialState(NamedTuple):
+    """The version of an incomplete file: URL, validator (ETag or Last-Modified), total size if announced."""
+
+    url: str
+    validator: str
+    total: int | None
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,11 @@ class DownloadJob:
         path: destination without the suffix of `get_suffix`.
         get_suffix: returns the suffix to append to `path`, by the first 16 bytes of the file; raises
             ValueError if they belong to an unwanted type of file.
-        checksum: "sha256:HEX" or "md5:HEX" from the publisher; None skips the check.
     """
 
     url: str
     path: Path
-    get_suffix: Callable[[bytes], str] = _no_suffix
-    checksum: str | None = None
+    get_suffix: Callable[[bytes], str] = lambda signature: ""
 
     @property
     def partial_path(self) -> Path:
@@ -66,17 +65,45 @@ class DownloadJob:
 
     @property
     def state_path(self) -> Path:
-        """URL, validator (ETag or Last-Modified) and total size of the incomplete file: `path`.part.json."""
+        """The `PartialState` of the incomplete file, as JSON: `path`.part.json."""
         return self.path.with_name(f"{self.path.name}.part.json")
+
+    def partial_size(self) -> int:
+        """Return the size of the incomplete file in bytes, 0 without one."""
+        return self.partial_path.stat().st_size if self.partial_path.exists() else 0
+
+    def read_state(self) -> PartialState | None:
+        """Return the saved state of the incomplete file; None if the download cannot be resumed."""
+        try:
+            fields = json.loads(self.state_path.read_text(encoding="utf-8"))
+            state = PartialState(fields["url"], fields["validator"], fields["total"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        is_valid = isinstance(state.validator, str) and _is_header_value(state.validator)
+        return state if is_valid and isinstance(state.total, int | None) and state.url == self.url else None
 
     def delete_partial(self) -> None:
         """Delete the incomplete file and its state."""
         self.partial_path.unlink(missing_ok=True)
         self.state_path.unlink(missing_ok=True)
 
+    def checked_suffix(self, signature: bytes) -> str:
+        """Return the suffix for a file's first bytes; delete the incomplete file if its type is unwanted."""
+        try:
+            return self.get_suffix(signature)
+        except ValueError as error:
+            self.delete_partial()
+            raise RequestError(str(error)) from None
 
-@dataclass(frozen=True)
-class DownloadedFile:
+    def complete(self, signature: bytes) -> Path:
+        """Move the complete download to its destination and return that path."""
+        path = self.path.with_name(self.path.name + self.checked_suffix(signature))
+        self.partial_path.replace(path)
+        self.state_path.unlink(missing_ok=True)
+        return path
+
+
+class DownloadedFile(NamedTuple):
     """A complete file: its path, its size in bytes, and the bytes received in this run."""
 
     path: Path
@@ -85,7 +112,7 @@ class DownloadedFile:
 
 
 def download(
-    job: DownloadJob, client: HttpClient, on_bytes: Callable[[int], None] | None = None
+    job: DownloadJob, client: HttpClient, on_bytes: Callable[[int], None] = lambda num_bytes: None
 ) -> DownloadedFile:
     """Download a file, or resume its download; the file appears at its path once it is complete.
 
@@ -106,8 +133,7 @@ def download(
     def add_bytes(num_bytes: int) -> None:
         nonlocal received_bytes
         received_bytes += num_bytes
-        if on_bytes is not None:
-            on_bytes(num_bytes)
+        on_bytes(num_bytes)
 
     try:
         host = parse_url(job.url).host
@@ -119,7 +145,7 @@ def download(
                 client.record_file(host, has_response=True)
                 return DownloadedFile(path, path.stat().st_size, received_bytes)
             except RequestError as failure:
-                size = job.partial_path.stat().st_size if job.partial_path.exists() else 0
+                size = job.partial_size()
                 if size >= best_size + RETRY_RESET_BYTES:
                     num_failures, best_size = 0, size
                 num_failures += 1
@@ -128,7 +154,7 @@ def download(
                     raise
                 if not failure.has_retry_after:
                     client.back_off(num_failures)
-    except (InvalidUrlError, RequestError) as failure:
+    except RequestError as failure:
         raise DownloadError(job.url, str(failure)) from None
     except OSError as error:  # network errors are RequestError, so this one is of the file system
         raise HafvtError(
@@ -140,9 +166,8 @@ def download(
 def download_all(
     jobs: Iterable[DownloadJob],
     client: HttpClient,
-    *,
-    parallel: int = 4,
-    on_bytes: Callable[[int], None] | None = None,
+    parallel: int,
+    on_bytes: Callable[[int], None] = lambda num_bytes: None,
 ) -> Generator[tuple[DownloadJob, DownloadedFile | DownloadError], None, None]:
     """Download files in parallel and yield each job with its result as soon as it ends.
 
@@ -183,25 +208,24 @@ def download_all(
 
 def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[int], None]) -> Path:
     """Download the missing part of a file in one request and return the path of the complete file."""
-    state = _read_state(job)
-    start = job.partial_path.stat().st_size if state and job.partial_path.exists() else 0
-    if start and start == state["total"]:
+    state = job.read_state()
+    start = job.partial_size() if state else 0
+    if state and start and start == state.total:
         with job.partial_path.open("rb") as partial_file:
-            signature = partial_file.read(SIGNATURE_BYTES)
-        return _complete(job, _checked_suffix(job, signature))
-    request_headers = {"Range": f"bytes={start}-", "If-Range": state["validator"]} if start else {}
+            return job.complete(partial_file.read(SIGNATURE_BYTES))
+    request_headers = {"Range": f"bytes={start}-", "If-Range": state.validator} if state and start else {}
     with open_url(job.url, request_headers, client) as (response, reader):
         start, total = _body_range(job, response, state, start)
         if (total or 0) > client.max_bytes:
             raise RequestError(f"{total:,} bytes exceed the limit of {client.max_bytes:,}")
-        chunks = iter_body(response, reader, None if total is None else total - start)
         with job.partial_path.open("r+b" if start else "w+b") as partial_file:
             if not start:
-                new_state = {"url": job.url, "validator": _validator(response.headers), "total": total}
-                write_json(job.state_path, new_state)
+                write_json(
+                    job.state_path, PartialState(job.url, _validator(response.headers), total)._asdict()
+                )
             signature = partial_file.read(SIGNATURE_BYTES)
             size = partial_file.seek(start)
-            for chunk in chunks:
+            for chunk in iter_body(response, reader, None if total is None else total - start):
                 partial_file.write(chunk)
                 size += len(chunk)
                 on_bytes(len(chunk))
@@ -211,32 +235,26 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
                 if len(signature) < SIGNATURE_BYTES:
                     signature += chunk[: SIGNATURE_BYTES - len(signature)]
                     if len(signature) == SIGNATURE_BYTES:
-                        _checked_suffix(job, signature)
+                        job.checked_suffix(signature)
             if total is not None and size > total:
                 job.delete_partial()
-                raise RequestError(
-                    f"the server sent more than the announced {total:,} bytes", is_retryable=True
-                )
+                problem = f"the server sent more than the announced {total:,} bytes"
+                raise RequestError(problem, is_retryable=True)
             if total is not None and size < total:
                 raise RequestError(f"the download ended at {size:,} of {total:,} bytes", is_retryable=True)
             partial_file.flush()
             os.fsync(partial_file.fileno())
-    return _complete(job, _checked_suffix(job, signature))
+    return job.complete(signature)
 
 
 def _body_range(
-    job: DownloadJob, response: HTTPResponse, state: dict[str, Any], start: int
+    job: DownloadJob, response: HTTPResponse, state: PartialState | None, start: int
 ) -> tuple[int, int | None]:
-    """Check the headers of a response; return where in the file its body begins, and the file's total size.
-
-    Args:
-        job: the file.
-        response: the response to a request for the bytes from `start`.
-        state: saved state of the incomplete file; empty without one.
-        start: size of the incomplete file in bytes.
+    """Check the headers of the response to a request for the bytes from `start`.
 
     Returns:
-        The position of the first byte (0 for the complete file), and the size in bytes (None if unknown).
+        The position in the file of the body's first byte (0 for the complete file), and the file's total size
+        in bytes (None if unknown).
 
     Raises:
         RequestError: the response contains no part of the file, or a part of another version.
@@ -250,48 +268,16 @@ def _body_range(
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise RequestError(f"unsupported Content-Encoding {headers['Content-Encoding'][:40]!r}")
     if response.status == 200:
-        return 0, None if response.chunked else _content_length(headers)
-    total = _total_size(headers, start)
-    same_version = state.get("total") in (None, total) and _validator(headers) in ("", state.get("validator"))
-    if not start or total is None or not same_version:
-        job.delete_partial()
-        raise RequestError("the server sent a part that does not fit", is_retryable=True)
-    return start, total
-
-
-def _checked_suffix(job: DownloadJob, signature: bytes) -> str:
-    """Return the suffix for a file's first bytes; delete the incomplete file if its type is unwanted."""
-    try:
-        return job.get_suffix(signature)
-    except ValueError as error:
-        job.delete_partial()
-        raise RequestError(str(error)) from None
-
-
-def _complete(job: DownloadJob, suffix: str) -> Path:
-    """Verify the checksum of a complete download, move it to its destination and return that path."""
-    if job.checksum:
-        algorithm, _, expected = job.checksum.partition(":")
-        with job.partial_path.open("rb") as partial_file:
-            actual = hashlib.file_digest(partial_file, algorithm).hexdigest()
-        if actual != expected.lower():
-            job.delete_partial()
-            raise RequestError(f"wrong {algorithm}: {actual} instead of {expected}")
-    path = job.path.with_name(job.path.name + suffix)
-    job.partial_path.replace(path)
-    job.state_path.unlink(missing_ok=True)
-    return path
-
-
-def _read_state(job: DownloadJob) -> dict[str, Any]:
-    """Return the saved state of an incomplete download; empty if the download cannot be resumed."""
-    try:
-        state = json.loads(job.state_path.read_text(encoding="utf-8"))
-        url, validator, total = state["url"], state["validator"], state["total"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    is_valid = isinstance(validator, str) and _is_header_value(validator) and isinstance(total, int | None)
-    return state if is_valid and url == job.url else {}
+        length = re.fullmatch(r"\d{1,18}", headers.get("Content-Length", "").strip())
+        return 0, int(length[0]) if length and not response.chunked else None
+    content_range = headers.get("Content-Range", "").strip()
+    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", content_range)
+    if state and start and match and int(match[1]) == start:
+        total = int(match[2])
+        if state.total in (None, total) and _validator(headers) in ("", state.validator):
+            return start, total
+    job.delete_partial()
+    raise RequestError("the server sent a part that does not fit", is_retryable=True)
 
 
 def _validator(headers: Message) -> str:
@@ -304,16 +290,3 @@ def _validator(headers: Message) -> str:
 def _is_header_value(text: str) -> bool:
     """Return whether `text` is safe to send as the value of a header."""
     return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
-
-
-def _total_size(headers: Message, start: int) -> int | None:
-    """Return the complete file's size from Content-Range; None if the range does not begin at `start`."""
-    content_range = headers.get("Content-Range", "").strip()
-    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", content_range)
-    return int(match[2]) if match and int(match[1]) == start else None
-
-
-def _content_length(headers: Message) -> int | None:
-    """Return the announced length of a body in bytes; None without a valid header."""
-    value = headers.get("Content-Length", "").strip()
-    return int(value) if re.fullmatch(r"\d{1,18}", value) else None

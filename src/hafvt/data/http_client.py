@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import ipaddress
 import random
 import re
 import socket
@@ -21,15 +22,22 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http.client import HTTPResponse
-from typing import Any, cast
-from urllib.parse import quote, urljoin
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote, urljoin, urlsplit
 
-from hafvt.data.urls import SAFE_URL_CHARACTERS, InvalidUrlError, ParsedUrl, is_public, parse_url
+MAX_URL_LENGTH = 4096
+DEFAULT_PORTS = {"http": 80, "https": 443}
+SAFE_URL_CHARACTERS = "!#$%&'()*+,-./:;=?@[]_~"  # not percent-encoded
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 CHUNK_BYTES = 2**18
 MIN_PROGRESS_BYTES = 2**14  # a response with fewer bytes than this per stall timeout counts as stalled
 POLL_INTERVAL_S = 0.5  # longest delay until a waiting thread reacts to the stop event
+CONNECT_TIMEOUT_S = 10.0  # longest wait for a connection, and for its TLS handshake
 CLOSE_TIMEOUT_S = 0.5  # longest wait for the server to close the connection after the last byte
+INITIAL_BACKOFF_S = 1.0  # wait after the first failure; each further failure doubles it
+MAX_WAIT_S = 120.0  # longest wait between two attempts, even if the server requests a longer one
+MAX_REDIRECTS = 5  # of a request
 MAX_FAILED_FILES = 20  # consecutive files without a response after which the client gives up on a host
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -53,6 +61,60 @@ class DownloadCancelled(Exception):
     """The stop event was set during a download."""
 
 
+class ParsedUrl(NamedTuple):
+    """The parts of a URL; `target` is path and query, percent-encoded."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def host_header(self) -> str:
+        """Value of the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def parse_url(url: str) -> ParsedUrl:
+    """Return the parts of a URL.
+
+    Raises:
+        RequestError: the URL is invalid, neither http nor https, or contains a user name or password.
+    """
+    # urlsplit silently removes line breaks and tabs, so that the checks would not see the original text
+    if len(url) > MAX_URL_LENGTH or any(char < " " or char == "\x7f" for char in url):
+        raise RequestError("invalid URL: too long, or with control characters")
+    try:
+        parts = urlsplit(url.strip())
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+        port = parts.port
+    except ValueError as error:
+        raise RequestError(f"invalid URL ({str(error)[:80]})") from None
+    if parts.scheme not in DEFAULT_PORTS:
+        raise RequestError("only http and https URLs are allowed")
+    if parts.username is not None or parts.password is not None:
+        raise RequestError("a URL with a user name or a password is not allowed")
+    if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
+        raise RequestError("invalid URL: no valid host name")
+    query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
+    target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
+    return ParsedUrl(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is public; for IPv6 with an embedded IPv4 address, whether that one is."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
+        embedded = ip.ipv4_mapped or ip.sixtofour or translated
+        if embedded is not None:
+            return is_public(str(embedded))
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
 @dataclass
 class HttpClient:
     """Limits that parallel downloads share, the request schedule of each host, and the stop event.
@@ -62,13 +124,7 @@ class HttpClient:
         requests_per_second: largest rate of requests to one host, including redirects and repeated attempts.
         allow_private: also connect to addresses that are not public.
         max_attempts: consecutive attempts without progress after which a download fails.
-        max_redirects: largest number of redirects per request.
-        connect_timeout_s: longest wait for a connection, and for its TLS handshake, in seconds.
         stall_timeout_s: longest wait for the headers, and for each 16 KiB of a body, in seconds.
-        initial_backoff_s: wait after the first failure in seconds; each further failure doubles it. A random
-            jitter of up to 50 % is added.
-        max_wait_s: longest wait between two attempts in seconds, even if the server requests a longer one.
-        jitter_seed: seed of the jitter.
         sleep: function that waits some seconds; default: waits until the time is over or `stop_event` is set.
         clock: function that returns the time in seconds.
         stop_event: set it to end all downloads; they can be resumed.
@@ -78,29 +134,18 @@ class HttpClient:
     requests_per_second: float = 4.0
     allow_private: bool = False
     max_attempts: int = 6
-    max_redirects: int = 5
-    connect_timeout_s: float = 10.0
     stall_timeout_s: float = 60.0
-    initial_backoff_s: float = 1.0
-    max_wait_s: float = 120.0
-    jitter_seed: int = 0
     sleep: Callable[[float], object] | None = None
     clock: Callable[[], float] = time.monotonic
     stop_event: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next_request_time: dict[str, float] = field(default_factory=dict)  # by host
-    _failed_files: dict[str, int] = field(
-        default_factory=dict
-    )  # consecutive files without a response, by host
+    _failed_files: dict[str, int] = field(default_factory=dict)  # in a row without a response, by host
 
     @cached_property
     def tls_context(self) -> ssl.SSLContext:
         """TLS settings; certificates are always verified."""
         return ssl.create_default_context()
-
-    @cached_property
-    def _jitter(self) -> random.Random:
-        return random.Random(self.jitter_seed)
 
     def wait(self, seconds: float) -> None:
         """Wait some seconds; raise DownloadCancelled if the stop event is set."""
@@ -120,13 +165,12 @@ class HttpClient:
     def delay_host(self, host: str, seconds: float) -> None:
         """Delay all requests to `host` by some seconds."""
         with self._lock:
-            until = self.clock() + min(seconds, self.max_wait_s)
+            until = self.clock() + min(seconds, MAX_WAIT_S)
             self._next_request_time[host] = max(until, self._next_request_time.get(host, until))
 
     def back_off(self, num_failures: int) -> None:
-        """Wait after a failure; the wait grows exponentially with the number of failures."""
-        seconds = self.initial_backoff_s * 2 ** (num_failures - 1) * (1 + self._jitter.random() / 2)
-        self.wait(min(seconds, self.max_wait_s))
+        """Wait after a failure: exponentially longer with their number, plus a random jitter of up to 50 %."""
+        self.wait(min(INITIAL_BACKOFF_S * 2 ** (num_failures - 1) * random.uniform(1, 1.5), MAX_WAIT_S))
 
     def record_file(self, host: str, *, has_response: bool) -> None:
         """Record whether `host` sent a final response for a file; an error such as 404 counts as one."""
@@ -136,9 +180,8 @@ class HttpClient:
     def check_host(self, host: str) -> None:
         """Raise RequestError if `host` sent no response for too many consecutive files."""
         if self._failed_files.get(host, 0) >= MAX_FAILED_FILES:
-            raise RequestError(
-                f"{host} is unavailable: {MAX_FAILED_FILES} files in a row failed; try again later"
-            )
+            problem = f"{MAX_FAILED_FILES} files in a row failed; try again later"
+            raise RequestError(f"{host} is unavailable: {problem}")
 
 
 class DeadlineReader(io.RawIOBase):
@@ -149,8 +192,7 @@ class DeadlineReader(io.RawIOBase):
 
     def __init__(self, sock: socket.socket, client: HttpClient) -> None:
         super().__init__()
-        self._sock, self._client, self._progress_bytes = sock, client, 0
-        self.deadline = 0.0
+        self._sock, self._client = sock, client
         self.reset_deadline()
 
     def reset_deadline(self) -> None:
@@ -166,10 +208,8 @@ class DeadlineReader(io.RawIOBase):
         while (remaining := self.deadline - time.monotonic()) > 0:
             self._client.wait(0)
             self._sock.settimeout(min(remaining, POLL_INTERVAL_S))
-            try:
+            with suppress(TimeoutError):
                 return self._sock.recv_into(buffer)
-            except TimeoutError:
-                pass
         raise TimeoutError("timeout: the server stopped sending data")
 
     def add_progress(self, num_bytes: int) -> None:
@@ -190,9 +230,8 @@ def network_errors_as_retryable() -> Iterator[None]:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:
         message = "".join(char for char in str(error) if char.isprintable())[:100]
-        raise RequestError(
-            f"connection lost ({message or type(error).__name__})", is_retryable=True
-        ) from None
+        problem = f"connection lost ({message or type(error).__name__})"
+        raise RequestError(problem, is_retryable=True) from None
 
 
 @contextmanager
@@ -201,11 +240,6 @@ def open_url(
 ) -> Iterator[tuple[HTTPResponse, DeadlineReader]]:
     """Send a GET request and follow redirects; each redirect passes the same checks as the first URL.
 
-    Args:
-        url: http or https.
-        headers: additional request headers.
-        client: limits and request schedule.
-
     Yields:
         The response, neither a redirect nor a transient error, and the reader of its connection.
 
@@ -213,20 +247,18 @@ def open_url(
         RequestError: a URL is not allowed, its host is unreachable, or the server reports a transient error.
     """
     redirect_note = ""
-    for _ in range(client.max_redirects + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         try:
             parsed_url = parse_url(url)
             client.wait_for_host(parsed_url.host)
             sock = _connect(parsed_url, client)
-        except InvalidUrlError as error:
-            raise RequestError(f"{redirect_note}{error}") from None
         except RequestError as failure:
             raise RequestError(f"{redirect_note}{failure}", is_retryable=failure.is_retryable) from None
         with closing(sock):
             reader = DeadlineReader(sock, client)
             response = _send_request(parsed_url, headers, sock, reader)
             if response.status in TRANSIENT_STATUSES:
-                seconds = _retry_after_seconds(response)
+                seconds = _retry_after_seconds(response.headers.get("Retry-After", "").strip())
                 if seconds is not None:
                     client.delay_host(parsed_url.host, seconds)
                 problem = f"the server responded with status {response.status}"
@@ -243,7 +275,7 @@ def open_url(
         redirect_note = f"redirected to {url[:100]!r}: "
         if parsed_url.scheme == "https" and url.startswith("http:"):
             raise RequestError(f"{redirect_note}from https to http")
-    raise RequestError(f"redirected more than {client.max_redirects} times")
+    raise RequestError(f"redirected more than {MAX_REDIRECTS} times")
 
 
 def iter_body(response: HTTPResponse, reader: DeadlineReader, num_bytes: int | None) -> Iterator[bytes]:
@@ -260,14 +292,13 @@ def iter_body(response: HTTPResponse, reader: DeadlineReader, num_bytes: int | N
     """
     if not response.chunked:
         response.length = None  # otherwise http.client hides bytes beyond the announced length
-    remaining = num_bytes
-    while remaining is None or remaining > 0:
+    while num_bytes is None or num_bytes > 0:
         with network_errors_as_retryable():
-            chunk = response.read1(CHUNK_BYTES if remaining is None else min(remaining, CHUNK_BYTES))
+            chunk = response.read1(CHUNK_BYTES if num_bytes is None else min(num_bytes, CHUNK_BYTES))
         if not chunk:
             return
         reader.add_progress(len(chunk))
-        remaining = None if remaining is None else remaining - len(chunk)
+        num_bytes = None if num_bytes is None else num_bytes - len(chunk)
         yield chunk
     reader.deadline = min(reader.deadline, time.monotonic() + CLOSE_TIMEOUT_S)
     surplus = b""
@@ -280,22 +311,19 @@ def _connect(url: ParsedUrl, client: HttpClient) -> socket.socket:
     """Return a connection to one of the IP addresses of a host, all of which must be public."""
     try:
         resolved = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        is_retryable = error.errno == socket.EAI_AGAIN
+    except (OSError, ValueError) as error:
+        is_retryable = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
         problem = f"{url.host} cannot be resolved: check the name and the network"
         raise RequestError(problem, is_retryable=is_retryable) from None
-    except (OSError, ValueError):
-        raise RequestError(f"{url.host} cannot be resolved: check the name") from None
     for *_, address in resolved:
         if not client.allow_private and not is_public(str(address[0])):
-            raise RequestError(
-                f"{url.host} is {address[0]}, not a public address (--allow-private true permits it)"
-            )
+            problem = "not a public address (--allow-private true permits it)"
+            raise RequestError(f"{url.host} is {address[0]}, {problem}")
     problem = "no address"
     for family, kind, protocol, _, address in resolved[:4]:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(client.connect_timeout_s)
+            sock.settimeout(CONNECT_TIMEOUT_S)
             sock.connect(address)  # the checked address: resolving the name again could return another one
             if url.scheme == "https":
                 return client.tls_context.wrap_socket(sock, server_hostname=url.host)
@@ -328,9 +356,8 @@ def _send_request(
     return response
 
 
-def _retry_after_seconds(response: HTTPResponse) -> float | None:
-    """Return the wait in seconds that the Retry-After header requests; None without a valid header."""
-    value = response.headers.get("Retry-After", "").strip()
+def _retry_after_seconds(value: str) -> float | None:
+    """Return the wait in seconds that a Retry-After header requests; None if it is invalid or empty."""
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)
     try:

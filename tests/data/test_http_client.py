@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hafvt.data.urls import is_public, parse_url
+from hafvt.data.http_client import is_public, parse_url
 
 
 def test_parse_url_special_characters_are_percent_encoded():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hafvt.files import atomic_file, read_json, write_json
-from hafvt.ops.dtype import compute_dtype
+from hafvt.ops.device import compute_dtype
 
 RESULTS = Path(__file__).parent / "results"
 

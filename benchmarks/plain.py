@@ -34,7 +34,7 @@ from hafvt.files import read_json, write_json
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.hafvt import HafVt
 from hafvt.models.sequences import in_domain, select_items
-from hafvt.ops.dtype import compute_dtype
+from hafvt.ops.device import compute_dtype
 from hafvt.tables import markdown_table
 
 ITEMS, BATCH, LENGTH, STEPS = 64_000, 64, 20, 5

@@ -25,7 +25,7 @@ from common import (
 from hafvt import train
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset
-from hafvt.ops.ranking import top_k
+from hafvt.inference.recommender import top_k_columns
 
 
 def main() -> None:
@@ -62,7 +62,8 @@ def main() -> None:
                 torch.from_numpy(right_padded(rows, LENGTH, 0)), torch.tensor([len(row) for row in rows])
             )
             scores = torch.cat([model.scores(batch, number) for number in range(len(data.domains))], dim=1)
-            tops.append(top_k(scores, K)[1].numpy())
+            nothing = np.empty(0, dtype=np.int64)
+            tops.append(np.stack([top_k_columns(row.numpy(), K, nothing) for row in scores]))
     write(
         options.out, log, options.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}"
     )

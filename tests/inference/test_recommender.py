@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
@@ -13,6 +17,7 @@ from hafvt.training.run import open_run
 from tests.served import ODD_ID
 
 HISTORY = ["i3", "i41", "i8"]
+few_values = st.sampled_from([-math.inf, -1.0, 0.0, 1.0, 2.5, math.inf, math.nan])  # so that ties abound
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,15 @@ def test_top_k_columns_equal_scores_are_sorted_by_column():
     scores = np.array([1, 3, 3, np.nan, 2, 3, -np.inf], dtype=np.float32)
     assert top_k_columns(scores, 2, np.array([], dtype=np.int64)).tolist() == [1, 2]
     assert top_k_columns(scores, 9, np.array([2])).tolist() == [1, 5, 4, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(few_values, min_size=1, max_size=12), st.integers(1, 15), st.sets(st.integers(0, 11)))
+def test_top_k_columns_match_a_plain_loop(values, k, excluded):
+    scores = np.array(values, dtype=np.float32)
+    excluded = [column for column in excluded if column < len(values)]
+    before = scores.copy()
+    columns = top_k_columns(scores, k, np.array(excluded, dtype=np.int64))
+    listed = [(-s, c) for c, s in enumerate(values) if c not in excluded and s > -math.inf]
+    assert columns.tolist() == [c for _, c in sorted(listed)[:k]]
+    np.testing.assert_array_equal(scores, before)

@@ -1,4 +1,4 @@
-"""Ranks and lists are those of a plain loop over the candidates."""
+"""Ranks are those of a plain loop over the candidates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hafvt.ops import ranking
-from hafvt.ops.ranking import ranks, top_k
+from hafvt.ops.ranking import ranks
 
 few_values = st.sampled_from([-math.inf, -1.0, 0.0, 1.0, 2.5, math.inf, math.nan])  # so that ties abound
 
@@ -39,12 +39,6 @@ def plain_rank(scores: list[float], target: int, ignore: set[int]) -> float:
     return 1 + sum(s > mine for s in others) + 0.5 * sum(s == mine for s in others)
 
 
-def plain_list(scores: list[float], k: int, ignore: set[int]) -> list[tuple[float, int]]:
-    listed = [(-s, c) for c, s in enumerate(scores) if c not in ignore and s > -math.inf]
-    best = [(-s, c) for s, c in sorted(listed)[:k]]
-    return best + [(-math.inf, -1)] * (k - len(best))
-
-
 @settings(max_examples=200, deadline=None)
 @given(tables(), st.sampled_from([1, 5, 2**20]))
 def test_ranks_match_a_plain_loop(table: tuple[Tensor, Tensor, Tensor], chunk: int) -> None:
@@ -57,21 +51,6 @@ def test_ranks_match_a_plain_loop(table: tuple[Tensor, Tensor, Tensor], chunk: i
         plain_rank(s, t, set(i))
         for s, t, i in zip(scores.tolist(), target.tolist(), ignore.tolist(), strict=True)
     ]
-
-
-@settings(max_examples=200, deadline=None)
-@given(tables(), st.integers(1, 15), st.sampled_from([1, 5, 2**20]))
-def test_top_k_matches_a_plain_loop(table: tuple[Tensor, Tensor, Tensor], k: int, chunk: int) -> None:
-    scores, _, ignore = table
-    before = scores.clone()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "SCORE_CHUNK", chunk)
-        values, columns = top_k(scores, k, ignore)
-    assert values.shape == columns.shape == (len(scores), k)
-    for row, ignored in enumerate(ignore.tolist()):
-        expected = plain_list(scores[row].tolist(), k, set(ignored))
-        assert list(zip(values[row].tolist(), columns[row].tolist(), strict=True)) == expected
-    assert torch.equal(scores.nan_to_num(7), before.nan_to_num(7))
 
 
 @settings(max_examples=100, deadline=None)
@@ -111,15 +90,8 @@ def test_ranks_of_large_tables_in_any_precision_match(dtype: torch.dtype) -> Non
     )
     rows = list(zip(scores.tolist(), target.tolist(), map(set, ignore.tolist()), strict=True))
     assert ranks(scores, target, ignore).tolist() == [plain_rank(s, t, i) for s, t, i in rows]
-    values, columns = top_k(scores, 100, ignore)
-    assert values.dtype == dtype
-    expected = [plain_list(s, 100, i) for s, _, i in rows]
-    assert columns.tolist() == [[c for _, c in row] for row in expected]
-    assert values.tolist() == [[v for v, _ in row] for row in expected]
 
 
 def test_ranks_without_rows_are_empty() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     assert ranks(torch.zeros(0, 5), nothing, torch.zeros(0, 2, dtype=torch.int64)).shape == (0,)
-    values, columns = top_k(torch.zeros(0, 5), 3)
-    assert values.shape == columns.shape == (0, 3)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from packaging.requirements import Requirement
 
-from hafvt.ops.dtype import compute_dtype, has_matrix_units
+from hafvt.ops.device import compute_dtype, has_matrix_units
 
 EXTRAS = ("encode", "compare", "serve", "tune", "export", "index", "track")
 

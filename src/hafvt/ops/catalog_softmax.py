@@ -2,15 +2,16 @@
 
 N queries h and a table of V items have logits `z[i, j] = scale * h[i] . table[j]`. The *partition* of query i
 is `sum_j exp(z[i, j])`, the denominator of its softmax. A loss needs only the logit of each target, the log
-of each partition, and their gradients. Two implementations agree:
-
-* "plain" follows the formula and stores all N * V logits. It is the reference of the tests.
-* "tiles" computes a few hundred queries times a few thousand items at a time (`ops.tiles`), so that logits
-  stay in the processor's cache until they are used up. It uses fused attention where that is faster.
+of each partition, and their gradients. They are computed for a few hundred queries and a few thousand items
+at a time (`ops.tiles`), so that logits stay in the processor's cache until they are used up.
 
 `catalog_nll` is a complete loss: its forward pass also computes the gradients, from the same exponentials.
 `target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its backward pass
 computes the logits a second time if the table needs a gradient.
+
+Arguments of all functions: `table` is (V, d), the item vectors; `scale` is the factor of the logits, a number
+or a scalar tensor, which may be learned; `normalize_rows` first normalizes the rows of the table to length 1.
+All raise ValueError if shapes do not fit each other or a part of the table is empty.
 
 Precision: matrix products run in the table's dtype or autocast's, sums in float32 at least. The rounding of
 bfloat16 logits, by up to 2**-8 of their size, dominates the error. Equal inputs give bitwise equal results.
@@ -19,16 +20,13 @@ bfloat16 logits, by up to 2**-8 of their size, dominates the error. Equal inputs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
-
-Implementation = Literal["tiles", "plain"]
 
 MIN_REMAINING_MASS = 0.01
 """Least share of the total that `log_subtract_exp` leaves; by rounding, a difference could be negative."""
@@ -55,7 +53,6 @@ def catalog_nll(
     queries: Sequence[SoftmaxQuery],
     table: Tensor,
     scale: float | Tensor = 1.0,
-    impl: Implementation = "tiles",
     *,
     normalize_rows: bool = False,
 ) -> Tensor:
@@ -63,107 +60,55 @@ def catalog_nll(
 
     The value is the sum over all queries of `-weight * log(exp(log_other_components) + softmax(target))`.
     Call `backward` on it at most once: the stored gradient of the table is scaled in place.
-
-    Args:
-        queries: One entry for each part of the table.
-        table: (V, d) item vectors.
-        scale: Factor of the logits; a scalar tensor may be learned.
-        impl: "tiles", or "plain" for the reference.
-        normalize_rows: Normalize the rows of `table` to unit length first.
-
-    Raises:
-        ValueError: If shapes do not fit each other or a part of the table is empty.
     """
-    if impl == "plain":
-        total = torch.zeros((), device=table.device)
-        log_probabilities = target_log_probabilities(
-            queries, table, scale, impl, normalize_rows=normalize_rows
-        )
-        for query, log_p in zip(queries, log_probabilities, strict=True):
-            others = query.log_other_components
-            total = total - query.weight * (log_p if others is None else torch.logaddexp(others, log_p)).sum()
-        return total
     h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
     parts = [(query.targets, query.candidates, query.weight) for query in queries]
-    dtype = accumulation_dtype(table.dtype)
-    log_terms = [
-        None if term is None else term.to(dtype)
-        for term in (
-            *(query.log_other_components for query in queries),
-            *(query.log_excluded_mass for query in queries),
-        )
-    ]
+    log_terms = [_widened(query.log_other_components, table) for query in queries]
+    log_terms += [_widened(query.log_excluded_mass, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
     return loss
 
 
-def mean_nll(
-    h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
-) -> Tensor:
+def mean_nll(h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets; 0 if there are none.
 
-    Args:
-        h: (N, d) query vectors.
-        table: (V, d) item vectors.
-        targets: (N,) int64 row numbers of `table`.
-        scale: Factor of the logits; a scalar tensor may be learned.
-        impl: "tiles", or "plain" for the reference.
-
-    Raises:
-        ValueError: If shapes do not fit each other or the table is empty.
+    The queries h are (N, d), the targets (N,) int64 row numbers of `table`.
     """
-    query = SoftmaxQuery(h, targets, slice(0, len(table)), weight=1 / max(len(h), 1))
-    return catalog_nll([query], table, scale, impl)
+    return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), 1 / max(len(h), 1))], table, scale)
 
 
 def target_log_probabilities(
     queries: Sequence[SoftmaxQuery],
     table: Tensor,
     scale: float | Tensor = 1.0,
-    impl: Implementation = "tiles",
     *,
     normalize_rows: bool = False,
 ) -> list[Tensor]:
     """Return `log softmax_j(scale * h[i] . table[j])` at the targets, with exact gradients.
 
-    Args:
-        queries: One entry for each part of the table; `weight` and `log_other_components` are ignored.
-        table: (V, d) item vectors.
-        scale: Factor of the logits; a scalar tensor may be learned.
-        impl: "tiles", or "plain" for the reference.
-        normalize_rows: Normalize the rows of `table` to unit length first.
-
-    Returns:
-        One (N,) tensor for each query, float32 (float64 for a table in float64).
-
-    Raises:
-        ValueError: If shapes do not fit each other or a part of the table is empty.
+    One (N,) tensor for each query, float32 (float64 for a table in float64). `weight` and
+    `log_other_components` of queries are ignored.
     """
-    parts = [(query.h, query.targets, query.candidates, query.log_excluded_mass) for query in queries]
-    return _log_probabilities(parts, table, scale, impl, normalize_rows)
+    h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
+    parts = [(query.targets, query.candidates) for query in queries]
+    log_excluded = [_widened(query.log_excluded_mass, table) for query in queries]
+    with torch.autocast(table.device.type, enabled=False):
+        return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
 
 
-def log_partition(
-    h: Tensor, table: Tensor, scale: float | Tensor = 1.0, impl: Implementation = "tiles"
-) -> Tensor:
+def log_partition(h: Tensor, table: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return `logsumexp_j(scale * h[i] . table[j])`, (N,), with exact gradients for h, table and scale.
 
-    Pass `h` in float32: `scale * h` is then rounded only once, to the dtype of the products.
-
-    Args:
-        h: (N, d) query vectors.
-        table: (V, d) item vectors, V > 0.
-        scale: Factor of the logits; a scalar tensor may be learned.
-        impl: "tiles", or "plain" for the reference.
-
-    Raises:
-        ValueError: If shapes do not fit each other or the table is empty.
+    Pass `h`, (N, d), in float32: `scale * h` is then rounded only once, to the dtype of the products.
     """
+    candidates = slice(0, len(table))
+    q = _scaled_query(h, candidates, table, scale)
     if torch.compiler.is_exporting():  # tiles cannot be traced
-        impl = "plain"
-    part = (h, None, slice(0, len(table)), None)
-    return -_log_probabilities([part], table, scale, impl, normalize_rows=False)[0]
+        return (q @ table.T).logsumexp(1)
+    with torch.autocast(table.device.type, enabled=False):
+        (log_p,) = _LogProbability.apply(table, [(None, candidates)], False, q, None)  # type: ignore[no-untyped-call]
+    return -log_p  # type: ignore[no-any-return]
 
 
 def log_subtract_exp(log_total: Tensor, log_excluded: Tensor | None) -> Tensor:
@@ -186,25 +131,9 @@ def _log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> t
     return torch.where(in_bounds, 1 / remaining, 1.0), torch.where(in_bounds, excluded / remaining, 0.0)
 
 
-def _log_probabilities(
-    parts: Sequence[tuple[Tensor, Tensor | None, slice, Tensor | None]],
-    table: Tensor,
-    scale: float | Tensor,
-    impl: Implementation,
-    normalize_rows: bool,
-) -> list[Tensor]:
-    """Return log-probabilities, (N,), of each part's (h, targets, candidates, log_excluded_mass).
-
-    Where targets are None, return the negative log-partition.
-    """
-    h = [_scaled_query(part_h, candidates, table, scale) for part_h, _, candidates, _ in parts]
-    targets = [(part_targets, candidates) for _, part_targets, candidates, _ in parts]
-    dtype = accumulation_dtype(table.dtype)
-    log_excluded = [None if term is None else term.to(dtype) for *_, term in parts]
-    with torch.autocast(table.device.type, enabled=False):
-        if impl == "plain":
-            return _plain_log_probabilities(h, targets, log_excluded, table, normalize_rows)
-        return list(_LogProbability.apply(table, targets, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
+def _widened(log_term: Tensor | None, table: Tensor) -> Tensor | None:
+    """Return a term of queries in the dtype in which values of the table are summed."""
+    return None if log_term is None else log_term.to(accumulation_dtype(table.dtype))
 
 
 def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Tensor) -> Tensor:
@@ -225,24 +154,6 @@ def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Te
     return (h.to(accumulation_dtype(dtype)) * scale).to(dtype)
 
 
-def _plain_log_probabilities(
-    h: Sequence[Tensor],
-    parts: Sequence[tuple[Tensor | None, slice]],
-    log_excluded: Sequence[Tensor | None],
-    table: Tensor,
-    normalize_rows: bool,
-) -> list[Tensor]:
-    """Return the reference for `_LogProbability`, by the formula and autograd."""
-    results = []
-    for q, (targets, candidates), excluded in zip(h, parts, log_excluded, strict=True):
-        rows = functional.normalize(table, dim=1) if normalize_rows else table
-        rows = rows.to(q.dtype).to(accumulation_dtype(q.dtype))  # rounded like inputs of the tiles
-        q = q.to(rows.dtype)
-        log_p = -log_subtract_exp((q @ rows[candidates].T).logsumexp(1), excluded)  # (N,)
-        results.append(log_p if targets is None else log_p + (q * rows[targets]).sum(1))
-    return results
-
-
 class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
@@ -259,7 +170,7 @@ class _CatalogNll(torch.autograd.Function):
     ) -> Tensor:
         count = len(parts)
         h: Any = inputs[:count]
-        rows, safe = prepare_rows(table, h, normalize_rows)
+        rows, logits_are_bounded = prepare_rows(table, h, normalize_rows)
         dtype = accumulation_dtype(rows.dtype)
         table_grad = torch.zeros_like(table, dtype=dtype) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=dtype, device=table.device)
@@ -271,7 +182,11 @@ class _CatalogNll(torch.autograd.Function):
             grad_others = None if log_others is None else torch.zeros_like(log_others)
             grad_excluded = None if log_excluded is None else torch.zeros_like(log_excluded)
             for chunk, tile in iter_tiles(
-                q, rows[candidates], safe, with_means=True, store=table_grad is not None
+                q,
+                rows[candidates],
+                logits_are_bounded,
+                with_means=True,
+                store_exponentials=table_grad is not None,
             ):
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
                 excluded = None if log_excluded is None else log_excluded[chunk]
@@ -305,9 +220,10 @@ class _CatalogNll(torch.autograd.Function):
 
 
 class _LogProbability(torch.autograd.Function):
-    """`_log_probabilities` by tiles; the forward pass computes all gradients except that of the table.
+    """Log-probabilities of targets by tiles; without targets, negative log-partitions.
 
-    `inputs` are h of all parts, then all log_excluded_mass.
+    The forward pass computes all gradients except that of the table. `inputs` are h of all parts, then all
+    log_excluded_mass.
     """
 
     @staticmethod
@@ -321,14 +237,14 @@ class _LogProbability(torch.autograd.Function):
         ctx.parts, ctx.normalize_rows = parts, normalize_rows
         needs_query_grad = any(ctx.needs_input_grad[3:])
         h: Any = inputs[: len(parts)]
-        rows, safe = prepare_rows(table, h, normalize_rows)
+        rows, logits_are_bounded = prepare_rows(table, h, normalize_rows)
         results, grads_q, grads_partition, grads_excluded = [], [], [], []
         for q, log_excluded, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=accumulation_dtype(q.dtype), device=q.device)
             grad_q = torch.zeros_like(q, dtype=log_p.dtype) if needs_query_grad else None
             by_partition, by_excluded = torch.ones_like(log_p), torch.zeros_like(log_p)
             for chunk, tile in iter_tiles(
-                q, rows[candidates], safe, with_means=needs_query_grad, store=False
+                q, rows[candidates], logits_are_bounded, with_means=needs_query_grad, store_exponentials=False
             ):
                 excluded = None if log_excluded is None else log_excluded[chunk]
                 by_partition[chunk], by_excluded[chunk] = _log_subtract_exp_grads(
@@ -365,11 +281,13 @@ class _LogProbability(torch.autograd.Function):
         ]
         if not ctx.needs_input_grad[0]:
             return None, None, None, *grads_q, *grads_excluded
-        rows, safe = prepare_rows(table, h, ctx.normalize_rows)
+        rows, logits_are_bounded = prepare_rows(table, h, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
         for q, grad, by, (targets, candidates) in zip(h, grads, by_partition, ctx.parts, strict=True):
             with torch.autocast(q.device.type, enabled=False):
-                for chunk, tile in iter_tiles(q, rows[candidates], safe, with_means=False, store=True):
+                for chunk, tile in iter_tiles(
+                    q, rows[candidates], logits_are_bounded, with_means=False, store_exponentials=True
+                ):
                     tile.add_table_grad(
                         table_grad[candidates], (grad * by)[chunk], -q[chunk].to(table_grad.dtype)
                     )

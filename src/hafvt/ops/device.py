@@ -1,12 +1,16 @@
-"""Devices by their names on the command line."""
+"""Devices by their names on the command line, and the dtype of matrix products on each device."""
 
 from __future__ import annotations
 
+import platform
 import re
+from pathlib import Path
 
 import torch
 
 from hafvt.errors import HafvtError
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def select_device(name: str) -> torch.device:
@@ -30,3 +34,39 @@ def select_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise HafvtError("--device mps: torch finds no such device: use --device cpu")
     return device
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 or float32, whichever the device's hardware multiplies faster.
+
+    The choice depends on the hardware's features, never on a timing, so one machine always computes the same
+    bits. Processors with bfloat16 vectors but without matrix units differ by maker: AMD's multiply bfloat16
+    twice as fast as float32, Intel's half as fast (see benchmarks/reports).
+    """
+    if device.type == "cuda":
+        fast_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        amd_vectors = _supports("_is_avx512_bf16_supported") and "AuthenticAMD" in _cpu_vendor()
+        fast_bfloat16 = has_matrix_units() or amd_vectors
+    else:
+        fast_bfloat16 = False
+    return torch.bfloat16 if fast_bfloat16 else torch.float32
+
+
+def has_matrix_units() -> bool:
+    """Return whether the processor multiplies matrices of bfloat16 in hardware (AMX)."""
+    return _supports("_is_amx_tile_supported")
+
+
+def _supports(check: str) -> bool:
+    """Return the result of a private function of `torch.cpu`; False if this version lacks it."""
+    return bool(getattr(torch.cpu, check, bool)())
+
+
+def _cpu_vendor() -> str:
+    """Return the operating system's description of the processor, which contains its maker's name."""
+    try:
+        with CPUINFO.open(encoding="utf-8", errors="replace") as lines:
+            return next((line for line in lines if line.startswith("vendor_id")), "")
+    except OSError:  # not Linux
+        return platform.processor()

@@ -21,14 +21,9 @@ ROW_CHUNK = 4096
 
 
 def embedding_lookup(table: Tensor, *indices: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the table, to be used once more in the loss, and its rows at each of the indices.
+    """Return the table, (V, d), to be used once more in the loss, and its rows at each of the indices.
 
-    Args:
-        table: (V, d).
-        indices: int64 tensors of any shape (...).
-
-    Returns:
-        The table, (V, d), and for each index its rows, (..., d).
+    Indices are int64 tensors of any shape (...); their rows are (..., d).
     """
     if not (table.requires_grad and torch.is_grad_enabled()):
         return table, [functional.embedding(index, table) for index in indices]
@@ -66,15 +61,10 @@ class SparseLinks(NamedTuple):
 
 
 def build_links(rows: Tensor, weights: Tensor, row_count: int) -> SparseLinks:
-    """Return links with their reverse order.
-
-    Args:
-        rows: (V, k) int64 rows of a table.
-        weights: (V, k).
-        row_count: R, the rows of that table.
+    """Return links to `rows`, (V, k), of a table of `row_count` rows, with their reverse order.
 
     Raises:
-        HafvtError: If a link leads out of the table.
+        HafvtError: a link leads out of the table.
     """
     invalid = rows[(rows < 0) | (rows >= row_count)]
     if len(invalid):
@@ -94,16 +84,8 @@ def add_weighted_rows(total: Tensor, table: Tensor, links: SparseLinks, scale: T
     """Add `scale[i] * sum_j weights[i, j] * table[rows[i, j]]` to each row i of `total`, in place.
 
     No temporary is as large as `total`. The table's gradient is gathered along the reversed links, ten times
-    as fast as PyTorch's own.
-
-    Args:
-        total: (V, d), without any other use.
-        table: (R, d).
-        links: Links from the V items to rows of the table.
-        scale: (V, 1), which gets no gradient.
-
-    Returns:
-        `total`, (V, d).
+    as fast as PyTorch's own. Shapes: `total` (V, d), without any other use; `table` (R, d); `scale` (V, 1),
+    which gets no gradient.
     """
     if torch.compiler.is_exporting():
         return total + scale * weighted_row_sums(table, links.rows, links.weights)

@@ -45,10 +45,7 @@ class SeenItems(NamedTuple):
 def sample_items(popularity: Tensor, candidates: slice, count: int) -> ItemSample:
     """Draw `count` items from the rows `candidates`, with replacement, by torch's global generator.
 
-    Args:
-        popularity: (V,) training interactions of each item.
-        candidates: Rows start:stop to draw from.
-        count: Number of items to draw.
+    `popularity` is (V,), the training interactions of each item.
     """
     weight = (popularity[candidates].float() + 1) ** POPULARITY_POWER
     items = torch.multinomial(weight, count, replacement=True)
@@ -67,12 +64,12 @@ def sampled_log_probabilities(
     """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
     Args:
-        queries: Queries and their targets.
-        samples: For each query, a sample of its candidates.
+        queries: queries and their targets.
+        samples: for each query, a sample of its candidates.
         table: (V, d) item vectors.
-        scale: Factor of the logits.
-        normalize_rows: Normalize the rows of `table` to unit length first.
-        seen_items: For each query with `log_excluded_mass`, the items behind it.
+        scale: factor of the logits.
+        normalize_rows: normalizes the rows of `table` to unit length first.
+        seen_items: for each query with `log_excluded_mass`, the items behind it.
     """
     log_probabilities = []
     for query, sample, seen in zip(queries, samples, seen_items or [None] * len(queries), strict=True):
@@ -98,13 +95,7 @@ def sampled_log_probabilities(
 
 
 def _is_in_row(sampled: Tensor, rows: Tensor, item_count: int) -> Tensor:
-    """Return which sampled items each row contains, (count,) and (N, K) -> (N, count) bool.
-
-    Args:
-        sampled: (count,) items.
-        rows: (N, K) items, -1 for none.
-        item_count: Number of items of the catalog.
-    """
+    """Return which sampled items, (count,), each row of items, (N, K), -1 for none, contains: (N, count)."""
     distinct, number = torch.unique(sampled, return_inverse=True)  # (U,), (count,)
     column = distinct.new_full((item_count + 1,), len(distinct))  # of an item among the distinct ones, else U
     column[distinct] = torch.arange(len(distinct), device=distinct.device)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hafvt.ops.dtype import has_matrix_units
+from hafvt.ops.device import has_matrix_units
 
 TILE_SHAPE = {"cpu": (512, 8192), "cuda": (2048, 65536)}
 """Most queries and most items of one matrix of logits, by device type."""
@@ -94,30 +94,32 @@ class FlashTile(NamedTuple):
 
 
 def iter_tiles(
-    q: Tensor, rows: Tensor, safe: bool, *, with_means: bool, store: bool
+    q: Tensor, rows: Tensor, logits_are_bounded: bool, *, with_means: bool, store_exponentials: bool
 ) -> Iterator[tuple[slice, LogitTile | FlashTile]]:
     """Yield ranges of queries with their tiles. Use each tile before the next, which reuses its buffer.
 
     Args:
         q: (N, d) queries, multiplied by the scale of the logits.
         rows: (V, d) item vectors.
-        safe: Whether all logits are below `MAX_SAFE_LOGIT`; if not, each query's maximum is subtracted.
+        logits_are_bounded: All logits are below `MAX_SAFE_LOGIT`; if not, each query's maximum is subtracted.
         with_means: Compute the mean item vectors.
-        store: Keep the exponentials, which `add_table_grad` needs.
+        store_exponentials: Keep the exponentials, which `add_table_grad` needs.
     """
-    if safe and len(q) and uses_flash_attention(q, with_means=with_means, store=store):
-        yield slice(0, len(q)), _flash_tile(q, rows)  # (the kernel crashes on an empty batch)
+    use_flash = uses_flash_attention(q, with_means=with_means, store_exponentials=store_exponentials)
+    if use_flash and logits_are_bounded and len(q):  # the kernel crashes on an empty batch
+        yield slice(0, len(q)), _flash_tile(q, rows)
         return
     device = "cuda" if q.is_cuda else "cpu"
-    max_queries, max_items = TILE_SHAPE[device]
-    store = store or not safe
-    if store and device == "cpu" and q.dtype != torch.bfloat16:
-        max_queries = min(max_queries, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
-    num_queries = max(1, min(max_queries, MAX_STORED_LOGITS[device] // len(rows))) if store else max_queries
+    num_queries, max_items = TILE_SHAPE[device]
+    holds_all = store_exponentials or not logits_are_bounded  # whether the buffer holds all items at a time
+    if holds_all:
+        if device == "cpu" and q.dtype != torch.bfloat16:
+            num_queries = min(num_queries, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
+        num_queries = max(1, min(num_queries, MAX_STORED_LOGITS[device] // len(rows)))
     multiple = min(QUERY_MULTIPLE, num_queries)
     num_queries = min(num_queries // multiple, -(-len(q) // multiple)) * multiple
     ranges = [slice(start, min(start + max_items, len(rows))) for start in range(0, len(rows), max_items)]
-    buffer = q.new_empty(num_queries * (len(rows) if store else min(max_items, len(rows))))
+    buffer = q.new_empty(num_queries * (len(rows) if holds_all else min(max_items, len(rows))))
     # exp2(z / log 2) is faster than exp(z), but its factor would round a bfloat16 query once more.
     base_factor, exp_ = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
     for start in range(0, len(q), max(num_queries, 1)):
@@ -125,20 +127,20 @@ def iter_tiles(
         count = len(chunk)
         chunk = functional.pad(chunk, (0, 0, 0, -count % multiple)) * base_factor  # (padded_count, d)
         padded_count = len(chunk)
-        offsets = [padded_count * items.start if store else 0 for items in ranges]
+        offsets = [padded_count * items.start if holds_all else 0 for items in ranges]
         logits = [
             buffer[offset : offset + padded_count * (items.stop - items.start)].view(padded_count, -1)
             for offset, items in zip(offsets, ranges, strict=True)
         ]
         max_logits = torch.zeros(padded_count, 1, dtype=q.dtype, device=q.device)
-        if not safe:
+        if not logits_are_bounded:
             for items, z in zip(ranges, logits, strict=True):
                 torch.mm(chunk, rows[items].T, out=z)
             max_logits = torch.stack([z.amax(1) for z in logits]).amax(0)[:, None]
         total = max_logits.new_zeros(padded_count, dtype=accumulation_dtype(q.dtype))
         mean = max_logits.new_zeros(chunk.shape, dtype=total.dtype)
         for items, z in zip(ranges, logits, strict=True):
-            if safe:
+            if logits_are_bounded:
                 torch.mm(chunk, rows[items].T, out=z)
             else:
                 z.sub_(max_logits)
@@ -148,19 +150,19 @@ def iter_tiles(
         log_total = total.log()
         log_partition = log_total + max_logits[:, 0] / base_factor
         mean.div_(total[:, None])
-        stored = list(zip(ranges, logits, strict=True)) if store else []
+        stored = list(zip(ranges, logits, strict=True)) if holds_all else []
         tile = LogitTile(stored, -log_total[:count], log_partition[:count], mean[:count])
         yield slice(start, start + count), tile
 
 
-def uses_flash_attention(q: Tensor, *, with_means: bool, store: bool) -> bool:
+def uses_flash_attention(q: Tensor, *, with_means: bool, store_exponentials: bool) -> bool:
     """Return whether PyTorch's fused attention is faster than `LogitTile` for these queries.
 
     Bfloat16: on processors with matrix units (AMX). Float32: with means, without a gradient of the table; for
     that gradient, fused attention would compute the logits again, in a fourth matrix product.
     """
     available = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")  # private to PyTorch
-    faster = {torch.bfloat16: has_matrix_units(), torch.float32: with_means and not store}
+    faster = {torch.bfloat16: has_matrix_units(), torch.float32: with_means and not store_exponentials}
     return q.device.type == "cpu" and available and faster.get(q.dtype, False)
 
 
@@ -192,15 +194,9 @@ def _add_attention(q: Tensor, group: Tensor, total: Tensor, mean: Tensor) -> Non
 
 
 def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means of the values under softmax(q keys^T) and the log-partitions, for P groups of keys.
+    """Return the means of the values under softmax(q keys^T), (P, N, d), and the log-partitions, (P, N).
 
-    Args:
-        q: (N, d).
-        keys: (P, J, d).
-        values: (P, J, d).
-
-    Returns:
-        (P, N, d) and (P, N).
+    The queries are (N, d), keys and values P groups of J rows, (P, J, d).
     """
     repeated = q.contiguous().expand(len(keys), *q.shape)
     inputs = (tensor[None] for tensor in (repeated, keys.contiguous(), values.contiguous()))
@@ -232,10 +228,8 @@ def _max_norm(rows: Tensor) -> float:
 def normalize_backward(grad: Tensor, table: Tensor, normalized: bool) -> Tensor:
     """Convert the gradient by the normalized rows into the gradient by the rows, in place, and return it.
 
-    Args:
-        grad: (V, d) gradient of the rows that entered the products.
-        table: (V, d) the rows before normalization.
-        normalized: Whether they were normalized; if not, `grad` stays as it is.
+    Both `grad` and `table`, the rows before normalization, are (V, d). If rows were not normalized, `grad`
+    stays as it is.
     """
     for start in range(0, len(table) if normalized else 0, ROW_CHUNK):
         grad_chunk, rows = grad[start : start + ROW_CHUNK], table[start : start + ROW_CHUNK].to(grad.dtype)

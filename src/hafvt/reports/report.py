@@ -15,6 +15,7 @@ from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.results import read_description, read_results
 from hafvt.features.images import thumbnail_data_uri
+from hafvt.inference.recommender import top_k_columns
 from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.reports.charts import CurvePoint
@@ -96,14 +97,14 @@ def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserE
         batch = collate(data.items, np.array([start]), np.array([position]))
         scores = model.scores(batch, number)  # (1, C)
         rank = float(ranking.ranks(scores, torch.tensor([target - domain.start]))[0])
-        top_scores, columns = ranking.top_k(scores, min(NUM_RECOMMENDATIONS, len(domain)))  # (1, k)
-        items = columns + domain.start  # (1, k)
+        columns = top_k_columns(scores[0].numpy(), NUM_RECOMMENDATIONS, np.empty(0, dtype=np.int64))
+        items = torch.from_numpy(columns)[None] + domain.start  # (1, k)
         shares: list[dict[tuple[str, str], float]] = [{} for _ in range(items.shape[1])]
         if model.can_explain:
             contributions = model.explain(batch, number, items).shares[0]  # (k, S, M)
             keys = list(product(model.sequence_names, model.modalities))
             shares = [dict(zip(keys, row.flatten().tolist(), strict=True)) for row in contributions]
-    ranked = zip(items[0].tolist(), top_scores[0].tolist(), shares, strict=True)
+    ranked = zip(items[0].tolist(), scores[0, columns].tolist(), shares, strict=True)
     return UserExample(
         user_id=str(data.user_ids[user]),
         domain=domain.name,

@@ -19,8 +19,7 @@ from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import lock_folder, write_json
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig, validate_config
-from hafvt.ops.device import select_device
-from hafvt.ops.dtype import compute_dtype
+from hafvt.ops.device import compute_dtype, select_device
 from hafvt.progress import peak_memory_gib
 from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
 from hafvt.training.config import TrainingConfig

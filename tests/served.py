@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +12,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import uvicorn
 from PIL import Image
 
 from hafvt import train
 from hafvt.data.dataset import Dataset
 from hafvt.files import read_json, write_json
-from hafvt.server.slow_clients import SlowClientProtocol
+from hafvt.server.connections import make_server
 from tests.conftest import write_small
 
 SIZES = {"id_width": 8}
@@ -85,13 +85,12 @@ def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
 @contextmanager
 def run_in_thread(app: object) -> Iterator[int]:
     """Runs an application in a thread, on a real socket; yields its port."""
-    config = uvicorn.Config(app, port=0, http=SlowClientProtocol, ws="none", log_level="critical")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server, listener = make_server(app, stop_timeout=15), socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(20)

@@ -17,26 +17,19 @@ from hafvt.inference.recommender import Recommender
 from hafvt.server import app, routes
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
-from tests.served import ODD_ID, wait_until
+from tests.served import ODD_ID
 
 HISTORY = ["i3", "?", "i41", ODD_ID]
 
 
-class ReadyClient(TestClient):
-    """A client that waits for the model when it is entered."""
-
-    def __init__(self, run, **settings):
-        super().__init__(create_app(ModelSource(run), **settings), raise_server_exceptions=False)
-
-    def __enter__(self):
-        super().__enter__()
-        wait_until(lambda: self.app.state.models.current or self.app.state.models.startup_error)
-        return self
+def client_of(run, **settings):
+    """Returns a client of an application."""
+    return TestClient(create_app(ModelSource(run), **settings), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
 def client(served_run):
-    with ReadyClient(served_run) as client:
+    with client_of(served_run) as client:
         yield client
 
 
@@ -128,7 +121,7 @@ def test_explain_unknown_item_or_history_is_refused(client):
 
 
 def test_explain_model_without_explanations_is_refused(sasrec_run):
-    with ReadyClient(sasrec_run) as client:
+    with client_of(sasrec_run) as client:
         assert client.get("/model").json()["can_explain"] is False
         answer = client.post("/explain", json={"history": ["i3"], "item": "i4"})
         assert answer.status_code == 422
@@ -224,7 +217,7 @@ def test_documentation_example_adds_a_route(served_run, monkeypatch):
     namespace = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], namespace)
     monkeypatch.setattr(app, "ROUTERS", (*app.ROUTERS, namespace["router"]))
-    with ReadyClient(served_run) as client:
+    with client_of(served_run) as client:
         assert client.get("/domains").json() == ["d0", "d1"]
 
 
@@ -235,7 +228,7 @@ def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):
     (folder / "app.js").write_text("1")
     (tmp_path / "secret").write_text("2")
     monkeypatch.setattr(routes, "STATIC", folder)
-    with ReadyClient(served_run, api_key="k") as client:
+    with client_of(served_run, api_key="k") as client:
         page = client.get("/")
         assert (page.text, page.headers["cache-control"]) == ("<p>page", "no-cache")
         assert page.headers["content-type"].startswith("text/html")
@@ -245,7 +238,7 @@ def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):
 
 
 def test_api_key_protects_all_but_health_and_page(served_run):
-    with ReadyClient(served_run, api_key="right-key") as client:
+    with client_of(served_run, api_key="right-key") as client:
         assert client.get("/health").status_code == 200
         for headers in (
             {},
@@ -264,7 +257,7 @@ def test_api_key_protects_all_but_health_and_page(served_run):
 
 
 def test_allowed_hosts_refuse_other_host_names(served_run):
-    with ReadyClient(served_run, allowed_hosts=("localhost", "[::1]")) as client:
+    with client_of(served_run, allowed_hosts=("localhost", "[::1]")) as client:
         for host in ("localhost", "LOCALHOST:8000", "[::1]:80"):
             assert client.get("/ready", headers={"Host": host}).status_code == 200
         for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "", "localhost:80:evil"):
@@ -275,7 +268,7 @@ def test_allowed_hosts_refuse_other_host_names(served_run):
 def test_cors_allows_named_origins_only(client, served_run):
     request = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client.get("/ready", headers=request).headers
-    with ReadyClient(served_run, api_key="k", cors_origins=("https://shop.example",)) as client:
+    with client_of(served_run, api_key="k", cors_origins=("https://shop.example",)) as client:
         preflight = client.options("/recommend", headers=request)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
@@ -287,10 +280,10 @@ def test_cors_allows_named_origins_only(client, served_run):
 
 def test_recommend_full_queue_or_timeout_is_refused(served_run):
     body = {"history": ["i3"], "domain": "d0"}
-    with ReadyClient(served_run, queue_size=0) as client:
+    with client_of(served_run, queue_size=0) as client:
         refusal = client.post("/recommend", json=body)
         assert (refusal.status_code, refusal.headers["retry-after"]) == (429, "1")
-    with ReadyClient(served_run, timeout=1e-9) as client:
+    with client_of(served_run, timeout=1e-9) as client:
         assert client.post("/recommend", json=body).status_code == 504
 
 

@@ -29,9 +29,8 @@ def make_receive(*parts, ends=True):
 
 def read(receive, content_length=b"0"):
     """Returns the body that `receive` gives, read with a Content-Length."""
-    return asyncio.run(
-        read_body(Request({"type": "http", "headers": [(b"content-length", content_length)]}, receive))
-    )
+    headers = [(b"content-type", b"application/json"), (b"content-length", content_length)]
+    return asyncio.run(read_body(Request({"type": "http", "headers": headers}, receive)))
 
 
 def test_read_body_parts_are_joined():

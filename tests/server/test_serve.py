@@ -92,7 +92,6 @@ def test_server_stopping_answers_requests_under_way(served_run, monkeypatch):
     monkeypatch.setattr(Recommender, "recommend", recommend_slowly)
     answers = []
     with run_in_thread(app) as port:
-        wait_until(lambda: app.state.models.current)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         sender = threading.Thread(target=lambda: answers.append(send(connection)))
         sender.start()

@@ -29,12 +29,12 @@ class BatchKey(NamedTuple):
 
 
 def max_batch_size(key: BatchKey) -> int:
-    """Returns the largest batch of a key: small for explanations, so that others need not wait."""
+    """Return the largest batch of a key: small for explanations, so that others need not wait."""
     return MAX_EXPLAINED_BATCH if key.include_shares else MAX_BATCH
 
 
 def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendResponse | ExplainResponse]:
-    """Returns the answers to requests of one key.
+    """Return the answers to requests of one key.
 
     Raises:
         HafvtError: one of the requests has no answer.
@@ -56,7 +56,7 @@ def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendRespon
 def recommend_response(
     key: BatchKey, request: RecommendRequest, recommendations: Recommendations
 ) -> RecommendResponse:
-    """Returns the answer to a request of `/recommend`, with shares if the key has `include_shares`."""
+    """Return the answer to a request of `/recommend`, with shares if the key has `include_shares`."""
     scored = recommendations.items[: request.k]
     items = [ScoredItemResponse.from_item(one.item, score=one.score) for one in scored]
     scorer, catalog = key.model.recommender.scorer, key.model.recommender.catalog

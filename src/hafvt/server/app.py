@@ -21,10 +21,11 @@ from hafvt.server.manager import ModelManager, ModelSource
 from hafvt.server.middleware import SecurityMiddleware, error_response
 from hafvt.server.prometheus import ServerMetrics
 from hafvt.server.schemas import ErrorResponse
+from hafvt.server.users import HistoriesChangedError
 
 API_VERSION = "2"
 ROUTERS = (routes.router,)
-ERROR_STATUSES = (400, 401, 404, 408, 413, 415, 421, 422, 429, 503, 504)
+ERROR_STATUSES = (400, 401, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
 def create_app(
@@ -36,7 +37,7 @@ def create_app(
     queue_size: int = 1024,
     timeout: float = 10.0,
 ) -> FastAPI:
-    """Returns the application; it loads the model when it starts.
+    """Load the model and return the application.
 
     Args:
         source: where the model is read from.
@@ -45,6 +46,9 @@ def create_app(
         cors_origins: origins whose pages may call the server from a browser.
         queue_size: the largest number of requests that wait for the model.
         timeout: seconds until a request is answered with status 504.
+
+    Raises:
+        HafvtError: the model cannot be loaded.
     """
     metrics = ServerMetrics()
     models = ModelManager(source, metrics)
@@ -56,8 +60,8 @@ def create_app(
         observe_size=metrics.batch_size.observe,
     )
     metrics.queue_depth.set_function(lambda: batcher.depth)
-    metrics.ready.set_function(lambda: models.current is not None)
-    metrics.num_items.set_function(lambda: len(models.current.recommender.catalog) if models.current else 0)
+    metrics.ready.set(1)
+    metrics.num_items.set_function(lambda: len(models.current.recommender.catalog))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -112,6 +116,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(TimeoutError)
     async def on_timeout(request: Request, error: TimeoutError) -> Response:
         return error_response(504, f"{error}: try again, or with a shorter history")
+
+    @app.exception_handler(HistoriesChangedError)
+    async def on_changed_histories(request: Request, error: HistoriesChangedError) -> Response:
+        message = "the dataset was damaged after the model was loaded: restore it, then restart the server"
+        return error_response(503, message)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:

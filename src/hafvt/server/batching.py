@@ -46,7 +46,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     async def submit(self, key: Hashable, request: Any) -> Any:
-        """Returns the answer to a request, computed together with others of the same key.
+        """Return the answer to a request, computed together with others of the same key.
 
         Raises:
             BusyError: `queue_size` requests are waiting.
@@ -76,7 +76,7 @@ class Batcher:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _next_batch(self) -> tuple[Hashable, list[PendingRequest]]:
-        """Returns a key and requests of it, without those whose caller no longer waits."""
+        """Return a key and requests of it, without those whose caller no longer waits."""
         if not self._queues:
             self._wake.clear()
             return None, []

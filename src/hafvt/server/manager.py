@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,14 +43,6 @@ class ModelSource:
 
     folder: Path
     data: Path | None = None
-
-    def open_recommender(self) -> Recommender:
-        """Open the model in the folder.
-
-        Raises:
-            HafvtError: the folder holds no model.
-        """
-        return Recommender.open(self.folder, self.data, threads=num_scoring_threads())
 
     def open_dataset(self) -> Dataset | None:
         """Return the dataset, which has the histories of users; None if it cannot be opened."""
@@ -99,7 +90,7 @@ class LoadedModel:
         Raises:
             HafvtError: there is no model, or its scores are not finite.
         """
-        recommender = source.open_recommender()
+        recommender = Recommender.open(source.folder, source.data, threads=num_scoring_threads())
         catalog = recommender.catalog
         for index, domain in enumerate(catalog.domains):
             histories = [np.arange(size, dtype=np.int64) % catalog.domains[-1].stop for size in (1, 2, 50)]
@@ -117,18 +108,20 @@ class ModelManager:
     """Holds the current model; loads and swaps in a newer one when the model's files change or on request.
 
     The current model answers requests while a newer one loads; a request keeps its model until it ends. If a
-    newer model cannot be loaded, the manager logs the error and keeps the current model.
+    newer model cannot be loaded, the manager logs the error in one line and keeps the current model.
 
     Args:
-        source: the files that models are loaded from.
+        source: the files that models are loaded from; the first model is loaded at once.
         metrics: counts successful and failed loads.
+
+    Raises:
+        HafvtError: the first model cannot be loaded.
     """
 
     def __init__(self, source: ModelSource, metrics: ServerMetrics) -> None:
         self.source, self.metrics = source, metrics
-        self.current: LoadedModel | None = None  # None until the first model is loaded
-        self.startup_error: HafvtError | None = None  # why the first model could not be loaded
-        self.on_startup_error: Callable[[], None] = lambda: None  # called after `startup_error` is set
+        self._loaded_states = source.file_states()
+        self.current = self._load()
         self._reload_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -138,28 +131,20 @@ class ModelManager:
             self._loop.call_soon_threadsafe(self._reload_requested.set)
 
     async def run(self) -> None:
-        """Load the first model, then newer ones until cancelled; return if the first one cannot be loaded."""
+        """Load newer models until cancelled."""
         self._loop = asyncio.get_running_loop()
-        states = await asyncio.to_thread(self.source.file_states)
-        await self._load()
-        if self.current is None:
-            self.on_startup_error()
-            return
+        release_memory()
         # Exclude the objects that exist now, mainly torch's modules, from garbage collection.
         # Under load, the collector would scan them every 2 seconds and block all requests for 0.1 seconds.
         gc.freeze()
         try:
-            await self._watch(states)
+            await self._watch()
         finally:
             gc.unfreeze()
 
-    async def _watch(self, loaded_states: FileStates) -> None:
-        """Load the model again on request, and when its files have changed and are completely written.
-
-        Args:
-            loaded_states: states of the files of the current model.
-        """
-        previous = loaded_states
+    async def _watch(self) -> None:
+        """Load the model again on request, and when its files have changed and are completely written."""
+        previous = self._loaded_states
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._reload_requested.wait(), POLL_S)
@@ -167,28 +152,32 @@ class ModelManager:
             self._reload_requested.clear()
             states = await asyncio.to_thread(self.source.file_states)
             # Files that changed since the previous check may be incomplete.
-            if is_requested or (states != loaded_states and states == previous):
-                loaded_states = states
-                await self._load()
+            if is_requested or (states != self._loaded_states and states == previous):
+                self._loaded_states = states
+                try:
+                    self.current = await asyncio.to_thread(self._load)
+                except HafvtError as error:
+                    self.metrics.reloads.labels("failed").inc()
+                    logger.error("the new model cannot be loaded, the old one stays: %s", error)
+                await asyncio.to_thread(release_memory)
             previous = states
 
-    async def _load(self) -> None:
-        """Load a model and make it the current one; if that fails, keep the current one."""
+    def _load(self) -> LoadedModel:
+        """Return a model that is read from the files now.
+
+        Raises:
+            HafvtError: it cannot be loaded.
+        """
         try:
-            self.current = await asyncio.to_thread(LoadedModel.open, self.source)
+            model = LoadedModel.open(self.source)
+        except HafvtError:
+            raise
         except Exception as error:  # a damaged file may raise any error
-            self.metrics.reloads.labels("failed").inc()
-            if self.current is None:
-                if not isinstance(error, HafvtError):
-                    error = HafvtError(f"cannot load the model: {error!r}")
-                self.startup_error = error
-            else:
-                logger.error("the new model cannot be loaded, the old one stays: %s", error)
-        else:
-            self.metrics.reloads.labels("ok").inc()
-            await asyncio.to_thread(release_memory)
-            recommender = self.current.recommender
-            logger.info("serving %s, %d items", recommender.scorer.name, len(recommender.catalog))
+            raise HafvtError(f"{self.source.folder}: cannot load the model: {error!r}") from error
+        self.metrics.reloads.labels("ok").inc()
+        name, num_items = model.recommender.scorer.name, len(model.recommender.catalog)
+        logger.info("serving %s, %d items", name, num_items)
+        return model
 
 
 def num_scoring_threads() -> int:

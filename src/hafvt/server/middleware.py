@@ -1,7 +1,7 @@
 """Checks of every request before the application reads it, and headers of every answer.
 
-Starlette's TrustedHostMiddleware refuses with plain text and status 400; FastAPI's security dependencies run
-after the body is read and leave unknown addresses and /openapi.json open. Hence neither is used.
+Starlette's TrustedHostMiddleware and FastAPI's limit of bodies refuse with plain text; FastAPI's security
+dependencies leave unknown addresses and /openapi.json open. Hence none of them is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -25,9 +28,7 @@ logger = logging.getLogger("hafvt.server")
 
 API_KEY_VARIABLE = "HAFVT_API_KEY"  # environment variable
 MAX_BODY = 2**20  # bytes
-MAX_DISCARDED = (
-    32 * 2**20
-)  # bytes of a larger body that are read and dropped, so that its sender reads the answer
+MAX_DISCARDED = 32 * 2**20  # bytes of a larger body that are read, so that its sender reads the answer
 BODY_TIMEOUT_S = 10.0  # seconds in which a body must arrive
 CLIENT_CLOSED = 499  # status counted where the client disconnects before the answer (nginx's number)
 
@@ -67,11 +68,24 @@ class SecurityMiddleware:
         self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request: by the application, or with an error."""
+        """Answer a request: by the application, or with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
+        body: bytes | None = None
+
+        async def receive_checked() -> Message:
+            """Give the whole body, which is read and checked where a route first wants it."""
+            nonlocal body
+            if body is None:
+                try:
+                    body = await read_body(Request(scope, receive))
+                except ClientDisconnect:
+                    raise HTTPException(CLIENT_CLOSED) from None
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
         # Browsers ask for the page's files each time, so that none keeps an old one; they store no answer.
         cache_control = b"no-cache" if is_page(scope["path"]) else b"no-store"
 
@@ -86,13 +100,12 @@ class SecurityMiddleware:
             await send(message)
 
         try:
-            body = await self.check(Request(scope, receive))
-            await self.app(scope, receive if body is None else replay(body, receive), send_secured)
+            self.check(Request(scope))
+            has_body = scope["method"] not in ("GET", "HEAD", "OPTIONS")
+            await self.app(scope, receive_checked if has_body else receive, send_secured)
         except HTTPException as error:
             response = error_response(error.status_code, error.detail, error.headers)
             await response(scope, receive, send_secured)
-        except ClientDisconnect:
-            status = CLIENT_CLOSED
         except Exception:
             logger.exception("a request failed: %s %s", scope["method"], route_pattern(scope))
             if not status:
@@ -102,14 +115,20 @@ class SecurityMiddleware:
             seconds = time.perf_counter() - start
             self.metrics.count_request(route_pattern(scope), status or CLIENT_CLOSED, seconds)
 
-    async def check(self, request: Request) -> bytes | None:
-        """Returns the body of an acceptable request, None if its method has none.
+    def check(self, request: Request) -> None:
+        """Raise HTTPException if a request must not reach the application.
 
-        Raises:
-            HTTPException: the request must not reach the application.
-            ClientDisconnect: the client disconnected meanwhile.
+        An address with scheme and host becomes the path alone, as HTTP wants.
         """
-        headers, path = request.headers, request.scope["path"]
+        headers, scope = request.headers, request.scope
+        if absolute := re.fullmatch(r"(?i)https?://([^/]*)(.*)", scope["path"], re.DOTALL):
+            if absolute[1].lower() != headers.get("host", "").lower():
+                raise HTTPException(
+                    400, "the address and the Host header name two hosts: send the path alone"
+                )
+            scope["path"] = absolute[2] or "/"
+            scope["raw_path"] = re.sub(rb"(?i)^https?://[^/]*", b"", scope["raw_path"]) or b"/"
+        path = scope["path"]
         # Without this, a web page could point its own host name here and read the answers as its own.
         host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self.allowed_hosts and host not in self.allowed_hosts:
@@ -123,20 +142,18 @@ class SecurityMiddleware:
             if not hmac.compare_digest(key.encode(), self.api_key.encode()):
                 message = "wrong or no API key: send it as Authorization: Bearer KEY or X-API-Key: KEY"
                 raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
-        if request.method not in ("POST", "PUT", "PATCH"):
-            return None
-        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "send JSON, with Content-Type: application/json")
-        return await read_body(request)
 
 
 async def read_body(request: Request) -> bytes:
-    """Returns the body of a request.
+    """Return the body of a request.
 
     Raises:
-        HTTPException: the body is too large or too slow; the connection is closed after the answer.
+        HTTPException: the body is no JSON, names a field twice, is too large or too slow. In the latter two
+            cases, the connection is closed after the answer.
         ClientDisconnect: the client disconnected meanwhile.
     """
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send JSON, with Content-Type: application/json")
     close = {"Connection": "close"}
     too_large = HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close)
     length = request.headers.get("content-length", "0")
@@ -156,34 +173,33 @@ async def read_body(request: Request) -> bytes:
         raise HTTPException(408, message, close) from None
     if size > MAX_BODY:
         raise too_large
+    with suppress(ValueError, RecursionError):  # FastAPI parses the body again and refuses what is no JSON
+        json.loads(body, object_pairs_hook=distinct_fields)
     return bytes(body)
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a `receive` that first gives the whole body, then what `receive` gives."""
-    parts = [body]
-
-    async def receive_replayed() -> Message:
-        if parts:
-            return {"type": "http.request", "body": parts.pop(), "more_body": False}
-        return await receive()
-
-    return receive_replayed
+def distinct_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object, or raise HTTPException if it names a field twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise HTTPException(422, f"the body has the field {name[:80]!r} twice: send it once")
+    return fields
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns an error as every route gives it: {"error": message}."""
+    """Return an error as every route gives it: {"error": message}."""
     body = json.dumps({"error": message.encode(errors="replace").decode()})
     return Response(body, status, headers, "application/json")
 
 
 def is_page(path: str) -> bool:
-    """Returns whether a path is the page or one of its files."""
+    """Return whether a path is the page or one of its files."""
     return path == "/" or path.startswith("/static/")
 
 
 def route_pattern(scope: Scope) -> str:
-    """Returns the pattern that a path matches: there are few of them, while a path may be anything."""
+    """Return the pattern that a path matches: there are few of them, while a path may be anything."""
     if (route := scope.get("route")) is not None:
         return str(getattr(route, "path_format", route.path))
     return "/static" if scope["path"].startswith("/static/") else "other"

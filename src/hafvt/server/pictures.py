@@ -42,7 +42,7 @@ class PictureCache:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
     async def get(self, item: int, side: int) -> Picture | None:
-        """Returns the picture of an item; None where it has none that can be opened.
+        """Return the picture of an item; None where it has none that can be opened.
 
         Args:
             item: the index of the item.
@@ -82,5 +82,5 @@ class PictureCache:
 
 
 def _size(picture: Picture | None) -> int:
-    """Returns the bytes of memory that a cache entry takes, the entry itself included."""
+    """Return the bytes of memory that a cache entry takes, the entry itself included."""
     return 500 + (len(picture.jpeg) if picture else 0)

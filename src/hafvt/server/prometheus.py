@@ -50,5 +50,5 @@ class ServerMetrics:
         self.seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """Returns all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)

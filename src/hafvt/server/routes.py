@@ -34,14 +34,8 @@ router = APIRouter()
 
 
 async def current_model(request: Request) -> LoadedModel:
-    """Returns the model that answers.
-
-    Raises:
-        HTTPException: 503, no model is loaded yet.
-    """
-    model: LoadedModel | None = request.app.state.models.current
-    if model is None:
-        raise HTTPException(503, "the model is being loaded: try again soon", {"Retry-After": "1"})
+    """Return the model that answers."""
+    model: LoadedModel = request.app.state.models.current
     return model
 
 
@@ -49,11 +43,7 @@ CurrentModel = Annotated[LoadedModel, Depends(current_model)]
 
 
 def item_index(model: LoadedModel, item_id: str) -> int:
-    """Returns the index of an item.
-
-    Raises:
-        HTTPException: 404, there is no such item.
-    """
+    """Return the index of an item, or raise HTTPException 404 where there is no such item."""
     index = model.recommender.catalog.index_of(item_id)
     if index is None:
         raise HTTPException(404, f"no item {item_id[:80]!r} in the catalog: /items lists all items")
@@ -68,7 +58,7 @@ async def health() -> schemas.HealthResponse:
 
 @router.get("/ready")
 async def ready(model: CurrentModel) -> schemas.ReadyResponse:
-    """Answers 200 once a model is loaded, 503 before."""
+    """Answers once a model is loaded: the server listens from then on."""
     recommender = model.recommender
     return schemas.ReadyResponse(
         model=recommender.scorer.name,
@@ -80,7 +70,7 @@ async def ready(model: CurrentModel) -> schemas.ReadyResponse:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
-    """Returns metrics for Prometheus."""
+    """Return metrics for Prometheus."""
     return Response(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
@@ -128,7 +118,7 @@ async def search_items(
 
 @router.get("/items/{item_id:path}")
 async def get_item(item_id: str, model: CurrentModel) -> schemas.ItemResponse:
-    """Returns an item."""
+    """Return an item."""
     return schemas.ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
 
 
@@ -138,7 +128,7 @@ async def get_item(item_id: str, model: CurrentModel) -> schemas.ItemResponse:
 async def get_picture(
     request: Request, item_id: str, model: CurrentModel, side: Side = PICTURE_SIDES[0]
 ) -> Response:
-    """Returns the picture of an item as a JPEG."""
+    """Return the picture of an item as a JPEG."""
     if side not in PICTURE_SIDES:
         raise HafvtError(f"side is {side}: give 160 or 320")
     picture = await model.pictures.get(item_index(model, item_id), side)
@@ -162,7 +152,7 @@ async def list_users(model: CurrentModel, limit: Limit = 20, offset: Offset = 0)
 
 @router.get("/users/{user_id:path}")
 async def get_user(user_id: str, model: CurrentModel) -> schemas.UserResponse:
-    """Returns the history of a user of the dataset."""
+    """Return the history of a user of the dataset."""
     user = model.users.index_of(user_id) if model.users is not None else None
     if user is None:
         raise HTTPException(404, "no such user: /users lists all users")
@@ -170,7 +160,7 @@ async def get_user(user_id: str, model: CurrentModel) -> schemas.UserResponse:
 
 
 def user_response(model: LoadedModel, user: int, limit: int) -> schemas.UserResponse:
-    """Returns a user with the last items of the history, at most `limit`."""
+    """Return a user with the last items of the history, at most `limit`."""
     assert model.users is not None
     history = [schemas.ItemResponse.from_item(item) for item in model.users.last_items(user, limit)]
     return schemas.UserResponse(user_id=model.users.user_ids[user], history=history)
@@ -178,5 +168,5 @@ def user_response(model: LoadedModel, user: int, limit: int) -> schemas.UserResp
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
-    """Returns the page for people."""
+    """Return the page for people."""
     return FileResponse(STATIC / "index.html")

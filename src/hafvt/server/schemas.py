@@ -60,7 +60,7 @@ class ItemResponse(BaseModel):
 
     @classmethod
     def from_item(cls, item: Item, **fields: object) -> Self:
-        """Returns an item of the catalog, with further fields of a subclass."""
+        """Return an item of the catalog, with further fields of a subclass."""
         picture = f"/pictures/{quote(item.item_id, safe='')}" if item.image else None
         return cls.model_validate({**vars(item), "picture": picture, **fields})
 
@@ -95,7 +95,7 @@ class ExplainResponse(BaseModel):
 
     @classmethod
     def from_explanation(cls, explanation: Explanation) -> Self:
-        """Returns the answer that states an explanation."""
+        """Return the answer that states an explanation."""
         shares: dict[str, dict[str, float]] = {}
         attention: dict[str, dict[str, list[float]]] = {}
         for (sequence, modality), share in explanation.shares.items():

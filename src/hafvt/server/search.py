@@ -16,7 +16,7 @@ MAX_QUERY_WORDS = 16  # further words of a query are ignored
 
 
 def normalized_words(text: str) -> list[str]:
-    """Returns the words of a text without case and accents: "Amélie (2001)" gives amelie and 2001."""
+    """Return the words of a text without case and accents: "Amélie (2001)" gives amelie and 2001."""
     decomposed = unicodedata.normalize("NFKD", text)
     return WORD.findall("".join(c for c in decomposed if not unicodedata.combining(c)).casefold())
 
@@ -43,7 +43,7 @@ class ItemSearch:
         self._by_popularity = np.argsort(-catalog.train_counts, kind="stable")
 
     def search(self, query: str, domain: str | None = None) -> Int64:
-        """Returns the indices of all items that match a query, the most popular first.
+        """Return the indices of all items that match a query, the most popular first.
 
         Args:
             query: words in any order, each of which must begin a word of title or id; without a word, all

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import ARRAYS, Dataset
 from hafvt.inference.catalog import Item, ItemCatalog
+
+
+class HistoriesChangedError(Exception):
+    """The dataset's files have changed since the model was loaded."""
 
 
 class UserHistories:
     """Reads the histories of a dataset's users as items of the catalog.
+
+    Histories are read from the open file: with a memory map, the process would die if the file is cut short.
 
     Args:
         dataset: its users and their histories.
@@ -17,22 +25,35 @@ class UserHistories:
     """
 
     def __init__(self, dataset: Dataset, catalog: ItemCatalog) -> None:
-        self.catalog = catalog
-        self.user_ids, self._offsets, self._items = dataset.user_ids, dataset.offsets, dataset.items
-        self._item_ids = dataset.item_table["item_id"]
+        self.catalog, self.user_ids = catalog, dataset.user_ids
+        self._item_ids, self._offsets = dataset.item_table["item_id"], np.array(dataset.offsets)
+        self._file = (dataset.folder / "items.npy").open("rb")
+        np.lib.format.read_magic(self._file)
+        np.lib.format.read_array_header_1_0(self._file)
+        self._first_byte = self._file.tell()
 
     def __len__(self) -> int:
         """The number of users."""
         return len(self.user_ids)
 
     def index_of(self, user_id: str) -> int | None:
-        """Returns the index of a user, None where there is no such user."""
+        """Return the index of a user, None where there is no such user."""
         matches = (self.user_ids == user_id).arg_true()
         return int(matches[0]) if len(matches) else None
 
     def last_items(self, user: int, limit: int) -> list[Item]:
-        """Returns the last items, at most `limit`, of the history of the user with an index, oldest first."""
-        start, stop = self._offsets[user], self._offsets[user + 1]
-        items = np.asarray(self._items[max(start, stop - limit) : stop], dtype=np.int64)
+        """Return the last items, at most `limit`, of the history of the user with an index, oldest first.
+
+        Raises:
+            HistoriesChangedError: the file of histories was cut short or overwritten.
+        """
+        stop = int(self._offsets[user + 1])
+        start = max(int(self._offsets[user]), stop - limit)
+        dtype = np.dtype(ARRAYS["items"])
+        first_byte, num_bytes = self._first_byte + start * dtype.itemsize, (stop - start) * dtype.itemsize
+        data = os.pread(self._file.fileno(), num_bytes, first_byte)
+        items = np.frombuffer(data, dtype) if len(data) == num_bytes else np.array([-1])
+        if len(items) and not 0 <= items.min() <= items.max() < len(self._item_ids):
+            raise HistoriesChangedError
         known, _ = self.catalog.indices(self._item_ids.gather(items))
         return [self.catalog.item(item) for item in known.tolist()]

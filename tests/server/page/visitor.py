@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
-from tests.served import run_in_thread, wait_until
+from tests.served import run_in_thread
 
 ODD_ID = "../a/b?c#d&e=%2e <b>+ü"
 MARKUP = "<img src=/x onerror=window.hacked=1><script>window.hacked=1</script> & \u202etxet"
@@ -25,11 +25,7 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 @contextmanager
 def serving(source: ModelSource, **settings: Any) -> Iterator[str]:
     """Serves a model in a thread; yields the address of the server."""
-    app = create_app(source, **settings)
-    models = app.state.models
-    with run_in_thread(app) as port:
-        wait_until(lambda: models.current or models.startup_error)
-        assert models.startup_error is None
+    with run_in_thread(create_app(source, **settings)) as port:
         yield f"http://127.0.0.1:{port}"
 
 

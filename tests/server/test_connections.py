@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from hafvt.server import slow_clients
+from hafvt.server import connections
 from tests.served import run_in_thread
 
 REQUEST = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -21,7 +21,8 @@ async def echo(scope, receive, send):
 @pytest.fixture
 def exchange(monkeypatch):
     """Returns a function that sends parts of requests and returns all bytes until the server closes."""
-    monkeypatch.setattr(slow_clients, "ARRIVAL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "ARRIVAL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "KEEP_ALIVE_S", 1)
     with run_in_thread(echo) as port:
 
         def exchange(*parts):
@@ -41,7 +42,7 @@ def exchange(monkeypatch):
 
 
 def test_connection_several_requests_are_answered(exchange):
-    received = exchange(REQUEST, REQUEST, b"GET /b HTTP/1.1\r\nConnection: close\r\n\r\n")
+    received = exchange(REQUEST, REQUEST, b"GET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert received.count(b"200 OK") == 3
 
 
@@ -54,11 +55,11 @@ def test_connection_unfinished_request_is_closed(exchange, beginning):
 
 
 def test_connection_unfinished_body_is_closed(exchange):
-    assert exchange(b"POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\n").count(b"HTTP/1.1") == 1
+    assert exchange(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").count(b"200 OK") == 1
 
 
 def test_connection_endless_headers_are_refused(exchange):
-    received = exchange(b"GET /a HTTP/1.1\r\nX: " + b"x" * (slow_clients.MAX_HEADERS + 1))
+    received = exchange(b"GET /a HTTP/1.1\r\nX: " + b"x" * (connections.MAX_HEADERS + 1))
     assert received.startswith(b"HTTP/1.1 400")
 
 

@@ -54,11 +54,25 @@ def test_explanation_text_sorts_history_by_attention_times_share():
         "total                    100.0  100.0",
         "",
         "      attention in %           all domains    d0",
-        "read  item            title             id    id",
+        "read  item            title",
         "2.    i1              film  1         70.0  20.0",
         "1.    i0              film  0         10.0  80.0",
         "3.    i2              film  2         20.0   0.0",
     ]
+
+
+def test_explanation_text_has_one_column_for_modalities_of_equal_attention():
+    item = Item("i0", "d0", "film", None, 1)
+    branches = [("d0", name) for name in ("id", "image", "title")]
+    weights = [(1.0,), (1.0,), (0.5,)]
+    shares, attention = dict.fromkeys(branches, 1 / 3), dict(zip(branches, weights, strict=True))
+    lines = str(Explanation(item, 0.0, 1.0, (item,), shares, attention)).splitlines()
+    assert [line.split() for line in lines[-2:]] == [
+        ["read", "item", "title", "id,", "image", "title"],
+        ["1.", "i0", "film", "100.0", "50.0"],
+    ]
+    lines = str(Explanation(item, 0.0, 1.0, (item,), shares, dict.fromkeys(branches, (1.0,)))).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["read", "item", "title"], ["1.", "i0", "film", "100.0"]]
 
 
 def test_explain_user_of_dataset_reads_whole_history(served_run, served_data):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hafvt import train
 from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError
 from hafvt.inference.recommender import Recommender, top_k_columns
 from hafvt.training.run import open_run
+from tests.conftest import write_small
 from tests.served import ODD_ID
 
 HISTORY = ["i3", "i41", "i8"]
@@ -42,6 +45,50 @@ def test_recommend_unknown_ids_skips_and_lists_them(recommender):
     assert empty.ranked_by == "popularity"
     train_counts = recommender.catalog.train_counts[:30]
     assert [one.item.train_count for one in empty.items] == sorted(train_counts, reverse=True)[:10]
+
+
+def test_recommend_numbers_are_ids_by_their_digits(tmp_path):
+    data = write_small(tmp_path / "data", with_features=False)
+    table = data.item_table.with_columns(pl.col("item_id").str.strip_prefix("i"))
+    table.write_parquet(data.folder / "items.parquet")
+    run = train("popularity", data, tmp_path / "run", test=False).folder
+    recommender = Recommender.open(run)
+    as_text, as_int, as_numpy = (
+        recommender.recommend([history], "d0", exclude=[exclude])[0]
+        for history, exclude in (
+            (["5", "7"], ["19"]),
+            ([5, 7], [19]),
+            (np.array([5, 7]), pl.Series([19], dtype=pl.UInt8)),
+        )
+    )
+    assert as_text == as_int == as_numpy
+    assert as_text.ranked_by == "model"
+    assert not {"5", "7", "19"} & {one.item.item_id for one in as_text.items}
+
+
+def test_recommend_text_in_place_of_a_list_raises(recommender):
+    for histories, exclude, problem in (
+        (["aa01"], None, r"histories\[0\] is 'aa01', not a list of ids"),
+        ("aa01", None, r"histories\[0\] is 'a', not a list of ids"),
+        ([5, 7], None, r"histories\[0\] is '5', not a list of ids"),
+        ([["i3"]], ["i4"], r"exclude\[0\] is 'i4', not a list of ids"),
+        ([["i3"], ["i3"]], "i4", r"exclude\[0\] is 'i', not a list of ids"),
+        ([[["i3"]]], None, "cannot be of type list"),
+        ([[3.0]], None, "cannot be of type float: give text or whole numbers"),
+    ):
+        with pytest.raises(HafvtError, match=problem):
+            recommender.recommend(histories, "d0", exclude=exclude)
+    with pytest.raises(HafvtError, match="history is 'i3', not a list of ids"):
+        recommender.explain("i3", "i4")
+
+
+def test_recommend_unknown_excluded_ids_are_reported(recommender):
+    (result,) = recommender.recommend([["i3", "x"]], "d0", k=1, exclude=[["i4", "z", 9]])
+    assert (result.unknown_ids, result.unknown_excluded_ids) == (("x",), ("z", "9"))
+    assert str(result).splitlines()[-2:] == [
+        "skipped 1 unknown ids: 'x'",
+        "2 ids to exclude are unknown: 'z', '9'",
+    ]
 
 
 def test_recommend_excludes_seen_items_and_given_ids(recommender):

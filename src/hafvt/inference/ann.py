@@ -15,24 +15,15 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.candidates import (
-    FORMAT,
-    FaissCandidateGenerator,
-    file_name,
-    import_faiss,
-    indexable_models,
-    model_state,
-)
+from hafvt.inference.candidates import FORMAT, FaissCandidateGenerator, file_name, import_faiss, model_state
 from hafvt.inference.histories import user_history
-from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.progress import peak_memory_gib, progress
 from hafvt.training.run import open_run
 
-MIN_ITEMS_TO_BUILD = (
-    5_000  # items of a domain; in smaller ones, candidates would be a large part of all items
-)
+# Items of a domain; in smaller ones, candidates would be a large part of all items.
+MIN_ITEMS_TO_BUILD = 5_000
 K = 10  # the measured recall is recall@K
 PROMISED_RECALL = 0.99
 TARGET_RECALL = 0.995  # no further cells are probed above it; higher than promised, as it is an estimate
@@ -44,7 +35,7 @@ class IndexSummary:
     """What `index` built and measured.
 
     Attributes:
-        recall: by domain, the fraction of the exact ten best items that is found.
+        recall: by domain, the fraction of the exact ten best items that the index finds.
         cells: by domain, the number of cells into which its vectors are grouped.
         probes: by domain and modality, the number of cells that a search reads.
         num_histories: number of histories that the recall is measured on.
@@ -101,8 +92,8 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
         raise HafvtError(f"--histories is {histories}: give 1 or more")
     faiss = import_faiss()
     opened, catalog = with_added_items(open_run(run, data))
-    models = indexable_models(opened)
-    if not models:
+    models, modalities = opened.models, opened.model.modalities
+    if not opened.model.can_index:
         raise HafvtError(f"{run}: {opened.name} has no index: it scores all items; only hafvt has one")
     domains = [i for i, domain in enumerate(catalog.domains) if len(domain) >= MIN_ITEMS_TO_BUILD]
     if not domains:
@@ -110,13 +101,11 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
             f"no domain of {opened.folder} has {MIN_ITEMS_TO_BUILD:,} items: scoring all items is as fast"
         )
     start_time, indexes = time.monotonic(), dict[int, list[Any]]()
-    with progress("index", len(domains) * len(models[0].modalities), "tables") as advance:
+    with progress("index", len(domains) * len(modalities), "tables") as advance, torch.inference_mode():
         for domain in domains:
-            rows, indexes[domain] = slice(catalog.domains[domain].start, catalog.domains[domain].stop), []
-            with torch.inference_mode():
-                tables = models[domain].items.candidate_tables()
-            for table, _ in tables:
-                indexes[domain].append(build_index(table[rows].numpy()))
+            indexes[domain] = []
+            for table, _ in models[domain].branch_tables(domain):
+                indexes[domain].append(build_index(table.numpy()))
                 advance()
     seconds = time.monotonic() - start_time
 
@@ -127,14 +116,15 @@ def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset |
     recalls, cells, probes = {}, {}, {}
     for domain in domains:
         name = catalog.domains[domain].name
-        expected = recommend_with_progress(exact, sample, name, "exact results")
+        expected = best_ids(exact, sample, name, "exact results")
 
-        def measure(name: str = name, expected: list[Recommendations] = expected) -> float:
-            return mean_recall(expected, recommend_with_progress(approximate, sample, name, "index results"))
+        def recall(name: str = name, expected: list[set[str]] = expected) -> float:
+            actual = best_ids(approximate, sample, name, "index results")
+            pairs = zip(expected, actual, strict=True)
+            return float(np.mean([len(e & a) / max(len(e), 1) for e, a in pairs]))
 
-        recalls[name] = choose_probes(indexes[domain], measure)
+        recalls[name] = choose_probes(indexes[domain], recall)
         cells[name] = indexes[domain][0].nlist
-        modalities = models[domain].modalities
         probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
 
     folder = opened.folder / "index"
@@ -166,31 +156,29 @@ def build_index(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
     return index
 
 
-def choose_probes(indexes: list[Any], measure: Callable[[], float]) -> float:
+def choose_probes(indexes: list[Any], measure_recall: Callable[[], float]) -> float:
     """Set how many cells each index probes: as few as `TARGET_RECALL` permits, as probing takes the time.
 
     It doubles the number for all indexes until the recall suffices, then halves it for one index at a time.
 
     Args:
         indexes: the indexes of the modalities of one domain; the function sets their `nprobe`.
-        measure: returns the recall with the present numbers.
+        measure_recall: returns the recall with the present numbers.
 
     Returns:
         The recall with the chosen numbers. It may be below the target if all cells are probed.
     """
     cells = indexes[0].nlist
-    count = min(MIN_PROBES, cells)
-    while True:
+    count, recall = 0, 0.0
+    while recall < TARGET_RECALL and count < cells:
+        count = min(max(2 * count, MIN_PROBES), cells)
         for index in indexes:
             index.nprobe = count
-        recall = measure()
-        if recall >= TARGET_RECALL or count == cells:
-            break
-        count = min(2 * count, cells)
+        recall = measure_recall()
     for index in indexes:
         while index.nprobe > MIN_PROBES and recall >= TARGET_RECALL:
             previous, index.nprobe = index.nprobe, index.nprobe // 2
-            lower_recall = measure()
+            lower_recall = measure_recall()
             if lower_recall < TARGET_RECALL:
                 index.nprobe = previous
                 break
@@ -204,22 +192,11 @@ def sample_histories(data: Dataset, count: int) -> list[list[str]]:
     return [user_history(data, user) for user in users.tolist()]
 
 
-def recommend_with_progress(
-    recommender: Recommender, histories: list[list[str]], domain: str, title: str
-) -> list[Recommendations]:
-    """Return recommendations and shows progress: exact ones for a million items take a while."""
+def best_ids(recommender: Recommender, histories: list[list[str]], domain: str, title: str) -> list[set[str]]:
+    """Return the ids of the `K` best items for each history, with progress: a million items take a while."""
     results = []
     with progress(f"{title}, {domain}", len(histories), "histories") as advance:
         for start in range(0, len(histories), 32):
             results += recommender.recommend(histories[start : start + 32], domain, K)
             advance(len(histories[start : start + 32]))
-    return results
-
-
-def mean_recall(exact: list[Recommendations], approximate: list[Recommendations]) -> float:
-    """Return the mean fraction of the exact recommendations that are among the approximate ones."""
-    recalls = []
-    for expected, actual in zip(exact, approximate, strict=True):
-        expected_ids, actual_ids = ({one.item.item_id for one in r.items} for r in (expected, actual))
-        recalls.append(len(expected_ids & actual_ids) / max(len(expected_ids), 1))
-    return float(np.mean(recalls))
+    return [{scored.item.item_id for scored in result.items} for result in results]

@@ -15,7 +15,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import read_json, sha256
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
-from hafvt.models.hafvt import BranchQuery, HafVt
+from hafvt.models.base import BranchQuery, Model
 from hafvt.ops.catalog_softmax import log_subtract_exp
 from hafvt.ops.tiles import MAX_SAFE_LOGIT
 from hafvt.training.run import Run, fingerprint
@@ -26,44 +26,57 @@ TILE = 8192  # items whose logits are in memory at a time, so that they fit the 
 
 
 class FaissCandidateGenerator:
-    """See `CandidateGenerator`: candidates are the best items of each branch, found by approximate search.
+    """Selects promising items of a large domain by approximate search, and scores them as `Model.scores` does.
 
-    An item's score (10) is a sum over branches, so an item with one of the best sums is also near the top of
-    at least one branch. The scores equal those of `HafVt.scores`, with softmaxes over the whole catalog.
+    An item's score is a sum over branches, so an item with one of the best sums is also near the top of at
+    least one branch. The softmaxes run over the whole catalog.
 
     Args:
         models: one for each domain.
         indexes: by domain, a faiss index of the items' vectors for each modality.
+
+    Attributes:
+        domains: indices of the domains that have an index.
     """
 
-    def __init__(self, models: Sequence[HafVt], indexes: dict[int, list[Any]]) -> None:
+    def __init__(self, models: Sequence[Model], indexes: dict[int, list[Any]]) -> None:
         self.models, self.indexes, self.domains = models, indexes, frozenset(indexes)
 
     @torch.inference_mode()
     def generate(
         self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
     ) -> tuple[Int64, Float32]:
-        """See `CandidateGenerator.generate`."""
-        model = self.models[domain]
-        tables, start = model.items.candidate_tables(), model.domains[domain].start
+        """Return candidates for the next item of each history, and their scores.
+
+        Args:
+            items: see `Scorer.scores`.
+            lengths: see `Scorer.scores`.
+            domain: index of the domain.
+            num_per_branch: how many items each branch of the model proposes.
+
+        Returns:
+            (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
+            their scores, (B, C), -inf where the column is -1.
+        """
+        model, batch = self.models[domain], Batch(torch.from_numpy(items), torch.from_numpy(lengths))
+        tables = model.branch_tables(domain)
         queries: list[list[BranchQuery]] = [[] for _ in tables]  # by modality and sequence
-        batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
         for query in model.branch_queries(batch, domain):
             queries[query.modality].append(query)
         columns = self.search(queries, domain, num_per_branch)
-        candidates = torch.from_numpy(columns.clip(min=0) + start)  # (B, C)
-        total = torch.zeros(candidates.shape)
-        for (table, trained_table), of_modality in zip(tables, queries, strict=True):
+        rows = torch.from_numpy(columns.clip(min=0))  # (B, C)
+        total = torch.zeros(rows.shape)
+        for (table, softmax_table), of_modality in zip(tables, queries, strict=True):
             h = torch.stack([query.h for query in of_modality], dim=1)  # (B, S, d)
-            # (2), one history at a time, as the candidates' vectors of all histories take much memory.
-            logits = torch.stack(
-                [x @ table[row].T for x, row in zip(h, candidates, strict=True)]
-            )  # (B, S, C)
-            partitions = log_partitions(model, trained_table, of_modality, domain)
-            for sequence, (query, lse) in enumerate(zip(of_modality, partitions, strict=True)):
-                offset = log_subtract_exp(lse, query.log_excluded_mass) - query.log_weight
-                branch = logits[:, sequence] - offset.masked_fill(query.is_empty, torch.inf)[:, None]
-                total += branch.exp_()
+            # One history at a time, as the candidates' vectors of all histories take much memory.
+            logits = torch.stack([x @ table[row].T for x, row in zip(h, rows, strict=True)])  # (B, S, C)
+            # All sequences together: reading the table takes most of the time of a small batch.
+            log_partitions = log_partition(h.flatten(0, 1), softmax_table).view(h.shape[:2])  # (B, S)
+            for sequence, query in enumerate(of_modality):
+                offset = log_subtract_exp(log_partitions[:, sequence], query.log_excluded_mass)
+                offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
+                total += (logits[:, sequence] - offset[:, None]).exp_()
+        candidates = rows + model.domains[domain].start
         scores = model.finish_scores(total, batch, domain, candidates).numpy()
         return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
 
@@ -91,31 +104,13 @@ class FaissCandidateGenerator:
         return np.sort(columns, axis=1)[:, -width:]
 
 
-def log_partitions(model: HafVt, table: Tensor, queries: list[BranchQuery], domain: int) -> list[Tensor]:
-    """Return the logarithms of the denominators of the softmaxes (4-6), (B,) for each query.
-
-    All queries are multiplied with the table together: reading it takes most of the time of a small batch.
-
-    Args:
-        model: the model.
-        table: (V', d) vectors of all trained items in one modality, over which the softmaxes sum.
-        queries: one for each sequence, of the same modality.
-        domain: index of the ranked domain.
-    """
-    # No logit is larger than 1 / temperature, as no vector is longer than 1.
-    can_overflow = 1 / model.config.temperature >= MAX_SAFE_LOGIT
-    h = torch.cat([query.h for query in queries])
-    rows = table[model.items.trained_ranges[domain]]
-    return list(log_partition(h, rows, can_overflow).view(len(queries), -1))
-
-
-def log_partition(h: Tensor, table: Tensor, can_overflow: bool) -> Tensor:
-    """Return `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,).
+def log_partition(h: Tensor, table: Tensor) -> Tensor:
+    """Return `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,), for vectors of at most unit length.
 
     Faster than `ops.catalog_softmax.log_partition` for few queries.
     """
     logits = (h @ table[start : start + TILE].T for start in range(0, len(table), TILE))
-    if can_overflow:
+    if h.norm(dim=1).amax() >= MAX_SAFE_LOGIT:
         return torch.stack([z.logsumexp(1) for z in logits]).logsumexp(0)
     return torch.stack([z.exp_().sum(1) for z in logits]).sum(0).log()
 
@@ -130,11 +125,8 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         HafvtError: the index is out of date or damaged, or faiss is missing.
     """
     folder = run.folder / "index"
-    models = indexable_models(run)
-    if not folder.exists() or not models:
-        return None
     domains = [i for i, domain in enumerate(run.model.domains) if len(domain) >= MIN_ITEMS_TO_USE]
-    if not domains:
+    if not folder.exists() or not run.model.can_index or not domains:
         return None
     remedy = f"build it again with hafvt index {run.folder}, or remove {folder}"
     about = read_json(folder / "about.json")
@@ -144,18 +136,12 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
     indexes = {}
     for domain in domains:
-        paths = [folder / file_name(domain, m) for m in range(len(models[domain].modalities))]
+        paths = [folder / file_name(domain, m) for m in range(len(run.model.modalities))]
         for path in paths:
             if not path.exists() or sha256(path) != about["files"].get(path.name):
                 raise HafvtError(f"{path} is missing or damaged: {remedy}")
         indexes[domain] = [import_faiss().read_index(str(path)) for path in paths]
-    return FaissCandidateGenerator(models, indexes)
-
-
-def indexable_models(run: Run) -> list[HafVt]:
-    """Return the models of a run, one for each domain; an empty list if they have no branches to index."""
-    models = [model for model in run.models if isinstance(model, HafVt)]
-    return models if len(models) == len(run.models) else []
+    return FaissCandidateGenerator(run.models, indexes)
 
 
 def file_name(domain: int, modality: int) -> str:
@@ -171,11 +157,7 @@ def model_state(run: Run) -> dict[str, Any]:
 
 
 def import_faiss() -> Any:
-    """Return the module faiss.
-
-    Raises:
-        HafvtError: it is not installed.
-    """
+    """Return the module faiss; raise HafvtError if it is not installed."""
     try:
         import faiss
     except ModuleNotFoundError:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +38,7 @@ TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares a
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
 # Tables that describe similar items and id weights of the trained catalog; they are never inputs.
 FIXED_TABLES = tuple(f"model.items.{name}" for name in ("neighbor_", "id_weight", "shared_weight"))
+WEIGHT_FILE = "weights.bin"
 MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
 PAGE_BYTES = 4096  # weights start at multiples of it, so that onnxruntime can map them
 PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -128,8 +128,8 @@ def export(
         atomic_folder(out, overwrite=overwrite) as folder,
         progress(f"export {opened.name}", num_steps, "graphs") as advance,
     ):
-        with (folder / WeightFile.NAME).open("wb") as file:
-            weights = WeightFile(file)
+        with (folder / WEIGHT_FILE).open("wb") as file:
+            offsets: dict[bytes, int] = {}
             for domain, model in enumerate(opened.models):
                 for name, graph_type in graph_types.items():
                     program = trace(graph_type(model, domain))
@@ -137,7 +137,7 @@ def export(
                         # Domains with models of their own have tables of their own.
                         suffix = f".{domain}" if model is not opened.model else ""
                         tables |= item_tables_to_inputs(program.graph, len(catalog), suffix)
-                    weights.move_from(program.graph)
+                    move_weights(program.graph, file, offsets)
                     onnx_ir.save(program, folder / f"{name}{domain}.onnx")
                     opset = program.opset_imports[""]
                     advance(1)
@@ -175,11 +175,7 @@ def export(
 
 
 def trace(module: ScoreGraph) -> Any:
-    """Return a module as an `onnx_ir.Model`, for batches and histories of any size.
-
-    Raises:
-        HafvtError: torch cannot trace the module.
-    """
+    """Return a module as an `onnx_ir.Model` for batches and histories of any size; HafvtError if impossible."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     max_length = module.model.max_length
@@ -193,8 +189,10 @@ def trace(module: ScoreGraph) -> Any:
     if isinstance(module, ExplainGraph):
         inputs["candidates"] = torch.full((3, 2), module.model.domains[module.domain].start)
         shapes["candidates"] = {0: batch, 1: Dim("candidates", min=1)}
+    # It warns that torchvision is missing, which is not needed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 module, kwargs=inputs, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
             )
@@ -204,19 +202,6 @@ def trace(module: ScoreGraph) -> Any:
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
     return program.model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress torch's warnings about its own code while it traces."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[str, np.ndarray]:
@@ -241,36 +226,29 @@ def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[
     return tables
 
 
-class WeightFile:
-    """The file of weights that all graphs share; equal weights are stored once."""
+def move_weights(graph: Any, file: IO[bytes], offsets: dict[bytes, int]) -> None:
+    """Move the large weights of a graph to a file that all graphs share; equal weights are stored once.
 
-    NAME = "weights.bin"
+    Args:
+        graph: the graph, which is changed.
+        file: the file, in the folder of the graphs.
+        offsets: where the file has each weight, by its SHA-256; the function adds the new ones.
+    """
+    import onnx_ir
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.offsets: dict[bytes, int] = {}  # by SHA-256 of the weight
-
-    def move_from(self, graph: Any) -> None:
-        """Move the large weights of a graph to the file."""
-        import onnx_ir
-
-        folder = Path(self.file.name).parent
-        for key, value in graph.initializers.items():
-            array = np.ascontiguousarray(value.const_value.numpy())
-            if array.nbytes > MAX_INLINE_BYTES:
-                kind, shape, offset = value.const_value.dtype, value.const_value.shape, self.add(array)
-                value.const_value = onnx_ir.ExternalTensor(
-                    self.NAME, offset, array.nbytes, kind, shape=shape, name=key, base_dir=folder
-                )
-
-    def add(self, array: np.ndarray) -> int:
-        """Return the offset in the file of an array, and write the array unless the file has it."""
-        key = hashlib.sha256(array.data).digest()
-        if key not in self.offsets:
-            self.file.write(bytes(-self.file.tell() % PAGE_BYTES))
-            self.offsets[key] = self.file.tell()
-            self.file.write(array.data)
-        return self.offsets[key]
+    for key, value in graph.initializers.items():
+        array = np.ascontiguousarray(value.const_value.numpy())
+        if array.nbytes <= MAX_INLINE_BYTES:
+            continue
+        digest = hashlib.sha256(array.data).digest()
+        if digest not in offsets:
+            file.write(bytes(-file.tell() % PAGE_BYTES))
+            offsets[digest] = file.tell()
+            file.write(array.data)
+        kind, shape, folder = value.const_value.dtype, value.const_value.shape, Path(file.name).parent
+        value.const_value = onnx_ir.ExternalTensor(
+            WEIGHT_FILE, offsets[digest], array.nbytes, kind, shape=shape, name=key, base_dir=folder
+        )
 
 
 def largest_difference(a: Scorer, b: Scorer) -> float:

@@ -21,7 +21,7 @@ MANIFEST = "export.json"
 
 
 class OnnxScorer:
-    """See `Scorer`.
+    """An export as a `Scorer`.
 
     Args:
         folder: a folder that `export` wrote.
@@ -68,11 +68,7 @@ class OnnxScorer:
         return [self._session(f"explain{index}.onnx") for index in range(len(self.domains))]
 
     def _session(self, name: str) -> Any:
-        """Open a graph.
-
-        Raises:
-            HafvtError: onnxruntime is missing or cannot run the graph.
-        """
+        """Open a graph; raise HafvtError if onnxruntime is missing or cannot run it."""
         try:
             import onnxruntime
         except ImportError:
@@ -95,12 +91,9 @@ class OnnxScorer:
         outputs: list[Float32] = session.run(None, {name: inputs[name] for name in names})
         return outputs
 
-    def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
+    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
         """See `Scorer.scores`."""
-        (scores,) = self._run(self._score_sessions[domain], items=items, lengths=lengths)
-        if candidates is None:
-            return scores
-        return np.take_along_axis(scores, candidates - self.domains[domain].start, axis=1)
+        return self._run(self._score_sessions[domain], items=items, lengths=lengths)[0]
 
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
         """See `Scorer.explain`."""
@@ -117,15 +110,7 @@ def is_export(folder: str | Path) -> bool:
 
 
 def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
-    """Open an export: the arguments of `Recommender`.
-
-    Args:
-        folder: a folder that `export` wrote.
-        threads: see `OnnxScorer`.
-
-    Raises:
-        HafvtError: see `OnnxScorer`.
-    """
+    """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
     table = pl.read_parquet(scorer.folder / "items.parquet")
     train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
@@ -136,11 +121,7 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of export.json after checking the hashes of all files.
-
-    Raises:
-        HafvtError: it is no export, damaged, or of another format.
-    """
+    """Return the content of export.json; raise HafvtError if its format or the hash of a file is wrong."""
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise HafvtError(

@@ -30,19 +30,24 @@ class Recommendations:
         items: best first; fewer than k if fewer may be recommended.
         ranked_by: "model", or "popularity" if the history has no known item.
         unknown_ids: ids of the history that the catalog does not have; they were skipped.
+        unknown_excluded_ids: ids to exclude that the catalog does not have.
     """
 
     items: tuple[ScoredItem, ...]
     ranked_by: Literal["model", "popularity"]
     unknown_ids: tuple[str, ...] = ()
+    unknown_excluded_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return a table with one line per item, and a line about unknown ids."""
+        """Return a table with one line per item, and lines about unknown ids."""
         rows = [["rank", "item", "title", "score"]]
         for rank, scored in enumerate(self.items, start=1):
             rows.append([str(rank), *_id_and_title(scored.item), f"{scored.score:.4f}"])
-        note = ["by popularity: the history has no known item"] if self.ranked_by == "popularity" else []
-        return "\n".join([*align_columns(rows, 3), *note, *_unknown_line(self.unknown_ids)])
+        lines = align_columns(rows, 3)
+        if self.ranked_by == "popularity":
+            lines.append("by popularity: the history has no known item")
+        lines += _unknown_line("skipped {} unknown ids", self.unknown_ids)
+        return "\n".join(lines + _unknown_line("{} ids to exclude are unknown", self.unknown_excluded_ids))
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,9 @@ class Explanation:
     def __str__(self) -> str:
         """Return a table of the shares in per cent, and one of the items with the most attention.
 
-        The second table shows the attention of the merged sequence and of the item's own domain. Its rows are
-        sorted by attention times share, summed over these sequences and all modalities.
+        The second table shows the attention of the merged sequence and of the item's own domain: one column
+        for all modalities of a sequence if they have equal attention. Its rows are sorted by attention times
+        share, summed over these sequences and all modalities.
         """
         sequences, modalities = (list(dict.fromkeys(names)) for names in zip(*self.shares, strict=True))
         share_rows = [["share of the score in %", *modalities, "total"]]
@@ -83,20 +89,22 @@ class Explanation:
         share_rows.append(["total", *_percents([*sums, sum(sums)])])
 
         shown = [sequence for sequence in (ALL_DOMAINS, self.item.domain) if sequence in sequences]
-        branches = [(sequence, modality) for sequence in shown for modality in modalities]
         weights = [
-            sum(self.shares[branch] * self.attention[branch][slot] for branch in branches)
+            sum(self.shares[s, m] * self.attention[s, m][slot] for s in shown for m in modalities)
             for slot in range(len(self.history))
         ]
         order = sorted(range(len(weights)), key=lambda slot: -weights[slot])[:MAX_HISTORY_ROWS]
-        gap = [""] * (len(modalities) - 1)
-        item_rows = [
-            ["", "attention in %", "", *(cell for sequence in shown for cell in (sequence, *gap))],
-            ["read", "item", "title", *(modality for _, modality in branches)],
-        ]
-        for slot in order:
-            attention = _percents([self.attention[branch][slot] for branch in branches])
-            item_rows.append([f"{slot + 1}.", *_id_and_title(self.history[slot]), *attention])
+        item_rows = [["", "attention in %", ""], ["read", "item", "title"]]
+        item_rows += [[f"{slot + 1}.", *_id_and_title(self.history[slot])] for slot in order]
+        for sequence in shown:
+            groups: dict[tuple[float, ...], list[str]] = {}  # modalities by attention
+            for modality in modalities:
+                groups.setdefault(self.attention[sequence, modality], []).append(modality)
+            for column, (attention, names) in enumerate(groups.items()):
+                labels = ["" if column else sequence, ", ".join(names) if len(groups) > 1 else ""]
+                cells = [*labels, *_percents([attention[slot] for slot in order])]
+                for row, cell in zip(item_rows, cells, strict=True):
+                    row.append(cell)
         num_hidden = len(self.history) - len(order)
         return "\n".join(
             [
@@ -107,17 +115,17 @@ class Explanation:
                 "",
                 *align_columns(item_rows, 3),
                 *([f"and {num_hidden} more"] if num_hidden else []),
-                *_unknown_line(self.unknown_ids),
+                *_unknown_line("skipped {} unknown ids", self.unknown_ids),
             ]
         )
 
 
-def _unknown_line(item_ids: Sequence[str]) -> list[str]:
-    """Return a line about unknown ids; no line without any."""
+def _unknown_line(text: str, item_ids: Sequence[str]) -> list[str]:
+    """Return a line of text, in which {} is the number of ids, with examples; no line without any ids."""
     if not item_ids:
         return []
     examples = ", ".join(repr(item_id[:MAX_TITLE]) for item_id in item_ids[:3])
-    return [f"skipped {len(item_ids)} unknown ids: {examples}{', ...' if len(item_ids) > 3 else ''}"]
+    return [f"{text.format(len(item_ids))}: {examples}{', ...' if len(item_ids) > 3 else ''}"]
 
 
 def _id_and_title(item: Item) -> tuple[str, str]:

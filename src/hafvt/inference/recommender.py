@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
+from hafvt.data.ids import id_text, id_texts
 from hafvt.errors import HafvtError
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.onnx_scorer import is_export, open_export
 from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
-from hafvt.inference.scorer import CandidateGenerator, Float32, Scorer, pad_histories
+from hafvt.inference.scorer import Float32, Scorer, pad_histories
+
+if TYPE_CHECKING:
+    from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
 
 MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
 CANDIDATES_PER_BRANCH = 300  # items that each branch proposes beyond k and the excluded items
@@ -25,6 +29,8 @@ CANDIDATE_BATCH_SIZE = 64  # histories in a batch when a candidate generator is 
 
 class Recommender:
     """Recommends items of one domain. A history lists item ids of any domains, oldest first.
+
+    Ids are text or whole numbers; the number 7 is the id "7".
 
     Example:
         recommender = Recommender.open("runs/hafvt")
@@ -37,7 +43,7 @@ class Recommender:
     """
 
     def __init__(
-        self, scorer: Scorer, catalog: ItemCatalog, candidate_generator: CandidateGenerator | None = None
+        self, scorer: Scorer, catalog: ItemCatalog, candidate_generator: FaissCandidateGenerator | None = None
     ) -> None:
         self.scorer, self.catalog, self.candidate_generator = scorer, catalog, candidate_generator
 
@@ -52,7 +58,8 @@ class Recommender:
                 applies to torch in the whole process.
 
         Raises:
-            HafvtError: there is no finished run, its index is out of date, or the export is damaged.
+            HafvtError: there is no finished run, its added items or its index are out of date, or a file is
+                damaged.
         """
         if is_export(folder):
             return cls(*open_export(folder, threads=threads))
@@ -68,11 +75,11 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[str | int]],
         domain: str,
         k: int = 10,
         *,
-        exclude: Sequence[Sequence[str]] | None = None,
+        exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool = True,
     ) -> list[Recommendations]:
         """Return the k best items of a domain for each history.
@@ -83,30 +90,32 @@ class Recommender:
         Args:
             histories: item ids, oldest first. A history without known ids gets the most popular items.
             domain: name of the domain to recommend from.
-            k: number of items for each history.
+            k: number of items for each history; the result has fewer if no others remain.
             exclude: for each history, ids of items not to recommend.
             exclude_seen: exclude the items of the history, too.
 
-        Returns:
-            One for each history, items by descending score. It has fewer than k items if no others remain.
-
         Raises:
-            HafvtError: the domain is unknown, k is below 1, or `exclude` is not as long as `histories`.
+            HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, or a
+                history is not a list of ids.
         """
         domain_index = self.catalog.domain_index(domain)
-        if k < 1:
-            raise HafvtError(f"k is {k}: give 1 or more")
-        if exclude is not None and len(exclude) != len(histories):
-            raise HafvtError(f"{len(exclude)} lists to exclude for {len(histories)} histories: give one each")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise HafvtError(f"k is {k!r}: give 1 or more")
+        id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
+        exclude = [()] * len(id_lists) if exclude is None else exclude
+        exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]
+        if len(exclude_lists) != len(id_lists):
+            raise HafvtError(
+                f"{len(exclude_lists)} lists to exclude for {len(id_lists)} histories: give one each"
+            )
         start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
-        indices_and_unknown_ids = [self.catalog.indices(history) for history in histories]
-        excluded = []  # columns
-        for row, (history, _) in enumerate(indices_and_unknown_ids):
-            items = history if exclude_seen else history[:0]
-            if exclude is not None:
-                items = np.concatenate([items, self.catalog.indices(exclude[row])[0]])
-            excluded.append(items[(items >= start) & (items < stop)] - start)
-        best = self._top_items([history for history, _ in indices_and_unknown_ids], domain_index, k, excluded)
+        known_and_unknown = [self.catalog.indices(ids) for ids in id_lists]
+        excluded_and_unknown = [self.catalog.indices(ids) for ids in exclude_lists]
+        excluded_columns = []
+        for (history, _), (items, _) in zip(known_and_unknown, excluded_and_unknown, strict=True):
+            items = np.concatenate([history, items]) if exclude_seen else items
+            excluded_columns.append(items[(items >= start) & (items < stop)] - start)
+        best = self._top_items([items for items, _ in known_and_unknown], domain_index, k, excluded_columns)
         return [
             Recommendations(
                 tuple(
@@ -115,11 +124,14 @@ class Recommender:
                 ),
                 "model" if len(history) else "popularity",
                 unknown_ids,
+                unknown_excluded_ids,
             )
-            for (history, unknown_ids), (columns, scores) in zip(indices_and_unknown_ids, best, strict=True)
+            for (history, unknown_ids), (_, unknown_excluded_ids), (columns, scores) in zip(
+                known_and_unknown, excluded_and_unknown, best, strict=True
+            )
         ]
 
-    def explain(self, history: Sequence[str], item_id: str) -> Explanation:
+    def explain(self, history: Sequence[str | int], item_id: str | int) -> Explanation:
         """Return how each branch of the model contributes to the score of an item for a history.
 
         Raises:
@@ -128,10 +140,10 @@ class Recommender:
         scorer, catalog = self.scorer, self.catalog
         if not scorer.can_explain:
             raise HafvtError(f"{scorer.name} cannot explain its scores: use hafvt")
-        target = catalog.index_of(item_id)
+        target = catalog.index_of(id_text(item_id))
         if target is None:
-            raise HafvtError(f"no item {item_id[:80]!r} in the catalog")
-        items, unknown_ids = catalog.indices(history)
+            raise HafvtError(f"no item {str(item_id)[:80]!r} in the catalog")
+        items, unknown_ids = catalog.indices(id_texts(history, "history"))
         if not len(items):
             raise HafvtError(
                 "the history has no known item, so items are ranked by popularity: nothing to explain"

@@ -1,4 +1,4 @@
-"""Protocols in numpy: `Scorer` scores all items, `CandidateGenerator` a few items of a large domain."""
+"""`Scorer`: the interface of trained models in numpy, with and without torch."""
 
 from __future__ import annotations
 
@@ -44,17 +44,13 @@ class Scorer(Protocol):
     sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]
 
-    def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
-        """Return the scores of candidates as the next item of each history.
+    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
+        """Return the scores of all C items of a domain as the next item of each history, (B, C).
 
         Args:
             items: (B, T) item indices, right-padded; T is at most `max_length`.
             lengths: (B,) number of items of each row without padding.
-            domain: index of the domain whose items are ranked.
-            candidates: (B, C) item indices of that domain; None scores all its items.
-
-        Returns:
-            (B, C), higher is better.
+            domain: index of the domain.
         """
         ...
 
@@ -65,33 +61,6 @@ class Scorer(Protocol):
             items: (T,) item indices, at least one.
             domain: index of the domain of the candidates.
             candidates: (C,) item indices.
-        """
-        ...
-
-
-class CandidateGenerator(Protocol):
-    """Selects promising items of a large domain and scores them as a `Scorer` does.
-
-    Attributes:
-        domains: indices of the domains that it can be used for.
-    """
-
-    domains: frozenset[int]
-
-    def generate(
-        self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
-    ) -> tuple[Int64, Float32]:
-        """Return candidates for the next item of each history, and their scores.
-
-        Args:
-            items: see `Scorer.scores`.
-            lengths: see `Scorer.scores`.
-            domain: see `Scorer.scores`.
-            num_per_branch: how many items each branch of the model proposes.
-
-        Returns:
-            (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
-            their scores, (B, C), -inf where the column is -1.
         """
         ...
 

@@ -10,23 +10,16 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.candidates import open_candidate_generator
+from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.scorer import CandidateGenerator, Float32, ScoreBreakdown
+from hafvt.inference.scorer import Float32, ScoreBreakdown
 from hafvt.training.run import Run, open_run
 
 
 class TorchScorer:
-    """See `Scorer`.
+    """The models of a run as a `Scorer`."""
 
-    Args:
-        run: a finished run.
-        threads: number of threads of torch, in the whole process; 0 does not change it.
-    """
-
-    def __init__(self, run: Run, threads: int = 0) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, run: Run) -> None:
         self.models, model = run.models, run.model
         self.name, self.domains, self.max_length = run.name, model.domains, model.max_length
         self.can_explain = model.can_explain
@@ -34,11 +27,10 @@ class TorchScorer:
         self.modalities = model.modalities if model.can_explain else ()
 
     @torch.inference_mode()
-    def scores(self, items: Int64, lengths: Int64, domain: int, candidates: Int64 | None = None) -> Float32:
+    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
         """See `Scorer.scores`."""
         batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
-        columns = None if candidates is None else torch.from_numpy(candidates)
-        scores: Float32 = self.models[domain].scores(batch, domain, columns).float().numpy()
+        scores: Float32 = self.models[domain].scores(batch, domain).float().numpy()
         return scores
 
     @torch.inference_mode()
@@ -53,16 +45,12 @@ class TorchScorer:
 
 def open_trained_run(
     folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
-) -> tuple[TorchScorer, ItemCatalog, CandidateGenerator | None]:
-    """Open a run with the items that were added to it and its index: the arguments of `Recommender`.
+) -> tuple[TorchScorer, ItemCatalog, FaissCandidateGenerator | None]:
+    """Open a run with its added items and its index; return the arguments of `Recommender`.
 
-    Args:
-        folder: the folder that `train` wrote.
-        data: the dataset, if it has moved since training.
-        threads: see `TorchScorer`.
-
-    Raises:
-        HafvtError: there is no finished run, or its added items or its index are out of date.
+    Args and Raises are those of `Recommender.open`.
     """
     run, catalog = with_added_items(open_run(folder, data))
-    return TorchScorer(run, threads), catalog, open_candidate_generator(run)
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchScorer(run), catalog, open_candidate_generator(run)

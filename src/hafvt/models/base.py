@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.hyperparameters import ModelConfig
 
-__all__ = ["BranchContributions", "Model", "ModelConfig"]
+__all__ = ["BranchContributions", "BranchQuery", "Model", "ModelConfig"]
 
 
 class BranchContributions(NamedTuple):
@@ -27,6 +28,20 @@ class BranchContributions(NamedTuple):
 
     shares: Tensor
     attention: Tensor
+
+
+class BranchQuery(NamedTuple):
+    """What one branch needs for its softmax over the items of a domain."""
+
+    modality: int
+    h: Tensor
+    """(B, d) last state, scaled so that its products with the vectors of `branch_tables` are logits."""
+    log_weight: Tensor
+    """() log of the sequence's weight times the modality's weight."""
+    is_empty: Tensor
+    """(B,) whether the sequence has no items; such a branch scores 0."""
+    log_excluded_mass: Tensor
+    """(B,) log of the mass that the softmax's denominator leaves out, such as that of repeated items."""
 
 
 class Model(nn.Module, ABC):
@@ -44,6 +59,8 @@ class Model(nn.Module, ABC):
         uses_relations: whether the model needs the relations between items.
         can_explain: whether `explain` is available.
         can_extend_catalog: whether `extend_catalog` is available.
+        can_index: whether `branch_tables`, `branch_queries` and `finish_scores` are available, from which an
+            index of the items is built and searched.
     """
 
     max_length: int
@@ -55,6 +72,7 @@ class Model(nn.Module, ABC):
     uses_relations: ClassVar[bool] = False
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
+    can_index: ClassVar[bool] = False
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
@@ -112,3 +130,17 @@ class Model(nn.Module, ABC):
             HafvtError: the model cannot score items that it was not built with.
         """
         raise HafvtError(f"{type(self).__name__} cannot score added items: use hafvt with pictures or titles")
+
+    def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
+        """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""
+        raise NotImplementedError
+
+    def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
+        """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items."""
+        raise NotImplementedError
+
+    def finish_scores(
+        self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
+    ) -> Tensor:
+        """Turn the sum of the branches, (B, C), into scores, in place; arguments as for `scores`."""
+        raise NotImplementedError

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.features.similarity import renumber_items, with_similar_items
-from hafvt.models.base import BranchContributions, Model
+from hafvt.models.base import BranchContributions, BranchQuery, Model
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_similar_items
@@ -81,20 +81,6 @@ class TrainTargets(NamedTuple):
     """(N,) whether the target is one of the items in `seen`."""
 
 
-class BranchQuery(NamedTuple):
-    """What one branch needs for its softmax over the items of a domain."""
-
-    modality: int
-    h: Tensor
-    """(B, d) last state, scaled to the norm 1 / temperature: its products with unit vectors are logits."""
-    log_weight: Tensor
-    """() log of the sequence's weight in (10) times the modality's weight in (7)."""
-    is_empty: Tensor
-    """(B,) whether the sequence has no items; such a branch scores 0."""
-    log_excluded_mass: Tensor
-    """(B,) log of (1 - r) sum_i exp(z_i) over the history, which the factor r takes from the denominator."""
-
-
 class HafVt(Model):
     """HAF-VT; see the module's docstring.
 
@@ -103,7 +89,7 @@ class HafVt(Model):
         config: Hyperparameters.
     """
 
-    can_explain = can_extend_catalog = True
+    can_explain = can_extend_catalog = can_index = True
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
@@ -237,6 +223,11 @@ class HafVt(Model):
     def scoring_sequences(self, domain: int) -> list[int]:
         """Return the sequences of (10) for a domain: its own and the merged one."""
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
+
+    def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
+        """Return for each modality the embeddings of a domain's items, and of those that its softmaxes sum."""
+        items, trained = self.domains[domain], self.items.trained_ranges[domain]
+        return [(t[items.start : items.stop], u[trained]) for t, u in self.items.candidate_tables()]
 
     def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
         """Yield the branches of (10): all modalities of one sequence, then those of the next."""

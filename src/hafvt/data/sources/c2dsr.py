@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import check_output_folder
+from hafvt.data.dataset import CONTENT_COLUMNS, check_output_folder
 from hafvt.data.readers import read_columns, read_lines
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
@@ -26,20 +25,6 @@ from hafvt.errors import HafvtError, InputError, check_seed
 from hafvt.files import sha256
 
 REMEDY = "Download it again"
-
-
-class Sequence(NamedTuple):
-    """A line of a release.
-
-    Attributes:
-        name: USER#SEQUENCE.
-        items: items, as numbered in the release.
-        times: times in seconds since 1970.
-    """
-
-    name: str
-    items: list[int]
-    times: list[int]
 
 
 def prepare_c2dsr(
@@ -81,38 +66,48 @@ def prepare_c2dsr(
     names = tuple(domains) if domains else scenario.domains if scenario else ("x", "y")
     if len(set(names)) != 2:
         raise HafvtError(f"--domains {' '.join(names)}: a release has two domains: give two names")
-    files = {
-        "train": _training_files(folder),
-        "valid": [_find_file(folder, "validdata_new")],
-        "test": [_find_file(folder, "testdata_new")],
-    }
-    sequences = {
-        part: [s for path in paths for s in _read_sequences(path, sum(sizes), users)]
-        for part, paths in files.items()
-    }
-    _check_distinct(sequences, folder)
+    files = dict.fromkeys(_training_files(folder), "train")
+    files |= {_find_file(folder, "validdata_new"): "valid", _find_file(folder, "testdata_new"): "test"}
+    sequences = pl.DataFrame(
+        [
+            (*sequence, part)
+            for path, part in files.items()
+            for sequence in _read_sequences(path, sizes, users)
+        ],
+        schema={"user_id": pl.String, "item": pl.List(int), "timestamp": pl.List(int), "part": pl.String},
+        orient="row",
+    )
+    if (is_repeated := sequences["user_id"].is_duplicated()).any():
+        name = sequences["user_id"].filter(is_repeated)[0]
+        raise InputError("a sequence is there twice", "Remove one of the files", file=folder, value=name)
 
     random = np.random.default_rng([seed, 0])
     new_number = np.concatenate([random.permutation(sizes[0]), sizes[0] + random.permutation(sizes[1])])
     item_table = pl.DataFrame(
         {"item_id": [*asins[0], *asins[1]], "domain": np.repeat(names, sizes), "number": new_number}
     )
-    inputs = [*list_files, *(path for paths in files.values() for path in paths)]
+    interactions = sequences.explode("item", "timestamp")
+    is_trained_or_target = (pl.col("part") == "train") | pl.col("user_id").is_last_distinct()
     tables = SourceTables(
-        interactions=_interactions(sequences, item_table["item_id"]),
+        interactions=interactions.select(
+            "user_id",
+            item_table["item_id"].gather(interactions["item"]),
+            "timestamp",
+            pl.when(is_trained_or_target).then("part"),
+        ),
         items=_with_titles(item_table.sort("number").drop("number"), items),
         metadata={
             "settings": {"source": "c2dsr", "seed": seed},
-            "inputs": {path.name: {"sha256": sha256(path)} for path in inputs},
+            "inputs": {path.name: {"sha256": sha256(path)} for path in (*list_files, *files)},
             "scenario": scenario.domains if scenario else None,
         },
         image_root=Path(items).parent if items else None,
     )
     dataset = prepare_source(tables, out, overwrite=overwrite)
-    missing = max(scenario.train - len(sequences["train"]), 0) if scenario else 0
-    note = f"{missing:,} training sequences are missing: the folder has only a part of the training file"
+    num_missing = max(scenario.train - (sequences["part"] == "train").sum(), 0) if scenario else 0
+    note = f"{num_missing:,} training sequences are missing: the folder has only a part of the training file"
     checks = table1_checks(dataset) + sequence_checks(dataset, scenario.window_days if scenario else None)
-    return PreparedSource(dataset, tuple(checks), (note,) if missing else ())
+    return PreparedSource(dataset, tuple(checks), (note,) if num_missing else ())
 
 
 def _find_file(folder: Path, name: str) -> Path:
@@ -155,8 +150,13 @@ def _read_list(path: Path, *, key: int, number: int) -> list[str]:
     return list(names)
 
 
-def _read_sequences(path: Path, num_items: int, users: list[str]) -> Iterator[Sequence]:
-    """Yield the sequences of a file, each sorted by time with a stable sort."""
+def _read_sequences(
+    path: Path, sizes: tuple[int, ...], users: list[str]
+) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Yield the sequences of a file: USER#SEQUENCE, items as numbered in the release, and times.
+
+    Each sequence is sorted by time with a stable sort. `sizes` has the number of items of each domain.
+    """
     for row, fields in _rows(path):
         if len(fields) < 3 or not fields[0].isdecimal() or int(fields[0]) >= len(users):
             value = "\t".join(fields[:3])
@@ -164,51 +164,25 @@ def _read_sequences(path: Path, num_items: int, users: list[str]) -> Iterator[Se
         events = []
         for field in fields[2:]:
             item, time, *_ = (*field.split("|"), "")
-            if not (item.isdecimal() and time.isdecimal() and int(item) < num_items):
-                problem = f"not an item below {num_items:,} and its time"
+            if not (item.isdecimal() and time.isdecimal() and int(item) < sum(sizes)):
+                problem = f"not an item below {sum(sizes):,} and its time"
                 raise InputError(problem, REMEDY, file=path, row=row, value=field)
-            events.append((int(time), int(item)))
-        events.sort(key=lambda event: event[0])
-        name = f"{users[int(fields[0])]}#{fields[1]}"
-        yield Sequence(name, [item for _, item in events], [time for time, _ in events])
-
-
-def _check_distinct(sequences: dict[str, list[Sequence]], folder: Path) -> None:
-    """Raise InputError if a sequence is in the release twice."""
-    seen: set[str] = set()
-    for sequence in (sequence for part in sequences.values() for sequence in part):
-        if sequence.name in seen:
-            raise InputError(
-                "a sequence is there twice", "Remove one of the files", file=folder, value=sequence.name
-            )
-        seen.add(sequence.name)
-
-
-def _interactions(sequences: dict[str, list[Sequence]], item_ids: pl.Series) -> pl.DataFrame:
-    """Return the interactions of `SourceTables`; `item_ids` has the id of each item of the release."""
-    user_ids: list[str] = []
-    items: list[int] = []
-    times: list[int] = []
-    parts: list[str | None] = []
-    for part, in_part in sequences.items():
-        for sequence in in_part:
-            length = len(sequence.items)
-            user_ids += [sequence.name] * length
-            items += sequence.items
-            times += sequence.times
-            parts += [part] * length if part == "train" else [*[None] * (length - 1), part]
-    columns = {"user_id": user_ids, "item_id": item_ids.gather(items), "timestamp": times, "part": parts}
-    return pl.DataFrame(columns)
+            events.append((int(item), int(time)))
+        events.sort(key=lambda event: event[1])
+        items, times = zip(*events, strict=True)
+        yield f"{users[int(fields[0])]}#{fields[1]}", list(items), list(times)
 
 
 def _with_titles(item_table: pl.DataFrame, items: str | Path | None) -> pl.DataFrame:
     """Add title and image to the items, null where they are unknown."""
-    if items is None:
-        return item_table.with_columns(title=pl.lit(None, pl.String), image=pl.lit(None, pl.String))
-    titles = read_columns(items, ["item_id", "title", "image"]).frame
+    titles = pl.DataFrame(schema={"item_id": pl.String})
+    if items is not None:
+        titles = read_columns(items, ["item_id", "title", "image"]).frame
     if "item_id" not in titles.columns:
-        raise InputError("no such column", "Name the column of ASINs so", file=Path(items), column="item_id")
-    for name in {"title", "image"} - set(titles.columns):
-        titles = titles.with_columns(pl.lit(None, pl.String).alias(name))
-    titles = titles.unique("item_id", keep="first", maintain_order=True).select("item_id", "title", "image")
+        raise InputError(
+            "no such column", "Name the column of ASINs so", file=str(items), column="item_id"
+        )
+    absent = [pl.lit(None, pl.String).alias(name) for name in CONTENT_COLUMNS if name not in titles.columns]
+    titles = titles.with_columns(absent).unique("item_id", keep="first", maintain_order=True)
+    titles = titles.select("item_id", *CONTENT_COLUMNS)
     return item_table.join(titles, on="item_id", how="left", maintain_order="left")

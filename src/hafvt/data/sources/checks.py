@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
-from hafvt.data.dataset import Dataset, Int64
+from hafvt.data.dataset import Dataset
+from hafvt.tables import align_columns
 
 SECONDS_PER_DAY = 86_400
 MIN_PER_DOMAIN = 3  # items of each domain in a sequence of C2DSR's release
@@ -43,15 +44,8 @@ SCENARIOS = (
 )
 
 
-@dataclass(frozen=True)
-class Check:
-    """A property of a dataset.
-
-    Attributes:
-        name: name of the property.
-        expected: its published value, empty if there is none.
-        actual: its value in the dataset.
-    """
+class Check(NamedTuple):
+    """A property of a dataset: its name, its published value (empty if there is none) and its value."""
 
     name: str
     expected: str
@@ -59,18 +53,14 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """Whether both agree: "ok", "differs", or empty if there is no published value."""
+        """Whether both values agree: "ok", "differs", or empty if there is no published value."""
         return "" if not self.expected else "ok" if self.expected == self.actual else "differs"
 
 
 def checks_table(checks: Sequence[Check]) -> str:
     """Return a plain text table of checks."""
-    rows = [("property", "expected", "actual", "")]
-    rows += [(check.name, check.expected or "-", check.actual, check.verdict) for check in checks]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    rows = [(check.name, check.expected or "-", check.actual, check.verdict) for check in checks]
+    return "\n".join(align_columns([("property", "expected", "actual", ""), *rows], text_columns=4))
 
 
 def find_scenario(data: Dataset) -> Scenario | None:
@@ -80,26 +70,18 @@ def find_scenario(data: Dataset) -> Scenario | None:
 
 
 def table1_checks(data: Dataset) -> list[Check]:
-    """Return the rows of the paper's Table 1 beside those of a dataset of two domains."""
-    scenario = find_scenario(data)
-    checks = [
-        Check(f"items of {d.name}", f"{scenario.items[n]:,}" if scenario else "", f"{len(d):,}")
-        for n, d in enumerate(data.domains)
-    ]
-    num_train = int((np.asarray(data.train_lengths) > 1).sum())
-    checks.append(Check("training sequences", f"{scenario.train:,}" if scenario else "", f"{num_train:,}"))
-    for label, positions, expected in (
-        ("validation", data.valid, scenario.valid if scenario else None),
-        ("test", data.test, scenario.test if scenario else None),
-    ):
+    """Return the rows of the paper's Table 1 beside those of a dataset."""
+    values = {f"items of {domain.name}": f"{len(domain):,}" for domain in data.domains}
+    values["training sequences"] = f"{np.count_nonzero(np.asarray(data.train_lengths) > 1):,}"
+    for label, positions in (("validation", data.valid), ("test", data.test)):
         counts = np.bincount(data.domains_of(data.items[positions]), minlength=len(data.domains))
-        checks += [
-            Check(f"{label} targets in {d.name}", f"{expected[n]:,}" if expected else "", f"{counts[n]:,}")
-            for n, d in enumerate(data.domains)
-        ]
-    mean = len(data.items) / max(data.num_users, 1)
-    checks.append(Check("mean length", f"{scenario.mean_length:.2f}" if scenario else "", f"{mean:.2f}"))
-    return checks
+        for domain, count in zip(data.domains, counts.tolist(), strict=True):
+            values[f"{label} targets in {domain.name}"] = f"{count:,}"
+    values["mean length"] = f"{len(data.items) / max(data.num_users, 1):.2f}"
+    expected = [""] * len(values)
+    if s := find_scenario(data):
+        expected = [f"{number:,}" for number in (*s.items, s.train, *s.valid, *s.test, s.mean_length)]
+    return [Check(name, expected[n], value) for n, (name, value) in enumerate(values.items())]
 
 
 def sequence_checks(data: Dataset, window_days: int | None) -> list[Check]:
@@ -113,37 +95,27 @@ def sequence_checks(data: Dataset, window_days: int | None) -> list[Check]:
         Lengths with the target, fewest items of a domain, repeated items, users of both validation and test,
         sequences that span more than the window.
     """
-    targets = np.concatenate([data.valid, data.test])
-    rows = data.users_at(targets)
-    starts = data.offsets[rows]
-    lengths = targets + 1 - starts
-    firsts = lengths.cumsum() - lengths  # where each sequence starts in the arrays below
-    slots = np.repeat(starts - firsts, lengths) + np.arange(lengths.sum())
-    sequence = np.repeat(np.arange(len(rows)), lengths)
-    items, times = np.asarray(data.items)[slots], np.asarray(data.times)[slots]
-    cells = sequence * len(data.domains) + data.domains_of(items)
-    counts = np.bincount(cells, minlength=len(rows) * len(data.domains))  # items of each domain
-    distinct = len(np.unique(sequence.astype(np.int64) * data.num_items + items))
-    spans = np.zeros(len(rows))
-    if len(slots):
-        spans = np.maximum.reduceat(times, firsts) - np.minimum.reduceat(times, firsts)
-    num_long = int((spans > (window_days or np.inf) * SECONDS_PER_DAY).sum())
-    num_shared = len(_users(data, data.valid) & _users(data, data.test))
-    fewest = counts.min(initial=counts.max(initial=0))
-    length_range = f"{lengths.min()} to {lengths.max()}" if len(lengths) else ""
+    valid, test = data.users_at(data.valid), data.users_at(data.test)
+    frame = pl.DataFrame(
+        {
+            "sequence": np.repeat(np.arange(data.num_users), np.diff(data.offsets)),
+            "item": np.asarray(data.items),
+            "domain": data.domains_of(data.items),
+            "time": np.asarray(data.times),
+        }
+    ).filter(pl.col("sequence").is_in([*valid.tolist(), *test.tolist()]))
+    sequences = frame.group_by("sequence").agg(
+        length=pl.len(),
+        repeated=pl.len() - pl.col("item").n_unique(),
+        fewest=pl.min_horizontal((pl.col("domain") == n).sum() for n in range(len(data.domains))),
+        days=(pl.col("time").max() - pl.col("time").min()) / SECONDS_PER_DAY,
+    )
+    lengths, num_long = sequences["length"], (sequences["days"] > (window_days or np.inf)).sum()
+    users = [{name.rpartition("#")[0] for name in data.user_ids.gather(numbers)} for numbers in (valid, test)]
     return [
-        Check("lengths of validation and test", LENGTHS, length_range),
-        Check(
-            "fewest items of a domain in one",
-            f"{MIN_PER_DOMAIN}",
-            f"{fewest}",
-        ),
-        Check("repeated items in one", "0", f"{len(items) - distinct:,}"),
-        Check("users of both validation and test", "0", f"{num_shared:,}"),
+        Check("lengths of validation and test", LENGTHS, f"{lengths.min() or 0!s} to {lengths.max() or 0!s}"),
+        Check("fewest items of a domain in one", f"{MIN_PER_DOMAIN}", str(sequences["fewest"].min() or 0)),
+        Check("repeated items in one", "0", f"{sequences['repeated'].sum():,}"),
+        Check("users of both validation and test", "0", f"{len(users[0] & users[1]):,}"),
         Check("sequences longer than the window", "0" if window_days else "", f"{num_long:,}"),
     ]
-
-
-def _users(data: Dataset, positions: Int64) -> set[str]:
-    """Return the users whose sequences have the targets at these positions."""
-    return {str(name).rpartition("#")[0] for name in data.user_ids.gather(data.users_at(positions))}

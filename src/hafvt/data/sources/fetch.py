@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import threading
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
-from hafvt.data.download import DownloadedFile, DownloadJob, download_all
+from hafvt.data.download import DownloadError, DownloadJob, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 from hafvt.progress import progress
 
 MIB = 2**20
-IMAGE_SUFFIXES = (".jpg", ".png", ".gif", ".webp")
+PICTURE_SIGNATURES = {  # pattern of a picture's first bytes, by the suffix of its file
+    ".jpg": rb"\xff\xd8\xff",
+    ".png": rb"\x89PNG\r\n\x1a\n",
+    ".gif": rb"GIF8[79]a",
+    ".webp": rb"(?s)RIFF....WEBP",
+}
 
 
-@dataclass(frozen=True)
-class DumpIndex:
+class DumpIndex(NamedTuple):
     """URLs of a publisher's files.
 
     Attributes:
@@ -66,8 +70,7 @@ SCENARIO_DUMPS = {  # the paper's scenarios: dump and categories
 }
 
 
-@dataclass(frozen=True)
-class FetchResult:
+class FetchResult(NamedTuple):
     """Result of `fetch`.
 
     Attributes:
@@ -88,14 +91,13 @@ class FetchResult:
 
     def __str__(self) -> str:
         """Return the numbers as text."""
-        mib = self.num_bytes / MIB
-        parts = [
-            f"downloaded {self.num_downloaded:,} files ({mib:,.1f} MiB)",
-            f"{self.num_existing:,} existed",
-        ]
-        parts += [f"{self.num_failed:,} failed, see {self.out / 'problems.csv'}"] if self.num_failed else []
-        parts += [f"{self.num_without_url:,} items have no URL"] if self.num_without_url else []
-        return f"{', '.join(parts)}\nwrote {self.out}"
+        text = f"downloaded {self.num_downloaded:,} files ({self.num_bytes / MIB:,.1f} MiB)"
+        text += f", {self.num_existing:,} existed"
+        if self.num_failed:
+            text += f", {self.num_failed:,} failed, see {self.out / 'problems.csv'}"
+        if self.num_without_url:
+            text += f", {self.num_without_url:,} items have no URL"
+        return f"{text}\nwrote {self.out}"
 
 
 def fetch(
@@ -193,14 +195,9 @@ def picture_suffix(signature: bytes) -> str:
     Raises:
         ValueError: the first bytes are not those of JPEG, PNG, GIF or WebP.
     """
-    if signature.startswith(b"\xff\xd8\xff"):
-        return ".jpg"
-    if signature.startswith(b"\x89PNG\r\n\x1a\n"):
-        return ".png"
-    if signature.startswith((b"GIF87a", b"GIF89a")):
-        return ".gif"
-    if signature[:4] == b"RIFF" and signature[8:12] == b"WEBP":
-        return ".webp"
+    for suffix, pattern in PICTURE_SIGNATURES.items():
+        if re.match(pattern, signature):
+            return suffix
     raise ValueError("not a picture (JPEG, PNG, GIF, WebP)")
 
 
@@ -219,7 +216,7 @@ def _fetch_dump(
             jobs_by_path[path] = DownloadJob(url, path, gzip_suffix)
     jobs = [job for path, job in jobs_by_path.items() if not path.exists()]
     failures: list[tuple[DownloadJob, str]] = []
-    num_downloaded, num_bytes = _download_with_progress(jobs, client, parallel, failures)
+    num_bytes = _download_with_progress(jobs, client, parallel, failures)
     if failures:
         lines = "".join(f"\n  {job.url}: {problem}" for job, problem in failures)
         raise HafvtError(
@@ -227,7 +224,7 @@ def _fetch_dump(
             f"The others are in {out}. Run the command again to resume. If the error remains, compare the "
             f"names with {dump.page_url} or choose a mirror with --base-url"
         )
-    return FetchResult(out, num_downloaded, len(jobs_by_path) - len(jobs), 0, 0, num_bytes)
+    return FetchResult(out, len(jobs), len(jobs_by_path) - len(jobs), 0, 0, num_bytes)
 
 
 def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) -> FetchResult:
@@ -244,41 +241,46 @@ def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) ->
     ]
     failures: list[tuple[DownloadJob, str]] = []
     try:
-        num_downloaded, num_bytes = _download_with_progress(jobs, client, parallel, failures)
+        num_bytes = _download_with_progress(jobs, client, parallel, failures)
     finally:  # also after Ctrl-C
-        _write_problems(out, [(item_ids[job.path.name], job.url, problem) for job, problem in failures])
+        rows = [(item_ids[job.path.name], job.url, problem) for job, problem in failures]
+        with atomic_file(out / "problems.csv") as temporary:
+            pl.DataFrame(rows, schema=["item_id", "url", "problem"], orient="row").write_csv(temporary)
         existing = _existing_pictures(folder)
         paths = {item_ids[name]: f"images/{file}" for name, file in existing.items() if name in item_ids}
         _write_picture_paths(data, out, table, paths)
-    num_existing, num_without_url = len(item_ids) - len(jobs), len(urls) - len(item_ids)
-    return FetchResult(out, num_downloaded, num_existing, len(failures), num_without_url, num_bytes)
+    return FetchResult(
+        out,
+        num_downloaded=len(jobs) - len(failures),
+        num_existing=len(item_ids) - len(jobs),
+        num_failed=len(failures),
+        num_without_url=len(urls) - len(item_ids),
+        num_bytes=num_bytes,
+    )
 
 
 def _download_with_progress(
     jobs: list[DownloadJob], client: HttpClient, parallel: int, failures: list[tuple[DownloadJob, str]]
-) -> tuple[int, int]:
-    """Download files, show the progress, and return the number of complete files and of received bytes.
+) -> int:
+    """Download files, show the progress, and return the number of received bytes.
 
     Append each failed job with its problem to `failures` at once, so that the caller has it after Ctrl-C.
     """
-    num_downloaded, num_bytes, lock = 0, 0, threading.Lock()
+    num_bytes, lock = 0, threading.Lock()
     with progress("fetch", len(jobs), "files") as advance:
 
-        def add_bytes(count: int) -> None:
+        def report(num_files: int, num_new_bytes: int) -> None:
             nonlocal num_bytes
             with lock:
-                num_bytes += count
-                advance(0, f"{num_bytes / MIB:,.1f} MiB")
+                num_bytes += num_new_bytes
+                advance(num_files, f"{num_bytes / MIB:,.1f} MiB")
 
-        with closing(download_all(jobs, client, parallel=parallel, on_bytes=add_bytes)) as results:
+        with closing(download_all(jobs, client, parallel=parallel, on_bytes=partial(report, 0))) as results:
             for job, result in results:
-                if isinstance(result, DownloadedFile):
-                    num_downloaded += 1
-                else:
+                if isinstance(result, DownloadError):
                     failures.append((job, result.problem))
-                with lock:
-                    advance(1, f"{num_bytes / MIB:,.1f} MiB")
-    return num_downloaded, num_bytes
+                report(1, 0)
+    return num_bytes
 
 
 def _read_items(data: Path, out: Path) -> pl.DataFrame:
@@ -298,9 +300,8 @@ def _read_items(data: Path, out: Path) -> pl.DataFrame:
         image_url=url.fill_null(pl.when(is_url).then(image)), image=pl.when(~is_url).then(image)
     )
     if not table["image_url"].count():
-        raise HafvtError(
-            f"{path} has no URLs: prepare the dataset again, with URLs in the column image or image_url"
-        )
+        remedy = "prepare the dataset again, with URLs in the column image or image_url"
+        raise HafvtError(f"{path} has no URLs: {remedy}")
     root = read_json(data / "manifest.json").get("image_root")
     if root not in (None, str(out.resolve())) and table["image"].count():
         raise HafvtError(f"{data} has pictures in {root}: use --out {root}")
@@ -321,13 +322,4 @@ def _existing_pictures(folder: Path) -> dict[str, str]:
     """Return the complete pictures in a folder: file name by safe name."""
     if not folder.is_dir():
         return {}
-    return {path.stem: path.name for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES}
-
-
-def _write_problems(out: Path, rows: list[tuple[str, str, str]]) -> None:
-    """Write the table of failed downloads of pictures."""
-    with (
-        atomic_file(out / "problems.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        csv.writer(file).writerows([("item_id", "url", "problem"), *rows])
+    return {path.stem: path.name for path in folder.iterdir() if path.suffix in PICTURE_SIGNATURES}

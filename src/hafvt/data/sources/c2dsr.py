@@ -179,9 +179,7 @@ def _with_titles(item_table: pl.DataFrame, items: str | Path | None) -> pl.DataF
     if items is not None:
         titles = read_columns(items, ["item_id", "title", "image"]).frame
     if "item_id" not in titles.columns:
-        raise InputError(
-            "no such column", "Name the column of ASINs so", file=str(items), column="item_id"
-        )
+        raise InputError("no such column", "Name the column of ASINs so", file=str(items), column="item_id")
     absent = [pl.lit(None, pl.String).alias(name) for name in CONTENT_COLUMNS if name not in titles.columns]
     titles = titles.with_columns(absent).unique("item_id", keep="first", maintain_order=True)
     titles = titles.select("item_id", *CONTENT_COLUMNS)

@@ -46,14 +46,8 @@ START_TIME = 1_640_995_200  # 2022-01-01 in seconds since 1970
 class GeneratedItems:
     """The items of both shops, those of the first shop first.
 
-    Attributes:
-        shop: (n,) 0 or 1.
-        kind: (n,) number of the kind within its shop.
-        palette: (n,) number of the palette.
-        motif: (n,) number of the motif.
-        theme: (n,) number of the theme.
-        brand: (n,) number of the brand.
-        log_popularity: (n,) log of the base popularity.
+    `shop` is 0 or 1, `kind` a number within the shop, and `palette`, `motif`, `theme` and `brand` are numbers
+    in the lists of `demo_art`. `log_popularity` is the log of the base popularity. All have the shape (n,).
     """
 
     shop: Int64
@@ -148,17 +142,16 @@ def draw_items(
     order = random.permutation(len(items)).tolist()
     without_image, without_title = set(order[:num_missing]), set(order[num_missing : 2 * num_missing])
     rows = []
-    shops = list(SHOPS.items())
     with progress("drawing pictures", len(items), "items") as advance:
-        for item, item_id in enumerate(item_ids):
-            domain, kinds = shops[items.shop[item]]
-            kind = kinds[items.kind[item]]
+        for item, item_id in enumerate(item_ids.tolist()):
+            domain = list(SHOPS)[items.shop[item]]
+            kind = SHOPS[domain][items.kind[item]]
             title = write_title(kind, int(items.theme[item]), int(items.brand[item]), random)
             picture = draw_picture(kind, int(items.palette[item]), int(items.motif[item]), random)
             image = None if item in without_image else f"pictures/{item_id}.jpg"
             if image:
                 picture.save(folder / image, quality=88)
-            rows.append((str(item_id), domain, None if item in without_title else title, image))
+            rows.append((item_id, domain, None if item in without_title else title, image))
             advance(1)
     return pl.DataFrame(rows, schema=["item_id", "domain", "title", "image"], orient="row").sort("item_id")
 
@@ -171,10 +164,9 @@ def draw_preferences(users: int, num_values: int, random: np.random.Generator) -
 
 
 def simulate_purchases(items: GeneratedItems, users: int, random: np.random.Generator) -> tuple[Int64, Int64]:
-    """Simulate the purchases of customers.
+    """Return the items that customers buy, oldest first, and the times in seconds, both (users, MAX_PURCHASES).
 
-    Returns:
-        Items, oldest first, -1 after the last purchase, and times in seconds, both (users, MAX_PURCHASES).
+    The item is -1 after the last purchase of a customer.
     """
     lengths = MIN_PURCHASES + random.geometric(1 / (MEAN_PURCHASES - MIN_PURCHASES + 1), users) - 1
     lengths = np.minimum(lengths, MAX_PURCHASES)

@@ -64,13 +64,10 @@ TEMPLATES = (
 
 
 class Kind(NamedTuple):
-    """A kind of item.
+    """A kind of item: its two names in titles, and its silhouette.
 
-    Attributes:
-        noun: its name in titles.
-        synonym: another name in titles.
-        outline: parts of its silhouette, "x,y x,y ...; x,y ...", in percent of the image, x to the right and
-            y down: the corners of a polygon, or two opposite corners of the box around an ellipse.
+    `outline` has the parts of the silhouette, "x,y x,y ...; x,y ...", in percent of the image, x to the right
+    and y down: the corners of a polygon, or two opposite corners of the box around an ellipse.
     """
 
     noun: str
@@ -134,16 +131,13 @@ def _silhouette(kind: Kind) -> Image.Image:
 
 
 def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generator) -> Image.Image:
-    """Draw an item; scale, angle, position, tint, light and noise are random.
+    """Draw an item as an RGB image of SIZE x SIZE pixels with random scale, angle, position, tint and noise.
 
     Args:
         kind: the kind, which gives the silhouette.
         palette: number of the palette, see `PALETTES`.
         motif: number of the motif, in the order of `MOTIFS`.
         random: generator of the variation.
-
-    Returns:
-        An RGB image of SIZE x SIZE pixels.
 
     Raises:
         HafvtError: Pillow is not installed.
@@ -157,14 +151,12 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
     x = 3 + scale * (right * np.cos(rotation) + down * np.sin(rotation)) + random.uniform(-0.15, 0.15)
     y = 3 + scale * (down * np.cos(rotation) - right * np.sin(rotation)) + random.uniform(-0.15, 0.15)
     foreground = np.clip(0.5 + 12 * list(MOTIFS.values())[motif](x, y), 0, 1)[..., None]
-    colors = np.array([ImageColor.getrgb(color) for color in PALETTES[palette]]) + random.normal(
-        0, 14, (2, 3)
-    )
+    colors = np.array([ImageColor.getrgb(color) for color in PALETTES[palette]])
+    colors = colors + random.normal(0, 14, (2, 3))
     shading = (1.05 - 0.25 * (down + 0.5))[..., None]
     filled = (colors[0] * (1 - foreground) + colors[1] * foreground) * shading
-    inside = (
-        np.asarray(_silhouette(kind).rotate(tilt, Image.Resampling.BILINEAR), dtype=float)[..., None] / 255
-    )
+    silhouette = _silhouette(kind).rotate(tilt, Image.Resampling.BILINEAR)
+    inside = np.asarray(silhouette, dtype=float)[..., None] / 255
     wall = random.uniform(228, 246) + random.normal(0, 3, 3)
     pixels = wall * (1 - inside) + filled * inside + random.normal(0, NOISE, (SIZE, SIZE, 1))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")

@@ -16,7 +16,7 @@ import pytest
 from hafvt.data import http_client
 from hafvt.data.download import DownloadedFile, DownloadError, DownloadJob, download, download_all
 from hafvt.data.http_client import HttpClient, is_public
-from hafvt.data.sources.fetch import gzip_suffix, picture_suffix
+from hafvt.data.sources.fetch import GZIP, PICTURE
 from hafvt.errors import HafvtError
 from tests.data.sources.hostile_server import BODY, HALF, OTHER_BODY, PICTURES, HostileServer
 
@@ -44,8 +44,8 @@ def make_client(waits):
 def get(server, make_client, tmp_path):
     """Return a function that downloads a path of the server to `tmp_path`/file."""
 
-    def get(path, *, get_suffix=gzip_suffix, **limits):
-        job = DownloadJob(server.url(path), tmp_path / "file", get_suffix)
+    def get(path, *, file_type=GZIP, **limits):
+        job = DownloadJob(server.url(path), tmp_path / "file", file_type)
         return download(job, make_client(**limits))
 
     return get
@@ -307,7 +307,7 @@ def test_download_with_progress_resets_the_failure_count(get, server, monkeypatc
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_download_picture_suffix_follows_the_first_bytes(get, kind, tmp_path):
-    downloaded = get(f"picture/x.exe?is={kind}", get_suffix=picture_suffix)
+    downloaded = get(f"picture/x.exe?is={kind}", file_type=PICTURE)
     assert downloaded.path == tmp_path / f"file.{kind}"
     assert downloaded.path.read_bytes() == PICTURES[kind]
 
@@ -315,7 +315,7 @@ def test_download_picture_suffix_follows_the_first_bytes(get, kind, tmp_path):
 def test_download_content_that_is_not_a_picture_is_refused(get, tmp_path):
     for path in ("good/x.jpg", "html", "status?status=200"):
         with pytest.raises(DownloadError, match="not a picture"):
-            get(path, get_suffix=picture_suffix)
+            get(path, file_type=PICTURE)
     assert file_names(tmp_path) == []
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPResponse
@@ -35,6 +35,17 @@ class DownloadError(HafvtError):
         self.problem = problem
 
 
+@dataclass(frozen=True, eq=False)
+class FileType:
+    """A type of file: its name in messages, and patterns of its first 16 bytes by the suffix of its name."""
+
+    name: str
+    signatures: dict[str, bytes]
+
+
+ANY_FILE = FileType("file", {"": b""})
+
+
 class PartialState(NamedTuple):
     """The version of an incomplete file: URL, validator (ETag or Last-Modified), total size if announced."""
 
@@ -49,14 +60,13 @@ class DownloadJob:
 
     Attributes:
         url: http or https.
-        path: destination without the suffix of `get_suffix`.
-        get_suffix: returns the suffix to append to `path`, by the first 16 bytes of the file; raises
-            ValueError if they belong to an unwanted type of file.
+        path: destination without the suffix that `file_type` appends.
+        file_type: the wanted type; a file with other first bytes is refused.
     """
 
     url: str
     path: Path
-    get_suffix: Callable[[bytes], str] = lambda signature: ""
+    file_type: FileType = ANY_FILE
 
     @property
     def partial_path(self) -> Path:
@@ -89,11 +99,11 @@ class DownloadJob:
 
     def checked_suffix(self, signature: bytes) -> str:
         """Return the suffix for a file's first bytes; delete the incomplete file if its type is unwanted."""
-        try:
-            return self.get_suffix(signature)
-        except ValueError as error:
-            self.delete_partial()
-            raise RequestError(str(error)) from None
+        for suffix, pattern in self.file_type.signatures.items():
+            if re.match(pattern, signature, re.DOTALL):
+                return suffix
+        self.delete_partial()
+        raise RequestError(f"not a {self.file_type.name}: perhaps an error page")
 
     def complete(self, signature: bytes) -> Path:
         """Move the complete download to its destination and return that path."""
@@ -179,27 +189,20 @@ def download_all(
         parallel: number of simultaneous downloads.
         on_bytes: see `download`; called from several threads.
     """
-    results: SimpleQueue[tuple[DownloadJob, DownloadedFile | Exception]] = SimpleQueue()
-
-    def run_job(job: DownloadJob) -> None:
-        try:
-            results.put((job, download(job, client, on_bytes)))
-        except Exception as error:
-            results.put((job, error))
-
+    finished: SimpleQueue[Future[DownloadedFile]] = SimpleQueue()
     with ThreadPoolExecutor(parallel) as pool:
         try:
-            num_pending = len([pool.submit(run_job, job) for job in jobs])
-            while num_pending:
+            pending = {pool.submit(download, job, client, on_bytes): job for job in jobs}
+            for future in pending:
+                future.add_done_callback(finished.put)
+            while pending:
                 try:
                     # Polars installs a signal handler after which Ctrl-C ends only waits with a timeout.
-                    job, result = results.get(timeout=POLL_INTERVAL_S)
+                    future = finished.get(timeout=POLL_INTERVAL_S)
                 except Empty:
                     continue
-                num_pending -= 1
-                if not isinstance(result, DownloadedFile | DownloadError):
-                    raise result
-                yield job, result
+                error = future.exception()
+                yield pending.pop(future), error if isinstance(error, DownloadError) else future.result()
         except BaseException:
             client.stop_event.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -322,7 +322,7 @@ def _first_field(fields: Fields, names: tuple[str, ...]) -> Any:
 
 
 def _object(line: str) -> Fields:
-    """Return the fields of a JSON object or a Python literal; raise one of `PARSE_ERRORS` for another line."""
+    """Return the fields of a JSON object or a Python literal; raise one of `PARSE_ERRORS` for others."""
     try:
         fields = json.loads(line)
     except ValueError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -16,8 +15,7 @@ from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
 
 
-@dataclass(frozen=True)
-class SourceTables:
+class SourceTables(NamedTuple):
     """Interactions and items of a data source, with the split of its publisher.
 
     Attributes:
@@ -38,15 +36,8 @@ class SourceTables:
     image_root: Path | None = None
 
 
-@dataclass(frozen=True)
-class PreparedSource:
-    """A dataset prepared from a data source.
-
-    Attributes:
-        dataset: the dataset.
-        checks: properties of the dataset beside their published values.
-        notes: lines about missing or broken input.
-    """
+class PreparedSource(NamedTuple):
+    """A dataset, its properties beside their published values, and lines about missing or broken input."""
 
     dataset: Dataset
     checks: tuple[Check, ...] = ()
@@ -58,22 +49,18 @@ class PreparedSource:
 
 
 def prepare_source(tables: SourceTables, out: str | Path, *, overwrite: bool = False) -> Dataset:
-    """Write the tables of a data source as a dataset folder.
-
-    Args:
-        tables: interactions and items.
-        out: the folder to write.
-        overwrite: replace a folder that exists.
+    """Write the tables of a data source as a dataset folder; with `overwrite`, replace one that exists.
 
     Raises:
         InputError: an item is unknown or listed twice.
     """
     log = number_ids_in_order(tables.interactions, tables.items)
     offsets = user_offsets(log.users, len(log.user_ids))
+    split = published_split(offsets, tables.interactions["part"].to_numpy())
     return write_log(
         out,
         log,
-        published_split(offsets, tables.interactions["part"].to_numpy()),
+        split,
         ties_order=tables.ties_order,
         metadata=tables.metadata,
         image_root=tables.image_root,

@@ -164,9 +164,9 @@ def draw_preferences(users: int, num_values: int, random: np.random.Generator) -
 
 
 def simulate_purchases(items: GeneratedItems, users: int, random: np.random.Generator) -> tuple[Int64, Int64]:
-    """Return the items that customers buy, oldest first, and the times in seconds, both (users, MAX_PURCHASES).
+    """Return the items that customers buy, oldest first, and the times in seconds.
 
-    The item is -1 after the last purchase of a customer.
+    Both have the shape (users, MAX_PURCHASES). The item is -1 after the last purchase of a customer.
     """
     lengths = MIN_PURCHASES + random.geometric(1 / (MEAN_PURCHASES - MIN_PURCHASES + 1), users) - 1
     lengths = np.minimum(lengths, MAX_PURCHASES)

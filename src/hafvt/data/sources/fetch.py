@@ -12,19 +12,23 @@ from typing import NamedTuple
 
 import polars as pl
 
-from hafvt.data.download import DownloadError, DownloadJob, download_all
+from hafvt.data.download import DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 from hafvt.progress import progress
 
 MIB = 2**20
-PICTURE_SIGNATURES = {  # pattern of a picture's first bytes, by the suffix of its file
-    ".jpg": rb"\xff\xd8\xff",
-    ".png": rb"\x89PNG\r\n\x1a\n",
-    ".gif": rb"GIF8[79]a",
-    ".webp": rb"(?s)RIFF....WEBP",
-}
+GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
+PICTURE = FileType(
+    "picture (JPEG, PNG, GIF, WebP)",
+    {
+        ".jpg": rb"\xff\xd8\xff",
+        ".png": rb"\x89PNG\r\n\x1a\n",
+        ".gif": rb"GIF8[79]a",
+        ".webp": rb"RIFF....WEBP",
+    },
+)
 
 
 class DumpIndex(NamedTuple):
@@ -178,29 +182,6 @@ def safe_name(item_id: str) -> str:
     return f"sha256+{hashlib.sha256(item_id.encode()).hexdigest()}"
 
 
-def gzip_suffix(signature: bytes) -> str:
-    """Return the suffix to append to the name of a gzip file, which is empty.
-
-    Raises:
-        ValueError: the first bytes are not those of gzip.
-    """
-    if not signature.startswith(b"\x1f\x8b\x08"):
-        raise ValueError("not a gzip file: perhaps an error page")
-    return ""
-
-
-def picture_suffix(signature: bytes) -> str:
-    """Return the suffix of a picture's file name by the picture's first bytes.
-
-    Raises:
-        ValueError: the first bytes are not those of JPEG, PNG, GIF or WebP.
-    """
-    for suffix, pattern in PICTURE_SIGNATURES.items():
-        if re.match(pattern, signature):
-            return suffix
-    raise ValueError("not a picture (JPEG, PNG, GIF, WebP)")
-
-
 def _fetch_dump(
     dump: DumpIndex, categories: list[str], base_url: str | None, out: Path, client: HttpClient, parallel: int
 ) -> FetchResult:
@@ -213,7 +194,7 @@ def _fetch_dump(
         for template in dump.path_templates:
             url = f"{base_url}/{template.format(category)}"
             path = out / url.rpartition("/")[2]
-            jobs_by_path[path] = DownloadJob(url, path, gzip_suffix)
+            jobs_by_path[path] = DownloadJob(url, path, GZIP)
     jobs = [job for path, job in jobs_by_path.items() if not path.exists()]
     failures: list[tuple[DownloadJob, str]] = []
     num_bytes = _download_with_progress(jobs, client, parallel, failures)
@@ -235,7 +216,7 @@ def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) ->
     existing = _existing_pictures(folder)
     item_ids = {safe_name(item_id): item_id for item_id, url in urls.items() if url}
     jobs = [
-        DownloadJob(urls[item_id], folder / name, picture_suffix)
+        DownloadJob(urls[item_id], folder / name, PICTURE)
         for name, item_id in item_ids.items()
         if name not in existing
     ]
@@ -322,4 +303,4 @@ def _existing_pictures(folder: Path) -> dict[str, str]:
     """Return the complete pictures in a folder: file name by safe name."""
     if not folder.is_dir():
         return {}
-    return {path.stem: path.name for path in folder.iterdir() if path.suffix in PICTURE_SIGNATURES}
+    return {path.stem: path.name for path in folder.iterdir() if path.suffix in PICTURE.signatures}

@@ -5,13 +5,13 @@ This module imports no torch, so that `hafvt train MODEL --help` starts at once.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hafvt.errors import HafvtError
+from hafvt.settings import allowed_values, type_name
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 Length = Annotated[int, Field(ge=1, le=10_000)]
@@ -105,40 +105,3 @@ def describe_config(config: ModelConfig) -> list[Hyperparameter]:
         )
         for name, field in type(config).model_fields.items()
     ]
-
-
-def type_name(annotation: Any) -> str:
-    """Return the name of a type in the help: "int", "choice" for a Literal, "list" for a tuple."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(type_name, get_args(annotation)))
-    names = {Literal: "choice", tuple: "list", type(None): "null"}
-    return names.get(origin or annotation) or str(annotation.__name__)
-
-
-def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """Return the values that a type and its constraints allow, in words: "a whole number from 1 to 64"."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        fields = [item.metadata if isinstance(item, type(Field())) else [item] for item in arguments[1:]]
-        return allowed_values(arguments[0], [constraint for field in fields for constraint in field])
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        return ", or ".join(allowed_values(argument) for argument in arguments)
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list, each entry {allowed_values(arguments[0])}"
-        return f"a list of {len(arguments)} entries, each {allowed_values(arguments[0])}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    limits = {
-        name: getattr(c, name) for c in metadata for name in ("ge", "gt", "le", "lt") if hasattr(c, name)
-    }
-    text = words.get(annotation, "null")
-    if "gt" in limits:
-        text += f" above {limits['gt']}"
-    if "ge" in limits:
-        text += f" from {limits['ge']}"
-    if "lt" in limits:
-        text += f" and below {limits['lt']}"
-    return text + (f" to {limits['le']}" if "le" in limits else "")

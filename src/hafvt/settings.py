@@ -1,0 +1,161 @@
+"""Types of settings with their ranges, and a decorator that checks a function's arguments against them.
+
+A function annotates its parameters, such as `seed: Seed = 0`. `check_arguments` refuses a wrong value in one
+line before the function starts, whether it comes from Python, the command line or a YAML file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import types
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
+from pathlib import Path
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hafvt.errors import HafvtError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""Seed of random numbers; the largest is the largest that all libraries take."""
+
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
+Jobs = Annotated[int, Field(ge=1, le=1000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveNumber = Annotated[float, Field(gt=0, le=1_000_000)]
+
+
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise ValueError("choose auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+def _check_folder(folder: str | Path) -> str | Path:
+    if not str(folder):
+        raise ValueError("name a folder")
+    try:
+        existing = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{existing} is a file: name a folder")
+        if existing != Path(folder).absolute() and not os.access(existing, os.W_OK):
+            raise ValueError(f"{existing} cannot be written: name another folder, or change its permissions")
+    except OSError as error:
+        raise ValueError(f"{error.strerror}: name another folder") from None
+    return folder
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
+"""Name of a device that torch may have."""
+
+OutFolder = Annotated[str | Path, AfterValidator(_check_folder)]
+"""Folder that a command writes: it, or the closest folder above it that exists, is a folder."""
+
+
+def check_arguments(function: Function) -> Function:
+    """Check the arguments of each call of a function against the function's annotations.
+
+    Numbers, texts and choices are checked with their ranges; of lists and dictionaries only the type is
+    checked; parameters of other types are not checked. NumPy numbers become Python's.
+
+    Raises:
+        HafvtError: an argument has a wrong type or is out of its range; the line names it as an option.
+    """
+    signature = inspect.signature(function)
+
+    @cache
+    def adapters() -> dict[str, TypeAdapter[Any]]:
+        config = ConfigDict(strict=True, allow_inf_nan=False)
+        hints = parameter_types(function)
+        return {name: TypeAdapter(_checked_type(hint), config=config) for name, hint in hints.items()}
+
+    @wraps(function)
+    def check_and_call(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs)
+        for name, value in arguments.arguments.items():
+            value = value.item() if isinstance(value, np.generic) else value
+            try:
+                arguments.arguments[name] = adapters()[name].validate_python(value)
+            except ValidationError as error:
+                raise HafvtError(_explain(name, value, parameter_types(function)[name], error)) from None
+        return function(*arguments.args, **arguments.kwargs)
+
+    return cast(Function, check_and_call)
+
+
+def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type of each parameter, with its range; the return type, which may need torch, is left out."""
+    function = inspect.unwrap(function)
+    annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    namespace = SimpleNamespace(__annotations__=annotations)
+    return get_type_hints(namespace, function.__globals__, include_extras=True)
+
+
+def _checked_type(hint: Any) -> Any:
+    """Return the type that pydantic checks in place of a type hint: Any where nothing is to be checked."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_checked_type, get_args(hint)))]  # noqa: UP007
+    if origin is list:
+        return Annotated[list, BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
+    if origin is dict:
+        return Annotated[dict, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)]
+    is_simple = origin in (Annotated, Literal) or hint in (int, float, bool, str, Path, NoneType)
+    return hint if is_simple else Any
+
+
+def _explain(name: str, value: Any, hint: Any, errors: ValidationError) -> str:
+    """Return the line for a wrong argument."""
+    option = f"--{name.replace('_', '-')}"
+    reason = next((error["ctx"]["error"] for error in errors.errors() if error["type"] == "value_error"), None)
+    if reason:
+        return f"{option} {value}: {reason}"
+    if get_origin(hint) in (Union, UnionType):
+        hint = Union[tuple(part for part in get_args(hint) if part is not NoneType)]  # noqa: UP007
+    return f"{option} is {repr(value)[:80]}: choose {allowed_values(hint)}"
+
+
+def type_name(annotation: Any) -> str:
+    """Return the name of a type in the help: "int", "choice" for a Literal, "list" for a tuple."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(type_name, get_args(annotation)))
+    names = {Literal: "choice", tuple: "list", type(None): "null"}
+    return names.get(origin or annotation) or str(annotation.__name__)
+
+
+def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+    """Return the values that a type and its constraints allow, in words: "a whole number from 1 to 64"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        fields = [item.metadata if isinstance(item, type(Field())) else [item] for item in arguments[1:]]
+        return allowed_values(arguments[0], [constraint for field in fields for constraint in field])
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return ", or ".join(allowed_values(argument) for argument in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each entry {allowed_values(arguments[0])}"
+        return f"a list of {len(arguments)} entries, each {allowed_values(arguments[0])}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    words |= {list: "a list", dict: "names with values"}
+    limits = {
+        name: getattr(c, name) for c in metadata for name in ("ge", "gt", "le", "lt") if hasattr(c, name)
+    }
+    text = words.get(origin or annotation, "null")
+    if "gt" in limits:
+        text += f" above {limits['gt']}"
+    if "ge" in limits:
+        text += f" from {limits['ge']}"
+    if "lt" in limits:
+        text += f" and below {limits['lt']}"
+    return text + (f" to {limits['le']}" if "le" in limits else "")

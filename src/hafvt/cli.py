@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter, Token
@@ -24,6 +24,7 @@ from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError
 from hafvt.models import MODELS, describe_parameters
 from hafvt.progress import console
+from hafvt.settings import parameter_types
 
 
 class Command(NamedTuple):
@@ -112,6 +113,8 @@ def argument_type(hint: Any) -> Any:
 
     A union that contains `str`, such as of a path and a data frame, becomes `str`.
     """
+    if get_origin(hint) is Annotated:
+        return argument_type(get_args(hint)[0])
     if hint is int:
         return Annotated[int, Parameter(converter=whole_number)]
     if get_origin(hint) not in (Union, UnionType):
@@ -129,9 +132,7 @@ def hyperparameter(value: Any) -> Any:
 def command_function(command: Command) -> Callable[..., str]:
     """Return a wrapper of a command's function that takes command-line types and returns printable text."""
     function = resolve_name(command.target)
-    # Without the return type, whose import may need torch.
-    annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), inspect.unwrap(function).__globals__)
+    hints = parameter_types(function)
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> str:

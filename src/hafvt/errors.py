@@ -51,13 +51,3 @@ def missing_package(extra: str, package: str) -> HafvtError:
         package: name of the package.
     """
     return HafvtError(f"this needs the package {package!r}: pip install 'hafvt[{extra}]'")
-
-
-def check_seed(seed: int) -> None:
-    """Check a random seed before anything is created with it.
-
-    Raises:
-        HafvtError: it is below 0 or above 4294967295, the largest seed that all libraries take.
-    """
-    if not 0 <= seed < 2**32:
-        raise HafvtError(f"--seed is {seed}: choose a whole number from 0 to {2**32 - 1}")

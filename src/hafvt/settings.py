@@ -30,6 +30,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
 Jobs = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveNumber = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
@@ -40,10 +41,12 @@ def _check_device(name: str) -> str:
 
 
 def _check_folder(folder: str | Path) -> str | Path:
-    if not str(folder):
+    if not str(folder) or "\0" in str(folder):
         raise ValueError("name a folder")
     try:
-        existing = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+        existing = next(
+            path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists()
+        )
         if not existing.is_dir():
             raise ValueError(f"{existing} is a file: name a folder")
         if existing != Path(folder).absolute() and not os.access(existing, os.W_OK):
@@ -105,9 +108,13 @@ def _checked_type(hint: Any) -> Any:
     if origin in (Union, UnionType):
         return Union[tuple(map(_checked_type, get_args(hint)))]  # noqa: UP007
     if origin is list:
-        return Annotated[list, BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
+        return Annotated[
+            list, BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)
+        ]
     if origin is dict:
-        return Annotated[dict, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)]
+        return Annotated[
+            dict, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)
+        ]
     is_simple = origin in (Annotated, Literal) or hint in (int, float, bool, str, Path, NoneType)
     return hint if is_simple else Any
 
@@ -115,7 +122,9 @@ def _checked_type(hint: Any) -> Any:
 def _explain(name: str, value: Any, hint: Any, errors: ValidationError) -> str:
     """Return the line for a wrong argument."""
     option = f"--{name.replace('_', '-')}"
-    reason = next((error["ctx"]["error"] for error in errors.errors() if error["type"] == "value_error"), None)
+    reason = next(
+        (error["ctx"]["error"] for error in errors.errors() if error["type"] == "value_error"), None
+    )
     if reason:
         return f"{option} {value}: {reason}"
     if get_origin(hint) in (Union, UnionType):

@@ -15,27 +15,29 @@ from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import InteractionLog, Table, number_ids, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
-from hafvt.errors import HafvtError, check_seed
+from hafvt.errors import HafvtError
 from hafvt.files import sha256
 from hafvt.progress import progress
+from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
 
 
+@check_arguments
 def prepare(
     interactions: str | Path | Any,
     items: str | Path | Any | None = None,
-    out: str | Path = "dataset",
+    out: OutFolder = "dataset",
     *,
     columns: dict[str, str] | None = None,
     domains: list[str] | None = None,
-    min_per_domain: int = 1,
-    min_per_item: int = 0,
-    last: int | None = None,
+    min_per_domain: Count = 1,
+    min_per_item: Count = 0,
+    last: PositiveCount | None = None,
     split: Literal["leave-one-out", "time"] = "leave-one-out",
-    valid_share: float = 0.1,
-    test_share: float = 0.1,
-    hold_out_items: float = 0.0,
+    valid_share: Share = 0.1,
+    test_share: Share = 0.1,
+    hold_out_items: Share = 0.0,
     ties: Literal["random", "input"] = "random",
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> Dataset:
     """Turn tables of interactions and items into a dataset folder.
@@ -82,7 +84,6 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
-    check_seed(seed)
     out = Path(out)
     check_output_folder(out, overwrite)
     _check_filters(min_per_domain, min_per_item, last)

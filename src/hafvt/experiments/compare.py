@@ -19,6 +19,7 @@ from hafvt.features.item_features import load_item_features
 from hafvt.files import atomic_file, read_json
 from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Bar, bars_svg
+from hafvt.settings import Jobs, OutFolder, check_arguments
 from hafvt.training.run import fingerprint, model_item_features
 
 BudgetName = Literal["small", "full"]
@@ -53,15 +54,16 @@ class Comparison:
         return f"{self.text}\nwrote {self.folder / 'compare.md'}, compare.tex and compare.json"
 
 
+@check_arguments
 def compare(
     data: str | Path | Dataset,
-    out: str | Path,
+    out: OutFolder,
     *,
     models: list[str] | None = None,
     tuned: dict[str, str] | None = None,
     budget: BudgetName = "full",
     protocol: str = "full",
-    jobs: int | None = None,
+    jobs: Jobs | None = None,
 ) -> Comparison:
     """Compare models with the same split, candidate items, training budget and hyperparameter search.
 
@@ -111,13 +113,14 @@ def compare(
     return _compare_candidates(dataset, Path(out), candidates, budget, protocol, jobs, remarks)
 
 
+@check_arguments
 def ablate(
     data: str | Path | Dataset,
-    out: str | Path,
+    out: OutFolder,
     *,
     budget: BudgetName = "full",
     protocol: str = "full",
-    jobs: int | None = None,
+    jobs: Jobs | None = None,
 ) -> Comparison:
     """Switch titles, pictures and hierarchical attention of HAF-VT on and off, as in the paper's Table 4.
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from hafvt.data.prepare import prepare
 from hafvt.data.sources.demo import generate_world
-from hafvt.errors import HafvtError, check_seed
+from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results
 from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.encode import encode
 from hafvt.progress import console
 from hafvt.reports.report import write_report
+from hafvt.settings import OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 
@@ -51,7 +52,14 @@ class Demo:
         )
 
 
-def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 400, seed: int = 0) -> Demo:
+@check_arguments
+def demo(
+    out: OutFolder = "demo",
+    *,
+    users: PositiveCount = 3000,
+    items_per_shop: PositiveCount = 400,
+    seed: Seed = 0,
+) -> Demo:
     """Generate two shops that share customers, train and compare three models, and write report.html.
 
     The steps are those for your own data: prepare, encode (classic), train, evaluate.
@@ -67,7 +75,6 @@ def demo(out: str | Path = "demo", *, users: int = 3000, items_per_shop: int = 4
     Raises:
         HafvtError: a folder that would be replaced holds something else than a run.
     """
-    check_seed(seed)
     started = time.monotonic()
     folder = Path(out)
     run_folders = {name: folder / "runs" / name for name in DEMO_TRAININGS}

@@ -18,6 +18,7 @@ from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.ops.device import select_device
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
+from hafvt.settings import Device, check_arguments
 from hafvt.training.run import open_run
 
 TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, gives no warning
@@ -77,6 +78,7 @@ class Evaluation:
         return f"{table}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
 
 
+@check_arguments
 def evaluate(
     run: str | Path,
     *,
@@ -85,7 +87,7 @@ def evaluate(
     exclude_seen: bool = False,
     cold: bool = False,
     data: str | Path | Dataset | None = None,
-    device: str = "cpu",
+    device: Device = "cpu",
 ) -> Evaluation:
     """Rank every target of a finished run and write ranks.parquet, results.json and report.html.
 

@@ -13,6 +13,7 @@ from hafvt.data.sources.checks import checks_table, find_scenario, table1_checks
 from hafvt.errors import HafvtError
 from hafvt.experiments.compare import BudgetName, ablate, compare
 from hafvt.progress import console
+from hafvt.settings import Jobs, OutFolder, check_arguments
 
 TABLE_DOMAINS = {"table2": ("food", "kitchen"), "table3": ("movie", "book"), "table4": ("movie", "book")}
 
@@ -28,13 +29,14 @@ class PaperTable:
         return self.text
 
 
+@check_arguments
 def paper(
     table: Literal["table1", "table2", "table3", "table4"],
     data: str | Path,
     *,
-    out: str | Path | None = None,
+    out: OutFolder | None = None,
     budget: BudgetName = "full",
-    jobs: int | None = None,
+    jobs: Jobs | None = None,
 ) -> PaperTable:
     """Reproduce a table of the paper, with the published values beside it.
 

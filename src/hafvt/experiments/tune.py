@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, check_seed, missing_package
+from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
     TRAINING_OPTIONS,
@@ -33,6 +33,7 @@ from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TrialResult, TuningResult, TuningTask, write_tuning_report
 from hafvt.files import lock_folder
 from hafvt.progress import progress
+from hafvt.settings import Jobs, OutFolder, PositiveCount, PositiveNumber, Seed, check_arguments
 from hafvt.training.run import feature_hashes, fingerprint
 
 try:
@@ -59,21 +60,22 @@ STATES = {
 }
 
 
+@check_arguments
 def tune(
     model: str,
     data: str | Path | Dataset,
-    out: str | Path,
+    out: OutFolder,
     *,
     preset: str = "default",
     params: dict[str, Any] | None = None,
     space: dict[str, Any] | None = None,
-    trials: int = 30,
-    epochs: int = 20,
-    validate_every: int | None = None,
+    trials: PositiveCount = 30,
+    epochs: PositiveCount = 20,
+    validate_every: PositiveCount | None = None,
     protocol: str = "full",
-    seed: int = 0,
-    jobs: int | None = None,
-    minutes: float | None = None,
+    seed: Seed = 0,
+    jobs: Jobs | None = None,
+    minutes: PositiveNumber | None = None,
 ) -> TuningResult:
     """Search for the hyperparameters with the best validation MRR; the test targets are not read.
 
@@ -102,7 +104,6 @@ def tune(
     Raises:
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
-    check_seed(seed)
     get_protocol(protocol)
     for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
         if number is not None and not number > 0:

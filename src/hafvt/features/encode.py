@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError, check_seed
+from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import ContentError, Encoder, Float32
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.encoding_checkpoint import EncodingCheckpoint, Problem
@@ -25,8 +25,10 @@ from hafvt.features.modalities import MODALITIES, load_content, make_encoder
 from hafvt.features.table import NO_DIRECTION, FeatureTable, has_direction
 from hafvt.files import sha256
 from hafvt.progress import progress
+from hafvt.settings import Device, PositiveCount, Seed, check_arguments
 
 
+@check_arguments
 def encode(
     data: str | Path | Dataset,
     *,
@@ -34,9 +36,9 @@ def encode(
     title: str | None = None,
     encoders: dict[str, str] | None = None,
     precomputed: dict[str, str | Path] | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-    seed: int = 0,
+    batch_size: PositiveCount = 64,
+    device: Device = "auto",
+    seed: Seed = 0,
 ) -> dict[str, FeatureTable]:
     """Write the vectors of pictures and titles to the folder `features` of a dataset.
 
@@ -63,7 +65,6 @@ def encode(
         HafvtError: there is nothing to encode; a name, checkpoint or file is wrong; or no item could be
             encoded.
     """
-    check_seed(seed)
     precomputed = precomputed or {}
     named = {"image": image, "title": title} | (encoders or {})
     specs = {name: spec for name, spec in named.items() if spec is not None}

@@ -20,6 +20,7 @@ from hafvt.inference.histories import user_history
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.progress import peak_memory_gib, progress
+from hafvt.settings import PositiveCount, check_arguments
 from hafvt.training.run import open_run
 
 # Items of a domain; in smaller ones, candidates would be a large part of all items.
@@ -68,7 +69,10 @@ class IndexSummary:
         return "\n".join([*lines, f"{cost}; wrote {self.folder}"])
 
 
-def index(run: str | Path, *, histories: int = 500, data: str | Path | Dataset | None = None) -> IndexSummary:
+@check_arguments
+def index(
+    run: str | Path, *, histories: PositiveCount = 500, data: str | Path | Dataset | None = None
+) -> IndexSummary:
     """Build an index of a large catalog, so that recommending does not score every item.
 
     The index selects a few thousand candidates, and the model scores these exactly. It is used in domains

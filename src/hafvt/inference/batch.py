@@ -14,6 +14,7 @@ from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
+from hafvt.settings import PositiveCount, check_arguments
 
 MAX_BATCH_SIZE = 1024  # histories that are read, ranked and written together
 MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
@@ -68,6 +69,7 @@ class BatchSummary:
         return f"wrote recommendations for {self.num_histories:,} histories{note} to {self.out}"
 
 
+@check_arguments
 def recommend(
     run: str | Path,
     *,
@@ -75,7 +77,7 @@ def recommend(
     history: list[str] | None = None,
     user: str | None = None,
     domain: str | None = None,
-    k: int = 10,
+    k: PositiveCount = 10,
     out: str | Path | None = None,
     exclude_seen: bool = True,
     exclude: list[str] | None = None,

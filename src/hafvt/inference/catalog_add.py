@@ -14,6 +14,7 @@ from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
 from hafvt.inference.added_items import COLUMNS, AddedItems, added_items_folder, content_modalities
+from hafvt.settings import Device, check_arguments
 from hafvt.training.run import Run, open_run
 
 
@@ -44,6 +45,7 @@ class AddedItemsSummary:
         return "\n".join([*lines, f"wrote {self.folder}"])
 
 
+@check_arguments
 def catalog(
     action: Literal["add"],
     run: str | Path,
@@ -53,7 +55,7 @@ def catalog(
     precomputed: dict[str, str | Path] | None = None,
     overwrite: bool = False,
     data: str | Path | Dataset | None = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> AddedItemsSummary:
     """Add new items to a finished run, which then recommends them, without training.
 

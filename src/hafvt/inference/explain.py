@@ -9,8 +9,10 @@ from hafvt.errors import HafvtError
 from hafvt.inference.histories import history_of
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
+from hafvt.settings import check_arguments
 
 
+@check_arguments
 def explain(
     run: str | Path,
     item: str,

@@ -32,6 +32,7 @@ from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
 from hafvt.models.base import Model
 from hafvt.progress import progress
+from hafvt.settings import OutFolder, check_arguments
 from hafvt.training.run import open_run
 
 TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
@@ -85,10 +86,11 @@ class ExplainGraph(ScoreGraph):
         return shares.float(), attention.float()
 
 
+@check_arguments
 def export(
     run: str | Path,
     *,
-    out: str | Path,
+    out: OutFolder,
     item_tables: Literal["baked", "inputs"] = "baked",
     data: str | Path | Dataset | None = None,
     overwrite: bool = False,

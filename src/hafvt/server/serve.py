@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hafvt.errors import HafvtError, missing_package
 from hafvt.progress import console
+from hafvt.settings import Port, PositiveCount, PositiveNumber, check_arguments
 
 if TYPE_CHECKING:
     import uvicorn
@@ -22,13 +23,14 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MAX_TIMEOUT_S = 86_400
 
 
+@check_arguments
 def serve(
     run: str | Path,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
-    queue: int = 1024,
-    timeout: float = 10.0,
+    port: Port = 8000,
+    queue: PositiveCount = 1024,
+    timeout: PositiveNumber = 10.0,
     cors_origins: list[str] | None = None,
     data: str | Path | None = None,
 ) -> str:

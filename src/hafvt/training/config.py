@@ -7,38 +7,43 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hafvt.models.hyperparameters import ModelConfig
+from hafvt.settings import Count, PositiveCount, Seed
 
 Precision = Literal["auto", "bf16", "fp32"]
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+WeightDecay = Annotated[float, Field(ge=0, le=100)]
+EmaDecay = Annotated[float, Field(ge=0, lt=1)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class TrainingConfig(ModelConfig):
     """How a model is trained; the model's own hyperparameters are a class beside the model."""
 
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    epochs: PositiveCount = 100
     """Largest number of passes over the training histories."""
 
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    batch_size: PositiveCount = 64
     """Users per step and process."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Step size of Adam."""
 
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    weight_decay: WeightDecay = 0.0
     """L2 coefficient of Adam."""
 
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    ema_decay: EmaDecay = 0.995
     """Share of the averaged weights that each step keeps; 0 uses the weights of the last step."""
 
     protocol: str = "full"
     """Name of the evaluation protocol that ranks validation and test targets."""
 
-    validate_every: Annotated[int, Field(ge=1, le=1_000_000)] = 2
+    validate_every: PositiveCount = 2
     """Epochs between two validations."""
 
-    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 5
+    patience: Count = 5
     """Validations without improvement that end the training; 0 never ends it early."""
 
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Seed = 0
     """Seed of the initial weights, of the order of users and of dropout."""
 
     precision: Precision = "auto"
@@ -47,5 +52,5 @@ class TrainingConfig(ModelConfig):
     device: str = "auto"
     """Where the model is trained: auto, cpu, cuda, cuda:N or mps."""
 
-    checkpoint_every: Annotated[float, Field(gt=0)] = 300.0
+    checkpoint_every: Seconds = 300.0
     """Seconds between two checkpoints within an epoch."""

@@ -7,34 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.models import configure, default_learning_rate
-from hafvt.training.config import Precision
+from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, WeightDecay
 
 if TYPE_CHECKING:
     from hafvt.training.run import Run
 
 
+@check_arguments
 def train(
     model: str,
     data: str | Path | Dataset,
-    out: str | Path,
+    out: OutFolder,
     *,
     preset: str = "default",
     params: dict[str, Any] | None = None,
-    epochs: int = 100,
-    batch_size: int = 64,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.995,
+    epochs: PositiveCount = 100,
+    batch_size: PositiveCount = 64,
+    learning_rate: LearningRate | None = None,
+    weight_decay: WeightDecay = 0.0,
+    ema_decay: EmaDecay = 0.995,
     protocol: str = "full",
-    validate_every: int | None = None,
-    patience: int | None = None,
-    seed: int = 0,
+    validate_every: PositiveCount | None = None,
+    patience: Count | None = None,
+    seed: Seed = 0,
     precision: Precision = "auto",
-    device: str = "auto",
+    device: Device = "auto",
     resume: bool = False,
     test: bool = True,
     tensorboard: bool = False,
-    checkpoint_every: float = 300.0,
+    checkpoint_every: Seconds = 300.0,
 ) -> Run:
     """Train a model, keep the weights with the best validation MRR, and rank the test targets with them.
 

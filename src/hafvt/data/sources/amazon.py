@@ -26,8 +26,9 @@ from hafvt.data.order import sort_histories, user_offsets
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
-from hafvt.errors import HafvtError, check_seed
+from hafvt.errors import HafvtError
 from hafvt.progress import Advance, progress
+from hafvt.settings import Count, OutFolder, PositiveCount, Seed, check_arguments
 
 WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
 
@@ -64,17 +65,18 @@ class ReviewLog:
         return f"{step}: {users:,} users, {items:,} items, {len(self.users):,} reviews"
 
 
+@check_arguments
 def prepare_amazon(
     folder: str | Path,
-    out: str | Path,
+    out: OutFolder,
     *,
     domains: dict[str, str],
     window: Literal["year", "month", "none"] = "year",
-    min_interactions: int = 10,
-    min_per_domain: int = 3,
-    max_length: int = 15,
+    min_interactions: Count = 10,
+    min_per_domain: Count = 3,
+    max_length: PositiveCount = 15,
     ties: Literal["random", "c2dsr"] = "random",
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> PreparedSource:
     """Turn Amazon's dumps of 2014, 2018 or 2023 into a dataset of sequences, as the paper does.
@@ -106,7 +108,6 @@ def prepare_amazon(
         InputError: a file is damaged or in an unknown format; names file, row, value and remedy.
         HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
-    check_seed(seed)
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
     _check_settings(domains, window, min_interactions, min_per_domain, max_length)

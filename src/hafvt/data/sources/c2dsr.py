@@ -21,19 +21,21 @@ from hafvt.data.dataset import CONTENT_COLUMNS, check_output_folder
 from hafvt.data.readers import read_columns, read_lines
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
-from hafvt.errors import HafvtError, InputError, check_seed
+from hafvt.errors import HafvtError, InputError
 from hafvt.files import sha256
+from hafvt.settings import OutFolder, Seed, check_arguments
 
 REMEDY = "Download it again"
 
 
+@check_arguments
 def prepare_c2dsr(
     folder: str | Path,
-    out: str | Path,
+    out: OutFolder,
     *,
     domains: list[str] | None = None,
     items: str | Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> PreparedSource:
     """Turn a release of C2DSR's files into a dataset folder with the split of the release.
@@ -55,7 +57,6 @@ def prepare_c2dsr(
     Raises:
         InputError: a file is missing, damaged or malformed; names file, row, value and remedy.
     """
-    check_seed(seed)
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
     list_files = [_find_file(folder, name) for name in ("Alist", "Blist")]

@@ -17,6 +17,7 @@ from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 from hafvt.progress import progress
+from hafvt.settings import OutFolder, PositiveCount, PositiveNumber, check_arguments
 
 MIB = 2**20
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
@@ -104,17 +105,18 @@ class FetchResult(NamedTuple):
         return f"{text}\nwrote {self.out}"
 
 
+@check_arguments
 def fetch(
     resource: str,
     data: str | Path | None = None,
     *,
-    out: str | Path,
+    out: OutFolder,
     categories: list[str] | None = None,
     base_url: str | None = None,
-    parallel: int = 4,
-    requests_per_second: float = 4.0,
-    max_file_gib: float = 40.0,
-    max_picture_mib: float = 10.0,
+    parallel: PositiveCount = 4,
+    requests_per_second: PositiveNumber = 4.0,
+    max_file_gib: PositiveNumber = 40.0,
+    max_picture_mib: PositiveNumber = 10.0,
     allow_private: bool = False,
 ) -> FetchResult:
     """Download reviews and metadata, or the pictures of a dataset's items.

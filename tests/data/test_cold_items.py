@@ -22,7 +22,7 @@ def log(users: int = 30, length: int = 25) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
 
 
-@pytest.mark.parametrize("split", ["leave-item_id-out", "time"])
+@pytest.mark.parametrize("split", ["leave-one-out", "time"])
 def test_prepare_hold_out_items_are_in_no_history_and_their_targets_follow_training(tmp_path, split) -> None:
     interactions = log()
     data = prepare(interactions, ITEMS, tmp_path / "data", hold_out_items=0.2, split=split)

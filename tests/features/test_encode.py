@@ -222,7 +222,7 @@ def test_encode_without_any_content_is_refused_and_leaves_nothing(tmp_path: Path
 def test_encode_with_wrong_arguments_is_refused_before_any_work(pictured: Dataset, tmp_path: Path) -> None:
     with pytest.raises(HafvtError, match="nothing to encode"):
         encode(pictured)
-    with pytest.raises(HafvtError, match="batch_size is 0"):
+    with pytest.raises(HafvtError, match="--batch-size is 0"):
         encode(pictured, title="classic", batch_size=0)
     with pytest.raises(HafvtError, match=r"modality '\.\./x'"):
         encode(pictured, precomputed={"../x": tmp_path / "x.npz"})

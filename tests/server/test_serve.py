@@ -105,7 +105,9 @@ def test_serve_invalid_options_are_refused(served_run, tmp_path, monkeypatch):
         serve(tmp_path, port=0)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(HafvtError, match="--port"):
         serve(served_run, port=other.getsockname()[1])
-    for options in ({"port": 99999}, {"host": "no.such.host.invalid"}, {"host": ""}):
+    with pytest.raises(HafvtError, match="--port is 99999: choose a whole number from 0 to 65535"):
+        serve(served_run, port=99999)
+    for options in ({"host": "no.such.host.invalid"}, {"host": ""}):
         with pytest.raises(HafvtError, match="--host"):
             serve(served_run, **{"port": 0, **options})
     with pytest.raises(HafvtError, match="--cors-origins"):

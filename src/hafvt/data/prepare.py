@@ -86,8 +86,7 @@ def prepare(
     """
     out = Path(out)
     check_output_folder(out, overwrite)
-    _check_filters(min_per_domain, min_per_item, last)
-    _check_shares(split, valid_share, test_share, hold_out_items)
+    _check_shares(split, valid_share, test_share)
     settings = {
         "columns": columns or {},
         "domains": domains,
@@ -206,19 +205,10 @@ def write_log(
     )
 
 
-def _check_filters(min_per_domain: int, min_per_item: int, last: int | None) -> None:
-    if min(min_per_domain, min_per_item) < 0 or (last is not None and last < 1):
-        raise HafvtError("--min-per-domain and --min-per-item start at 0, --last at 1: correct the number")
-
-
-def _check_shares(split: str, valid_share: float, test_share: float, hold_out_items: float) -> None:
+def _check_shares(split: str, valid_share: float, test_share: float) -> None:
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise HafvtError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
-        )
-    if not 0 <= hold_out_items < 1:
-        raise HafvtError(
-            f"--hold-out-items is {hold_out_items:g}: give a share from 0 to below 1, such as 0.1"
         )
 
 

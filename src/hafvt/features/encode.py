@@ -70,8 +70,6 @@ def encode(
     specs = {name: spec for name, spec in named.items() if spec is not None}
     if not specs and not precomputed:
         raise HafvtError("nothing to encode: name an encoder for image or title, or a precomputed file")
-    if batch_size < 1:
-        raise HafvtError(f"batch_size is {batch_size}: give 1 or more")
     for name in precomputed:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise HafvtError(f"modality {name!r}: use small letters, digits and underscores")

@@ -92,8 +92,6 @@ def index(
     Raises:
         HafvtError: there is no finished run of hafvt or no domain that is large enough, or faiss is missing.
     """
-    if histories < 1:
-        raise HafvtError(f"--histories is {histories}: give 1 or more")
     faiss = import_faiss()
     opened, catalog = with_added_items(open_run(run, data))
     models, modalities = opened.models, opened.model.modalities

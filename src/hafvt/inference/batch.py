@@ -119,8 +119,6 @@ def recommend(
     """
     if sum(source is not None for source in (histories, history, user)) != 1:
         raise HafvtError("no history: give one of --histories FILE, --history ID ID ... and --user USER")
-    if k < 1:
-        raise HafvtError(f"--k {k}: give 1 or more")
     target = None if out is None else Path(out)
     if target is not None:
         if target.suffix.lower() not in SUFFIXES or target.is_dir():

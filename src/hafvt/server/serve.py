@@ -66,8 +66,8 @@ def serve(
         raise HafvtError(
             f"{API_KEY_VARIABLE} is empty or has other than ASCII characters: unset or change it"
         )
-    if queue < 1 or not 0 < timeout <= MAX_TIMEOUT_S:
-        raise HafvtError(f"--queue must be at least 1, and --timeout above 0 and at most {MAX_TIMEOUT_S}")
+    if timeout > MAX_TIMEOUT_S:
+        raise HafvtError(f"--timeout is {timeout:g} s: choose at most {MAX_TIMEOUT_S}")
     for origin in cors_origins or ():
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise HafvtError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")

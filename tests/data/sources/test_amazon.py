@@ -217,11 +217,11 @@ def test_prepare_amazon_missing_products_and_shared_items_are_noted(raw, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": "week"}, "choose year, month, none"),
+        ({"window": "week"}, "choose year or month or none"),
         ({"domains": {}}, "NAME=CATEGORY"),
         ({"domains": {"a": "Books", "b": "Books"}}, "no category twice"),
         ({"domains": {"a": "Books", "b": "Music"}}, "has no reviews of Books"),
-        ({"max_length": 1}, "--max-length at 2"),
+        ({"max_length": 1}, "--max-length is 1: choose 2 or more"),
     ],
 )
 def test_prepare_amazon_wrong_setting_is_refused(raw, tmp_path, settings, message):

@@ -110,7 +110,7 @@ def prepare_amazon(
     """
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
-    _check_settings(domains, window, min_interactions, min_per_domain, max_length)
+    _check_settings(domains, max_length)
     dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
     files = [file for pair in dumps.values() for file in pair if file]
     window_days = WINDOW_DAYS[window]
@@ -195,15 +195,11 @@ def prepare_amazon(
     return PreparedSource(dataset, checks, tuple(notes))
 
 
-def _check_settings(
-    domains: dict[str, str], window: str, min_interactions: int, min_per_domain: int, max_length: int
-) -> None:
-    if window not in WINDOW_DAYS:
-        raise HafvtError(f"--window {window}: choose {', '.join(WINDOW_DAYS)}")
+def _check_settings(domains: dict[str, str], max_length: int) -> None:
     if not domains or len(set(domains.values())) < len(domains):
         raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")
-    if min(min_interactions, min_per_domain) < 0 or max_length < 2:
-        raise HafvtError("--min-interactions and --min-per-domain start at 0, --max-length at 2")
+    if max_length < 2:
+        raise HafvtError(f"--max-length is {max_length}: choose 2 or more")
 
 
 def _read_log(dumps: Dumps, advance: Advance) -> tuple[ReviewLog, list[str], list[str], int]:

@@ -157,8 +157,6 @@ def fetch(
         resource, categories = SCENARIO_DUMPS[resource]
     if resource not in (*DUMPS, "pictures"):
         raise HafvtError(f"unknown {resource!r}: choose {', '.join((*DUMPS, *SCENARIO_DUMPS))} or pictures")
-    if parallel < 1 or min(requests_per_second, max_file_gib, max_picture_mib) <= 0:
-        raise HafvtError("--parallel, --requests-per-second and the largest sizes must be above zero")
     if resource == "pictures":
         if data is None or categories is not None or base_url is not None:
             raise HafvtError("fetch pictures takes a DATASET, and neither --categories nor --base-url")

@@ -225,8 +225,16 @@ def test_fetch_failed_pictures_are_listed_and_retried(server, tmp_path, write_da
         ("amazon-2014", {"categories": []}, "needs --categories"),
         ("amazon-2014", {"categories": ["../x"]}, "is not a category"),
         ("amazon-2014", {"categories": ["A"], "data": "x"}, "takes no dataset"),
-        ("amazon-2014", {"categories": ["A"], "parallel": 0}, "--parallel is 0: choose a whole number from 1"),
-        ("amazon-2014", {"categories": ["A"], "requests_per_second": 0}, "--requests-per-second is 0: choose a number above 0"),
+        (
+            "amazon-2014",
+            {"categories": ["A"], "parallel": 0},
+            "--parallel is 0: choose a whole number from 1",
+        ),
+        (
+            "amazon-2014",
+            {"categories": ["A"], "requests_per_second": 0},
+            "--requests-per-second is 0: choose a number above 0",
+        ),
         ("pictures", {}, "takes a DATASET"),
         ("pictures", {"data": "x", "base_url": "http://a.org"}, "neither"),
         ("pictures", {"data": "nowhere"}, "does not exist"),

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -21,7 +22,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.config import Yaml
 
 from hafvt.data.sources import SOURCES
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
 from hafvt.progress import console
 from hafvt.settings import parameter_types
@@ -264,8 +265,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def print_error(error: object) -> None:
         console.print(f"{program}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
+    def show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, HafvtWarning):
+            print_error(f"warning: {message}")
+        else:
+            show_other_warning(message, category, *place)
+
     try:
-        with _sigterm_as_ctrl_c():
+        with _sigterm_as_ctrl_c(), warnings.catch_warnings():
+            show_other_warning, warnings.showwarning = warnings.showwarning, show_warning
             words, config = take_config(words)
             app = make_app(chosen, model, config)
             text = app(words, exit_on_error=False, print_error=False, result_action="return_value")

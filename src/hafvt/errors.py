@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 
 class HafvtError(Exception):
     """An error that the user can fix. The command line prints its message without a traceback."""
+
+
+class HafvtWarning(UserWarning):
+    """A likely mistake in the input, which the command accepts. The command line prints it as one line."""
+
+
+def warn(message: str) -> None:
+    """Warn of a likely mistake in the input: "problem: remedy"."""
+    warnings.warn(message, HafvtWarning, stacklevel=3)
 
 
 class InputError(HafvtError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,19 @@ def memory_gib() -> float:
 def peak_memory_gib() -> float:
     """Return the peak resident memory of this process in GiB (0 if the system does not report it)."""
     return _status_gib("VmHWM")
+
+
+def available_bytes() -> int:
+    """Return the memory that this process can still use, in bytes; 2**62 if the system does not report it."""
+    limits = [2**62]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container: control groups 2 and 1
+        with suppress(OSError, ValueError):  # no such file, or no limit
+            limit = int((Path("/sys/fs/cgroup") / path).read_text())
+            limits.append(limit - int(memory_gib() * 2**30))
+    return max(min(limits), 0)
 
 
 def _status_gib(field: str) -> float:

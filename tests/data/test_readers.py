@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hafvt.data.readers import read_jsonl, read_lines
+from hafvt.data.lines import read_jsonl, read_lines
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write, zstd

@@ -69,7 +69,7 @@ def test_read_tables_wrong_column_map_is_refused(tmp_path: Path) -> None:
 def test_read_tables_times_become_seconds(values: Any, stored: list[float]) -> None:
     ids = ["x"] * len(values)
     table = interactions(pl.DataFrame({"user_id": ids, "item_id": ids, "timestamp": values}))
-    assert table.frame["timestamp"].to_list() == stored
+    assert table.frame["timestamp"].to_list() == [time * table.ticks_per_second for time in stored]
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def collate(items: np.ndarray, starts: Int64, stops: Int64, width: int | None = 
 
     Args:
         items: (interactions,) item indices, see `Dataset.items`.
-        starts: (B,) where each slice starts.
-        stops: (B,) where each slice ends.
+        starts: (B,) first position of each slice.
+        stops: (B,) position after each slice.
         width: T of the batch; default: the longest slice.
     """
     lengths = stops - starts
@@ -64,7 +64,7 @@ class TrainBatches:
         batch_size: users per batch.
         max_length: only the last `max_length` interactions of a sequence are used, its last target included.
         seed: seed of the order.
-        rank: number of this process.
+        rank: number of this process, below `num_ranks`.
         num_ranks: number of processes.
     """
 

@@ -15,7 +15,7 @@ def draw_cold_items(item_domains: Int32, share: float, seed: int) -> Bool:
     Args:
         item_domains: (items,) domain index of each item.
         share: from 0 to below 1.
-        seed: seed of the draw, which depends on nothing but seed and items.
+        seed: the draw depends on nothing but seed and items.
 
     Returns:
         (items,) whether an item is held out.

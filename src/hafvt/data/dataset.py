@@ -30,8 +30,9 @@ ARRAYS = {
     "train_lengths": np.int64,
     "valid": np.int64,
     "test": np.int64,
+    "cold_targets": np.int64,
 }
-"""Name and dtype of the arrays of every dataset; `cold_targets` is there where items were held out."""
+"""Name and dtype of the arrays of a dataset; without held-out items there are no `cold_targets`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Dataset:
                 "prepare the dataset again"
             )
         arrays = {}
-        for name in (*ARRAYS, "cold_targets") if manifest["cold_targets"] else ARRAYS:
+        for name in ARRAYS:
+            if name == "cold_targets" and not manifest[name]:
+                continue
             path = folder / f"{name}.npy"
             try:
                 arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -189,20 +192,13 @@ def write_dataset(
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write a dataset folder atomically and open it.
+    """Write a dataset folder atomically and open it. The arrays are those of `Dataset`.
 
     Args:
         folder: the folder to write.
         domains: the domains, contiguous and ascending from item 0.
         item_table: item_id, domain, title, image and any other columns, one row per item in catalog order.
         user_ids: the user ids of the input in the order of `offsets`.
-        items: see `Dataset`.
-        times: see `Dataset`.
-        offsets: see `Dataset`.
-        train_lengths: see `Dataset`.
-        valid: see `Dataset`.
-        test: see `Dataset`.
-        cold_targets: see `Dataset`.
         image_root: the folder that relative image paths start from.
         metadata: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
@@ -210,16 +206,19 @@ def write_dataset(
     Raises:
         HafvtError: the folder exists and `overwrite` is false.
     """
-    values: tuple[npt.NDArray[Any], ...] = (items, times, offsets, train_lengths, valid, test)
     arrays: dict[str, npt.NDArray[Any]] = {
-        name: value.astype(dtype, copy=False)
-        for (name, dtype), value in zip(ARRAYS.items(), values, strict=True)
+        "items": items,
+        "times": times,
+        "offsets": offsets,
+        "train_lengths": train_lengths,
+        "valid": valid,
+        "test": test,
     }
     if cold_targets is not None and len(cold_targets):
-        arrays["cold_targets"] = cold_targets.astype(np.int64, copy=False)
+        arrays["cold_targets"] = cold_targets
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            np.save(temporary / f"{name}.npy", array.astype(ARRAYS[name], copy=False), allow_pickle=False)
         item_table.select(*ITEM_COLUMNS, pl.exclude(ITEM_COLUMNS)).write_parquet(temporary / "items.parquet")
         user_ids.alias("user_id").to_frame().write_parquet(temporary / "users.parquet")
         manifest = {

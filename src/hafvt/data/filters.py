@@ -28,7 +28,7 @@ def is_active_in_all_domains(users: Int32, domains: Int32, num_domains: int, min
         users: (n,) user of each interaction.
         domains: (n,) domain of each interaction.
         num_domains: how many domains there are.
-        minimum: interactions that a user needs in every domain; 0 accepts every user.
+        minimum: 0 accepts every user.
 
     Returns:
         (largest user + 1,)

@@ -63,11 +63,13 @@ def id_column(column: pl.Series) -> pl.Series:
         try:
             text = column.cast(pl.String)
         except pl.exceptions.ComputeError:
-            raise HafvtError("an id is not Unicode text: write it as UTF-8") from None
+            raise HafvtError("a value is not Unicode text: write it as UTF-8") from None
     elif column.null_count() == len(column) or (column.dtype.is_float() and column.is_nan().all()):
         text = pl.repeat(None, len(column), dtype=pl.String, eager=True).alias(column.name)
     else:
-        raise HafvtError(f"an id cannot be of type {column.dtype}: give text or whole numbers")
+        raise HafvtError(
+            f"type {column.dtype} in place of text: give text or whole numbers, without empty cells"
+        )
     if is_whole:
         return text
     is_blank = ~text.str.contains(r"[^\s\p{Cc}\p{Cf}]")

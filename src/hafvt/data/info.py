@@ -13,6 +13,7 @@ import polars as pl
 from hafvt.data.dataset import Bool, Dataset, Domain, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.errors import HafvtError
+from hafvt.tables import align_columns
 
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
 TIES_ORDER = {"random": "in random order", "input": "in the order of the input"}
@@ -38,20 +39,14 @@ class HistoryLengths:
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """Counts of a domain.
+    """Counts of a domain: items, interactions and targets of the domain, and users with such interactions.
 
     Attributes:
-        name: name of the domain.
-        items: items in the catalog.
-        interactions: interactions with these items.
-        users: users with an interaction in this domain.
-        lengths: interactions per such user in this domain.
+        lengths: interactions in this domain per user with any.
         without_interactions: items without interactions.
         with_title: items with a title.
         with_image: items with the path of an image.
         with_features: items with a feature vector, by modality.
-        valid_targets: validation targets in this domain.
-        test_targets: test targets in this domain.
     """
 
     name: str
@@ -72,11 +67,7 @@ class DatasetInfo:
     """Counts of a dataset; as text, a table.
 
     Attributes:
-        users: number of users.
-        items: number of items of all domains.
-        interactions: number of interactions.
         lengths: lengths of the merged histories.
-        domains: one entry each.
         overlap: users with interactions in both domains of a pair, and, of more than two domains, in all.
         ties: interactions of a user with equal times.
         ties_order: their order: "random" or "input"; "unknown" for a dataset that `prepare` did not write.
@@ -119,16 +110,11 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
     domains = data.domains_of(data.items)
     cells = np.bincount(users * num_domains + domains, minlength=data.num_users * num_domains)
     counts = cells.reshape(data.num_users, num_domains)  # interactions of each user in each domain
-    ties, ties_order = (
-        count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times)),
-        "unknown",
-    )
     if stored := data.manifest.get("ties"):
-        ties_order = stored["order"]
         ties = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
-    groups: list[tuple[int, ...]] = list(combinations(range(num_domains), 2))
-    if num_domains > 2:
-        groups.append(tuple(range(num_domains)))
+    else:
+        ties = count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times))
+    groups = [*combinations(range(num_domains), 2)] + [tuple(range(num_domains))] * (num_domains > 2)
     return DatasetInfo(
         users=data.num_users,
         items=data.num_items,
@@ -139,7 +125,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
             tuple(names[n] for n in group): int((counts[:, group] > 0).all(axis=1).sum()) for group in groups
         },
         ties=ties,
-        ties_order=ties_order,
+        ties_order=stored["order"] if stored else "unknown",
         time_span=(int(data.times.min()), int(data.times.max())),
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
@@ -190,31 +176,26 @@ def _count_filled(column: pl.Series, domain: Domain) -> int:
 def _domain_lines(dataset: DatasetInfo) -> list[str]:
     """Return the lines of the table of domains."""
     domains = dataset.domains
-    rows: list[tuple[str, list[str]]] = [
-        ("", [d.name for d in domains]),
-        ("items", [f"{d.items:,}" for d in domains]),
-        ("  without interactions", [f"{d.without_interactions:,}" for d in domains]),
-        ("  with a title", [f"{d.with_title:,}" for d in domains]),
-        ("  with an image", [f"{d.with_image:,}" for d in domains]),
+    rows = [
+        ["", *(d.name for d in domains)],
+        ["items", *(f"{d.items:,}" for d in domains)],
+        ["  without interactions", *(f"{d.without_interactions:,}" for d in domains)],
+        ["  with a title", *(f"{d.with_title:,}" for d in domains)],
+        ["  with an image", *(f"{d.with_image:,}" for d in domains)],
         *(
-            (f"  with {name} features", [f"{d.with_features[name]:,}" for d in domains])
+            [f"  with {name} features", *(f"{d.with_features[name]:,}" for d in domains)]
             for name in domains[0].with_features
         ),
-        ("interactions", [f"{d.interactions:,}" for d in domains]),
-        ("users", [f"{d.users:,}" for d in domains]),
-        ("  mean history length", [f"{d.lengths.mean:.1f}" for d in domains]),
-        ("  median history length", [f"{d.lengths.median:g}" for d in domains]),
-        ("  longest history", [f"{d.lengths.maximum:,}" for d in domains]),
-        ("validation targets", [f"{d.valid_targets:,}" for d in domains]),
-        ("test targets", [f"{d.test_targets:,}" for d in domains]),
+        ["interactions", *(f"{d.interactions:,}" for d in domains)],
+        ["users", *(f"{d.users:,}" for d in domains)],
+        ["  mean history length", *(f"{d.lengths.mean:.1f}" for d in domains)],
+        ["  median history length", *(f"{d.lengths.median:g}" for d in domains)],
+        ["  longest history", *(f"{d.lengths.maximum:,}" for d in domains)],
+        ["validation targets", *(f"{d.valid_targets:,}" for d in domains)],
+        ["test targets", *(f"{d.test_targets:,}" for d in domains)],
     ]
-    title_width = max(len(title) for title, _ in rows)
-    widths = [max(len(cells[n]) for _, cells in rows) for n in range(len(domains))]
-    lines = [f"{dataset.users:,} users, {dataset.items:,} items, {dataset.interactions:,} interactions", ""]
-    for title, cells in rows:
-        padded = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{title:<{title_width}}  {padded}".rstrip())
-    return lines
+    summary = f"{dataset.users:,} users, {dataset.items:,} items, {dataset.interactions:,} interactions"
+    return [summary, "", *align_columns(rows)]
 
 
 def _summary_lines(dataset: DatasetInfo) -> list[str]:

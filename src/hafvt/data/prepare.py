@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
-from hafvt.data.dataset import Dataset, Domain, Int32, Int64, check_output_folder, write_dataset
+from hafvt.data.dataset import Dataset, Domain, Int64, check_output_folder, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
+from hafvt.data.interaction_log import InteractionLog, number_ids
 from hafvt.data.order import count_ties, sort_histories, user_offsets
-from hafvt.data.schema import InteractionLog, Table, number_ids, read_tables
+from hafvt.data.readers import Quoting
+from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
-from hafvt.errors import HafvtError
+from hafvt.data.titles import normalize_titles
+from hafvt.errors import HafvtError, warn
 from hafvt.files import sha256
 from hafvt.progress import progress
 from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
@@ -37,6 +39,8 @@ def prepare(
     test_share: Share = 0.1,
     hold_out_items: Share = 0.0,
     ties: Literal["random", "input"] = "random",
+    quoting: Quoting = "auto",
+    strip: bool = False,
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Dataset:
@@ -74,6 +78,9 @@ def prepare(
             histories; `evaluate --cold` ranks the removed interactions that are later than the user's
             training interactions.
         ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
+        quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
+            of the text; "auto" is "none" for a tab-separated file whose header has no quotes.
+        strip: remove outer blanks and invisible characters from ids and domains.
         seed: seed of the numbering, of the random order of ties and of the choice of held-out items.
         overwrite: replace an existing dataset folder.
 
@@ -86,7 +93,10 @@ def prepare(
     """
     out = Path(out)
     check_output_folder(out, overwrite)
-    _check_shares(split, valid_share, test_share)
+    if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
+        raise HafvtError(
+            "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
+        )
     settings = {
         "columns": columns or {},
         "domains": domains,
@@ -98,10 +108,14 @@ def prepare(
         "test_share": test_share if split == "time" else None,
         "hold_out_items": hold_out_items,
         "ties": ties,
+        "quoting": quoting,
+        "strip": strip,
         "seed": seed,
     }
     with progress("prepare", 5, "steps") as advance:
-        interaction_table, item_table = read_tables(interactions, items, columns or {})
+        interaction_table, item_table = read_tables(
+            interactions, items, columns or {}, quoting=quoting, strip=strip
+        )
         inputs = {"interactions": _provenance(interaction_table)}
         if item_table:
             inputs["items"] = _provenance(item_table)
@@ -109,6 +123,7 @@ def prepare(
         advance(note="read")
 
         log = number_ids(interaction_table, item_table, domains)
+        _warn_of_time_scales(log)
         del interaction_table, item_table  # frees memory: ids as text are large
         advance(note="numbered")
 
@@ -167,7 +182,7 @@ def write_log(
     image_root: Path | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write interactions and their split as a dataset folder.
+    """Normalize the titles, and write interactions and their split as a dataset folder.
 
     Args:
         out: the folder to write.
@@ -184,10 +199,10 @@ def write_log(
     return write_dataset(
         out,
         domains=[Domain(*bounds) for bounds in zip(log.domains, [0, *stops], stops, strict=False)],
-        item_table=log.item_table,
+        item_table=log.item_table.with_columns(normalize_titles(log.item_table["title"])),
         user_ids=log.user_ids,
         items=log.items,
-        times=np.floor(log.times).astype(np.int64),
+        times=np.floor_divide(log.times, log.ticks_per_second).astype(np.int64),
         offsets=user_offsets(log.users, len(log.user_ids)),
         **split._asdict(),
         cold_targets=cold_targets,
@@ -203,13 +218,6 @@ def write_log(
         },
         overwrite=overwrite,
     )
-
-
-def _check_shares(split: str, valid_share: float, test_share: float) -> None:
-    if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
-        raise HafvtError(
-            "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
-        )
 
 
 def _provenance(table: Table) -> dict[str, Any]:
@@ -242,14 +250,13 @@ def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_it
     has_interactions = np.bincount(core_log.users, minlength=len(log.user_ids)) > 0
     new_users = np.cumsum(has_interactions, dtype=np.int32) - 1
     new_items = np.cumsum(core.items, dtype=np.int32) - 1
-    return InteractionLog(
+    return replace(
+        core_log,
         users=new_users[core_log.users],
         items=new_items[core_log.items],
-        times=core_log.times,
         user_ids=log.user_ids.filter(has_interactions),
         item_table=log.item_table.filter(core.items),
         item_domains=log.item_domains[core.items],
-        domains=log.domains,
     )
 
 
@@ -290,15 +297,21 @@ def _shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:
     user_order = np.random.default_rng([seed, 1]).permutation(len(log.user_ids))
     return replace(
         log,
-        users=_inverse_permutation(user_order)[log.users],
-        items=_inverse_permutation(item_order)[log.items],
+        users=np.argsort(user_order).astype(np.int32)[log.users],
+        items=np.argsort(item_order).astype(np.int32)[log.items],
         user_ids=log.user_ids.gather(user_order),
         item_table=log.item_table[item_order],
     )
 
 
-def _inverse_permutation(permutation: npt.NDArray[np.int64]) -> Int32:
-    """Return the inverse: element `permutation[i]` is i."""
-    inverse = np.empty(len(permutation), dtype=np.int32)
-    inverse[permutation] = np.arange(len(permutation), dtype=np.int32)
-    return inverse
+def _warn_of_time_scales(log: InteractionLog) -> None:
+    """Warn if the times of two domains differ by about 10**3, 10**6 or 10**9, as those of two units do."""
+    domains = log.item_domains[log.items]  # of each interaction
+    medians = [np.median(log.times[domains == n]) / log.ticks_per_second for n in range(len(log.domains))]
+    early, late = int(np.argmin(medians)), int(np.argmax(medians))
+    ratio = medians[late] / medians[early] if medians[early] > 0 else 1.0
+    if any(0.5 < ratio / factor < 2 for factor in (1e3, 1e6, 1e9)):
+        warn(
+            f"the times of domain {log.domains[late]!r} are about {ratio:,.0f} times those of domain "
+            f"{log.domains[early]!r}, which puts all of one before the other: give them in one unit"
+        )

@@ -1,6 +1,7 @@
-"""Tables from CSV, JSONL, Parquet and data frames; the only reader of text lines in the package.
+"""Tables from CSV, JSONL, Parquet and data frames.
 
-Polars reads whole columns. Lines are read one by one only where a file is too large or malformed for that.
+Polars reads whole files. What it cannot read, or would read differently, Python's csv and json modules read
+row by row; they also locate errors.
 """
 
 from __future__ import annotations
@@ -10,121 +11,39 @@ import glob
 import gzip
 import io
 import json
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import narwhals as nw
 import polars as pl
 
-from hafvt.errors import HafvtError, InputError
+from hafvt.data.lines import (
+    BOM,
+    GZIP,
+    NOT_UTF8,
+    READ_ERRORS,
+    ZSTD,
+    check_memory,
+    check_text,
+    read_jsonl,
+    read_lines,
+    scan_lines,
+    unreadable,
+)
+from hafvt.errors import HafvtError, InputError, warn
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
-MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
-BOM = b"\xef\xbb\xbf"
-CHUNK_BYTES = 2**20
-MAX_LINE_BYTES = 2**24
-READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error)
-NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
+MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
+RECORDS_PER_CHUNK = 100_000
+SURROGATE = re.compile("[\ud800-\udfff]")
+JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
 
-
-def read_lines(
-    path: Path, *, max_bytes: int = MAX_LINE_BYTES, advance: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, bytes]]:
-    """Yield row number (from 1) and bytes of each line of a text file: plain, gzip or zstd.
-
-    Line ends and a byte order mark are removed. Only a chunk of the file is in memory at a time.
-
-    Args:
-        path: the file; its first bytes decide whether it is compressed.
-        max_bytes: a longer line is cut, but stays longer than `max_bytes`, so that callers can refuse it.
-        advance: receives how many MiB of the file, as stored, have been read since its last call.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    row = 0
-    try:
-        for row, line in enumerate(_raw_lines(path, max_bytes, advance), start=1):
-            yield row, line.removesuffix(b"\r")
-    except READ_ERRORS as error:
-        raise unreadable(path, error, row + 1) from None
-
-
-def _raw_lines(path: Path, max_bytes: int, advance: Callable[[int], None] | None) -> Iterator[bytes]:
-    """Yield the lines of a file, see `read_lines`."""
-    with path.open("rb") as stored:
-        magic = stored.read(4)
-        stored.seek(0)
-        if MAGIC.get(magic) == ".zst":
-            yield from _zstd_lines(path)
-            return
-        text = gzip.GzipFile(fileobj=stored) if MAGIC.get(magic[:2]) == ".gz" else stored
-        rest, mib, is_first = b"", 0, True
-        while chunk := text.read(CHUNK_BYTES):
-            if advance:
-                advance((stored.tell() >> 20) - mib)
-                mib = stored.tell() >> 20
-            *lines, rest = (rest + (chunk.removeprefix(BOM) if is_first else chunk)).split(b"\n")
-            is_first = False
-            yield from lines
-            rest = rest[: max_bytes + 1]
-        if rest:
-            yield rest
-
-
-def _zstd_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a zstd file."""
-    lines = pl.scan_csv(
-        path,
-        has_header=False,
-        schema={"line": pl.String},
-        separator="\x1f",
-        quote_char=None,
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        glob=False,
-    )
-    for batch in lines.collect_batches(chunk_size=1024):
-        for line in batch["line"].fill_null(""):
-            yield line.encode().replace(
-                "\ufffd".encode(), b"\xff"
-            )  # Polars replaces bytes that are not UTF-8
-
-
-def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield row number (from 1) and object of each line of a JSONL file that is not blank.
-
-    Args:
-        path: the file: plain, gzip or zstd.
-        max_bytes: longer lines are refused, so that one line cannot fill the memory.
-
-    Raises:
-        InputError: the file is damaged, or a line is too long, not UTF-8 text or not a JSON object.
-    """
-    for row, line in read_lines(path, max_bytes=max_bytes):
-        problem, remedy, fields = "not a JSON object", "Write one object per line", None
-        if len(line) > max_bytes:
-            problem, remedy = f"a line of more than {max_bytes:,} bytes", "Shorten the line"
-        else:
-            try:
-                text = line.decode()
-                if not text.strip():
-                    continue
-                fields = json.loads(text)
-            except UnicodeDecodeError:
-                problem, remedy = NOT_UTF8
-            except (ValueError, RecursionError):
-                pass
-        if not isinstance(fields, dict):
-            raise InputError(problem, remedy, file=path, row=row, value=line[:400].decode(errors="replace"))
-        yield row, fields
+Quoting = Literal["auto", "standard", "none"]
 
 
 @dataclass(frozen=True)
@@ -135,43 +54,68 @@ class Origin:
         file: the file; None for a data frame.
         kind: "csv", "jsonl", "parquet" or "frame".
         delimiter: delimiter of the fields of a CSV file.
+        is_quoted: whether quotes around a field of a CSV file are not part of its text.
     """
 
     file: Path | None
     kind: str
     delimiter: str = ","
+    is_quoted: bool = True
 
     def row(self, index: int) -> int | None:
-        """Return the row number in the file of the data row with this index.
+        """Return the row number in the file of the data row with this index, None if it cannot be located.
 
         Row numbers start at 1. In a CSV file the header is row 1, blank rows count, and a record that spans
-        several lines counts once. Blank lines of a JSONL file count. The result is None if the row cannot be
-        located, which happens in files with stray quotes or control characters.
-
-        Args:
-            index: index of the data row, from 0.
+        several lines counts once. Blank lines of a JSONL file count.
         """
         if self.kind not in ("csv", "jsonl"):
             return index + 1
-        header = self.kind == "csv"
-        return next((number for number, _ in islice(self.records(), index + header, None)), None)
+        try:
+            return next((row for row, _ in islice(self.records(), index + (self.kind == "csv"), None)), None)
+        except InputError:
+            return None
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield row number and fields of each record of a CSV or JSONL file that is not blank.
 
-        The header is a record, too. Stops before a CSV field of more than 128 KiB, the limit of Python's
-        reader.
+        The header is a record, too. Bytes that are not UTF-8 become lone surrogates.
+
+        Raises:
+            InputError: a quote is never closed, or a record is not CSV.
         """
         assert self.file is not None
-        lines = (line.decode(errors="replace") for _, line in read_lines(self.file))
-        if self.kind == "csv":
-            rows: Iterator[list[str]] = csv.reader((f"{line}\n" for line in lines), delimiter=self.delimiter)
-        else:
-            rows = ([line.strip()] for line in lines)
-        with suppress(csv.Error):
-            for number, fields in enumerate(rows, start=1):
-                if any(fields):
-                    yield number, fields
+        is_at_end = False
+
+        def lines() -> Iterator[str]:
+            nonlocal is_at_end
+            for _, line in read_lines(self.file or Path()):
+                yield line.decode(errors="surrogateescape") + "\n"
+            is_at_end = True
+
+        if self.kind == "jsonl":
+            yield from ((row, [line]) for row, line in enumerate(lines(), start=1) if line.strip())
+            return
+        row, first_line = 0, 0
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
+        reader = csv.reader(lines(), delimiter=self.delimiter, quoting=quoting)
+        while True:
+            row, first_line = row + 1, reader.line_num
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem, is_long = f"not a row of CSV ({error})", reader.line_num > first_line + 1
+                remedy = (
+                    "Close the quote that starts here, or use --quoting none" if is_long else "Fix the row"
+                )
+                raise InputError(problem, remedy, file=self.file, row=row) from None
+            if is_at_end:
+                problem = "a quote opens in this row and never closes"
+                remedy = "Close it, or use --quoting none if quotes are part of the text"
+                raise InputError(problem, remedy, file=self.file, row=row)
+            if any(fields):
+                yield row, fields
 
 
 class RawTable(NamedTuple):
@@ -188,16 +132,21 @@ class RawTable(NamedTuple):
     origin: Origin
 
 
-def read_columns(source: Any, names: Sequence[str]) -> RawTable:
+def read_columns(
+    source: Any, names: Sequence[str], *, numeric: Container[str] = (), quoting: Quoting = "auto"
+) -> RawTable:
     """Read columns of a file or a data frame.
 
     Args:
         source: a path to CSV (delimiter `,`, `;` or tab), JSONL (both also as .gz or .zst) or Parquet, or
             any data frame that narwhals supports.
         names: names of columns in the input; those that the table lacks are left out.
+        numeric: names among them whose values may be fractions; those of others are text or whole numbers.
+        quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
+            of the text. "auto" is "none" for a tab-separated file whose header has no quotes.
 
     Raises:
-        InputError: the file is missing, misnamed, damaged or malformed; names the row if it is known.
+        InputError: the file is missing, misnamed, damaged, malformed or too large; names the row if known.
         HafvtError: `source` is neither a path nor a data frame.
     """
     if not isinstance(source, str | Path):
@@ -206,11 +155,12 @@ def read_columns(source: Any, names: Sequence[str]) -> RawTable:
     kind = file_kind(path)
     try:
         if kind == "csv":
-            return _read_csv(path, names)
+            return _read_csv(path, names, quoting)
         if kind == "jsonl":
-            return _read_jsonl(path, names)
+            return _read_jsonl(path, names, numeric)
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = scan.collect_schema().names()
+        check_memory(path, path.stat().st_size, scan.select(pl.len()).collect().item())
         frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
         return RawTable(frame, columns, Origin(path, kind))
     except READ_ERRORS as error:
@@ -250,103 +200,173 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-def unreadable(path: Path, error: Exception, row: int | None = None) -> InputError:
-    """Return the error for a file that raised one of `READ_ERRORS`, at `row` if that is known."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    remedy = "Check it, or download or write it again"
-    return InputError(f"it cannot be read ({reason})", remedy, file=path, row=row)
-
-
-def _read_csv(path: Path, names: Sequence[str]) -> RawTable:
+def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
+    """Read columns of a CSV file, see `read_columns`."""
+    has_whole_lines = check_text(path)
     _, first_line = next(read_lines(path), (1, b""))
     first = first_line.decode(errors="replace")
-    unquoted = "".join(first.split('"')[::2])
     if first.startswith("{"):
         raise InputError("its name says CSV but its content is JSON", "Rename it to .jsonl", file=path, row=1)
-    origin = Origin(path, "csv", max(",;\t", key=unquoted.count))
-    header = _header(first, origin)
+    delimiter = max(",;\t", key="".join(first.split('"')[::2]).count)
+    is_quoted = quoting == "standard" or (quoting == "auto" and (delimiter != "\t" or '"' in first))
+    origin = Origin(path, "csv", delimiter, is_quoted)
+    _, header = next(origin.records(), (1, [])) if first.strip() else (1, [])
     names = [name for name in names if name in header]
-    repeated = [name for name in names if header.count(name) > 1]
-    if repeated:
+    if repeated := [name for name in names if header.count(name) > 1]:
         problem = "the header has this column twice"
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
-    # Polars fills a short row with nulls and accepts a long row unless it reads every column. So the query
-    # looks at all columns, and returns the requested ones.
-    scan = pl.scan_csv(path, separator=origin.delimiter, infer_schema=False, glob=False).select(
-        *names,
-        pl.last().is_null().alias("\0short"),
-        pl.all_horizontal(pl.all().is_null()).alias("\0blank"),
-    )
-    try:
-        frame = scan.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise _malformed_csv(origin, header, error) or unreadable(path, error) from None
-    blank = frame.drop_in_place("\0blank")
-    if (frame.drop_in_place("\0short") & ~blank).any() and (wrong_row := _malformed_csv(origin, header)):
-        raise wrong_row
-    return RawTable(frame.filter(~blank) if blank.any() else frame, header, origin)
+    if not names:
+        return RawTable(pl.DataFrame(), header, origin)
+    frame = _read_plain_records(origin, len(header), names) if has_whole_lines else None
+    if frame is None:
+        frame = _read_records(origin, header, names)
+    for name in names if not is_quoted else []:
+        if count := frame[name].str.contains('^".*"$').sum():
+            warn(
+                f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: use "
+                "--quoting standard to remove them"
+            )
+    return RawTable(frame, header, origin)
 
 
-def _header(line: str, origin: Origin) -> list[str]:
-    """Return the column names in the first line of a CSV file."""
-    try:
-        return next(csv.reader([line], delimiter=origin.delimiter), [])
-    except csv.Error as error:
-        remedy = "Write a line of column names that ends in a line feed"
-        raise InputError(f"not a header ({error})", remedy, file=origin.file, row=1, value=line) from None
+def _read_plain_records(origin: Origin, num_fields: int, names: Sequence[str]) -> pl.DataFrame | None:
+    """Read columns of a CSV file by Polars; return None if one of its records is not plain.
 
-
-def _malformed_csv(origin: Origin, header: list[str], error: Exception | None = None) -> InputError | None:
-    """Return the error of the first malformed record; None if there is none.
-
-    Args:
-        origin: the CSV file.
-        header: its column names.
-        error: the error of Polars, which decides whether the records' encoding is checked.
+    A plain record is one line with all fields; a quote only encloses a field or stands doubled in one.
     """
-    check_encoding = "utf" in str(error).lower()
-    for row, fields in origin.records():
-        if len(fields) != len(header):
-            problem = f"{len(fields)} fields where the header has {len(header)}"
-            remedy = "Fix the row; quote fields that contain the delimiter"
-            return InputError(problem, remedy, file=origin.file, row=row)
-        for column, value in zip(header, fields, strict=True):
-            if check_encoding and "\ufffd" in value:
-                return InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=value)
-    return None
+    assert origin.file is not None
+    end = re.escape(origin.delimiter)
+    field = f'(?:"(?:[^"]|"")*"|[^"{end}]*)' if origin.is_quoted else f"[^{end}]*"
+    plain_record = f"^(?:{field}(?:{end}{field}){{{num_fields - 1}}}|{end}*)\r?$"
+    is_odd = ~pl.col("line").fill_null("").str.contains(plain_record)
+    scan = pl.scan_csv(
+        origin.file,
+        separator=origin.delimiter,
+        quote_char='"' if origin.is_quoted else None,
+        infer_schema=False,
+        glob=False,
+    ).select(*names, pl.all_horizontal(pl.all().is_null()).alias("\0blank"))
+    try:
+        if not scan_lines(origin.file).filter(is_odd).head(1).collect(engine="streaming").is_empty():
+            return None
+        frame = scan.collect(engine="streaming")
+    except pl.exceptions.PolarsError:
+        return None
+    blank = frame.drop_in_place("\0blank")
+    return frame.filter(~blank) if blank.any() else frame
 
 
-def _read_jsonl(path: Path, names: Sequence[str]) -> RawTable:
+def _read_records(origin: Origin, header: list[str], names: Sequence[str]) -> pl.DataFrame:
+    """Read columns of a CSV file by Python's csv module.
+
+    Raises:
+        InputError: a record has too few or too many fields, or is not UTF-8 text.
+    """
+    schema = dict.fromkeys(names, pl.String)
+    positions = [header.index(name) for name in names]
+    records, parts, spanning_rows = islice(origin.records(), 1, None), [pl.DataFrame(schema=schema)], []
+    while chunk := list(islice(records, RECORDS_PER_CHUNK)):
+        for row, fields in chunk:
+            if len(fields) != len(header):
+                problem = f"{len(fields)} fields where the header has {len(header)}"
+                remedy = "Fix the row; quote fields that contain the delimiter"
+                raise InputError(problem, remedy, file=origin.file, row=row)
+            for column, value in zip(header, fields, strict=True):
+                if not value.isascii() and SURROGATE.search(value):
+                    shown = value.encode(errors="surrogateescape").decode(errors="replace")
+                    raise InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=shown)
+                if "\n" in value and origin.delimiter in value:
+                    spanning_rows.append(row)
+        columns = [[fields[position] for _, fields in chunk] for position in positions]
+        parts.append(pl.DataFrame(columns, schema=schema))
+    if spanning_rows:
+        warn(
+            f"{origin.file}: {len(spanning_rows):,} quoted fields hold both delimiters and line breaks, the "
+            f"first in row {spanning_rows[0]}: if its quotes are part of the text, use --quoting none"
+        )
+    return pl.concat(parts)
+
+
+def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> RawTable:
+    """Read columns of a JSONL file, see `read_columns`."""
+    check_text(path)
+    text_names = "|".join(re.escape(json.dumps(name)) for name in names if name not in numeric)
+    # Polars turns lists, objects, booleans and fractions into text, and lone surrogates into "\\0".
+    odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]'
+    has_odd_line = pl.col("line").str.contains(odd_line)
+    frame = None
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         source: Any = io.BytesIO(file.read()) if file.read(3) == BOM else glob.escape(str(path))
     try:
-        frame = pl.scan_ndjson(source, schema=dict.fromkeys(names, pl.String)).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        deque(read_jsonl(path), maxlen=0)  # raises the error of the first malformed line
-        raise unreadable(path, error) from None
+        if scan_lines(path).filter(has_odd_line).head(1).collect(engine="streaming").is_empty():
+            scan = pl.scan_ndjson(source, schema=dict.fromkeys(names, pl.String))
+            frame = scan.collect(engine="streaming")
+    except pl.exceptions.PolarsError:
+        pass
+    if frame is None:
+        frame = _read_objects(path, names, numeric)
     _, first = next(read_jsonl(path), (1, {}))
     columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
     return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
 
 
+def _read_objects(path: Path, names: Sequence[str], numeric: Container[str]) -> pl.DataFrame:
+    """Read columns of a JSONL file by Python's json module.
+
+    Raises:
+        InputError: a line is not a JSON object, or a value of a column of text is of another type.
+    """
+    schema = dict.fromkeys(names, pl.String)
+    objects, parts = read_jsonl(path), [pl.DataFrame(schema=schema)]
+    while chunk := list(islice(objects, RECORDS_PER_CHUNK)):
+        columns: list[list[str | None]] = [[] for _ in names]
+        for row, fields in chunk:
+            for name, column in zip(names, columns, strict=True):
+                value = fields.get(name)
+                if value is None or value != value:  # NaN
+                    column.append(None)
+                    continue
+                problem, remedy = "", "Give text or a whole number"
+                if name not in numeric and type(value) in JSON_TYPES:
+                    problem = f"{JSON_TYPES[type(value)]} in place of text"
+                elif isinstance(value, str) and SURROGATE.search(value):
+                    problem, remedy = "half a surrogate pair, which is not text", "Write it as UTF-8"
+                if problem:
+                    shown = json.dumps(value)
+                    raise InputError(problem, remedy, file=path, row=row, column=name, value=shown)
+                column.append(value if isinstance(value, str) else json.dumps(value))
+        parts.append(pl.DataFrame(columns, schema=schema))
+    return pl.concat(parts)
+
+
 def _read_frame(source: Any, names: Sequence[str]) -> RawTable:
+    """Read columns of a data frame, see `read_columns`."""
     try:
         frame: Any = nw.from_native(source)
+        columns = list(frame.collect_schema().names())
     except TypeError:
         raise HafvtError(
             f"{type(source).__name__} is neither a path nor a data frame: pass one of these"
         ) from None
+    except nw.exceptions.DuplicateError:
+        columns = list(getattr(source, "column_names", None) or source.columns)
+        if repeated := [name for name in names if columns.count(name) > 1]:
+            raise InputError(
+                "the data frame has this column twice", "Rename one", column=repeated[0]
+            ) from None
+        wanted = [name for name in columns if name in names]
+        frame = nw.from_native(source.select(wanted) if hasattr(source, "column_names") else source[wanted])
     if isinstance(frame, nw.LazyFrame):
-        frame = frame.collect("polars")
-    columns = list(frame.columns)
+        frame = frame.select(name for name in columns if name in names).collect("polars")
+    native_names = {str(name): name for name in columns}
     series = []
     for name in names:
-        if name not in columns:
+        if name not in native_names:
             continue
         try:
-            series.append(frame.select(name).to_polars()[name])
-        except (TypeError, ValueError) as error:  # errors of pyarrow for a column of mixed types
-            raise InputError(
-                f"cannot be read ({error})", "Give all its values one type", column=name
-            ) from None
-    return RawTable(pl.DataFrame(series), columns, Origin(None, "frame"))
+            series.append(frame.get_column(native_names[name]).to_polars().alias(name))
+        except Exception as error:  # pandas and pyarrow raise many types for a column of mixed types
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = f"cannot be read ({reason})"
+            raise InputError(problem, "Give all its values one type", column=name) from None
+    return RawTable(pl.DataFrame(series), list(native_names), Origin(None, "frame"))

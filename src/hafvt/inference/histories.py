@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.readers import file_kind, read_jsonl
+from hafvt.data.lines import read_jsonl
+from hafvt.data.readers import file_kind
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from hafvt.data.readers import read_lines
+from hafvt.data.lines import read_lines
 from hafvt.data.schema import RELATION_COLUMNS
 from hafvt.errors import HafvtError, InputError
 from hafvt.progress import Advance

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.interaction_log import number_ids_in_order
 from hafvt.data.order import user_offsets
 from hafvt.data.prepare import write_log
-from hafvt.data.schema import number_ids_in_order
 from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
 

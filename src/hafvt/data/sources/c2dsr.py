@@ -18,7 +18,8 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import CONTENT_COLUMNS, check_output_folder
-from hafvt.data.readers import read_columns, read_lines
+from hafvt.data.lines import read_lines
+from hafvt.data.readers import read_columns
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
 from hafvt.errors import HafvtError, InputError

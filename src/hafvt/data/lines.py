@@ -1,0 +1,151 @@
+"""Lines of text files: plain, gzip or zstd; the only reader of text lines in the package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hafvt.errors import InputError
+from hafvt.progress import available_bytes
+
+ZSTD, GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"  # the first bytes of compressed files
+BOM = b"\xef\xbb\xbf"
+CHUNK_BYTES = 2**20
+MAX_LINE_BYTES = 2**24
+BYTES_PER_ROW = 150  # memory that a row takes at most while a table is prepared, besides its text
+LINE_SEPARATOR = b"\x1f"  # as the delimiter of CSV, it lets Polars read a line as one field
+READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
+NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
+
+
+def read_lines(
+    path: Path, *, max_bytes: int = MAX_LINE_BYTES, advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield row number (from 1) and bytes of each line of a text file: plain, gzip or zstd.
+
+    Line ends and a byte order mark are removed. Only a chunk of the file is in memory at a time.
+
+    Args:
+        path: the file; its first bytes decide whether it is compressed.
+        max_bytes: a longer line is cut, but stays longer than `max_bytes`, so that callers can refuse it.
+        advance: receives how many MiB of the file, as stored, have been read since its last call.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    row, rest = 1, b""
+    try:
+        for chunk in _chunks(path, advance):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield row, line.removesuffix(b"\r")
+                row += 1
+            rest = rest[: max_bytes + 1]
+        if rest:
+            yield row, rest.removesuffix(b"\r")
+    except READ_ERRORS as error:
+        raise unreadable(path, error, row) from None
+
+
+def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """Yield the text of a file in pieces, unpacked and without a byte order mark, see `read_lines`."""
+    with path.open("rb") as stored:
+        magic = stored.read(4)
+        stored.seek(0)
+        if magic == ZSTD:
+            for batch in scan_lines(path).collect_batches(chunk_size=1024):
+                text = "\n".join(batch["line"].fill_null("")) + "\n"
+                yield text.encode().replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
+            return
+        text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
+        mib, is_first = 0, True
+        while chunk := text_file.read(CHUNK_BYTES):
+            if advance:
+                advance((stored.tell() >> 20) - mib)
+                mib = stored.tell() >> 20
+            yield chunk.removeprefix(BOM) if is_first else chunk
+            is_first = False
+
+
+def scan_lines(path: Path) -> pl.LazyFrame:
+    """Return a query with a column "line" of the lines of a text file, each up to a LINE_SEPARATOR."""
+    return pl.scan_csv(
+        path,
+        has_header=False,
+        schema={"line": pl.String},
+        separator=LINE_SEPARATOR.decode(),
+        quote_char=None,
+        encoding="utf8-lossy",
+        truncate_ragged_lines=True,
+        glob=False,
+    )
+
+
+def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row number (from 1) and object of each line of a JSONL file that is not blank.
+
+    Args:
+        path: the file: plain, gzip or zstd.
+        max_bytes: longer lines are refused, so that one line cannot fill the memory.
+
+    Raises:
+        InputError: the file is damaged, or a line is too long, not UTF-8 text or not a JSON object.
+    """
+    for row, line in read_lines(path, max_bytes=max_bytes):
+        problem, remedy, fields = "not a JSON object", "Write one object per line", None
+        if len(line) > max_bytes:
+            problem, remedy = f"a line of more than {max_bytes:,} bytes", "Shorten the line"
+        else:
+            try:
+                text = line.decode()
+                if not text.strip():
+                    continue
+                fields = json.loads(text)
+            except UnicodeDecodeError:
+                problem, remedy = NOT_UTF8
+            except (ValueError, RecursionError):
+                pass
+        if not isinstance(fields, dict):
+            raise InputError(problem, remedy, file=path, row=row, value=line[:400].decode(errors="replace"))
+        yield row, fields
+
+
+def check_text(path: Path) -> bool:
+    """Check the size of a text file; return whether `scan_lines` reads its lines whole.
+
+    Raises:
+        InputError: a line is too long, or a table of this size does not fit into memory.
+    """
+    num_bytes = num_lines = line_bytes = 0
+    has_separator = False
+    for chunk in _chunks(path):
+        num_bytes += len(chunk)
+        num_lines += (line_ends := chunk.count(b"\n"))
+        line_bytes = len(chunk) - chunk.rfind(b"\n") - 1 if line_ends else line_bytes + len(chunk)
+        if line_bytes > MAX_LINE_BYTES:
+            problem = f"a line of more than {MAX_LINE_BYTES:,} bytes"
+            raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
+        check_memory(path, num_bytes, num_lines)
+        has_separator |= LINE_SEPARATOR in chunk
+    return not has_separator
+
+
+def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
+    """Raise InputError if a table of this unpacked size is too large for the memory of the machine."""
+    available = available_bytes()
+    if 3 * num_bytes + BYTES_PER_ROW * num_rows > available:
+        problem = f"{num_rows:,} or more rows do not fit into the {available / 2**30:.1f} GiB of free memory"
+        raise InputError(problem, "Keep fewer rows, or use a machine with more memory", file=path)
+
+
+def unreadable(path: Path, error: Exception, row: int | None = None) -> InputError:
+    """Return the error for a file that raised one of `READ_ERRORS`, at `row` if that is known."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    remedy = "Check it, or download or write it again"
+    return InputError(f"it cannot be read ({reason})", remedy, file=path, row=row)

@@ -273,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with _sigterm_as_ctrl_c(), warnings.catch_warnings():
-            show_other_warning, warnings.showwarning = warnings.showwarning, show_warning
+            show_other_warning = warnings.showwarning
+            warnings.showwarning = show_warning  # type: ignore[assignment]
             words, config = take_config(words)
             app = make_app(chosen, model, config)
             text = app(words, exit_on_error=False, print_error=False, result_action="return_value")

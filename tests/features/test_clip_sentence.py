@@ -122,7 +122,7 @@ def test_make_encoder_with_unknown_encoder_or_device_is_refused() -> None:
         make_encoder("image", "sentence:x", "cpu", 0)
     with pytest.raises(HafvtError, match="takes no argument"):
         make_encoder("title", "classic:x", "cpu", 0)
-    with pytest.raises(HafvtError, match="device 'toaster' cannot be used"):
+    with pytest.raises(HafvtError, match="--device toaster: choose auto, cpu"):
         make_encoder("title", "clip:x", "toaster", 0)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
-from hafvt.features.encoders.classic import ClassicPictures
+from hafvt.features.encoders.classic import BLOCKS, ClassicPictures
 from hafvt.files import read_json
 
 from .conftest import write_catalog, write_pictures
@@ -107,11 +107,11 @@ def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
     features = killed.folder / "features"
     assert [path.name for path in features.iterdir()] == [".image.partial"]
     # A kill in the middle of a batch leaves bytes beyond the finished items; they must be overwritten.
-    with (features / ".image.partial" / "problems.csv").open("a") as file:
+    with (features / ".image.partial" / "problems.jsonl").open("a") as file:
         file.write("half a li")
-    raw = np.lib.format.open_memmap(features / ".image.partial" / "raw.npy", mode="r+")
-    raw[12:17] = 7
-    raw.flush()
+    with (features / ".image.partial" / "rows.f32").open("r+b") as file:
+        file.seek(12 * sum(BLOCKS) * 4)
+        file.write(np.full(5 * sum(BLOCKS), 7, dtype=np.float32).tobytes())
 
     num_encoded = 0
     original = ClassicPictures.encode

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import Bool, Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.encoders.base import ContentError, Encoder, Float32
+from hafvt.features.encoded_batches import iter_encoded_batches
+from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
-from hafvt.features.encoding_checkpoint import EncodingCheckpoint, Problem
-from hafvt.features.modalities import MODALITIES, load_content, make_encoder
-from hafvt.features.table import NO_DIRECTION, FeatureTable, has_direction
-from hafvt.files import sha256
+from hafvt.features.encoding_checkpoint import EncodingCheckpoint
+from hafvt.features.modalities import MODALITIES, make_encoder
+from hafvt.features.table import (
+    NO_DIRECTION,
+    FeatureTable,
+    Float16,
+    normalize_rows,
+    write_fitted_arrays,
+    write_table,
+)
+from hafvt.files import atomic_folder, sha256
 from hafvt.progress import progress
 from hafvt.settings import Device, PositiveCount, Seed, check_arguments
 
@@ -84,65 +88,14 @@ def encode(
     return tables
 
 
-class EncodedBatch(NamedTuple):
-    """The raw rows of consecutive items.
-
-    Attributes:
-        size: number of items of the batch.
-        items: (n,) indices of the items that have a raw row.
-        rows: (n, d) raw rows, finite and not zero.
-        problems: why the other items have none, by index of the item.
-    """
-
-    size: int
-    items: npt.NDArray[np.int64]
-    rows: Float32
-    problems: dict[int, str]
-
-
-def iter_encoded_batches(
-    name: str,
-    encoder: Encoder,
-    values: list[str | None],
-    image_root: Path | None,
-    start: int = 0,
-    batch_size: int = 64,
-) -> Iterator[EncodedBatch]:
-    """Yield the encoded batches of items, while the content of the next batch is being loaded.
-
-    Args:
-        name: the modality.
-        encoder: its encoder.
-        values: the cells of the modality's column, one for each item.
-        image_root: the folder that relative paths start from.
-        start: the first item to encode.
-        batch_size: items of a batch.
-    """
-    load = partial(load_content, name, image_root=image_root)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        loading = pool.map(load, values[start : start + batch_size])
-        for first in range(start, len(values), batch_size):
-            contents = dict(enumerate(loading, start=first))  # by item
-            loading = pool.map(load, values[first + batch_size : first + 2 * batch_size])
-            problems = {item: str(c) for item, c in contents.items() if isinstance(c, ContentError)}
-            items = np.array([item for item in contents if item not in problems], dtype=np.int64)
-            rows = np.empty((0, 0), dtype=np.float32)
-            if len(items):
-                rows = encoder.encode([contents[item] for item in items.tolist()])
-                usable = has_direction(rows)
-                problems |= dict.fromkeys(items[~usable].tolist(), NO_DIRECTION)
-                items, rows = items[usable], rows[usable]
-            yield EncodedBatch(len(contents), items, rows, problems)
-
-
 def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: int) -> FeatureTable:
     """Encode the items of a dataset in one modality."""
-    column, table = MODALITIES[name].column, data.item_table
-    if column not in table.columns:
+    column = MODALITIES[name].column
+    if column not in data.item_table.columns:
         raise HafvtError(
             f"{data.folder} has no item column {column!r} for {name}: prepare it with this column"
         )
-    item_ids, values = table["item_id"].cast(pl.String).to_list(), table[column].to_list()
+    values = data.item_table[column].to_list()
     metadata = {
         "encoder": spec,
         "settings": encoder.settings,
@@ -157,33 +110,36 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
             **{package: importlib.metadata.version(package) for package in encoder.packages},
         },
     }
-    checkpoint = EncodingCheckpoint(data.folder / "features" / name, len(values), metadata)
+    target = data.folder / "features" / name
+    checkpoint = EncodingCheckpoint(target.with_name(f".{name}.partial"), len(values), metadata)
     encoder.fitted_arrays = checkpoint.fitted_arrays()
     start, step = checkpoint.num_done, len(values) if encoder.needs_all_items else batch_size
     batches = iter_encoded_batches(name, encoder, values, data.image_root, start, step)
     with progress(f"{name} {spec}", len(values), "items", done=start) as advance:
         for batch in batches:
-            checkpoint.save_fitted_arrays(encoder.fitted_arrays)  # before the items count as done
-            problems = [
-                Problem(item_ids[i], values[i] or "", problem)
-                for i, problem in sorted(batch.problems.items())
-            ]
-            checkpoint.append(batch.size, batch.items, batch.rows, problems)
+            checkpoint.append(batch, encoder.fitted_arrays)
             advance(batch.size)
-    raw, present = checkpoint.raw_rows()
-    rows = encoder.finish(raw, present)
-    checkpoint.save_fitted_arrays(encoder.fitted_arrays)
-    return checkpoint.publish(rows, present, item_ids)
+    raw_rows, has_raw_row = checkpoint.raw_rows()
+    vectors = encoder.finish(raw_rows, has_raw_row) if has_raw_row.any() else raw_rows
+    rows, present = normalize_rows(vectors, has_raw_row)
+    problems = checkpoint.problems()
+    if not present.any():
+        checkpoint.remove()  # so that corrected input is read
+    items = data.item_table.select("item_id", pl.col(column).replace("", None).alias("value"))
+    table = _save_table(target, items, rows, present, problems, metadata, encoder.fitted_arrays)
+    checkpoint.remove()
+    return table
 
 
 def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
     """Write the vectors that a file has for the items of a dataset."""
-    item_ids = data.item_table["item_id"].cast(pl.String)
-    rows, is_listed, ids = look_up_vectors(path, item_ids)
+    items = data.item_table.select("item_id")
+    vectors, is_listed, ids = look_up_vectors(path, items["item_id"])
     if not is_listed.any():
         raise HafvtError(
-            f"{path}: none of its {len(ids)} ids (e.g. {ids[0] if ids else ''!r}) is an item of "
-            f"{data.folder} (e.g. {item_ids[0]!r}): write the vectors under the item ids of the input tables"
+            f"{path}: none of its {len(ids)} ids (e.g. {ids[0] if len(ids) else ''!r}) is an item of "
+            f"{data.folder} (e.g. {items['item_id'][0]!r}): write the vectors under the item ids of the input "
+            "tables"
         )
     metadata = {
         "encoder": "precomputed",
@@ -192,13 +148,50 @@ def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
         "versions": {"numpy": np.__version__, "polars": pl.__version__},
         "unknown_ids": len(ids) - int(is_listed.sum()),
     }
-    usable = has_direction(rows)
-    items, broken = np.flatnonzero(usable), np.flatnonzero(is_listed & ~usable)
-    problems = [
-        Problem(item_ids[i], "", f"no vector in {path.name}") for i in np.flatnonzero(~is_listed).tolist()
-    ]
-    problems += [Problem(item_ids[i], path.name, NO_DIRECTION) for i in broken.tolist()]
-    checkpoint = EncodingCheckpoint(data.folder / "features" / name, len(item_ids), metadata)
-    if not checkpoint.num_done:
-        checkpoint.append(len(item_ids), items, rows[items], problems)
-    return checkpoint.publish(*checkpoint.raw_rows(), item_ids.to_list())
+    rows, present = normalize_rows(vectors, is_listed)
+    problems = dict.fromkeys(np.flatnonzero(~is_listed).tolist(), f"no vector in {path.name}")
+    items = items.with_columns(value=pl.when(pl.Series(is_listed)).then(pl.lit(path.name)))
+    return _save_table(data.folder / "features" / name, items, rows, present, problems, metadata, {})
+
+
+def _save_table(
+    folder: Path,
+    items: pl.DataFrame,
+    rows: Float16,
+    present: Bool,
+    problems: dict[int, str],
+    metadata: dict[str, Any],
+    fitted_arrays: dict[str, npt.NDArray[Any]],
+) -> FeatureTable:
+    """Write a table in place of an older one and open it.
+
+    Args:
+        folder: of the table.
+        items: item_id and value, the content of the items; null if there is none.
+        rows: (items, e) of unit length where present, zero elsewhere.
+        present: (items,) which items have a vector.
+        problems: by index of the item. Items that have neither a vector nor a problem get `NO_DIRECTION`.
+        metadata: what about.json holds beside counts.
+        fitted_arrays: what the encoder learned; empty if nothing.
+
+    Raises:
+        HafvtError: no item has a vector.
+    """
+    without = np.flatnonzero(~present).tolist()
+    problems = problems | {item: NO_DIRECTION for item in without if item not in problems}
+    report = items[list(problems)].with_columns(pl.Series("problem", list(problems.values())))
+    if not present.any():
+        item_id, value, problem = report.row(0)
+        raise HafvtError(
+            f"{folder.name}: none of the {len(items)} items could be encoded, e.g. item {item_id!r}, "
+            f"value {(value or '')[:80]!r}: {problem}. Correct the input or leave it out"
+        )
+    encoded, missing = int(present.sum()), report["value"].null_count()
+    counts = {"items": len(items), "encoded": encoded, "missing": missing}
+    counts["broken"] = len(items) - encoded - missing
+    metadata = {**metadata, "is_fitted": bool(fitted_arrays), "width": rows.shape[1], "counts": counts}
+    with atomic_folder(folder, overwrite=True) as temporary:
+        report.write_csv(temporary / "problems.csv")
+        write_fitted_arrays(temporary, fitted_arrays)
+        write_table(temporary, rows, present, metadata)
+    return FeatureTable.open(folder)

@@ -1,48 +1,25 @@
-"""A feature table that is being written: survives an interruption, is published as a whole."""
+"""The state of an encoding that is under way, on disk, so that an interrupted one can continue."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from io import StringIO
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.format import open_memmap
 
 from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
+from hafvt.features.encoded_batches import EncodedBatch
 from hafvt.features.encoders.base import Float32
-from hafvt.features.table import (
-    FITTED_ARRAYS,
-    NO_DIRECTION,
-    FeatureTable,
-    normalize_rows,
-    read_fitted_arrays,
-)
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.features.table import CHUNK_ROWS, FITTED_ARRAYS, read_fitted_arrays, write_fitted_arrays
+from hafvt.files import read_json, write_json
 
-CHUNK_ROWS = 8_192  # rows in memory at a time
-
-
-class Problem(NamedTuple):
-    """Why an item has no vector; a row of problems.csv.
-
-    Attributes:
-        item_id: id of the item.
-        value: the path or title in the item table; empty if there is none.
-        problem: what is wrong.
-    """
-
-    item_id: str
-    value: str
-    problem: str
+ROWS, PROBLEMS, STATE = "rows.f32", "problems.jsonl", "state.json"
 
 
 @dataclass
@@ -53,171 +30,102 @@ class EncodingState:
         metadata: everything that the raw rows depend on.
         num_done: number of items, from the first on, that are finished.
         width: width of the raw rows; 0 until the first one.
-        num_missing: finished items without a picture or title.
-        num_broken: finished items whose picture, title or vector cannot be used.
-        problems_bytes: valid length of problems.csv.
+        problems_bytes: length of the part of problems.jsonl that is about finished items.
     """
 
     metadata: dict[str, Any]
     num_done: int = 0
     width: int = 0
-    num_missing: int = 0
-    num_broken: int = 0
     problems_bytes: int = 0
 
 
 class EncodingCheckpoint:
-    """The folder `features/.<name>.partial/` with raw.npy, problems.csv and state.json.
+    """Raw rows and problems of the finished items, in a hidden folder.
 
-    The folder of an interrupted run is continued if its metadata is the same, and discarded otherwise.
-    Each batch is on disk before state.json counts its items; bytes beyond that count are overwritten.
+    A batch counts once state.json, which is written last, includes it; what a kill leaves beyond that is
+    overwritten. A folder of other metadata, or one with a file that is too short, is emptied.
 
     Args:
-        target: folder of the finished table, `features/<name>/`.
+        folder: the hidden folder.
         num_items: number of items of the dataset.
-        metadata: everything that the raw rows depend on; becomes part of about.json.
+        metadata: everything that the raw rows depend on.
     """
 
-    def __init__(self, target: Path, num_items: int, metadata: dict[str, Any]) -> None:
-        self.target, self.num_items = target, num_items
-        self.folder = target.with_name(f".{target.name}.partial")
+    def __init__(self, folder: Path, num_items: int, metadata: dict[str, Any]) -> None:
+        self.folder, self.num_items = folder, num_items
         self.state = self._read_state(json.loads(json.dumps(metadata)))
         if self.num_done == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            self._append_problems([Problem(*Problem._fields)])
-        self._raw = open_memmap(self.folder / "raw.npy", mode="r+") if self.state.width else None
+            self.remove()
+            folder.mkdir(parents=True)
 
     @property
     def num_done(self) -> int:
         """Number of items, from the first on, that are finished."""
         return self.state.num_done
 
-    def append(
-        self, num_items: int, items: npt.NDArray[np.int64], rows: Float32, problems: list[Problem]
-    ) -> None:
-        """Finish the next items.
-
-        Args:
-            num_items: how many.
-            items: (n,) indices of those that have a raw row.
-            rows: (n, d) their raw rows, finite and not zero.
-            problems: one for each of the others.
-        """
-        state, stop = self.state, self.num_done + num_items
-        if self._raw is None and len(rows):
-            shape = (self.num_items, rows.shape[1])
-            self._raw = open_memmap(self.folder / "raw.npy", mode="w+", dtype=np.float32, shape=shape)
-            state.width = rows.shape[1]
-        if self._raw is not None:
-            self._raw[state.num_done : stop] = 0
-            self._raw[items] = rows
-            self._raw.flush()
-        self._append_problems(problems)
-        num_missing = sum(not problem.value for problem in problems)
-        state.num_missing += num_missing
-        state.num_broken += len(problems) - num_missing
-        state.num_done = stop
-        write_json(self.folder / "state.json", asdict(state))
-
-    def save_fitted_arrays(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Save the arrays that an encoder learned, if any; they become part of the table."""
-        if arrays:
-            with atomic_file(self.folder / FITTED_ARRAYS) as temporary, temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+    def append(self, batch: EncodedBatch, fitted_arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Finish the next items, together with what the encoder has learned so far."""
+        state = self.state
+        write_fitted_arrays(self.folder, fitted_arrays)
+        state.width = state.width or batch.rows.shape[1]
+        if state.width:
+            block = np.zeros((batch.size, state.width), dtype=np.float32)
+            block[batch.items - batch.start] = batch.rows
+            total = 4 * state.width * self.num_items
+            self._write(ROWS, 4 * state.width * batch.start, block.tobytes(), total)
+        lines = "".join(f"{json.dumps(problem)}\n" for problem in sorted(batch.problems.items())).encode()
+        self._write(PROBLEMS, state.problems_bytes, lines)
+        state.problems_bytes += len(lines)
+        state.num_done += batch.size
+        write_json(self.folder / STATE, asdict(state))
 
     def fitted_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the saved arrays of an interrupted run; empty if there are none."""
+        """Return what the encoder had learned before the interruption; empty if nothing."""
         if not (self.folder / FITTED_ARRAYS).exists():
             return {}
         return read_fitted_arrays(self.folder, f"remove {self.folder} and encode anew")
 
+    def problems(self) -> dict[int, str]:
+        """Return the problems of the finished items, by index of the item."""
+        lines = (self.folder / PROBLEMS).read_bytes()[: self.state.problems_bytes].splitlines()
+        return dict(json.loads(line) for line in lines)
+
     def raw_rows(self) -> tuple[Float32, Bool]:
-        """Return the raw rows (items, d), memory-mapped, and which items have one, (items,).
+        """Return the raw rows of all items, (items, d) memory-mapped, and which items have one, (items,).
 
-        Raises:
-            HafvtError: no item has one.
+        The width d is 0 if no item has one.
         """
-        if self._raw is None:
-            raise self._nothing_encoded()
-        chunks = (self._raw[start : start + CHUNK_ROWS] for start in range(0, self.num_items, CHUNK_ROWS))
-        return self._raw, np.concatenate([(chunk != 0).any(axis=1) for chunk in chunks])
+        shape = self.num_items, self.state.width
+        if not self.state.width:
+            return np.empty(shape, dtype=np.float32), np.zeros(self.num_items, dtype=np.bool_)
+        rows = np.memmap(self.folder / ROWS, np.float32, "r", shape=shape)
+        chunks = (rows[start : start + CHUNK_ROWS] for start in range(0, self.num_items, CHUNK_ROWS))
+        return rows, np.concatenate([(chunk != 0).any(axis=1) for chunk in chunks])
 
-    def publish(self, rows: Float32, present: Bool, item_ids: list[str]) -> FeatureTable:
-        """Write the finished table in place of an older one, remove this folder and return the table.
-
-        Args:
-            rows: (items, e) vectors of any length.
-            present: (items,) which items have a vector.
-            item_ids: ids of the items.
-
-        Raises:
-            HafvtError: no item has a vector.
-        """
-        table = self.folder / "table"
-        shutil.rmtree(table, ignore_errors=True)
-        table.mkdir()
-        usable = np.empty_like(present)
-        unit_rows = open_memmap(table / "rows.npy", mode="w+", dtype=np.float16, shape=rows.shape)
-        for start in range(0, len(rows), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            unit_rows[part], usable[part] = normalize_rows(rows[part], present[part])
-        unit_rows.flush()
-        del unit_rows
-        unusable = np.flatnonzero(present & ~usable).tolist()
-        self._append_problems([Problem(item_ids[item], "", NO_DIRECTION) for item in unusable])
-        if not usable.any():
-            raise self._nothing_encoded()
-        np.save(table / "present.npy", usable, allow_pickle=False)
-        is_fitted = (self.folder / FITTED_ARRAYS).exists()
-        for name in ["problems.csv", *[FITTED_ARRAYS] * is_fitted]:
-            shutil.copyfile(self.folder / name, table / name)
-        metadata = {
-            **self.state.metadata,
-            "is_fitted": is_fitted,
-            "width": rows.shape[1],
-            "counts": {
-                "items": self.num_items,
-                "encoded": int(usable.sum()),
-                "missing": self.state.num_missing,
-                "broken": self.state.num_broken + len(unusable),
-            },
-        }
-        write_json(table / "about.json", metadata)
-        if self.target.exists():
-            self.target.replace(self.folder / "old")
-        table.replace(self.target)
-        shutil.rmtree(self.folder)
-        return FeatureTable.open(self.target)
+    def remove(self) -> None:
+        """Remove the folder, first the state, without which no other file counts."""
+        (self.folder / STATE).unlink(missing_ok=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def _read_state(self, metadata: dict[str, Any]) -> EncodingState:
         """Return the state of an interrupted run with the same metadata, or else that of a new one."""
         try:
-            state = EncodingState(**read_json(self.folder / "state.json"))
-        except (HafvtError, TypeError):
+            state = EncodingState(**read_json(self.folder / STATE))
+            sizes = {PROBLEMS: state.problems_bytes, ROWS: 4 * state.width * state.num_done}
+            is_whole = all(
+                (self.folder / name).stat().st_size >= size for name, size in sizes.items() if size
+            )
+        except (HafvtError, OSError, TypeError):  # none, or that of another version
             return EncodingState(metadata)
-        return state if state.metadata == metadata else EncodingState(metadata)
+        return state if is_whole and state.metadata == metadata else EncodingState(metadata)
 
-    def _append_problems(self, problems: list[Problem]) -> None:
-        """Write rows behind the valid part of problems.csv, durably."""
-        text = StringIO()
-        csv.writer(text, lineterminator="\n").writerows(problems)
-        path = self.folder / "problems.csv"
-        with path.open("r+b" if path.exists() else "wb") as file:
-            file.truncate(self.state.problems_bytes)
-            file.seek(0, os.SEEK_END)
-            file.write(text.getvalue().encode("utf-8", errors="replace"))
-            self.state.problems_bytes = file.tell()
+    def _write(self, name: str, offset: int, content: bytes, total: int = 0) -> None:
+        """Write to a file from an offset on, durably; reserve `total` bytes on the disk first."""
+        with (self.folder / name).open("r+b" if (self.folder / name).exists() else "wb") as file:
+            if total and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, total)
+            file.seek(offset)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-    def _nothing_encoded(self) -> HafvtError:
-        """Remove this folder, so that corrected input is read, and return the error."""
-        with (self.folder / "problems.csv").open(encoding="utf-8", newline="") as file:
-            example = next(map(Problem._make, islice(csv.reader(file), 1, None)))
-        shutil.rmtree(self.folder)
-        return HafvtError(
-            f"{self.target.name}: none of the {self.num_items} items could be encoded, e.g. item "
-            f"{example.item_id!r}, value {example.value[:80]!r}: {example.problem}. Correct the "
-            "input or leave it out"
-        )

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +22,20 @@ MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# By EXIF orientation: the method of Pillow that turns a picture upright.
+TRANSPOSITIONS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+# Pillow warns of each oddity of a file; what matters is raised as a PictureError. Filters are of the whole
+# process and no thread may change them for a while, so this one stays.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # A pipe must not block, and the file must not be replaced by a link between the check of its path and here.
 _OPEN_FLAGS = (
@@ -57,17 +68,20 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
     except ImportError:
         raise missing_package("encode", "pillow") from None
     try:
-        with _quiet(Image.DecompressionBombWarning), Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise PictureError(f"{width} x {height} pixels are too many")
             image.draft("RGB", (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that is large enough
-            return _reduce(_upright(_to_rgb(image), _orientation(image)), side)
+            picture, orientation = _to_rgb(image), _orientation(image)
+            if orientation in TRANSPOSITIONS:
+                picture = picture.transpose(Image.Transpose[TRANSPOSITIONS[orientation]])
+            return _reduce(picture, side)
     except PictureError:
         raise
     except UnidentifiedImageError:
         raise PictureError(f"not a picture ({', '.join(FORMATS)} are read)") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise PictureError("too many pixels") from None
     except Exception as error:  # decoders raise nearly anything for broken bytes
         reason = " ".join(str(error).split())[:100]
@@ -75,16 +89,7 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
 
 
 def thumbnail(root: Path | None, value: str, side: int) -> bytes:
-    """Return a picture, encoded anew as JPEG, at most `side` pixels wide and high.
-
-    Args:
-        root: see `open_picture`.
-        value: see `open_picture`.
-        side: length of the longer side in pixels, at most.
-
-    Raises:
-        PictureError: see `open_picture`.
-    """
+    """Return a picture, see `open_picture`, encoded anew as JPEG, at most `side` pixels wide and high."""
     picture = open_picture(root, value, side)
     picture.thumbnail((side, side))
     buffer = BytesIO()
@@ -147,28 +152,10 @@ def _to_rgb(image: Image) -> Image:
 
 def _orientation(image: Image) -> int:
     """Return the EXIF orientation; 1, upright, if there is none or the EXIF data are damaged."""
-    from PIL.ExifTags import Base
-
     try:
-        return int(image.getexif().get(Base.Orientation, 1))
-    except Exception:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # the parser raises nearly anything for broken bytes
         return 1
-
-
-def _upright(image: Image, orientation: int) -> Image:
-    """Return the picture rotated and mirrored by an EXIF orientation."""
-    from PIL.Image import Transpose
-
-    methods = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(methods[orientation]) if orientation in methods else image
 
 
 def _reduce(image: Image, side: int) -> Image:
@@ -180,32 +167,3 @@ def _reduce(image: Image, side: int) -> Image:
         return image
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, Resampling.BICUBIC, reducing_gap=2.0)
-
-
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet(bomb: type[Warning]) -> Iterator[None]:
-    """Suppress warnings of the decoders, but raise warnings of the class `bomb` as errors.
-
-    `warnings.catch_warnings` alone is not thread-safe: threads would restore each other's filters. The first
-    thread to enter sets the filters, and the last one to leave restores them.
-    """
-    global _quiet_depth, _quiet_filters
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", bomb)
-        _quiet_depth += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)

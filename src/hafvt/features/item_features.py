@@ -130,7 +130,7 @@ def prepare_vectors(vectors: Vectors, item_features: ItemFeatures, width: int) -
     from trained items alone, so that cold items do not change the vectors of other items.
 
     Args:
-        vectors: (items, e) in one modality, of unit length.
+        vectors: (items, e) in one modality.
         item_features: defines domains and trained items.
         width: number of principal directions d, at most; the vectors are centered and projected onto them
             and get unit length again. 0 keeps the vectors as they are, d = e.

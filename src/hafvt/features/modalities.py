@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hafvt.errors import HafvtError
-from hafvt.features.encoders.base import ContentError, Encoder
+from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.classic import ClassicPictures, ClassicTitles
 from hafvt.features.encoders.clip import ClipPictures, ClipTitles
 from hafvt.features.encoders.sentence import SentenceTitles
@@ -50,16 +50,6 @@ MODALITIES: dict[str, Modality] = {
 def encode_option(name: str, spec: str) -> str:
     """Return the option of `hafvt encode` that chooses an encoder for a modality."""
     return f"--{name} {spec}" if name in ("image", "title") else f"--encoders {name}={spec}"
-
-
-def load_content(name: str, value: str | None, image_root: Path | None) -> Any:
-    """Return the content of one item in the modality `name`, or the `ContentError` of an unusable one."""
-    if value is None or not value.strip():
-        return ContentError(f"no {name} given")
-    try:
-        return MODALITIES[name].load(value, image_root)
-    except ContentError as error:
-        return error
 
 
 def make_encoder(name: str, spec: str, device: str, seed: int) -> Encoder:

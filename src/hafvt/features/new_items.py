@@ -11,7 +11,7 @@ import polars as pl
 
 from hafvt.data.dataset import Bool, Dataset
 from hafvt.errors import HafvtError
-from hafvt.features.encode import iter_encoded_batches
+from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, encode_option, make_encoder
@@ -87,17 +87,16 @@ def encode_new_items(
                 problems |= batch.problems
                 advance(batch.size)
     unit_rows, present = normalize_rows(rows, np.ones(len(rows), dtype=np.bool_))
-    return EncodedItems(
-        unit_rows, present, dict.fromkeys(np.flatnonzero(~present).tolist(), NO_DIRECTION) | problems
-    )
+    without_direction = dict.fromkeys(np.flatnonzero(~present).tolist(), NO_DIRECTION)
+    return EncodedItems(unit_rows, present, without_direction | problems)
 
 
 def _restore_encoder(data: Dataset, table: FeatureTable, device: str) -> Encoder:
     """Return the encoder of a table with the settings and fitted arrays that it had."""
-    spec, settings = table.metadata["encoder"], table.metadata["settings"]
-    encoder = make_encoder(table.name, spec, device, settings.get("seed", 0))
-    present = json.loads(json.dumps(encoder.settings))
-    if changed := [key for key in present if key != "device" and present[key] != settings.get(key)]:
+    spec, saved = table.metadata["encoder"], table.metadata["settings"]
+    encoder = make_encoder(table.name, spec, device, saved.get("seed", 0))
+    settings = json.loads(json.dumps(encoder.settings))
+    if changed := [key for key in settings if key != "device" and settings[key] != saved.get(key)]:
         raise HafvtError(
             f"{spec} is not what made the features {table.name!r} of {data.folder} (other: "
             f"{', '.join(changed)}): restore it, or encode the dataset and train anew"

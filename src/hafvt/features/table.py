@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
-from hafvt.files import read_json
+from hafvt.files import atomic_file, read_json, write_json
 
 Float16 = npt.NDArray[np.float16]
 
 FITTED_ARRAYS = "fitted_arrays.npz"
 NO_DIRECTION = "its vector is zero or not finite"
+CHUNK_ROWS = 8_192  # rows that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -62,28 +63,33 @@ class FeatureTable:
         return cls(folder, rows, present, metadata)
 
 
-def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays that an encoder learned from a dataset, by name.
+def write_table(folder: Path, rows: Float16, present: Bool, metadata: dict[str, Any]) -> None:
+    """Write the files of a `FeatureTable` into a folder, which is created if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "rows.npy", rows, allow_pickle=False)
+    np.save(folder / "present.npy", present, allow_pickle=False)
+    write_json(folder / "about.json", metadata)
 
-    Args:
-        folder: folder with fitted_arrays.npz.
-        remedy: what the user can do if the file is missing or damaged.
+
+def write_fitted_arrays(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write what an encoder learned from a dataset, if anything, into a folder."""
+    if arrays:
+        with atomic_file(folder / FITTED_ARRAYS) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]:
+    """Return what an encoder learned from a dataset, by name.
 
     Raises:
-        HafvtError: the file is missing or damaged.
+        HafvtError: the file is missing or damaged; `remedy` is the end of the message.
     """
     path = folder / FITTED_ARRAYS
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise HafvtError(f"{path} is missing or damaged ({error}): {remedy}") from None
-
-
-def has_direction(rows: npt.NDArray[np.floating]) -> Bool:
-    """Return which rows (items, d) are finite and not zero, (items,)."""
-    usable: Bool = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
-    return usable
 
 
 def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float16, Bool]:
@@ -93,8 +99,11 @@ def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float
         rows: (items, e) vectors of any length.
         present: (items,) which rows count. Those that are zero or not finite no longer do.
     """
-    precise = rows.astype(np.float64)
-    norms = np.linalg.norm(precise, axis=1)
-    present = present & np.isfinite(norms) & (norms > 0)
-    unit = np.where(present[:, None], precise / np.where(present, norms, 1)[:, None], 0)
-    return unit.astype(np.float16), present
+    unit_rows, usable = np.zeros(rows.shape, dtype=np.float16), np.zeros_like(present)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        precise = rows[part].astype(np.float64)
+        norms = np.linalg.norm(precise, axis=1)
+        usable[part] = has_norm = present[part] & np.isfinite(norms) & (norms > 0)
+        unit_rows[part][has_norm] = precise[has_norm] / norms[has_norm, None]
+    return unit_rows, usable

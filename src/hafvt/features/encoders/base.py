@@ -15,18 +15,21 @@ Float32 = npt.NDArray[np.float32]
 
 
 class ContentError(HafvtError):
-    """Why the content of one item, such as its picture, cannot be used, in a few words."""
+    """What is wrong with the content of one item, such as its picture, in a few words."""
 
 
 class Encoder(ABC):
     """Turns the content of items, such as pictures or titles, into vectors.
 
-    A subclass is constructed as `Class(argument, device=..., seed=...)`, where `argument` is what follows the
-    colon in "clip:CHECKPOINT", or empty. An encoder that is fitted stores what it learned in `fitted_arrays`;
-    given these arrays, a new instance must encode further items in the same way.
+    A subclass is constructed as `Class(argument, device=..., seed=...)`:
 
-    Args:
-        settings: see the attribute.
+    * `argument` is what follows the colon in "clip:CHECKPOINT" (a local folder or a hub id with safetensors
+      weights), or empty;
+    * `device` is where a checkpoint runs, "auto" or a device of torch; encoders without one ignore it;
+    * `seed` is the random seed of an encoder that is fitted on the dataset; others ignore it.
+
+    An encoder that is fitted stores what it learned in `fitted_arrays`; given these arrays, a new instance must
+    encode further items in the same way.
 
     Attributes:
         settings: everything the vectors depend on, as JSON values. An interrupted encoding is continued, and

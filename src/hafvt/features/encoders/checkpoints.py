@@ -7,24 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from hafvt.errors import HafvtError
 from hafvt.files import sha256
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the GPU if there is one.
-
-    Raises:
-        HafvtError: torch does not know the device, or this machine has none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise HafvtError(f"device {name!r} cannot be used ({_first_line(error)}): give cpu or auto") from None
 
 
 def checkpoint_sha256(name: str) -> dict[str, str]:
@@ -57,11 +41,7 @@ def loading(kind: str, name: str) -> Iterator[None]:
     except HafvtError:
         raise
     except Exception as error:  # the loaders raise nearly anything for a missing or damaged file
-        raise HafvtError(f"{kind}:{name} cannot be loaded ({_first_line(error)}): {remedy}") from None
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise HafvtError(f"{kind}:{name} cannot be loaded ({reason}): {remedy}") from None
     finally:
         hub.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

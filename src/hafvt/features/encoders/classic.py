@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,23 +32,13 @@ class ClassicPictures(Encoder):
     """Color histograms, layout and gradients, projected by PCA fitted on the pictures of the dataset.
 
     Before PCA to at most 256 dimensions, each kind of descriptor is centered and scaled to the same total
-    variance, so that none outweighs the others.
-
-    Args:
-        argument: must be empty.
-        device: ignored; this encoder runs on the CPU.
-        seed: random seed of the sample of pictures to fit on and of the randomized PCA.
+    variance, so that none outweighs the others. The seed chooses the pictures to fit on and starts the PCA.
     """
 
     packages = ("scikit-image", "scikit-learn", "pillow", "numpy")
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        _check_argument(argument)
-        try:
-            import skimage  # noqa: F401
-            import sklearn  # noqa: F401
-        except ImportError as error:
-            raise missing_package("encode", str(error.name)) from None
+        _check(argument, "skimage", "sklearn")
         super().__init__({"encoder": "classic", "side": SIDE, "width": WIDTH, "seed": seed})
 
     def encode(self, contents: list[Image]) -> Float32:
@@ -100,23 +91,13 @@ class ClassicPictures(Encoder):
 
 
 class ClassicTitles(Encoder):
-    """TF-IDF of words, word pairs and character n-grams within words, reduced by SVD to at most 256.
-
-    Args:
-        argument: must be empty.
-        device: ignored; this encoder runs on the CPU.
-        seed: random seed of the randomized SVD.
-    """
+    """TF-IDF of words, word pairs and character n-grams within words, reduced by SVD to at most 256."""
 
     packages = ("scikit-learn", "numpy")
     needs_all_items = True
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        _check_argument(argument)
-        try:
-            import sklearn  # noqa: F401
-        except ImportError as error:
-            raise missing_package("encode", str(error.name)) from None
+        _check(argument, "sklearn")
         super().__init__({"encoder": "classic", "width": WIDTH, "seed": seed})
 
     def encode(self, contents: list[str]) -> Float32:
@@ -171,7 +152,10 @@ def _unpack_texts(packed: npt.NDArray[np.uint8]) -> list[str]:
     return texts
 
 
-def _check_argument(argument: str) -> None:
-    """Raise HafvtError unless the argument is empty."""
+def _check(argument: str, *packages: str) -> None:
+    """Raise HafvtError if an argument is given or a package is not installed."""
     if argument:
         raise HafvtError(f"the encoder classic takes no argument, got {argument!r}: give classic alone")
+    for package in packages:
+        if find_spec(package) is None:
+            raise missing_package("encode", package)

@@ -8,32 +8,27 @@ import torch
 
 from hafvt.errors import HafvtError, missing_package
 from hafvt.features.encoders.base import Encoder, Float32
-from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading, pick_device
+from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading
+from hafvt.ops.device import select_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class ClipPictures(Encoder):
-    """The picture encoder of a CLIP or SigLIP checkpoint; torchvision is not needed.
-
-    Args:
-        argument: a local folder or a hub id, with safetensors weights.
-        device: "auto", or a device of torch.
-        seed: ignored; nothing is random.
-    """
+    """The picture encoder of a CLIP or SigLIP checkpoint; torchvision is not needed."""
 
     packages = ("transformers", "torch", "pillow")
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        self.model, settings = _load(argument, pick_device(device))
-        super().__init__(settings)
+        self.model, settings = _load(argument, device)
         with loading("clip", argument):
             import transformers
 
             auto: Any = transformers.AutoImageProcessor
             # Pillow resizes, so that vectors do not depend on whether torchvision is installed.
             self.processor = auto.from_pretrained(argument, backend="pil", trust_remote_code=False)
+        super().__init__(settings)
 
     @torch.inference_mode()
     def encode(self, contents: list[Image]) -> Float32:
@@ -43,18 +38,12 @@ class ClipPictures(Encoder):
 
 
 class ClipTitles(Encoder):
-    """The text encoder of a CLIP or SigLIP checkpoint; titles are cut at its maximum length.
-
-    Args:
-        argument: a local folder or a hub id, with safetensors weights.
-        device: "auto", or a device of torch.
-        seed: ignored; nothing is random.
-    """
+    """The text encoder of a CLIP or SigLIP checkpoint; titles are cut at its maximum length."""
 
     packages = ("transformers", "tokenizers", "torch")
 
     def __init__(self, argument: str, *, device: str, seed: int) -> None:
-        self.model, settings = _load(argument, pick_device(device))
+        self.model, settings = _load(argument, device)
         with loading("clip", argument):
             from transformers import AutoTokenizer
 
@@ -73,8 +62,9 @@ class ClipTitles(Encoder):
         return _rows(self.model.get_text_features(**inputs))
 
 
-def _load(name: str, device: torch.device) -> tuple[Any, dict[str, Any]]:
+def _load(name: str, device_name: str) -> tuple[Any, dict[str, Any]]:
     """Return the model in float32 on its device, and the settings that its vectors depend on."""
+    device = select_device(device_name)
     try:
         import transformers
     except ImportError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,14 @@ from hafvt.features.encoders.base import Float32
 MAX_COMPRESSION = 200  # vectors hardly compress; an array that does so further could exhaust the memory
 
 
-def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, list[str]]:
+def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, pl.Series]:
     """Return the vectors that a file has for a list of items; see `read_precomputed`.
 
     Returns:
         The vectors (items, e), zero for items that the file lacks; which items it has, (items,); all its ids.
     """
     ids, vectors = read_precomputed(path)
-    index = pl.DataFrame({"item_id": ids}, schema={"item_id": pl.String}).with_row_index("row")
+    index = ids.alias("item_id").to_frame().with_row_index("row")
     matches = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")
     is_listed = matches["row"].is_not_null().to_numpy()
     rows = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
@@ -33,8 +33,8 @@ def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, lis
     return rows, is_listed, ids
 
 
-def read_precomputed(path: Path) -> tuple[list[str], Float32]:
-    """Return the ids of a file, each once, and their vectors (n, e) in float32. No pickle is loaded.
+def read_precomputed(path: Path) -> tuple[pl.Series, Float32]:
+    """Return the ids of a file as text, each once, and their vectors (n, e). No pickle is loaded.
 
     Args:
         path: an .npz file with the arrays `ids` (n,) of text or whole numbers and `embeddings` (n, e), or a
@@ -43,23 +43,23 @@ def read_precomputed(path: Path) -> tuple[list[str], Float32]:
     Raises:
         HafvtError: the file is missing, damaged, of another kind or shape, or repeats an id.
     """
+    readers = {".npz": _read_npz, ".parquet": _read_parquet}
     if not path.is_file():
         raise HafvtError(f"{path} does not exist: give an .npz or .parquet file of vectors")
-    if path.suffix not in (".npz", ".parquet"):
+    if path.suffix not in readers:
         raise HafvtError(
             f"{path}: files ending in {path.suffix!r} are not read: give an .npz or .parquet file"
         )
-    ids, rows = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
+    ids, rows = readers[path.suffix](path)
     if len(ids) != len(rows):
         raise HafvtError(f"{path} has {len(ids)} ids for {len(rows)} embeddings: give each embedding one id")
-    series = pl.Series(ids, dtype=pl.String)
-    repeated = series.filter(series.is_duplicated())
+    repeated = ids.filter(ids.is_duplicated())
     if len(repeated):
         raise HafvtError(f"{path} has the id {repeated[0]!r} more than once: keep one embedding of each id")
     return ids, rows
 
 
-def _read_npz(path: Path) -> tuple[list[str], Float32]:
+def _read_npz(path: Path) -> tuple[pl.Series, Float32]:
     try:
         with zipfile.ZipFile(path) as archive:
             ids, rows = (_read_array(path, archive, name) for name in ("ids", "embeddings"))
@@ -76,7 +76,7 @@ def _read_npz(path: Path) -> tuple[list[str], Float32]:
             f"{path}: embeddings have shape {rows.shape} and type {rows.dtype}: give (n, e) floats"
         )
     with np.errstate(over="ignore"):  # values beyond float32 become infinite; they are reported per item
-        return ids.astype(str).tolist(), rows.astype(np.float32)
+        return pl.Series(ids).cast(pl.String), rows.astype(np.float32)
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
@@ -92,7 +92,9 @@ def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[
             f"{path}: array {name!r} unpacks to over {MAX_COMPRESSION} times its size: write it anew"
         )
     with archive.open(entry) as file:
-        shape, dtype = _read_header(file)
+        is_long = np.lib.format.read_magic(file) >= (2, 0)
+        read_header = np.lib.format.read_array_header_2_0 if is_long else np.lib.format.read_array_header_1_0
+        shape, _, dtype = read_header(file)
         if dtype.hasobject:
             raise HafvtError(f"{path}: array {name!r} holds pickled objects: convert it to text or numbers")
         if prod(shape) * dtype.itemsize != entry.file_size - file.tell():
@@ -101,20 +103,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type from the header of an .npy file."""
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"array format {version}")
-    shape, _, dtype = readers[version](file)
-    return shape, dtype
-
-
-def _read_parquet(path: Path) -> tuple[list[str], Float32]:
+def _read_parquet(path: Path) -> tuple[pl.Series, Float32]:
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -130,10 +119,9 @@ def _read_parquet(path: Path) -> tuple[list[str], Float32]:
         lists = lists.arr.to_list()
     if not isinstance(lists.dtype, pl.List) or not lists.dtype.inner.is_numeric():
         raise HafvtError(f"{path}: column 'embedding' is {lists.dtype}: give a list of floats for each id")
-    widths = lists.list.len().unique()
-    if len(widths) != 1 or not widths[0] or lists.explode().null_count():
+    widths, values = lists.list.len().unique(), lists.explode()
+    if len(widths) != 1 or not widths[0] or values.null_count():
         raise HafvtError(
             f"{path}: column 'embedding' has gaps or lists of different lengths: give all the same"
         )
-    rows = lists.explode().cast(pl.Float32).to_numpy().reshape(len(ids), -1)
-    return ids.cast(pl.String).to_list(), rows
+    return ids.cast(pl.String), values.cast(pl.Float32).to_numpy().reshape(len(ids), -1)

@@ -8,19 +8,20 @@ import numpy as np
 
 from hafvt.errors import HafvtError, missing_package
 from hafvt.features.encoders.base import Encoder, Float32
-from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading, pick_device
+from hafvt.features.encoders.checkpoints import checkpoint_sha256, loading
+from hafvt.ops.device import select_device
 
-PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"]
-OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack"]
+# Files of a hub repository that are not downloaded: pickles and the weights of other runtimes.
+IGNORED_FILES = [
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"),
+    *("onnx/*", "openvino/*", "*.h5", "*.ot", "*.msgpack"),
+]
 
 
 class SentenceTitles(Encoder):
     """A checkpoint of sentence-transformers; titles are cut at its maximum length.
 
-    Args:
-        argument: a local folder, a hub id, or the bare name of one of the library's own checkpoints.
-        device: "auto", or a device of torch.
-        seed: ignored; nothing is random.
+    Its argument may also be the bare name of one of the library's own checkpoints.
     """
 
     packages = ("sentence-transformers", "transformers", "tokenizers", "torch")
@@ -30,9 +31,9 @@ class SentenceTitles(Encoder):
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise missing_package("encode", "sentence-transformers") from None
-        target = pick_device(device)
+        target = select_device(device)
         with loading("sentence", argument):
-            folder = _folder(argument)
+            folder = _checkpoint_folder(argument)
             self.model = SentenceTransformer(
                 str(folder),
                 device=str(target),
@@ -59,14 +60,14 @@ class SentenceTitles(Encoder):
         return np.asarray(rows, dtype=np.float32)
 
 
-def _folder(name: str) -> Path:
+def _checkpoint_folder(name: str) -> Path:
     """Return the local folder of a checkpoint, downloaded if needed; none of its weights is a pickle."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         hub_id = name if "/" in name else f"sentence-transformers/{name}"
-        folder = Path(snapshot_download(hub_id, ignore_patterns=[*PICKLES, *OTHER_RUNTIMES]))
+        folder = Path(snapshot_download(hub_id, ignore_patterns=IGNORED_FILES))
     for path in folder.rglob("pytorch_model.bin"):
         if not path.with_name("model.safetensors").exists():
             raise HafvtError(f"{path} is a pickle: save the checkpoint with safetensors weights")

@@ -1,0 +1,77 @@
+"""Encode items batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hafvt.features.encoders.base import ContentError, Encoder, Float32
+from hafvt.features.modalities import MODALITIES
+from hafvt.features.table import NO_DIRECTION
+
+
+class EncodedBatch(NamedTuple):
+    """The raw rows of consecutive items.
+
+    Attributes:
+        start: index of the first item.
+        size: number of items.
+        items: (n,) indices of the items that have a raw row.
+        rows: (n, d) raw rows, finite and not zero; d is 0 if there is none.
+        problems: what is wrong with some of the items, by index of the item.
+    """
+
+    start: int
+    size: int
+    items: npt.NDArray[np.int64]
+    rows: Float32
+    problems: dict[int, str]
+
+
+def iter_encoded_batches(
+    name: str,
+    encoder: Encoder,
+    values: list[str | None],
+    image_root: Path | None,
+    start: int = 0,
+    batch_size: int = 64,
+) -> Iterator[EncodedBatch]:
+    """Yield the encoded batches of items, while the content of the next batch is being loaded.
+
+    Args:
+        name: the modality.
+        encoder: its encoder.
+        values: the cells of the modality's column, one for each item.
+        image_root: the folder that relative paths start from.
+        start: the first item to encode.
+        batch_size: items of a batch.
+    """
+
+    def load(value: str | None) -> Any:
+        if value is None or not value.strip():
+            return ContentError(f"no {name} given")
+        try:
+            return MODALITIES[name].load(value, image_root)
+        except ContentError as error:
+            return error
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        loading = pool.map(load, values[start : start + batch_size])
+        for first in range(start, len(values), batch_size):
+            contents = dict(enumerate(loading, start=first))  # by item
+            loading = pool.map(load, values[first + batch_size : first + 2 * batch_size])
+            problems = {item: str(c) for item, c in contents.items() if isinstance(c, ContentError)}
+            items = np.array([item for item in contents if item not in problems], dtype=np.int64)
+            rows = np.empty((0, 0), dtype=np.float32)
+            if len(items):
+                rows = encoder.encode([contents[item] for item in items.tolist()])
+                usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+                problems |= dict.fromkeys(items[~usable].tolist(), NO_DIRECTION)
+                items, rows = items[usable], rows[usable]
+            yield EncodedBatch(first, len(contents), items, rows, problems)

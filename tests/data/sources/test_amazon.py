@@ -221,7 +221,12 @@ def test_prepare_amazon_missing_products_and_shared_items_are_noted(raw, tmp_pat
         ({"domains": {}}, "NAME=CATEGORY"),
         ({"domains": {"a": "Books", "b": "Books"}}, "no category twice"),
         ({"domains": {"a": "Books", "b": "Music"}}, "has no reviews of Books"),
-        ({"max_length": 1}, "--max-length is 1: choose 2 or more"),
+        ({"max_length": 1}, "--max-length is 1: choose a whole number from 2 to 1000000"),
+        ({"max_length": 10**20}, "--max-length is 100000000000000000000: choose a whole number"),
+        ({"min_interactions": -1}, "--min-interactions is -1: choose a whole number from 0"),
+        ({"min_per_domain": 2.5}, r"--min-per-domain is 2\.5: choose a whole number"),
+        ({"ties": "c2"}, "--ties is 'c2': choose random or c2dsr"),
+        ({"domains": {" ": "Books"}}, "NAME=CATEGORY"),
     ],
 )
 def test_prepare_amazon_wrong_setting_is_refused(raw, tmp_path, settings, message):

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 
 from hafvt.data.dataset import Int32, Int64, check_output_folder
 from hafvt.data.filters import is_active_in_all_domains, k_core
@@ -28,7 +29,7 @@ from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError
 from hafvt.progress import Advance, progress
-from hafvt.settings import Count, OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.settings import Count, OutFolder, Seed, check_arguments
 
 WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
 
@@ -74,7 +75,7 @@ def prepare_amazon(
     window: Literal["year", "month", "none"] = "year",
     min_interactions: Count = 10,
     min_per_domain: Count = 3,
-    max_length: PositiveCount = 15,
+    max_length: Annotated[int, Field(ge=2, le=1_000_000)] = 15,
     ties: Literal["random", "c2dsr"] = "random",
     seed: Seed = 0,
     overwrite: bool = False,
@@ -110,7 +111,9 @@ def prepare_amazon(
     """
     folder, out = Path(folder), Path(out)
     check_output_folder(out, overwrite)
-    _check_settings(domains, max_length)
+    names = [*domains, *domains.values()]
+    if not all(str(name).strip() for name in names) or not len(set(domains.values())) == len(domains) > 0:
+        raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")
     dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
     files = [file for pair in dumps.values() for file in pair if file]
     window_days = WINDOW_DAYS[window]
@@ -193,13 +196,6 @@ def prepare_amazon(
     notes.append(f"{titles:,} of {len(items):,} items have a title, {addresses:,} the address of an image")
     checks = (*table1_checks(dataset), *sequence_checks(dataset, window_days))
     return PreparedSource(dataset, checks, tuple(notes))
-
-
-def _check_settings(domains: dict[str, str], max_length: int) -> None:
-    if not domains or len(set(domains.values())) < len(domains):
-        raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")
-    if max_length < 2:
-        raise HafvtError(f"--max-length is {max_length}: choose 2 or more")
 
 
 def _read_log(dumps: Dumps, advance: Advance) -> tuple[ReviewLog, list[str], list[str], int]:

@@ -8,16 +8,17 @@ import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import polars as pl
+from pydantic import Field
 
 from hafvt.data.download import DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json, sha256, write_json
 from hafvt.progress import progress
-from hafvt.settings import OutFolder, PositiveCount, PositiveNumber, check_arguments
+from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
 
 MIB = 2**20
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
@@ -113,8 +114,8 @@ def fetch(
     out: OutFolder,
     categories: list[str] | None = None,
     base_url: str | None = None,
-    parallel: PositiveCount = 4,
-    requests_per_second: PositiveNumber = 4.0,
+    parallel: Jobs = 4,
+    requests_per_second: Annotated[float, Field(ge=0.001, le=1_000_000)] = 4.0,
     max_file_gib: PositiveNumber = 40.0,
     max_picture_mib: PositiveNumber = 10.0,
     allow_private: bool = False,
@@ -153,7 +154,9 @@ def fetch(
         HafvtError: an option is wrong, or reviews or metadata cannot be downloaded.
     """
     out = Path(out)
-    if resource in SCENARIO_DUMPS and categories is None:
+    if resource in SCENARIO_DUMPS:
+        if categories:
+            raise HafvtError(f"fetch {resource} takes no --categories: it has those of the paper")
         resource, categories = SCENARIO_DUMPS[resource]
     if resource not in (*DUMPS, "pictures"):
         raise HafvtError(f"unknown {resource!r}: choose {', '.join((*DUMPS, *SCENARIO_DUMPS))} or pictures")
@@ -189,7 +192,7 @@ def _fetch_dump(
     base_url = (base_url or dump.base_url).rstrip("/")
     jobs_by_path = {}
     for category in categories:
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", category):
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", str(category)):
             raise HafvtError(f"{category!r} is not a category: copy its name from {dump.page_url}")
         for template in dump.path_templates:
             url = f"{base_url}/{template.format(category)}"

@@ -192,7 +192,7 @@ def _fetch_dump(
     base_url = (base_url or dump.base_url).rstrip("/")
     jobs_by_path = {}
     for category in categories:
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", str(category)):
+        if not isinstance(category, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,64}", category):
             raise HafvtError(f"{category!r} is not a category: copy its name from {dump.page_url}")
         for template in dump.path_templates:
             url = f"{base_url}/{template.format(category)}"

@@ -119,6 +119,54 @@ def test_recommend_table_of_interactions_groups_by_user(run, tmp_path):
         assert [one["item_id"] for one in b["items"]] == [one.item.item_id for one in best]
 
 
+def test_recommend_numbers_are_ids_by_their_digits(tmp_path, capsys):
+    data = write_small(tmp_path / "data", with_features=False)
+    table = data.item_table.with_columns(pl.col("item_id").str.strip_prefix("i"))
+    table.write_parquet(data.folder / "items.parquet")
+    pl.DataFrame({"user_id": [str(n) for n in range(40)]}).write_parquet(data.folder / "users.parquet")
+    run = train("popularity", data, tmp_path / "run", test=False).folder
+    outputs = []
+    for options in (
+        {"history": ["5", "7"], "exclude": ["19"]},
+        {"history": [5, np.int64(7)], "exclude": [19]},
+        {"history": ("5", "7"), "exclude": np.array([19]).tolist()},
+        {"user": "3"},
+        {"user": 3},
+        {"user": np.int32(3)},
+    ):
+        recommend(run, domain="d0", **options)
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] == outputs[2] != outputs[3] == outputs[4] == outputs[5]
+    assert "popularity" not in outputs[0]
+    for options in (
+        {"history": "57"},
+        {"history": ["5"], "exclude": "19"},
+        {"history": [5.0]},
+        {"user": 1.5},
+    ):
+        with pytest.raises(HafvtError, match=r"(choose a list|id cannot be of type float|--user is 1.5)"):
+            recommend(run, domain="d0", **options)
+
+
+def test_recommend_unknown_ids_to_exclude_are_reported(run, histories, tmp_path, capsys):
+    summary = recommend(run, histories=histories, domain="d0", exclude=["i5", "y"], out=tmp_path / "o.jsonl")
+    assert (summary.num_unknown_excluded_ids, summary.unknown_excluded_id_examples) == (4, ("y",))
+    assert [row["unknown_excluded_ids"] for row in read(tmp_path / "o.jsonl")] == [["y"]] * 4
+    assert "4 ids to exclude are unknown, such as 'y'" in capsys.readouterr().err
+    recommend(run, history=["i3"], domain="d0", exclude=["y"])
+    assert capsys.readouterr().out.splitlines()[-1] == "1 ids to exclude are unknown: 'y'"
+
+
+def test_recommend_csv_has_no_formulas(run, tmp_path):
+    starts = ["=1+1", "@sum", "-2+3", "+a", "\t=1", "＝1", "-5", "+4.2", "1=1", "a\n=1"]
+    (tmp_path / "h.jsonl").write_text(
+        "".join(json.dumps({"user_id": user, "history": []}) + "\n" for user in starts)
+    )
+    recommend(run, histories=tmp_path / "h.jsonl", domain="d0", k=1, out=tmp_path / "o.csv")
+    users = pl.read_csv(tmp_path / "o.csv", schema=SCHEMA)["user_id"].to_list()
+    assert users == [f"'{user}" for user in starts[:6]] + starts[6:]
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
 def test_recommend_failure_keeps_existing_file(run, histories, tmp_path, name, monkeypatch):
     out = tmp_path / "out" / name

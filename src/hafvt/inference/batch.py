@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.ids import id_text, id_texts
 from hafvt.errors import HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
@@ -31,6 +32,8 @@ class BatchSummary:
         num_with_unknown_ids: number of histories with an unknown id.
         num_unknown_ids: number of unknown ids in all histories; they were skipped.
         unknown_id_examples: up to three unknown ids.
+        num_unknown_excluded_ids: number of unknown ids to exclude, over all histories.
+        unknown_excluded_id_examples: up to three unknown ids to exclude.
     """
 
     out: Path | None
@@ -39,26 +42,37 @@ class BatchSummary:
     num_with_unknown_ids: int = 0
     num_unknown_ids: int = 0
     unknown_id_examples: tuple[str, ...] = ()
+    num_unknown_excluded_ids: int = 0
+    unknown_excluded_id_examples: tuple[str, ...] = ()
 
     def add(self, recommendations: Recommendations) -> None:
         """Count the recommendations for one history."""
-        unknown_ids = recommendations.unknown_ids
+        unknown, excluded = recommendations.unknown_ids, recommendations.unknown_excluded_ids
         self.num_histories += 1
         self.num_by_popularity += recommendations.ranked_by == "popularity"
-        self.num_with_unknown_ids += bool(unknown_ids)
-        self.num_unknown_ids += len(unknown_ids)
-        self.unknown_id_examples = (*self.unknown_id_examples, *unknown_ids[:3])[:3]
+        self.num_with_unknown_ids += bool(unknown)
+        self.num_unknown_ids += len(unknown)
+        self.unknown_id_examples = (*self.unknown_id_examples, *unknown)[:3]
+        self.num_unknown_excluded_ids += len(excluded)
+        self.unknown_excluded_id_examples = tuple(
+            dict.fromkeys((*self.unknown_excluded_id_examples, *excluded))
+        )[:3]
 
     @property
-    def warning(self) -> str:
-        """A line about unknown ids; empty without any."""
-        if not self.num_unknown_ids:
-            return ""
-        examples = ", ".join(repr(item_id[:80]) for item_id in self.unknown_id_examples)
-        return (
-            f"skipped {self.num_unknown_ids:,} unknown ids in {self.num_with_unknown_ids:,} of "
-            f"{self.num_histories:,} histories, such as {examples}"
-        )
+    def warnings(self) -> list[str]:
+        """A line about unknown ids of histories, and one about unknown ids to exclude; empty without any."""
+        lines = []
+        if self.num_unknown_ids:
+            lines.append(
+                f"skipped {self.num_unknown_ids:,} unknown ids in {self.num_with_unknown_ids:,} of "
+                f"{self.num_histories:,} histories, such as {_quoted(self.unknown_id_examples)}"
+            )
+        if self.num_unknown_excluded_ids:
+            lines.append(
+                f"{self.num_unknown_excluded_ids:,} ids to exclude are unknown, such as "
+                f"{_quoted(self.unknown_excluded_id_examples)}"
+            )
+        return lines
 
     def __str__(self) -> str:
         """Return a line about the file; empty if the recommendations went to stdout."""
@@ -69,31 +83,38 @@ class BatchSummary:
         return f"wrote recommendations for {self.num_histories:,} histories{note} to {self.out}"
 
 
+def _quoted(item_ids: tuple[str, ...]) -> str:
+    """Return shortened ids for a message."""
+    return ", ".join(repr(item_id[:80]) for item_id in item_ids)
+
+
 @check_arguments
 def recommend(
     run: str | Path,
     *,
     histories: str | Path | Any | None = None,
-    history: list[str] | None = None,
-    user: str | None = None,
+    history: list[str] | list[int] | None = None,
+    user: str | int | None = None,
     domain: str | None = None,
     k: PositiveCount = 10,
     out: str | Path | None = None,
     exclude_seen: bool = True,
-    exclude: list[str] | None = None,
+    exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary:
     """Recommend the k best items of a domain for each history.
 
     Histories may mix domains and may be of users that the dataset does not have. Ids are text: "007" differs
-    from "7". Unknown ids are skipped and listed in `unknown_ids`. Histories without a known id get the most
-    popular items of the domain, and `ranked_by` is "popularity". The whole input is checked before any
-    scoring; the file `out` appears complete or not at all.
+    from "7", and the number 7 is "7". Unknown ids are skipped and listed in `unknown_ids` or, if they were to
+    be excluded, in `unknown_excluded_ids`. Histories without a known id get the most popular items of the
+    domain, and `ranked_by` is "popularity". The whole input is checked before any scoring; the file `out`
+    appears complete or not at all.
 
     JSONL has one object per history: history_number (1 for the first history of the input), user_id, domain,
-    ranked_by, items (rank, item_id, title, score) and unknown_ids. CSV and Parquet have one row per
-    recommended item, with num_unknown_ids instead of unknown_ids.
+    ranked_by, items (rank, item_id, title, score), unknown_ids and unknown_excluded_ids. CSV and Parquet have
+    one row per recommended item, with num_unknown_ids instead. In CSV, text that a spreadsheet would run as a
+    formula, such as =1+1, has an apostrophe before it.
 
     Example: hafvt recommend runs/hafvt --histories histories.jsonl --domain drama --k 10 --out top.parquet
 
@@ -125,20 +146,21 @@ def recommend(
             raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise HafvtError(f"--out {target} is the file of histories: name another file")
+    one_history = id_texts([] if history is None else history, "--history")
+    exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
     recommender = Recommender.open(run, data)
     domains = recommender.domains
     if domain is not None:
         recommender.catalog.domain_index(domain)
     domain = domain or (domains[0] if len(domains) == 1 else "")
-    defaults = HistoryRequest(user, [], domain, k, exclude or [])
+    user_id = None if user is None else id_text(user)
+    defaults = HistoryRequest(user_id, [], domain, k, exclude_ids)
     if histories is not None:
         requests = read_requests(histories, defaults, domains, columns)
     elif domain:
-        items = history_of(run, user, data) if user is not None else history or []
-
-        def requests() -> Iterator[HistoryRequest]:
-            yield defaults._replace(history=items)
-
+        if user_id is not None:
+            one_history = history_of(run, user_id, data)
+        requests = [defaults._replace(history=one_history)].__iter__
     else:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
 
@@ -155,8 +177,9 @@ def recommend(
             for recommendations in results:
                 summary.add(recommendations)
             advance(len(batch))
-    if summary.warning and (histories is not None or target is not None):
-        console.print(summary.warning, markup=False, highlight=False, soft_wrap=True)
+    if histories is not None or target is not None:
+        for warning in summary.warnings:
+            console.print(warning, markup=False, highlight=False, soft_wrap=True)
     return summary
 
 
@@ -204,4 +227,5 @@ def to_json(history_number: int, request: HistoryRequest, recommendations: Recom
         "ranked_by": recommendations.ranked_by,
         "items": items,
         "unknown_ids": list(recommendations.unknown_ids),
+        "unknown_excluded_ids": list(recommendations.unknown_excluded_ids),
     }

@@ -15,10 +15,10 @@ from hafvt.settings import check_arguments
 @check_arguments
 def explain(
     run: str | Path,
-    item: str,
+    item: str | int,
     *,
-    history: list[str] | None = None,
-    user: str | None = None,
+    history: list[str] | list[int] | None = None,
+    user: str | int | None = None,
     data: str | Path | Dataset | None = None,
 ) -> Explanation:
     """Explain the score of an item by sequences, modalities and attention.
@@ -26,7 +26,7 @@ def explain(
     The score of HAF-VT is a sum over sequences (the history in each domain, and the whole history) and
     modalities (id, picture, title), so the shares are exact. Other models cannot explain their scores.
 
-    Example: hafvt explain runs/hafvt --user 5988 --item 1198
+    Example: hafvt explain runs/hafvt 1198 --user 5988
 
     Args:
         run: the folder of a finished run or of an export.
@@ -38,9 +38,9 @@ def explain(
     Raises:
         HafvtError: the model cannot explain scores, or the user, the item or the whole history is unknown.
     """
-    if (history is None) == (user is None):
-        raise HafvtError("no history: give either --history ID ID ... or --user USER")
     recommender = Recommender.open(run, data)
-    if user is not None:
-        history = history_of(run, user, data)
-    return recommender.explain(history or [], item)
+    if history is not None and user is None:
+        return recommender.explain(history, item)
+    if user is not None and history is None:
+        return recommender.explain(history_of(run, user, data), item)
+    raise HafvtError("no history: give either --history ID ID ... or --user USER")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.ids import id_text
 from hafvt.data.lines import read_jsonl
 from hafvt.data.readers import file_kind
 from hafvt.data.schema import read_tables
@@ -38,64 +38,6 @@ class HistoryRequest(NamedTuple):
     exclude: list[str]
 
 
-@dataclass(frozen=True)
-class HistoryRow:
-    """A line of a JSONL file of histories.
-
-    Attributes:
-        file: the file.
-        row: number of the line, from 1.
-        fields: its JSON object without nulls.
-    """
-
-    file: Path
-    row: int
-    fields: dict[str, Any]
-
-    def request(self, defaults: HistoryRequest, domains: tuple[str, ...]) -> HistoryRequest:
-        """Return the request of the line.
-
-        Args:
-            defaults: domain and k of a line without them; its `exclude` is added to that of the line.
-            domains: names of the domains of the model.
-
-        Raises:
-            InputError: a field is wrong.
-        """
-        domain, k = self.fields.get("domain", defaults.domain), self.fields.get("k", defaults.k)
-        if domain not in domains:
-            problem = "no such domain" if domain else "no domain"
-            raise self._error("domain", problem, f"Give one of {', '.join(domains)}, here or as --domain")
-        if type(k) is not int or k < 1:
-            raise self._error("k", "not a number of items", "Give a whole number from 1 on")
-        user_id = self._id("user_id", self.fields["user_id"]) if "user_id" in self.fields else None
-        exclude = self._ids("exclude") if "exclude" in self.fields else []
-        return HistoryRequest(user_id, self._ids("history"), domain, k, defaults.exclude + exclude)
-
-    def _ids(self, name: str) -> list[str]:
-        """Return the ids of a field."""
-        values = self.fields.get(name)
-        if not isinstance(values, list):
-            raise self._error(name, "not a list of ids", 'Write it as ["id", "id"]')
-        return [self._id(name, value) for value in values]
-
-    def _id(self, name: str, value: object) -> str:
-        """Return a text or whole number as an id."""
-        if type(value) is int:
-            return str(value)
-        if not isinstance(value, str) or not value:
-            problem = "an empty id" if value == "" else f"an id cannot be of type {type(value).__name__}"
-            raise self._error(name, problem, "Give text that is not empty, or whole numbers")
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise self._error(name, "half a surrogate pair, which is not text", "Write the id as UTF-8")
-        return value
-
-    def _error(self, name: str, problem: str, remedy: str) -> InputError:
-        """Return the error for a field."""
-        value = self.fields.get(name)
-        return InputError(problem, remedy, file=self.file, row=self.row, column=name, value=value)
-
-
 def read_requests(
     source: Any,
     defaults: HistoryRequest,
@@ -108,8 +50,8 @@ def read_requests(
         source: JSONL whose first object has a "history", which is read line by line; or a table of
             interactions, a file or a data frame. Users of a table come in the order of their first rows, and
             rows of equal time stay in their order.
-        defaults: see `HistoryRow.request`.
-        domains: see `HistoryRow.request`.
+        defaults: domain and k of a history without them; its `exclude` is added to that of each history.
+        domains: names of the domains of the model.
         columns: names of the table's columns, as in `prepare`.
 
     Raises:
@@ -122,7 +64,7 @@ def read_requests(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
                 "history, domain, k and exclude: leave out --columns"
             )
-        return lambda: (row.request(defaults, domains) for row in _rows(path))
+        return lambda: (_parse_line(path, *line, defaults, domains) for line in _lines(path))
     log, _ = read_tables(source, None, columns or {})
     if not defaults.domain:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
@@ -132,18 +74,46 @@ def read_requests(
     return lambda: (defaults._replace(user_id=user, history=ids) for user, ids in users.iter_rows())
 
 
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row number and object of each line of a JSONL file, one line in memory at a time."""
+    return read_jsonl(path, max_bytes=MAX_LINE_BYTES)
+
+
 def _has_histories(path: Path) -> bool:
     """Return whether a file is JSONL whose first object has a history."""
-    return file_kind(path) == "jsonl" and "history" in next((row.fields for row in _rows(path)), {})
+    return file_kind(path) == "jsonl" and "history" in next(_lines(path), (1, {}))[1]
 
 
-def _rows(path: Path) -> Iterator[HistoryRow]:
-    """Yield the lines of a JSONL file, one line in memory at a time."""
-    for number, fields in read_jsonl(path, max_bytes=MAX_LINE_BYTES):
-        yield HistoryRow(path, number, {name: value for name, value in fields.items() if value is not None})
+def _parse_line(
+    file: Path, row: int, fields: dict[str, Any], defaults: HistoryRequest, domains: tuple[str, ...]
+) -> HistoryRequest:
+    """Return the request of a JSONL line, or raise InputError; see `read_requests`."""
+
+    def error(name: str, problem: str, remedy: str) -> InputError:
+        return InputError(problem, remedy, file=file, row=row, column=name, value=fields.get(name))
+
+    def ids(name: str, values: Any) -> list[str]:
+        if not isinstance(values, list):
+            raise error(name, "not a list of ids", 'Write it as ["id", "id"]')
+        try:
+            return [id_text(value) for value in values]
+        except HafvtError as wrong_id:
+            problem, _, remedy = str(wrong_id).rpartition(": ")
+            raise error(name, problem, remedy[0].upper() + remedy[1:]) from None
+
+    fields = {name: value for name, value in fields.items() if value is not None}
+    domain, k = fields.get("domain", defaults.domain), fields.get("k", defaults.k)
+    if domain not in domains:
+        problem = "no such domain" if domain else "no domain"
+        raise error("domain", problem, f"Give one of {', '.join(domains)}, here or as --domain")
+    if type(k) is not int or k < 1:
+        raise error("k", "not a number of items", "Give a whole number from 1 on")
+    user_id = ids("user_id", [fields["user_id"]])[0] if "user_id" in fields else None
+    exclude = defaults.exclude + ids("exclude", fields.get("exclude", []))
+    return HistoryRequest(user_id, ids("history", fields.get("history")), domain, k, exclude)
 
 
-def history_of(run: str | Path, user_id: str, data: str | Path | Dataset | None = None) -> list[str]:
+def history_of(run: str | Path, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
     """Return the whole history of a user of a dataset, item ids, oldest first.
 
     Args:
@@ -158,9 +128,11 @@ def history_of(run: str | Path, user_id: str, data: str | Path | Dataset | None 
         raise HafvtError(f"{run} has no dataset with users: name it with --data, or give a --history")
     if not isinstance(data, Dataset):
         data = Dataset.open(data or read_json(Path(run) / "model.json")["data"])
-    user = data.user_ids.index_of(user_id)
+    user = data.user_ids.index_of(id_text(user_id))
     if user is None:
-        raise HafvtError(f"no user {user_id[:80]!r} in {data.folder}: give one of its users, or a --history")
+        raise HafvtError(
+            f"no user {str(user_id)[:80]!r} in {data.folder}: give one of its users, or a --history"
+        )
     return user_history(data, user)
 
 

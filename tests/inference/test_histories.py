@@ -110,7 +110,7 @@ def test_read_requests_damaged_file_raises_error(tmp_path):
     fails(write(tmp_path / "b.jsonl.gz", gzip.compress(good)[:-100]), "cannot be read")
     fails(write(tmp_path / "b.jsonl.zst", zstd(good)[:-50]), "cannot be read")
     fails(write(tmp_path / "c.jsonl", b""), "empty")
-    fails(write(tmp_path / "d.jsonl", b"\n\n"), "interactions")
+    fails(write(tmp_path / "d.jsonl", b"\n\n"), "no column 'user_id'")
     fails(tmp_path / "no.jsonl", "no such file")
     fails(write(tmp_path / "e.jsonl", lines({"items": ["a"]})), "no column 'user_id'")
 

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from hafvt import train
-from hafvt.data.dataset import Dataset
-from hafvt.files import read_json, write_json
+from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.server.connections import make_server
 from tests.conftest import write_small
 
@@ -42,9 +41,7 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         pl.Series("title", titles + data.item_table["title"].to_list()[6:]),
         pl.col("item_id").replace("i7", ODD_ID),
     )
-    table.write_parquet(data.folder / "items.parquet")
-    manifest = read_json(data.folder / "manifest.json")
-    write_json(data.folder / "manifest.json", {**manifest, "image_root": str(pictures)})
+    replace_item_table(data.folder, table, image_root=str(pictures))
     return Dataset.open(data.folder)
 
 

@@ -1,89 +1,321 @@
-"""Atomic files and folders, folder locks, JSON files and checksums."""
+"""Files and folders that survive kills, full disks, two processes at once, and damage.
+
+Write a file with `atomic_file` or `write_json`. Write a folder with `atomic_folder`, and hold `folder_lock`
+from before you read what you are about to replace. Store `hash_files` with the files, call `verify_files`
+before you read them, and read inside `reading`, which turns every error into one line.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from hafvt.errors import HafvtError
 
-LOCK_NAME = ".lock"
-"""The file that `lock_folder` leaves in a folder."""
+DISK_FULL = re.compile("no space left|not enough free space|requested and .* written|os error (27|28|122)")
+"""Full disks in the messages of numpy, polars and safetensors, whose errors have no error number."""
+
+
+class FolderKind(NamedTuple):
+    """What a command writes into a folder. `atomic_folder` replaces only folders that hold this and no more.
+
+    Attributes:
+        name: in words, such as "a dataset".
+        marker: name of a JSON file with the field "format", which every such folder has; "" for none.
+        contents: patterns of the names of all else that hafvt writes into the folder. Files that the marker
+            lists in its field "sha256" need no pattern.
+    """
+
+    name: str
+    marker: str
+    contents: tuple[str, ...] = ()
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it."""
+def atomic_file(path: str | Path, num_bytes: int = 0) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
+
+    Args:
+        path: the file to write; its folder is created.
+        num_bytes: expected size; if the disk has less space, nothing is written.
+
+    Raises:
+        HafvtError: the disk is full, or `path` may not be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, else remove it.
-
-    With `overwrite`, an existing folder stays unchanged until the new one is complete.
-
-    Raises:
-        HafvtError: `path` exists and `overwrite` is false.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise HafvtError(f"{path} exists already: choose another folder or say --overwrite true")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            path.replace(old)
-            try:
-                temporary.replace(path)
-            except BaseException:
-                old.replace(path)
-                raise
-            shutil.rmtree(old)
-        else:
+        with explained_write_errors(path, temporary, num_bytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_space(path, num_bytes)
+            _remove_files_of_ended_processes(path)
+            yield temporary
+            _fsync(temporary)
             temporary.replace(path)
+            _fsync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process while the block runs; create the folder if it is missing.
+def atomic_folder(
+    path: str | Path, kind: FolderKind, *, overwrite: bool = False, num_bytes: int = 0
+) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; it takes the place of `path` if the block succeeds.
 
-    If the process dies, the operating system releases the lock.
+    An older folder stays complete until the system exchanges it for the new one in one step; then it is
+    removed. Where the system cannot exchange folders, `recover_folder` or the next call mends an exchange
+    that was killed. The folder is locked meanwhile, unless this thread holds `folder_lock(path)` already.
+
+    Args:
+        path: the folder to write.
+        kind: what the folder will hold, and all that a folder may hold that is replaced.
+        overwrite: replace a folder that exists.
+        num_bytes: expected size; if the disk has less space, nothing is written.
 
     Raises:
-        HafvtError: another process has locked the folder.
+        HafvtError: see `check_output_folder` and `folder_lock`; or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    target = Path(path).resolve()
+    temporary, old = _hidden_folders(target)
+    with nullcontext() if _lock_key(target) in _held_locks else folder_lock(path):
+        try:
+            with explained_write_errors(Path(path), temporary, num_bytes):
+                _recover(target)
+                check_output_folder(path, kind, overwrite=overwrite)
+                _check_space(target, num_bytes)
+                temporary.mkdir()
+                yield temporary
+                for written in (*temporary.rglob("*"), temporary):
+                    _fsync(written)
+                check_output_folder(path, kind, overwrite=overwrite)  # other programs do not know the lock
+                if target.exists() and not _exchange(temporary, target):
+                    target.replace(old)
+                if not target.exists():
+                    temporary.replace(target)
+                _fsync(target.parent)
+        finally:
+            if old.exists() and not target.exists():
+                old.replace(target)
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def check_output_folder(path: str | Path, kind: FolderKind, *, overwrite: bool) -> None:
+    """Check that a folder can be written, and that nothing is lost but what `overwrite` gives up.
+
+    Raises:
+        HafvtError: `path` is a file or under one, exists and `overwrite` is false, or holds anything that is
+            not of this kind.
+    """
+    folder = Path(path).resolve()
+    for parent in (folder, *folder.parents):
+        if parent.exists() and not parent.is_dir():
+            raise HafvtError(f"{path}: {parent.name} is a file, not a folder: choose another folder")
+    names = sorted(p.name for p in folder.iterdir() if not is_temporary(p)) if folder.exists() else []
+    if names and not overwrite:
+        raise HafvtError(f"{path} exists already: choose another folder, or replace it with --overwrite")
+    if names and kind.marker:
+        try:
+            content = json.loads((folder / kind.marker).read_text(encoding="utf-8"))
+            is_marked = "format" in content
+            listed = tuple(content.get("sha256", ()))
+        except (OSError, ValueError, TypeError, AttributeError):
+            is_marked = False
+        if not is_marked:
+            raise HafvtError(f"{path} exists and is not {kind.name}: choose another folder or remove it")
+        kind = kind._replace(contents=(kind.marker, *kind.contents, *map(glob.escape, listed)))
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in kind.contents):
+            raise HafvtError(
+                f"{path} holds {name}, which is not of {kind.name} and would be lost: move it away or choose "
+                "another folder"
+            )
+
+
+def recover_folder(path: str | Path) -> None:
+    """Put a folder back whose replacement by `atomic_folder` was killed; call this before you read it."""
+    target = Path(path).resolve()
+    if not target.exists() and _hidden_folders(target)[1].exists():
+        with folder_lock(path):
+            _recover(target)
+
+
+def _hidden_folders(target: Path) -> tuple[Path, Path]:
+    """Return where `atomic_folder` writes a folder, and where the older folder is for a moment."""
+    return target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+
+
+def _recover(target: Path) -> None:
+    """Mend an interrupted exchange of a locked folder, and remove what killed processes left beside it."""
+    temporary, old = _hidden_folders(target)
+    if old.exists() and not target.exists():
+        old.replace(target)
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False if the system or the file system cannot."""
+    paths = os.fsencode(first), os.fsencode(second)
     try:
-        with FileLock(folder / LOCK_NAME, timeout=0):
-            yield
-    except Timeout:
-        raise HafvtError(
-            f"{folder} is in use by another process: wait, end that one, or choose another folder"
-        ) from None
+        libc = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(libc.renamex_np(*paths, 2) == 0)  # RENAME_SWAP
+        return bool(libc.renameat2(-100, paths[0], -100, paths[1], 2) == 0)  # AT_FDCWD, RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+_held_locks: set[tuple[Path, int]] = set()
+"""The folders that this process has locked, each with the thread."""
+
+
+def _lock_key(path: Path) -> tuple[Path, int]:
+    return path, threading.get_ident()
+
+
+@contextmanager
+def folder_lock(path: str | Path) -> Iterator[None]:
+    """Lock a folder, which need not exist, against other processes and threads while the block runs.
+
+    The lock is a hidden file beside the folder, or in it if the folder above is read-only; it is removed
+    afterwards. If the process dies, the operating system releases the lock.
+
+    Raises:
+        HafvtError: another process or thread has locked the folder, or the lock cannot be written.
+    """
+    folder = Path(path).resolve()
+    is_parent_writable = os.access(folder.parent, os.W_OK) or not folder.exists()
+    file = folder.with_name(f".{folder.name}.lock") if is_parent_writable else folder / ".lock"
+    with ExitStack() as stack:
+        with explained_write_errors(Path(path), file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(file, timeout=0))
+            except Timeout:
+                raise HafvtError(
+                    f"{path} is in use by another process: wait, end that one, or choose another folder"
+                ) from None
+        stack.callback(file.unlink, missing_ok=True)  # before the release, as it must remove no other lock
+        _held_locks.add(_lock_key(folder))
+        stack.callback(_held_locks.discard, _lock_key(folder))
+        yield
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a file or folder is a lock, or one that a killed process had not finished."""
+    return path.name == ".lock" or (path.name.startswith(".") and path.suffix in (".tmp", ".lock"))
+
+
+def _remove_files_of_ended_processes(path: Path) -> None:
+    """Remove temporary files that killed processes left beside `path`."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
+    for file in path.parent.iterdir() if os.name == "posix" else ():
+        if match := pattern.fullmatch(file.name):
+            with suppress(PermissionError, OverflowError):  # a process of another user
+                try:
+                    os.kill(int(match[1]), 0)
+                except ProcessLookupError:
+                    file.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(path: Path, num_bytes: int) -> None:
+    """Raise OSError if the disk of `path` has less than `num_bytes` left."""
+    if shutil.disk_usage(path.parent).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def explained_write_errors(path: Path, temporary: Path | None = None, num_bytes: int = 0) -> Iterator[None]:
+    """Turn errors of writing a file or folder into a HafvtError of one line; let other errors pass.
+
+    Args:
+        path: what is written, for the message.
+        temporary: where it is written first; its size tells how much space is needed at least.
+        num_bytes: expected size, if it is known.
+    """
+    try:
+        yield
+    except HafvtError:
+        raise
+    except Exception as error:
+        number, named = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error).lower()):
+            existing = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(existing).free
+            needed = max(num_bytes, _size(temporary or path))
+            size = f"it needs at least {needed / 2**20:,.1f} MiB, " if needed else ""
+            kept = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
+            raise HafvtError(
+                f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB are free, "
+                f"{kept}. Make room or choose another folder, and start the command again"
+            ) from None
+        if number is not None and named:
+            folder, place = path.resolve().parent, Path(os.fsdecode(named)).resolve()
+            if folder in (place, *place.parents) or place in folder.parents:
+                reason = os.strerror(number)
+                raise HafvtError(
+                    f"{path} cannot be written ({reason}): check the path and its permissions"
+                ) from None
+        raise
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file or folder, 0 if there is none."""
+    return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn every error of a block that reads a file of ours into a HafvtError of one line.
+
+    Args:
+        path: the file or folder that is read.
+        remedy: what to do if it is missing or damaged, such as "prepare the dataset again".
+    """
+    try:
+        yield
+    except HafvtError:
+        raise
+    except FileNotFoundError:
+        raise HafvtError(f"{path} does not exist: {remedy}") from None
+    except BaseException as error:
+        # Readers raise many types for damaged files; a panic of polars is not even an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, PermissionError | IsADirectoryError | MemoryError):
+            reason = getattr(error, "strerror", None) or "out of memory"
+            raise HafvtError(f"{path} cannot be read ({reason}): check its permissions and size") from None
+        reason = next(iter(str(error).splitlines()), "").strip()[:200] or type(error).__name__
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise HafvtError(f"{path} is damaged ({reason}): {remedy}") from None
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -92,22 +324,60 @@ def write_json(path: str | Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, remedy: str = "restore it or create its folder again") -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        HafvtError: the file is missing or not JSON.
+        HafvtError: the file is missing, or not an object or list in JSON.
     """
     path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HafvtError(f"{path} does not exist: is {path.parent} the right folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HafvtError(f"{path} is damaged ({error}): restore it or create its folder again") from None
+    if not path.exists():
+        raise HafvtError(f"{path} does not exist: is {path.parent} the right folder?")
+    with reading(path, remedy):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict | list):
+            raise ValueError("neither an object nor a list")
+        return value
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file as hexadecimal digits; a version of a file is read once per process."""
+    path = Path(path).resolve()
+    state = path.stat()
+    version = state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+    if _hashes.get(path, ((), ""))[0] != version:
+        with path.open("rb") as file:
+            _hashes[path] = version, hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[path][1]
+
+
+_hashes: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Of each file: size, times and inode when it was read, and its SHA-256."""
+
+
+def hash_files(folder: str | Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by relative path, for `verify_files`."""
+    folder = Path(folder)
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and not is_temporary(p))
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def verify_files(folder: str | Path, hashes: Mapping[str, str], remedy: str) -> None:
+    """Check that files are those whose hashes `hash_files` returned.
+
+    Args:
+        folder: where the files are.
+        hashes: SHA-256 by relative path, or several with spaces between; other files are not checked.
+        remedy: what to do if a file is missing or damaged, such as "prepare the dataset again".
+
+    Raises:
+        HafvtError: a file is missing or has another content.
+    """
+    for name, expected in hashes.items():
+        path = Path(folder) / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise HafvtError(f"{folder}: its list of files names {name}, outside of the folder: {remedy}")
+        with reading(path, remedy):
+            actual = sha256(path)
+        if actual not in expected.split():
+            raise HafvtError(f"{path} is damaged (its content is not what was written): {remedy}")

@@ -32,7 +32,7 @@ from hafvt.experiments.comparison_runner import (
 )
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
-from hafvt.files import lock_folder, write_json
+from hafvt.files import folder_lock, write_json
 from hafvt.models.popularity import Popularity
 from hafvt.training.run import fingerprint
 from tests.conftest import write_small
@@ -153,7 +153,7 @@ def test_compare_stopped_and_repeated_ends_as_without_a_stop(make_small, tmp_pat
         process.send_signal(signal_number)
         assert process.wait(30) == 130
         for metrics in tmp_path.glob("a/runs/*/*/metrics.jsonl"):
-            with lock_folder(metrics.parent):  # no training runs there
+            with folder_lock(metrics.parent):  # no training runs there
                 pass
     resumed = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
     without_stop = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")

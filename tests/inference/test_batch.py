@@ -11,6 +11,7 @@ import pytest
 
 from hafvt import prepare, recommend, train
 from hafvt.cli import main
+from hafvt.data.dataset import replace_item_table
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
     table = data.item_table.with_columns(
         pl.when(pl.col("item_id") == "i0").then(pl.lit(TITLE)).otherwise("title").alias("title")
     )
-    table.write_parquet(data.folder / "items.parquet")
+    replace_item_table(data.folder, table)
     return train("hafvt", data, folder / "run", params={"id_width": 8}, epochs=1, test=False).folder
 
 

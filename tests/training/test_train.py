@@ -20,7 +20,7 @@ from hafvt.data.batches import TrainBatches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.target_ranking import rank_positions
-from hafvt.files import lock_folder
+from hafvt.files import folder_lock
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run
@@ -276,7 +276,7 @@ def test_train_into_a_folder_with_other_files_is_refused(training_data, tmp_path
 def test_train_in_a_locked_folder_is_refused(training_data, tmp_path):
     settings = {"params": SMALL_SASREC, "batch_size": 8, "resume": True, "test": False}
     with (
-        lock_folder(tmp_path / "run"),
+        folder_lock(tmp_path / "run"),
         pytest.raises(HafvtError, match="in use by another process: wait"),
     ):
         train("sasrec", training_data, tmp_path / "run", epochs=1, **settings)

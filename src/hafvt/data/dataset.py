@@ -12,7 +12,18 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_folder, read_json, sha256, write_json
+from hafvt.files import (
+    FolderKind,
+    atomic_file,
+    atomic_folder,
+    hash_files,
+    read_json,
+    reading,
+    recover_folder,
+    sha256,
+    verify_files,
+    write_json,
+)
 
 FORMAT = 2
 CONTENT_COLUMNS = ("title", "image")
@@ -33,6 +44,10 @@ ARRAYS = {
     "cold_targets": np.int64,
 }
 """Name and dtype of the arrays of a dataset; without held-out items there are no `cold_targets`."""
+
+DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives"))
+TABLES = ("items.parquet", "users.parquet")
+REMEDY = "prepare the dataset again"
 
 
 @dataclass(frozen=True)
@@ -84,33 +99,32 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open a dataset folder; its arrays are memory-mapped.
+        """Open a dataset folder after comparing its files with their hashes; its arrays are memory-mapped.
 
         Raises:
             HafvtError: the folder is missing, damaged, or of another format.
         """
         folder = Path(folder)
-        manifest = read_json(folder / "manifest.json")
-        if manifest.get("format") != FORMAT:
-            raise HafvtError(
-                f"{folder} has dataset format {manifest.get('format')!r}, this version reads {FORMAT}: "
-                "prepare the dataset again"
-            )
-        arrays = {}
-        for name in ARRAYS:
-            if name == "cold_targets" and not manifest[name]:
-                continue
-            path = folder / f"{name}.npy"
-            try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+        recover_folder(folder)
+        manifest = read_json(folder / "manifest.json", REMEDY)
+        with reading(folder / "manifest.json", REMEDY):
+            if manifest.get("format") != FORMAT:
                 raise HafvtError(
-                    f"{path} is missing or damaged ({error}): prepare the dataset again"
-                ) from None
-        interactions, users = len(arrays["items"]), len(arrays["offsets"]) - 1
-        if (interactions, users) != (manifest["interactions"], manifest["users"]):
-            raise HafvtError(f"{folder}: its arrays and its manifest disagree: prepare the dataset again")
-        domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in manifest["domains"])
+                    f"{folder} has dataset format {manifest.get('format')!r}, this version reads {FORMAT}: "
+                    f"{REMEDY}"
+                )
+            domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in manifest["domains"])
+            names = [name for name in ARRAYS if name != "cold_targets" or manifest["cold_targets"]]
+            hashes = {name: manifest["sha256"][name] for name in (*map("{}.npy".format, names), *TABLES)}
+            counts = manifest["interactions"], manifest["users"]
+        verify_files(folder, hashes, REMEDY)
+        arrays = {}
+        for name in names:
+            with reading(folder / f"{name}.npy", REMEDY):
+                arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        is_contiguous = [d.start for d in domains] == [0, *(d.stop for d in domains[:-1])]
+        if (len(arrays["items"]), len(arrays["offsets"]) - 1) != counts or not domains or not is_contiguous:
+            raise HafvtError(f"{folder}: its arrays and its manifest disagree: {REMEDY}")
         return cls(folder=folder, manifest=manifest, domains=domains, **arrays)
 
     @property
@@ -126,12 +140,14 @@ class Dataset:
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """One row per item, in catalog order: item_id, domain, title, image (null where unknown)."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        with reading(self.folder / "items.parquet", REMEDY):
+            return pl.read_parquet(self.folder / "items.parquet")
 
     @cached_property
     def user_ids(self) -> pl.Series:
         """The user ids of the input; the row number is the user index."""
-        return pl.read_parquet(self.folder / "users.parquet")["user_id"]
+        with reading(self.folder / "users.parquet", REMEDY):
+            return pl.read_parquet(self.folder / "users.parquet")["user_id"]
 
     @property
     def image_root(self) -> Path | None:
@@ -167,14 +183,6 @@ class Dataset:
         return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
 
 
-def check_output_folder(folder: Path, overwrite: bool) -> None:
-    """Raise HafvtError if a folder exists and may not be replaced: only datasets are, with `overwrite`."""
-    if folder.exists() and not overwrite:
-        raise HafvtError(f"{folder} exists already: choose another folder or say --overwrite true")
-    if folder.exists() and not (folder / "manifest.json").is_file():
-        raise HafvtError(f"{folder} exists and is not a dataset: choose another folder")
-
-
 def write_dataset(
     folder: str | Path,
     *,
@@ -204,7 +212,7 @@ def write_dataset(
         overwrite: replace a folder that exists.
 
     Raises:
-        HafvtError: the folder exists and `overwrite` is false.
+        HafvtError: the folder exists and `overwrite` is false or it is no dataset, or the disk is full.
     """
     arrays: dict[str, npt.NDArray[Any]] = {
         "items": items,
@@ -216,7 +224,8 @@ def write_dataset(
     }
     if cold_targets is not None and len(cold_targets):
         arrays["cold_targets"] = cold_targets
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    with atomic_folder(folder, DATASET, overwrite=overwrite, num_bytes=num_bytes) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array.astype(ARRAYS[name], copy=False), allow_pickle=False)
         item_table.select(*ITEM_COLUMNS, pl.exclude(ITEM_COLUMNS)).write_parquet(temporary / "items.parquet")
@@ -231,7 +240,25 @@ def write_dataset(
             "cold_targets": len(arrays.get("cold_targets", ())),
             "image_root": str(image_root.resolve()) if image_root else None,
             **(metadata or {}),
-            "sha256": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
+            "sha256": hash_files(temporary),
         }
         write_json(temporary / "manifest.json", manifest)
     return Dataset.open(folder)
+
+
+def replace_item_table(folder: Path, table: pl.DataFrame, **changes: Any) -> None:
+    """Replace the item table of a dataset, and fields of its manifest; a kill leaves a dataset that is valid.
+
+    Args:
+        folder: the dataset folder.
+        table: the new content of items.parquet, with the same items.
+        changes: new values of fields of the manifest.
+    """
+    path = folder / "items.parquet"
+    with atomic_file(path) as temporary:
+        table.write_parquet(temporary)
+        manifest = read_json(folder / "manifest.json", REMEDY)
+        with reading(folder / "manifest.json", REMEDY):
+            # Until the new file has its name, the old one is valid, too.
+            manifest["sha256"][path.name] = f"{sha256(temporary)} {sha256(path)}"
+        write_json(folder / "manifest.json", manifest | changes)

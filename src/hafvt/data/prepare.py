@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
-from hafvt.data.dataset import Dataset, Domain, Int64, check_output_folder, write_dataset
+from hafvt.data.dataset import DATASET, Dataset, Domain, Int64, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.interaction_log import InteractionLog, number_ids
 from hafvt.data.order import count_ties, sort_histories, user_offsets
@@ -18,7 +18,7 @@ from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import HafvtError, warn
-from hafvt.files import sha256
+from hafvt.files import check_output_folder, folder_lock, sha256
 from hafvt.progress import progress
 from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
 
@@ -91,8 +91,7 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
-    out = Path(out)
-    check_output_folder(out, overwrite)
+    check_output_folder(out, DATASET, overwrite=overwrite)
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise HafvtError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
@@ -112,7 +111,7 @@ def prepare(
         "strip": strip,
         "seed": seed,
     }
-    with progress("prepare", 5, "steps") as advance:
+    with folder_lock(out), progress("prepare", 5, "steps") as advance:
         interaction_table, item_table = read_tables(
             interactions, items, columns or {}, quoting=quoting, strip=strip
         )

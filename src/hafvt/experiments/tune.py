@@ -31,7 +31,7 @@ from hafvt.experiments.search_space import (
 )
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TrialResult, TuningResult, TuningTask, write_tuning_report
-from hafvt.files import lock_folder
+from hafvt.files import folder_lock
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveCount, PositiveNumber, Seed, check_arguments
 from hafvt.training.run import feature_hashes, fingerprint
@@ -355,7 +355,7 @@ def read_validations(folder: Path) -> list[tuple[int, float, float]]:
 def is_in_use(folder: Path) -> bool:
     """Whether a training runs in a folder."""
     try:
-        with lock_folder(folder):
+        with folder_lock(folder):
             return False
     except HafvtError:
         return True

@@ -14,13 +14,14 @@ from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable
-from hafvt.files import atomic_folder, read_json, write_json
+from hafvt.files import FolderKind, atomic_folder, read_json, write_json
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
 
 FORMAT = 2
 COLUMNS = (*ITEM_COLUMNS, "image_root")
+ADDED_ITEMS = FolderKind("a folder of added items", "about.json", ("items.parquet", "features"))
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class AddedItems:
 
     def write(self, run: Run) -> None:
         """Write RUN/added_items/ and replaces an older one; the folder appears complete or not at all."""
-        with atomic_folder(added_items_folder(run), overwrite=True) as folder:
+        with atomic_folder(added_items_folder(run), ADDED_ITEMS, overwrite=True) as folder:
             self.table.write_parquet(folder / "items.parquet")
             for name, rows in self.vectors.items():
                 target, present = folder / "features" / name, is_present(rows)

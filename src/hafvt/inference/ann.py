@@ -13,7 +13,7 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_folder, sha256, write_json
+from hafvt.files import FolderKind, atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import FORMAT, FaissCandidateGenerator, file_name, import_faiss, model_state
 from hafvt.inference.histories import user_history
@@ -23,6 +23,7 @@ from hafvt.progress import peak_memory_gib, progress
 from hafvt.settings import PositiveCount, check_arguments
 from hafvt.training.run import open_run
 
+INDEX = FolderKind("an index", "about.json", ("*.faiss",))
 # Items of a domain; in smaller ones, candidates would be a large part of all items.
 MIN_ITEMS_TO_BUILD = 5_000
 K = 10  # the measured recall is recall@K
@@ -130,7 +131,7 @@ def index(
         probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
 
     folder = opened.folder / "index"
-    with atomic_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, INDEX, overwrite=True) as temporary:
         for domain, of_domain in indexes.items():
             for modality, of_modality in enumerate(of_domain):
                 faiss.write_index(of_modality, str(temporary / file_name(domain, modality)))

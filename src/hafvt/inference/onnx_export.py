@@ -24,7 +24,7 @@ from torch.export import Dim
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import atomic_folder, sha256, write_json
+from hafvt.files import FolderKind, atomic_folder, sha256, write_json
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.onnx_scorer import FORMAT, MANIFEST, OnnxScorer
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
@@ -35,6 +35,7 @@ from hafvt.progress import progress
 from hafvt.settings import OutFolder, check_arguments
 from hafvt.training.run import open_run
 
+EXPORT = FolderKind("an export", MANIFEST)
 TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
 # Tables that describe similar items and id weights of the trained catalog; they are never inputs.
@@ -127,7 +128,7 @@ def export(
     graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
     num_steps = len(catalog.domains) * len(graph_types) + 1
     with (
-        atomic_folder(out, overwrite=overwrite) as folder,
+        atomic_folder(out, EXPORT, overwrite=overwrite) as folder,
         progress(f"export {opened.name}", num_steps, "graphs") as advance,
     ):
         with (folder / WEIGHT_FILE).open("wb") as file:

@@ -16,7 +16,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
-from hafvt.files import LOCK_NAME, atomic_file, read_json, sha256
+from hafvt.files import atomic_file, is_temporary, read_json, sha256
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -98,7 +98,7 @@ def model_item_features(data: Dataset, model: str, config: ModelConfig) -> ItemF
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Write config.yaml into an empty folder, or check that the folder holds a run of the same settings.
+    """Create a folder with config.yaml, or check that the folder holds a run of the same settings.
 
     Args:
         folder: of the run.
@@ -111,7 +111,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
     """
     path = folder / "config.yaml"
     if not path.exists():
-        if any(file.name != LOCK_NAME for file in folder.iterdir()):
+        if folder.exists() and not all(map(is_temporary, folder.iterdir())):
             raise HafvtError(f"{folder} is not empty and holds no run: choose another folder")
         with atomic_file(path) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -16,7 +16,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import lock_folder, write_json
+from hafvt.files import folder_lock, write_json
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.ops.device import compute_dtype, select_device
@@ -97,7 +97,7 @@ def run_training(
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
-    with lock_folder(folder) if fabric.is_global_zero else nullcontext():
+    with folder_lock(folder) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
             claim_folder(folder, run_settings, resume=resume)
         fabric.barrier()

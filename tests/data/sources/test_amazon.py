@@ -233,6 +233,7 @@ def test_prepare_amazon_wrong_setting_is_refused(raw, tmp_path, settings, messag
     with pytest.raises(HafvtError, match=message):
         prepare_amazon(raw(2014), tmp_path / "data", **(EASY | settings))
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("dear")
     with pytest.raises(HafvtError, match="is not a dataset"):
         prepare_amazon(raw(2014), tmp_path / "data", overwrite=True, **EASY)
 

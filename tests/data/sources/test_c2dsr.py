@@ -143,6 +143,7 @@ def test_prepare_c2dsr_missing_file_or_repeated_sequence_is_refused(release, tmp
     with pytest.raises(InputError, match=r"testdata_new.txt: no such file"):
         prepare_c2dsr(release, tmp_path / "data")
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("dear")
     with pytest.raises(HafvtError, match="is not a dataset"):
         prepare_c2dsr(release, tmp_path / "data", overwrite=True)
 

@@ -21,13 +21,14 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from hafvt.data.dataset import Int32, Int64, check_output_folder
+from hafvt.data.dataset import DATASET, Int32, Int64
 from hafvt.data.filters import is_active_in_all_domains, k_core
 from hafvt.data.order import sort_histories, user_offsets
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError
+from hafvt.files import check_output_folder
 from hafvt.progress import Advance, progress
 from hafvt.settings import Count, OutFolder, Seed, check_arguments
 
@@ -110,7 +111,7 @@ def prepare_amazon(
         HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
     folder, out = Path(folder), Path(out)
-    check_output_folder(out, overwrite)
+    check_output_folder(out, DATASET, overwrite=overwrite)
     names = [*domains, *domains.values()]
     if not all(str(name).strip() for name in names) or not len(set(domains.values())) == len(domains) > 0:
         raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import CONTENT_COLUMNS, check_output_folder
+from hafvt.data.dataset import CONTENT_COLUMNS, DATASET
 from hafvt.data.lines import read_lines
 from hafvt.data.readers import read_columns
 from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
 from hafvt.errors import HafvtError, InputError
-from hafvt.files import sha256
+from hafvt.files import check_output_folder, sha256
 from hafvt.settings import OutFolder, Seed, check_arguments
 
 REMEDY = "Download it again"
@@ -59,7 +59,7 @@ def prepare_c2dsr(
         InputError: a file is missing, damaged or malformed; names file, row, value and remedy.
     """
     folder, out = Path(folder), Path(out)
-    check_output_folder(out, overwrite)
+    check_output_folder(out, DATASET, overwrite=overwrite)
     list_files = [_find_file(folder, name) for name in ("Alist", "Blist")]
     asins = [_read_list(path, key=1, number=2) for path in list_files]
     sizes = tuple(map(len, asins))

@@ -22,7 +22,7 @@ from hafvt.data.dataset import Bool, Int64
 from hafvt.data.sources.checks import SECONDS_PER_DAY
 from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_folder
+from hafvt.files import FolderKind, atomic_folder, check_output_folder
 from hafvt.progress import progress
 
 Float = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ MIN_PURCHASES, MAX_PURCHASES, MEAN_PURCHASES = 8, 30, 16  # of a customer
 MIN_PER_SHOP = 3  # purchases of a customer in each shop
 MISSING_SHARE = 0.02  # share of items without an image; as many others lack a title
 CUSTOMERS_PER_CHUNK = 1000  # simulated together, which bounds the memory
-WORLD_FILES = {"interactions.csv", "items.csv", "pictures"}
+WORLD = FolderKind("a demo world", "", ("interactions.csv", "items.csv", "pictures"))
 START_TIME = 1_640_995_200  # 2022-01-01 in seconds since 1970
 
 
@@ -92,13 +92,12 @@ def generate_world(
         raise HafvtError(
             f"a demo world needs at least 1 user and {MAX_PURCHASES} items per shop: raise the numbers"
         )
-    if folder.exists() and {path.name for path in folder.iterdir()} - WORLD_FILES:
-        raise HafvtError(f"{folder} is not empty: choose another folder for the demo world or empty it")
+    check_output_folder(folder, WORLD, overwrite=True)
     item_random, user_random = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     items = generate_items(items_per_shop, item_random)
     item_ids = random_ids("i", len(items), item_random)
     user_ids = random_ids("u", users, user_random)
-    with atomic_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, WORLD, overwrite=True) as temporary:
         draw_items(items, item_ids, temporary, item_random).write_csv(temporary / "items.csv")
         frames = []
         with progress("simulating customers", users, "users") as advance:

@@ -13,10 +13,11 @@ from typing import Annotated, NamedTuple
 import polars as pl
 from pydantic import Field
 
+from hafvt.data.dataset import replace_item_table
 from hafvt.data.download import DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, read_json, sha256, write_json
+from hafvt.files import atomic_file, read_json
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
 
@@ -295,11 +296,8 @@ def _read_items(data: Path, out: Path) -> pl.DataFrame:
 def _write_picture_paths(data: Path, out: Path, table: pl.DataFrame, paths: dict[str, str]) -> None:
     """Write the paths of pictures, by item id, into the item table of a dataset."""
     path_column = pl.col("item_id").replace_strict(paths, default=None, return_dtype=pl.String)
-    with atomic_file(data / "items.parquet") as temporary:
-        table.with_columns(image=pl.coalesce(path_column, "image")).write_parquet(temporary)
-    manifest = read_json(data / "manifest.json")
-    manifest["sha256"]["items.parquet"] = sha256(data / "items.parquet")
-    write_json(data / "manifest.json", manifest | {"image_root": str(out.resolve())})
+    table = table.with_columns(image=pl.coalesce(path_column, "image"))
+    replace_item_table(data, table, image_root=str(out.resolve()))
 
 
 def _existing_pictures(folder: Path) -> dict[str, str]:

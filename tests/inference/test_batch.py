@@ -31,7 +31,7 @@ def run(tmp_path_factory):
         pl.when(pl.col("item_id") == "i0").then(pl.lit(TITLE)).otherwise("title").alias("title")
     )
     replace_item_table(data.folder, table)
-    return train("hafvt", data, folder / "run", params={"id_width": 8}, epochs=1, test=False).folder
+    return train("hafvt", data.folder, folder / "run", params={"id_width": 8}, epochs=1, test=False).folder
 
 
 OBJECTS = [

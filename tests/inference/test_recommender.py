@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hafvt import train
 from hafvt.data.batches import Batch
+from hafvt.data.dataset import replace_item_table
 from hafvt.errors import HafvtError
 from hafvt.inference.recommender import Recommender, top_k_columns
 from hafvt.training.run import open_run
@@ -50,8 +51,8 @@ def test_recommend_unknown_ids_skips_and_lists_them(recommender):
 def test_recommend_numbers_are_ids_by_their_digits(tmp_path):
     data = write_small(tmp_path / "data", with_features=False)
     table = data.item_table.with_columns(pl.col("item_id").str.strip_prefix("i"))
-    table.write_parquet(data.folder / "items.parquet")
-    run = train("popularity", data, tmp_path / "run", test=False).folder
+    replace_item_table(data.folder, table)
+    run = train("popularity", data.folder, tmp_path / "run", test=False).folder
     recommender = Recommender.open(run)
     as_text, as_int, as_numpy = (
         recommender.recommend([history], "d0", exclude=[exclude])[0]

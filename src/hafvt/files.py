@@ -36,14 +36,16 @@ class FolderKind(NamedTuple):
 
     Attributes:
         name: in words, such as "a dataset".
-        marker: name of a JSON file with the field "format", which every such folder has; "" for none.
+        marker: name of a JSON file that every such folder has; "" for none.
         contents: patterns of the names of all else that hafvt writes into the folder. Files that the marker
             lists in its field "sha256" need no pattern.
+        field: a field that the marker has.
     """
 
     name: str
     marker: str
     contents: tuple[str, ...] = ()
+    field: str = "format"
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def check_output_folder(path: str | Path, kind: FolderKind, *, overwrite: bool) 
     if names and kind.marker:
         try:
             content = json.loads((folder / kind.marker).read_text(encoding="utf-8"))
-            is_marked = "format" in content
+            is_marked = kind.field in content
             listed = tuple(content.get("sha256", ()))
         except (OSError, ValueError, TypeError, AttributeError):
             is_marked = False

@@ -20,6 +20,7 @@ from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.encoding_checkpoint import EncodingCheckpoint
 from hafvt.features.modalities import MODALITIES, make_encoder
 from hafvt.features.table import (
+    FEATURE_TABLE,
     NO_DIRECTION,
     FeatureTable,
     Float16,
@@ -190,7 +191,7 @@ def _save_table(
     counts = {"items": len(items), "encoded": encoded, "missing": missing}
     counts["broken"] = len(items) - encoded - missing
     metadata = {**metadata, "is_fitted": bool(fitted_arrays), "width": rows.shape[1], "counts": counts}
-    with atomic_folder(folder, overwrite=True) as temporary:
+    with atomic_folder(folder, FEATURE_TABLE, overwrite=True) as temporary:
         report.write_csv(temporary / "problems.csv")
         write_fitted_arrays(temporary, fitted_arrays)
         write_table(temporary, rows, present, metadata)

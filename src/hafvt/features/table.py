@@ -12,11 +12,14 @@ import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.files import FolderKind, atomic_file, read_json, write_json
 
 Float16 = npt.NDArray[np.float16]
 
 FITTED_ARRAYS = "fitted_arrays.npz"
+FEATURE_TABLE = FolderKind(
+    "a feature table", "about.json", ("rows.npy", "present.npy", "problems.csv", FITTED_ARRAYS), "encoder"
+)
 NO_DIRECTION = "its vector is zero or not finite"
 CHUNK_ROWS = 8_192  # rows that are computed at a time
 

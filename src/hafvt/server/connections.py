@@ -7,6 +7,7 @@ stops reading while an answer waits for its reader. This module adds times and a
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import Counter
 from typing import Any, cast
@@ -15,12 +16,13 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hafvt.server.middleware import error_response
+from hafvt.server.middleware import MAX_DISCARDED, error_response
 
 MAX_HEADERS = 64 * 2**10  # bytes of headers, of trailers, and of one chunk's extensions
+MAX_REQUEST = MAX_DISCARDED + MAX_HEADERS  # bytes, those between the parts of a chunked body included
+MAX_PIPELINED = 2**20  # bytes of further requests, received before the answer to the first
 MAX_CONNECTIONS = 800  # many systems allow a process 1,024 open files
-ARRIVAL_TIMEOUT_S = 20.0  # seconds in which a request must arrive, from the connection or its first byte on
-KEEP_ALIVE_S = 30  # seconds until an idle connection is closed
+ARRIVAL_TIMEOUT_S = 20  # seconds until the first byte of a request, and from there to its last byte
 UNREAD_TIMEOUT_S = 30  # seconds until a connection is closed whose client does not read an answer
 
 
@@ -36,10 +38,11 @@ def make_server(app: Any, *, stop_timeout: int) -> uvicorn.Server:
         http=LimitedConnection,
         ws="none",
         access_log=False,
+        log_config=None,
         server_header=False,
         log_level="error",
         h11_max_incomplete_event_size=MAX_HEADERS,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=ARRIVAL_TIMEOUT_S,
         timeout_graceful_shutdown=stop_timeout,
     )
     return uvicorn.Server(config)
@@ -51,25 +54,25 @@ class LimitedConnection(H11Protocol):
     arrival_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer of the first request; of too many connections, close one that waits."""
+        """Start the timer of the first request; close another connection if there are too many."""
         super().connection_made(transport)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             unread = transport.get_extra_info("socket")
             unread.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_S * 1000)
         self.start_timer()
         if len(self.connections) > MAX_CONNECTIONS:
-            self.close_longest_waiting()
+            self.make_room()
 
-    def close_longest_waiting(self) -> None:
-        """Close a connection that waits for a request: of the address with most connections, the oldest."""
+    def make_room(self) -> None:
+        """Close a connection of the address with most connections, if possible the longest waiting."""
         connections = cast("set[LimitedConnection]", self.connections)
-        addresses = Counter(connection.address for connection in connections)
-        waiting = [
-            (addresses[connection.address], -timer.when(), connection)
-            for connection in connections
-            if (timer := connection.arrival_timer or connection.timeout_keep_alive_task)
-        ]
-        max(waiting, key=lambda candidate: candidate[:2])[2].transport.abort()
+        num_connections = Counter(connection.address for connection in connections)
+
+        def order(connection: LimitedConnection) -> tuple[int, float]:
+            timer = connection.arrival_timer or connection.timeout_keep_alive_task
+            return num_connections[connection.address], -timer.when() if timer else -math.inf
+
+        max(connections, key=order).transport.abort()
 
     @property
     def address(self) -> str:
@@ -78,6 +81,7 @@ class LimitedConnection(H11Protocol):
 
     def start_timer(self) -> None:
         """Close the connection in ARRIVAL_TIMEOUT_S unless a request arrives."""
+        self.request_bytes = 0
         self.arrival_timer = self.loop.call_later(ARRIVAL_TIMEOUT_S, self.transport.close)
 
     def stop_timer(self) -> None:
@@ -87,10 +91,14 @@ class LimitedConnection(H11Protocol):
             self.arrival_timer = None
 
     def data_received(self, data: bytes) -> None:
-        """Start the timer at the first byte of a request."""
+        """Start the timer at the first byte of a request; close the connection if too many bytes arrive."""
         if self.arrival_timer is None:
             self.start_timer()
+        self.request_bytes += len(data)
         super().data_received(data)
+        is_flooded = self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) > MAX_PIPELINED
+        if self.request_bytes > MAX_REQUEST or is_flooded:
+            self.transport.close()
 
     def handle_events(self) -> None:
         """Stop the timer of a complete request."""

@@ -30,6 +30,7 @@ API_KEY_VARIABLE = "HAFVT_API_KEY"  # environment variable
 MAX_BODY = 2**20  # bytes
 MAX_DISCARDED = 32 * 2**20  # bytes of a larger body that are read, so that its sender reads the answer
 BODY_TIMEOUT_S = 10.0  # seconds in which a body must arrive
+CLOSE = {"Connection": "close"}
 CLIENT_CLOSED = 499  # status counted where the client disconnects before the answer (nginx's number)
 
 SECURITY_HEADERS = {
@@ -121,6 +122,9 @@ class SecurityMiddleware:
         An address with scheme and host becomes the path alone, as HTTP wants.
         """
         headers, scope = request.headers, request.scope
+        if "content-length" in headers and "transfer-encoding" in headers:  # proxies may read another body
+            message = "the body has a Content-Length and a Transfer-Encoding: send one of them"
+            raise HTTPException(400, message, CLOSE)
         if absolute := re.fullmatch(r"(?i)https?://([^/]*)(.*)", scope["path"], re.DOTALL):
             if absolute[1].lower() != headers.get("host", "").lower():
                 raise HTTPException(
@@ -154,8 +158,7 @@ async def read_body(request: Request) -> bytes:
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with Content-Type: application/json")
-    close = {"Connection": "close"}
-    too_large = HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", close)
+    too_large = HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", CLOSE)
     length = request.headers.get("content-length", "0")
     if not re.fullmatch(r"[0-9]{1,20}", length) or int(length) > MAX_DISCARDED:
         raise too_large
@@ -170,7 +173,7 @@ async def read_body(request: Request) -> bytes:
                     raise too_large
     except TimeoutError:
         message = f"the body took longer than {BODY_TIMEOUT_S:.0f} s: send it faster"
-        raise HTTPException(408, message, close) from None
+        raise HTTPException(408, message, CLOSE) from None
     if size > MAX_BODY:
         raise too_large
     with suppress(ValueError, RecursionError):  # FastAPI parses the body again and refuses what is no JSON

@@ -319,11 +319,33 @@ def test_download_content_that_is_not_a_picture_is_refused(get, tmp_path):
     assert file_names(tmp_path) == []
 
 
-def test_download_full_disk_is_not_retried(get, tmp_path, server):
+def test_download_to_a_path_that_cannot_be_written_is_not_retried(get, tmp_path, server):
     (tmp_path / "file.part").mkdir()
-    with pytest.raises(HafvtError, match="cannot be written") as error_info:
+    with pytest.raises(HafvtError, match=r"file cannot be written \(Is a directory\): check") as error_info:
         get("good")
     assert not isinstance(error_info.value, DownloadError)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("path", ["good", "endless"])
+def test_download_full_disk_names_the_file_and_is_not_retried(get, tmp_path, server, path):
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    needed = r"0\.3 MiB more are needed, " if path == "good" else ""
+    message = rf"/file: the disk is full: {needed}[\d,.]+ MiB are free, the 0\.0 MiB so far are kept"
+    with pytest.raises(HafvtError, match=message) as error_info:
+        get(path)
+    assert not isinstance(error_info.value, DownloadError)
+    assert len(server.requests) == 1
+
+
+def test_download_larger_than_the_free_space_is_refused_before_it_is_received(get, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**17))
+    with pytest.raises(HafvtError, match=r"0\.3 MiB more are needed, 0\.1 MiB are free"):
+        get("good")
+    assert (tmp_path / "file.part").stat().st_size == 0
+    monkeypatch.undo()
+    assert get("good").size == len(BODY)
 
 
 def test_download_all_limits_the_rate_of_each_host(server, waits, make_client, dns, tmp_path):

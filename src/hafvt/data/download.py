@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from hafvt.data.http_client import POLL_INTERVAL_S, HttpClient, RequestError, it
 from hafvt.errors import HafvtError
 from hafvt.files import write_json
 
+MIB = 2**20
 SIGNATURE_BYTES = 16  # first bytes of a file that identify its type
 RETRY_RESET_BYTES = 2**20  # an attempt with this much progress resets the count of failures
 
@@ -167,10 +170,7 @@ def download(
     except RequestError as failure:
         raise DownloadError(job.url, str(failure)) from None
     except OSError as error:  # network errors are RequestError, so this one is of the file system
-        raise HafvtError(
-            f"{job.path} cannot be written ({error.strerror}): make room or choose another folder; "
-            "the next run resumes the download"
-        ) from None
+        raise _unwritable(job, error) from None
 
 
 def download_all(
@@ -223,9 +223,10 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
             raise RequestError(f"{total:,} bytes exceed the limit of {client.max_bytes:,}")
         with job.partial_path.open("r+b" if start else "w+b") as partial_file:
             if not start:
-                write_json(
-                    job.state_path, PartialState(job.url, _validator(response.headers), total)._asdict()
-                )
+                state = PartialState(job.url, _validator(response.headers), total)
+                write_json(job.state_path, state._asdict())
+            if shutil.disk_usage(job.path.parent).free < (total or 0) - start:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             signature = partial_file.read(SIGNATURE_BYTES)
             size = partial_file.seek(start)
             for chunk in iter_body(response, reader, None if total is None else total - start):
@@ -248,6 +249,20 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
             partial_file.flush()
             os.fsync(partial_file.fileno())
     return job.complete(signature)
+
+
+def _unwritable(job: DownloadJob, error: OSError) -> HafvtError:
+    """Return the error for a file that cannot be written: on a full disk with the space that is needed."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = f"{job.path} cannot be written ({error.strerror})"
+        return HafvtError(f"{reason}: check the path and its permissions, or choose another folder")
+    state, size = job.read_state(), job.partial_size()
+    needed = f"{(state.total - size) / MIB:,.1f} MiB more are needed, " if state and state.total else ""
+    free = shutil.disk_usage(job.path.parent).free
+    return HafvtError(
+        f"{job.path}: the disk is full: {needed}{free / MIB:,.1f} MiB are free, the {size / MIB:,.1f} MiB "
+        "so far are kept. Make room, and run the command again to resume"
+    )
 
 
 def _body_range(

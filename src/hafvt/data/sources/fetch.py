@@ -14,14 +14,13 @@ import polars as pl
 from pydantic import Field
 
 from hafvt.data.dataset import replace_item_table
-from hafvt.data.download import DownloadError, DownloadJob, FileType, download_all
+from hafvt.data.download import MIB, DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, read_json
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
 
-MIB = 2**20
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
 PICTURE = FileType(
     "picture (JPEG, PNG, GIF, WebP)",

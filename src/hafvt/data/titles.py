@@ -17,8 +17,10 @@ def normalize_title(title: str) -> str | None:
 
     Control characters and runs of blanks become one blank, half surrogate pairs a replacement character.
     """
-    text = html.unescape(title).encode("utf-8", "replace").decode()
-    text = normalize("NFC", WIDTH_FORMS.sub(lambda match: normalize("NFKC", match[0]), text))
+    text = title
+    for _ in range(3):  # "&amp;amp;" has been escaped twice; a normal title must stay as it is
+        text = html.unescape(WIDTH_FORMS.sub(lambda match: normalize("NFKC", match[0]), text))
+    text = normalize("NFC", text.encode("utf-8", "replace").decode())
     return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or None
 
 

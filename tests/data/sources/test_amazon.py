@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import json
+import tracemalloc
 from contextlib import closing
 from functools import partial
 
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from hafvt.data import lines
 from hafvt.data.dataset import Dataset
 from hafvt.data.http_client import HttpClient
 from hafvt.data.sources import fetch as fetch_module
@@ -201,6 +203,35 @@ def test_prepare_amazon_file_of_another_format_is_refused(raw, tmp_path, body, m
     with pytest.raises(InputError, match=f"meta_Home_and_Kitchen.json.gz.*({message})"):
         prepare_amazon(folder, tmp_path / "data", **EASY)
     assert not (tmp_path / "data").exists()
+
+
+def test_prepare_amazon_file_that_unpacks_beyond_the_memory_is_refused(raw, tmp_path, monkeypatch):
+    line = json.dumps(
+        {"reviewerID": "A0001USER", "asin": "B000000001", "unixReviewTime": START, "x": "y" * 999}
+    )
+    bomb = gzip.compress((line + "\n").encode() * 100_000)
+    assert len(bomb) < 1_000_000
+    monkeypatch.setattr(lines, "available_bytes", lambda: 2**27)
+    for file in ("reviews", "meta"):
+        folder = raw(2014, **{f"{file}_Home_and_Kitchen__json__gz": bomb})
+        with pytest.raises(
+            InputError, match=r"Kitchen.json.gz: 6\d,\d{3} or more rows do not fit into the 0.1 GiB"
+        ):
+            prepare_amazon(folder, tmp_path / "data", **EASY)
+    assert not (tmp_path / "data").exists()
+
+
+def test_prepare_amazon_endless_line_is_counted_as_malformed_in_little_memory(raw, tmp_path):
+    folder = raw(2014)
+    path = folder / "reviews_Home_and_Kitchen.json.gz"
+    path.write_bytes(path.read_bytes() + gzip.compress(b'{"reviewerID": "' + b"A" * 2**28))
+    tracemalloc.start()
+    prepared = prepare_amazon(folder, tmp_path / "data", **EASY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+    assert "reviews_Home_and_Kitchen.json.gz: " in str(prepared)
+    assert "2 malformed" in str(prepared)
 
 
 def test_prepare_amazon_missing_products_and_shared_items_are_noted(raw, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from hafvt.data.prepare import prepare
 from hafvt.data.sources import SOURCES
 from hafvt.data.sources.base import SourceTables, prepare_source
 from hafvt.errors import InputError
@@ -43,6 +44,16 @@ def test_prepare_source_keeps_order_and_split_of_the_tables(tmp_path: Path) -> N
     assert (data.train_lengths.tolist(), data.valid.tolist(), data.test.tolist()) == ([2, 0], [2], [4])
     assert data.manifest["settings"] == {"source": "test"}
     assert data.manifest["ties"] == {"order": "input", "adjacent_pairs": 3, "tied_pairs": 1}
+
+
+def test_prepare_source_titles_have_the_form_that_prepare_gives_them(tmp_path: Path) -> None:
+    titles = ["Salt &amp; pepper", "Salt & pepper", "Salt &amp;amp; pepper", "\uff33alt \uff06 pepper "]
+    items = ITEMS.with_columns(title=pl.Series(titles))
+    data = prepare_source(SourceTables(INTERACTIONS, items, {}), tmp_path / "source")
+    assert data.item_table["title"].to_list() == ["Salt & pepper"] * 4
+    log = INTERACTIONS.select("user_id", "item_id", "timestamp")
+    prepared = prepare(log, items.drop("image"), tmp_path / "table", min_per_domain=0)
+    assert prepared.item_table["title"].to_list() == ["Salt & pepper"] * 4
 
 
 def test_prepare_source_unknown_item_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import html
 import json
 import re
 import warnings
@@ -27,8 +26,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from hafvt.data.lines import read_lines
+from hafvt.data.lines import check_memory, read_lines
 from hafvt.data.schema import RELATION_COLUMNS
+from hafvt.data.titles import normalize_title
 from hafvt.errors import HafvtError, InputError
 from hafvt.progress import Advance
 
@@ -42,6 +42,7 @@ PRODUCT_NAMES = ("meta_{}.json", "meta_{}.jsonl")
 MAX_LINE_BYTES = 2**20  # the longest lines of the publisher have about 100,000
 NUM_FIRST_LINES = 100  # lines that decide whether the format is right
 NUM_LISTED = 5  # malformed lines whose row numbers are kept
+BYTES_PER_CHECK = 2**26  # of unpacked lines between two checks of the free memory
 PRODUCTS_PER_FRAME = 10_000  # as Python objects, products take ten times the memory
 MAX_SECONDS = 4_102_444_800  # the year 2100; larger times are milliseconds
 PARSE_ERRORS = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
@@ -110,10 +111,15 @@ class DumpFile:
             advance: receives the MiB of the file that are done.
 
         Raises:
-            InputError: the file is damaged or empty, or most of its first lines are malformed.
+            InputError: the file is damaged, empty or too large for the memory, or most of its first lines are
+                malformed.
         """
-        first_malformed = ""
+        first_malformed, num_bytes = "", 0
         for row, line in _lines(self.path, advance):
+            num_bytes += len(line)
+            if num_bytes > BYTES_PER_CHECK:
+                check_memory(self.path, num_bytes, self.rows)
+                num_bytes = 0
             if row == 1 and _is_csv(self.path) and _is_header(line.decode(errors="replace")):
                 continue
             self.rows += 1
@@ -335,11 +341,8 @@ def _object(line: str) -> Fields:
 
 
 def _text(value: Any) -> str | None:
-    """Return a text without entities, control characters and double spaces; None if it is empty."""
-    if not isinstance(value, str):
-        return None
-    text = html.unescape(value).encode("utf-8", "replace").decode()  # replaces unpaired surrogates
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or None
+    """Return a normalized text; None if the value is none or it is blank."""
+    return normalize_title(value) if isinstance(value, str) else None
 
 
 def _image_addresses(fields: Fields) -> Iterator[Any]:

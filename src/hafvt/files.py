@@ -383,3 +383,30 @@ def verify_files(folder: str | Path, hashes: Mapping[str, str], remedy: str) -> 
             actual = sha256(path)
         if actual not in expected.split():
             raise HafvtError(f"{path} is damaged (its content is not what was written): {remedy}")
+
+
+def write_manifest(path: Path, format_number: int, content: dict[str, Any]) -> None:
+    """Write the JSON file that describes its folder: format number, content, hashes of the other files."""
+    write_json(path, {"format": format_number, **content, "sha256": hash_files(path.parent)})
+
+
+def read_manifest(path: Path, format_number: int, remedy: str) -> dict[str, Any]:
+    """Return the content of a file of `write_manifest` after checking the format and the other files.
+
+    Args:
+        path: the file.
+        format_number: number of the format that this version reads.
+        remedy: what to do if a file is missing, damaged or of another format.
+
+    Raises:
+        HafvtError: the manifest or a file that it lists is missing, damaged, or of another format.
+    """
+    with reading(path, remedy):
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != format_number:
+            raise HafvtError(
+                f"{path}: format {manifest['format']!r}, but this version of hafvt reads format "
+                f"{format_number}: {remedy}"
+            )
+        verify_files(path.parent, manifest["sha256"], remedy)
+    return manifest

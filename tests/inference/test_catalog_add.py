@@ -159,7 +159,7 @@ def test_catalog_add_wrong_items_raises_and_writes_nothing(folder: Path, run: Pa
     refused("made by classic", pl.DataFrame([one]), precomputed={"image": "x.npz"})
     refused("has no 'smell'", pl.DataFrame([one]), precomputed={"smell": "x.npz"})
     refused("popularity reads item ids only", pl.DataFrame([one]), run=folder / "popularity")
-    with pytest.raises(HafvtError, match="no action 'drop'"):
+    with pytest.raises(HafvtError, match="--action is 'drop': choose add"):
         catalog("drop", run, pl.DataFrame([one]))  # type: ignore[arg-type]
     assert not (run / "added_items").exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,15 +12,15 @@ import torch
 from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
-from hafvt.features.table import FeatureTable
-from hafvt.files import FolderKind, atomic_folder, read_json, write_json
+from hafvt.features.table import FeatureTable, Float16
+from hafvt.files import FolderKind, atomic_folder, read_manifest, reading, recover_folder, write_manifest
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
 
-FORMAT = 2
+FORMAT = 3
 COLUMNS = (*ITEM_COLUMNS, "image_root")
-ADDED_ITEMS = FolderKind("a folder of added items", "about.json", ("items.parquet", "features"))
+ADDED_ITEMS = FolderKind("a folder of added items", "about.json")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class AddedItems:
     """
 
     table: pl.DataFrame
-    vectors: dict[str, np.ndarray[Any, np.dtype[np.float16]]]
+    vectors: dict[str, Float16]
 
     @classmethod
     def read(cls, run: Run) -> AddedItems:
@@ -44,40 +43,28 @@ class AddedItems:
             HafvtError: the folder is damaged, or the run was trained again on other features.
         """
         folder, names = added_items_folder(run), content_modalities(run)
+        recover_folder(folder)
         if not folder.exists():
             tables = {name: FeatureTable.open(run.data.folder / "features" / name) for name in names}
             empty = {n: np.zeros((0, table.rows.shape[1]), dtype=np.float16) for n, table in tables.items()}
             return cls(pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)), empty)
         remedy = f"remove {folder} and add the items again"
-        about = read_json(folder / "about.json")
-        if about.get("format") != FORMAT:
-            raise HafvtError(f"{folder}: another version of hafvt added these items: {remedy}")
+        about = read_manifest(folder / ADDED_ITEMS.marker, FORMAT, remedy)
         if about.get("features") != run.about["training"]["features"]:
             raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
-        try:
+        with reading(folder, remedy):
             table = pl.read_parquet(folder / "items.parquet").select(COLUMNS)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).splitlines()[0]
-            raise HafvtError(f"{folder}/items.parquet is damaged ({reason}): {remedy}") from None
-        vectors = {name: np.asarray(FeatureTable.open(folder / "features" / name).rows) for name in names}
-        if any(len(rows) != len(table) for rows in vectors.values()):
-            raise HafvtError(f"{folder}: items.parquet and features have different lengths: {remedy}")
+            vectors = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
         return cls(table, vectors)
 
     def write(self, run: Run) -> None:
-        """Write RUN/added_items/ and replaces an older one; the folder appears complete or not at all."""
+        """Write RUN/added_items/ and replace an older one; the folder appears complete or not at all."""
         with atomic_folder(added_items_folder(run), ADDED_ITEMS, overwrite=True) as folder:
             self.table.write_parquet(folder / "items.parquet")
             for name, rows in self.vectors.items():
-                target, present = folder / "features" / name, is_present(rows)
-                target.mkdir(parents=True)
-                np.save(target / "rows.npy", rows, allow_pickle=False)
-                np.save(target / "present.npy", present, allow_pickle=False)
-                write_json(target / "about.json", {"items": len(rows), "encoded": int(present.sum())})
-            features = run.about["training"]["features"]
-            write_json(
-                folder / "about.json", {"format": FORMAT, "items": len(self.table), "features": features}
-            )
+                np.save(folder / f"{name}.npy", rows, allow_pickle=False)
+            content = {"items": len(self.table), "features": run.about["training"]["features"]}
+            write_manifest(folder / ADDED_ITEMS.marker, FORMAT, content)
 
 
 def added_items_folder(run: Run) -> Path:
@@ -100,12 +87,6 @@ def content_modalities(run: Run) -> tuple[str, ...]:
     return names
 
 
-def is_present(rows: np.ndarray[Any, np.dtype[np.float16]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which rows are not zero, (items,)."""
-    present: np.ndarray[Any, np.dtype[np.bool_]] = (rows != 0).any(axis=1)
-    return present
-
-
 def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     """Return a run whose models score the added items, too, and the catalog of all items.
 
@@ -117,27 +98,24 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     """
     data = run.data
     table, train_counts = data.item_table.select(ITEM_COLUMNS), data.train_counts()
+    recover_folder(added_items_folder(run))
     if not added_items_folder(run).exists():
         return run, ItemCatalog(table, data.domains, train_counts, data.image_root)
     added = AddedItems.read(run)
     order, domains = _merged_order(data.domains, added.table["domain"].to_list())
-    new_index = np.empty_like(order)  # of each item of the dataset, then of each added item
-    new_index[order] = np.arange(len(order))
-    added_image_roots = {
-        index: Path(root)
-        for index, root in zip(new_index[len(table) :].tolist(), added.table["image_root"], strict=True)
-        if root is not None
-    }
+    new_index = np.argsort(order)  # of each item of the dataset, then of each added item
+    image_roots = zip(new_index[len(table) :].tolist(), added.table["image_root"], strict=True)
     features = _merged_features(model_item_features(data, run.name, run.config), added, order, domains)
     old_items = torch.from_numpy(new_index[: len(table)])
-    extended: dict[int, Model] = {}  # by identity: domains usually share one model
+    extended: dict[Model, Model] = {}  # domains usually share one model
     for model in run.models:
-        if id(model) not in extended:
-            extended[id(model)] = model.extend_catalog(features, old_items)
-    run = replace(run, models=tuple(extended[id(model)] for model in run.models))
+        if model not in extended:
+            extended[model] = model.extend_catalog(features, old_items)
     table = pl.concat([table, added.table.select(ITEM_COLUMNS)])[order]
     train_counts = np.concatenate([train_counts, np.zeros(len(added.table), train_counts.dtype)])[order]
-    return run, ItemCatalog(table, domains, train_counts, data.image_root, added_image_roots)
+    roots = {index: Path(root) for index, root in image_roots if root is not None}
+    catalog = ItemCatalog(table, domains, train_counts, data.image_root, roots)
+    return replace(run, models=tuple(extended[model] for model in run.models)), catalog
 
 
 def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tuple[Int64, tuple[Domain, ...]]:
@@ -159,7 +137,7 @@ def _merged_features(
     vectors = {}
     for name, (rows, present) in features.vectors.items():
         new_rows = torch.from_numpy(added.vectors[name].astype(np.float32))
-        new_present = torch.from_numpy(is_present(added.vectors[name]))
+        new_present = torch.from_numpy((added.vectors[name] != 0).any(axis=1))
         vectors[name] = Vectors(torch.cat([rows, new_rows])[order], torch.cat([present, new_present])[order])
     counts = torch.cat([features.train_counts, torch.zeros(len(added.table))])[order]
     return ItemFeatures(domains, vectors, counts)

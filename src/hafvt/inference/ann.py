@@ -13,9 +13,9 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.files import FolderKind, atomic_folder, sha256, write_json
+from hafvt.files import atomic_folder, write_manifest
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.candidates import FORMAT, FaissCandidateGenerator, file_name, import_faiss, model_state
+from hafvt.inference.candidates import FORMAT, INDEX, FaissCandidateGenerator, file_name, import_faiss, model_state
 from hafvt.inference.histories import user_history
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
@@ -23,7 +23,6 @@ from hafvt.progress import peak_memory_gib, progress
 from hafvt.settings import PositiveCount, check_arguments
 from hafvt.training.run import open_run
 
-INDEX = FolderKind("an index", "about.json", ("*.faiss",))
 # Items of a domain; in smaller ones, candidates would be a large part of all items.
 MIN_ITEMS_TO_BUILD = 5_000
 K = 10  # the measured recall is recall@K
@@ -135,10 +134,9 @@ def index(
         for domain, of_domain in indexes.items():
             for modality, of_modality in enumerate(of_domain):
                 faiss.write_index(of_modality, str(temporary / file_name(domain, modality)))
-        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
-        about = {"format": FORMAT, "model": model_state(opened), "files": files}
-        write_json(temporary / "about.json", {**about, "recall": recalls, "probes": probes})
+        content = {"model": model_state(opened), "recall": recalls, "probes": probes}
+        write_manifest(temporary / INDEX.marker, FORMAT, content)
     return IndexSummary(recalls, cells, probes, len(sample), seconds, mib, peak_memory_gib(), folder)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import read_json, sha256
+from hafvt.files import FolderKind, read_manifest, reading, recover_folder, sha256
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
 from hafvt.models.base import BranchQuery, Model
@@ -20,7 +20,8 @@ from hafvt.ops.catalog_softmax import log_subtract_exp
 from hafvt.ops.tiles import MAX_SAFE_LOGIT
 from hafvt.training.run import Run, fingerprint
 
-FORMAT = 2
+FORMAT = 3
+INDEX = FolderKind("an index", "about.json", ("*.faiss",))
 MIN_ITEMS_TO_USE = 200_000  # items of a domain; all items of smaller domains are scored, which is fast enough
 TILE = 8192  # items whose logits are in memory at a time, so that they fit the processor's cache
 
@@ -125,22 +126,19 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         HafvtError: the index is out of date or damaged, or faiss is missing.
     """
     folder = run.folder / "index"
+    recover_folder(folder)
     domains = [i for i, domain in enumerate(run.model.domains) if len(domain) >= MIN_ITEMS_TO_USE]
     if not folder.exists() or not run.model.can_index or not domains:
         return None
     remedy = f"build it again with hafvt index {run.folder}, or remove {folder}"
-    about = read_json(folder / "about.json")
-    if about.get("format") != FORMAT:
-        raise HafvtError(f"{folder}: another version of hafvt built this index: {remedy}")
+    about = read_manifest(folder / INDEX.marker, FORMAT, remedy)
     if about.get("model") != model_state(run):
         raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
-    indexes = {}
-    for domain in domains:
-        paths = [folder / file_name(domain, m) for m in range(len(run.model.modalities))]
-        for path in paths:
-            if not path.exists() or sha256(path) != about["files"].get(path.name):
-                raise HafvtError(f"{path} is missing or damaged: {remedy}")
-        indexes[domain] = [import_faiss().read_index(str(path)) for path in paths]
+    indexes, faiss = {}, import_faiss()
+    with reading(folder, remedy):
+        for domain in domains:
+            names = [file_name(domain, modality) for modality in range(len(run.model.modalities))]
+            indexes[domain] = [faiss.read_index(str(folder / name)) for name in names]
     return FaissCandidateGenerator(run.models, indexes)
 
 

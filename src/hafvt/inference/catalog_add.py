@@ -13,6 +13,7 @@ from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
+from hafvt.files import folder_lock
 from hafvt.inference.added_items import COLUMNS, AddedItems, added_items_folder, content_modalities
 from hafvt.settings import Device, check_arguments
 from hafvt.training.run import Run, open_run
@@ -83,73 +84,73 @@ def catalog(
         InputError: the table is wrong or has an item that exists; names file, row, column, value and remedy.
         HafvtError: the model reads ids only, an encoder has changed, or no item has a picture or title.
     """
-    if action != "add":
-        raise HafvtError(f"no action {action!r}: use hafvt catalog add RUN ITEMS")
     opened = open_run(run, data)
     names, precomputed = content_modalities(opened), precomputed or {}
     if unknown := [name for name in precomputed if name not in names]:
         raise HafvtError(f"--precomputed: {opened.folder} has no {unknown[0]!r}: it has {', '.join(names)}")
-    previous = AddedItems.read(opened)
-    table = read_items(items, columns or {})
-    frame = _checked(table, opened, previous, overwrite)
-    image_root = table.origin.file.resolve().parent if table.origin.file else None
-    encoded = {
-        name: encode_new_items(
-            opened.data, name, frame, image_root, precomputed=precomputed.get(name), device=device
+    with folder_lock(added_items_folder(opened)):
+        previous, table = AddedItems.read(opened), read_items(items, columns or {})
+        frame = _checked_items(table, opened, previous, overwrite)
+        image_root = table.origin.file.resolve().parent if table.origin.file else None
+        encoded = {
+            name: encode_new_items(
+                opened.data, name, frame, image_root, precomputed=precomputed.get(name), device=device
+            )
+            for name in names
+        }
+        has_vector = np.any([modality.present for modality in encoded.values()], axis=0)
+        skipped = {
+            frame["item_id"][row]: "; ".join(f"{name}: {m.problems[row]}" for name, m in encoded.items())
+            for row in np.flatnonzero(~has_vector).tolist()
+        }
+        if not has_vector.any():
+            item_id, reason = next(iter(skipped.items()))
+            raise HafvtError(
+                f"none of the {len(frame):,} items has a usable {' or '.join(names)}, "
+                f"such as {item_id[:80]!r} ({reason}): add them to the table"
+            )
+        unchanged = ~previous.table["item_id"].is_in(frame["item_id"].implode()).to_numpy()
+        root_column = pl.lit(None if image_root is None else str(image_root), dtype=pl.String)
+        new = frame.with_columns(root_column.alias("image_root")).select(COLUMNS).filter(has_vector)
+        added = AddedItems(
+            pl.concat([previous.table.filter(unchanged), new]),
+            {
+                name: np.concatenate([rows[unchanged], encoded[name].rows[has_vector]])
+                for name, rows in previous.vectors.items()
+            },
         )
-        for name in names
-    }
-    has_vector = np.any([modality.present for modality in encoded.values()], axis=0)
-    skipped = {
-        frame["item_id"][row]: "; ".join(f"{name}: {m.problems[row]}" for name, m in encoded.items())
-        for row in np.flatnonzero(~has_vector).tolist()
-    }
-    if not has_vector.any():
-        item_id, reason = next(iter(skipped.items()))
-        raise HafvtError(
-            f"none of the {len(frame):,} items has a usable {' or '.join(names)}, "
-            f"such as {item_id[:80]!r} ({reason}): add them to the table"
-        )
-    unchanged = ~previous.table["item_id"].is_in(frame["item_id"].implode()).to_numpy()
-    root_column = pl.lit(None if image_root is None else str(image_root), dtype=pl.String)
-    new = frame.with_columns(root_column.alias("image_root")).select(COLUMNS).filter(has_vector)
-    vectors = {
-        name: np.concatenate([rows[unchanged], encoded[name].rows[has_vector]])
-        for name, rows in previous.vectors.items()
-    }
-    AddedItems(pl.concat([previous.table.filter(unchanged), new]), vectors).write(opened)
+        added.write(opened)
     return AddedItemsSummary(
         items={d.name: int((new["domain"] == d.name).sum()) for d in opened.data.domains},
         encoded={name: int(modality.present.sum()) for name, modality in encoded.items()},
         skipped=skipped,
-        total=int(unchanged.sum()) + len(new),
+        total=len(added.table),
         folder=added_items_folder(opened),
     )
 
 
-def _checked(table: Table, run: Run, previous: AddedItems, overwrite: bool) -> pl.DataFrame:
-    """Return item_id, domain, title and image of a table after checking that all its items may be added."""
+def _checked_items(table: Table, run: Run, previous: AddedItems, overwrite: bool) -> pl.DataFrame:
+    """Return the columns of `ITEM_COLUMNS` of a table after checking that all its items may be added."""
     frame, domains = table.frame, [domain.name for domain in run.data.domains]
-    is_repeated = ~frame["item_id"].is_first_distinct()
-    if is_repeated.any():
-        problem = "an earlier row has this item"
-        raise table.error(is_repeated, "item_id", problem, "Keep one row per item")
-    if "domain" in frame.columns:
-        is_unknown = ~frame["domain"].is_in(domains)
-        if is_unknown.any():
-            remedy = f"Use {' or '.join(domains)}"
-            raise table.error(is_unknown, "domain", "the run has no such domain", remedy)
-    elif len(domains) > 1:
-        source = table.origin.file or "the data frame"
-        raise HafvtError(f"{source}: no column 'domain': add it, with {' or '.join(domains)}")
-    else:
+    if "domain" not in frame.columns:
+        if len(domains) > 1:
+            source = table.origin.file or "the data frame"
+            raise HafvtError(f"{source}: no column 'domain': add it, with {' or '.join(domains)}")
         frame = frame.with_columns(pl.lit(domains[0]).alias("domain"))
-    is_trained = frame["item_id"].is_in(run.data.item_table["item_id"].implode())
-    if is_trained.any():
-        raise table.error(is_trained, "item_id", "the dataset of the run has this item", "Remove the row")
-    was_added = frame["item_id"].is_in(previous.table["item_id"].implode())
-    if was_added.any() and not overwrite:
-        remedy = "Remove the row, or use --overwrite true to replace the item"
-        raise table.error(was_added, "item_id", "this item was added before", remedy)
+
+    def refuse(is_wrong: pl.Series, column: str, problem: str, remedy: str) -> None:
+        if is_wrong.any():
+            raise table.error(is_wrong, column, problem, remedy)
+
+    ids, domain_names = frame["item_id"], " or ".join(domains)
+    refuse(~ids.is_first_distinct(), "item_id", "an earlier row has this item", "Keep one row per item")
+    is_unknown = ~frame["domain"].is_in(domains)
+    refuse(is_unknown, "domain", "the run has no such domain", f"Use {domain_names}")
+    is_trained = ids.is_in(run.data.item_table["item_id"].implode())
+    refuse(is_trained, "item_id", "the dataset of the run has this item", "Remove the row")
+    if not overwrite:
+        was_added = ids.is_in(previous.table["item_id"].implode())
+        remedy = "Remove the row, or use --overwrite to replace the item"
+        refuse(was_added, "item_id", "this item was added before", remedy)
     missing = [name for name in CONTENT_COLUMNS if name not in frame.columns]
     return frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)

@@ -24,9 +24,9 @@ from torch.export import Dim
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import FolderKind, atomic_folder, sha256, write_json
+from hafvt.files import atomic_folder, write_manifest
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.onnx_scorer import FORMAT, MANIFEST, OnnxScorer
+from hafvt.inference.onnx_scorer import EXPORT, FORMAT, OnnxScorer
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
@@ -35,7 +35,6 @@ from hafvt.progress import progress
 from hafvt.settings import OutFolder, check_arguments
 from hafvt.training.run import open_run
 
-EXPORT = FolderKind("an export", MANIFEST)
 TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
 # Tables that describe similar items and id weights of the trained catalog; they are never inputs.
@@ -126,9 +125,10 @@ def export(
     opened, catalog = with_added_items(opened)
     scorer, tables, opset = TorchScorer(opened), dict[str, np.ndarray](), 0
     graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
+    weight_bytes = sum(w.nbytes for model in set(opened.models) for w in model.state_dict().values())
     num_steps = len(catalog.domains) * len(graph_types) + 1
     with (
-        atomic_folder(out, EXPORT, overwrite=overwrite) as folder,
+        atomic_folder(out, EXPORT, overwrite=overwrite, num_bytes=weight_bytes) as folder,
         progress(f"export {opened.name}", num_steps, "graphs") as advance,
     ):
         with (folder / WEIGHT_FILE).open("wb") as file:
@@ -150,8 +150,7 @@ def export(
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         catalog.table.write_parquet(folder / "items.parquet")
         np.save(folder / "train_counts.npy", catalog.train_counts, allow_pickle=False)
-        manifest = {
-            "format": FORMAT,
+        content = {
             "model": opened.name,
             "config": opened.about["config"],
             "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
@@ -163,9 +162,8 @@ def export(
             "added_image_roots": {str(i): str(root) for i, root in catalog.added_image_roots.items()},
             "opset": opset,
             "versions": {name: version(name) for name in PACKAGES},
-            "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
         }
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder / EXPORT.marker, FORMAT, content)
         difference = largest_difference(OnnxScorer(folder), scorer)
         if not difference <= TOLERANCE:  # also true of NaN
             raise HafvtError(

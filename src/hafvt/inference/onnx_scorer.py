@@ -12,12 +12,13 @@ import polars as pl
 
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import read_json, sha256
+from hafvt.files import FolderKind, read_manifest, reading, recover_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
 
 FORMAT = 2
-MANIFEST = "export.json"
+EXPORT = FolderKind("an export", "export.json")
+REMEDY = "export the run again"
 
 
 class OnnxScorer:
@@ -41,17 +42,18 @@ class OnnxScorer:
         self, folder: str | Path, item_tables: Mapping[str, Float32] | None = None, threads: int = 0
     ) -> None:
         self.folder, self.threads = Path(folder), threads
-        self.manifest = read_manifest(self.folder)
-        self.name: str = self.manifest["model"]
-        self.domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in self.manifest["domains"])
-        self.max_length: int = self.manifest["max_length"]
-        self.sequence_names: tuple[str, ...] = tuple(self.manifest["sequence_names"])
-        self.modalities: tuple[str, ...] = tuple(self.manifest["modalities"])
-        self.can_explain = bool(self.sequence_names)
-        self.item_tables: dict[str, Float32] = {
-            name: np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in self.manifest["item_tables"]
-        }
+        self.manifest = read_manifest(self.folder / EXPORT.marker, FORMAT, REMEDY)
+        with reading(self.folder, REMEDY):
+            self.name: str = self.manifest["model"]
+            self.domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in self.manifest["domains"])
+            self.max_length: int = self.manifest["max_length"]
+            self.sequence_names: tuple[str, ...] = tuple(self.manifest["sequence_names"])
+            self.modalities: tuple[str, ...] = tuple(self.manifest["modalities"])
+            self.can_explain = bool(self.sequence_names)
+            self.item_tables: dict[str, Float32] = {
+                name: np.load(self.folder / f"{name}.npy", allow_pickle=False)
+                for name in self.manifest["item_tables"]
+            }
         for name, table in (item_tables or {}).items():
             if name not in self.item_tables:
                 names = ", ".join(self.item_tables) or "none"
@@ -82,7 +84,7 @@ class OnnxScorer:
             )
         except Exception as error:  # onnxruntime's errors have no common base class
             reason = str(error).splitlines()[0]
-            raise HafvtError(f"{self.folder / name} cannot be run ({reason}): export the run again") from None
+            raise HafvtError(f"{self.folder / name} cannot be run ({reason}): {REMEDY}") from None
 
     def _run(self, session: Any, **values: Int64) -> list[Float32]:
         """Return the outputs of a graph for the values of its inputs; item tables are inputs, too."""
@@ -106,29 +108,19 @@ class OnnxScorer:
 
 def is_export(folder: str | Path) -> bool:
     """Return whether `export` wrote a folder."""
-    return (Path(folder) / MANIFEST).exists()
+    recover_folder(folder)
+    return (Path(folder) / EXPORT.marker).exists()
 
 
 def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
     """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
-    table = pl.read_parquet(scorer.folder / "items.parquet")
-    train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
-    image_root = scorer.manifest["image_root"]
-    added_image_roots = {int(i): Path(root) for i, root in scorer.manifest["added_image_roots"].items()}
+    with reading(scorer.folder, REMEDY):
+        table = pl.read_parquet(scorer.folder / "items.parquet")
+        train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
+        image_root = scorer.manifest["image_root"]
+        added_image_roots = {int(i): Path(root) for i, root in scorer.manifest["added_image_roots"].items()}
+        if not len(table) == len(train_counts) == scorer.domains[-1].stop:
+            raise ValueError("its files are of different numbers of items")
     image_root = Path(image_root) if image_root else None
     return scorer, ItemCatalog(table, scorer.domains, train_counts, image_root, added_image_roots)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of export.json; raise HafvtError if its format or the hash of a file is wrong."""
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise HafvtError(
-            f"{folder / MANIFEST}: format {manifest.get('format')!r}, but this version of hafvt reads format "
-            f"{FORMAT}: export the run again"
-        )
-    for name, expected in manifest["sha256"].items():
-        if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise HafvtError(f"{folder / name} is missing or damaged: export the run again")
-    return manifest

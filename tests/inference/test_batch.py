@@ -13,6 +13,7 @@ from hafvt import prepare, recommend, train
 from hafvt.cli import main
 from hafvt.data.dataset import replace_item_table
 from hafvt.errors import HafvtError, InputError
+from hafvt.files import sha256, write_json
 from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
 from hafvt.inference.histories import HistoryRequest, history_of
@@ -122,10 +123,12 @@ def test_recommend_table_of_interactions_groups_by_user(run, tmp_path):
 
 def test_recommend_numbers_are_ids_by_their_digits(tmp_path, capsys):
     data = write_small(tmp_path / "data", with_features=False)
-    table = data.item_table.with_columns(pl.col("item_id").str.strip_prefix("i"))
-    table.write_parquet(data.folder / "items.parquet")
     pl.DataFrame({"user_id": [str(n) for n in range(40)]}).write_parquet(data.folder / "users.parquet")
-    run = train("popularity", data, tmp_path / "run", test=False).folder
+    hashes = {**data.manifest["sha256"], "users.parquet": sha256(data.folder / "users.parquet")}
+    write_json(data.folder / "manifest.json", {**data.manifest, "sha256": hashes})
+    table = data.item_table.with_columns(pl.col("item_id").str.strip_prefix("i"))
+    replace_item_table(data.folder, table)
+    run = train("popularity", data.folder, tmp_path / "run", test=False).folder
     outputs = []
     for options in (
         {"history": ["5", "7"], "exclude": ["19"]},

@@ -15,7 +15,14 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_folder, write_manifest
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.candidates import FORMAT, INDEX, FaissCandidateGenerator, file_name, import_faiss, model_state
+from hafvt.inference.candidates import (
+    FORMAT,
+    INDEX,
+    FaissCandidateGenerator,
+    file_name,
+    import_faiss,
+    model_state,
+)
 from hafvt.inference.histories import user_history
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer

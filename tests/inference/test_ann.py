@@ -155,7 +155,9 @@ def test_open_damaged_or_older_index_raises(writable_index, index_used):
         Recommender.open(run)
     file.write_bytes(content)
     write_json(run / "index" / "about.json", {"format": 1})
-    with pytest.raises(HafvtError, match=r"format 1, but this version of hafvt reads format 3: build it again"):
+    with pytest.raises(
+        HafvtError, match=r"format 1, but this version of hafvt reads format 3: build it again"
+    ):
         Recommender.open(run)
 
 

@@ -160,8 +160,49 @@ def test_config_file_gives_options_and_a_flag_overrides_them(tmp_path, capsys, m
     assert manifest["settings"]["last"] == 7
 
 
+ALIASES = "\n".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}' if n else 'x'] * 9)}]" for n in range(7))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ALIASES, "its lists and aliases have more than 100,000 values: write a shorter one"),
+        ("history: &a [*a]", "more than 100,000 values"),
+        ("[" * 20_000, "it is not YAML (too many nested brackets): correct it"),
+        ("history: [1\nk: 3", "it is not YAML (line 2, column 2: expected ',' or ']', but got ':')"),
+        ("- 1", "it holds no options: write lines such as seed: 1"),
+        ("? [a, b]\n: 1", "Unknown option"),
+        ("k: [1, 2]", "Invalid value for [k] from --config"),
+        ("k: 1e20", "give a whole number"),
+        ("kk: 3", 'Unknown option: "[kk]" from --config'),
+        (b"\xff", "it is not text in UTF-8: save it as UTF-8"),
+        (None, "No such file or directory: check the path"),
+    ],
+)
+def test_config_file_that_is_wrong_is_refused_in_one_line(content, message, tmp_path, capsys):
+    file = tmp_path / "options.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["recommend", "run", "--config", str(file)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_config_file_values_are_texts_as_on_the_command_line(arguments_of, tmp_path):
+    (tmp_path / "a.yaml").write_text("history: [007, null, 1e5, yes]\nuser: null\ndomain: 'null'\nk: 3\n")
+    received = arguments_of(["recommend", "run", "--config", str(tmp_path / "a.yaml")])
+    assert received == {"run": "run", "history": ["007", "null", "1e5", "yes"], "domain": "null", "k": 3}
+    (tmp_path / "b.yaml").write_text(
+        "model: hafvt\nparams: {modalities: [id, title], dropout: 0.1}\nresume: true\npatience: ~\n"
+    )
+    received = arguments_of(["train", "--config", str(tmp_path / "b.yaml"), "--data", "d", "--out", "o"])
+    assert received["params"] == {"modalities": ["id", "title"], "dropout": 0.1}
+    assert received["resume"] is True
+    assert "patience" not in received
+
+
 def test_package_exports_every_command():
-    assert sorted(hafvt.__all__) == sorted(hafvt.HOMES)
     for name in hafvt.__all__:
         assert getattr(hafvt, name).__name__ == name
         assert name in dir(hafvt)

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import hafvt
-from hafvt.cli import COMMANDS, main, make_app, normalize
+from hafvt.cli import COMMANDS, main, make_app, normalize_arguments
 from hafvt.data.sources.demo import generate_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,9 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", documented(), ids=" ".join)
 def test_documented_command_parses(arguments):
-    typed = [word for word in normalize(arguments) if not word.endswith(".yaml") and word != "--config"]
+    typed = [
+        word for word in normalize_arguments(arguments) if not word.endswith(".yaml") and word != "--config"
+    ]
     make_app(arguments[0]).parse_args(typed, exit_on_error=False, print_error=False)
 
 

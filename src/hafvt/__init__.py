@@ -1,7 +1,7 @@
 """hafvt: recommend across domains, with pictures and titles.
 
-The functions behind the commands, each with the command's name and arguments. They are imported when they are
-first asked for: what does not need torch starts without it.
+The functions behind the commands, each with the command's name and arguments. Each is imported on first use,
+so that what does not need torch starts without it.
 """
 
 import os
@@ -9,61 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hafvt.data.dataset import Dataset
-    from hafvt.data.info import info
-    from hafvt.data.prepare import prepare
-    from hafvt.data.sources.amazon import prepare_amazon
-    from hafvt.data.sources.c2dsr import prepare_c2dsr
-    from hafvt.data.sources.fetch import fetch
-    from hafvt.errors import HafvtError, InputError
-    from hafvt.experiments.compare import ablate, compare
-    from hafvt.experiments.demo import demo
-    from hafvt.experiments.doctor import doctor
-    from hafvt.experiments.evaluate import evaluate
-    from hafvt.experiments.paper import paper
-    from hafvt.experiments.tune import tune
-    from hafvt.features.encode import encode
-    from hafvt.inference.ann import index
-    from hafvt.inference.batch import recommend
-    from hafvt.inference.catalog_add import catalog
-    from hafvt.inference.explain import explain
-    from hafvt.inference.onnx_export import export
-    from hafvt.inference.recommender import Recommender
-    from hafvt.server.serve import serve
-    from hafvt.training.train import train
+    from hafvt.data.dataset import Dataset as Dataset
+    from hafvt.data.info import info as info
+    from hafvt.data.prepare import prepare as prepare
+    from hafvt.data.sources.amazon import prepare_amazon as prepare_amazon
+    from hafvt.data.sources.c2dsr import prepare_c2dsr as prepare_c2dsr
+    from hafvt.data.sources.fetch import fetch as fetch
+    from hafvt.errors import HafvtError as HafvtError
+    from hafvt.errors import InputError as InputError
+    from hafvt.experiments.compare import ablate as ablate
+    from hafvt.experiments.compare import compare as compare
+    from hafvt.experiments.demo import demo as demo
+    from hafvt.experiments.doctor import doctor as doctor
+    from hafvt.experiments.evaluate import evaluate as evaluate
+    from hafvt.experiments.paper import paper as paper
+    from hafvt.experiments.tune import tune as tune
+    from hafvt.features.encode import encode as encode
+    from hafvt.inference.ann import index as index
+    from hafvt.inference.batch import recommend as recommend
+    from hafvt.inference.catalog_add import catalog as catalog
+    from hafvt.inference.explain import explain as explain
+    from hafvt.inference.onnx_export import export as export
+    from hafvt.inference.recommender import Recommender as Recommender
+    from hafvt.server.serve import serve as serve
+    from hafvt.training.train import train as train
 
-# Threads that wait for others sleep instead of spinning: beside other work on the machine spinning took four
-# times the processor time, and slowed the others. OpenMP reads this when torch is loaded; what is set stands.
+# OpenMP, which torch loads, reads this: its idle threads sleep instead of occupying processors.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = [
-    "Dataset",
-    "HafvtError",
-    "InputError",
-    "Recommender",
-    "ablate",
-    "catalog",
-    "compare",
-    "demo",
-    "doctor",
-    "encode",
-    "evaluate",
-    "explain",
-    "export",
-    "fetch",
-    "index",
-    "info",
-    "paper",
-    "prepare",
-    "prepare_amazon",
-    "prepare_c2dsr",
-    "recommend",
-    "serve",
-    "train",
-    "tune",
-]
-
-HOMES = {
+MODULES = {
     "Dataset": "hafvt.data.dataset",
     "HafvtError": "hafvt.errors",
     "InputError": "hafvt.errors",
@@ -89,15 +63,18 @@ HOMES = {
     "train": "hafvt.training.train",
     "tune": "hafvt.experiments.tune",
 }
+"""The module of each public name."""
+
+__all__ = list(MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name of `__all__`."""
-    if name not in HOMES:
+    """Import a public name."""
+    if name not in MODULES:
         raise AttributeError(f"module 'hafvt' has no attribute {name!r}")
-    return getattr(import_module(HOMES[name]), name)
+    return getattr(import_module(MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """Returns the names that are there or can be had."""
-    return sorted({*globals(), *__all__})
+    """Return the names of this module, with those that are not imported yet."""
+    return sorted({*globals(), *MODULES})

@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
@@ -19,13 +19,13 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter, Token
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 
 from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
 from hafvt.progress import console
-from hafvt.settings import parameter_types
+from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
 
 
 class Command(NamedTuple):
@@ -97,27 +97,30 @@ COMMANDS = {
     "doctor": Command("hafvt.experiments.doctor:doctor", "Describe this machine and what is installed."),
 }
 
+MAPPING_OPTIONS = ("--columns", "--domains", "--encoders", "--params", "--precomputed", "--space", "--tuned")
+"""Options that take names with values: `--columns user_id=customer`."""
 
-def whole_number(_: type, tokens: Sequence[Token]) -> int:
+
+def parse_integer(_: type, tokens: Sequence[Token]) -> int:
     """Return an argument as an integer.
 
     Raises:
         ValueError: the argument is not an integer, such as 1.5.
     """
-    if not re.fullmatch(r"[+-]?\d+", tokens[0].value):
+    if not re.fullmatch(r"[+-]?[0-9]{1,4000}", tokens[0].value):
         raise ValueError("give a whole number.")
     return int(tokens[0].value)
 
 
 def argument_type(hint: Any) -> Any:
-    """Return the type that the command line accepts for the type hint of a function's parameter.
+    """Return the type that the command line parses for the type of a function's parameter.
 
-    A union that contains `str`, such as of a path and a data frame, becomes `str`.
+    A union that contains `str`, such as of a path and a data frame, becomes `str`. The function checks ranges.
     """
     if get_origin(hint) is Annotated:
         return argument_type(get_args(hint)[0])
     if hint is int:
-        return Annotated[int, Parameter(converter=whole_number)]
+        return Annotated[int, Parameter(converter=parse_integer)]
     if get_origin(hint) not in (Union, UnionType):
         return hint
     members = get_args(hint)
@@ -125,25 +128,30 @@ def argument_type(hint: Any) -> Any:
     return accepted | None if NoneType in members else accepted
 
 
-def hyperparameter(value: Any) -> Any:
-    """Parse the value of a hyperparameter as YAML, such as 0.2 or true; parse a list by element."""
-    return yaml.safe_load(value) if isinstance(value, str) else [hyperparameter(part) for part in value]
+def parse_values(value: Any) -> Any:
+    """Parse a text as YAML, such as 0.2 or true, and a list by element."""
+    return parse_yaml(value) if isinstance(value, str) else [parse_values(part) for part in value]
 
 
 def command_function(command: Command) -> Callable[..., str]:
     """Return a wrapper of a command's function that takes command-line types and returns printable text."""
     function = resolve_name(command.target)
-    hints = parameter_types(function)
+    parameters = inspect.signature(function).parameters
+    types = {
+        name: Annotated[argument_type(hint), Parameter(show_default=partial(describe_default, hint))]
+        for name, hint in parameter_types(function).items()
+    }
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> str:
         for name in ("params", "space"):
-            if options.get(name):
-                options[name] = {key: hyperparameter(value) for key, value in options[name].items()}
+            for key, value in (options.get(name) or {}).items():
+                try:
+                    options[name][key] = parse_values(value)
+                except HafvtError as error:
+                    raise HafvtError(f"--{name}.{key} {value}: {error}") from None
         return command.format_result(function(*arguments, **options))
 
-    parameters = inspect.signature(function).parameters
-    types = {name: Annotated[argument_type(hints[name]), Parameter()] for name in parameters}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [parameter.replace(annotation=types[name]) for name, parameter in parameters.items()]
     )
@@ -151,24 +159,29 @@ def command_function(command: Command) -> Callable[..., str]:
     return run
 
 
-def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
-    """Return the program with all its commands; only the chosen command is imported.
+def describe_default(hint: Any, default: Any) -> str:
+    """Return the default of an option, and the range of a number, for the help."""
+    allowed = allowed_values(hint).removesuffix(", or null")
+    has_range = " from " in allowed or " above " in allowed
+    return f"{'none' if default is None else default}{f'; {allowed}' * has_range}"
+
+
+def make_app(command_name: str, model: str = "", options: Mapping[str, Any] | None = None) -> App:
+    """Return the program with all its commands; only the named command is imported.
 
     Args:
-        chosen: name of the command that will run, or "".
+        command_name: name of the command that will run, or "".
         model: name of the model whose hyperparameters the help of `train` and `tune` lists, or "".
-        config: a YAML file with options.
+        options: of a configuration file; those of the command line replace them.
     """
-    parameter_defaults = Parameter(consume_multiple=True, negative_iterable=())
     app = App(
         "hafvt",
         help="Recommend across domains, with pictures and titles.",
-        default_parameter=parameter_defaults,
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+        config=Dict(dict(options or {}), use_commands_as_keys=False, source="--config"),
     )
-    if config is not None:
-        app.config = (Yaml(config, must_exist=True, use_commands_as_keys=False),)
     for name, command in COMMANDS.items():
-        if name != chosen:
+        if name != command_name:
             app.command(lambda: None, name=name, help=command.summary)
             continue
         epilogue = "Options may also come from a YAML file: --config FILE."
@@ -178,13 +191,13 @@ def make_app(chosen: str, model: str = "", config: Path | None = None) -> App:
                 for h in describe_parameters(model)
             ]
             epilogue += f"\n\nHyperparameters of {model}:\n\n" + "\n\n".join(descriptions)
-        elif chosen in ("train", "tune"):
-            epilogue += f"\n\nHyperparameters: hafvt {chosen} MODEL --help, for {', '.join(MODELS)}."
+        elif name in ("train", "tune"):
+            epilogue += f"\n\nHyperparameters: hafvt {name} MODEL --help, for {', '.join(MODELS)}."
         app.command(command_function(command), name=name, help_epilogue=epilogue)
     return app
 
 
-def normalize(arguments: Sequence[str]) -> list[str]:
+def normalize_arguments(arguments: Sequence[str]) -> list[str]:
     """Rewrite arguments into the syntax that cyclopts parses.
 
     `--columns user_id=customer item_id=sku` becomes `--columns.user_id=customer --columns.item_id=sku`, and
@@ -193,21 +206,12 @@ def normalize(arguments: Sequence[str]) -> list[str]:
     normalized: list[str] = []
     option = ""
     for argument in arguments:
-        key_value = re.match(r"([\w.-]+)=(.*)", argument, flags=re.DOTALL)
         if argument.startswith("--"):
             option = argument if "=" not in argument else ""
             normalized.append(argument)
         elif argument in ("true", "false") and normalized[-1:] == [option]:
             normalized[-1] += f"={argument}"
-        elif key_value and option in (
-            "--columns",
-            "--domains",
-            "--encoders",
-            "--params",
-            "--precomputed",
-            "--space",
-            "--tuned",
-        ):
+        elif option in MAPPING_OPTIONS and re.match(r"[\w.-]+=", argument):
             if normalized[-1] == option:
                 normalized.pop()
             normalized.append(f"{option}.{argument}")
@@ -216,21 +220,49 @@ def normalize(arguments: Sequence[str]) -> list[str]:
     return normalized
 
 
-def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """Remove `--config FILE` or `--config=FILE`; return the other arguments, and the file or None.
+def split_config(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Remove `--config FILE` or `--config=FILE`; return the other arguments, and the options in the file.
 
     Raises:
-        HafvtError: there is no such file.
+        HafvtError: the file cannot be read, or does not hold options in YAML.
     """
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--config":
             stop = position + (1 if equals else 2)
             file = value or " ".join(arguments[position + 1 : stop])
-            if not Path(file).is_file():
-                raise HafvtError(f"--config {file}: no such file: check the path")
-            return arguments[:position] + arguments[stop:], Path(file)
-    return arguments, None
+            if not file:
+                raise HafvtError("--config: name a YAML file with options")
+            return arguments[:position] + arguments[stop:], read_options(Path(file))
+    return arguments, {}
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """Return the options in a YAML file, as texts, lists and dictionaries; an option that is null is left out.
+
+    The texts are those of the file, as on the command line: `history: [007]` is the id "007".
+
+    Raises:
+        HafvtError: the file cannot be read, or does not hold options in YAML.
+    """
+
+    def as_text(node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return {str(key.value): as_text(value) for key, value in node.value}
+        return [as_text(part) for part in node.value] if isinstance(node, yaml.SequenceNode) else node.value
+
+    try:
+        root = compose_yaml(file.read_text(encoding="utf-8"))
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise HafvtError("it holds no options: write lines such as seed: 1")
+    except OSError as error:
+        raise HafvtError(f"--config {file}: {error.strerror}: check the path") from None
+    except UnicodeDecodeError:
+        raise HafvtError(f"--config {file}: it is not text in UTF-8: save it as UTF-8") from None
+    except HafvtError as error:
+        raise HafvtError(f"--config {file}: {error}") from None
+    pairs = root.value if root is not None else ()
+    return {str(key.value): as_text(node) for key, node in pairs if node.tag != "tag:yaml.org,2002:null"}
 
 
 @contextmanager
@@ -256,14 +288,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 after success, 1 after an error that the user can fix, 2 for a wrong argument, 130
         after Ctrl-C or SIGTERM.
     """
-    words = normalize(sys.argv[1:] if arguments is None else arguments)
-    chosen = words[0] if words and words[0] in COMMANDS else ""
-    model = next((word for word in words[1:] if word in MODELS), "") if chosen in ("train", "tune") else ""
-
-    program = f"hafvt {chosen}".strip()
+    words = normalize_arguments(sys.argv[1:] if arguments is None else arguments)
+    command_name = words[0] if words and words[0] in COMMANDS else ""
+    program = f"hafvt {command_name}".strip()
 
     def print_error(error: object) -> None:
-        console.print(f"{program}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        text = " ".join(str(error).split())
+        console.print(f"{program}: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     def show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, HafvtWarning):
@@ -275,25 +306,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _sigterm_as_ctrl_c(), warnings.catch_warnings():
             show_other_warning = warnings.showwarning
             warnings.showwarning = show_warning  # type: ignore[assignment]
-            words, config = take_config(words)
-            app = make_app(chosen, model, config)
+            words, options = split_config(words)
+            has_params = command_name in ("train", "tune")
+            model = next((word for word in words[1:] if word in MODELS), "") if has_params else ""
+            app = make_app(command_name, model, options)
             text = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         if text:
             print(text)
     except CycloptsError as error:
-        print_error(f"{' '.join(str(error).split())} See {program} --help")
+        print_error(f"{error} See {program} --help")
         return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         print_error("this needs torch: pip install torch")
         return 1
-    except (HafvtError, yaml.YAMLError) as error:
+    except HafvtError as error:
         print_error(error)
+        return 1
+    except MemoryError:
+        print_error("the memory of this machine is not enough: choose smaller settings or a larger machine")
         return 1
     except KeyboardInterrupt:
         console.print("stopped; start the command again to continue where it was (train: with --resume)")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print_error(f"{place}{error.strerror or error}: check the path, its permissions and the free space")
+        return 1
     return 0

@@ -1,4 +1,4 @@
-"""Types of settings with their ranges, and a decorator that checks a function's arguments against them.
+"""Types of settings with their ranges, a decorator that checks arguments against them, and settings in YAML.
 
 A function annotates its parameters, such as `seed: Seed = 0`. `check_arguments` refuses a wrong value in one
 line before the function starts, whether it comes from Python, the command line or a YAML file.
@@ -7,6 +7,7 @@ line before the function starts, whether it comes from Python, the command line 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 import types
@@ -17,9 +18,12 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
+import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hafvt.errors import HafvtError
+
+MAX_YAML_VALUES = 100_000  # in a YAML text, with the values of aliases counted each time
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -167,4 +171,55 @@ def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) 
         text += f" from {limits['ge']}"
     if "lt" in limits:
         text += f" and below {limits['lt']}"
-    return text + (f" to {limits['le']}" if "le" in limits else "")
+    up_to = "up to" if "gt" in limits else "to"
+    return text + (f" {up_to} {limits['le']}" if "le" in limits else "")
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        HafvtError: see `compose_yaml`.
+    """
+    node = compose_yaml(text)
+    try:
+        return None if node is None else yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise HafvtError(f"it is not YAML ({_yaml_problem(error)}): correct it") from None
+
+
+def compose_yaml(text: str) -> yaml.Node | None:
+    """Return the root node of a YAML text; None for an empty text.
+
+    Raises:
+        HafvtError: the text is not YAML, or has more than `MAX_YAML_VALUES` values.
+    """
+    sizes: dict[int, float] = {}
+
+    def count(node: yaml.Node) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # until the end of the next lines: the size of a node within itself
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            nodes = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(count, nodes))
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        num_values = 0 if root is None else count(root)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise HafvtError(f"it is not YAML ({_yaml_problem(error)}): correct it") from None
+    if num_values > MAX_YAML_VALUES:
+        raise HafvtError(
+            f"its lists and aliases have more than {MAX_YAML_VALUES:,} values: write a shorter one"
+        )
+    return root
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return line, column and problem of a YAML error."""
+    if isinstance(error, RecursionError):
+        return "too many nested brackets"
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return place + str(getattr(error, "problem", None) or error).splitlines()[0]

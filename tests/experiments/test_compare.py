@@ -23,7 +23,7 @@ from hafvt.experiments.compare import ABLATION_VARIANTS, ablate, compare
 from hafvt.experiments.comparison_runner import (
     BUDGETS,
     Budget,
-    Candidate,
+    ComparedModel,
     ModelResult,
     best_valid_mrr,
     compare_with_best_other,
@@ -50,8 +50,8 @@ def test_compare_takes_the_learning_rate_with_the_best_validation(compared):
     runs = out / "runs"
     gru4rec = comparison.model_results[0]
     rate = gru4rec.learning_rate
-    assert rate == max(gru4rec.tried, key=gru4rec.tried.get)
-    other = min(gru4rec.tried, key=gru4rec.tried.get)
+    assert rate == max(gru4rec.search_mrrs, key=gru4rec.search_mrrs.get)
+    other = min(gru4rec.search_mrrs, key=gru4rec.search_mrrs.get)
     assert sorted(path.name for path in (runs / "gru4rec").glob("*/")) == sorted(
         [f"rate{other:g}-seed0", f"rate{rate:g}-seed0", f"rate{rate:g}-seed1"]
     )
@@ -84,7 +84,7 @@ def test_compare_in_a_folder_of_other_settings_names_them(compared, monkeypatch)
     data, out, _ = compared
     with pytest.raises(HafvtError, match="holds a comparison with another protocol"):
         compare(data.folder, out, models=["popularity"], budget="small", protocol="sampled-unseen")
-    other = Candidate("gru4rec", "gru4rec", params={"width": 16})
+    other = ComparedModel("gru4rec", "gru4rec", params={"width": 16})
     with pytest.raises(HafvtError, match=r"rate0.*holds a run with width=\d+, now 16: move it away"):
         run_comparison(data, out, [other], QUICK_BUDGET, FULL, 1)
 
@@ -157,24 +157,24 @@ def test_compare_stopped_and_repeated_ends_as_without_a_stop(make_small, tmp_pat
                 pass
     resumed = compare(data.folder, tmp_path / "a", models=["gru4rec"], budget="small")
     without_stop = compare(data.folder, tmp_path / "b", models=["gru4rec"], budget="small")
-    assert resumed.model_results[0].results == without_stop.model_results[0].results
-    assert resumed.model_results[0].tried == without_stop.model_results[0].tried
+    assert resumed.model_results[0].seed_results == without_stop.model_results[0].seed_results
+    assert resumed.model_results[0].search_mrrs == without_stop.model_results[0].search_mrrs
 
 
 def test_run_comparison_with_a_failing_training_names_the_model(make_small, tmp_path, monkeypatch):
     monkeypatch.setattr("hafvt.experiments.comparison_runner.configure", lambda *_: object())
-    candidates = [Candidate("label", "nonsense")]
+    compared_models = [ComparedModel("label", "nonsense")]
     with pytest.raises(HafvtError, match=r"label ended with 1: .*nonsense"):
-        run_comparison(make_small(), tmp_path / "out", candidates, QUICK_BUDGET, FULL, 1)
+        run_comparison(make_small(), tmp_path / "out", compared_models, QUICK_BUDGET, FULL, 1)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": "huge", "models": ["popularity"]}, "choose small, full"),
+        ({"budget": "huge", "models": ["popularity"]}, "choose small or full"),
         ({"models": ["bert"]}, "no model 'bert'"),
         ({"protocol": "mine"}, "protocol"),
-        ({"jobs": 0, "models": ["popularity"], "budget": "small"}, "--jobs 0"),
+        ({"jobs": 0, "models": ["popularity"], "budget": "small"}, "--jobs is 0"),
     ],
 )
 def test_compare_with_wrong_settings_names_the_option(small, tmp_path, settings, message):
@@ -204,7 +204,7 @@ def test_ablate_switches_modalities_and_hierarchy(tmp_path, monkeypatch):
     monkeypatch.setitem(BUDGETS, "small", ONE_EPOCH)
     comparison = ablate(data.folder, tmp_path / "out", budget="small", jobs=2)
     assert [result.label for result in comparison.model_results] == list(ABLATION_VARIANTS)
-    sizes = {result.label: result.parameters for result in comparison.model_results}
+    sizes = {result.label: result.num_parameters for result in comparison.model_results}
     assert sizes["original"] < sizes["+ visual"] < sizes["+ visual, hierarchy"]
     figure = ElementTree.fromstring((tmp_path / "out" / "ablate.svg").read_text())
     texts = [element.text for element in figure.iter() if element.tag.endswith("text")]
@@ -239,7 +239,7 @@ def test_paper_without_out_names_the_option(small):
 
 def make_result(label, value, user_values):
     results = ({"x": {"MRR": MetricValue(value)}},)
-    return ModelResult(Candidate(label, label), 1e-3, {}, results, {("x", "MRR"): user_values})
+    return ModelResult(ComparedModel(label, label), 1e-3, {}, results, {("x", "MRR"): user_values})
 
 
 def test_compare_with_best_other_tests_against_the_best_of_the_others():

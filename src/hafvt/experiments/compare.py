@@ -13,7 +13,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.comparison_report import write_comparison
-from hafvt.experiments.comparison_runner import BUDGETS, Candidate, ModelResult, run_comparison
+from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
 from hafvt.experiments.search_space import TRAINING_OPTIONS
 from hafvt.features.item_features import load_item_features
 from hafvt.files import atomic_file, read_json
@@ -37,7 +37,7 @@ ABLATION_VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of a comparison. `str()` returns its tables.
+    """The results of a comparison; `str()` returns its tables and the paths of its files.
 
     Attributes:
         model_results: results of each model.
@@ -50,7 +50,6 @@ class Comparison:
     folder: Path
 
     def __str__(self) -> str:
-        """Return the tables and the paths of the written files."""
         return f"{self.text}\nwrote {self.folder / 'compare.md'}, compare.tex and compare.json"
 
 
@@ -94,23 +93,23 @@ def compare(
     for name in tuned:
         if name not in names:
             raise HafvtError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")
-    tuned_candidates = {name: _tuned_candidate(dataset, name, Path(tuned[name])) for name in tuned}
+    tuned_models = {name: _tuned_model(dataset, name, Path(folder)) for name, folder in tuned.items()}
     remarks = [
         f"{name}: settings of the search in {folder}. {_read_tuning_budget(Path(folder))}"
         for name, folder in tuned.items()
     ]
-    candidates = []
+    compared_models = []
     for name in names:
-        candidate = tuned_candidates.get(name, Candidate(name, name))
+        compared = tuned_models.get(name, ComparedModel(name, name))
         try:
-            remarks += [f"{name}: {note}" for note in _model_notes(dataset, candidate)]
+            remarks += [f"{name}: {note}" for note in _model_notes(dataset, compared)]
         except HafvtError as error:
             if models:
                 raise
             remarks.append(f"{name} is left out: {error}")
         else:
-            candidates.append(candidate)
-    return _compare_candidates(dataset, Path(out), candidates, budget, protocol, jobs, remarks)
+            compared_models.append(compared)
+    return _compare(dataset, Path(out), compared_models, budget, protocol, jobs, remarks)
 
 
 @check_arguments
@@ -140,13 +139,13 @@ def ablate(
         HafvtError: image or title vectors are missing, a setting is wrong, or a training failed.
     """
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    candidates = [
-        Candidate(label, "hafvt", params={"modalities": ("id", *modalities), "hierarchy": hierarchy})
+    variants = [
+        ComparedModel(label, "hafvt", params={"modalities": ("id", *modalities), "hierarchy": hierarchy})
         for label, (modalities, hierarchy) in ABLATION_VARIANTS.items()
     ]
     # If vectors are missing, this raises now, not after hours of training.
     load_item_features(dataset, ("image", "title"))
-    comparison = _compare_candidates(dataset, Path(out), candidates, budget, protocol, jobs, [])
+    comparison = _compare(dataset, Path(out), variants, budget, protocol, jobs, [])
     domain = dataset.domains[0].name
     bars = [_mrr_bar(result, domain) for result in comparison.model_results]
     with atomic_file(Path(out) / "ablate.svg") as temporary:
@@ -154,28 +153,26 @@ def ablate(
     return comparison
 
 
-def _compare_candidates(
+def _compare(
     data: Dataset,
     out: Path,
-    candidates: Sequence[Candidate],
-    budget: str,
-    protocol: str,
+    compared_models: Sequence[ComparedModel],
+    budget_name: str,
+    protocol_name: str,
     jobs: int | None,
     remarks: Sequence[str],
 ) -> Comparison:
-    """Train and evaluate the candidates and write the tables."""
-    if budget not in BUDGETS:
-        raise HafvtError(f"--budget {budget}: choose {', '.join(BUDGETS)}")
-    evaluation_protocol = get_protocol(protocol)
-    model_results = run_comparison(data, out, candidates, BUDGETS[budget], evaluation_protocol, jobs)
-    text = write_comparison(data, out, model_results, BUDGETS[budget], evaluation_protocol, remarks)
+    """Train and evaluate the models and write the tables."""
+    budget, protocol = BUDGETS[budget_name], get_protocol(protocol_name)
+    model_results = run_comparison(data, out, compared_models, budget, protocol, jobs)
+    text = write_comparison(data, out, model_results, budget, protocol, remarks)
     return Comparison(tuple(model_results), text, out)
 
 
 def _mrr_bar(result: ModelResult, domain: str) -> Bar:
     """Return a bar of the MRR in % with its 95 % interval or, for several seeds, ± standard deviation."""
     mean, std = result.mean_and_std(domain, "MRR")
-    low, high = result.results[0][domain]["MRR"].low, result.results[0][domain]["MRR"].high
+    low, high = result.seed_results[0][domain]["MRR"].low, result.seed_results[0][domain]["MRR"].high
     if std is not None:
         low, high = mean - std, mean + std
     if low is None or high is None:
@@ -183,7 +180,7 @@ def _mrr_bar(result: ModelResult, domain: str) -> Bar:
     return Bar(result.label, 100 * mean, 100 * low, 100 * high)
 
 
-def _tuned_candidate(data: Dataset, name: str, folder: Path) -> Candidate:
+def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
     """Return a model with the best settings of a `tune` search.
 
     Raises:
@@ -196,7 +193,7 @@ def _tuned_candidate(data: Dataset, name: str, folder: Path) -> Candidate:
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
     best = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
     training = {option: best[option] for option in TRAINING_OPTIONS}
-    return Candidate(name, name, best["preset"], best["params"], training)
+    return ComparedModel(name, name, best["preset"], best["params"], training)
 
 
 def _read_tuning_budget(folder: Path) -> str:
@@ -205,11 +202,11 @@ def _read_tuning_budget(folder: Path) -> str:
     return next(line for line in lines if line.startswith("Budget: "))
 
 
-def _model_notes(data: Dataset, candidate: Candidate) -> tuple[str, ...]:
+def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:
     """Build a model to check that it supports the dataset, and return its remarks for the report.
 
     Raises:
         HafvtError: the model does not support the dataset.
     """
-    config = configure(candidate.model, candidate.preset, candidate.params)
-    return build_model(candidate.model, model_item_features(data, candidate.model, config), config).notes
+    config = configure(compared.model, compared.preset, compared.params)
+    return build_model(compared.model, model_item_features(data, compared.model, config), config).notes

@@ -11,12 +11,7 @@ from hafvt.data.sources.checks import find_scenario
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.results import results_to_json
 from hafvt.evaluation.significance import PairedTest
-from hafvt.experiments.comparison_runner import (
-    METRIC_COLUMNS,
-    Budget,
-    ModelResult,
-    compare_with_best_other,
-)
+from hafvt.experiments.comparison_runner import METRIC_COLUMNS, Budget, ModelResult, compare_with_best_other
 from hafvt.experiments.published import ABLATION, TABLES
 from hafvt.files import atomic_file, write_json
 from hafvt.reports.comparison import Mark, ModelRow, comparison_latex, comparison_markdown
@@ -50,7 +45,7 @@ def write_comparison(
         remarks: lines below the tables.
     """
     tests = compare_with_best_other(model_results)
-    domains = [domain.name for domain in data.domains if domain.name in model_results[0].results[0]]
+    domains = [domain.name for domain in data.domains if domain.name in model_results[0].seed_results[0]]
     columns = [(domain, metric) for domain in domains for metric in METRIC_COLUMNS]
     rows = []
     for result in model_results:
@@ -62,26 +57,18 @@ def write_comparison(
             rows += _published_rows(data, domains, result.label)
     description = (
         f"{len(data.test):,} test targets, each ranked among {protocol.describe(data)}; in %, mean"
-        f"{' ± standard deviation over the seeds' if budget.seeds > 1 else ''}; bold: best of a column; *: "
+        f"{' ± standard deviation over the seeds' if budget.num_seeds > 1 else ''}; bold: best of a column; *: "
         "better than the best other by bootstrap and Wilcoxon over users, p < .05 after Holm's correction."
     )
-    text = "\n".join(
-        [
-            f"Budget of each model: {budget}.",
-            "",
-            description,
-            "",
-            comparison_markdown(domains, METRIC_COLUMNS, rows),
-            _cost_table(model_results),
-            *(f"\n{remark}" for remark in remarks),
-        ]
-    )
+    table = comparison_markdown(domains, METRIC_COLUMNS, rows)
+    remark_lines = "".join(f"\n\n{remark}" for remark in remarks)
+    text = f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{_cost_table(model_results)}{remark_lines}"
+    models = [_model_json(result, tests, columns) for result in model_results]
     with atomic_file(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic_file(out / "compare.tex") as temporary:
         latex = comparison_latex(domains, METRIC_COLUMNS, rows, description)
         temporary.write_text(latex, encoding="utf-8")
-    models = [_model_json(result, tests, columns) for result in model_results]
     content = {"protocol": protocol.name, "budget": asdict(budget), "models": models}
     write_json(out / "compare.json", content)
     return text
@@ -117,17 +104,17 @@ def _cost_table(model_results: Sequence[ModelResult]) -> str:
     rows = []
     for result in model_results:
         rates = []
-        for rate, mrr in result.tried.items():
+        for rate, mrr in result.search_mrrs.items():
             mark = "**" if rate == result.learning_rate else ""
             rates.append(f"{mark}{rate:g}{mark} ({100 * mrr:.2f})")
-        tuned = f"{result.learning_rate:g}, tuned" if result.candidate.training else "–"
+        tuned = f"{result.learning_rate:g}, tuned" if result.compared.training else "–"
         rows.append(
             [
                 result.label,
                 ", ".join(rates) or tuned,
-                ", ".join(map(str, result.epochs)),
-                f"{result.parameters:,}",
-                f"{result.seconds / 60:.1f}",
+                ", ".join(map(str, result.best_epochs)),
+                f"{result.num_parameters:,}",
+                f"{result.mean_seconds / 60:.1f}",
                 f"{result.peak_gib:.2f}",
             ]
         )
@@ -135,15 +122,16 @@ def _cost_table(model_results: Sequence[ModelResult]) -> str:
 
 
 def _model_json(result: ModelResult, tests: Tests, columns: Sequence[Column]) -> dict[str, object]:
+    """Return what compare.json holds of a model."""
     return {
-        **asdict(result.candidate),
+        **asdict(result.compared),
         "learning_rate": result.learning_rate,
-        "tried": {f"{rate:g}": mrr for rate, mrr in result.tried.items()},
-        "best_epochs": result.epochs,
-        "seconds": result.seconds,
+        "tried": {f"{rate:g}": mrr for rate, mrr in result.search_mrrs.items()},
+        "best_epochs": result.best_epochs,
+        "seconds": result.mean_seconds,
         "peak_gib": result.peak_gib,
-        "parameters": result.parameters,
-        "results": [results_to_json(seed_results) for seed_results in result.results],
+        "parameters": result.num_parameters,
+        "results": [results_to_json(results) for results in result.seed_results],
         "against_best_other": {
             f"{domain} {metric}": asdict(tests[result.label, domain, metric])
             for domain, metric in columns

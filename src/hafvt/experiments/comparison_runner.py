@@ -36,7 +36,7 @@ class Budget:
         epochs: maximum number of epochs.
         learning_rates: learning rates to try; each model uses the one with the highest validation MRR.
         search_epochs: epochs of each training in the search for the learning rate.
-        seeds: number of trainings with the best learning rate, each with another seed.
+        num_seeds: number of trainings with the best learning rate, each with another seed.
         max_length: number of items that a model reads of a history, the most recent ones.
         batch_size: histories per step.
         validate_every: epochs between two validations.
@@ -46,7 +46,7 @@ class Budget:
     epochs: int
     learning_rates: tuple[float, ...]
     search_epochs: int
-    seeds: int
+    num_seeds: int
     max_length: int
     batch_size: int
     validate_every: int
@@ -56,7 +56,7 @@ class Budget:
         """Return the budget as one line of a report."""
         rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
         return (
-            f"{self.seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} items, "
+            f"{self.num_seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} items, "
             f"batches of {self.batch_size}; learning rate of {rates}, by validation after "
             f"{self.search_epochs} epochs; validation every {self.validate_every} epochs, "
             f"patience {self.patience}"
@@ -70,11 +70,11 @@ BUDGETS = {
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A model that takes part in a comparison.
+class ComparedModel:
+    """A model with the settings of its trainings in a comparison.
 
     Attributes:
-        label: name of the candidate in tables, unique in a comparison.
+        label: name in tables, unique in a comparison.
         model: name of the model.
         preset: preset of the model.
         params: hyperparameters that differ from the preset.
@@ -88,104 +88,130 @@ class Candidate:
     params: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_trained(self) -> bool:
-        """Return whether training uses a learning rate and a seed; popularity only counts interactions."""
-        return self.model != "popularity"
-
-    def learning_rates(self, budget: Budget) -> tuple[float, ...]:
-        """Return the learning rates to try; a single one needs no search."""
-        if "learning_rate" in self.training:
-            return (self.training["learning_rate"],)
-        return budget.learning_rates if self.is_trained else budget.learning_rates[:1]
+    def searched_rates(self, budget: Budget) -> tuple[float, ...]:
+        """Return the learning rates to search; none for a fixed rate, or without one, as of popularity."""
+        has_search = "learning_rate" not in self.training and self.model != "popularity"
+        return budget.learning_rates if has_search and len(budget.learning_rates) > 1 else ()
 
     def num_seeds(self, budget: Budget) -> int:
         """Return the number of trainings with the best learning rate."""
-        return budget.seeds if self.is_trained else 1
+        return 1 if self.model == "popularity" else budget.num_seeds
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The results of one candidate.
+    """The results of one compared model.
 
     Attributes:
-        candidate: the model.
+        compared: the model with its settings.
         learning_rate: the best learning rate.
-        tried: best validation MRR of the search by learning rate; empty without a search.
-        results: test metrics of each seed.
+        search_mrrs: best validation MRR of each searched learning rate; empty without a search.
+        seed_results: test metrics of each seed.
         user_metrics: (users,) mean metric of each user over targets and seeds, by (domain, metric).
-        epochs: best epoch of each seed.
-        seconds: training time, mean over the seeds.
+        best_epochs: epoch of the kept weights of each seed.
+        mean_seconds: training time, mean over the seeds.
         peak_gib: peak memory of a training, maximum over the seeds.
-        parameters: number of parameters.
+        num_parameters: number of trained parameters.
     """
 
-    candidate: Candidate
+    compared: ComparedModel
     learning_rate: float
-    tried: dict[float, float]
-    results: tuple[Results, ...]
+    search_mrrs: dict[float, float]
+    seed_results: tuple[Results, ...]
     user_metrics: dict[tuple[str, str], Float64] = field(repr=False)
-    epochs: tuple[int, ...] = ()
-    seconds: float = 0.0
+    best_epochs: tuple[int, ...] = ()
+    mean_seconds: float = 0.0
     peak_gib: float = 0.0
-    parameters: int = 0
+    num_parameters: int = 0
 
     @property
     def label(self) -> str:
-        """Return the name of the candidate in tables."""
-        return self.candidate.label
+        """The name of the model in tables."""
+        return self.compared.label
 
     def mean_and_std(self, domain: str, metric: str) -> tuple[float, float | None]:
         """Return mean and standard deviation over the seeds; the latter is None for one seed."""
-        values = [result[domain][metric].value for result in self.results]
+        values = [results[domain][metric].value for results in self.seed_results]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+@dataclass(frozen=True)
 class ComparisonRunner:
-    """Finds the best learning rate of each candidate and trains it; skips finished trainings.
+    """Finds the best learning rate of each compared model and trains it; skips finished trainings.
 
-    Args:
+    Attributes:
         data: the dataset.
-        out: folder of the runs.
-        protocol: the evaluation protocol of validation and test.
-        budget: training budget of each candidate.
+        out: folder of the comparison; the trainings are in its folder `runs`.
+        protocol: ranks validation and test targets.
+        budget: training budget of each model.
         pool: runs the trainings.
     """
 
-    def __init__(
-        self, data: Dataset, out: Path, protocol: Protocol, budget: Budget, pool: TrainingPool
-    ) -> None:
-        self.data, self.out, self.protocol, self.budget, self.pool = data, out, protocol, budget, pool
+    data: Dataset
+    out: Path
+    protocol: Protocol
+    budget: Budget
+    pool: TrainingPool
 
-    def train(self, candidate: Candidate, learning_rate: float, seed: int, epochs: int, test: bool) -> Path:
-        """Start or resume one training, wait for its end, and return its folder.
+    def num_trainings(self, compared: ComparedModel) -> int:
+        """Return the number of trainings of a model."""
+        return len(compared.searched_rates(self.budget)) + compared.num_seeds(self.budget)
+
+    def run(self, compared: ComparedModel, advance: Advance) -> ModelResult:
+        """Search for a model's learning rate, train with each seed, and return the results.
 
         Args:
-            candidate: the model.
-            learning_rate: learning rate of the training.
-            seed: seed of the training.
-            epochs: maximum number of epochs.
-            test: whether to evaluate on the test targets at the end.
+            compared: the model.
+            advance: moves the progress bar after each training.
+        """
+        search_mrrs: dict[float, float] = {}
+        for rate in compared.searched_rates(self.budget):
+            folder = self.train(compared, rate, 0, self.budget.search_epochs, test=False)
+            search_mrrs[rate] = best_valid_mrr(folder, self.budget.search_epochs)
+            advance(1, compared.label)
+        fixed_rate = compared.training.get("learning_rate", self.budget.learning_rates[0])
+        best_rate = max(search_mrrs, key=search_mrrs.__getitem__, default=fixed_rate)
+        folders = []
+        for seed in range(compared.num_seeds(self.budget)):
+            folders.append(self.train(compared, best_rate, seed, self.budget.epochs, test=True))
+            advance(1, compared.label)
+        infos = [read_json(folder / "model.json") for folder in folders]
+        return ModelResult(
+            compared,
+            best_rate,
+            search_mrrs,
+            seed_results=tuple(map(read_results, folders)),
+            user_metrics=read_user_metrics(folders),
+            best_epochs=tuple(info["best"]["epoch"] for info in infos),
+            mean_seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
+            peak_gib=max(info["best"]["peak_gib"] for info in infos),
+            num_parameters=infos[0]["parameters"],
+        )
+
+    def train(
+        self, compared: ComparedModel, learning_rate: float, seed: int, epochs: int, test: bool
+    ) -> Path:
+        """Start or resume one training, wait for its end, and return its folder.
 
         Raises:
             HafvtError: the training failed, or the folder holds a run with other hyperparameters.
         """
-        folder = self.out / "runs" / slug(candidate.label) / f"rate{learning_rate:g}-seed{seed}"
-        params = dict(candidate.params)
-        if hasattr(configure(candidate.model, candidate.preset), "max_length"):
+        folder = self.out / "runs" / slug(compared.label) / f"rate{learning_rate:g}-seed{seed}"
+        params = dict(compared.params)
+        if hasattr(configure(compared.model, compared.preset), "max_length"):
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
             info = read_json(folder / "model.json")
-            config = configure(candidate.model, candidate.preset, params).model_dump()
+            config = configure(compared.model, compared.preset, params).model_dump()
             _check_same_settings(folder, info["config"], config)
-            _check_same_settings(folder, info["training"], candidate.training)
+            _check_same_settings(folder, info["training"], compared.training)
             is_long_enough = info["training"]["epochs"] >= epochs
             if is_long_enough and (not test or (folder / "results.json").exists()):
                 return folder
         options = {
             "data": self.data.folder,
             "out": folder,
-            "preset": candidate.preset,
+            "preset": compared.preset,
             "epochs": epochs,
             "batch_size": self.budget.batch_size,
             "learning_rate": learning_rate,
@@ -194,65 +220,29 @@ class ComparisonRunner:
             "patience": self.budget.patience,
             "seed": seed,
             "test": test,
-            **candidate.training,
+            **compared.training,
         }
         log_path = folder.with_suffix(".log")
-        process = self.pool.start(candidate.model, options, params, log_path)
-        self.pool.wait(process, log_path, candidate.label)
+        process = self.pool.start(compared.model, options, params, log_path)
+        self.pool.wait(process, log_path, compared.label)
         return folder
-
-    def num_trainings(self, candidate: Candidate) -> int:
-        """Return the number of trainings of a candidate."""
-        rates = len(candidate.learning_rates(self.budget))
-        return (rates if rates > 1 else 0) + candidate.num_seeds(self.budget)
-
-    def run(self, candidate: Candidate, advance: Advance) -> ModelResult:
-        """Search for a candidate's learning rate, train with each seed, and return the results.
-
-        Args:
-            candidate: the model.
-            advance: moves the progress bar after each training.
-        """
-        rates = candidate.learning_rates(self.budget)
-        tried: dict[float, float] = {}
-        for rate in rates if len(rates) > 1 else ():
-            folder = self.train(candidate, rate, 0, self.budget.search_epochs, test=False)
-            tried[rate] = best_valid_mrr(folder, self.budget.search_epochs)
-            advance(1, candidate.label)
-        best_rate = max(tried, key=tried.__getitem__) if tried else rates[0]
-        folders = []
-        for seed in range(candidate.num_seeds(self.budget)):
-            folders.append(self.train(candidate, best_rate, seed, self.budget.epochs, test=True))
-            advance(1, candidate.label)
-        infos = [read_json(folder / "model.json") for folder in folders]
-        return ModelResult(
-            candidate,
-            best_rate,
-            tried,
-            results=tuple(read_results(folder) for folder in folders),
-            user_metrics=read_user_metrics(folders),
-            epochs=tuple(info["best"]["epoch"] for info in infos),
-            seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
-            peak_gib=max(info["best"]["peak_gib"] for info in infos),
-            parameters=infos[0]["parameters"],
-        )
 
 
 def run_comparison(
     data: Dataset,
     out: Path,
-    candidates: Sequence[Candidate],
+    compared_models: Sequence[ComparedModel],
     budget: Budget,
     protocol: Protocol,
     jobs: int | None,
 ) -> list[ModelResult]:
-    """Train and evaluate all candidates and return their results in the same order; resumes if interrupted.
+    """Train and evaluate models and return their results in the same order; resumes if interrupted.
 
     Args:
         data: the dataset.
         out: folder of the runs and of settings.json, which identifies the comparison.
-        candidates: the models; their labels differ.
-        budget: training budget of each candidate.
+        compared_models: the models; their labels differ.
+        budget: training budget of each model.
         protocol: the evaluation protocol of validation and test.
         jobs: number of parallel trainings; default: one per processor.
 
@@ -263,18 +253,15 @@ def run_comparison(
     settings = {"dataset": fingerprint(data), "protocol": protocol.name, "budget": asdict(budget)}
     save_or_check_settings(out, settings, "a comparison")
     runner = ComparisonRunner(data, out, protocol, budget, pool)
-    total = sum(map(runner.num_trainings, candidates))
+    total = sum(map(runner.num_trainings, compared_models))
     with progress("compare", total, "trainings", every_s=60.0) as advance:
-        tasks = [partial(runner.run, candidate, advance) for candidate in candidates]
+        tasks = [partial(runner.run, compared, advance) for compared in compared_models]
         results = {result.label: result for result in pool.run(tasks)}
-    return [results[candidate.label] for candidate in candidates]
+    return [results[compared.label] for compared in compared_models]
 
 
 def compare_with_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[str, str, str], PairedTest]:
     """Return paired tests of each model against the best other model, Holm-corrected over the models.
-
-    Args:
-        model_results: results of all models.
 
     Returns:
         Tests by (label, domain, metric); empty for a single model.
@@ -324,14 +311,9 @@ def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]
 
 
 def _check_same_settings(folder: Path, saved: dict[str, Any], requested: dict[str, Any]) -> None:
-    """Check that a finished run has the requested settings; an older version may have had other defaults.
-
-    Raises:
-        HafvtError: a setting differs.
-    """
+    """Raise HafvtError unless a finished run has the requested settings; None requests the default."""
     for key, value in requested.items():
         value = list(value) if isinstance(value, tuple) else value
-        # None means the default, whose value the run stores.
         if value is not None and saved.get(key, value) != value:
             raise HafvtError(
                 f"{folder} holds a run with {key}={saved[key]}, now {value}: "

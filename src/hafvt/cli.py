@@ -115,7 +115,8 @@ def parse_integer(_: type, tokens: Sequence[Token]) -> int:
 def argument_type(hint: Any) -> Any:
     """Return the type that the command line parses for the type of a function's parameter.
 
-    A union that contains `str`, such as of a path and a data frame, becomes `str`. The function checks ranges.
+    A union that contains `str`, such as of a path and a data frame, becomes `str`. The function checks
+    ranges.
     """
     if get_origin(hint) is Annotated:
         return argument_type(get_args(hint)[0])
@@ -238,7 +239,7 @@ def split_config(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """Return the options in a YAML file, as texts, lists and dictionaries; an option that is null is left out.
+    """Return the options in a YAML file, as texts, lists and dictionaries, without those that are null.
 
     The texts are those of the file, as on the command line: `history: [007]` is the id "007".
 

@@ -99,7 +99,7 @@ def check_arguments(function: Function) -> Function:
 
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type of each parameter, with its range; the return type, which may need torch, is left out."""
+    """Return the type of each parameter, with its range, but not the return type, which may need torch."""
     function = inspect.unwrap(function)
     annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     namespace = SimpleNamespace(__annotations__=annotations)

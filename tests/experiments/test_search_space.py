@@ -83,9 +83,9 @@ def test_build_search_space_leaves_out_fixed_hyperparameters():
         ({"hierarchy": [0, 1, "range"]}, "hierarchy is not a number, so list its choices"),
         ({"id_width": [8.5, 16]}, "id_width is 8.5: choose a whole number from 1 to 8192"),
         ({"id_width": [8, 8]}, "each choice once"),
-        ({"batch_size": [0, 16]}, "batch_size: 0 is not a valid value, give an int above 0"),
-        ({"learning_rate": [0.0, 0.1]}, "learning_rate: 0.0 is not a valid value"),
-        ({"weight_decay": [-1.0, 0.1]}, "weight_decay: -1.0 is not a valid value, give a float of 0 or more"),
+        ({"batch_size": [0, 16]}, "batch_size is 0: choose a whole number from 1"),
+        ({"learning_rate": [0.0, 0.1]}, "learning_rate is 0.0: choose a number above 0"),
+        ({"weight_decay": [-1.0, 0.1]}, "weight_decay is -1.0: choose a number from 0"),
     ],
 )
 def test_build_search_space_with_a_wrong_entry_explains_it_in_one_line(space, message):

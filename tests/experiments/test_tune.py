@@ -256,9 +256,9 @@ def test_tune_interrupted_stops_its_trainings(small, tmp_path, fake_training):
     [
         ({"protocol": "sampled-unseen"}, "holds a search with another protocol: choose another folder"),
         ({"space": {"dropout": [0.1, 0.2]}, "seed": 1}, "with another space and seed"),
-        ({"trials": 0}, "--trials 0"),
-        ({"minutes": -1.0}, "--minutes -1.0"),
-        ({"jobs": 0}, "--jobs 0"),
+        ({"trials": 0}, "--trials is 0: choose a whole number from 1"),
+        ({"minutes": -1.0}, "--minutes is -1.0: choose a number above 0"),
+        ({"jobs": 0}, "--jobs is 0: choose a whole number from 1"),
         ({"params": {"depth": 1}}, "no parameter 'depth'|depth"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from hafvt.data.cold_items import cold_target_view
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import METRICS, MetricValue, Results
 from hafvt.evaluation.protocols import FULL
-from hafvt.evaluation.ranks import Float64, Ranks, concat_ranks
+from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.evaluation.results import results_to_json, write_results
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.files import read_json, write_json
@@ -21,33 +20,25 @@ from hafvt.training.run import Run
 
 
 def random_order_results(ranks: Ranks, domains: list[str]) -> Results:
-    """Return the exact expected metrics of a random order on the same targets.
+    """Return the exact expected metrics of a random order on the targets of a model's ranks.
 
     The expected value is the mean of a metric over all ranks from 1 to the number n of candidates. For the
-    MRR it is (1 + 1/2 + ... + 1/n) / n.
-
-    Args:
-        ranks: of a model; only domains and numbers of candidates are read.
-        domains: names of the domains; domains without targets are left out.
+    MRR it is (1 + 1/2 + ... + 1/n) / n. The results omit domains without targets.
     """
-
-    def expected(metric: Callable[[Float64], Float64], candidates: int) -> float:
-        return float(metric(np.arange(1.0, candidates + 1)).mean())
-
     results: Results = {}
     for number, name in enumerate(domains):
         sizes, counts = np.unique(ranks.candidates[ranks.domains == number], return_counts=True)
         if len(sizes):
             results[name] = {
                 label: MetricValue(
-                    float(np.average([expected(metric, int(n)) for n in sizes], weights=counts))
+                    float(np.average([metric(np.arange(1.0, n + 1)).mean() for n in sizes], weights=counts))
                 )
                 for label, metric in METRICS.items()
             }
     if len(results) > 1:
-        rows = list(results.values())
         results["overall"] = {
-            label: MetricValue(float(np.mean([row[label].value for row in rows]))) for label in METRICS
+            label: MetricValue(float(np.mean([row[label].value for row in results.values()])))
+            for label in METRICS
         }
     return results
 
@@ -56,10 +47,6 @@ def rank_cold_targets(run: Run, device: torch.device) -> tuple[Ranks, Results, R
     """Rank the cold targets of a dataset among all items of their domain; a tie counts half.
 
     Writes ranks.parquet and results.json into the folder `cold` of the run.
-
-    Args:
-        run: a finished run.
-        device: where the scores are computed.
 
     Returns:
         The ranks, the metrics, and the expected metrics of a random order.

@@ -57,12 +57,13 @@ def write_comparison(
             rows += _published_rows(data, domains, result.label)
     description = (
         f"{len(data.test):,} test targets, each ranked among {protocol.describe(data)}; in %, mean"
-        f"{' ± standard deviation over the seeds' if budget.num_seeds > 1 else ''}; bold: best of a column; *: "
+        f"{' ± standard deviation over the seeds' * (budget.num_seeds > 1)}; bold: best of a column; *: "
         "better than the best other by bootstrap and Wilcoxon over users, p < .05 after Holm's correction."
     )
     table = comparison_markdown(domains, METRIC_COLUMNS, rows)
     remark_lines = "".join(f"\n\n{remark}" for remark in remarks)
-    text = f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{_cost_table(model_results)}{remark_lines}"
+    cost_table = _cost_table(model_results)
+    text = f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{cost_table}{remark_lines}"
     models = [_model_json(result, tests, columns) for result in model_results]
     with atomic_file(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

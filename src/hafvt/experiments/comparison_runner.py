@@ -56,8 +56,8 @@ class Budget:
         """Return the budget as one line of a report."""
         rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
         return (
-            f"{self.num_seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} items, "
-            f"batches of {self.batch_size}; learning rate of {rates}, by validation after "
+            f"{self.num_seeds} seed(s) of at most {self.epochs} epochs, histories of {self.max_length} "
+            f"items, batches of {self.batch_size}; learning rate of {rates}, by validation after "
             f"{self.search_epochs} epochs; validation every {self.validate_every} epochs, "
             f"patience {self.patience}"
         )

@@ -31,7 +31,7 @@ DEMO_TRAININGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Demo:
-    """The results of the demo; as text, their table and the next commands.
+    """The results of the demo; `str()` returns their table and the next commands.
 
     Attributes:
         results: by model: by domain and "overall", each metric.
@@ -44,7 +44,6 @@ class Demo:
     seconds: float
 
     def __str__(self) -> str:
-        """The table, in per cent, and the next commands."""
         return (
             f"{plain_table(self.results)}\n{self.seconds:.0f} s in all\n"
             f"open {self.folder / 'report.html'}\n"
@@ -73,13 +72,14 @@ def demo(
         seed: of the generated data and of the models.
 
     Raises:
-        HafvtError: a folder that would be replaced holds something else than a run.
+        HafvtError: a setting is wrong, or a folder that would be replaced holds something else than a run.
     """
     started = time.monotonic()
     folder = Path(out)
     run_folders = {name: folder / "runs" / name for name in DEMO_TRAININGS}
-    for run_folder in run_folders.values():
-        _require_run_or_nothing(run_folder)
+    for path in run_folders.values():
+        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+            raise HafvtError(f"{path} holds something else than a run: move it, or choose another --out")
     interactions, items = generate_world(
         folder / "world", users=users, items_per_shop=items_per_shop, seed=seed
     )
@@ -95,9 +95,3 @@ def demo(
     note = f"generated data of {users:,} users, seed {seed}; targets ranked among all items of their domain"
     write_report(folder / "report.html", runs, [note])
     return Demo(results, folder, time.monotonic() - started)
-
-
-def _require_run_or_nothing(folder: Path) -> None:
-    """Raise HafvtError if a folder exists, is not empty, and holds no run."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.yaml").exists():
-        raise HafvtError(f"{folder} holds something else than a run: move it away, or choose another --out")

@@ -26,7 +26,7 @@ TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, g
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation; as text, its table.
+    """The results of an evaluation; `str()` returns its table.
 
     Attributes:
         model: name of the model.
@@ -55,27 +55,23 @@ class Evaluation:
         return max((gain for gain in gains if abs(gain) > TIE_TOLERANCE), default=0.0, key=abs)
 
     def __str__(self) -> str:
-        """The table, in per cent."""
+        rows, files, lines = {self.model: self.results}, "ranks.parquet, results.json and report.html", []
         if self.random_order:
-            rows = {self.model: self.results, "a random order": self.random_order}
+            rows["a random order"], files = self.random_order, "ranks.parquet and results.json"
             ratios = ", ".join(
                 f"{row['MRR'].value / self.random_order[name]['MRR'].value:.1f} times {name}"
                 for name, row in self.results.items()
             )
-            return (
-                f"{plain_table(rows, mark_best=False)}\nMRR over cold items, compared with a random order: "
-                f"{ratios}\nwrote ranks.parquet and results.json to {self.folder}"
-            )
-        rows = {self.model: self.results}
+            lines.append(f"MRR over cold items, compared with a random order: {ratios}")
         if self.half_tie_results:
             rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half_tie_results}
-        table = plain_table(rows, mark_best=False)
         if self.tie_gain:
-            table += (
-                f"\nWARNING: c2dsr's tie rule raises a metric of {self.model} by up to "
+            lines.append(
+                f"WARNING: c2dsr's tie rule raises a metric of {self.model} by up to "
                 f"{100 * self.tie_gain:.2f} points: report the values with ties at half"
             )
-        return f"{table}\nwrote ranks.parquet, results.json and report.html to {self.folder}"
+        table = plain_table(rows, mark_best=False)
+        return "\n".join([table, *lines, f"wrote {files} to {self.folder}"])
 
 
 @check_arguments
@@ -117,8 +113,8 @@ def evaluate(
         raise HafvtError(f"--exclude-seen needs --protocol full, not {protocol}: leave out one of them")
     if cold and (not ranking.ranks_all_items or split != "test" or exclude_seen):
         raise HafvtError("--cold excludes another protocol, split and --exclude-seen: leave them out")
-    opened = open_run(run, data)
     target_device = select_device(device)
+    opened = open_run(run, data)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order)

@@ -11,9 +11,11 @@ from typing import Any
 
 from hafvt.errors import HafvtError
 from hafvt.models import configure, default_learning_rate
+from hafvt.models.hyperparameters import validate_config
+from hafvt.training.config import TrainingConfig
 from hafvt.training.train import train
 
-TRAINING_OPTIONS: dict[str, type[Any]] = {"learning_rate": float, "batch_size": int, "weight_decay": float}
+TRAINING_OPTIONS = ("learning_rate", "batch_size", "weight_decay")
 """Options of `train` that are searched beside the hyperparameters of the model."""
 
 DEFAULT_SPACE: dict[str, list[Any]] = {
@@ -117,16 +119,16 @@ def build_search_space(
             )
         if name in params:
             raise HafvtError(f"--space.{name} and --params.{name}: search or fix a hyperparameter, not both")
-    texts = {**DEFAULT_SPACE, **space}
+    entries = {**DEFAULT_SPACE, **space}
     result = {
-        name: _parse(name, texts[name], default)
+        name: parse_entry(name, entries[name], default)
         for name, default in defaults.items()
-        if name in texts and name not in params
+        if name in entries and name not in params
     }
     for name, values in result.items():
         for value in values.values if isinstance(values, Choices) else (values.low, values.high):
             if name in TRAINING_OPTIONS:
-                _check_training_option(name, value)
+                validate_config("train", TrainingConfig, {name: value})
             else:
                 configure(model, preset, {name: value})
     if all(isinstance(values, Choices) and len(values.values) == 1 for values in result.values()):
@@ -152,40 +154,32 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(storable(value))
 
 
-def _parse(name: str, entry: Any, default: Any) -> Range | Choices:
-    """Parse [low, high], [low, high, kind] or a list of choices.
+def parse_entry(name: str, entry: Any, default: Any) -> Range | Choices:
+    """Return the range or the choices of a setting: [low, high], [low, high, kind] or a list of choices.
 
     Two numbers without a kind are a range for a float and two choices for anything else.
+
+    Args:
+        name: of the setting.
+        entry: as the user wrote it.
+        default: default value of the setting, which tells its type.
     """
+    option = f"--space.{name} {entry!r:.200}"
     if not isinstance(entry, list | tuple) or not entry:
-        raise HafvtError(f"--space.{name} {entry!r}: give [low, high], [low, high, log] or a list of choices")
-    is_number = isinstance(default, int | float) and not isinstance(default, bool)
-    kind, values = (entry[-1], list(entry[:-1])) if entry[-1] in KINDS else ("", list(entry))
+        raise HafvtError(f"{option}: give [low, high], [low, high, log] or a list of choices")
+    has_kind = isinstance(entry[-1], str) and entry[-1] in KINDS
+    kind, values = (entry[-1], list(entry[:-1])) if has_kind else ("", list(entry))
     if isinstance(default, float):
         values = [float(value) if type(value) is int else value for value in values]
-        if not kind and len(values) == 2:
-            kind = "range"
+        kind = "range" if not kind and len(values) == 2 else kind
     if kind in ("", "choices"):
         if not values or len(set(map(storable, values))) < len(values):
-            raise HafvtError(f"--space.{name} {list(entry)}: give each choice once")
+            raise HafvtError(f"{option}: give each choice once")
         return Choices(tuple(values))
-    if not is_number:
-        raise HafvtError(f"--space.{name} {list(entry)}: {name} is not a number, so list its choices")
+    if not isinstance(default, int | float) or isinstance(default, bool):
+        raise HafvtError(f"{option}: {name} is not a number, so list its choices")
     is_pair = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
     if not is_pair or not values[0] < values[1] or (kind == "log" and values[0] <= 0):
         positive = " above 0" * (kind == "log")
-        raise HafvtError(
-            f"--space.{name} {list(entry)}: a range needs two numbers{positive}, the lower one first"
-        )
+        raise HafvtError(f"{option}: a range needs two numbers{positive}, the lower one first")
     return Range(values[0], values[1], kind == "log")
-
-
-def _check_training_option(name: str, value: Any) -> None:
-    kind = TRAINING_OPTIONS[name]
-    may_be_zero = name == "weight_decay"
-    is_valid = type(value) is kind and math.isfinite(value) and (value > 0 or (value == 0 and may_be_zero))
-    if not is_valid:
-        wanted = (
-            "a float of 0 or more" if may_be_zero else f"{'an int' if kind is int else 'a float'} above 0"
-        )
-        raise HafvtError(f"--space.{name}: {value!r} is not a valid value, give {wanted}")

@@ -25,16 +25,11 @@ class TrainingPool:
 
     Args:
         jobs: number of parallel trainings; default: one per processor.
-
-    Raises:
-        HafvtError: `jobs` is below 1.
     """
 
     def __init__(self, jobs: int | None) -> None:
         processors = os.cpu_count() or 1
-        self.jobs = processors if jobs is None else jobs
-        if self.jobs < 1:
-            raise HafvtError(f"--jobs {jobs}: give 1 or more")
+        self.jobs = jobs or processors
         self.is_stopped = False
         self._threads = max(processors // self.jobs, 1)
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -67,16 +62,11 @@ class TrainingPool:
         return process
 
     def wait(self, process: subprocess.Popen[bytes], log: Path, label: str) -> None:
-        """Wait for the end of a training.
-
-        Args:
-            process: of the training.
-            log: its output; the last line becomes part of the error message.
-            label: names the training in the error message.
+        """Wait for the end of a training, named `label` in messages, whose output is in `log`.
 
         Raises:
             KeyboardInterrupt: the pool was stopped.
-            HafvtError: the training failed.
+            HafvtError: the training failed; the message has the last line of the log.
         """
         code = process.wait()
         self._processes.discard(process)
@@ -120,7 +110,7 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
     """Write settings.json into a new folder; in an existing one, require equal settings.
 
     Args:
-        out: the folder.
+        out: the folder; the caller holds a lock of it.
         settings: what all trainings in the folder have in common.
         content: what the folder holds, for messages, such as "a comparison".
 
@@ -129,8 +119,7 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
     """
     path, wanted = out / "settings.json", json.loads(json.dumps(settings))
     if not path.exists():
-        # Another process may write settings.json between two of these checks.
-        if out.exists() and any(file.name[0] != "." for file in out.iterdir()) and not path.exists():
+        if out.exists() and any(file.name[0] != "." for file in out.iterdir()):
             raise HafvtError(f"{out} is not empty and does not hold {content}: choose another folder")
         write_json(path, wanted)
     saved = read_json(path)

@@ -8,11 +8,12 @@ again, and the worker that takes it resumes the training in the folder of the tr
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,10 @@ def tune(
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
     get_protocol(protocol)
-    for name, number in (("trials", trials), ("epochs", epochs), ("minutes", minutes)):
-        if number is not None and not number > 0:
-            raise HafvtError(f"--{name} {number}: give a number above 0")
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    params = params or {}
+    params, folder = params or {}, Path(out)
     search_space = build_search_space(model, preset, params, space or {})
-    pool = TrainingPool(jobs)
     options: dict[str, Any] = {"preset": preset, "protocol": protocol, "epochs": epochs}
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
     modalities = tuple(path.parent.name for path in sorted(dataset.folder.glob("features/*/rows.npy")))
@@ -126,33 +123,40 @@ def tune(
         "validate_every": None,
         **options,
     }
-    save_or_check_settings(Path(out), settings, "a search")
-    options["data"] = dataset.folder
     defaults = default_settings(model, preset, params)
-    task = TuningTask(Path(out), model, options, params, search_space, defaults)
-    result = _Tuner(task, pool, trials, deadline).run()
+    task = TuningTask(folder, model, {**options, "data": dataset.folder}, params, search_space, defaults)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".study.lock")
+    with lock:
+        save_or_check_settings(folder, settings, "a search")
+        study = open_study(task)
+    result = _Tuner(task, study, lock, TrainingPool(jobs), trials, deadline).run()
     if result is None:
         raise HafvtError(f"no trial has ended within {minutes:g} minutes: call again to resume")
     return result
 
 
+@dataclass
 class _Tuner:
     """One call of `tune`: worker threads that take trials from the shared study.
 
-    Args:
+    Attributes:
         task: what is tuned.
+        study: the trials of all calls.
+        lock: of the study; SQLite does not lock rows, so that two workers could take the same queued trial.
         pool: runs the trainings.
         num_trials: of all calls together.
-        deadline: time.monotonic() at which this call stops; None for no limit.
+        deadline: time.monotonic() at which this call stops.
+        on_progress: is called with a note after each validation and each trial.
     """
 
-    def __init__(self, task: TuningTask, pool: TrainingPool, num_trials: int, deadline: float | None) -> None:
-        self.task, self.pool, self.num_trials, self.deadline = task, pool, num_trials, deadline
-        self.on_progress: Callable[[str], None] = lambda note: None
-        # SQLite does not lock rows, so that two workers could take the same queued trial.
-        self.lock = FileLock(task.out / ".study.lock")
-        with self.lock:
-            self.study, self.retry = open_study(task)
+    task: TuningTask
+    study: optuna.Study
+    lock: FileLock
+    pool: TrainingPool
+    num_trials: int
+    deadline: float
+    on_progress: Callable[[str], None] = lambda note: None
 
     def run(self) -> TuningResult | None:
         """Run trials until their number is reached; return None where none has finished in time."""
@@ -190,7 +194,7 @@ class _Tuner:
 
     def work(self) -> None:
         """Run one trial after the other."""
-        while not self.pool.is_stopped and not self.is_late():
+        while not self.pool.is_stopped and time.monotonic() < self.deadline:
             with self.lock:
                 fail_stale_trials(self.study)
                 trials = counted_trials(self.study)
@@ -204,10 +208,6 @@ class _Tuner:
             if TrialState.RUNNING not in states:
                 return
             time.sleep(POLL_S)  # if the worker of a running trial dies, the trial is queued again
-
-    def is_late(self) -> bool:
-        """Whether the time of this call is over."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def run_trial(self, trial: optuna.Trial) -> float:
         """Return the best validation MRR of a training; resume the training if the trial was run before.
@@ -224,11 +224,11 @@ class _Tuner:
         try:
             return self.train(trial)
         except KeyboardInterrupt:
-            self.retry(self.study, self.study.trials[trial.number])
+            self.queue_again(trial)
             raise
         except HafvtError as error:
             if not any(other.state == TrialState.COMPLETE for other in counted_trials(self.study)):
-                self.retry(self.study, self.study.trials[trial.number])
+                self.queue_again(trial)
                 raise  # the others would fail alike
             trial.set_user_attr("error", str(error))
             raise _TrialFailed from None
@@ -258,24 +258,26 @@ class _Tuner:
                 if trial.should_prune():
                     self.pool.stop_one(process)
                     raise optuna.TrialPruned
-            if self.is_late() and not has_ended:
+            if time.monotonic() >= self.deadline and not has_ended:
                 self.pool.stop_one(process)
-                self.retry(self.study, self.study.trials[trial.number])
+                self.queue_again(trial)
                 raise _TrialFailed("the time is over")
         self.pool.wait(process, log, f"trial {number}")
         return max(valid_mrr for _, valid_mrr, _ in read_validations(folder))
+
+    def queue_again(self, trial: optuna.Trial) -> None:
+        """Queue a trial, so that the next worker or call resumes it."""
+        RetryHeartbeatStaleTrialCallback()(self.study, self.study.trials[trial.number])
 
 
 class _TrialFailed(Exception):
     """The trial ended without a result; the search goes on."""
 
 
-def open_study(task: TuningTask) -> tuple[optuna.Study, RetryHeartbeatStaleTrialCallback]:
-    """Return the study in the folder of a task, made if it is missing, and what queues a trial again."""
+def open_study(task: TuningTask) -> optuna.Study:
+    """Return the study in the folder of a task; create it if it is missing."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    retry = RetryHeartbeatStaleTrialCallback()
-    epochs = task.options["epochs"]
     study = optuna.create_study(
         study_name="tune",
         direction="maximize",
@@ -284,15 +286,19 @@ def open_study(task: TuningTask) -> tuple[optuna.Study, RetryHeartbeatStaleTrial
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=retry,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         ),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=epochs // 4),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=task.options["epochs"] // 4
+        ),
         load_if_exists=True,
     )
     if not study.get_trials(deepcopy=False):
-        default = {name: task.defaults[name] for name, values in task.space.items()}
-        study.enqueue_trial({n: storable(v) for n, v in default.items() if v in task.space[n]})
-    return study, retry
+        default = {
+            name: task.defaults[name] for name, values in task.space.items() if task.defaults[name] in values
+        }
+        study.enqueue_trial({name: storable(value) for name, value in default.items()})
+    return study
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -305,7 +311,7 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def trial_result(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
-    """Return what reports say of a trial."""
+    """Return what the report of a search shows of a trial."""
     validations = trial.intermediate_values
     best_epoch = max(validations, key=validations.__getitem__) if validations else 0
     return TrialResult(

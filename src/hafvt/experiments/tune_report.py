@@ -69,7 +69,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """The result of a search; as text, its tables.
+    """The result of a search; `str()` returns its tables and the names of its files.
 
     Attributes:
         folder: best.yaml, trials.csv, report.md, importance.svg, and trials/ with one run per trial.
@@ -86,7 +86,6 @@ class TuningResult:
     text: str
 
     def __str__(self) -> str:
-        """The tables and the names of the files."""
         return f"{self.text}\nwrote {self.folder / 'best.yaml'}, trials.csv, report.md and importance.svg"
 
 
@@ -190,7 +189,6 @@ def _trials_csv(space: SearchSpace, trials: Sequence[TrialResult]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", "valid_mrr", "best_epoch", "epochs", "seconds", *space])
     for trial in trials:
-        values = [storable(trial.params.get(name)) for name in space]
         row = [trial.number, trial.state, trial.valid_mrr, trial.best_epoch, trial.epochs, trial.seconds]
-        writer.writerow([*row, *values])
+        writer.writerow([*row, *(storable(trial.params.get(name)) for name in space)])
     return text.getvalue()

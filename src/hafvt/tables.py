@@ -1,11 +1,15 @@
-"""Rows of cells as text: aligned columns for the terminal, Markdown for documents."""
+"""Rows of cells as text: aligned columns for the terminal, Markdown for documents, safe cells for CSV."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
+import polars as pl
+
 ABSENT = "–"
+FORMULA = r"^[=+\-@\t\r＝＋－＠]"  # how a cell begins that a spreadsheet may run as a formula
+NUMBER = r"^[+-]?[0-9]*[.,]?[0-9]*$"
 
 
 def percent(fraction: float | None) -> str:
@@ -45,3 +49,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_co
 
     rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
     return "\n".join(line(cells) for cells in [header, rule, *rows]) + "\n"
+
+
+def without_formulas(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with an apostrophe before each text that a spreadsheet would run as a formula."""
+    text = pl.col(pl.String)
+    is_formula = text.str.contains(FORMULA) & ~text.str.contains(NUMBER)
+    return table.with_columns(pl.when(is_formula).then("'" + text).otherwise(text).name.keep())

@@ -81,6 +81,11 @@ class DownloadJob:
         """The `PartialState` of the incomplete file, as JSON: `path`.part.json."""
         return self.path.with_name(f"{self.path.name}.part.json")
 
+    def finished_path(self) -> Path | None:
+        """Return the path of the complete file; None if it does not exist."""
+        paths = (self.path.with_name(self.path.name + suffix) for suffix in self.file_type.signatures)
+        return next((path for path in paths if path.exists()), None)
+
     def partial_size(self) -> int:
         """Return the size of the incomplete file in bytes, 0 without one."""
         return self.partial_path.stat().st_size if self.partial_path.exists() else 0

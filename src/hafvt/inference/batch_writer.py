@@ -15,6 +15,7 @@ import polars as pl
 
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file
+from hafvt.tables import without_formulas
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 SCHEMA = {
@@ -28,8 +29,6 @@ SCHEMA = {
     "ranked_by": pl.String,
     "num_unknown_ids": pl.Int64,
 }
-FORMULA = r"^[=+\-@\t\r＝＋－＠]"  # how a cell begins that a spreadsheet may run as a formula
-NUMBER = r"^[+-]?[0-9]*[.,]?[0-9]*$"
 CONTROL = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # can control a terminal or end a line
 
 Rows = list[dict[str, Any]]  # JSON objects, one per history
@@ -61,7 +60,7 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
             elif out.suffix.lower() == ".csv":
                 with temporary.open("wb") as file:
                     pl.DataFrame(schema=SCHEMA).write_csv(file)
-                    yield lambda rows: _without_formulas(_table(rows)).write_csv(file, include_header=False)
+                    yield lambda rows: without_formulas(_table(rows)).write_csv(file, include_header=False)
             else:
                 with temporary.open("w", encoding="utf-8") as lines:
                     yield lambda rows: lines.writelines(map(_line, rows))
@@ -86,10 +85,3 @@ def _table(rows: Rows) -> pl.DataFrame:
         ],
         schema=SCHEMA,
     )
-
-
-def _without_formulas(table: pl.DataFrame) -> pl.DataFrame:
-    """Return a table with an apostrophe before each text that a spreadsheet would run as a formula."""
-    text = pl.col(pl.String)
-    is_formula = text.str.contains(FORMULA) & ~text.str.contains(NUMBER)
-    return table.with_columns(pl.when(is_formula).then("'" + text).otherwise(text).name.keep())

@@ -152,6 +152,11 @@ def test_generate_world_replaces_only_an_earlier_world(tmp_path: Path) -> None:
     with pytest.raises(HafvtError, match=r"holds thesis.txt, which .* would be lost"):
         generate_world(folder, users=5, items_per_shop=30, seed=0)
     assert (folder / "thesis.txt").read_text() == "dear"
+    (tmp_path / "mine" / "pictures").mkdir(parents=True)
+    (tmp_path / "mine" / "pictures" / "me.jpg").write_text("dear")
+    with pytest.raises(HafvtError, match="exists and is not a demo world"):
+        generate_world(tmp_path / "mine", users=5, items_per_shop=30, seed=0)
+    assert (tmp_path / "mine" / "pictures" / "me.jpg").read_text() == "dear"
 
 
 @pytest.mark.parametrize("numbers", [{"users": 0}, {"items_per_shop": 5}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import shutil
 from contextlib import closing
 from functools import partial
 from unittest.mock import Mock
@@ -11,12 +12,14 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
+from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.http_client import HttpClient
 from hafvt.data.prepare import prepare
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.fetch import DUMPS, FetchResult, fetch, safe_name
 from hafvt.errors import HafvtError
-from hafvt.files import read_json, write_json
+from hafvt.files import folder_lock, read_json
+from tests.crash import crash_before_each_operation
 from tests.data.sources.hostile_server import BODY, HALF, LARGE_PNG, PICTURES, HostileServer
 
 
@@ -34,10 +37,10 @@ def write_dataset(tmp_path):
 
     def write_dataset(items):
         folder = tmp_path / "data"
-        folder.mkdir(exist_ok=True)
+        log = pl.DataFrame({"user_id": ["u"] * 4, "item_id": [*"abcd"], "timestamp": range(4)})
+        prepare(log, out=folder, overwrite=True)
         table = pl.DataFrame(items, schema={"item_id": pl.String, "image_url": pl.String}, orient="row")
-        table.with_columns(image=pl.lit(None, pl.String)).write_parquet(folder / "items.parquet")
-        write_json(folder / "manifest.json", {"image_root": None, "sha256": {}})
+        replace_item_table(folder, table.with_columns(image=pl.lit(None, pl.String)))
         return folder
 
     return write_dataset
@@ -208,10 +211,10 @@ def test_fetch_failed_pictures_are_listed_and_retried(server, tmp_path, write_da
     assert (result.num_downloaded, result.num_failed) == (1, len(failing))
     assert f"7 failed, see {out / 'problems.csv'}" in str(result)
     problems = {item: (url, problem) for item, url, problem in read_csv_rows(out / "problems.csv")}
-    assert problems.keys() == failing.keys()
+    assert problems.keys() == {"'=cmd" if item == "=cmd" else item for item in failing}
     for item, (url, message) in failing.items():
-        assert problems[item][0] == url
-        assert message in problems[item][1]
+        assert problems["'=cmd" if item == "=cmd" else item][0] == url
+        assert message in problems["'=cmd" if item == "=cmd" else item][1]
     assert relative_paths(out) == ["images/fine.gif", "problems.csv"]
     data = write_dataset([("fine", server.url("picture?is=gif")), ("gone", server.url("picture?is=jpg"))])
     assert (get().num_downloaded, read_csv_rows(out / "problems.csv")) == (1, [])
@@ -258,7 +261,7 @@ def test_fetch_pictures_of_a_dataset_without_urls_is_refused(tmp_path, write_dat
     with pytest.raises(HafvtError, match="with URLs in the column image or image_url"):
         fetch("pictures", data, out=tmp_path / "out")
     (data / "items.parquet").write_bytes(b"PAR1")
-    with pytest.raises(HafvtError, match="cannot be read"):
+    with pytest.raises(HafvtError, match=r"items.parquet is damaged .*: prepare the dataset again"):
         fetch("pictures", data, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -279,3 +282,76 @@ def test_fetch_docstring_has_examples():
         "\n\nExample: hafvt fetch food-kitchen --out raw\n\nExample: hafvt fetch pictures"
         in inspect.getdoc(fetch)
     )
+
+
+def hidden_and_partial_paths(folder):
+    return [path.name for path in folder.rglob("*") if path.name.startswith(".") or ".part" in path.name]
+
+
+def test_fetch_reviews_killed_anywhere_resumes(server, tmp_path):
+    out = tmp_path / "out"
+    options = {"categories": ["Baby"], "base_url": server.url("good"), "allow_private": True}
+    options |= {"requests_per_second": 1e6, "parallel": 1}
+
+    def reset():
+        shutil.rmtree(out, ignore_errors=True)
+
+    def check(step):
+        assert all(path.read_bytes() == BODY for path in out.glob("*.gz"))
+        result = fetch("amazon-2014", out=out, **options)
+        assert result.num_downloaded + result.num_existing == 2
+        assert relative_paths(out) == ["meta_Baby.json.gz", "reviews_Baby.json.gz"]
+        assert hidden_and_partial_paths(tmp_path) == []
+
+    action = f"fetch('amazon-2014', out=root / 'out', **{options})"
+    imports = "from hafvt.data.sources.fetch import fetch"
+    assert crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check) >= 10
+
+
+@pytest.mark.slow
+def test_fetch_pictures_killed_anywhere_leaves_a_valid_dataset_and_resumes(server, tmp_path, write_dataset):
+    out = tmp_path / "out"
+    urls = [("a", server.url("picture?is=png")), ("b", server.url("picture?is=jpg")), ("c", "file:///x")]
+
+    def reset():
+        shutil.rmtree(out, ignore_errors=True)
+        write_dataset(urls)
+
+    def check(step):
+        paths = Dataset.open(tmp_path / "data").item_table["image"].drop_nulls()
+        assert all((out / path).exists() for path in paths)
+        result = fetch("pictures", tmp_path / "data", out=out, allow_private=True, requests_per_second=1e6)
+        assert result.num_downloaded + result.num_existing == 2
+        assert picture_paths(tmp_path / "data") == {"a": "images/a.png", "b": "images/b.jpg"}
+        assert Dataset.open(tmp_path / "data").image_root == out.resolve()
+        assert relative_paths(out) == ["images/a.png", "images/b.jpg", "problems.csv"]
+        assert hidden_and_partial_paths(tmp_path) == []
+
+    options = "out=root / 'out', allow_private=True, requests_per_second=1e6, parallel=1"
+    action = f"fetch('pictures', root / 'data', {options})"
+    imports = "from hafvt.data.sources.fetch import fetch"
+    assert crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check) >= 20
+
+
+def test_fetch_into_a_folder_in_use_is_refused(server, tmp_path, write_dataset):
+    data = write_dataset([("a", server.url("picture?is=png"))])
+    out = tmp_path / "out"
+    with folder_lock(out), pytest.raises(HafvtError, match="out is in use by another process"):
+        fetch("amazon-2014", out=out, categories=["A"], base_url=server.url("good"), allow_private=True)
+    with folder_lock(data), pytest.raises(HafvtError, match="data is in use by another process"):
+        fetch("pictures", data, out=out, allow_private=True)
+    assert server.requests == []
+    assert fetch("pictures", data, out=data, allow_private=True).num_downloaded == 1
+
+
+def test_fetch_pictures_on_a_full_disk_names_the_file_and_keeps_the_others(server, tmp_path, write_dataset):
+    data = write_dataset([("a", server.url("picture?is=png")), ("b", server.url("picture?is=jpg"))])
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "b.part").symlink_to("/dev/full")
+    get = partial(fetch, "pictures", data, out=tmp_path / "out", allow_private=True, parallel=1)
+    with pytest.raises(HafvtError, match=r"images/b: the disk is full: 0.0 MiB more are needed, .* run the"):
+        get()
+    assert picture_paths(data) == {"a": "images/a.png"}
+    (tmp_path / "out" / "images" / "b.part").unlink()
+    result = get()
+    assert (result.num_downloaded, result.num_existing) == (1, 1)

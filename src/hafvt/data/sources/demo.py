@@ -22,7 +22,7 @@ from hafvt.data.dataset import Bool, Int64
 from hafvt.data.sources.checks import SECONDS_PER_DAY
 from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
 from hafvt.errors import HafvtError
-from hafvt.files import FolderKind, atomic_folder, check_output_folder
+from hafvt.files import FolderKind, atomic_folder, check_output_folder, write_json
 from hafvt.progress import progress
 
 Float = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ MIN_PURCHASES, MAX_PURCHASES, MEAN_PURCHASES = 8, 30, 16  # of a customer
 MIN_PER_SHOP = 3  # purchases of a customer in each shop
 MISSING_SHARE = 0.02  # share of items without an image; as many others lack a title
 CUSTOMERS_PER_CHUNK = 1000  # simulated together, which bounds the memory
-WORLD = FolderKind("a demo world", "", ("interactions.csv", "items.csv", "pictures"))
+WORLD = FolderKind("a demo world", "world.json", ("interactions.csv", "items.csv", "pictures"))
 START_TIME = 1_640_995_200  # 2022-01-01 in seconds since 1970
 
 
@@ -72,7 +72,7 @@ class GeneratedItems:
 def generate_world(
     folder: str | Path, *, users: int = 3000, items_per_shop: int = 400, seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write the world to a folder: `interactions.csv`, `items.csv` and `pictures/`.
+    """Write the world to a folder: `interactions.csv`, `items.csv`, `pictures/` and `world.json`.
 
     Args:
         folder: the folder to write; an earlier world in it is replaced.
@@ -109,6 +109,8 @@ def generate_world(
                 frames.append(pl.DataFrame({**ids, "timestamp": times[rows, steps]}))
                 advance(len(customers))
         pl.concat(frames).sort("timestamp", maintain_order=True).write_csv(temporary / "interactions.csv")
+        settings = {"users": users, "items_per_shop": items_per_shop, "seed": seed}
+        write_json(temporary / WORLD.marker, {"format": 1, **settings})
     return folder / "interactions.csv", folder / "items.csv"
 
 

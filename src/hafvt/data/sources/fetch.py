@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -13,13 +13,14 @@ from typing import Annotated, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from hafvt.data.dataset import replace_item_table
+from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.download import MIB, DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, read_json
+from hafvt.files import atomic_file, folder_lock, recover_folder
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
+from hafvt.tables import without_formulas
 
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
 PICTURE = FileType(
@@ -198,60 +199,66 @@ def _fetch_dump(
             url = f"{base_url}/{template.format(category)}"
             path = out / url.rpartition("/")[2]
             jobs_by_path[path] = DownloadJob(url, path, GZIP)
-    jobs = [job for path, job in jobs_by_path.items() if not path.exists()]
-    failures: list[tuple[DownloadJob, str]] = []
-    num_bytes = _download_with_progress(jobs, client, parallel, failures)
+    failures: dict[DownloadJob, str] = {}
+    with folder_lock(out):
+        result = _download_missing(list(jobs_by_path.values()), client, parallel, failures, out)
     if failures:
-        lines = "".join(f"\n  {job.url}: {problem}" for job, problem in failures)
+        lines = "".join(f"\n  {job.url}: {problem}" for job, problem in failures.items())
         raise HafvtError(
             f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded:{lines}\n"
             f"The others are in {out}. Run the command again to resume. If the error remains, compare the "
             f"names with {dump.page_url} or choose a mirror with --base-url"
         )
-    return FetchResult(out, len(jobs), len(jobs_by_path) - len(jobs), 0, 0, num_bytes)
+    return result
 
 
 def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) -> FetchResult:
     """Download the pictures of a dataset's items and write their paths into the item table."""
-    table = _read_items(data, out)
-    urls = dict(table.select("item_id", "image_url").rows())
-    folder = out / "images"
-    existing = _existing_pictures(folder)
-    item_ids = {safe_name(item_id): item_id for item_id, url in urls.items() if url}
-    jobs = [
-        DownloadJob(urls[item_id], folder / name, PICTURE)
-        for name, item_id in item_ids.items()
-        if name not in existing
-    ]
-    failures: list[tuple[DownloadJob, str]] = []
-    try:
-        num_bytes = _download_with_progress(jobs, client, parallel, failures)
-    finally:  # also after Ctrl-C
-        rows = [(item_ids[job.path.name], job.url, problem) for job, problem in failures]
-        with atomic_file(out / "problems.csv") as temporary:
-            pl.DataFrame(rows, schema=["item_id", "url", "problem"], orient="row").write_csv(temporary)
-        existing = _existing_pictures(folder)
-        paths = {item_ids[name]: f"images/{file}" for name, file in existing.items() if name in item_ids}
-        _write_picture_paths(data, out, table, paths)
-    return FetchResult(
-        out,
-        num_downloaded=len(jobs) - len(failures),
-        num_existing=len(item_ids) - len(jobs),
-        num_failed=len(failures),
-        num_without_url=len(urls) - len(item_ids),
-        num_bytes=num_bytes,
-    )
+    recover_folder(data)
+    with ExitStack() as stack:
+        for folder in {data.resolve(), out.resolve()}:
+            stack.enter_context(folder_lock(folder))
+        table = _item_table_with_urls(Dataset.open(data), out)
+        urls = dict(table.drop_nulls("image_url").select("item_id", "image_url").rows())
+        jobs = {
+            item: DownloadJob(url, out / "images" / safe_name(item), PICTURE) for item, url in urls.items()
+        }
+        failures: dict[DownloadJob, str] = {}
+        try:
+            result = _download_missing(list(jobs.values()), client, parallel, failures, out)
+        finally:  # also after Ctrl-C
+            paths = {
+                item: f"images/{path.name}" for item, job in jobs.items() if (path := job.finished_path())
+            }
+            path_column = pl.col("item_id").replace_strict(paths, default=None, return_dtype=pl.String)
+            table = table.with_columns(image=pl.coalesce(path_column, "image"))
+            replace_item_table(data, table, image_root=str(out.resolve()))
+            rows = [(item, job.url, failures[job]) for item, job in jobs.items() if job in failures]
+            with atomic_file(out / "problems.csv") as temporary:
+                frame = pl.DataFrame(rows, schema=["item_id", "url", "problem"], orient="row")
+                without_formulas(frame).write_csv(temporary)
+    return result._replace(num_without_url=len(table) - len(urls))
 
 
-def _download_with_progress(
-    jobs: list[DownloadJob], client: HttpClient, parallel: int, failures: list[tuple[DownloadJob, str]]
-) -> int:
-    """Download files, show the progress, and return the number of received bytes.
+def _download_missing(
+    jobs: list[DownloadJob],
+    client: HttpClient,
+    parallel: int,
+    failures: dict[DownloadJob, str],
+    out: Path,
+) -> FetchResult:
+    """Download the files that do not exist, and show the progress.
 
-    Append each failed job with its problem to `failures` at once, so that the caller has it after Ctrl-C.
+    Add each failed job with its problem to `failures` at once, so that the caller has it after Ctrl-C.
     """
+    missing = []
+    for job in jobs:
+        if job.finished_path() is None:
+            missing.append(job)
+        else:
+            job.delete_partial()  # left by a kill after the complete file had its name
     num_bytes, lock = 0, threading.Lock()
-    with progress("fetch", len(jobs), "files") as advance:
+    with progress("fetch", len(missing), "files") as advance:
 
         def report(num_files: int, num_new_bytes: int) -> None:
             nonlocal num_bytes
@@ -259,48 +266,29 @@ def _download_with_progress(
                 num_bytes += num_new_bytes
                 advance(num_files, f"{num_bytes / MIB:,.1f} MiB")
 
-        with closing(download_all(jobs, client, parallel=parallel, on_bytes=partial(report, 0))) as results:
+        on_bytes = partial(report, 0)
+        with closing(download_all(missing, client, parallel=parallel, on_bytes=on_bytes)) as results:
             for job, result in results:
                 if isinstance(result, DownloadError):
-                    failures.append((job, result.problem))
+                    failures[job] = result.problem
                 report(1, 0)
-    return num_bytes
+    num_downloaded = len(missing) - len(failures)
+    return FetchResult(out, num_downloaded, len(jobs) - len(missing), len(failures), 0, num_bytes)
 
 
-def _read_items(data: Path, out: Path) -> pl.DataFrame:
+def _item_table_with_urls(data: Dataset, out: Path) -> pl.DataFrame:
     """Return the items of a dataset, with the URLs of their pictures in image_url (null without one)."""
-    path = data / "items.parquet"
-    try:
-        table = pl.read_parquet(path)
-    except FileNotFoundError:
-        raise HafvtError(f"{path} does not exist: fetch pictures takes a dataset folder") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise HafvtError(f"{path} cannot be read ({error}): prepare the dataset again") from None
+    table = data.item_table
     if "image_url" not in table.columns:
         table = table.with_columns(image_url=pl.lit(None, pl.String))
-    image, url = pl.col("image"), pl.col("image_url").str.strip_chars().replace("", None)
+    image, url = pl.col("image"), pl.col("image_url").cast(pl.String).str.strip_chars().replace("", None)
     is_url = image.str.contains("^(?i)https?://")
     table = table.with_columns(
         image_url=url.fill_null(pl.when(is_url).then(image)), image=pl.when(~is_url).then(image)
     )
     if not table["image_url"].count():
         remedy = "prepare the dataset again, with URLs in the column image or image_url"
-        raise HafvtError(f"{path} has no URLs: {remedy}")
-    root = read_json(data / "manifest.json").get("image_root")
-    if root not in (None, str(out.resolve())) and table["image"].count():
-        raise HafvtError(f"{data} has pictures in {root}: use --out {root}")
+        raise HafvtError(f"{data.folder} has no URLs: {remedy}")
+    if data.image_root not in (None, out.resolve()) and table["image"].count():
+        raise HafvtError(f"{data.folder} has pictures in {data.image_root}: use --out {data.image_root}")
     return table
-
-
-def _write_picture_paths(data: Path, out: Path, table: pl.DataFrame, paths: dict[str, str]) -> None:
-    """Write the paths of pictures, by item id, into the item table of a dataset."""
-    path_column = pl.col("item_id").replace_strict(paths, default=None, return_dtype=pl.String)
-    table = table.with_columns(image=pl.coalesce(path_column, "image"))
-    replace_item_table(data, table, image_root=str(out.resolve()))
-
-
-def _existing_pictures(folder: Path) -> dict[str, str]:
-    """Return the complete pictures in a folder: file name by safe name."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path.name for path in folder.iterdir() if path.suffix in PICTURE.signatures}

@@ -153,6 +153,7 @@ def test_connection_beyond_the_limit_replaces_the_longest_waiting(monkeypatch):
             client = socket.create_connection(("127.0.0.1", port), 20, source_address=(address, 0))
             client.sendall(REQUEST)
             assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.01)  # the server compares times in milliseconds
             return stack.enter_context(client)
 
         first, *others = [connect("127.0.0.1") for _ in range(5)]

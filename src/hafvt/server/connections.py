@@ -60,17 +60,20 @@ class LimitedConnection(H11Protocol):
             unread = transport.get_extra_info("socket")
             unread.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_S * 1000)
         self.start_timer()
-        if len(self.connections) > MAX_CONNECTIONS:
-            self.make_room()
+        self.make_room()
 
     def make_room(self) -> None:
-        """Close a connection of the address with most connections, if possible the longest waiting."""
-        connections = cast("set[LimitedConnection]", self.connections)
+        """Of too many connections, close one of the address with most, if possible the longest waiting."""
+        all_connections = cast("set[LimitedConnection]", self.connections)
+        connections = [connection for connection in all_connections if not connection.transport.is_closing()]
+        if len(connections) <= MAX_CONNECTIONS:
+            return
         num_connections = Counter(connection.address for connection in connections)
 
-        def order(connection: LimitedConnection) -> tuple[int, float]:
+        def order(connection: LimitedConnection) -> tuple[int, float, bool]:
             timer = connection.arrival_timer or connection.timeout_keep_alive_task
-            return num_connections[connection.address], -timer.when() if timer else -math.inf
+            waiting_since = timer.when() if timer else math.inf
+            return num_connections[connection.address], -waiting_since, connection is not self
 
         max(connections, key=order).transport.abort()
 

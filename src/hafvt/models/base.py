@@ -18,16 +18,13 @@ __all__ = ["BranchContributions", "BranchQuery", "Model", "ModelConfig"]
 
 
 class BranchContributions(NamedTuple):
-    """How each branch, a pair of sequence and modality, contributes to scores.
-
-    Attributes:
-        shares: (B, C, S, M) share of each branch in the score of each candidate; the shares sum to 1.
-        attention: (B, S, M, T) weight of each item of the merged history in each branch; sums to 1 over the
-            history, or to 0 where the branch's sequence is empty.
-    """
+    """How each branch, a pair of sequence and modality, contributes to scores."""
 
     shares: Tensor
+    """(B, C, S, M) share of each branch in the score of each candidate; the shares sum to 1."""
     attention: Tensor
+    """(B, S, M, T) weight of each item of the merged history in each branch; sums to 1 over the history, or
+    to 0 where the branch's sequence is empty."""
 
 
 class BranchQuery(NamedTuple):
@@ -48,48 +45,36 @@ class Model(nn.Module, ABC):
     """A recommender: computes a loss from training sequences and scores from histories.
 
     The constructor takes `item_features` and the model's `ModelConfig`.
-
-    Attributes:
-        max_length: the longest history that the model reads, in items; callers cut older items.
-        domains: the domains of the catalog.
-        notes: remarks for a report on this model.
-        sequence_names: names of the sequences of `explain`, S of them.
-        modalities: names of the modalities of `explain`, M of them.
-        content_modalities: the frozen features, such as image and title, that the model reads.
-        uses_relations: whether the model needs the relations between items.
-        can_explain: whether `explain` is available.
-        can_extend_catalog: whether `extend_catalog` is available.
-        can_index: whether `branch_tables`, `branch_queries` and `finish_scores` are available, from which an
-            index of the items is built and searched.
     """
 
     max_length: int
+    """The longest history that the model reads, in items; callers cut older items."""
     domains: tuple[Domain, ...]
     notes: tuple[str, ...] = ()
+    """Remarks for a report on this model."""
     sequence_names: tuple[str, ...] = ()
+    """Names of the S sequences of `explain`."""
     modalities: tuple[str, ...] = ()
+    """Names of the M modalities of `explain`."""
     content_modalities: tuple[str, ...] = ()
+    """The frozen features, such as image and title, that the model reads."""
     uses_relations: ClassVar[bool] = False
+    """Whether the model needs the relations between items."""
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
     can_index: ClassVar[bool] = False
+    """Whether an index of items can be built and searched: `branch_tables` to `finish_scores` are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
-        """Return the item features that the constructor needs, with what is computed from them once.
-
-        Args:
-            item_features: as read from the dataset.
-            config: the model's hyperparameters.
-        """
+        """Return a dataset's item features with what the constructor needs and is computed only once."""
         return item_features
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Return the training loss of a batch of training sequences, a scalar.
+        """Return the training loss of whole sequences, a scalar.
 
-        Args:
-            batch: whole sequences; every item but the first is the target of the items before it.
+        Every item but the first is the target of the items before it. Each sequence has at least two items.
         """
 
     @abstractmethod
@@ -102,17 +87,11 @@ class Model(nn.Module, ABC):
             candidates: (B, C) item indices of that domain, one set per history; None scores all its items.
 
         Returns:
-            (B, C) scores, higher is better; column c is the item `candidates[:, c]`, or item
-            `domain.start + c` without candidates.
+            (B, C) scores, higher is better; without candidates, column c is the item `domain.start + c`.
         """
 
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
-        """Return how each branch contributes to the scores of candidates.
-
-        Args:
-            batch: histories.
-            domain: number of the candidates' domain.
-            candidates: (B, C) item indices.
+        """Return how each branch contributes to the scores of candidates, (B, C) items of a domain.
 
         Raises:
             HafvtError: the model cannot explain its scores.

@@ -41,12 +41,9 @@ from hafvt.models.sequences import (
 
 
 class TransitionGraph(nn.Module):
-    """The normalized adjacency matrix A of the transitions between items.
+    """The normalized adjacency matrix A of transitions, (n, 2) item and next item.
 
-    Args:
-        links: (n, 2) item and next item.
-        num_items: of the catalog.
-        weighted: whether repeated links weigh more.
+    If `weighted`, repeated transitions weigh more.
     """
 
     neighbors: Tensor
@@ -121,11 +118,7 @@ class C2dsr(Model):
         self.discriminators = nn.ModuleList(nn.Bilinear(d, d, 1) for _ in self.domains)
 
     def domain_states(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Return the states of a domain's history and how many of them there are by each merged position.
-
-        Returns:
-            (B, T_d, d) and (B, T)
-        """
+        """Return the states of a domain's history, (B, T_d, d), and their number so far, (B, T)."""
         encoder: GraphEncoder = self.own[number]  # type: ignore[assignment]
         mine = in_domain(batch.items, self.domains[number])
         mine = mine & valid_mask(batch.lengths, batch.items.shape[1])
@@ -139,8 +132,6 @@ class C2dsr(Model):
         """
         inputs, mask, targets = next_items(batch)
         table = self.merged.table()
-        if not mask.any():
-            return table.sum() * 0
         h = self.merged(table, inputs.items)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):

@@ -78,10 +78,7 @@ class Gru4Rec(Model):
     def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy with log-q correction, or BPR-max, against sampled negatives.
 
-        Args:
-            h: (B, T, d) states.
-            mask: (B, T) which states have a next item.
-            targets: (B, T) the next items; any item where the mask is False.
+        `h`, (B, T, d), are states; `mask`, (B, T), states which have a next item, those in `targets`, (B, T).
         """
         config = self.config
         weights = self.popularity**config.sample_alpha * (self.popularity > 0)

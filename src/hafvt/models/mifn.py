@@ -36,7 +36,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
-from hafvt.models.blocks import Dropout, ResetFirstGru, blend, init_xavier
+from hafvt.models.blocks import Dropout, ResetFirstGru, blend, init_xavier, split_layer
 from hafvt.models.configs import MifnConfig
 from hafvt.models.sequences import (
     in_domain,
@@ -53,15 +53,12 @@ EPSILON = 1e-30
 
 
 class HistoryGraphs(NamedTuple):
-    """The graph of each of P histories.
-
-    Attributes:
-        nodes: (P, N) distinct items, -1 in unused places.
-        adjacency: (P, R, N, N) 1 where a relation links the node of the row to that of the column, else 0.
-    """
+    """The graph of each of P histories."""
 
     nodes: Tensor
+    """(P, N) distinct items, -1 in unused places."""
     adjacency: Tensor
+    """(P, R, N, N) 1 where a relation links the node of the row to that of the column, else 0."""
 
 
 def first_distinct(candidates: Tensor, count: int) -> Tensor:
@@ -92,12 +89,10 @@ class BehaviorTransfer(nn.Module):
 
         f = sigmoid([h; h_other; s] W_f + b_f);  c = tanh([h; s] W_s + b_s);  s' = f * c + (1 - f) * s
         """
-        d = h.shape[2]
-        f_inputs = F.linear(torch.cat([h, h_other], 2), self.filter.weight[:, : 2 * d], self.filter.bias)
-        c_inputs = F.linear(h, self.candidate.weight[:, :d], self.candidate.bias)
-        w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
-        s, states = h.new_zeros(len(h), d), []
-        for f_input, c_input in zip(f_inputs.unbind(1), c_inputs.unbind(1), strict=True):
+        f_inputs, w_f = split_layer(self.filter, torch.cat([h, h_other], dim=2))
+        c_inputs, w_c = split_layer(self.candidate, h)
+        s, states = torch.zeros_like(h[:, 0]), []
+        for f_input, c_input in zip(f_inputs, c_inputs, strict=True):
             f = torch.sigmoid(torch.addmm(f_input, s, w_f))
             s = blend(s, torch.tanh(torch.addmm(c_input, s, w_c)), f)
             states.append(s)
@@ -151,14 +146,9 @@ class KnowledgeTransfer(nn.Module):
         g_n = sigmoid([h; t; e_n] W_c + b_c);  D_nm = w . (e_n * e_m), n of the other domain, m of the own
         z^O_n = (g_n * P_n) W_a + b_a;  z^T_n = ((1 - g_n) * Q_n) W_b + b_b + sum_m D_nm e_m
         e'_n = GRU([relu(concat_r A_r (z^O W_r + b_r)); relu(concat_r A_r (z^T W'_r + b'_r))], e_n)
-
-        Args:
-            h: (P, d) state of the last item's domain.
-            t: (P, d) state that this domain transfers to the other.
-            e: (P, N, d) node embeddings.
-            own: (P, N) which nodes are of the last item's domain.
-            other: (P, N) which are of the other.
-            adjacency: (P, R, N, N).
+        h, (P, d), is the state of the last item's domain, t the state that it transfers to the other; e are
+        node embeddings, (P, N, d); own and other, (P, N), are the nodes of the last item's and the other
+        domain; adjacency, A, is (P, R, N, N).
         """
         d = e.shape[2]
         p = masked_softmax(self.own(h, e), own)[:, :, None] * e
@@ -176,17 +166,14 @@ class KnowledgeTransfer(nn.Module):
 
 
 class NextItemChoice(NamedTuple):
-    """The distribution of the next item of a domain after P histories.
-
-    Attributes:
-        state: (P, 2 d) [h; t], the input of the softmax over all items.
-        copy_logit: (P,) logit of the probability P_G that the item is copied from the graph.
-        copy_p: (P, N) probability of each node, if copied; 0 for nodes of the other domain.
-    """
+    """The distribution of the next item of a domain after P histories."""
 
     state: Tensor
+    """(P, 2 d) [h; t], the input of the softmax over all items."""
     copy_logit: Tensor
+    """(P,) logit of the probability P_G that the item is copied from the graph."""
     copy_p: Tensor
+    """(P, N) probability of each node, if copied; 0 for nodes of the other domain."""
 
 
 class Decoder(nn.Module):
@@ -203,13 +190,8 @@ class Decoder(nn.Module):
         """Return the distribution of the next item.
 
         P_G = sigmoid(w . [h; t; sum_n e'_n] + b);  g = softmax(v . tanh(h W_h + e'_n W_e)), both over the
-        domain's nodes
-
-        Args:
-            h: (P, d) state of the domain.
-            t: (P, d) state that the other domain transfers.
-            e: (P, N, d) nodes e' after the knowledge transfer.
-            mine: (P, N) which of them are of the domain.
+        nodes of the domain, `mine`, (P, N). h, (P, d), is the domain's state, t the state that the other
+        domain transfers, and e, (P, N, d), the nodes e' after the knowledge transfer.
         """
         e = e * mine[:, :, None]
         copy_logit = self.copy_gate(torch.cat([h, t, e.sum(1)], dim=1))[:, 0].float()
@@ -265,12 +247,8 @@ class Mifn(Model):
     def links_from(self, nodes: Tensor, target: Tensor | None) -> Tensor:
         """Return the links of nodes, -1 for none, without those that only the step to the target contributes.
 
-        Args:
-            nodes: (P, N), of which the first is the last item of the history.
-            target: (P,) next items, or None.
-
-        Returns:
-            (P, N, R, K)
+        `nodes` is (P, N), first the last item of the history; `target` has the next items, (P,), in training;
+        links are (P, N, R, K).
         """
         items = nodes.clamp(min=0)
         links = self.links[items].masked_fill((nodes < 0)[:, :, None, None], -1)
@@ -280,13 +258,9 @@ class Mifn(Model):
         return links
 
     def graphs(self, batch: Batch, target: Tensor | None = None) -> HistoryGraphs:
-        """Build the graphs around histories.
+        """Build the graphs around histories; see `links_from` for the target.
 
         Each relation has the links between the nodes, the steps of the history, and a loop at each node.
-
-        Args:
-            batch: histories.
-            target: (P,) in training, the next items, whose own steps are left out of "transition".
         """
         items = batch.items.masked_fill(~valid_mask(batch.lengths, batch.items.shape[1]), -1)
         nodes = first_distinct(items.flip(1), self.config.max_nodes)
@@ -304,13 +278,9 @@ class Mifn(Model):
     def choices(
         self, h: list[Tensor], t: list[Tensor], graphs: HistoryGraphs, last_item: Tensor
     ) -> list[NextItemChoice]:
-        """Return the distributions of the next item of both domains after histories.
+        """Return the distributions of the next item of both domains after histories with a last item, (P,).
 
-        Args:
-            h: (P, d) state of each domain.
-            t: (P, d) state that each domain transfers.
-            graphs: of the histories.
-            last_item: (P,) of the histories.
+        h, (P, d), is the state of each domain, and t the state that it transfers.
         """
         in_second = graphs.nodes >= self.domains[1].start
         mine = [(graphs.nodes >= 0) & ~in_second, in_second]  # (P, N) each
@@ -324,17 +294,13 @@ class Mifn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
+        return self.prefix_loss(batch, row, position + 1)
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log P(next item) - [next item not in the graph] log(P_S + 1e-4).
 
-        P = P_G g + P_S s, with P_S = 1 - P_G and the softmax s over all items of the domain.
-
-        Args:
-            batch: whole sequences.
-            row: (P,) the sequence of each prefix.
-            length: (P,) its number of items.
+        P = P_G g + P_S s, with P_S = 1 - P_G and the softmax s over all items of the domain. Each prefix has
+        the number of its sequence and its number of items, (P,) each.
         """
         inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
         target = batch.items[row, length]
@@ -344,8 +310,6 @@ class Mifn(Model):
         is_target, total = graphs.nodes == target[:, None], h[0].new_zeros(())  # (P, N)
         for domain, decoder, choice in zip(self.domains, self.decoders, choices, strict=True):
             mine = in_domain(target, domain)
-            if not mine.any():
-                continue
             output: Any = decoder.output
             table = torch.cat([output.weight, output.bias[:, None]], dim=1)  # (items, 2 d + 1)
             queries = F.pad(self.dropout(choice.state[mine]).float(), (0, 1), value=1.0)

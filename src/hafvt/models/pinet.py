@@ -18,16 +18,22 @@ The model is defined for two domains.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmax, Dropout, ResetFirstGru, blend, init_xavier
+from hafvt.models.blocks import (
+    DomainSoftmax,
+    Dropout,
+    ResetFirstGru,
+    blend,
+    init_xavier,
+    mean_nll_over_domains,
+    split_layer,
+)
 from hafvt.models.configs import PiNetConfig
 from hafvt.models.sequences import (
-    in_domain,
     last_states,
     next_items,
     require_two_domains,
@@ -53,25 +59,17 @@ class SharedAccountFilter(nn.Module):
         nn.init.ones_(self.candidate.bias)
 
     def forward(self, h: Tensor, h_other: Tensor) -> Tensor:
-        """Return the filtered state s after each item.
+        """Return the filtered state s after each item, (B, T, d).
 
         f_k = sigmoid([h; h_other; s] W_f + U_k V_f + b_f);  c_k = tanh([h; s] W_s + U_k V_s + b_s)
         s' = mean_k f_k * s + (1 - f_k) * c_k
-
-        Args:
-            h: (B, T, d) states of the domain.
-            h_other: (B, T, d) latest state of the other domain before each item.
-
-        Returns:
-            (B, T, d)
+        `h`, (B, T, d), has the states of the domain, `h_other` the other domain's latest before each item.
         """
-        d = h.shape[2]
-        f_inputs = F.linear(torch.cat([h, h_other], 2), self.filter.weight[:, : 2 * d], self.filter.bias)
-        c_inputs = F.linear(h, self.candidate.weight[:, :d], self.candidate.bias)
-        w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
+        f_inputs, w_f = split_layer(self.filter, torch.cat([h, h_other], dim=2))
+        c_inputs, w_c = split_layer(self.candidate, h)
         f_users, c_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
-        s, states = h.new_zeros(len(h), d), []
-        for f_input, c_input in zip(f_inputs.unbind(1), c_inputs.unbind(1), strict=True):
+        s, states = torch.zeros_like(h[:, 0]), []
+        for f_input, c_input in zip(f_inputs, c_inputs, strict=True):
             f = torch.sigmoid(torch.addmm(f_input, s, w_f)[:, None] + f_users)  # (B, K, d)
             c = torch.tanh(torch.addmm(c_input, s, w_c)[:, None] + c_users)  # (B, K, d)
             s = blend(c, s[:, None], f).mean(1)  # (B, d)
@@ -104,29 +102,24 @@ class PiNet(Model):
         h is the state of the domain, t the state transferred from the other domain.
         """
         sequences = split_two_domains(batch, self.domains)
-        h, t = [], []  # (B, T_d, d) each
-        for n in range(2):
-            h.append(self.encoders[n](self.dropout(self.items(sequences[n].batch.items))))
+        h = [
+            encoder(self.dropout(self.items(s.batch.items)))
+            for encoder, s in zip(self.encoders, sequences, strict=True)
+        ]
+        t, states = [], []
         for n in range(2):
             h_other = states_after(h[1 - n], sequences[n].other_counts)
             t.append(self.transfers[n](self.filters[n](h[n], h_other)))
-        states = []
         for n in range(2):
             transferred = states_after(t[1 - n], sequences[1 - n].counts)
             states.append(torch.cat([transferred, states_after(h[n], sequences[n].counts)], dim=2))
-        return [self.dropout(x) for x in states]
+        return states
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
-        total = self.items.weight.sum() * 0
-        if not mask.any():
-            return total
-        for domain, output, states in zip(self.domains, self.outputs, self.states(inputs), strict=True):
-            mine = in_domain(targets, domain)
-            if mine.any():
-                total = total + output.nll(states[mask][mine], targets[mine])  # type: ignore[operator]
-        return total / max(len(targets), 1)
+        states = [self.dropout(x)[mask] for x in self.states(inputs)]  # (N, 2 d) each
+        return mean_nll_over_domains(self.outputs, states, targets)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [t; h] + b, see `Model.scores`."""

@@ -17,17 +17,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmax, Dropout, ResetFirstGru, init_xavier
+from hafvt.models.blocks import (
+    DomainSoftmax,
+    Dropout,
+    ResetFirstGru,
+    init_xavier,
+    mean_nll_over_domains,
+    split_layer,
+)
 from hafvt.models.configs import PsjNetConfig
 from hafvt.models.sequences import (
     DomainSequence,
-    in_domain,
     masked_softmax,
     next_items,
     require_two_domains,
@@ -39,17 +44,13 @@ EPSILON = 1e-10  # of the authors' code
 
 
 class PsjNetStates(NamedTuple):
-    """The encoded parts of merged histories, by domain.
+    """The encoded parts of merged histories, by domain."""
 
-    Attributes:
-        sequences: the items of each domain.
-        states: (B, T_d, d) state after each item.
-        transferred: (B, K, T_d, d) state that each latent user transfers to the other domain.
-    """
-
-    sequences: tuple[DomainSequence, DomainSequence]
+    sequences: list[DomainSequence]
     states: list[Tensor]
+    """(B, T_d, d) state after each item."""
     transferred: list[Tensor]
+    """(B, K, T_d, d) state that each latent user transfers to the other domain."""
 
 
 class SplitUnit(nn.Module):
@@ -68,30 +69,19 @@ class SplitUnit(nn.Module):
             nn.init.xavier_normal_(weight) if weight.ndim > 1 else nn.init.ones_(weight)
 
     def forward(self, h: Tensor, h_other: Tensor) -> Tensor:
-        """Return each user's state S_k after each item.
+        """Return each user's state S_k after each item, (B, K, T, d).
 
         f_k = sigmoid([h; h_other; S_k] W_f + U_k V_f + b_f)
         g = sigmoid([h; h_other] W_n + sum_k (S_k V_n1) * V_n2[k] + b_n);  both divided by sum_k f_k + g
         S'_k = f_k * tanh([h; S_k] W_s + U_k V_s + b_s) + g * S_k
-
-        Args:
-            h: (B, T, d) states of the domain.
-            h_other: (B, T, d) latest state of the other domain before each item.
-
-        Returns:
-            (B, K, T, d)
+        `h`, (B, T, d), has the states of the domain, `h_other` the other domain's latest before each item.
         """
-        d = h.shape[2]
         both = torch.cat([h, h_other], dim=2)
-        f_inputs = F.linear(both, self.filter.weight[:, : 2 * d], self.filter.bias)
-        c_inputs = F.linear(h, self.candidate.weight[:, :d], self.candidate.bias)
-        w_f, w_c = self.filter.weight[:, 2 * d :].T, self.candidate.weight[:, d:].T
+        (f_inputs, w_f), (c_inputs, w_c) = split_layer(self.filter, both), split_layer(self.candidate, h)
         w = torch.cat([w_f, w_c, self.v_n1.weight.T], dim=1)  # one product for three
         f_users, c_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
-        s, states = h.new_zeros(len(h), len(self.users), d), []
-        for f_input, c_input, g_input in zip(
-            f_inputs.unbind(1), c_inputs.unbind(1), self.no_user(both).unbind(1), strict=True
-        ):
+        s, states = h.new_zeros(len(h), *self.users.shape), []
+        for f_input, c_input, g_input in zip(f_inputs, c_inputs, self.no_user(both).unbind(1), strict=True):
             f, c, n = (s @ w).chunk(3, dim=2)  # (B, K, d) each
             f = torch.sigmoid(f_input[:, None] + f + f_users)
             g = torch.sigmoid(g_input + (n * self.v_n2).sum(1))[:, None]  # (B, 1, d)
@@ -140,27 +130,21 @@ class PsjNet(Model):
 
     def encode(self, batch: Batch) -> PsjNetStates:
         """Encode merged histories, for the predictions in both domains."""
-        sequences = split_two_domains(batch, self.domains)
-        h, transferred = [], []
-        for n in range(2):
-            h.append(self.encoders[n](self.dropout(self.items(sequences[n].batch.items))))  # (B, T_d, d)
+        sequences, transferred = split_two_domains(batch, self.domains), []
+        h = [
+            encoder(self.dropout(self.items(s.batch.items)))
+            for encoder, s in zip(self.encoders, sequences, strict=True)
+        ]
         for n in range(2):
             split = self.splits[n](h[n], states_after(h[1 - n], sequences[n].other_counts))
             transferred.append(self.transfers[n](split.flatten(0, 1)).view_as(split))  # (B, K, T_d, d)
         return PsjNetStates(sequences, h, transferred)
 
     def join(self, encoded: PsjNetStates, domain: int, position: Tensor) -> Tensor:
-        """Return [h; c] of a domain after prefixes of the merged histories, zeros after an empty one.
+        """Return [h; c] after prefixes of merged histories, zeros after an empty one, (B, P, 2 d).
 
-        h is the state of the domain, c the joined state that the other domain transfers.
-
-        Args:
-            encoded: the merged histories.
-            domain: the predicted domain.
-            position: (B, P) last position of each prefix.
-
-        Returns:
-            (B, P, 2 d)
+        h is the state of the predicted domain, c the joined state that the other domain transfers; `position`
+        is the last of each prefix, (B, P).
         """
         h, t = encoded.states[domain], encoded.transferred[1 - domain]  # (B, I, d), (B, K, J, d)
         counts = encoded.sequences[domain].counts.gather(1, position)  # (B, P)
@@ -179,19 +163,11 @@ class PsjNet(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
-        row, position = mask.nonzero(as_tuple=True)
-        total = self.items.weight.sum() * 0
-        if not mask.any():
-            return total
         encoded = self.encode(inputs)
+        # Joining at all positions and then selecting is faster than joining at selected positions.
         positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-        for n, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
-            mine = in_domain(targets, domain)
-            if mine.any():
-                # Joining at all positions and then selecting is faster than joining at selected positions.
-                states = self.join(encoded, n, positions)[row[mine], position[mine]]  # (N, 2 d)
-                total = total + output.nll(self.dropout(states), targets[mine])  # type: ignore[operator]
-        return total / max(len(targets), 1)
+        states = [self.join(encoded, n, positions)[mask] for n in range(2)]  # (N, 2 d) each
+        return mean_nll_over_domains(self.outputs, states, targets, self.dropout)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [h; c] + b, see `Model.scores`."""
@@ -203,14 +179,9 @@ class PsjNet(Model):
 
 
 def prefix_max(match: Tensor, counts: Tensor) -> Tensor:
-    """Return the maximum over the first `counts` entries of dimension I, 0 over none.
+    """Return the maximum over the first `counts` entries of dimension I, 0 over none, (B, K, P, J).
 
-    Args:
-        match: (B, K, I, J).
-        counts: (B, P) from 0 to I.
-
-    Returns:
-        (B, K, P, J)
+    `match` is (B, K, I, J), `counts` (B, P), from 0 to I.
     """
     running = match.cummax(2).values
     index = (counts - 1).clamp(min=0)[:, None, :, None]

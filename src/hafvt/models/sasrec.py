@@ -55,15 +55,7 @@ class SasRec(Model):
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def states(self, items: Tensor, lengths: Tensor) -> Tensor:
-        """Return the state after each item.
-
-        Args:
-            items: (B, T, d) item embeddings of histories.
-            lengths: (B,) of the histories.
-
-        Returns:
-            (B, T, d)
-        """
+        """Return the state after each item, from the item embeddings of histories, (B, T, d) -> (B, T, d)."""
         if self.config.paper_blocks:  # the latest item has the last position
             position = torch.arange(items.shape[1], device=items.device) - lengths[:, None]  # (B, T)
             x = items * self.config.width**0.5 + self.positions(position % self.max_length)
@@ -102,15 +94,9 @@ class SasRec(Model):
 
 
 def sample_unseen_items(batch: Batch, targets: Tensor, domains: tuple[Domain, ...]) -> Tensor:
-    """Sample, for each target, an item of its domain that its sequence does not contain, uniformly.
+    """Sample, for each target, (B, T), an item of its domain that its sequence does not contain, uniformly.
 
-    Args:
-        batch: whole sequences.
-        targets: (B, T) items.
-        domains: of the catalog. If a sequence contains a whole domain, the domain's last item is returned.
-
-    Returns:
-        (B, T) items
+    If a sequence contains a whole domain, the domain's last item is returned.
     """
     sampled = torch.zeros_like(targets)
     valid = valid_mask(batch.lengths, batch.items.shape[1])

@@ -29,9 +29,8 @@ def in_domain(items: Tensor, domain: Domain) -> Tensor:
 def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     """Split sequences into inputs and the items that follow them.
 
-    Returns:
-        The inputs s_1..s_{n-1} as a batch of width T-1; the mask (B, T-1) of valid inputs; the targets
-        s_2..s_n at that mask, (N,).
+    Returns the inputs s_1..s_{n-1} as a batch of width T-1, the mask (B, T-1) of valid inputs, and the
+    targets s_2..s_n at that mask, (N,).
     """
     inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
     mask = valid_mask(inputs.lengths, inputs.items.shape[1])
@@ -41,8 +40,7 @@ def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
 def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
     """Sample prefixes that have a next item: `count` of each sequence, or all of a shorter one, uniformly.
 
-    Returns:
-        The row (N,) and the last position (N,) of each prefix, in ascending order.
+    Returns the row (N,) and the last position (N,) of each prefix, in ascending order.
     """
     mask = valid_mask((batch.lengths - 1).clamp(min=0), batch.items.shape[1] - 1)  # (B, T-1)
     # Of each row, the positions with the lowest random numbers.
@@ -52,12 +50,7 @@ def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
 
 
 def select_items(batch: Batch, mask: Tensor) -> Batch:
-    """Return the subsequences of the selected items, in their order, again right-padded.
-
-    Args:
-        batch: sequences.
-        mask: (B, T) bool, the selected items; positions of padding are ignored.
-    """
+    """Return the subsequences of the items in a mask, (B, T), in their order, again right-padded."""
     mask = mask & valid_mask(batch.lengths, batch.items.shape[1])
     lengths = mask.sum(1)
     width = mask.shape[1]
@@ -89,14 +82,9 @@ def last_states(states: Tensor, lengths: Tensor) -> Tensor:
 
 
 def states_after(states: Tensor, counts: Tensor) -> Tensor:
-    """Return the state after a number of items, zeros after none.
+    """Return the states after `counts` items, zeros after none, (B, T, d).
 
-    Args:
-        states: (B, S, d), the state after each item.
-        counts: (B, T) numbers of items, from 0 to S.
-
-    Returns:
-        (B, T, d)
+    `states` is (B, S, d), the state after each item; `counts` is (B, T), from 0 to S.
     """
     padded = F.pad(states, (0, 0, 1, 0))
     return padded.gather(1, counts[:, :, None].expand(-1, -1, states.shape[2]))
@@ -108,16 +96,9 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def dot_scores(h: Tensor, table: Tensor, domain: Domain, candidates: Tensor | None) -> Tensor:
-    """Return the dot products of states with the embeddings of a domain's items or of candidates.
+    """Return the dot products, (B, C), of states, (B, d), with the embeddings of items.
 
-    Args:
-        h: (B, d) states.
-        table: (V, d) embeddings of all items.
-        domain: whose items are scored.
-        candidates: (B, C) items, or None for all items of the domain.
-
-    Returns:
-        (B, C)
+    The items are `candidates`, (B, C), or all of the domain; `table` is (V, d), the embeddings of all items.
     """
     if candidates is None:
         return h @ table[domain.start : domain.stop].T
@@ -125,42 +106,28 @@ def dot_scores(h: Tensor, table: Tensor, domain: Domain, candidates: Tensor | No
 
 
 class DomainSequence(NamedTuple):
-    """The part of merged histories that belongs to one of two domains.
-
-    Attributes:
-        batch: its items, T_d per history at most.
-        counts: (B, T) number of its items up to each position of the merged history, that item included.
-        other_counts: (B, T_d) number of items of the other domain before each of its items.
-    """
+    """The part of merged histories that belongs to one of two domains."""
 
     batch: Batch
+    """The items of the domain, T_d per history at most."""
     counts: Tensor
+    """(B, T) number of its items up to each position of the merged history, that item included."""
     other_counts: Tensor
+    """(B, T_d) number of items of the other domain before each of its items."""
 
 
-def split_two_domains(batch: Batch, domains: tuple[Domain, ...]) -> tuple[DomainSequence, DomainSequence]:
+def split_two_domains(batch: Batch, domains: tuple[Domain, ...]) -> list[DomainSequence]:
     """Split merged histories into the sequences of the two domains."""
     valid = valid_mask(batch.lengths, batch.items.shape[1])
-    in_first = (batch.items < domains[1].start) & valid
-    masks = (in_first, ~in_first & valid)
+    masks = [in_domain(batch.items, domain) & valid for domain in domains]
     counts = [mask.cumsum(1) for mask in masks]  # (B, T) each
-    first, second = (
-        DomainSequence(
-            select_items(batch, masks[n]),
-            counts[n],
-            select_items(Batch(counts[1 - n], batch.lengths), masks[n]).items,
-        )
-        for n in range(2)
-    )
-    return first, second
+    others = [select_items(Batch(counts[1 - n], batch.lengths), masks[n]).items for n in range(2)]
+    return [DomainSequence(select_items(batch, masks[n]), counts[n], others[n]) for n in range(2)]
 
 
 def require_two_domains(model: str, domains: tuple[Domain, ...]) -> None:
-    """Refuse a catalog of other than two domains.
-
-    Raises:
-        HafvtError: the number of domains is not two.
-    """
+    """Raise HafvtError if a catalog has other than two domains."""
     if len(domains) != 2:
-        remedy = "prepare with --domains A B"
-        raise HafvtError(f"{model} is defined for two domains, not {len(domains)}: {remedy}")
+        raise HafvtError(
+            f"{model} is defined for two domains, not {len(domains)}: prepare with --domains A B"
+        )

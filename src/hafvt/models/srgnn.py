@@ -28,10 +28,9 @@ from hafvt.ops.embedding import embedding_lookup
 def session_graphs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Build the graph of each history.
 
-    Returns:
-        The node of each position, the first position of the same item, (B, T); A_in and A_out, (B, T, T).
-        Row v of A_in averages over the predecessors of v, row v of A_out over its successors. Repeated pairs
-        count once.
+    Returns the node of each position, the first position of the same item, (B, T), and A_in and A_out,
+    (B, T, T). Row v of A_in averages over the predecessors of v, row v of A_out over its successors. Repeated
+    pairs count once.
     """
     valid = valid_mask(batch.lengths, batch.items.shape[1])  # (B, T)
     same = (batch.items[:, :, None] == batch.items[:, None, :]) & valid[:, None, :]  # (B, T, T)
@@ -62,15 +61,7 @@ class SrGnn(Model):
             nn.init.uniform_(parameter, -(d**-0.5), d**-0.5)
 
     def session(self, items: Tensor, batch: Batch) -> Tensor:
-        """Return the session embedding s_h of (7).
-
-        Args:
-            items: (B, T, d) item embeddings of the histories.
-            batch: the histories.
-
-        Returns:
-            (B, d)
-        """
+        """Return s_h of (7), (B, d), of histories with the item embeddings `items`, (B, T, d)."""
         node, a_in, a_out = session_graphs(batch)
         h = items
         for _ in range(self.config.steps):  # (1) to (5)
@@ -91,15 +82,12 @@ class SrGnn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss (10) of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
+        return self.prefix_loss(batch, row, position + 1)
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log softmax(s_h E^T) at the item after each prefix, (8) to (10).
 
-        Args:
-            batch: whole sequences.
-            row: (N,) the sequence of each prefix.
-            length: (N,) its number of items.
+        Each prefix has the number of its sequence and its number of items, (N,) each.
         """
         prefix = Batch(batch.items[row, : int(length.max())], length)
         table, (items,) = embedding_lookup(self.items.weight, prefix.items)  # (V, d), (N, T, d)

@@ -64,16 +64,13 @@ class TripleAttention(nn.Module):
         self.prelu1, self.prelu2 = nn.PReLU(), nn.PReLU()
 
     def forward(self, f: Tensor, counts: Tensor, q: Tensor, mean: Tensor) -> Tensor:
-        """Return sum_j softmax_j(MLP([f_j; q; f_j * q; q - f_j; mean])) f_j, zeros for an empty sequence.
+        """Return sum_j softmax_j(MLP([f_j; q; f_j * q; q - f_j; mean])) f_j, zeros without states, (N, d).
 
         Args:
             f: (N, J, d) states of the sequence.
             counts: (N,) how many of them precede the prediction.
             q: (N, d) the latest state of the target domain.
             mean: (N, d) mean of the mixed states so far.
-
-        Returns:
-            (N, d)
         """
         w_f, w_q, w_product, w_difference, w_mean = self.first.weight.chunk(5, dim=1)  # (80, d) each
         shared = F.linear(q, w_q + w_difference, self.first.bias) + F.linear(mean, w_mean)  # (N, 80)
@@ -117,19 +114,15 @@ class Direction(nn.Module):
 
 
 class TriCdrStates(NamedTuple):
-    """The states of a batch in the three encoders.
+    """The states of a batch in the three encoders."""
 
-    Attributes:
-        sequences: the items of each domain.
-        mixed: (B, T, d) states of the mixed sequence.
-        own: (B, T_d, d) states of each domain's sequence.
-        tables: (items of the domain, d) item embeddings of each domain's encoder.
-    """
-
-    sequences: tuple[DomainSequence, DomainSequence]
+    sequences: list[DomainSequence]
     mixed: Tensor
+    """(B, T, d) states of the mixed sequence."""
     own: list[Tensor]
+    """(B, T_d, d) states of each domain's sequence."""
     tables: list[Tensor]
+    """(items of the domain, d) item embeddings of each domain's encoder."""
 
 
 class TriCdr(Model):
@@ -166,16 +159,10 @@ class TriCdr(Model):
     def triple(
         self, encoded: TriCdrStates, domain: int, row: Tensor, position: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the results of TCA after prefixes of the merged histories.
+        """Return the results of TCA for a target domain after prefixes of the merged histories.
 
-        Args:
-            encoded: the merged histories.
-            domain: the target.
-            row: (N,) the history of each prefix.
-            position: (N,) the last position of each prefix.
-
-        Returns:
-            M~, S~, G~, (N, d) each; (N,) bool, whether the prefix has items of both domains.
+        Each prefix has the number of its history and its last position, (N,) each. Returns M~, S~, G~, (N, d)
+        each, and whether the prefix has items of both domains, (N,).
         """
         target_counts, source_counts = (encoded.sequences[n].counts for n in (domain, 1 - domain))  # (B, T)
         counts = target_counts + source_counts
@@ -205,27 +192,20 @@ class TriCdr(Model):
 
     def encoder_loss(self, batch: Batch) -> Tensor:
         """Return the sum of the next-item losses of the mixed and of each domain's sequence."""
-        total, inputs = self.mixed.items.weight.sum() * 0, [(self.mixed, batch)]
+        total = self.mixed.loss(batch)
         sequences = split_two_domains(batch, self.domains)
         for encoder, sequence, domain in zip(self.own, sequences, self.domains, strict=True):
-            inputs.append((encoder, relative_to_domain(sequence.batch, domain)))
-        for encoder, sequence_batch in inputs:
-            if (sequence_batch.lengths > 1).any():
-                total = total + encoder.loss(sequence_batch)
+            if (sequence.batch.lengths > 1).any():
+                total = total + encoder.loss(relative_to_domain(sequence.batch, domain))
         return total
 
     def prefix_loss(self, batch: Batch, row: Tensor, position: Tensor) -> Tensor:
         """Return the mean of -log softmax(cos(u, E) / temperature) at the next item, plus the mean TCL loss.
 
-        Args:
-            batch: whole sequences.
-            row: (N,) the sequence of each prefix, ascending.
-            position: (N,) its last merged position, ascending within a sequence.
+        Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending.
         """
-        total = self.mixed.items.weight.sum() * 0
-        if len(row) == 0:
-            return total
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]
+        total = encoded.mixed.new_zeros((), dtype=torch.float32)
         for n, (domain, table) in enumerate(zip(self.domains, encoded.tables, strict=True)):
             mine = in_domain(targets, domain)
             if not mine.any():

@@ -12,9 +12,9 @@ import torch
 from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
-from hafvt.models import build_model
+from hafvt.models import build_model, configure
 from hafvt.models.blocks import SequenceEncoder
-from hafvt.models.configs import HAFVT_UNMIXED, HafVtConfig, HafVtPaperConfig
+from hafvt.models.configs import HafVtConfig, HafVtPaperConfig
 from hafvt.models.hafvt import HafVt
 from hafvt.models.item_embeddings import saved_similar_items
 from hafvt.ops.embedding import add_weighted_rows
@@ -23,7 +23,7 @@ from tests.reference import hafvt as reference
 SMALL = HafVtConfig(id_width=10, dropout=0.0)
 CONFIGS = {
     "default": SMALL,
-    "unmixed": HAFVT_UNMIXED.replace(id_width=10, dropout=0.0),
+    "unmixed": configure("hafvt", "unmixed").replace(id_width=10, dropout=0.0),
     "ids": SMALL.replace(modalities=("id",)),
     "content": SMALL.replace(modalities=("image", "title"), cold_item_boost=3.0),
     "merged": SMALL.replace(hierarchy=False),

@@ -13,7 +13,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import load_item_features
 from hafvt.models import configure
 from hafvt.models.blocks import Dropout, causal_attention
-from hafvt.models.configs import SASREC_PAPER, PopularityConfig, SasRecConfig
+from hafvt.models.configs import PopularityConfig, SasRecConfig
 from hafvt.models.popularity import Popularity
 from hafvt.models.sasrec import SasRec, sample_unseen_items
 from tests.conftest import as_batch
@@ -100,7 +100,7 @@ HISTORIES = [[3, 41, 8, 30, 31, 3, 9], [45, 31, 30], [9, 2], [7, 12, 7, 12, 13, 
 @pytest.mark.parametrize("histories", [HISTORIES, HISTORIES[2:3]], ids=["many", "one"])
 def test_sasrec_paper_preset_equals_authors_code(small, heads, histories, monkeypatch):
     torch.manual_seed(0)
-    config = SASREC_PAPER.replace(width=6, heads=heads, dropout=0.0, max_length=9)
+    config = configure("sasrec", "paper").replace(width=6, heads=heads, dropout=0.0, max_length=9)
     model = SasRec(load_item_features(small), config)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hafvt.errors import HafvtError
-from hafvt.models import configure, default_learning_rate
+from hafvt.models import MODELS, configure
 from hafvt.models.hyperparameters import validate_config
 from hafvt.training.config import TrainingConfig
 from hafvt.training.train import train
@@ -140,8 +140,8 @@ def default_settings(model: str, preset: str, params: Mapping[str, Any]) -> dict
     """Return the default value of every setting that can be searched."""
     options = inspect.signature(train).parameters
     training = {name: options[name].default for name in TRAINING_OPTIONS}
-    training["learning_rate"] = default_learning_rate(model, preset)
-    return {**training, **configure(model, preset, dict(params)).model_dump()}
+    model_params = configure(model, preset, params).model_dump()
+    return {**training, "learning_rate": MODELS[model].learning_rate, **model_params}
 
 
 def storable(value: Any) -> Any:

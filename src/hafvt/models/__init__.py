@@ -7,44 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hafvt.errors import HafvtError
-from hafvt.models.configs import (
-    HAFVT_UNMIXED,
-    SASREC_PAPER,
-    C2dsrConfig,
-    Gru4RecConfig,
-    HafVtConfig,
-    HafVtPaperConfig,
-    MifnConfig,
-    PiNetConfig,
-    PopularityConfig,
-    PsjNetConfig,
-    SasRecConfig,
-    SrGnnConfig,
-    TriCdrConfig,
-)
+from hafvt.models import configs
 from hafvt.models.hyperparameters import Hyperparameter, ModelConfig, describe_config, validate_config
 
 if TYPE_CHECKING:
     from hafvt.features.item_features import ItemFeatures
     from hafvt.models.base import Model
 
+DEFAULT_ONLY: Mapping[str, dict[str, Any]] = MappingProxyType({"default": {}})
+
 
 class ModelEntry(NamedTuple):
-    """A model and its named presets.
-
-    Attributes:
-        path: where its class is, as "module:class". Without presets, the class of its hyperparameters has
-            the same path with "Config" appended.
-        presets: hyperparameters by the preset's name; without any, the only preset is "default".
-        learning_rates: Adam's learning rate by preset, where it is not 0.001.
-    """
+    """A model and its named presets."""
 
     path: str
-    presets: Mapping[str, ModelConfig] = {}
-    learning_rates: dict[str, float] = {}  # noqa: RUF012  a NamedTuple's default, never changed
+    """The model's class, as "module:class"."""
+    presets: Mapping[str, dict[str, Any]] = DEFAULT_ONLY
+    """By name, the hyperparameters that differ from the defaults."""
+    learning_rate: float = 1e-3
+    """Default of Adam's learning rate."""
 
     @property
     def model_class(self) -> type[Model]:
@@ -54,73 +39,49 @@ class ModelEntry(NamedTuple):
 
     @property
     def config_class(self) -> type[ModelConfig]:
-        """Return the class of the model's hyperparameters."""
-        if self.presets:
-            return type(self.presets["default"])
-        config_class: type[ModelConfig] = resolve_name(f"{self.path}Config")
+        """Return the class of its hyperparameters, "Config" after the model's name.
+
+        It is in `configs.py`, or else in the model's module.
+        """
+        name = self.path.partition(":")[2] + "Config"
+        config_class: type[ModelConfig] = getattr(configs, name, None) or resolve_name(f"{self.path}Config")
         return config_class
 
 
-HAFVT_PRESETS = {"default": HafVtConfig(), "unmixed": HAFVT_UNMIXED}
-HAFVT_RATES = {"default": 3e-3, "unmixed": 3e-3}
-SASREC_PRESETS = {"default": SasRecConfig(), "paper": SASREC_PAPER}
-
 MODELS: dict[str, ModelEntry] = {
-    "hafvt": ModelEntry("hafvt.models.hafvt:HafVt", HAFVT_PRESETS, HAFVT_RATES),
-    "hafvt-paper": ModelEntry("hafvt.models.hafvt_paper:HafVtPaper", {"default": HafVtPaperConfig()}),
-    "gru4rec": ModelEntry("hafvt.models.gru4rec:Gru4Rec", {"default": Gru4RecConfig()}),
-    "sasrec": ModelEntry("hafvt.models.sasrec:SasRec", SASREC_PRESETS),
-    "srgnn": ModelEntry("hafvt.models.srgnn:SrGnn", {"default": SrGnnConfig()}),
-    "pinet": ModelEntry("hafvt.models.pinet:PiNet", {"default": PiNetConfig()}),
-    "psjnet": ModelEntry("hafvt.models.psjnet:PsjNet", {"default": PsjNetConfig()}),
-    "mifn": ModelEntry("hafvt.models.mifn:Mifn", {"default": MifnConfig()}),
-    "tricdr": ModelEntry("hafvt.models.tricdr:TriCdr", {"default": TriCdrConfig()}),
-    "c2dsr": ModelEntry("hafvt.models.c2dsr:C2dsr", {"default": C2dsrConfig()}),
-    "popularity": ModelEntry("hafvt.models.popularity:Popularity", {"default": PopularityConfig()}),
+    "hafvt": ModelEntry(
+        "hafvt.models.hafvt:HafVt", {"default": {}, "unmixed": {"modality_branches": False}}, 3e-3
+    ),
+    "hafvt-paper": ModelEntry("hafvt.models.hafvt_paper:HafVtPaper"),
+    "gru4rec": ModelEntry("hafvt.models.gru4rec:Gru4Rec"),
+    "sasrec": ModelEntry("hafvt.models.sasrec:SasRec", {"default": {}, "paper": configs.SASREC_PAPER}),
+    "srgnn": ModelEntry("hafvt.models.srgnn:SrGnn"),
+    "pinet": ModelEntry("hafvt.models.pinet:PiNet"),
+    "psjnet": ModelEntry("hafvt.models.psjnet:PsjNet"),
+    "mifn": ModelEntry("hafvt.models.mifn:Mifn"),
+    "tricdr": ModelEntry("hafvt.models.tricdr:TriCdr"),
+    "c2dsr": ModelEntry("hafvt.models.c2dsr:C2dsr"),
+    "popularity": ModelEntry("hafvt.models.popularity:Popularity"),
 }
 
 
-def get_preset(name: str, preset: str = "default") -> ModelConfig:
-    """Return the hyperparameters of a named preset.
-
-    Raises:
-        HafvtError: an unknown model or preset.
-    """
-    if name not in MODELS:
-        raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
-    presets = MODELS[name].presets or {"default": MODELS[name].config_class()}
-    if preset not in presets:
-        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}")
-    return presets[preset]
-
-
-def default_learning_rate(name: str, preset: str) -> float:
-    """Return the default of Adam's learning rate for a model and preset."""
-    return MODELS[name].learning_rates.get(preset, 1e-3)
-
-
-def configure(name: str, preset: str = "default", params: dict[str, Any] | None = None) -> Any:
-    """Return a model's hyperparameters, validated.
-
-    Args:
-        name: of the model.
-        preset: the named hyperparameters to start from.
-        params: hyperparameters to change, by name.
+def configure(name: str, preset: str = "default", params: Mapping[str, Any] | None = None) -> Any:
+    """Return a model's hyperparameters, validated: those of a preset with the changes `params`.
 
     Raises:
         HafvtError: an unknown model, preset or parameter, or a value of a wrong type or range.
     """
-    config = get_preset(name, preset)
-    return validate_config(name, type(config), {**dict(config), **(params or {})})
+    if name not in MODELS:
+        raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
+    entry = MODELS[name]
+    if preset not in entry.presets:
+        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(entry.presets)}")
+    return validate_config(name, entry.config_class, {**entry.presets[preset], **(params or {})})
 
 
-def describe_parameters(name: str, preset: str = "default") -> list[Hyperparameter]:
-    """Return name, type, range, default and description of each hyperparameter of a model.
-
-    Raises:
-        HafvtError: an unknown model or preset.
-    """
-    return describe_config(get_preset(name, preset))
+def describe_parameters(name: str) -> list[Hyperparameter]:
+    """Return name, type, range, default and description of each hyperparameter of a model."""
+    return describe_config(configure(name))
 
 
 def build_model(name: str, item_features: ItemFeatures, config: Any) -> Model:

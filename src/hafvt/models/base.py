@@ -74,7 +74,7 @@ class Model(nn.Module, ABC):
     def loss(self, batch: Batch) -> Tensor:
         """Return the training loss of whole sequences, a scalar.
 
-        Every item but the first is the target of the items before it. Each sequence has at least two items.
+        Every item but the first is the target of the items before it.
         """
 
     @abstractmethod

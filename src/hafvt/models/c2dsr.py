@@ -132,6 +132,8 @@ class C2dsr(Model):
         """
         inputs, mask, targets = next_items(batch)
         table = self.merged.table()
+        if not mask.any():
+            return table.sum() * 0
         h = self.merged(table, inputs.items)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):

@@ -84,10 +84,6 @@ class HafVtConfig(ModelConfig):
     """Items sampled at each step for each softmax, with log-q correction; 0 uses all items."""
 
 
-HAFVT_UNMIXED = HafVtConfig(modality_branches=False)
-"""Content acts through the input embeddings alone; (7) has one term."""
-
-
 class HafVtPaperConfig(ModelConfig):
     """Hyperparameters of the literal equations of HAF-VT."""
 
@@ -161,7 +157,7 @@ class SasRecConfig(AttentionConfig):
         return self
 
 
-SASREC_PAPER = SasRecConfig(width=50, heads=1, dropout=0.5, paper_blocks=True, loss="binary")
+SASREC_PAPER = {"width": 50, "heads": 1, "dropout": 0.5, "paper_blocks": True, "loss": "binary"}
 """The model and loss of the paper."""
 
 

@@ -50,30 +50,20 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 class Hyperparameter(NamedTuple):
-    """One line of a model's help.
-
-    Attributes:
-        name: of the field.
-        type: int, float, bool, str, choice or list, or several of them.
-        range: the allowed values, in words.
-        default: of the preset.
-        description: the field's docstring on one line.
-    """
+    """One line of a model's help."""
 
     name: str
     type: str
+    """int, float, bool, str, choice or list, or several of them."""
     range: str
+    """The allowed values, in words."""
     default: Any
     description: str
+    """The field's docstring on one line."""
 
 
 def validate_config(model: str, config_class: type[Config], values: Mapping[str, Any]) -> Config:
-    """Return hyperparameters of a model from plain values.
-
-    Args:
-        model: its name, for the message.
-        config_class: the class of its hyperparameters.
-        values: by name; the others have their defaults.
+    """Return hyperparameters of a model from plain values by name; the others have their defaults.
 
     Raises:
         HafvtError: one line that names model, parameter, value and allowed range.
@@ -90,7 +80,7 @@ def validate_config(model: str, config_class: type[Config], values: Mapping[str,
         raise HafvtError(f"{model} has no parameter {name!r}: it has {names}")
     field = config_class.model_fields[name]
     allowed = allowed_values(field.annotation, field.metadata)
-    raise HafvtError(f"{model}: parameter {name} is {values[name]!r}: choose {allowed}")
+    raise HafvtError(f"{model}: parameter {name} is {repr(values[name])[:80]}: choose {allowed}")
 
 
 def describe_config(config: ModelConfig) -> list[Hyperparameter]:

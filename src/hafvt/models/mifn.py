@@ -294,7 +294,7 @@ class Mifn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1)
+        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log P(next item) - [next item not in the graph] log(P_S + 1e-4).

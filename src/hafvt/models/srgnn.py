@@ -82,7 +82,7 @@ class SrGnn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss (10) of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1)
+        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log softmax(s_h E^T) at the item after each prefix, (8) to (10).

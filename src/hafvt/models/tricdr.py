@@ -204,8 +204,10 @@ class TriCdr(Model):
 
         Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending.
         """
+        total = self.mixed.items.weight.sum() * 0
+        if len(row) == 0:
+            return total
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]
-        total = encoded.mixed.new_zeros((), dtype=torch.float32)
         for n, (domain, table) in enumerate(zip(self.domains, encoded.tables, strict=True)):
             mine = in_domain(targets, domain)
             if not mine.any():

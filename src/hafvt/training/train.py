@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
-from hafvt.models import configure, default_learning_rate
+from hafvt.models import MODELS, configure
 from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, WeightDecay
 
@@ -54,7 +54,7 @@ def train(
         params: hyperparameters of the model that differ from the preset, by name (--params.temperature 0.2).
         epochs: maximum number of passes over the training histories.
         batch_size: users per step, one training history each.
-        learning_rate: step size of Adam; default: 0.003 for hafvt, except its preset paper, else 0.001.
+        learning_rate: step size of Adam; default: 0.003 for hafvt, else 0.001.
         weight_decay: L2 coefficient of Adam.
         ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
             weights are validated and saved; with 0 they are the weights of the last step.
@@ -81,7 +81,7 @@ def train(
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
-        "learning_rate": default_learning_rate(model, preset) if learning_rate is None else learning_rate,
+        "learning_rate": MODELS[model].learning_rate if learning_rate is None else learning_rate,
         "weight_decay": weight_decay,
         "ema_decay": ema_decay,
         "protocol": protocol,

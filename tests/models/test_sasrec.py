@@ -32,7 +32,7 @@ def softmax(z):
 def reference_states(history, w, heads, blocks):
     """Return the state after each item in numpy, (t,) -> (t, d)."""
     x = norm(w["items.weight"][history], w["enter.weight"], w["enter.bias"])
-    x = x + w["positions.weight"][: len(history)]
+    x = x + w["positions.weight"][: len(history)][::-1]
     for n in range(blocks):
         b = {k.removeprefix(f"blocks.{n}."): v for k, v in w.items() if k.startswith(f"blocks.{n}.")}
         qkv = norm(x, b["norm1.weight"], b["norm1.bias"]) @ b["qkv.weight"].T + b["qkv.bias"]
@@ -62,8 +62,8 @@ def test_sasrec_default_equals_reference(small):
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses = []
     for history in histories:
-        states = reference_states(history, weights, 2, 2)
-        logits = states[:-1] @ weights["items.weight"].T
+        states = reference_states(history[:-1], weights, 2, 2)
+        logits = states @ weights["items.weight"].T
         losses += [-np.log(softmax(z)[t]) for z, t in zip(logits, history[1:], strict=True)]
     np.testing.assert_allclose(model.loss(batch).item(), np.mean(losses), rtol=1e-5)
     expected = [reference_states(h, weights, 2, 2)[-1] @ weights["items.weight"][30:].T for h in histories]

@@ -33,7 +33,7 @@ def encode(history, adjacency, w, name, config):
     table = np.sqrt(e.shape[1]) * (np.mean(layers, axis=0) + e)
     if len(history) == 0:
         return np.zeros((0, e.shape[1]))
-    x = table[history] + w[f"{name}.positions.weight"][: len(history)]
+    x = table[history] + w[f"{name}.positions.weight"][: len(history)][::-1]
     return blocks(x, np.ones(len(history), dtype=bool), w, f"{name}.", config.blocks, config.heads)
 
 
@@ -46,9 +46,15 @@ def latest(states, width):
 
 
 def logits(history, number, domains, graphs, w, config):
-    """W (h + h_d) + b of all items of a domain."""
-    merged = latest(encode(history, graphs[0], w, "merged", config), config.width)
-    own = latest(encode(part(history, domains[number]), graphs[1], w, f"own.{number}", config), config.width)
+    """W (h + h_d) + b of all items of a domain, and W h + b, after the whole history."""
+    return logits_after(history, len(history), number, domains, graphs, w, config)
+
+
+def logits_after(history, length, number, domains, graphs, w, config):
+    """The same after the first items of a history; positions count from the latest item of the history."""
+    merged = latest(encode(history, graphs[0], w, "merged", config)[:length], config.width)
+    own = encode(part(history, domains[number]), graphs[1], w, f"own.{number}", config)
+    own = latest(own[: len(part(history[:length], domains[number]))], config.width)
     return linear(merged + own, w, f"outputs.{number}"), linear(merged, w, f"outputs.{number}")
 
 
@@ -62,7 +68,7 @@ def loss(histories, corrupted_histories, domains, graphs, w, config):
         for length in range(1, len(history)):
             target = history[length]
             number = next(n for n, d in enumerate(domains) if d.start <= target < d.stop)
-            both, merged = logits(history[:length], number, domains, graphs, w, config)
+            both, merged = logits_after(history[:-1], length, number, domains, graphs, w, config)
             for losses, z in ((single, both), (cross, merged)):
                 losses.append(-np.log(softmax(z)[target - domains[number].start]))
     infomax = 0.0

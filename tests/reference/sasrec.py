@@ -51,7 +51,7 @@ def states(history, w, length, count, heads):
     row = np.array([PAD] * (length - len(history)) + list(history))
     valid = row != PAD
     e = np.where(valid[:, None], w["items.weight"][row], 0.0)
-    x = e * e.shape[1] ** 0.5 + w["positions.weight"]
+    x = e * e.shape[1] ** 0.5 + w["positions.weight"][::-1]
     return blocks(x, valid, w, "", count, heads)[valid]
 
 

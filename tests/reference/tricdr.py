@@ -32,7 +32,7 @@ def sasrec(items, w, name, blocks, heads):
     if len(items) == 0:
         return np.zeros((0, d))
     x = norm(w[f"{name}.items.weight"][items], w, f"{name}.enter")
-    x = x + w[f"{name}.positions.weight"][: len(items)]
+    x = x + w[f"{name}.positions.weight"][: len(items)][::-1]
     for block in (f"{name}.blocks.{n}" for n in range(blocks)):
         q, k, v = np.split(linear(norm(x, w, f"{block}.norm1"), w, f"{block}.qkv"), 3, axis=1)
         attended = np.zeros_like(x)
@@ -59,27 +59,31 @@ def attend(states, q, mean, w, name):
     return softmax(np.array(scores)) @ states if len(states) else np.zeros(len(q))
 
 
-def triple(history, domain, w, border, config):
-    """M~, S~, G~ of a history, (3, d)."""
-    parts = split(history, border)
-    m = sasrec(history, w, "mixed", config.blocks, config.heads)
-    own = [sasrec(part, w, f"own.{n}", config.blocks, config.heads) for n, part in enumerate(parts)]
+def triple(history, length, domain, w, border, config):
+    """M~, S~, G~ after the first items of a history, (3, d); positions count from its latest item."""
+    m = sasrec(history, w, "mixed", config.blocks, config.heads)[:length]
+    own = []
+    for n, (part, prefix) in enumerate(
+        zip(split(history, border), split(history[:length], border), strict=True)
+    ):
+        own.append(sasrec(part, w, f"own.{n}", config.blocks, config.heads)[: len(prefix)])
     s, g = own[1 - domain], own[domain]
     q = g[-1] if len(g) else np.zeros(config.width)
     mean = m.mean(0) if len(m) else np.zeros(config.width)
     return np.array([attend(f, q, mean, w, f"directions.{domain}.attention") for f in (m, s, g)])
 
 
-def user(history, domain, w, border, config):
-    """The user's vector, of unit length."""
-    x = linear(triple(history, domain, w, border, config).ravel(), w, f"directions.{domain}.fuse.0")
+def user(history, domain, w, border, config, length=None):
+    """The user's vector after the first items of a history, by default all of them; of unit length."""
+    length = len(history) if length is None else length
+    x = linear(triple(history, length, domain, w, border, config).ravel(), w, f"directions.{domain}.fuse.0")
     u = linear(np.where(x > 0, x, 0.01 * x), w, f"directions.{domain}.fuse.2")
     return u / np.linalg.norm(u)
 
 
-def logits(history, domain, w, border, config):
+def logits(history, domain, w, border, config, length=None):
     table = w[f"own.{domain}.items.weight"]
-    cosines = table @ user(history, domain, w, border, config) / np.linalg.norm(table, axis=1)
+    cosines = table @ user(history, domain, w, border, config, length) / np.linalg.norm(table, axis=1)
     return cosines / config.temperature
 
 
@@ -94,12 +98,12 @@ def nt_xent(a, b, temperature):
 
 
 def contrast(prefixes, domain, w, border, config):
-    """TCL of those prefixes, one a history, that have items of both domains."""
+    """TCL of those prefixes, one a history with its length, that have items of both domains."""
     rows = []
-    for prefix in prefixes:
-        if all(split(prefix, border)):
+    for history, length in prefixes:
+        if all(split(history[:length], border)):
             row = []
-            for k, x in enumerate(triple(prefix, domain, w, border, config)):
+            for k, x in enumerate(triple(history, length, domain, w, border, config)):
                 hidden = np.maximum(linear(x, w, f"directions.{domain}.heads.{k}.0"), 0)
                 row.append(linear(hidden, w, f"directions.{domain}.heads.{k}.2"))
             rows.append(row)
@@ -120,9 +124,9 @@ def loss(histories, w, border, config):
         for length in range(1, len(history)):
             target = history[length]
             domain = int(target >= border)
-            z = logits(history[:length], domain, w, border, config)
+            z = logits(history[:-1], domain, w, border, config, length)
             losses.append(-np.log(softmax(z)[target - domain * border]))
-            latest[domain][row] = history[:length]
+            latest[domain][row] = history[:-1], length
     return np.mean(losses) + sum(contrast(latest[n].values(), n, w, border, config) for n in range(2)) / 2
 
 
@@ -135,7 +139,7 @@ def encoder_loss(histories, w, border, config):
     for name, rows in sequences.items():
         losses = []
         for items in rows:
-            h = sasrec(items, w, name, config.blocks, config.heads)
+            h = sasrec(items[:-1], w, name, config.blocks, config.heads)
             for t in range(1, len(items)):
                 losses.append(-np.log(softmax(w[f"{name}.items.weight"] @ h[t - 1])[items[t]]))
         total += np.mean(losses) if losses else 0.0

@@ -58,6 +58,42 @@ def causal_attention(
     return outputs
 
 
+class TrainedPositions(nn.Module):
+    """Replaces positions beyond the longest training sequence by its last, as their weights are untrained.
+
+    Test histories are longer than training histories by the targets that are held out.
+    """
+
+    last: Tensor
+    """() the greatest position in training; -1 before training, when all positions are allowed."""
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.register_buffer("last", torch.tensor(-1))
+
+    def forward(self, position: Tensor, lengths: Tensor) -> Tensor:
+        """Return trained positions, of the same shape; in training, record the greatest in the sequences."""
+        if self.training:
+            self.last.copy_(torch.maximum(self.last, lengths.max() - 1))
+        return torch.minimum(position, self.last % self.max_length)  # -1 % max_length: no limit
+
+
+class PositionEmbedding(nn.Embedding):
+    """A learned embedding of each position of a sequence; the latest item has position 0."""
+
+    def __init__(self, max_length: int, width: int) -> None:
+        super().__init__(max_length, width)
+        self.trained = TrainedPositions(max_length)
+        nn.init.normal_(self.weight, std=0.02)
+
+    def from_latest(self, lengths: Tensor, width: int) -> Tensor:
+        """Return the embeddings of right-padded sequences, (B,) -> (B, width, d)."""
+        position = lengths[:, None] - 1 - torch.arange(width, device=lengths.device)
+        embeddings: Tensor = self(self.trained(position.clamp(min=0), lengths))
+        return embeddings
+
+
 class PreNormBlock(nn.Module):
     """Pre-norm self-attention and feed-forward layer, each with a residual.
 

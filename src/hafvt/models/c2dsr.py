@@ -28,7 +28,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.relations import TRANSITION, WITHIN_DOMAIN
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmax, Dropout, SasRecBlock
+from hafvt.models.blocks import DomainSoftmax, Dropout, PositionEmbedding, SasRecBlock
 from hafvt.models.configs import C2dsrConfig
 from hafvt.models.sequences import (
     in_domain,
@@ -73,14 +73,13 @@ class GraphEncoder(nn.Module):
         self.layers, d = config.graph_layers, config.width
         self.graph = TransitionGraph(links, num_items, config.weighted_transitions)
         self.items, self.bias = nn.Embedding(num_items, d), nn.Parameter(torch.zeros(d))
-        self.positions = nn.Embedding(config.max_length, d)
+        self.positions = PositionEmbedding(config.max_length, d)
         self.blocks = nn.ModuleList(
             SasRecBlock(d, config.heads, config.dropout, project=True) for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(d, eps=1e-8)
         self.dropout = Dropout(config.dropout)
         nn.init.normal_(self.items.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
 
     def table(self) -> Tensor:
         """Return sqrt(d) (G + E); G is the mean of E_0 = E, E_l = A dropout(E_{l-1}) + b, (V, d)."""
@@ -91,9 +90,10 @@ class GraphEncoder(nn.Module):
         table: Tensor = (g / (self.layers + 1) + self.items.weight) * e.shape[1] ** 0.5
         return table
 
-    def forward(self, table: Tensor, items: Tensor) -> Tensor:
-        """Return the state after each item, (V, d) and (B, T) -> (B, T, d)."""
-        x = self.dropout(F.embedding(items, table) + self.positions.weight[: items.shape[1]])
+    def forward(self, table: Tensor, batch: Batch) -> Tensor:
+        """Return the state after each item, (B, T, d), from the result of `table`."""
+        positions = self.positions.from_latest(batch.lengths, batch.items.shape[1])
+        x = self.dropout(F.embedding(batch.items, table) + positions)
         for block in self.blocks:
             x = block(x)
         states: Tensor = self.norm(x)
@@ -122,7 +122,7 @@ class C2dsr(Model):
         encoder: GraphEncoder = self.own[number]  # type: ignore[assignment]
         mine = in_domain(batch.items, self.domains[number])
         mine = mine & valid_mask(batch.lengths, batch.items.shape[1])
-        return encoder(encoder.table(), select_items(batch, mine).items), mine.cumsum(1)
+        return encoder(encoder.table(), select_items(batch, mine)), mine.cumsum(1)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return lambda (cross + single) + (1 - lambda) sum of the domains' infomax.
@@ -134,7 +134,7 @@ class C2dsr(Model):
         table = self.merged.table()
         if not mask.any():
             return table.sum() * 0
-        h = self.merged(table, inputs.items)  # (B, T, d)
+        h = self.merged(table, inputs)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
             mine = in_domain(targets, domain)
@@ -146,8 +146,8 @@ class C2dsr(Model):
                 prediction = prediction + output.nll(both, targets[mine].repeat(2))  # type: ignore[operator]
             in_history = in_domain(inputs.items, domain) & mask
             random = torch.randint(domain.start, domain.stop, inputs.items.shape, device=h.device)
-            corrupted = self.merged(table, torch.where(in_history, random, inputs.items))
-            merged, others = (h, corrupted), mask & ~in_history
+            corrupted = Batch(torch.where(in_history, random, inputs.items), inputs.lengths)
+            merged, others = (h, self.merged(table, corrupted)), mask & ~in_history
             infomax = infomax + self.infomax(number, states, counts[:, -1], merged, others)
         weight = self.config.prediction_weight
         total: Tensor = weight * prediction / len(targets) + (1 - weight) * infomax
@@ -177,7 +177,7 @@ class C2dsr(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W_d (h + h_d) + b_d, see `Model.scores`."""
-        h = last_states(self.merged(self.merged.table(), batch.items), batch.lengths)  # (B, d)
+        h = last_states(self.merged(self.merged.table(), batch), batch.lengths)  # (B, d)
         states, counts = self.domain_states(batch, domain)
         output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
         return output.scores((h + last_states(states, counts[:, -1])).float(), candidates)

@@ -6,12 +6,13 @@ the authors' code to make a stronger baseline:
 * loss: cross-entropy over all items of all domains instead of binary cross-entropy against one drawn item;
 * blocks: the inputs of both sub-layers are normalized (pre-norm) instead of the query alone; attention has an
   output projection; the feed-forward layer is four times as wide and uses GELU;
-* input: positions count from the oldest item, and item embeddings are normalized. Embeddings start small, so
-  the outputs of untrained blocks would otherwise hide them; for the same reason the outputs start small.
+* input: item embeddings are normalized. They start small, so the outputs of untrained blocks would otherwise
+  hide them; for the same reason the outputs start small.
 
-The preset "paper" (`paper_blocks` and the loss "binary") reverts all of these. Two differences from the
-authors' code remain, and neither changes a state: histories are right-padded, so a causal mask suffices, and
-the drawn item belongs to the target's domain.
+The preset "paper" (`paper_blocks` and the loss "binary") reverts all of these. Differences from the authors'
+code that remain: histories are right-padded, so a causal mask suffices, and positions count from the latest
+item, so theirs in reverse order; positions beyond the longest training history share its last embedding; the
+drawn item belongs to the target's domain.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import Dropout, PreNormBlock, SasRecBlock
+from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRecBlock
 from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
@@ -43,7 +44,7 @@ class SasRec(Model):
         self.max_length = config.max_length
         self.register_buffer("popularity", item_features.train_counts, persistent=False)
         self.items = nn.Embedding(len(item_features), config.width)
-        self.positions = nn.Embedding(config.max_length, config.width)
+        self.positions = PositionEmbedding(config.max_length, config.width)
         self.enter = nn.Identity() if config.paper_blocks else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
         block = SasRecBlock if config.paper_blocks else PreNormBlock
@@ -52,16 +53,11 @@ class SasRec(Model):
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-8 if config.paper_blocks else 1e-5)
         nn.init.normal_(self.items.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.02)
 
     def states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the state after each item, from the item embeddings of histories, (B, T, d) -> (B, T, d)."""
-        if self.config.paper_blocks:  # the latest item has the last position
-            position = torch.arange(items.shape[1], device=items.device) - lengths[:, None]  # (B, T)
-            x = items * self.config.width**0.5 + self.positions(position % self.max_length)
-        else:
-            x = self.enter(items) + self.positions.weight[: items.shape[1]]
-        x = self.dropout(x)
+        x = items * self.config.width**0.5 if self.config.paper_blocks else self.enter(items)
+        x = self.dropout(x + self.positions.from_latest(lengths, items.shape[1]))
         for block in self.blocks:
             x = block(x)
         states: Tensor = self.norm(x)

@@ -74,6 +74,16 @@ def test_gru4rec_sampled_losses_equal_reference(small, kind, elu, monkeypatch):
     assert model.loss(batch).item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_gru4rec_log_q_takes_counts(small, monkeypatch):
+    model = build(small, loss="cross-entropy", num_negatives=1, sample_alpha=0.5, logq=1.0)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.popularity[:3] = torch.tensor([8.0, 1.0, 1.0])
+    monkeypatch.setattr(torch, "multinomial", lambda *_, **__: torch.tensor([0]))
+    batch = Batch(torch.tensor([[1, 2]]), torch.tensor([2]))
+    assert model.loss(batch).item() == pytest.approx(0.302733, abs=1e-6)  # of the authors' code
+
+
 def test_gru4rec_negatives_are_trained_items(small):
     model = build(small, loss="bpr-max", num_negatives=5000)
     is_trained = model.popularity > 0

@@ -9,11 +9,16 @@ merged states at the items of other domains. Departures from the authors' code:
 * the graph contains each transition once, as intended there; their code counts repeated transitions
   (`weighted_transitions` does so, too);
 * batches and corrupted histories are drawn anew in each epoch; there they are drawn once;
-* the history of a domain contains its items alone; there the other items are padding that attention sees. An
-  extra class for padding, which is never a target, is left out;
+* the history of a domain contains its items alone, without padding between them and on the left, which their
+  attention sees. An extra class for padding, which is never a target, is left out;
+* positions count from the latest item; those beyond the longest training history share its last embedding;
 * an item is predicted from the latest merged and the latest domain state, in training as in the test; there
   training uses the merged state at the domain's latest position. All positions are targets, not the last 10;
-* histories without an item of a domain do not count in its infomax loss; there their states count as zeros.
+* the state of a domain without items is zero; there it is that of padding, the bias of the normalization;
+* histories with one domain train the prediction and do not count in infomax; their loader skips histories
+  without a target in each domain;
+* the means in infomax are over all items of a domain; there over those that a target of the domain follows;
+* all layers of the graph convolution share one bias; there each layer has its own.
 
 With more than two domains, each has an encoder, and "the other items" are those of all other domains.
 """

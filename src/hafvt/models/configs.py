@@ -50,13 +50,29 @@ class AttentionConfig(SequenceConfig):
         return self
 
 
-class HafVtConfig(ModelConfig):
-    """Hyperparameters of HAF-VT. benchmarks/results/study.md shows what they are worth."""
+class ContentConfig(ModelConfig):
+    """Hyperparameters of models that read encoded features."""
 
     modalities: tuple[str, ...] | None = None
     """Modalities to use: "id" and names of encoded features; None uses the id and all encoded features."""
     max_length: Length = 50
     """Longest merged history, in items; older items are cut."""
+
+    @model_validator(mode="after")
+    def _require_distinct_modalities(self) -> Self:
+        """Refuse an empty list and names that it repeats."""
+        names = self.modalities or ("",)
+        if self.modalities == () or len(set(names)) < len(names):
+            listed = ", ".join(names)
+            raise ValueError(
+                f"parameter modalities lists {listed or 'nothing'}: name at least one, each once"
+            )
+        return self
+
+
+class HafVtConfig(ContentConfig):
+    """Hyperparameters of HAF-VT. benchmarks/results/study.md shows what they are worth."""
+
     id_width: Width = 128
     """Width of id embeddings and encoder states."""
     blocks: Depth = 2
@@ -84,13 +100,9 @@ class HafVtConfig(ModelConfig):
     """Items sampled at each step for each softmax, with log-q correction; 0 uses all items."""
 
 
-class HafVtPaperConfig(ModelConfig):
+class HafVtPaperConfig(ContentConfig):
     """Hyperparameters of the literal equations of HAF-VT."""
 
-    modalities: tuple[str, ...] | None = None
-    """Modalities to use: "id" and names of encoded features; None uses the id and all encoded features."""
-    max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
     width: Width = 256
     """Width q of id embeddings."""
     dropout: DropoutRate = 0.3
@@ -123,17 +135,15 @@ class Gru4RecConfig(SequenceConfig):
     elu: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Alpha of an ELU on the scores, 0 for none; for the loss bpr-max."""
 
-    @model_validator(mode="after")
-    def _require_used_parameters(self) -> Self:
-        """Refuse a parameter that has no effect with the chosen loss."""
+    def unused_parameters(self) -> dict[str, str]:
+        """See `ModelConfig`: parameters of the losses that are not chosen."""
         losses = {"logq": "cross-entropy", "bpreg": "bpr-max", "elu": "bpr-max"}
         losses |= dict.fromkeys(("num_negatives", "sample_alpha"), "cross-entropy or bpr-max")
-        for name, allowed in losses.items():
-            changed = getattr(self, name) != type(self).model_fields[name].default
-            if changed and self.loss not in allowed.split(" or "):
-                remedy = f"leave it out, or choose the loss {allowed}"
-                raise ValueError(f"parameter {name} has no effect with the loss {self.loss}: {remedy}")
-        return self
+        return {
+            name: f"with the loss {self.loss}: leave it out, or choose the loss {allowed}"
+            for name, allowed in losses.items()
+            if self.loss not in allowed.split(" or ")
+        }
 
 
 class SasRecConfig(AttentionConfig):
@@ -148,13 +158,10 @@ class SasRecConfig(AttentionConfig):
     num_negatives: NumNegatives = 0
     """Items drawn at each step for the loss catalog, with log-q correction; 0 uses all items."""
 
-    @model_validator(mode="after")
-    def _require_used_negatives(self) -> Self:
-        """Refuse negatives that the loss does not use."""
-        if self.loss == "binary" and self.num_negatives:
-            remedy = "leave it out, or choose the loss catalog"
-            raise ValueError(f"parameter num_negatives has no effect with the loss binary: {remedy}")
-        return self
+    def unused_parameters(self) -> dict[str, str]:
+        """See `ModelConfig`: the binary loss draws one item."""
+        remedy = "with the loss binary: leave it out, or choose the loss catalog"
+        return {"num_negatives": remedy} if self.loss == "binary" else {}
 
 
 SASREC_PAPER = {"width": 50, "heads": 1, "dropout": 0.5, "paper_blocks": True, "loss": "binary"}
@@ -234,6 +241,19 @@ class TriCdrConfig(AttentionConfig):
         if not sum(self.contrast_rates):
             raise ValueError("contrast_rates sum to 0: choose at least one rate above 0")
         return self
+
+    def unused_parameters(self) -> dict[str, str]:
+        """See `ModelConfig`: parameters of losses with weight 0."""
+        parts = {
+            "contrast_rates": "contrast_weight",
+            "contrast_temperature": "contrast_weight",
+            "triplet_margin": "triplet_weight",
+        }
+        return {
+            name: f"with {weight} 0: leave it out, or choose a {weight} above 0"
+            for name, weight in parts.items()
+            if getattr(self, weight) == 0
+        }
 
 
 class C2dsrConfig(AttentionConfig):

@@ -34,6 +34,7 @@ class Gru4Rec(Model):
     """A GRU over the merged history; an item's score is its dot product with the last state, plus a bias."""
 
     popularity: Tensor
+    """(V,) training interactions of each item."""
 
     def __init__(self, item_features: ItemFeatures, config: Gru4RecConfig) -> None:
         super().__init__()
@@ -43,8 +44,7 @@ class Gru4Rec(Model):
         self.bias = nn.Embedding(len(item_features), 1)  # B_y
         self.gru = nn.GRU(d, d, config.layers, batch_first=True)
         self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
-        counts = item_features.train_counts
-        self.register_buffer("popularity", counts / counts.sum().clamp(min=1))
+        self.register_buffer("popularity", item_features.train_counts.clone())
         bound = (6 / (len(item_features) + d)) ** 0.5
         nn.init.uniform_(self.items.weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)
@@ -89,7 +89,7 @@ class Gru4Rec(Model):
         scores = torch.cat([in_batch, sampled], dim=2)  # (T, B, B + S), the target on the diagonal
         is_target = torch.eye(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)  # (B, B + S)
         ended = F.pad(~mask, (0, config.num_negatives))[:, None]  # (T, 1, B + S) histories without an item
-        if config.loss == "cross-entropy":
+        if config.loss == "cross-entropy":  # counts for in-batch items, their powers for samples, as theirs
             sample_q = self.popularity[samples].expand(len(h), -1) ** config.sample_alpha  # (T, S)
             q = torch.cat([self.popularity[targets], sample_q], dim=1)  # (T, B + S)
             scores = scores - config.logq * q.clamp(min=EPSILON).log()[:, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hafvt.errors import HafvtError
 from hafvt.settings import allowed_values, type_name
@@ -36,6 +36,18 @@ class ModelConfig(BaseModel):
     def _lists_as_tuples(cls, value: Any) -> Any:
         """Returns a list from JSON, YAML or the command line as a tuple; other values unchanged."""
         return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _require_used_parameters(self) -> Self:
+        """Refuse a changed parameter that has no effect."""
+        for name, remedy in self.unused_parameters().items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"parameter {name} has no effect {remedy}")
+        return self
+
+    def unused_parameters(self) -> dict[str, str]:
+        """Return the hyperparameters that have no effect beside the others, with reason and remedy."""
+        return {}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with changed hyperparameters, validated.

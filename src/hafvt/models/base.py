@@ -63,7 +63,7 @@ class Model(nn.Module, ABC):
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
     can_index: ClassVar[bool] = False
-    """Whether `branch_tables` to `finish_scores`, from which an index is built and searched, are available."""
+    """Whether `branch_tables` to `finish_scores`, from which an index is built, are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:

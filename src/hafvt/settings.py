@@ -133,7 +133,7 @@ def _explain(name: str, value: Any, hint: Any, errors: ValidationError) -> str:
         return f"{option} {value}: {reason}"
     if get_origin(hint) in (Union, UnionType):
         hint = Union[tuple(part for part in get_args(hint) if part is not NoneType)]  # noqa: UP007
-    return f"{option} is {repr(value)[:80]}: choose {allowed_values(hint)}"
+    return f"{option} is {' '.join(repr(value).split())[:80]}: choose {allowed_values(hint)}"
 
 
 def type_name(annotation: Any) -> str:

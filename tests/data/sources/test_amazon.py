@@ -250,14 +250,18 @@ def test_prepare_amazon_missing_products_and_shared_items_are_noted(raw, tmp_pat
     [
         ({"window": "week"}, "choose year or month or none"),
         ({"domains": {}}, "NAME=CATEGORY"),
-        ({"domains": {"a": "Books", "b": "Books"}}, "no category twice"),
+        ({"domains": {"a": "Books", "b": "Books"}}, "a name of its own"),
         ({"domains": {"a": "Books", "b": "Music"}}, "has no reviews of Books"),
         ({"max_length": 1}, "--max-length is 1: choose a whole number from 2 to 1000000"),
         ({"max_length": 10**20}, "--max-length is 100000000000000000000: choose a whole number"),
         ({"min_interactions": -1}, "--min-interactions is -1: choose a whole number from 0"),
         ({"min_per_domain": 2.5}, r"--min-per-domain is 2\.5: choose a whole number"),
         ({"ties": "c2"}, "--ties is 'c2': choose random or c2dsr"),
-        ({"domains": {" ": "Books"}}, "NAME=CATEGORY"),
+        ({"domains": {" ": "Books"}}, "an empty id"),
+        ({"domains": {"a": "Books", "a ": "Music"}}, "--domains a a: give each domain a name of its own"),
+        ({"domains": {"a": "../Books"}}, r"'../Books' is not a category"),
+        ({"domains": {"a": "B\0"}}, "is not a category"),
+        ({"domains": {"a": "B" * 999}}, "is not a category"),
     ],
 )
 def test_prepare_amazon_wrong_setting_is_refused(raw, tmp_path, settings, message):
@@ -280,7 +284,8 @@ def test_parsers_accept_lines_of_any_year_and_refuse_others():
     line = '{"user_id": "U1", "parent_asin": "B1", "asin": "V", "timestamp": 1588687728923}'
     assert parse_review(line) == ("U1", "B1", 1588687728)
     spaced = '{"user_id": "a b", "asin": "B", "timestamp": 5}'
-    for line in ('{"user_id": "U"}', "[]", "{" * 9000, spaced, "1", ""):
+    true = '{"user_id": "a", "asin": "B", "timestamp": true}'
+    for line in (true, '{"user_id": "U"}', "[]", "{" * 9000, spaced, "1", ""):
         with pytest.raises((ValueError, TypeError, SyntaxError, RecursionError, MemoryError)):
             parse_review(line)
     product = parse_product("{'asin': 'B1', 'title': 'Caf\\u00e9 &lt;b&gt;\\n x', 'imUrl': 'ftp://x'}", None)

@@ -109,6 +109,7 @@ def test_prepare_c2dsr_training_in_parts_with_titles_is_checked(release, tmp_pat
     }
     assert [d.name for d in prepared.dataset.domains] == ["food", "pots"]
     report = str(prepared)
+    assert "2 of 70 items have a title, 0 a picture" in report
     assert re.search(r"training sequences +- +40", report)
     assert re.search(r"repeated items in one +0 +0 +ok", report)
 
@@ -128,6 +129,22 @@ def test_prepare_c2dsr_malformed_file_is_refused_with_the_row(release, tmp_path,
     (release / name).write_text(text)
     with pytest.raises(InputError, match=message):
         prepare_c2dsr(release, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [
+        (["tea"], "a release has two domains"),
+        (["tea", "tea "], "--domains tea tea: give each domain a name of its own"),
+        (["tea", " "], "an empty id"),
+    ],
+)
+def test_prepare_c2dsr_wrong_domains_are_refused(release, tmp_path, domains, message):
+    with pytest.raises(HafvtError, match=message):
+        prepare_c2dsr(release, tmp_path / "data", domains=domains)
+    with pytest.raises(HafvtError, match="nowhere is not a folder"):
+        prepare_c2dsr(tmp_path / "nowhere", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 

@@ -25,7 +25,7 @@ from hafvt.data.dataset import DATASET, Int32, Int64
 from hafvt.data.filters import is_active_in_all_domains, k_core
 from hafvt.data.order import sort_histories, user_offsets
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
-from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
+from hafvt.data.sources.base import PreparedSource, SourceTables, domain_names, prepare_source, source_folder
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError
 from hafvt.files import check_output_folder
@@ -110,11 +110,11 @@ def prepare_amazon(
         InputError: a file is damaged or in an unknown format; names file, row, value and remedy.
         HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = source_folder(folder), Path(out)
     check_output_folder(out, DATASET, overwrite=overwrite)
-    names = [*domains, *domains.values()]
-    if not all(str(name).strip() for name in names) or not len(set(domains.values())) == len(domains) > 0:
-        raise HafvtError("--domains needs NAME=CATEGORY for each domain, no category twice")
+    domains = dict(zip(domain_names(domains), domain_names(domains.values()), strict=True))
+    if not domains:
+        raise HafvtError("--domains needs NAME=CATEGORY for each domain")
     dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
     files = [file for pair in dumps.values() for file in pair if file]
     window_days = WINDOW_DAYS[window]

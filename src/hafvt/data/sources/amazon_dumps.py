@@ -47,6 +47,7 @@ PRODUCTS_PER_FRAME = 10_000  # as Python objects, products take ten times the me
 MAX_SECONDS = 4_102_444_800  # the year 2100; larger times are milliseconds
 PARSE_ERRORS = (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
 
+CATEGORY = re.compile(r"[\w.,&+' -]{1,100}")
 ID = re.compile(r"[!-~]{1,64}")
 ADDRESS = re.compile(r"https?://[^\s\x00-\x1f\x7f]{1,2000}", re.IGNORECASE)
 ASIN = re.compile(r"""['"](?:parent_)?asin['"]\s*:\s*['"]([^'"]*)['"]""")
@@ -158,8 +159,10 @@ def find_dumps(folder: Path, category: str) -> tuple[DumpFile, DumpFile | None]:
     """Return the files of a category, reviews and products (None without one); check their first lines.
 
     Raises:
-        HafvtError: there is no file of reviews, two files of one kind, or a file of another format.
+        HafvtError: the category is no name, or there is no file of reviews, two files of one kind, or a file of another format.
     """
+    if not CATEGORY.fullmatch(category):
+        raise HafvtError(f"{category!r} is not a category: name it as its files are named")
     reviews, products = (
         [p for n in names for end in ("", ".gz") if (p := folder / (n.format(category) + end)).is_file()]
         for names in (REVIEW_NAMES, PRODUCT_NAMES)
@@ -314,7 +317,7 @@ def _rating_columns(path: Path, rows: list[list[str]]) -> tuple[int, ...]:
 
 
 def _checked_review(user: Any, item: Any, time: Any) -> Review:
-    seconds = int(time)
+    seconds = int(time) if not isinstance(time, bool) else 0
     if seconds > MAX_SECONDS:
         seconds //= 1000
     if not (ID.fullmatch(user) and ID.fullmatch(item) and 0 < seconds < MAX_SECONDS):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.ids import id_texts
 from hafvt.data.interaction_log import number_ids_in_order
 from hafvt.data.order import user_offsets
 from hafvt.data.prepare import write_log
 from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
+from hafvt.errors import HafvtError
 
 
 class SourceTables(NamedTuple):
@@ -46,6 +49,21 @@ class PreparedSource(NamedTuple):
     def __str__(self) -> str:
         """Return the checks, the notes and the folder of the dataset."""
         return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
+
+
+def source_folder(folder: str | Path) -> Path:
+    """Return the folder of a publisher's files; raise HafvtError if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise HafvtError(f"{folder} is not a folder: name the folder of the publisher's files")
+    return Path(folder)
+
+
+def domain_names(names: Iterable[object]) -> list[str]:
+    """Return names of domains as text without blanks around them; raise HafvtError if two are the same."""
+    texts = [name.strip() for name in id_texts(list(names), "--domains")]
+    if len(set(texts)) < len(texts):
+        raise HafvtError(f"--domains {' '.join(texts)}: give each domain a name of its own")
+    return texts
 
 
 def prepare_source(tables: SourceTables, out: str | Path, *, overwrite: bool = False) -> Dataset:

@@ -20,7 +20,7 @@ import polars as pl
 from hafvt.data.dataset import CONTENT_COLUMNS, DATASET
 from hafvt.data.lines import read_lines
 from hafvt.data.readers import read_columns
-from hafvt.data.sources.base import PreparedSource, SourceTables, prepare_source
+from hafvt.data.sources.base import PreparedSource, SourceTables, domain_names, prepare_source, source_folder
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import check_output_folder, sha256
@@ -58,15 +58,15 @@ def prepare_c2dsr(
     Raises:
         InputError: a file is missing, damaged or malformed; names file, row, value and remedy.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = source_folder(folder), Path(out)
     check_output_folder(out, DATASET, overwrite=overwrite)
     list_files = [_find_file(folder, name) for name in ("Alist", "Blist")]
     asins = [_read_list(path, key=1, number=2) for path in list_files]
     sizes = tuple(map(len, asins))
     users = _read_list(_find_file(folder, "userlist"), key=0, number=1)
     scenario = next((s for s in SCENARIOS if s.items == sizes), None)
-    names = tuple(domains) if domains else scenario.domains if scenario else ("x", "y")
-    if len(set(names)) != 2:
+    names = domain_names(domains or (scenario.domains if scenario else ("x", "y")))
+    if len(names) != 2:
         raise HafvtError(f"--domains {' '.join(names)}: a release has two domains: give two names")
     files = dict.fromkeys(_training_files(folder), "train")
     files |= {_find_file(folder, "validdata_new"): "valid", _find_file(folder, "testdata_new"): "test"}
@@ -107,9 +107,16 @@ def prepare_c2dsr(
     )
     dataset = prepare_source(tables, out, overwrite=overwrite)
     num_missing = max(scenario.train - (sequences["part"] == "train").sum(), 0) if scenario else 0
-    note = f"{num_missing:,} training sequences are missing: the folder has only a part of the training file"
+    notes = []
+    if num_missing:
+        notes.append(
+            f"{num_missing:,} training sequences are missing: the folder has only a part of the training file"
+        )
+    if items is not None:
+        titles, pictures = (tables.items[name].count() for name in CONTENT_COLUMNS)
+        notes.append(f"{titles:,} of {len(tables.items):,} items have a title, {pictures:,} a picture")
     checks = table1_checks(dataset) + sequence_checks(dataset, scenario.window_days if scenario else None)
-    return PreparedSource(dataset, tuple(checks), (note,) if num_missing else ())
+    return PreparedSource(dataset, tuple(checks), tuple(notes))
 
 
 def _find_file(folder: Path, name: str) -> Path:

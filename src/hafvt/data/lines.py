@@ -64,13 +64,15 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
                 yield text.encode().replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
             return
         text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
-        mib, is_first = 0, True
+        mib, is_first, is_mac = 0, True, False
         while chunk := text_file.read(CHUNK_BYTES):
             if advance:
                 advance((stored.tell() >> 20) - mib)
                 mib = stored.tell() >> 20
-            yield chunk.removeprefix(BOM) if is_first else chunk
-            is_first = False
+            if is_first:
+                chunk, is_mac = chunk.removeprefix(BOM), b"\r" in chunk and b"\n" not in chunk
+                is_first = False
+            yield chunk.replace(b"\r", b"\n") if is_mac else chunk
 
 
 def scan_lines(path: Path) -> pl.LazyFrame:

@@ -140,10 +140,9 @@ def _text(table: Table, name: str, strip: bool) -> pl.Series:
     try:
         text = id_column(table.frame[name])
     except HafvtError as error:
-        problem, remedy = str(error).split(": ", 1)
-        raise InputError(
-            problem, remedy.capitalize(), file=table.origin.file, column=table.names[name]
-        ) from None
+        problem, remedy = str(error).rsplit(": ", 1)
+        remedy = remedy[0].upper() + remedy[1:]
+        raise InputError(problem, remedy, file=table.origin.file, column=table.names[name]) from None
     if name in CONTENT_COLUMNS:
         return text
     if text.null_count():

@@ -31,10 +31,11 @@ def parse_times(column: pl.Series) -> Times:
     """Parse times: numbers keep their unit, dates become seconds since 1970, UTC unless they name a zone."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         return _parse_text(column.cast(pl.String))
-    if column.dtype.is_integer():
+    if column.dtype.is_integer() or (isinstance(column.dtype, pl.Decimal) and not column.dtype.scale):
         return Times(column.cast(pl.Int64, strict=False))
     if column.dtype.is_float() or column.dtype.is_decimal():
-        return Times(_finite(column.cast(pl.Float64)))
+        exact = _nanoseconds(column) if column.dtype.is_decimal() else None
+        return exact or Times(_finite(column.cast(pl.Float64)))
     if column.dtype == pl.Date:
         return _whole_or_ticks(column.cast(pl.Datetime("us")))
     if isinstance(column.dtype, pl.Datetime):
@@ -47,13 +48,18 @@ def _parse_text(column: pl.Series) -> Times:
     integers = column.cast(pl.Int64, strict=False)
     if integers.null_count() == 0:
         return Times(integers)
-    if column.str.len_bytes().max() > FLOAT_DIGITS:  # type: ignore[operator]
-        decimals = column.cast(pl.Decimal(38, 9), strict=False)
-        if decimals.null_count() == 0 and (decimals.abs() < MAX_TIME / 10**9).all():
-            return Times((decimals * 10**9).cast(pl.Int64), 10**9)
+    if (column.str.len_bytes() > FLOAT_DIGITS).any() and (exact := _nanoseconds(column)):
+        return exact
     floats = _finite(column.cast(pl.Float64, strict=False))
     kinds = [Times(integers), Times(floats), _whole_or_ticks(_datetimes(column))]
     return min(kinds, key=lambda times: times.values.null_count())
+
+
+def _nanoseconds(column: pl.Series) -> Times | None:
+    """Return decimal seconds as nanoseconds, None if one of them is something else."""
+    decimals = column.cast(pl.Decimal(38, 9), strict=False)
+    is_in_range = decimals.null_count() == 0 and (decimals.abs() < MAX_TIME / 10**9).all()
+    return Times((decimals * 10**9).cast(pl.Int64), 10**9) if is_in_range else None
 
 
 def _whole_or_ticks(times: pl.Series) -> Times:
@@ -80,7 +86,9 @@ def _datetimes(column: pl.Series) -> pl.Series:
         fraction.fill_null(".0"),
         zone.replace("Z", "+00:00").fill_null("+00:00"),
     )
-    unit: Literal["ns", "us"] = "ns" if column.str.contains(r"\.\d{7}").any() else "us"
+    is_nanosecond_range = column.str.slice(0, 4).is_between(pl.lit("1678"), pl.lit("2261")).all()
+    has_nanoseconds = is_nanosecond_range and column.str.contains(r"\.\d{7}").any()
+    unit: Literal["ns", "us"] = "ns" if has_nanoseconds else "us"
     parsed = full.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit=unit, strict=False)
     return column.to_frame().select(parsed.alias(column.name))[column.name]
 

@@ -19,6 +19,7 @@ BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
 MAX_LINE_BYTES = 2**24
 BYTES_PER_ROW = 150  # memory that a row takes at most while a table is prepared, besides its text
+QUOTE = b'"'
 LINE_SEPARATOR = b"\x1f"  # as the delimiter of CSV, it lets Polars read a line as one field
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
 NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
@@ -118,14 +119,14 @@ def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple
         yield row, fields
 
 
-def check_text(path: Path) -> bool:
-    """Check the size of a text file; return whether `scan_lines` reads its lines whole.
+def check_text(path: Path) -> set[bytes]:
+    """Check the size of a text file; return which of a quote and LINE_SEPARATOR occur in it.
 
     Raises:
         InputError: a line is too long, or a table of this size does not fit into memory.
     """
     num_bytes = num_lines = line_bytes = 0
-    has_separator = False
+    special: set[bytes] = set()
     for chunk in _chunks(path):
         num_bytes += len(chunk)
         num_lines += (line_ends := chunk.count(b"\n"))
@@ -134,8 +135,8 @@ def check_text(path: Path) -> bool:
             problem = f"a line of more than {MAX_LINE_BYTES:,} bytes"
             raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
         check_memory(path, num_bytes, num_lines)
-        has_separator |= LINE_SEPARATOR in chunk
-    return not has_separator
+        special |= {character for character in (QUOTE, LINE_SEPARATOR) if character in chunk}
+    return special
 
 
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:

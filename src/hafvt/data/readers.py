@@ -24,7 +24,9 @@ import polars as pl
 from hafvt.data.lines import (
     BOM,
     GZIP,
+    LINE_SEPARATOR,
     NOT_UTF8,
+    QUOTE,
     READ_ERRORS,
     ZSTD,
     check_memory,
@@ -202,7 +204,7 @@ def file_kind(path: Path) -> str:
 
 def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
     """Read columns of a CSV file, see `read_columns`."""
-    has_whole_lines = check_text(path)
+    special = check_text(path)
     _, first_line = next(read_lines(path), (1, b""))
     first = first_line.decode(errors="replace")
     if first.startswith("{"):
@@ -217,10 +219,12 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
-    frame = _read_plain_records(origin, len(header), names) if has_whole_lines else None
+    frame = None
+    if LINE_SEPARATOR not in special:
+        frame = _read_plain_records(origin, len(header), names, has_quotes=QUOTE in special)
     if frame is None:
         frame = _read_records(origin, header, names)
-    for name in names if not is_quoted else []:
+    for name in names if QUOTE in special and not is_quoted else []:
         if count := frame[name].str.contains('^".*"$').sum():
             warn(
                 f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: use "
@@ -229,30 +233,43 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
     return RawTable(frame, header, origin)
 
 
-def _read_plain_records(origin: Origin, num_fields: int, names: Sequence[str]) -> pl.DataFrame | None:
+def _read_plain_records(
+    origin: Origin, num_fields: int, names: Sequence[str], *, has_quotes: bool
+) -> pl.DataFrame | None:
     """Read columns of a CSV file by Polars; return None if one of its records is not plain.
 
     A plain record is one line with all fields; a quote only encloses a field or stands doubled in one.
     """
-    assert origin.file is not None
-    end = re.escape(origin.delimiter)
+    path, end = origin.file or Path(), re.escape(origin.delimiter)
     field = f'(?:"(?:[^"]|"")*"|[^"{end}]*)' if origin.is_quoted else f"[^{end}]*"
     plain_record = f"^(?:{field}(?:{end}{field}){{{num_fields - 1}}}|{end}*)\r?$"
-    is_odd = ~pl.col("line").fill_null("").str.contains(plain_record)
+
+    def is_plain() -> bool:
+        is_odd = ~pl.col("line").fill_null("").str.contains(plain_record)
+        return scan_lines(path).filter(is_odd).head(1).collect(engine="streaming").is_empty()
+
+    # Polars fills a short row with nulls, and accepts a long row unless the query looks at all columns.
     scan = pl.scan_csv(
-        origin.file,
+        path,
         separator=origin.delimiter,
-        quote_char='"' if origin.is_quoted else None,
+        quote_char='"' if has_quotes and origin.is_quoted else None,
         infer_schema=False,
         glob=False,
-    ).select(*names, pl.all_horizontal(pl.all().is_null()).alias("\0blank"))
+    ).select(
+        *names,
+        pl.last().is_null().alias("\0short"),
+        pl.all_horizontal(pl.all().is_null()).alias("\0blank"),
+    )
     try:
-        if not scan_lines(origin.file).filter(is_odd).head(1).collect(engine="streaming").is_empty():
+        if has_quotes and not is_plain():
             return None
         frame = scan.collect(engine="streaming")
     except pl.exceptions.PolarsError:
         return None
     blank = frame.drop_in_place("\0blank")
+    has_short_rows = (frame.drop_in_place("\0short") & ~blank).any()
+    if has_short_rows and not has_quotes and not is_plain():
+        return None
     return frame.filter(~blank) if blank.any() else frame
 
 

@@ -133,6 +133,18 @@ def test_info_movielens_counts_posters(shared_data: Path, tmp_path: Path) -> Non
     assert result.overlap[("action", "drama")] == result.users
 
 
+def test_info_lists_what_prepare_removed(tmp_path: Path) -> None:
+    log = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
+    result = info(prepare(log, ITEMS, tmp_path / "out", domains=["tea"], min_per_item=2, last=1))
+    assert result.removed == (
+        "domains=tea: 3 interactions",
+        "min_per_domain=1, min_per_item=2: 2 items, 1 interactions",
+        "last=1: 1 interactions",
+    )
+    assert "removed by last=1: 1 interactions" in str(result)
+    assert info(make(tmp_path / "all")).removed == ()
+
+
 @pytest.mark.parametrize("part", ["valid_targets", "test_targets"])
 def test_info_targets_of_domains_add_up(small: Dataset, part: str) -> None:
     assert sum(getattr(domain, part) for domain in info(small).domains) == small.num_users

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, HafvtWarning, InputError
 from tests.data.helpers import items_of, log_of
 
 ARRAYS = ("items", "times", "offsets", "train_lengths", "valid", "test")
@@ -215,6 +216,30 @@ def test_prepare_manifest_has_settings_and_provenance(tmp_path: Path) -> None:
     assert manifest["settings"]["seed"] == 0
     assert data.image_root == tmp_path.resolve()
     assert prepare(log, items, tmp_path / "frames").manifest["inputs"]["items"] == {"file": None, "rows": 20}
+
+
+def test_prepare_ids_that_look_alike_are_warned_of_or_stripped(tmp_path: Path) -> None:
+    log = log_of(("u", "a", 1), ("u ", "b", 2), ("v", "a", 1), ("v", "b", 2), ("v\u200b", "b", 3))
+    log = log.with_columns(domain=pl.Series(["x", "y", "x ", "y", "y"])).with_columns(
+        item_id=pl.concat_str("item_id", "domain").str.strip_chars()
+    )
+    log = log.with_columns(item_id=pl.concat_str("item_id", pl.Series(["", "", "2", "", ""])))
+    with pytest.warns(HafvtWarning) as warned:
+        data = prepare(log, None, tmp_path / "out", min_per_domain=0)
+    messages = [str(warning.message) for warning in warned]
+    assert data.num_users == 4
+    assert messages[0].startswith("user_id: 4 values only differ by outer blanks or invisible characters")
+    assert re.match("domain: 2 values .*'x' and 'x ': use --strip", messages[1])
+    stripped = prepare(log, None, tmp_path / "stripped", strip=True)
+    assert set(histories(stripped)) == {"u", "v"}
+    assert [domain.name for domain in stripped.domains] == ["x", "y"]
+
+
+def test_prepare_unknown_item_that_only_differs_by_blanks_names_the_remedy(tmp_path: Path) -> None:
+    log = log_of(("u", "a ", 1), ("u", "b", 2))
+    with pytest.raises(InputError, match=r"row 1, .*'a ': unknown item.*use --strip"):
+        prepare(log, items_of(tea="ab"), tmp_path / "out")
+    assert prepare(log, items_of(tea="ab"), tmp_path / "out", strip=True).num_items == 2
 
 
 def test_prepare_prints_nothing_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from hafvt.data.lines import read_jsonl, read_lines
 from hafvt.data.schema import read_tables
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import HafvtError, HafvtWarning, InputError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write, zstd
 
 
@@ -197,3 +198,149 @@ def test_read_jsonl_wrong_line_is_refused_with_the_row(tmp_path: Path, packer: s
     path = write(tmp_path / "long", PACKERS[packer](b'{"a": 1}\n{"a": 12345678}\n'))
     with pytest.raises(InputError, match="a line of more than 10 bytes"):
         list(read_jsonl(path, max_bytes=10))
+
+
+def items_of_csv(path: Path, **settings: Any) -> list[Any]:
+    return read_tables(path, None, {}, **settings)[0].frame["item_id"].to_list()
+
+
+STRAY_QUOTES = [
+    ('u,5" TV,1\n', '5" TV'),
+    ('u,"Weird Al" live,1\n', "Weird Al live"),
+    ('u,a"b"c,1\n', 'a"b"c'),
+    ('u,"say ""x""",1\n', 'say "x"'),
+    ('u,"a,b",1\n', "a,b"),
+    ('u,"a\nb",1\n', "a\nb"),
+    ('u,"a\x1fb",1\n', "a\x1fb"),
+]
+
+
+@pytest.mark.parametrize(("line", "item"), STRAY_QUOTES)
+@pytest.mark.parametrize("packer", [bytes, gzip.compress, zstd])
+def test_read_tables_quotes_are_read_as_python_and_pandas_read_them(
+    tmp_path: Path, line: str, item: str, packer: Callable[[bytes], bytes]
+) -> None:
+    ending = {bytes: "", gzip.compress: ".gz", zstd: ".zst"}[packer]
+    path = write(
+        tmp_path / f"log.csv{ending}", packer((HEADER + "u,first,1\n" + line + "u,last,3\n").encode())
+    )
+    assert items_of_csv(path) == ["first", item, "last"]
+    if packer != zstd:
+        assert pd.read_csv(path)["item_id"].to_list() == ["first", item, "last"]
+
+
+def test_read_tables_quotes_of_a_tsv_are_text_by_default(tmp_path: Path) -> None:
+    header = HEADER.replace(",", "\t")
+    path = write(tmp_path / "log.tsv", header + 'u\t"a\t1\nu\tb\t2\nu\tc"\t3\n')
+    assert items_of_csv(path) == ['"a', "b", 'c"']
+    path = write(tmp_path / "quoted.tsv", header + 'u\t"a"\t1\n')
+    with pytest.warns(HafvtWarning, match="'item_id': 1 values are in quotes.*--quoting standard"):
+        assert items_of_csv(path) == ['"a"']
+    assert items_of_csv(path, quoting="standard") == ["a"]
+    path = write(tmp_path / "all.tsv", '"user_id"\t"item_id"\t"timestamp"\n"u"\t"a"\t"1"\n')
+    assert items_of_csv(path) == ["a"]
+
+
+def test_read_tables_quote_over_rows_is_warned_of_or_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", HEADER + 'u,b,1\nu,"a,1\nu,b,2\nu,c",3\nu,d,4\n')
+    with pytest.warns(HafvtWarning, match=r"log.csv: 1 quoted fields .* first in row 3: .*--quoting none"):
+        assert len(items_of_csv(path)) == 3
+    assert items_of_csv(path, quoting="none") == ["b", '"a', "b", 'c"', "d"]
+    path = write(tmp_path / "open.csv", HEADER + 'u,b,1\nu,"a,1\nu,b,2\n')
+    error = fails(path, "a quote opens in this row and never closes", "--quoting none")
+    assert error.row == 3
+    path = write(tmp_path / "long.csv", HEADER + 'u,b,1\nu,"a' + "b\n" * 100_000)
+    assert fails(path, "--quoting none").row == 3
+
+
+def test_read_tables_csv_with_carriage_returns_alone_is_read(tmp_path: Path) -> None:
+    assert items_of_csv(write(tmp_path / "log.csv", HEADER.replace("\n", "\r") + "u,a,1\ru,b,2\r")) == [
+        "a",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("item_id", '["a"]', "a list in place of text"),
+        ("item_id", '{"a": 1}', "an object in place of text"),
+        ("user_id", "true", "true or false in place of text"),
+        ("user_id", "1.0", "a fraction in place of text"),
+        ("user_id", "1e3", "a fraction in place of text"),
+        ("domain", "[]", "a list in place of text"),
+        ("user_id", '"\\ud800"', "half a surrogate pair"),
+        ("item_id", '" "', "an empty item_id"),
+        ("item_id", "NaN", "an empty item_id"),
+        ("timestamp", "true", "not a time"),
+        ("timestamp", "[1]", "not a time"),
+        ("timestamp", "Infinity", "not a time"),
+    ],
+)
+def test_read_tables_jsonl_value_of_another_type_is_refused_with_the_row(
+    tmp_path: Path, field: str, value: str, problem: str
+) -> None:
+    good = {"user_id": '"u"', "item_id": '"a"', "timestamp": "1", "domain": '"x"'}
+    lines = [
+        "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}\n"
+        for fields in (good, good | {field: value}, good)
+    ]
+    for name, content in (
+        ("log.jsonl", "".join(lines).encode()),
+        ("log.jsonl.zst", zstd("".join(lines).encode())),
+    ):
+        error = fails(write(tmp_path / name, content), problem, f"'{field}'")
+        assert error.row == 2
+
+
+@pytest.mark.parametrize("field", ["title", "image"])
+def test_read_tables_jsonl_content_of_another_type_is_refused(tmp_path: Path, field: str) -> None:
+    items = write(tmp_path / "items.jsonl", f'{{"item_id": "a"}}\n{{"item_id": "b", "{field}": ["x"]}}\n')
+    assert fails(FRAME, "a list in place of text", f"'{field}'", items=items).row == 2
+
+
+def test_read_tables_jsonl_nan_is_null_and_numbers_are_digits(tmp_path: Path) -> None:
+    line = {"user_id": 2**70, "item_id": "\U0001f600", "timestamp": 1.5, "domain": float("nan")}
+    path = write(
+        tmp_path / "log.jsonl",
+        f'{json.dumps(line)}\n{{"note": NaN, "user_id": 7, "item_id": "[x]", "timestamp": 2, "domain": "d"}}\n',
+    )
+    fails(path, "row 1", "an empty domain")
+    path = write(tmp_path / "log.jsonl", path.read_text().replace('"domain"', '"other"'))
+    assert interactions(path).frame.rows() == [(str(2**70), "\U0001f600", 1.5), ("7", "[x]", 2.0)]
+
+
+def test_read_tables_larger_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**20)
+    rows = pl.DataFrame({"user_id": ["u"] * 10_000, "item_id": "a", "timestamp": 1})
+    rows.write_parquet(tmp_path / "log.parquet")
+    for name in ("log.csv", "log.csv.gz", "log.csv.zst", "log.jsonl", "log.jsonl.gz", "log.jsonl.zst"):
+        write(tmp_path / name, WRITERS[name](rows))
+    for path in sorted(tmp_path.iterdir()):
+        fails(path, str(path), "do not fit into the 0.0 GiB of free memory", "use a machine with more memory")
+
+
+@pytest.mark.parametrize("name", ["log.csv.gz", "log.csv", "log.jsonl", "log.jsonl.gz"])
+def test_read_tables_long_line_is_refused_with_the_row(tmp_path: Path, name: str) -> None:
+    content = WRITERS[name](FRAME)
+    content = gzip.decompress(content) if name.endswith("gz") else content
+    content += b'"' + b"a" * (2**24 + 2**20)
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    error = fails(path, "a line of more than 16,777,216 bytes", "Shorten the line")
+    assert error.row == content.count(b"\n") + 1
+
+
+def test_read_tables_damaged_parquet_is_refused_without_a_panic(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = pl.DataFrame({"user_id": ["u"] * 3000, "item_id": "a", "timestamp": range(3000)})
+    rows.write_parquet(tmp_path / "log.parquet")
+    good, problems = (tmp_path / "log.parquet").read_bytes(), []
+    for position in range(len(good) - 600, len(good) - 4):
+        wrong = good[:position] + bytes([good[position] ^ 64]) + good[position + 1 :]
+        try:
+            interactions(write(tmp_path / "log.parquet", wrong))
+        except InputError as error:
+            problems.append(str(error))
+    assert any("it cannot be read (damaged)" in problem for problem in problems)
+    assert capfd.readouterr().err == ""

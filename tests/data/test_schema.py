@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from hafvt.data.schema import read_tables
@@ -128,3 +131,67 @@ def test_read_tables_column_of_mixed_types_is_refused() -> None:
         {"user_id": pd.Series(["x", 3], dtype=object), "item_id": ["a", "b"], "timestamp": [1, 2]}
     )
     fails(frame, "'user_id'", "one type")
+
+
+def test_read_tables_frame_with_integer_columns_names_them() -> None:
+    frame = pd.DataFrame([["u", "a", 1]])
+    fails(frame, "no column 'user_id' among 0, 1, 2", "--columns user_id=NAME")
+    columns = {"user_id": "0", "item_id": "1", "timestamp": "2"}
+    assert interactions(frame, **columns).frame.rows() == [("u", "a", 1)]
+
+
+def test_read_tables_frame_with_repeated_columns_is_read_if_they_are_unused() -> None:
+    names = ["user_id", "item_id", "timestamp", "x", "x"]
+    frames = [
+        pd.DataFrame([["u", "a", 1, 2, 3]], columns=names),
+        pa.table([["u"], ["a"], [1], [2], [3]], names=names),
+    ]
+    for frame in frames:
+        assert interactions(frame).frame.rows() == [("u", "a", 1)]
+    fails(frames[0].rename(columns={"x": "item_id"}), "'item_id'", "this column twice", "Rename one")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pd.Categorical([1, 22]),
+        pd.Categorical(["1", "22"]),
+        pd.Series(["1", "22"], dtype="string"),
+        pd.Series([1, 22], dtype="Int64"),
+        np.array([1, 22], dtype=np.uint64),
+        np.array([b"1", b"22"]),
+        [Decimal(1), Decimal(22)],
+    ],
+)
+def test_read_tables_ids_of_any_type_become_text(ids: Any) -> None:
+    frame = pd.DataFrame({"user_id": ids, "item_id": ["a", "b"], "timestamp": [1, 2]})
+    assert interactions(frame).frame["user_id"].to_list() == ["1", "22"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [1.0, 2.0],
+        [True, False],
+        [[1], [2]],
+        pd.to_datetime(["2024-01-01", "2024-01-02"]),
+        pd.period_range("2024-01", periods=2, freq="M"),
+        [UUID(int=2**127), UUID(int=3)],
+        pd.Series([2**70, 1], dtype=object),
+    ],
+)
+def test_read_tables_ids_of_other_types_are_refused(ids: Any) -> None:
+    fails(pd.DataFrame({"user_id": ids, "item_id": ["a", "b"], "timestamp": [1, 2]}), "'user_id'")
+
+
+@pytest.mark.parametrize("blank", ["  ", "\u00a0", "\u200b", "\ufeff"])
+def test_read_tables_blank_id_is_missing(tmp_path: Path, blank: str) -> None:
+    path = write(tmp_path / "log.csv", HEADER + f"u,a,1\nu,{blank},2\n")
+    assert fails(path, "'item_id'", "an empty item_id").row == 3
+
+
+def test_read_tables_strip_removes_what_cannot_be_seen(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", HEADER + "u ,\u200ba,1\nu, a,2\n")
+    assert interactions(path).frame["user_id"].to_list() == ["u ", "u"]
+    table, _ = read_tables(path, None, {}, strip=True)
+    assert table.frame.rows() == [("u", "a", 1), ("u", "a", 2)]

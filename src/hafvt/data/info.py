@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -74,6 +75,7 @@ class DatasetInfo:
         time_span: first and last time, as they are stored.
         cold_items: items held out of training.
         cold_targets: targets among them.
+        removed: what each step of `prepare` removed, such as "last=50: 3 interactions".
     """
 
     users: int
@@ -87,6 +89,7 @@ class DatasetInfo:
     time_span: tuple[int, int]
     cold_items: int
     cold_targets: int
+    removed: tuple[str, ...]
 
     def __str__(self) -> str:
         """Return a plain text table."""
@@ -129,7 +132,20 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         time_span=(int(data.times.min()), int(data.times.max())),
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
+        removed=_removed_counts(data.manifest),
     )
+
+
+def _removed_counts(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the steps of `prepare` removed, see `DatasetInfo.removed`."""
+    steps, lines = manifest.get("counts", []), []
+    num_rows = manifest.get("inputs", {}).get("interactions", {}).get("rows", 0)
+    for before, after in pairwise([{"interactions": num_rows}, *steps]):
+        counts = {key: before.get(key, after[key]) - after[key] for key in ("users", "items", "interactions")}
+        if any(counts.values()):
+            names = ", ".join(f"{count:,} {key}" for key, count in counts.items() if count)
+            lines.append(f"{after['step']}: {names}")
+    return tuple(lines)
 
 
 def _domain_infos(data: Dataset, counts: Int64) -> tuple[DomainInfo, ...]:
@@ -215,6 +231,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         f"{TIES_ORDER.get(dataset.ties_order, 'in unknown order')}",
         f"repeated interactions (same user, item, time): {ties.duplicates:,}",
     ]
+    lines += [f"removed by {step}" for step in dataset.removed]
     if dataset.cold_items:
         lines.append(
             f"held out of training: {dataset.cold_items:,} cold items with {dataset.cold_targets:,} targets"

@@ -19,8 +19,6 @@ BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
 MAX_LINE_BYTES = 2**24
 BYTES_PER_ROW = 150  # memory that a row takes at most while a table is prepared, besides its text
-QUOTE = b'"'
-LINE_SEPARATOR = b"\x1f"  # as the delimiter of CSV, it lets Polars read a line as one field
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
 NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
 
@@ -77,12 +75,12 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
 
 
 def scan_lines(path: Path) -> pl.LazyFrame:
-    """Return a query with a column "line" of the lines of a text file, each up to a LINE_SEPARATOR."""
+    """Return a query with a column "line" of the lines of a text file."""
     return pl.scan_csv(
         path,
         has_header=False,
         schema={"line": pl.String},
-        separator=LINE_SEPARATOR.decode(),
+        separator="\0",  # occurs in no text, so that each line is one field
         quote_char=None,
         encoding="utf8-lossy",
         truncate_ragged_lines=True,
@@ -119,15 +117,18 @@ def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple
         yield row, fields
 
 
-def check_text(path: Path) -> set[bytes]:
-    """Check the size of a text file; return which of a quote and LINE_SEPARATOR occur in it.
+def check_text(path: Path) -> bool:
+    """Return whether a text file has quotes.
 
     Raises:
-        InputError: a line is too long, or a table of this size does not fit into memory.
+        InputError: a line is too long or has a null character, or the table does not fit into memory.
     """
     num_bytes = num_lines = line_bytes = 0
-    special: set[bytes] = set()
+    has_quotes = False
     for chunk in _chunks(path):
+        if (position := chunk.find(b"\0")) >= 0:
+            row = num_lines + chunk.count(b"\n", 0, position) + 1
+            raise InputError(*NOT_UTF8, file=path, row=row)
         num_bytes += len(chunk)
         num_lines += (line_ends := chunk.count(b"\n"))
         line_bytes = len(chunk) - chunk.rfind(b"\n") - 1 if line_ends else line_bytes + len(chunk)
@@ -135,8 +136,8 @@ def check_text(path: Path) -> set[bytes]:
             problem = f"a line of more than {MAX_LINE_BYTES:,} bytes"
             raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
         check_memory(path, num_bytes, num_lines)
-        special |= {character for character in (QUOTE, LINE_SEPARATOR) if character in chunk}
-    return special
+        has_quotes |= b'"' in chunk
+    return has_quotes
 
 
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
@@ -150,5 +151,6 @@ def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
 def unreadable(path: Path, error: Exception, row: int | None = None) -> InputError:
     """Return the error for a file that raised one of `READ_ERRORS`, at `row` if that is known."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = "damaged" if isinstance(error, pl.exceptions.PanicException) else reason
     remedy = "Check it, or download or write it again"
     return InputError(f"it cannot be read ({reason})", remedy, file=path, row=row)

@@ -11,8 +11,10 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,9 +26,7 @@ import polars as pl
 from hafvt.data.lines import (
     BOM,
     GZIP,
-    LINE_SEPARATOR,
     NOT_UTF8,
-    QUOTE,
     READ_ERRORS,
     ZSTD,
     check_memory,
@@ -158,13 +158,7 @@ def read_columns(
     try:
         if kind == "csv":
             return _read_csv(path, names, quoting)
-        if kind == "jsonl":
-            return _read_jsonl(path, names, numeric)
-        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        columns = scan.collect_schema().names()
-        check_memory(path, path.stat().st_size, scan.select(pl.len()).collect().item())
-        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
-        return RawTable(frame, columns, Origin(path, kind))
+        return _read_jsonl(path, names, numeric) if kind == "jsonl" else _read_parquet(path, names)
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
@@ -196,15 +190,35 @@ def file_kind(path: Path) -> str:
     if content != (suffix if is_compressed or kind == "parquet" else "text"):
         problem = f"its name says {suffix} but its content is {content}"
         raise InputError(problem, "Rename it by its content", file=path)
-    if content == "text" and b"\0" in head:
-        row = head[: head.index(b"\0")].count(b"\n") + 1
-        raise InputError(*NOT_UTF8, file=path, row=row)
     return kind
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> RawTable:
+    """Read columns of a Parquet file, see `read_columns`."""
+    with _panics_hidden():
+        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        columns = scan.collect_schema().names()
+        check_memory(path, path.stat().st_size, scan.select(pl.len()).collect().item())
+        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
+    return RawTable(frame, columns, Origin(path, "parquet"))
+
+
+@contextmanager
+def _panics_hidden() -> Iterator[None]:
+    """Hide the traceback that Rust prints on stderr before an exception of Python reports its panic."""
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
     """Read columns of a CSV file, see `read_columns`."""
-    special = check_text(path)
+    has_quotes = check_text(path)
     _, first_line = next(read_lines(path), (1, b""))
     first = first_line.decode(errors="replace")
     if first.startswith("{"):
@@ -219,12 +233,10 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
-    frame = None
-    if LINE_SEPARATOR not in special:
-        frame = _read_plain_records(origin, len(header), names, has_quotes=QUOTE in special)
+    frame = _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
     if frame is None:
         frame = _read_records(origin, header, names)
-    for name in names if QUOTE in special and not is_quoted else []:
+    for name in names if has_quotes and not is_quoted else []:
         if count := frame[name].str.contains('^".*"$').sum():
             warn(
                 f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: use "

@@ -46,11 +46,12 @@ def prepare(
 ) -> Dataset:
     """Turn tables of interactions and items into a dataset folder.
 
-    Ids are text: "007" is not "7". Times are numbers of any unit, or ISO 8601 dates and times, which become
-    seconds since 1970 (UTC unless they name a zone). Fractional times decide the order of interactions; the
-    dataset stores them rounded down. Other columns are ignored. An item's domain comes from the items table,
-    or else from the interactions. If both tables have a domain column, they must agree; if neither has one,
-    all items form one domain.
+    Ids are text: the number 7 is "7", but not "007". Times are numbers of any unit, or ISO 8601 dates and
+    times, which become seconds since 1970 (UTC unless they name a zone). Fractional times decide the order of
+    interactions; the dataset stores them rounded down. Titles are stored as Unicode NFC without HTML
+    entities. Other columns are ignored. An item's domain comes from the items table, or else from the
+    interactions. If both tables have a domain column, they must agree; if neither has one, all items form one
+    domain.
 
     Users and the items of each domain are numbered in a random order, so that a number reveals neither time
     nor popularity. The same rows, settings and seed give the same bytes for every type of input. The order of

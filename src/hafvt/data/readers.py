@@ -320,7 +320,7 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
     """Read columns of a JSONL file, see `read_columns`."""
     check_text(path)
     text_names = "|".join(re.escape(json.dumps(name)) for name in names if name not in numeric)
-    # Polars turns lists, objects, booleans and fractions into text, lone surrogates into "\\0", and rounds numbers.
+    # Polars makes text of lists, objects, booleans and fractions, and changes lone surrogates and long numbers.
     odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]|\d{{16}}\.|\d[eE]\+?1'
     has_odd_line = pl.col("line").str.contains(odd_line)
     frame = None

@@ -64,7 +64,8 @@ def _nanoseconds(column: pl.Series) -> Times | None:
 
 def _whole_or_ticks(times: pl.Series) -> Times:
     """Return datetimes as seconds, or as ticks of their own unit if any has a fraction of a second."""
-    ticks, per_second = times.to_physical(), TICKS_PER_SECOND[times.dtype.time_unit]  # type: ignore[attr-defined]
+    assert isinstance(times.dtype, pl.Datetime)
+    ticks, per_second = times.to_physical(), TICKS_PER_SECOND[times.dtype.time_unit]
     has_fraction = (ticks % per_second != 0).any()
     return Times(ticks, per_second) if has_fraction else Times(ticks // per_second)
 

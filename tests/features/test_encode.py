@@ -42,11 +42,15 @@ def test_encode_writes_unit_rows_mask_provenance_and_problems(pictured: Dataset)
         np.testing.assert_allclose(norms, table.present, atol=2e-3)
     assert problems(pictured, "image") == [
         {"item_id": "a3", "value": "", "problem": "no image given"},
-        {"item_id": "a5", "value": "5.jpg", "problem": "not a picture (JPEG, PNG, WEBP, GIF, BMP are read)"},
+        {
+            "item_id": "a5",
+            "value": "5.jpg",
+            "problem": "not a picture (JPEG, PNG, WEBP, GIF, BMP, AVIF are read)",
+        },
         {"item_id": "a7", "value": "7.jpg", "problem": "no such file"},
     ]
     assert problems(pictured, "title") == [{"item_id": "a3", "value": "", "problem": "no title given"}]
-    assert image.metadata["counts"] == {"items": 12, "encoded": 9, "missing": 1, "broken": 2}
+    assert image.metadata["counts"] == {"items": 12, "encoded": 9, "missing": 1, "broken": 2, "incomplete": 0}
     assert image.metadata["encoder"] == "classic"
     assert {"pillow", "scikit-image", "python"} <= image.metadata["versions"].keys()
     assert len(image.metadata["source"]["sha256"]) == 64
@@ -129,7 +133,7 @@ def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
     assert (
         metadata[0]["counts"]
         == metadata[1]["counts"]
-        == {"items": 22, "encoded": 20, "missing": 0, "broken": 2}
+        == {"items": 22, "encoded": 20, "missing": 0, "broken": 2, "incomplete": 0}
     )
     assert [path.name for path in features.iterdir()] == ["image"]
 
@@ -205,7 +209,26 @@ def test_encode_when_finish_returns_a_zero_row_reports_it(
     table = encode(pictured, image="classic")["image"]
     assert not table.present[4]
     assert problems(pictured, "image")[-1]["item_id"] == "a4"
-    assert table.metadata["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3}
+    assert table.metadata["counts"] == {"items": 12, "encoded": 8, "missing": 1, "broken": 3, "incomplete": 0}
+
+
+def test_encode_of_a_jpeg_without_its_end_uses_the_rest_and_lists_it(pictured: Dataset) -> None:
+    path = pictured.folder.parent / "pictures" / "2.jpg"
+    path.write_bytes(path.read_bytes()[:-20])
+    table = encode(pictured, image="classic")["image"]
+    assert table.present[2]
+    assert problems(pictured, "image")[0] == {
+        "item_id": "a2",
+        "value": "2.jpg",
+        "problem": "its end is missing, the rest is used",
+    }
+    assert table.metadata["counts"] == {
+        "items": 12,
+        "encoded": 9,
+        "missing": 1,
+        "broken": 2,
+        "incomplete": 1,
+    }
 
 
 def test_encode_without_any_content_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

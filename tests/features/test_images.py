@@ -45,7 +45,7 @@ def refusal(root: Path | None, value: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_open_picture_recognizes_formats_by_content(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x.txt").write_bytes(encoded(kind))
     picture = open_picture(tmp_path, "x.txt")
@@ -84,7 +84,10 @@ def test_open_picture_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (root / "leaves.png").symlink_to(outside)
     (root / "stays.png").symlink_to(root / "inside.png")
     (root / "loop.png").symlink_to(root / "loop.png")
-    for value in ("../outside.png", str(outside), "leaves.png", "../root/inside.png"):
+    (root / "folder").symlink_to(tmp_path)
+    for value in ("leaves.png", "folder/outside.png", str(root / "leaves.png")):
+        assert refusal(root, value).startswith("a link leads outside the picture folder: put the item table")
+    for value in ("../outside.png", str(outside), "../root/inside.png"):
         assert refusal(root, value) == "leads outside the picture folder"
     assert "cannot be read" in refusal(root, "loop.png")
     assert (
@@ -121,11 +124,41 @@ def test_open_picture_with_too_many_bytes_is_refused(tmp_path: Path, monkeypatch
     assert "larger than" in refusal(tmp_path, "x.png")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_open_picture_of_a_truncated_file_is_refused(tmp_path: Path, kind: str) -> None:
     data = encoded(kind)
     (tmp_path / "x").write_bytes(data[: len(data) // 2])
     assert "picture" in refusal(tmp_path, "x")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_open_picture_of_a_jpeg_without_its_end_gives_the_rest(
+    tmp_path: Path, progressive: bool, share: float
+) -> None:
+    data = encoded("JPEG", size=(320, 240), progressive=progressive)
+    (tmp_path / "whole").write_bytes(data)
+    (tmp_path / "cut").write_bytes(data[: int(share * len(data)) - 1])
+    with pytest.raises(PictureError, match="its end is missing") as caught:
+        open_picture(tmp_path, "cut")
+    difference = np.asarray(caught.value.content).astype(int) - np.asarray(open_picture(tmp_path, "whole"))
+    assert progressive or (np.abs(difference[: int(share * 200)]) < 3).all()
+    assert thumbnail_data_uri(tmp_path, "cut", 60) is not None
+
+
+def test_open_picture_of_a_jpeg_without_any_pixel_is_refused(tmp_path: Path) -> None:
+    data = encoded("JPEG", size=(320, 240))
+    for size in range(3, data.index(b"\xff\xda") + 14):
+        (tmp_path / "x").write_bytes(data[:size])
+        assert "picture (" in refusal(tmp_path, "x")
+
+
+def test_open_picture_where_pillow_lacks_avif_lists_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.avif").write_bytes(encoded("AVIF"))
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    assert refusal(tmp_path, "x.avif") == "not a picture (JPEG, PNG, WEBP, GIF, BMP are read)"
 
 
 def test_open_picture_applies_exif_orientation(tmp_path: Path) -> None:
@@ -205,6 +238,7 @@ ORIGINALS = [
     encoded("GIF"),
     encoded("WEBP"),
     encoded("BMP"),
+    encoded("AVIF"),
 ]
 
 

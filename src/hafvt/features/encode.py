@@ -189,7 +189,7 @@ def _save_table(
         )
     encoded, missing = int(present.sum()), report["value"].null_count()
     counts = {"items": len(items), "encoded": encoded, "missing": missing}
-    counts["broken"] = len(items) - encoded - missing
+    counts |= {"broken": len(items) - encoded - missing, "incomplete": len(report) - len(items) + encoded}
     metadata = {**metadata, "is_fitted": bool(fitted_arrays), "width": rows.shape[1], "counts": counts}
     with atomic_folder(folder, FEATURE_TABLE, overwrite=True) as temporary:
         report.write_csv(temporary / "problems.csv")

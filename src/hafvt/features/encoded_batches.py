@@ -53,25 +53,27 @@ def iter_encoded_batches(
         batch_size: items of a batch.
     """
 
-    def load(value: str | None) -> Any:
+    def load(value: str | None) -> tuple[Any, str | None]:
+        """Return the content of an item, None if there is none to use, and what is wrong with it, if anything."""
         if value is None or not value.strip():
-            return ContentError(f"no {name} given")
+            return None, f"no {name} given"
         try:
-            return MODALITIES[name].load(value, image_root)
+            return MODALITIES[name].load(value, image_root), None
         except ContentError as error:
-            return error
+            return error.content, str(error)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         loading = pool.map(load, values[start : start + batch_size])
         for first in range(start, len(values), batch_size):
-            contents = dict(enumerate(loading, start=first))  # by item
+            loaded = dict(enumerate(loading, start=first))  # by item
             loading = pool.map(load, values[first + batch_size : first + 2 * batch_size])
-            problems = {item: str(c) for item, c in contents.items() if isinstance(c, ContentError)}
-            items = np.array([item for item in contents if item not in problems], dtype=np.int64)
+            problems = {item: problem for item, (_, problem) in loaded.items() if problem is not None}
+            contents = {item: content for item, (content, _) in loaded.items() if content is not None}
+            items = np.array(list(contents), dtype=np.int64)
             rows = np.empty((0, 0), dtype=np.float32)
             if len(items):
-                rows = encoder.encode([contents[item] for item in items.tolist()])
+                rows = encoder.encode(list(contents.values()))
                 usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
                 problems |= dict.fromkeys(items[~usable].tolist(), NO_DIRECTION)
                 items, rows = items[usable], rows[usable]
-            yield EncodedBatch(first, len(contents), items, rows, problems)
+            yield EncodedBatch(first, len(loaded), items, rows, problems)

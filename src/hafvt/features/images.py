@@ -6,6 +6,7 @@ import base64
 import os
 import stat
 import warnings
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # AVIF only where Pillow reads it
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+LEADS_OUT = "leads outside the picture folder"
+LEADS_OUT_BY_LINK = f"a link {LEADS_OUT}: put the item table beside the real pictures, or copy them here"
 # By EXIF orientation: the method of Pillow that turns a picture upright.
 TRANSPOSITIONS = {
     2: "FLIP_LEFT_RIGHT",
@@ -44,7 +48,7 @@ _OPEN_FLAGS = (
 
 
 class PictureError(ContentError):
-    """Why a picture cannot be used, in a few words."""
+    """What is wrong with a picture, in a few words."""
 
 
 def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
@@ -59,38 +63,67 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
         side: larger pictures are reduced until their shorter side has this many pixels.
 
     Raises:
-        PictureError: the path, the file or its content cannot be used.
+        PictureError: the path, the file or its content cannot be used; or the file is a JPEG that ends too
+            early, then `content` is the picture as far as it goes, like browsers show it.
         HafvtError: Pillow is not installed.
     """
     data = _read(root, value)
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError, features
     except ImportError:
         raise missing_package("encode", "pillow") from None
+    formats = FORMATS if features.check("avif") else FORMATS[:-1]
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise PictureError(f"{width} x {height} pixels are too many")
-            image.draft("RGB", (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that is large enough
-            picture, orientation = _to_rgb(image), _orientation(image)
-            if orientation in TRANSPOSITIONS:
-                picture = picture.transpose(Image.Transpose[TRANSPOSITIONS[orientation]])
-            return _reduce(picture, side)
+        return _decode(data, formats, side)
     except PictureError:
         raise
     except UnidentifiedImageError:
-        raise PictureError(f"not a picture ({', '.join(FORMATS)} are read)") from None
+        raise PictureError(f"not a picture ({', '.join(formats)} are read)") from None
     except Image.DecompressionBombError:
         raise PictureError("too many pixels") from None
     except Exception as error:  # decoders raise nearly anything for broken bytes
         reason = " ".join(str(error).split())[:100]
-        raise PictureError(f"broken picture ({reason or type(error).__name__})") from None
+        problem = f"broken picture ({reason or type(error).__name__})"
+    picture = _decode_without_end(data, side) if data.startswith(JPEG_START) else None
+    raise PictureError(problem if picture is None else "its end is missing, the rest is used", picture)
+
+
+def _decode_without_end(data: bytes, side: int) -> Image | None:
+    """Return the picture in a JPEG that ends too early, as far as it goes; None if nothing can be seen."""
+    with suppress(Exception):
+        picture = _decode(data + JPEG_END, ("JPEG",), side)
+        if np.ptp(np.asarray(picture)) > 0:  # missing parts are of one color
+            return picture
+    return None
+
+
+def _decode(data: bytes, formats: tuple[str, ...], side: int) -> Image:
+    """Return the picture in the bytes of a file, see `open_picture`; raise any error if they are broken."""
+    from PIL import Image
+
+    with Image.open(BytesIO(data), formats=formats) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            raise PictureError(f"{width} x {height} pixels are too many")
+        image.draft("RGB", (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that is large enough
+        picture, orientation = _to_rgb(image), _orientation(image)
+    if orientation in TRANSPOSITIONS:
+        picture = picture.transpose(Image.Transpose[TRANSPOSITIONS[orientation]])
+    scale = side / min(picture.size)
+    if scale >= 1:
+        return picture
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def thumbnail(root: Path | None, value: str, side: int) -> bytes:
     """Return a picture, see `open_picture`, encoded anew as JPEG, at most `side` pixels wide and high."""
-    picture = open_picture(root, value, side)
+    try:
+        picture = open_picture(root, value, side)
+    except PictureError as error:
+        if error.content is None:
+            raise
+        picture = error.content
     picture.thumbnail((side, side))
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=80, optimize=True)
@@ -113,12 +146,13 @@ def _read(root: Path | None, value: str) -> bytes:
     if value.lower().startswith(("http://", "https://")):
         raise PictureError("a web address, not fetched yet")
     if ".." in Path(value).parts:
-        raise PictureError("leads outside the picture folder")
+        raise PictureError(LEADS_OUT)
     try:
         root = root.resolve()
         path = (root / value).resolve(strict=True)
         if not path.is_relative_to(root):
-            raise PictureError("leads outside the picture folder")
+            is_link = (root / value).is_relative_to(root)
+            raise PictureError(LEADS_OUT_BY_LINK if is_link else LEADS_OUT)
         with open(path, "rb", opener=lambda name, _: os.open(name, _OPEN_FLAGS)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -156,14 +190,3 @@ def _orientation(image: Image) -> int:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # the parser raises nearly anything for broken bytes
         return 1
-
-
-def _reduce(image: Image, side: int) -> Image:
-    """Return the picture, reduced until its shorter side has at most `side` pixels."""
-    from PIL.Image import Resampling
-
-    scale = side / min(image.size)
-    if scale >= 1:
-        return image
-    size = (round(image.width * scale), round(image.height * scale))
-    return image.resize(size, Resampling.BICUBIC, reducing_gap=2.0)

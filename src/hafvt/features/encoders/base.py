@@ -15,7 +15,16 @@ Float32 = npt.NDArray[np.float32]
 
 
 class ContentError(HafvtError):
-    """What is wrong with the content of one item, such as its picture, in a few words."""
+    """What is wrong with the content of one item, such as its picture, in a few words.
+
+    Args:
+        problem: the few words.
+        content: what is used all the same, such as a picture whose file ends too early; None if nothing.
+    """
+
+    def __init__(self, problem: str, content: Any = None) -> None:
+        super().__init__(problem)
+        self.content = content
 
 
 class Encoder(ABC):

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Bool
+from hafvt.data.ids import id_column
+from hafvt.data.readers import read_columns
 from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import Float32
-
-MAX_COMPRESSION = 200  # vectors hardly compress; an array that does so further could exhaust the memory
+from hafvt.progress import available_bytes
 
 
 def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, pl.Series]:
@@ -37,11 +38,11 @@ def read_precomputed(path: Path) -> tuple[pl.Series, Float32]:
     """Return the ids of a file as text, each once, and their vectors (n, e). No pickle is loaded.
 
     Args:
-        path: an .npz file with the arrays `ids` (n,) of text or whole numbers and `embeddings` (n, e), or a
-            Parquet file with a column `id` or `item_id` and a list column `embedding`.
+        path: an .npz file with the arrays `ids` (n,) of text or whole numbers and `embeddings` (n, e) of
+            numbers, or a Parquet file with a column `id` or `item_id` and a list column `embedding`.
 
     Raises:
-        HafvtError: the file is missing, damaged, of another kind or shape, or repeats an id.
+        HafvtError: the file is missing, damaged, of another kind or shape, too large, or repeats an id.
     """
     readers = {".npz": _read_npz, ".parquet": _read_parquet}
     if not path.is_file():
@@ -50,9 +51,16 @@ def read_precomputed(path: Path) -> tuple[pl.Series, Float32]:
         raise HafvtError(
             f"{path}: files ending in {path.suffix!r} are not read: give an .npz or .parquet file"
         )
-    ids, rows = readers[path.suffix](path)
+    raw_ids, rows = readers[path.suffix](path)
+    try:
+        ids = id_column(raw_ids)
+    except HafvtError as error:
+        raise HafvtError(f"{path}: {error}") from None
     if len(ids) != len(rows):
         raise HafvtError(f"{path} has {len(ids)} ids for {len(rows)} embeddings: give each embedding one id")
+    if ids.null_count():
+        row = 1 + int(ids.is_null().arg_max() or 0)
+        raise HafvtError(f"{path}: ids are blank or nulls, the first in row {row}: give each embedding an id")
     repeated = ids.filter(ids.is_duplicated())
     if len(repeated):
         raise HafvtError(f"{path} has the id {repeated[0]!r} more than once: keep one embedding of each id")
@@ -66,31 +74,28 @@ def _read_npz(path: Path) -> tuple[pl.Series, Float32]:
     except HafvtError:
         raise
     except Exception as error:  # zipfile and numpy raise nearly anything for broken bytes
-        raise HafvtError(f"{path} is damaged or no .npz file ({error}): write it with numpy.savez") from None
-    if ids.ndim != 1 or ids.dtype.kind not in "Uiu":
+        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        raise HafvtError(f"{path} is damaged or no .npz file ({reason}): write it with numpy.savez") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu":
         raise HafvtError(
             f"{path}: ids have shape {ids.shape} and type {ids.dtype}: give (n,) text or whole numbers"
         )
-    if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[1] == 0:
+    if rows.ndim != 2 or rows.dtype.kind not in "fiub" or rows.shape[1] == 0:
         raise HafvtError(
-            f"{path}: embeddings have shape {rows.shape} and type {rows.dtype}: give (n, e) floats"
+            f"{path}: embeddings have shape {rows.shape} and type {rows.dtype}: give (n, e) numbers"
         )
     with np.errstate(over="ignore"):  # values beyond float32 become infinite; they are reported per item
-        return pl.Series(ids).cast(pl.String), rows.astype(np.float32)
+        return pl.Series(ids), rows.astype(np.float32)
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """Return one array, after a check that its header, by which memory is allocated, is true."""
+    """Return one array, after a check that it fits in memory and that its header is true."""
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
         raise HafvtError(
             f"{path} has no array {name!r}: write it with numpy.savez(ids=, embeddings=)"
         ) from None
-    if entry.file_size > MAX_COMPRESSION * max(entry.compress_size, 1):
-        raise HafvtError(
-            f"{path}: array {name!r} unpacks to over {MAX_COMPRESSION} times its size: write it anew"
-        )
     with archive.open(entry) as file:
         is_long = np.lib.format.read_magic(file) >= (2, 0)
         read_header = np.lib.format.read_array_header_2_0 if is_long else np.lib.format.read_array_header_1_0
@@ -99,29 +104,31 @@ def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[
             raise HafvtError(f"{path}: array {name!r} holds pickled objects: convert it to text or numbers")
         if prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise ValueError(f"array {name!r} is not as long as its header says")
+    needed, available = entry.file_size + 4 * prod(shape), available_bytes()
+    if needed > available:
+        raise HafvtError(
+            f"{path}: array {name!r} needs {needed / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB are "
+            "free: use a larger machine, or vectors of fewer dimensions"
+        )
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_parquet(path: Path) -> tuple[pl.Series, Float32]:
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise HafvtError(f"{path} is damaged or no Parquet file ({reason}): write it anew") from None
+    frame, columns, _ = read_columns(path, ["item_id", "id", "embedding"])
     name = next((name for name in ("item_id", "id") if name in frame.columns), None)
     if name is None or "embedding" not in frame.columns:
-        raise HafvtError(f"{path} has the columns {', '.join(frame.columns)}: it needs item_id and embedding")
-    ids, lists = frame[name], frame["embedding"]
-    if ids.null_count() or not (ids.dtype == pl.String or ids.dtype.is_integer()):
-        raise HafvtError(f"{path}: column {name!r} is {ids.dtype} or has nulls: give text or whole numbers")
+        raise HafvtError(f"{path} has the columns {', '.join(columns)}: it needs item_id and embedding")
+    lists = frame["embedding"]
     if isinstance(lists.dtype, pl.Array):
         lists = lists.arr.to_list()
-    if not isinstance(lists.dtype, pl.List) or not lists.dtype.inner.is_numeric():
+    if not isinstance(lists.dtype, pl.List) or not (
+        lists.dtype.inner.is_numeric() or lists.dtype.inner == pl.Boolean
+    ):
         raise HafvtError(f"{path}: column 'embedding' is {lists.dtype}: give a list of floats for each id")
     widths, values = lists.list.len().unique(), lists.explode()
     if len(widths) != 1 or not widths[0] or values.null_count():
         raise HafvtError(
             f"{path}: column 'embedding' has gaps or lists of different lengths: give all the same"
         )
-    return ids.cast(pl.String), values.cast(pl.Float32).to_numpy().reshape(len(ids), -1)
+    return frame[name], values.cast(pl.Float32).to_numpy().reshape(len(frame), -1)

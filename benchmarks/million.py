@@ -28,7 +28,8 @@ from machine import describe, record, sentence
 
 from hafvt import train
 from hafvt.data.dataset import Dataset, Domain, write_dataset
-from hafvt.files import read_json, write_json
+from hafvt.features.table import write_table
+from hafvt.files import read_json
 from hafvt.inference.ann import index, sample_histories
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import memory_gib
@@ -106,11 +107,8 @@ def make(folder: Path, half: int) -> Dataset:
         vectors = centers[of_item + np.repeat([0, clusters], half)]
         vectors += 0.7 * chance.normal(size=vectors.shape).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        target = folder / "features" / name
-        target.mkdir(parents=True)
-        np.save(target / "rows.npy", vectors.astype(np.float16))
-        np.save(target / "present.npy", np.ones(count, dtype=bool))
-        write_json(target / "about.json", {"encoder": "generated"})
+        present = np.ones(count, dtype=bool)
+        write_table(folder / "features" / name, vectors.astype(np.float16), present, {"encoder": "generated"})
     return data
 
 

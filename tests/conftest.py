@@ -14,7 +14,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, write_dataset
-from hafvt.files import write_json
+from hafvt.features.table import write_table
 
 pytest_plugins = ["tests.served"]
 torch.set_num_threads(2)
@@ -90,10 +90,7 @@ def write_small(
             present = random.random(total) > 0.1
             rows[~present] = 0
             target = folder / "features" / name
-            target.mkdir(parents=True)
-            np.save(target / "rows.npy", rows.astype(np.float16))
-            np.save(target / "present.npy", present)
-            write_json(target / "about.json", {"encoder": "test"})
+            write_table(target, rows.astype(np.float16), present, {"encoder": "test"})
     return data
 
 

@@ -255,13 +255,16 @@ def _check_space(path: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def explained_write_errors(path: Path, temporary: Path | None = None, num_bytes: int = 0) -> Iterator[None]:
+def explained_write_errors(
+    path: Path, temporary: Path | None = None, num_bytes: int = 0, kept: str = ""
+) -> Iterator[None]:
     """Turn errors of writing a file or folder into a HafvtError of one line; let other errors pass.
 
     Args:
         path: what is written, for the message.
         temporary: where it is written first; its size tells how much space is needed at least.
         num_bytes: expected size, if it is known.
+        kept: what of the work is not lost, for the message; by default, what is at `path`.
     """
     try:
         yield
@@ -274,10 +277,10 @@ def explained_write_errors(path: Path, temporary: Path | None = None, num_bytes:
             free = shutil.disk_usage(existing).free
             needed = max(num_bytes, _size(temporary or path))
             size = f"it needs at least {needed / 2**20:,.1f} MiB, " if needed else ""
-            kept = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
+            earlier = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
             raise HafvtError(
                 f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB are free, "
-                f"{kept}. Make room or choose another folder, and start the command again"
+                f"{kept or earlier}. Make room or choose another folder, and start the command again"
             ) from None
         if number is not None and named:
             folder, place = path.resolve().parent, Path(os.fsdecode(named)).resolve()

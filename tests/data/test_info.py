@@ -10,7 +10,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.info import HistoryLengths, info
 from hafvt.data.order import TimeTies
 from hafvt.data.prepare import prepare
-from hafvt.files import write_json
+from hafvt.features.table import write_table
 
 ITEMS = pl.DataFrame(
     {
@@ -82,10 +82,7 @@ def test_info_path_with_features_counts_items_with_a_vector(tmp_path: Path) -> N
     data = make(tmp_path / "out")
     present = np.array([True, False, True, False, False])
     folder = data.folder / "features" / "title"
-    folder.mkdir(parents=True)
-    np.save(folder / "rows.npy", np.zeros((5, 4), dtype=np.float16))
-    np.save(folder / "present.npy", present)
-    write_json(folder / "about.json", {})
+    write_table(folder, np.zeros((5, 4), dtype=np.float16), present, {"encoder": "test"})
     result = info(str(data.folder))
     assert [domain.with_features for domain in result.domains] == [{"title": 1}, {"title": 1}]
     assert "with title features" in str(result)

@@ -15,7 +15,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.ranks import Ranks
 from hafvt.experiments.cold_evaluation import random_order_results
-from hafvt.files import write_json
+from hafvt.features.table import write_table
 from hafvt.training.run import open_run
 
 KINDS = 4
@@ -45,11 +45,8 @@ def prepare_with_pictures(folder, interactions: pl.DataFrame) -> Dataset:
     rows = np.stack([centers[kind(one)] for one in data.item_table["item_id"]])
     rows += 0.2 * random.normal(size=(len(IDS), 8))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    target = data.folder / "features" / "image"
-    target.mkdir(parents=True)
-    np.save(target / "rows.npy", rows.astype(np.float16))
-    np.save(target / "present.npy", np.ones(len(IDS), dtype=bool))
-    write_json(target / "about.json", {"encoder": "test"})
+    present = np.ones(len(IDS), dtype=bool)
+    write_table(data.folder / "features" / "image", rows.astype(np.float16), present, {"encoder": "test"})
     return data
 
 

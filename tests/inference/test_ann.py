@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from hafvt import train
 from hafvt.errors import HafvtError
-from hafvt.files import write_json
+from hafvt.files import read_json, write_json
 from hafvt.inference import ann, candidates
 from hafvt.inference import recommender as recommender_module
 from hafvt.inference.added_items import with_added_items
@@ -34,7 +34,8 @@ def indexed_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
     data = write_small(folder / "data", users=120, sizes=(600, 500))
     for name in ("image", "title"):
-        write_json(data.folder / "features" / name / "about.json", {"encoder": "precomputed"})
+        about = data.folder / "features" / name / "about.json"
+        write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}})
     params = {"id_width": 8}
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     with pytest.MonkeyPatch.context() as patch:

@@ -150,6 +150,12 @@ class Dataset:
             return pl.read_parquet(self.folder / "users.parquet")["user_id"]
 
     @property
+    def feature_names(self) -> list[str]:
+        """The modalities that `encode` has written to the folder `features`."""
+        paths = (self.folder / "features").glob("[!.]*")
+        return sorted(path.name for path in paths if path.is_dir())
+
+    @property
     def image_root(self) -> Path | None:
         """The folder that relative image paths start from; None if the items were a data frame."""
         root = self.manifest.get("image_root")

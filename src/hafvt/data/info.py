@@ -13,7 +13,7 @@ import polars as pl
 
 from hafvt.data.dataset import Bool, Dataset, Domain, Int64
 from hafvt.data.order import TimeTies, count_ties
-from hafvt.errors import HafvtError
+from hafvt.files import reading
 from hafvt.tables import align_columns
 
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
@@ -176,11 +176,10 @@ def _domain_infos(data: Dataset, counts: Int64) -> tuple[DomainInfo, ...]:
 def _feature_masks(data: Dataset) -> dict[str, Bool]:
     """Return which items have a feature vector, (items,) by modality."""
     masks = {}
-    for path in sorted(data.folder.glob("features/*/present.npy")):
-        try:
-            masks[path.parent.name] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise HafvtError(f"{path} is damaged ({error}): encode the dataset again") from None
+    for name in data.feature_names:
+        path = data.folder / "features" / name / "present.npy"
+        with reading(path, f"run hafvt encode for {name} again"):
+            masks[name] = np.load(path, allow_pickle=False)
     return masks
 
 

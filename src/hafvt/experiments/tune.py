@@ -112,12 +112,11 @@ def tune(
     search_space = build_search_space(model, preset, params, space or {})
     options: dict[str, Any] = {"preset": preset, "protocol": protocol, "epochs": epochs}
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
-    modalities = tuple(path.parent.name for path in sorted(dataset.folder.glob("features/*/rows.npy")))
     settings = {
         "format": FORMAT,
         "model": model,
         "dataset": fingerprint(dataset),
-        "features": feature_hashes(dataset, modalities),
+        "features": feature_hashes(dataset, dataset.feature_names),
         "params": params,
         "space": {name: asdict(values) for name, values in search_space.items()},
         "validate_every": None,

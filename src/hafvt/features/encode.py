@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hafvt.features.table import (
     write_fitted_arrays,
     write_table,
 )
-from hafvt.files import atomic_folder, sha256
+from hafvt.files import atomic_folder, folder_lock, sha256
 from hafvt.progress import progress
 from hafvt.settings import Device, PositiveCount, Seed, check_arguments
 
@@ -83,9 +84,14 @@ def encode(
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     # Construct all encoders first, so that a wrong name is reported before hours of work.
     instances = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}
-    tables = {name: _import_vectors(data, name, Path(path)) for name, path in precomputed.items()}
-    for name, encoder in instances.items():
-        tables[name] = _encode_modality(data, name, specs[name], encoder, batch_size)
+    tables = {}
+    with ExitStack() as stack:
+        for name in sorted([*specs, *precomputed]):
+            stack.enter_context(folder_lock(data.folder / "features" / name))
+        for name, path in precomputed.items():
+            tables[name] = _import_vectors(data, name, Path(path))
+        for name, encoder in instances.items():
+            tables[name] = _encode_modality(data, name, specs[name], encoder, batch_size)
     return tables
 
 
@@ -97,13 +103,14 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
             f"{data.folder} has no item column {column!r} for {name}: prepare it with this column"
         )
     values = data.item_table[column].to_list()
+    items_sha256 = sha256(data.folder / "items.parquet")
     metadata = {
         "encoder": spec,
         "settings": encoder.settings,
         "batch_size": batch_size,
         "source": {
             "file": "items.parquet",
-            "sha256": sha256(data.folder / "items.parquet"),
+            "sha256": items_sha256,
             "image_root": str(data.image_root) if data.image_root else None,
         },
         "versions": {
@@ -126,6 +133,8 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
     problems = checkpoint.problems()
     if not present.any():
         checkpoint.remove()  # so that corrected input is read
+    if sha256(data.folder / "items.parquet") != items_sha256:
+        raise HafvtError(f"{data.folder} was prepared again meanwhile: start the command again")
     items = data.item_table.select("item_id", pl.col(column).replace("", None).alias("value"))
     table = _save_table(target, items, rows, present, problems, metadata, encoder.fitted_arrays)
     checkpoint.remove()
@@ -190,9 +199,9 @@ def _save_table(
     encoded, missing = int(present.sum()), report["value"].null_count()
     counts = {"items": len(items), "encoded": encoded, "missing": missing}
     counts |= {"broken": len(items) - encoded - missing, "incomplete": len(report) - len(items) + encoded}
-    metadata = {**metadata, "is_fitted": bool(fitted_arrays), "width": rows.shape[1], "counts": counts}
-    with atomic_folder(folder, FEATURE_TABLE, overwrite=True) as temporary:
-        report.write_csv(temporary / "problems.csv")
+    metadata = {**metadata, "width": rows.shape[1], "counts": counts}
+    with atomic_folder(folder, FEATURE_TABLE, overwrite=True, num_bytes=rows.nbytes) as temporary:
         write_fitted_arrays(temporary, fitted_arrays)
         write_table(temporary, rows, present, metadata)
+        report.write_csv(temporary / "problems.csv")  # after the hashes, which it does not need
     return FeatureTable.open(folder)

@@ -16,8 +16,8 @@ from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError
 from hafvt.features.encoded_batches import EncodedBatch
 from hafvt.features.encoders.base import Float32
-from hafvt.features.table import CHUNK_ROWS, FITTED_ARRAYS, read_fitted_arrays, write_fitted_arrays
-from hafvt.files import read_json, write_json
+from hafvt.features.table import CHUNK_ROWS, read_fitted_arrays, write_fitted_arrays
+from hafvt.files import explained_write_errors, read_json, write_json
 
 ROWS, PROBLEMS, STATE = "rows.f32", "problems.jsonl", "state.json"
 
@@ -81,8 +81,6 @@ class EncodingCheckpoint:
 
     def fitted_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the encoder had learned before the interruption; empty if nothing."""
-        if not (self.folder / FITTED_ARRAYS).exists():
-            return {}
         return read_fitted_arrays(self.folder, f"remove {self.folder} and encode anew")
 
     def problems(self) -> dict[int, str]:
@@ -122,7 +120,11 @@ class EncodingCheckpoint:
 
     def _write(self, name: str, offset: int, content: bytes, total: int = 0) -> None:
         """Write to a file from an offset on, durably; reserve `total` bytes on the disk first."""
-        with (self.folder / name).open("r+b" if (self.folder / name).exists() else "wb") as file:
+        path = self.folder / name
+        with (
+            explained_write_errors(path, num_bytes=total, kept="all finished items are kept"),
+            path.open("r+b" if path.exists() else "wb") as file,
+        ):
             if total and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, total)
             file.seek(offset)

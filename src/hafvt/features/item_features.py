@@ -101,8 +101,7 @@ def load_item_features(
     Raises:
         HafvtError: a modality is not encoded.
     """
-    folder = data.folder / "features"
-    encoded = sorted(path.parent.name for path in folder.glob("[!.]*/about.json"))
+    folder, encoded = data.folder / "features", data.feature_names
     names = encoded if modalities is None else list(modalities)
     if missing := [name for name in names if name not in encoded]:
         name, option = missing[0], f"--precomputed {missing[0]}=FILE"
@@ -116,7 +115,9 @@ def load_item_features(
     for name in names:
         table = FeatureTable.open(folder / name)
         if len(table.rows) != num_items:
-            raise HafvtError(f"{folder / name} has {len(table.rows)} rows for {num_items} items: encode anew")
+            raise HafvtError(
+                f"{table.folder} has {len(table.rows)} rows for {num_items} items: run hafvt encode for {name} again"
+            )
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     train_counts = torch.from_numpy(data.train_counts().astype(np.float32))

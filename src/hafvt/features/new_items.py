@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,8 +14,9 @@ from hafvt.errors import HafvtError
 from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
-from hafvt.features.modalities import MODALITIES, encode_option, make_encoder
-from hafvt.features.table import NO_DIRECTION, FeatureTable, Float16, normalize_rows, read_fitted_arrays
+from hafvt.features.modalities import MODALITIES, make_encoder
+from hafvt.features.table import NO_DIRECTION, FeatureTable, Float16, normalize_rows
+from hafvt.files import reading
 from hafvt.progress import progress
 
 
@@ -56,7 +57,9 @@ def encode_new_items(
         HafvtError: the encoder has changed, its fitted arrays are missing, or a file is missing or wrong.
     """
     table = FeatureTable.open(data.folder / "features" / name)
-    spec, width = table.metadata["encoder"], table.rows.shape[1]
+    with reading(table.folder / "about.json", f"run hafvt encode for {name} again"):
+        spec, saved = table.metadata["encoder"], table.metadata["settings"]
+    width = table.rows.shape[1]
     if spec == "precomputed":
         if precomputed is None:
             raise HafvtError(
@@ -77,7 +80,7 @@ def encode_new_items(
             "the precomputed file"
         )
     else:
-        encoder = _restore_encoder(data, table, device)
+        encoder = _restore_encoder(table, spec, saved, device)
         values = items[MODALITIES[name].column].to_list()
         rows, problems = np.zeros((len(values), width), dtype=np.float32), {}
         with progress(name, len(values), "items") as advance:
@@ -91,17 +94,14 @@ def encode_new_items(
     return EncodedItems(unit_rows, present, without_direction | problems)
 
 
-def _restore_encoder(data: Dataset, table: FeatureTable, device: str) -> Encoder:
-    """Return the encoder of a table with the settings and fitted arrays that it had."""
-    spec, saved = table.metadata["encoder"], table.metadata["settings"]
+def _restore_encoder(table: FeatureTable, spec: str, saved: dict[str, Any], device: str) -> Encoder:
+    """Return the encoder of a table with the settings `saved` and the fitted arrays that it had."""
     encoder = make_encoder(table.name, spec, device, saved.get("seed", 0))
     settings = json.loads(json.dumps(encoder.settings))
     if changed := [key for key in settings if key != "device" and settings[key] != saved.get(key)]:
         raise HafvtError(
-            f"{spec} is not what made the features {table.name!r} of {data.folder} (other: "
-            f"{', '.join(changed)}): restore it, or encode the dataset and train anew"
+            f"{spec} is not what made {table.folder} (other: {', '.join(changed)}): restore it, or encode the "
+            "dataset and train anew"
         )
-    if table.metadata["is_fitted"]:
-        remedy = f"make it by hafvt encode {data.folder} {encode_option(table.name, spec)}"
-        encoder.fitted_arrays = read_fitted_arrays(table.folder, remedy)
+    encoder.fitted_arrays = table.fitted_arrays()
     return encoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
-from hafvt.errors import HafvtError
-from hafvt.files import FolderKind, atomic_file, read_json, write_json
+from hafvt.files import FolderKind, atomic_file, read_manifest, reading, write_manifest
 
 Float16 = npt.NDArray[np.float16]
 
+FORMAT = 2
+"""Number of the format, in about.json; changes when older tables cannot be read."""
 FITTED_ARRAYS = "fitted_arrays.npz"
 FEATURE_TABLE = FolderKind(
-    "a feature table", "about.json", ("rows.npy", "present.npy", "problems.csv", FITTED_ARRAYS), "encoder"
+    "a feature table", "", ("about.json", "rows.npy", "present.npy", "problems.csv", FITTED_ARRAYS)
 )
 NO_DIRECTION = "its vector is zero or not finite"
 CHUNK_ROWS = 8_192  # rows that are computed at a time
@@ -53,17 +53,19 @@ class FeatureTable:
             HafvtError: the folder is incomplete or damaged.
         """
         folder = Path(folder)
-        metadata = read_json(folder / "about.json")
-        try:
+        metadata = read_manifest(folder / "about.json", FORMAT, _remedy(folder))
+        with reading(folder, _remedy(folder)):
             rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
             present = np.load(folder / "present.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise HafvtError(f"{folder} is damaged ({error}): encode it anew") from None
-        if rows.ndim != 2 or present.shape != rows.shape[:1]:
-            raise HafvtError(
-                f"{folder}: rows {rows.shape} and mask {present.shape} do not fit together: encode it anew"
-            )
         return cls(folder, rows, present, metadata)
+
+    def fitted_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what the encoder learned from the dataset, by name; empty if nothing."""
+        return read_fitted_arrays(self.folder, _remedy(self.folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"run hafvt encode for {folder.name} again"
 
 
 def write_table(folder: Path, rows: Float16, present: Bool, metadata: dict[str, Any]) -> None:
@@ -71,7 +73,7 @@ def write_table(folder: Path, rows: Float16, present: Bool, metadata: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "rows.npy", rows, allow_pickle=False)
     np.save(folder / "present.npy", present, allow_pickle=False)
-    write_json(folder / "about.json", metadata)
+    write_manifest(folder / "about.json", FORMAT, metadata)
 
 
 def write_fitted_arrays(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -82,17 +84,16 @@ def write_fitted_arrays(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> No
 
 
 def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]:
-    """Return what an encoder learned from a dataset, by name.
+    """Return what an encoder learned from a dataset, by name; empty if the folder has no such file.
 
     Raises:
-        HafvtError: the file is missing or damaged; `remedy` is the end of the message.
+        HafvtError: the file is damaged; `remedy` is the end of the message.
     """
     path = folder / FITTED_ARRAYS
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise HafvtError(f"{path} is missing or damaged ({error}): {remedy}") from None
+    if not path.exists():
+        return {}
+    with reading(path, remedy), np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float16, Bool]:

@@ -23,7 +23,8 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
 from hafvt.experiments.search_space import Choices, Range
-from hafvt.experiments.tune import is_in_use, setting_importances, tune
+from hafvt.experiments.training_pool import is_in_use
+from hafvt.experiments.tune import setting_importances, tune
 
 FAKE_TRAINING = """
 import fcntl, json, math, os, sys, time
@@ -31,7 +32,7 @@ from pathlib import Path
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
 out, rate = Path(options["out"]), float(options["learning_rate"])
 out.mkdir(exist_ok=True)
-fcntl.flock(os.open(out / ".lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+fcntl.flock(os.open(out.with_name(f".{{out.name}}.lock"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
 if rate > {max_rate}:
     sys.exit("the loss is nan")
 metrics = out / "metrics.jsonl"

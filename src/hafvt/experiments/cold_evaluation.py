@@ -14,7 +14,7 @@ from hafvt.evaluation.protocols import FULL
 from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.evaluation.results import results_to_json, write_results
 from hafvt.evaluation.target_ranking import rank_positions
-from hafvt.files import read_json, write_json
+from hafvt.files import explained_write_errors, read_json, write_json
 from hafvt.progress import progress
 from hafvt.training.run import Run
 
@@ -72,7 +72,8 @@ def rank_cold_targets(run: Run, device: torch.device) -> tuple[Ranks, Results, R
     ranks = replace(concat_ranks(parts), users=np.asarray(targets[:, 0]))  # the view has a user per target
     random_order = random_order_results(ranks, [domain.name for domain in data.domains])
     folder = run.folder / "cold"
-    folder.mkdir(exist_ok=True)
+    with explained_write_errors(folder):
+        folder.mkdir(exist_ok=True)
     description = f"targets among {len(np.unique(targets[:, 2])):,} items that were held out of training,"
     results = write_results(folder, view, ranks, FULL, description)
     content = read_json(folder / "results.json")

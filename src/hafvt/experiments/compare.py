@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
@@ -16,10 +14,10 @@ from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
 from hafvt.experiments.search_space import TRAINING_OPTIONS
 from hafvt.features.item_features import load_item_features
-from hafvt.files import atomic_file, read_json
+from hafvt.files import atomic_file, read_json, reading
 from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Bar, bars_svg
-from hafvt.settings import Jobs, OutFolder, check_arguments
+from hafvt.settings import Jobs, OutFolder, check_arguments, parse_yaml
 from hafvt.training.run import fingerprint, model_item_features
 
 BudgetName = Literal["small", "full"]
@@ -187,19 +185,22 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
         HafvtError: the folder holds no search for this model on this dataset, or no trial has finished.
     """
     settings = read_json(folder / "settings.json")
-    if (settings.get("model"), settings.get("dataset")) != (name, fingerprint(data)):
+    is_search = isinstance(settings, dict) and settings.get("model") == name
+    if not is_search or settings.get("dataset") != fingerprint(data):
         raise HafvtError(f"{folder} holds no search for {name} on {data.folder}: tune it there first")
     if not (folder / "best.yaml").exists():
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
-    best = yaml.safe_load((folder / "best.yaml").read_text(encoding="utf-8"))
-    training = {option: best[option] for option in TRAINING_OPTIONS}
-    return ComparedModel(name, name, best["preset"], best["params"], training)
+    with reading(folder / "best.yaml", "repeat the search, which writes it again"):
+        best = parse_yaml((folder / "best.yaml").read_text(encoding="utf-8"))
+        training = {option: best[option] for option in TRAINING_OPTIONS}
+        return ComparedModel(name, name, best["preset"], best["params"], training)
 
 
 def _read_tuning_budget(folder: Path) -> str:
     """Return the line of a `tune` search's report.md that describes the budget of the search."""
-    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if line.startswith("Budget: "))
+    with reading(folder / "report.md", "repeat the search, which writes it again"):
+        lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("Budget: "))
 
 
 def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from hafvt.evaluation.ranks import Float64
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
-from hafvt.files import read_json
+from hafvt.files import explained_write_errors, folder_lock, read_json, reading
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
 from hafvt.training.run import fingerprint
@@ -175,18 +175,19 @@ class ComparisonRunner:
         for seed in range(compared.num_seeds(self.budget)):
             folders.append(self.train(compared, best_rate, seed, self.budget.epochs, test=True))
             advance(1, compared.label)
-        infos = [read_json(folder / "model.json") for folder in folders]
-        return ModelResult(
-            compared,
-            best_rate,
-            search_mrrs,
-            seed_results=tuple(map(read_results, folders)),
-            user_metrics=read_user_metrics(folders),
-            best_epochs=tuple(info["best"]["epoch"] for info in infos),
-            mean_seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
-            peak_gib=max(info["best"]["peak_gib"] for info in infos),
-            num_parameters=infos[0]["parameters"],
-        )
+        with reading(folders[0].parent, "remove this folder and repeat the command"):
+            infos = [read_json(folder / "model.json") for folder in folders]
+            return ModelResult(
+                compared,
+                best_rate,
+                search_mrrs,
+                seed_results=tuple(map(read_results, folders)),
+                user_metrics=read_user_metrics(folders),
+                best_epochs=tuple(info["best"]["epoch"] for info in infos),
+                mean_seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
+                peak_gib=max(info["best"]["peak_gib"] for info in infos),
+                num_parameters=infos[0]["parameters"],
+            )
 
     def train(
         self, compared: ComparedModel, learning_rate: float, seed: int, epochs: int, test: bool
@@ -247,16 +248,17 @@ def run_comparison(
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: `out` holds another comparison, or a training failed.
+        HafvtError: `out` holds another comparison or is in use, or a training failed.
     """
     pool = TrainingPool(jobs)
     settings = {"dataset": fingerprint(data), "protocol": protocol.name, "budget": asdict(budget)}
-    save_or_check_settings(out, settings, "a comparison")
     runner = ComparisonRunner(data, out, protocol, budget, pool)
     total = sum(map(runner.num_trainings, compared_models))
-    with progress("compare", total, "trainings", every_s=60.0) as advance:
-        tasks = [partial(runner.run, compared, advance) for compared in compared_models]
-        results = {result.label: result for result in pool.run(tasks)}
+    with folder_lock(out), explained_write_errors(out):
+        save_or_check_settings(out, settings, "a comparison")
+        with progress("compare", total, "trainings", every_s=60.0) as advance:
+            tasks = [partial(runner.run, compared, advance) for compared in compared_models]
+            results = {result.label: result for result in pool.run(tasks)}
     return [results[compared.label] for compared in compared_models]
 
 
@@ -290,8 +292,9 @@ def slug(label: str) -> str:
 
 def best_valid_mrr(folder: Path, epochs: int) -> float:
     """Return the best validation MRR of a run's first `epochs` epochs; a finished run may have more."""
-    metrics = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
-    return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
+    with reading(folder / "metrics.jsonl", "remove its folder and repeat the command"):
+        metrics = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
+        return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
 def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:

@@ -88,10 +88,19 @@ def demo(
     results, runs = {}, {}
     for name, options in DEMO_TRAININGS.items():
         console.print(f"training {name}", style="bold")
-        shutil.rmtree(run_folders[name], ignore_errors=True)
+        remove_run(run_folders[name])
         train(name, data, run_folders[name], seed=seed, **options)
         results[name] = evaluate(run_folders[name]).results
         runs[name] = open_run(run_folders[name])
     note = f"generated data of {users:,} users, seed {seed}; targets ranked among all items of their domain"
     write_report(folder / "report.html", runs, [note])
     return Demo(results, folder, time.monotonic() - started)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a folder; if the process is killed, what is left of it is hidden and removed by the next call."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        folder.replace(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

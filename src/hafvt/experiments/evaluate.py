@@ -15,6 +15,7 @@ from hafvt.evaluation.results import write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
+from hafvt.files import explained_write_errors
 from hafvt.ops.device import select_device
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
@@ -139,7 +140,8 @@ def evaluate(
     name_parts += [] if is_default else [protocol]
     name_parts += ["unseen"] if exclude_seen else []
     folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder
-    folder.mkdir(exist_ok=True)
+    with explained_write_errors(folder):
+        folder.mkdir(exist_ok=True)
     description = f"{split} targets{' (items of the history left out)' if exclude_seen else ''}"
     results = write_results(folder, opened.data, ranks, ranking, description)
     write_run_report(opened, folder)

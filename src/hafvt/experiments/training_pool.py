@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hafvt.errors import HafvtError
-from hafvt.files import read_json, write_json
+from hafvt.files import folder_lock, read_json, write_json
 
 T = TypeVar("T")
 
+POLL_S = 0.3  # seconds between two looks at a training
 TRAIN_COMMAND = [sys.executable, "-m", "hafvt", "train"]
 
 
@@ -38,11 +40,11 @@ class TrainingPool:
     def start(
         self, model: str, options: Mapping[str, Any], params: Mapping[str, Any], log: Path
     ) -> subprocess.Popen[bytes]:
-        """Start or resume a training.
+        """Start or resume a training; wait for one that runs in its folder, whose parent was killed.
 
         Args:
             model: name of the model.
-            options: of `hafvt train`, by name.
+            options: of `hafvt train`, by name; `out` is the folder.
             params: hyperparameters of the model, by name.
             log: file that the output of the training is appended to.
 
@@ -53,6 +55,8 @@ class TrainingPool:
         command = [*TRAIN_COMMAND, model]
         command += [f"--{name}={_format_option(value)}" for name, value in options.items()]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        while not self.is_stopped and is_in_use(options["out"]):
+            time.sleep(POLL_S)
         log.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, log.open("ab") as file:
             if self.is_stopped:
@@ -106,6 +110,15 @@ class TrainingPool:
                 raise
 
 
+def is_in_use(folder: Path) -> bool:
+    """Return whether a training runs in a folder."""
+    try:
+        with folder_lock(folder):
+            return False
+    except HafvtError:
+        return True
+
+
 def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str) -> None:
     """Write settings.json into a new folder; in an existing one, require equal settings.
 
@@ -123,6 +136,8 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
             raise HafvtError(f"{out} is not empty and does not hold {content}: choose another folder")
         write_json(path, wanted)
     saved = read_json(path)
+    if not isinstance(saved, dict):
+        raise HafvtError(f"{path} is damaged: restore it, or choose another folder")
     different = [name for name in wanted if saved.get(name) != wanted[name]]
     if different:
         names = " and ".join(different)

@@ -12,7 +12,8 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from hafvt.experiments.search_space import (
     default_settings,
     storable,
 )
-from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
+from hafvt.experiments.training_pool import POLL_S, TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TrialResult, TuningResult, TuningTask, write_tuning_report
-from hafvt.files import folder_lock
+from hafvt.files import explained_write_errors
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveCount, PositiveNumber, Seed, check_arguments
 from hafvt.training.run import feature_hashes, fingerprint
@@ -43,11 +44,11 @@ try:
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
     from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as error:
     raise missing_package("tune", str(error.name)) from None
 
 FORMAT = 2  # of the folder
-POLL_S = 0.3  # seconds between two looks at a training
 HEARTBEAT_S = 10
 GRACE_S = 30  # seconds without a heartbeat after which a trial is queued again
 UNPRUNED_TRIALS = 4  # number of trials that finish before any is stopped early
@@ -124,12 +125,13 @@ def tune(
     }
     defaults = default_settings(model, preset, params)
     task = TuningTask(folder, model, {**options, "data": dataset.folder}, params, search_space, defaults)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".study.lock")
-    with lock:
-        save_or_check_settings(folder, settings, "a search")
-        study = open_study(task)
-    result = _Tuner(task, study, lock, TrainingPool(jobs), trials, deadline).run()
+    with explained_write_errors(folder), _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock:
+            save_or_check_settings(folder, settings, "a search")
+            study = open_study(task)
+        result = _Tuner(task, study, lock, TrainingPool(jobs), trials, deadline).run()
     if result is None:
         raise HafvtError(f"no trial has ended within {minutes:g} minutes: call again to resume")
     return result
@@ -195,7 +197,7 @@ class _Tuner:
         """Run one trial after the other."""
         while not self.pool.is_stopped and time.monotonic() < self.deadline:
             with self.lock:
-                fail_stale_trials(self.study)
+                queue_unfinished_trials(self.study)
                 trials = counted_trials(self.study)
                 states = [trial.state for trial in trials]
                 if TrialState.WAITING in states or len(trials) < self.num_trials:
@@ -219,15 +221,12 @@ class _Tuner:
         if "number" not in trial.user_attrs:  # else a trial that was queued again, in its folder
             numbers = [other.user_attrs.get("number", -1) for other in counted_trials(self.study)]
             trial.set_user_attr("number", max(numbers) + 1)
+        trial.set_user_attr("begun", trial.number)
         self.lock.release()
         try:
             return self.train(trial)
-        except KeyboardInterrupt:
-            self.queue_again(trial)
-            raise
         except HafvtError as error:
             if not any(other.state == TrialState.COMPLETE for other in counted_trials(self.study)):
-                self.queue_again(trial)
                 raise  # the others would fail alike
             trial.set_user_attr("error", str(error))
             raise _TrialFailed from None
@@ -242,8 +241,6 @@ class _Tuner:
         params = {name: values.suggest(trial, name) for name, values in self.task.space.items()}
         training = {name: params.pop(name) for name in TRAINING_OPTIONS if name in params}
         options = {**self.task.options, **training, "out": folder, "test": False}
-        while is_in_use(folder):  # by a training whose parent was killed
-            time.sleep(POLL_S)
         process = self.pool.start(self.task.model, options, {**self.task.params, **params}, log)
         reported, has_ended = 0, False
         while not has_ended:
@@ -259,18 +256,34 @@ class _Tuner:
                     raise optuna.TrialPruned
             if time.monotonic() >= self.deadline and not has_ended:
                 self.pool.stop_one(process)
-                self.queue_again(trial)
                 raise _TrialFailed("the time is over")
         self.pool.wait(process, log, f"trial {number}")
         return max(valid_mrr for _, valid_mrr, _ in read_validations(folder))
 
-    def queue_again(self, trial: optuna.Trial) -> None:
-        """Queue a trial, so that the next worker or call resumes it."""
-        RetryHeartbeatStaleTrialCallback()(self.study, self.study.trials[trial.number])
-
 
 class _TrialFailed(Exception):
     """The trial ended without a result; the search goes on."""
+
+
+class _Storage(RDBStorage):
+    """Optuna's storage. It skips a heartbeat that fails; the next access to the storage fails as well."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with suppress(optuna.exceptions.StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the database in a folder into a HafvtError of one line."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise HafvtError(
+            f"{folder / 'study.db'}: {reason}: make room or restore the file, and repeat the command"
+        ) from None
 
 
 def open_study(task: TuningTask) -> optuna.Study:
@@ -280,12 +293,11 @@ def open_study(task: TuningTask) -> optuna.Study:
     study = optuna.create_study(
         study_name="tune",
         direction="maximize",
-        storage=RDBStorage(
+        storage=_Storage(
             f"sqlite:///{(task.out / 'study.db').resolve()}",
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         ),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=task.options["epochs"] // 4
@@ -298,6 +310,22 @@ def open_study(task: TuningTask) -> optuna.Study:
         }
         study.enqueue_trial({name: storable(value) for name, value in default.items()})
     return study
+
+
+def queue_unfinished_trials(study: optuna.Study) -> None:
+    """Queue the trials that ended without a result or an error of their own; call this under the lock.
+
+    Their process was stopped or killed. A trial that has not even begun under the lock has no heartbeat.
+    """
+    fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("begun") != trial.number:
+            study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    queued = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and "error" not in trial.user_attrs and trial.number not in queued:
+            RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -355,12 +383,3 @@ def read_validations(folder: Path) -> list[tuple[int, float, float]]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be incomplete
     return [(row["epoch"], row["valid_mrr"], row["seconds"]) for row in rows if "valid_mrr" in row]
-
-
-def is_in_use(folder: Path) -> bool:
-    """Whether a training runs in a folder."""
-    try:
-        with folder_lock(folder):
-            return False
-    except HafvtError:
-        return True

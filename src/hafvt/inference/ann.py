@@ -93,9 +93,6 @@ def index(
         histories: number of users whose recommendations are compared with the exact ones.
         data: the dataset, if it has moved since training.
 
-    Returns:
-        The recall of the index and its cost.
-
     Raises:
         HafvtError: there is no finished run of hafvt or no domain that is large enough, or faiss is missing.
     """
@@ -174,7 +171,7 @@ def choose_probes(indexes: list[Any], measure_recall: Callable[[], float]) -> fl
         measure_recall: returns the recall with the present numbers.
 
     Returns:
-        The recall with the chosen numbers. It may be below the target if all cells are probed.
+        The recall with the chosen numbers; below the target only if all cells are probed.
     """
     cells = indexes[0].nlist
     count, recall = 0, 0.0

@@ -47,13 +47,13 @@ class FaissCandidateGenerator:
     def generate(
         self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
     ) -> tuple[Int64, Float32]:
-        """Return candidates for the next item of each history, and their scores.
+        """Return candidates for the next item of each history, and their scores; histories as for `Scorer`.
 
         Args:
-            items: see `Scorer.scores`.
-            lengths: see `Scorer.scores`.
+            items: (B, T) item indices, right-padded.
+            lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
-            num_per_branch: how many items each branch of the model proposes.
+            num_per_branch: number of items that each branch of the model proposes.
 
         Returns:
             (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
@@ -84,10 +84,7 @@ class FaissCandidateGenerator:
     def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:
         """Return the best columns of all branches, (B, C), ascending, each once; -1 fills short rows.
 
-        Args:
-            queries: by modality, the query of each sequence.
-            domain: index of the domain.
-            num_per_branch: number of columns that each branch proposes.
+        `queries` has for each modality the query of each sequence; the others are as in `generate`.
         """
         import_faiss().omp_set_num_threads(torch.get_num_threads())  # a setting of the calling thread
         proposals = []
@@ -117,10 +114,7 @@ def log_partition(h: Tensor, table: Tensor) -> Tensor:
 
 
 def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
-    """Open the index of a run for its large domains; None without an index or without large domains.
-
-    Args:
-        run: a run with its added items, see `with_added_items`.
+    """Open the index of a run, with its added items; None without an index or without large domains.
 
     Raises:
         HafvtError: the index is out of date or damaged, or faiss is missing.

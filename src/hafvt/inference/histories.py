@@ -114,12 +114,7 @@ def _parse_line(
 
 
 def history_of(run: str | Path, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
-    """Return the whole history of a user of a dataset, item ids, oldest first.
-
-    Args:
-        run: the run whose dataset is read if `data` is None.
-        user_id: the id of the user.
-        data: the dataset.
+    """Return the whole history of a user of a dataset, by default that of a run: item ids, oldest first.
 
     Raises:
         HafvtError: there is no such user, or no dataset.

@@ -47,12 +47,9 @@ PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What `export` wrote.
+    """What `export` wrote: its folder, and the size of all files.
 
-    Attributes:
-        folder: the folder of the export.
-        difference: the largest difference from torch in all checked scores, shares and attention weights.
-        num_bytes: size of all files.
+    `difference` is the largest difference from torch in all checked scores, shares and attention weights.
     """
 
     folder: Path
@@ -206,13 +203,7 @@ def trace(module: ScoreGraph) -> Any:
 
 
 def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[str, np.ndarray]:
-    """Turn a graph's item tables, weights with one vector per item, into inputs, and return them by name.
-
-    Args:
-        graph: the graph, which is changed.
-        num_items: number of rows of an item table.
-        suffix: added to the names.
-    """
+    """Turn a graph's item tables, weights of `num_items` rows, into inputs; return them by name + `suffix`."""
     tables = {}
     for key, value in list(graph.initializers.items()):
         shape = value.const_value.shape
@@ -230,10 +221,7 @@ def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[
 def move_weights(graph: Any, file: IO[bytes], offsets: dict[bytes, int]) -> None:
     """Move the large weights of a graph to a file that all graphs share; equal weights are stored once.
 
-    Args:
-        graph: the graph, which is changed.
-        file: the file, in the folder of the graphs.
-        offsets: where the file has each weight, by its SHA-256; the function adds the new ones.
+    `offsets` is where the file has each weight, by its SHA-256; the function adds the new ones.
     """
     import onnx_ir
 

@@ -6,6 +6,7 @@ Here, a row is the index of a history in a batch, and a column is the index of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -153,18 +154,14 @@ class Recommender:
         scores = self.scores([items], domain)[0]
         score = scores[target - catalog.domains[domain].start]
         shares, attention = scorer.explain(items, domain, np.array([target]))
-        branches = {
-            (sequence, modality): (s, m)
-            for s, sequence in enumerate(scorer.sequence_names)
-            for m, modality in enumerate(scorer.modalities)
-        }
+        branches = list(product(scorer.sequence_names, scorer.modalities))
         return Explanation(
             item=catalog.item(target),
             score=float(score),
             rank=float(1 + (scores > score).sum() + ((scores == score).sum() - 1) / 2),
             history=tuple(catalog.item(index) for index in items.tolist()),
-            shares={name: float(shares[0, s, m]) for name, (s, m) in branches.items()},
-            attention={name: tuple(attention[s, m].tolist()) for name, (s, m) in branches.items()},
+            shares=dict(zip(branches, shares[0].flatten().tolist(), strict=True)),
+            attention=dict(zip(branches, map(tuple, np.concatenate(attention).tolist()), strict=True)),
             unknown_ids=unknown_ids,
         )
 
@@ -189,13 +186,9 @@ class Recommender:
     def _top_items(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> list[tuple[Int64, Float32]]:
-        """Return for each history the columns of the k best items of a domain, best first, and their scores.
+        """Return for each history the columns of the k best items, best first, and their scores.
 
-        Args:
-            histories: item indices, oldest first.
-            domain: index of the domain.
-            k: the maximum number of columns.
-            excluded: for each history, columns to leave out.
+        `histories` are item indices, `domain` is an index, and `excluded` has columns to leave out.
         """
         best = self._top_candidates(histories, domain, k, excluded)
         remaining = [row for row in range(len(histories)) if row not in best]
@@ -210,23 +203,20 @@ class Recommender:
     def _top_candidates(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> dict[int, tuple[Int64, Float32]]:
-        """Return the k best candidates of an index, columns and scores, by row; arguments as in `_top_items`.
+        """Return `_top_items` among the candidates of an index by row, without rows of fewer than k candidates.
 
-        Rows without k candidates are missing, as are all rows if the domain has no index.
+        If the domain has no index, no row has a result.
         """
         best: dict[int, tuple[Int64, Float32]] = {}
         if self.candidate_generator is None or domain not in self.candidate_generator.domains:
             return best
         # Scoring a tenth of the items as candidates takes as long as scoring all items.
         max_excluded = len(self.catalog.domains[domain]) // 10 - CANDIDATES_PER_BRANCH - k
-        eligible = [
-            row
-            for row, history in enumerate(histories)
-            if len(history) and len(excluded[row]) <= max_excluded
-        ]
+        sizes = [len(columns) for columns in excluded]
+        eligible = [row for row, h in enumerate(histories) if len(h) and sizes[row] <= max_excluded]
         for start in range(0, len(eligible), CANDIDATE_BATCH_SIZE):
             rows = eligible[start : start + CANDIDATE_BATCH_SIZE]
-            num_per_branch = CANDIDATES_PER_BRANCH + k + max(len(excluded[row]) for row in rows)
+            num_per_branch = CANDIDATES_PER_BRANCH + k + max(sizes[row] for row in rows)
             batch = pad_histories([histories[row][-self.scorer.max_length :] for row in rows])
             candidates = self.candidate_generator.generate(*batch, domain, num_per_branch)
             for row, columns, scores in zip(rows, *candidates, strict=True):

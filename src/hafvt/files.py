@@ -228,15 +228,15 @@ def is_temporary(path: Path) -> bool:
 
 
 def _remove_files_of_ended_processes(path: Path) -> None:
-    """Remove temporary files that killed processes left beside `path`."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
+    """Remove temporary files, and folders of their parts, that killed processes left beside `path`."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:\.parts)?\.tmp")
     for file in path.parent.iterdir() if os.name == "posix" else ():
         if match := pattern.fullmatch(file.name):
             with suppress(PermissionError, OverflowError):  # a process of another user
                 try:
                     os.kill(int(match[1]), 0)
                 except ProcessLookupError:
-                    file.unlink(missing_ok=True)
+                    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

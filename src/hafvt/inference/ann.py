@@ -13,7 +13,7 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_folder, write_manifest
+from hafvt.files import atomic_folder, check_output_folder, write_manifest
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import (
     FORMAT,
@@ -98,6 +98,8 @@ def index(
     """
     faiss = import_faiss()
     opened, catalog = with_added_items(open_run(run, data))
+    folder = opened.folder / "index"
+    check_output_folder(folder, INDEX, overwrite=True)
     models, modalities = opened.models, opened.model.modalities
     if not opened.model.can_index:
         raise HafvtError(f"{run}: {opened.name} has no index: it scores all items; only hafvt has one")
@@ -133,7 +135,6 @@ def index(
         cells[name] = indexes[domain][0].nlist
         probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
 
-    folder = opened.folder / "index"
     with atomic_folder(folder, INDEX, overwrite=True) as temporary:
         for domain, of_domain in indexes.items():
             for modality, of_modality in enumerate(of_domain):

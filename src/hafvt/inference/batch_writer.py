@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 
-from hafvt.errors import HafvtError
 from hafvt.files import atomic_file
 from hafvt.tables import without_formulas
 
@@ -44,29 +43,28 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
     if out is None:
         yield lambda rows: sys.stdout.writelines(map(_line, rows))
         return
-    try:
-        with atomic_file(out) as temporary:
-            if out.suffix.lower() == ".parquet":
-                # Polars cannot append to a Parquet file: each batch becomes a file, and these are joined.
-                with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-                    parts: list[Path] = []
+    with atomic_file(out) as temporary:
+        if out.suffix.lower() == ".parquet":
+            # Polars cannot append to a Parquet file: each batch becomes a file, and these are joined.
+            folder, parts = temporary.with_suffix(".parts.tmp"), list[Path]()
 
-                    def write(rows: Rows) -> None:
-                        parts.append(Path(folder) / f"{len(parts)}.parquet")
-                        _table(rows).write_parquet(parts[-1])
+            def write(rows: Rows) -> None:
+                parts.append(folder / f"{len(parts)}.parquet")
+                _table(rows).write_parquet(parts[-1])
 
-                    yield write
-                    pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
-            elif out.suffix.lower() == ".csv":
-                with temporary.open("wb") as file:
-                    pl.DataFrame(schema=SCHEMA).write_csv(file)
-                    yield lambda rows: without_formulas(_table(rows)).write_csv(file, include_header=False)
-            else:
-                with temporary.open("w", encoding="utf-8") as lines:
-                    yield lambda rows: lines.writelines(map(_line, rows))
-    except OSError as error:
-        remedy = "free disk space or choose another folder with --out"
-        raise HafvtError(f"{out} cannot be written ({error.strerror or error}): {remedy}") from None
+            folder.mkdir()
+            try:
+                yield write
+                pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        elif out.suffix.lower() == ".csv":
+            with temporary.open("wb") as file:
+                pl.DataFrame(schema=SCHEMA).write_csv(file)
+                yield lambda rows: without_formulas(_table(rows)).write_csv(file, include_header=False)
+        else:
+            with temporary.open("w", encoding="utf-8") as lines:
+                yield lambda rows: lines.writelines(map(_line, rows))
 
 
 def _line(row: dict[str, Any]) -> str:

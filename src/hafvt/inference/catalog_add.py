@@ -13,8 +13,14 @@ from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
-from hafvt.files import folder_lock
-from hafvt.inference.added_items import COLUMNS, AddedItems, added_items_folder, content_modalities
+from hafvt.files import check_output_folder, folder_lock
+from hafvt.inference.added_items import (
+    ADDED_ITEMS,
+    COLUMNS,
+    AddedItems,
+    added_items_folder,
+    content_modalities,
+)
 from hafvt.settings import Device, check_arguments
 from hafvt.training.run import Run, open_run
 
@@ -89,6 +95,7 @@ def catalog(
     if unknown := [name for name in precomputed if name not in names]:
         raise HafvtError(f"--precomputed: {opened.folder} has no {unknown[0]!r}: it has {', '.join(names)}")
     with folder_lock(added_items_folder(opened)):
+        check_output_folder(added_items_folder(opened), ADDED_ITEMS, overwrite=True)
         previous, table = AddedItems.read(opened), read_items(items, columns or {})
         frame = _checked_items(table, opened, previous, overwrite)
         image_root = table.origin.file.resolve().parent if table.origin.file else None

@@ -88,6 +88,7 @@ def test_catalog_add_killed_anywhere_keeps_added_items(saved: Path, root: Path) 
     assert crash_before_each_operation(root, ADD, imports=imports, reset=reset, check=check) > 5
 
 
+@pytest.mark.slow
 def test_index_killed_anywhere_keeps_an_index(saved: Path, root: Path) -> None:
     def check(step: int) -> None:
         assert Recommender.open(root / "run").candidate_generator is not None, step
@@ -121,6 +122,7 @@ def test_export_killed_anywhere_keeps_an_export(saved: Path, tmp_path: Path) -> 
     assert names(tmp_path) == {"popularity", "first", "out"}
 
 
+@pytest.mark.slow
 def test_recommend_killed_anywhere_keeps_the_file(saved: Path, tmp_path: Path) -> None:
     restore(saved, tmp_path, "popularity")
     out = tmp_path / "out"
@@ -172,9 +174,9 @@ def test_export_overwrite_replaces_exports_only(saved: Path, tmp_path: Path) -> 
     out = tmp_path / "hm"
     out.mkdir()
     (out / "thesis.txt").write_text("x")
-    with pytest.raises(HafvtError, match="hm exists and is not an export: choose another folder"):
+    with pytest.raises(HafvtError, match=r"hm exists and is not an export: choose another folder"):
         export(saved / "popularity", out=out, overwrite=True)
-    with pytest.raises(HafvtError, match="hm exists already: .* or replace it with --overwrite"):
+    with pytest.raises(HafvtError, match=r"hm exists already: .* or replace it with --overwrite"):
         export(saved / "popularity", out=out)
     with pytest.raises(HafvtError, match="exists and is not an export"):
         export(saved / "popularity", out=saved / "run", overwrite=True)
@@ -182,7 +184,7 @@ def test_export_overwrite_replaces_exports_only(saved: Path, tmp_path: Path) -> 
     export(saved / "popularity", out=out)
     export(saved / "popularity", out=out, overwrite=True)
     (out / "thesis.txt").write_text("x")
-    with pytest.raises(HafvtError, match="holds thesis.txt, which is not of an export and would be lost"):
+    with pytest.raises(HafvtError, match=r"holds thesis.txt, which is not of an export and would be lost"):
         export(saved / "popularity", out=out, overwrite=True)
     assert (out / "thesis.txt").read_text() == "x"
 
@@ -191,9 +193,9 @@ def test_index_and_catalog_add_keep_other_files(root: Path) -> None:
     vectors = write_items(root, "n1")
     for name in ("index", "added_items"):
         (root / "run" / name / "thesis.txt").write_text("x")
-    with pytest.raises(HafvtError, match="index holds thesis.txt, which is not of an index"):
+    with pytest.raises(HafvtError, match=r"index holds thesis.txt, which is not of an index"):
         index(root / "run", histories=2)
-    with pytest.raises(HafvtError, match="added_items holds thesis.txt, which is not of a folder of added"):
+    with pytest.raises(HafvtError, match=r"added_items holds thesis.txt, which is not of a folder of added"):
         catalog("add", root / "run", root / "new.csv", precomputed=vectors)
     for name in ("index", "added_items"):
         assert (root / "run" / name / "thesis.txt").read_text() == "x"

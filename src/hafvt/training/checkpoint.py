@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file
+from hafvt.files import atomic_file, reading
 
 
-def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write named tensors and a state of JSON values, atomically."""
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    """Write named tensors, a state of JSON values, and a hash of both, atomically."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_file(path) as temporary:
-        save_file(on_cpu, temporary, metadata={"state": json.dumps(state)})
+    text = json.dumps(state)
+    with atomic_file(path, sum(tensor.nbytes for tensor in on_cpu.values())) as temporary:
+        save_file(on_cpu, temporary, metadata={"state": text, "sha256": _hash(on_cpu, text)})
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[dict[str, Tensor], Any]:
     """Return the tensors and the state that `save_checkpoint` wrote.
 
+    Args:
+        path: the file.
+        remedy: what to do if the file is missing or damaged.
+
     Raises:
-        HafvtError: the file is missing or damaged.
+        HafvtError: the file is missing, or not what was written.
     """
-    path = Path(path)
-    try:
+    with reading(path, remedy):
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
-    except FileNotFoundError:
-        raise HafvtError(f"{path} does not exist: train the model first") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise HafvtError(f"{path} is damaged ({error}): train the model again") from None
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = json.loads(metadata["state"])
+        if "sha256" in metadata and metadata["sha256"] != _hash(tensors, metadata["state"]):
+            raise ValueError("its content is not what was written")
+        return tensors, state
+
+
+def _hash(tensors: Mapping[str, Tensor], state: str) -> str:
+    """Return the SHA-256 of tensors on the CPU with their names, types and shapes, and of a state."""
+    digest = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def pack(
@@ -45,24 +59,16 @@ def pack(
     optimizer: torch.optim.Optimizer | None = None,
     ema_weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Return weights, optimizer state and averaged weights as one flat dictionary.
-
-    Args:
-        model: its names get the prefix "model.".
-        optimizer: its state gets names such as "optimizer.0.exp_avg".
-        ema_weights: their names get the prefix "average.".
-    """
+    """Return weights ("model.NAME"), averaged weights ("average.NAME") and Adam ("optimizer.0.exp_avg")."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in (ema_weights or {}).items()}
-    if optimizer is not None:
-        for index, slot in optimizer.state_dict()["state"].items():
-            for key, value in slot.items():
-                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    for index, slot in (optimizer.state_dict()["state"] if optimizer else {}).items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in slot.items()}
     return tensors
 
 
 def unpack(
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     ema_weights: Mapping[str, Tensor] | None = None,
@@ -83,11 +89,10 @@ def unpack(
         ) from None
     for name, tensor in (ema_weights or {}).items():
         tensor.copy_(tensors[f"average.{name}"])
-    if optimizer is None:
-        return
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            slots.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    if optimizer is not None:
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                slots.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})

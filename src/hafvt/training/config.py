@@ -1,13 +1,11 @@
-"""The settings of a training, validated before anything is created."""
+"""The settings of a training. This module does not import torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
-
-from hafvt.models.hyperparameters import ModelConfig
-from hafvt.settings import Count, PositiveCount, Seed
 
 Precision = Literal["auto", "bf16", "fp32"]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
@@ -16,41 +14,19 @@ EmaDecay = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class TrainingConfig(ModelConfig):
-    """How a model is trained; the model's own hyperparameters are a class beside the model."""
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; `hafvt.training.train.train` checks and explains each setting."""
 
-    epochs: PositiveCount = 100
-    """Largest number of passes over the training histories."""
-
-    batch_size: PositiveCount = 64
-    """Users per step and process."""
-
-    learning_rate: LearningRate = 1e-3
-    """Step size of Adam."""
-
-    weight_decay: WeightDecay = 0.0
-    """L2 coefficient of Adam."""
-
-    ema_decay: EmaDecay = 0.995
-    """Share of the averaged weights that each step keeps; 0 uses the weights of the last step."""
-
-    protocol: str = "full"
-    """Name of the evaluation protocol that ranks validation and test targets."""
-
-    validate_every: PositiveCount = 2
-    """Epochs between two validations."""
-
-    patience: Count = 5
-    """Validations without improvement that end the training; 0 never ends it early."""
-
-    seed: Seed = 0
-    """Seed of the initial weights, of the order of users and of dropout."""
-
-    precision: Precision = "auto"
-    """Number format of matrix products; auto selects bf16 where the hardware multiplies it faster."""
-
-    device: str = "auto"
-    """Where the model is trained: auto, cpu, cuda, cuda:N or mps."""
-
-    checkpoint_every: Seconds = 300.0
-    """Seconds between two checkpoints within an epoch."""
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    ema_decay: float
+    protocol: str
+    validate_every: int
+    patience: int
+    seed: int
+    precision: Precision
+    device: str
+    checkpoint_every: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.errors import missing_package
-from hafvt.files import atomic_file
+from hafvt.files import atomic_file, explained_write_errors
 
 
 class MetricsLog:
@@ -33,18 +33,18 @@ class MetricsLog:
                 raise missing_package("track", "tensorboard") from None
             self.writer = SummaryWriter(str(folder / "tensorboard"))
         complete = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
                 if json.loads(line)["epoch"] <= epoch:
-                    complete.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+                    complete.append(line + b"\n")
+            except (ValueError, KeyError, TypeError):
                 break  # an incomplete line: the process was killed while it wrote
         with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(complete), encoding="utf-8")
+            temporary.write_bytes(b"".join(complete))
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line and wait until it is on disk."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with explained_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())

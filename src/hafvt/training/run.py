@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
-import yaml
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
-from hafvt.files import atomic_file, is_temporary, read_json, sha256
+from hafvt.files import read_json, reading, sha256, verify_files
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -25,6 +21,7 @@ from hafvt.training.checkpoint import load_checkpoint, unpack
 
 FORMAT = 2
 """Number of the run format, in model.json and config.yaml; changes when older runs cannot be read."""
+REMEDY = "continue the training with hafvt train ... --resume, or train the model again in another folder"
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,7 @@ def weight_files(count: int) -> list[str]:
 
 
 def model_item_features(data: Dataset, model: str, config: ModelConfig) -> ItemFeatures:
-    """Load the features of a dataset's items that a model uses.
-
-    Args:
-        data: the dataset.
-        model: name of the model.
-        config: its hyperparameters.
+    """Load the features of a dataset's items that a model, by name, uses with its hyperparameters.
 
     Raises:
         HafvtError: a modality is not encoded.
@@ -97,76 +89,13 @@ def model_item_features(data: Dataset, model: str, config: ModelConfig) -> ItemF
     return load_item_features(data, config_modalities(config), relations=uses_relations)
 
 
-def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Create a folder with config.yaml, or check that the folder holds a run of the same settings.
-
-    Args:
-        folder: of the run.
-        settings: content of config.yaml. A resumed run may differ in the dataset's path, `epochs` and
-            `patience`.
-        resume: continue the run in the folder, if there is one.
-
-    Raises:
-        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings.
-    """
-    path = folder / "config.yaml"
-    if not path.exists():
-        if folder.exists() and not all(map(is_temporary, folder.iterdir())):
-            raise HafvtError(f"{folder} is not empty and holds no run: choose another folder")
-        with atomic_file(path) as temporary:
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return
-    if not resume:
-        raise HafvtError(
-            f"{folder} holds a run already: choose another folder, or continue with --resume true"
-        )
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_format(folder, saved)
-    ignored = ("data", "epochs", "patience")
-    differences = [
-        f"{name} was {saved.get(name)!r}"
-        for name, value in settings.items()
-        if name not in ignored and saved.get(name) != value
-    ]
-    if differences:
-        raise HafvtError(
-            f"{folder} holds a run of other settings ({', '.join(differences)}): resume with those, or "
-            "choose another folder"
-        )
-
-
 def check_format(folder: Path, content: dict[str, Any]) -> None:
-    """Refuse a run of another format.
-
-    Raises:
-        HafvtError: `content`, of model.json or config.yaml, has another format number.
-    """
+    """Raise HafvtError if `content`, of model.json or config.yaml, has another format number."""
     if content.get("format") != FORMAT:
         raise HafvtError(
             f"{folder} is a run of format {content.get('format', 1)}, this version reads format {FORMAT}: "
             "train the model again, or use the hafvt version that trained it"
         )
-
-
-def describe_run(model: Model, settings: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of model.json for a finished run.
-
-    Args:
-        model: the trained model.
-        settings: content of config.yaml.
-        best: epoch and validation MRR of the best weights, time and memory.
-    """
-    return {
-        "format": FORMAT,
-        "model": settings["model"],
-        "config": settings["config"],
-        "data": str(Path(settings["data"]).resolve()),
-        "dataset": settings["dataset"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "training": settings,
-        "best": best,
-        "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
-    }
 
 
 def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
@@ -181,40 +110,51 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
             it was trained on.
     """
     folder = Path(folder)
-    if not (folder / "model.json").exists():
-        unfinished = (folder / "checkpoint").exists()
-        remedy = (
-            "finish it with hafvt train ... --resume true" if unfinished else "train a model into it first"
-        )
-        raise HafvtError(f"{folder} holds no finished run: {remedy}")
-    about = read_json(folder / "model.json")
-    check_format(folder, about)
-    if not isinstance(data, Dataset):
-        data = Dataset.open(data or about["data"])
-    if fingerprint(data) != about["dataset"]:
+    path = folder / "model.json"
+    if not path.exists():
+        raise HafvtError(f"{folder} {_reason_without_model(folder)}")
+    about = read_json(path, REMEDY)
+    with reading(path, REMEDY):
+        check_format(folder, about)
+        name, values = about["model"], about["config"]
+        features, dataset, hashes = about["training"]["features"], about["dataset"], about.get("sha256", {})
+        config_class = MODELS[name].config_class
+        data = data or about["data"]
+    data = data if isinstance(data, Dataset) else Dataset.open(data)
+    if fingerprint(data) != dataset:
         raise HafvtError(
             f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data"
         )
-    if feature_hashes(data, about["training"]["features"]) != about["training"]["features"]:
+    if feature_hashes(data, features) != features:
         raise HafvtError(f"{data.folder}: its features changed since {folder} was trained: train it again")
-    config_class, values = MODELS[about["model"]].config_class, about["config"]
     if unknown := set(values) - set(config_class.model_fields):
         raise HafvtError(
             f"{folder} was trained with {min(unknown)}, which this version does not know: train it again"
         )
-    config = validate_config(f"{folder}: {about['model']}", config_class, values)
-    item_features = model_item_features(data, about["model"], config)
+    config = validate_config(f"{folder}: {name}", config_class, values)
+    item_features = model_item_features(data, name, config)
+    verify_files(folder, hashes, REMEDY)
     models = []
-    for name in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
-        tensors, _ = load_checkpoint(folder / name)
+    for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
+        tensors, _ = load_checkpoint(folder / file, REMEDY)
         prefix = "model.items."
         tables = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         try:
             similar_items = saved_similar_items(tables)  # found in training, not computed again
-            model = build_model(about["model"], replace(item_features, similar_items=similar_items), config)
+            model = build_model(name, replace(item_features, similar_items=similar_items), config)
             unpack(tensors, model)
         except HafvtError as error:
-            raise HafvtError(f"{folder / name}: {error}") from None
+            raise HafvtError(f"{folder / file}: {error}") from None
         models.append(model.eval())
     models = models if len(models) > 1 else models * len(data.domains)
-    return Run(folder, about["model"], config, tuple(models), data, about)
+    return Run(folder, name, config, tuple(models), data, about)
+
+
+def _reason_without_model(folder: Path) -> str:
+    """Return in words what a folder without model.json is, and what to do."""
+    if (folder / "export.json").exists():
+        return "is an export, for recommend, explain and serve: name the run that it was made from"
+    remedy = "train a model into it first"
+    if (folder / "config.yaml").exists():
+        remedy = "finish it with hafvt train ... --resume"
+    return f"holds no finished run: {remedy}"

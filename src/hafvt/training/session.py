@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning_fabric import Fabric
 
 from hafvt.data.batches import TrainBatches
@@ -16,9 +19,9 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import folder_lock, write_json
+from hafvt.files import atomic_file, folder_lock, is_temporary, reading, sha256, write_json
 from hafvt.models import build_model, resolve_modalities
-from hafvt.models.hyperparameters import ModelConfig, validate_config
+from hafvt.models.hyperparameters import ModelConfig
 from hafvt.ops.device import compute_dtype, select_device
 from hafvt.progress import peak_memory_gib
 from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
@@ -26,8 +29,7 @@ from hafvt.training.config import TrainingConfig
 from hafvt.training.run import (
     FORMAT,
     Run,
-    claim_folder,
-    describe_run,
+    check_format,
     feature_hashes,
     fingerprint,
     model_item_features,
@@ -42,7 +44,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces 
 def run_training(
     model: str,
     model_config: ModelConfig,
-    settings: dict[str, Any],
+    config: TrainingConfig,
     data: str | Path | Dataset,
     folder: Path,
     *,
@@ -50,44 +52,24 @@ def run_training(
     test: bool,
     tensorboard: bool,
 ) -> Run:
-    """Train a model in this process, see `hafvt.training.train.train`.
-
-    Args:
-        model: name of the model.
-        model_config: hyperparameters of the model.
-        settings: fields of `TrainingConfig`; `validate_every` and `patience` may be None, for the defaults of
-            the protocol.
-        data: the dataset or its folder.
-        folder: folder of the run.
-        resume: continue the run in the folder, if there is one.
-        test: rank the test targets at the end.
-        tensorboard: also write TensorBoard events.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        HafvtError: a setting is wrong, the folder is in use, or the dataset lacks data that the model needs.
-    """
-    protocol = get_protocol(settings["protocol"])
-    for name in ("validate_every", "patience"):
-        if settings[name] is None:
-            settings = {**settings, name: getattr(protocol, name)}
-    config = validate_config("train", TrainingConfig, settings)
+    """Train the model of a name in this process and return the run, see `hafvt.training.train.train`."""
+    protocol = get_protocol(config.protocol)
     fabric, dtype = create_fabric(config)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     item_features = model_item_features(dataset, model, model_config)
     model_config = resolve_modalities(model_config, item_features)
-    run_settings = {
+    settings = {
         "format": FORMAT,
         "model": model,
         "config": model_config.model_dump(mode="json"),
         "data": str(dataset.folder),
         "dataset": fingerprint(dataset),
         "features": feature_hashes(dataset, tuple(item_features.vectors)),
-        **config.model_dump(exclude={"device", "checkpoint_every"}),
+        **asdict(config),
         "precision": str(dtype).removeprefix("torch."),
     }
+    for name in ("device", "checkpoint_every"):  # they do not change the result
+        del settings[name]
     torch.manual_seed(config.seed)
     network = build_model(model, item_features, model_config)
     del item_features  # frees memory: the model holds its own copy
@@ -99,12 +81,12 @@ def run_training(
         )
     with folder_lock(folder) if fabric.is_global_zero else nullcontext():
         if fabric.is_global_zero:
-            claim_folder(folder, run_settings, resume=resume)
+            claim_folder(folder, settings, resume=resume)
         fabric.barrier()
         trainer = Trainer(fabric, network, dataset, batches, folder, config, protocol)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
         if fabric.is_global_zero:
-            publish(trainer, run_settings)
+            save_run(trainer, settings)
         fabric.barrier()
         run = open_run(folder, dataset)
         if test and len(dataset.test) > 0 and fabric.is_global_zero:
@@ -127,20 +109,78 @@ def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
     return Fabric(accelerator=device.type, devices=devices, precision=precision), dtype  # type: ignore[arg-type]
 
 
-def publish(trainer: Trainer, settings: dict[str, Any]) -> None:
+def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Write config.yaml into a new folder, or into that of a run with the same settings, which is continued.
+
+    Args:
+        folder: of the run.
+        settings: content of config.yaml. A continued run may differ in the dataset's path, `epochs` and
+            `patience`.
+        resume: continue the run in the folder, if there is one.
+
+    Raises:
+        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        if not resume:
+            raise HafvtError(
+                f"{folder} holds a run already: continue it with --resume, or choose another folder"
+            )
+        with reading(path, "train the model again in another folder"):
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+            check_format(folder, saved)
+            changes = changed_settings(saved, settings)
+        if changes:
+            raise HafvtError(
+                f"{folder} holds a run of other settings ({', '.join(changes)}): resume with those, or "
+                "choose another folder"
+            )
+    elif folder.exists() and not all(map(is_temporary, folder.iterdir())):
+        raise HafvtError(f"{folder} is not empty and holds no run: choose another folder")
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return the saved values of all settings that a continued run may not change: "seed was 0"."""
+    hashes = {"dataset", "features"}
+    changes = [f"the {name} changed" for name in sorted(hashes) if saved[name] != settings[name]]
+    values, saved_values = (
+        {k: v for k, v in part.items() if k not in hashes | {"config", "data", "epochs", "patience"}}
+        | {f"params.{k}": v for k, v in part["config"].items()}
+        for part in (settings, saved)
+    )
+    names = [name for name in values | saved_values if values.get(name) != saved_values.get(name)]
+    return changes + [f"{name} was {saved_values.get(name)!r}" for name in names]
+
+
+def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     """Write the best weights and model.json into the run's folder. With these files the run is finished.
 
     Args:
         trainer: the trainer, whose `fit` has returned.
         settings: content of config.yaml.
     """
-    state, device = trainer.state, trainer.fabric.device
-    for path, name in zip(trainer.best_paths, weight_files(len(trainer.best_paths)), strict=True):
-        save_checkpoint(trainer.folder / name, *load_checkpoint(path))
+    state, device, folder = trainer.state, trainer.fabric.device, trainer.folder
+    names = weight_files(len(trainer.best_paths))
+    for path, name in zip(trainer.best_paths, names, strict=True):
+        save_checkpoint(folder / name, *load_checkpoint(path))
     peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
-    summary: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
-    if len(trainer.best_paths) > 1:
-        summary["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
-    summary |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
-    summary["peak_gib"] = round(peak_gib, 3)
-    write_json(trainer.folder / "model.json", describe_run(trainer.model, settings, summary))
+    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
+    if len(names) > 1:
+        best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
+    best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
+    about = {
+        "format": FORMAT,
+        "model": settings["model"],
+        "config": settings["config"],
+        "data": str(Path(settings["data"]).resolve()),
+        "dataset": settings["dataset"],
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "training": settings,
+        "best": best | {"peak_gib": round(peak_gib, 3)},
+        "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
+        "sha256": {name: sha256(folder / name) for name in names},
+    }
+    write_json(folder / "model.json", about)

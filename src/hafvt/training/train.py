@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hafvt.data.dataset import Dataset
 from hafvt.models import MODELS, configure
 from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
-from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, WeightDecay
+from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, TrainingConfig, WeightDecay
 
 if TYPE_CHECKING:
     from hafvt.training.run import Run
@@ -78,22 +78,25 @@ def train(
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
     """
     model_config = configure(model, preset, params)
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": MODELS[model].learning_rate if learning_rate is None else learning_rate,
-        "weight_decay": weight_decay,
-        "ema_decay": ema_decay,
-        "protocol": protocol,
-        "validate_every": validate_every,
-        "patience": patience,
-        "seed": seed,
-        "precision": precision,
-        "device": device,
-        "checkpoint_every": checkpoint_every,
-    }
-    from hafvt.training.session import run_training  # imports torch, which --help does not need
+    # These import torch, which --help does not need.
+    from hafvt.evaluation.protocols import get_protocol
+    from hafvt.training.session import run_training
 
+    rules = get_protocol(protocol)
+    config = TrainingConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=MODELS[model].learning_rate if learning_rate is None else learning_rate,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        protocol=protocol,
+        validate_every=rules.validate_every if validate_every is None else validate_every,
+        patience=rules.patience if patience is None else patience,
+        seed=seed,
+        precision=precision,
+        device=device,
+        checkpoint_every=checkpoint_every,
+    )
     return run_training(
-        model, model_config, settings, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
+        model, model_config, config, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
     )

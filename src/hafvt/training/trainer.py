@@ -18,6 +18,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.target_ranking import rank_targets
+from hafvt.files import reading
 from hafvt.models.base import Model
 from hafvt.progress import Advance, progress
 from hafvt.training.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
@@ -25,6 +26,8 @@ from hafvt.training.config import TrainingConfig
 from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
+
+REMEDY = "train the model again in another folder"
 
 
 class LossModule(nn.Module):
@@ -47,7 +50,7 @@ class TrainingState:
         epoch: number of finished epochs.
         batch: number of finished batches of the current epoch.
         step: number of finished optimizer steps.
-        loss: sum of the losses of the current epoch's batches.
+        loss_sum: sum of the losses of the current epoch's batches.
         seconds: time spent in training and validation, interrupted runs included.
         best_epochs: epoch with the highest validation MRR: one entry for all domains together, or one per
             domain; 0 before the first validation.
@@ -57,7 +60,7 @@ class TrainingState:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    loss: float = 0.0
+    loss_sum: float = 0.0
     seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
     best_mrrs: list[float] = field(default_factory=list)
@@ -112,9 +115,10 @@ class Trainer:
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if self.last_path.exists():
-            tensors, state = load_checkpoint(self.last_path)
-            unpack(tensors, model, self.optimizer, self.ema.weights)
-            self.state = TrainingState(**state)
+            tensors, state = load_checkpoint(self.last_path, REMEDY)
+            with reading(self.last_path, REMEDY):
+                unpack(tensors, model, self.optimizer, self.ema.weights)
+                self.state = TrainingState(**state)
         if self.optimizer is not None:
             self.loss_module, self.optimizer = fabric.setup(self.loss_module, self.optimizer)
         self.start = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
@@ -142,13 +146,17 @@ class Trainer:
             while not self.is_finished():
                 self.train_epoch(advance, is_interrupted, mrr)
                 state.epoch += 1
-                metrics = {"epoch": state.epoch, "step": state.step, "loss": state.loss / len(self.batches)}
+                metrics = {
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "loss": state.loss_sum / len(self.batches),
+                }
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
                     mrr = metrics["valid_mrr"] = self.validate()
                 state.seconds = time.monotonic() - self.start
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
-                state.batch, state.loss = 0, 0.0
+                state.batch, state.loss_sum = 0, 0.0
                 self.save()
 
     def is_finished(self) -> bool:
@@ -168,7 +176,7 @@ class Trainer:
         self.model.train()
         for batch in self.batches.epoch(state.epoch, first=state.batch):
             if self.optimizer is not None:
-                state.loss += self.train_step(batch)
+                state.loss_sum += self.train_step(batch)
             state.batch += 1
             state.step += 1
             self.ema.update(state.step)
@@ -177,7 +185,7 @@ class Trainer:
             mrr_note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
             advance(
                 self.config.batch_size,
-                f"epoch {state.epoch + 1}  loss {state.loss / state.batch:.4f}{mrr_note}",
+                f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{mrr_note}",
             )
             interrupted = is_interrupted()
             if interrupted or time.monotonic() - self.last_save > self.config.checkpoint_every:

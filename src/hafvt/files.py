@@ -279,7 +279,7 @@ def explained_write_errors(
             size = f"it needs at least {needed / 2**20:,.1f} MiB, " if needed else ""
             earlier = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
             raise HafvtError(
-                f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB are free, "
+                f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB free, "
                 f"{kept or earlier}. Make room or choose another folder, and start the command again"
             ) from None
         if number is not None and named:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hafvt.errors import HafvtError
 from hafvt.evaluation.target_ranking import rank_positions
+from hafvt.files import sha256
 from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
 from hafvt.training.run import Run, open_run
+from hafvt.training.train import train
 
 
 def copy_run(run: Run, folder: Path) -> Path:
@@ -59,6 +62,7 @@ def test_open_run_without_saved_similarity_is_refused(hafvt_run, tmp_path):
     others = {name: tensor for name, tensor in tensors.items() if "neighbor_rows" not in name}
     assert len(others) < len(tensors)
     save_checkpoint(folder / "model.safetensors", others, state)
+    change_about(folder, sha256={"model.safetensors": sha256(folder / "model.safetensors")})
     with pytest.raises(HafvtError, match=r"model.safetensors: .* of an earlier version: train"):
         open_run(folder)
 
@@ -76,3 +80,70 @@ def test_open_run_of_another_format_is_refused(sasrec_run, tmp_path, number):
     change_about(folder, format=number)
     with pytest.raises(HafvtError, match="reads format 2: train the model again, or use the hafvt version"):
         open_run(folder)
+
+
+def test_open_run_of_an_export_says_so(tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(HafvtError, match="is an export, for recommend, explain and serve: name the run"):
+        open_run(tmp_path)
+
+
+def test_open_run_of_an_unfinished_run_says_how_to_finish_it(tmp_path):
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(
+        HafvtError, match=r"holds no finished run: finish it with hafvt train \.\.\. --resume"
+    ):
+        open_run(tmp_path)
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeroed": lambda content: content[:-64] + bytes(64),
+    "changed": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_open_run_with_any_damaged_file_is_refused_in_one_line(sasrec_run, tmp_path, damage):
+    folder = copy_run(sasrec_run, tmp_path / "run")
+    data = shutil.copytree(sasrec_run.data.folder, tmp_path / "data")
+    open_run(folder, data)
+    names = ["items.npy", "offsets.npy", "train_lengths.npy", "valid.npy", "test.npy", "times.npy"]
+    names += ["items.parquet", "users.parquet", "manifest.json"]
+    files = [data / name for name in names] + [folder / "model.json", folder / "model.safetensors"]
+    for file in files:
+        if damage in ("zeroed", "changed") and file.suffix == ".json":
+            continue
+        content = file.read_bytes()
+        file.write_bytes(DAMAGES[damage](content))
+        with pytest.raises(HafvtError, match=f"{file.name} is damaged .*: ") as refusal:
+            open_run(folder, data)
+        assert "\n" not in str(refusal.value)
+        file.unlink()
+        with pytest.raises(HafvtError, match=r"does not exist: |holds no finished run: "):
+            open_run(folder, data)
+        file.write_bytes(content)
+    open_run(folder, data)
+
+
+def test_load_checkpoint_with_a_changed_tensor_or_state_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(100), "b": torch.tensor(1)}, {"epoch": 12})
+    content = path.read_bytes()
+    assert load_checkpoint(path)[1] == {"epoch": 12}
+    for old, new in ((bytes(40), bytes(39) + b"\1"), (b": 12", b": 13")):
+        position = content.rfind(old)
+        assert position > 0
+        path.write_bytes(content[:position] + new + content[position + len(old) :])
+        with pytest.raises(HafvtError, match=r"x.safetensors is damaged .*: train the model again"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "[", "3", "format: 2", "format: 2\nconfig: 3", "\0", "a: *b"])
+def test_train_resumed_with_a_damaged_config_is_refused_in_one_line(sasrec_run, tmp_path, content):
+    folder = copy_run(sasrec_run, tmp_path / "run")
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(HafvtError, match=r"config.yaml is damaged|is a run of format") as refusal:
+        train("sasrec", sasrec_run.data, folder, resume=True)
+    assert "\n" not in str(refusal.value)

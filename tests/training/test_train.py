@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 from hafvt.training.trainer import step_seed
+from tests.crash import crash_before_each_operation
 from tests.training.conftest import SMALL_HAFVT, SMALL_SASREC
 
 PARAMS = {
@@ -164,6 +166,7 @@ def test_train_resumed_with_more_epochs_equals_a_longer_training(sasrec_run, tra
     train("sasrec", training_data, tmp_path / "run", epochs=6, resume=True, **settings)
     assert same_weights(sasrec_run.folder, tmp_path / "run")
     assert read_log(sasrec_run.folder) == read_log(tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["epochs"] == 6
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
@@ -263,8 +266,42 @@ def test_train_into_a_finished_run_is_refused(sasrec_run, training_data):
 
 def test_train_resumed_with_another_seed_is_refused(sasrec_run, training_data):
     settings = {"params": SMALL_SASREC, "epochs": 6, "batch_size": 8, "resume": True}
-    with pytest.raises(HafvtError, match=r"\(seed was 0\)"):
+    with pytest.raises(HafvtError, match=r"\(seed was 0\): resume with"):
         train("sasrec", training_data, sasrec_run.folder, seed=1, **settings)
+
+
+def test_train_resumed_with_other_hyperparameters_names_those_that_differ(sasrec_run, training_data):
+    settings = {"params": {"width": 16, "heads": 2}, "epochs": 6, "batch_size": 8, "resume": True}
+    with pytest.raises(HafvtError, match=r"\(params.width was 8, params.heads was 1\): resume with"):
+        train("sasrec", training_data, sasrec_run.folder, **settings)
+
+
+def test_train_resumed_on_another_dataset_is_refused(sasrec_run, make_small):
+    settings = {"params": SMALL_SASREC, "epochs": 6, "batch_size": 8, "resume": True}
+    with pytest.raises(HafvtError, match=r"\(the dataset changed\): resume with"):
+        train("sasrec", make_small(seed=5), sasrec_run.folder, **settings)
+
+
+@pytest.mark.slow
+def test_train_killed_before_any_file_operation_resumes_to_the_same_weights(training_data, tmp_path):
+    settings = f"params={SMALL_SASREC}, epochs=3, batch_size=8, validate_every=1, checkpoint_every=0.01"
+    action = f"train('sasrec', {str(training_data.folder)!r}, root / 'run', {settings}, resume=True)"
+    imports = "from hafvt.training.train import train\nimport hafvt.training.session, torch"
+    imports += "\ntorch.set_num_threads(1)"
+    exec(action, {"train": train, "root": tmp_path / "whole"})
+
+    def reset() -> None:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    def check(step: int) -> None:
+        exec(action, {"train": train, "root": tmp_path})
+        assert same_weights(tmp_path / "whole" / "run", tmp_path / "run"), step
+        assert read_log(tmp_path / "whole" / "run") == read_log(tmp_path / "run")
+        names = [sorted(p.name for p in (tmp_path / f).rglob("*")) for f in ("whole/run", "run")]
+        assert names[0] == names[1]
+
+    kills = crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check, stride=3)
+    assert kills > 20
 
 
 def test_train_into_a_folder_with_other_files_is_refused(training_data, tmp_path):

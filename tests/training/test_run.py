@@ -90,9 +90,7 @@ def test_open_run_of_an_export_says_so(tmp_path):
 
 def test_open_run_of_an_unfinished_run_says_how_to_finish_it(tmp_path):
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(
-        HafvtError, match=r"finish it with hafvt train .* --resume"
-    ):
+    with pytest.raises(HafvtError, match=r"finish it with hafvt train .* --resume"):
         open_run(tmp_path)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
+
+from hafvt.models.hyperparameters import ModelConfig
+from hafvt.settings import Count, PositiveCount, Seed
 
 Precision = Literal["auto", "bf16", "fp32"]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
@@ -14,19 +16,18 @@ EmaDecay = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained; `hafvt.training.train.train` checks and explains each setting."""
+class TrainingConfig(ModelConfig):
+    """How a model is trained; `hafvt.training.train.train` explains each setting."""
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    ema_decay: float
-    protocol: str
-    validate_every: int
-    patience: int
-    seed: int
-    precision: Precision
-    device: str
-    checkpoint_every: float
+    epochs: PositiveCount = 100
+    batch_size: PositiveCount = 64
+    learning_rate: LearningRate = 1e-3
+    weight_decay: WeightDecay = 0.0
+    ema_decay: EmaDecay = 0.995
+    protocol: str = "full"
+    validate_every: PositiveCount = 2
+    patience: Count = 5
+    seed: Seed = 0
+    precision: Precision = "auto"
+    device: str = "auto"
+    checkpoint_every: Seconds = 300.0

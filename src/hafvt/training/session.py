@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,9 @@ def run_training(
         "data": str(dataset.folder),
         "dataset": fingerprint(dataset),
         "features": feature_hashes(dataset, tuple(item_features.vectors)),
-        **asdict(config),
+        **config.model_dump(exclude={"device", "checkpoint_every"}),  # they do not change the result
         "precision": str(dtype).removeprefix("torch."),
     }
-    for name in ("device", "checkpoint_every"):  # they do not change the result
-        del settings[name]
     torch.manual_seed(config.seed)
     network = build_model(model, item_features, model_config)
     del item_features  # frees memory: the model holds its own copy

@@ -21,6 +21,7 @@ PICTURES = {
     "jpg": b"\xff\xd8\xff\xe0" + bytes(60),
     "png": b"\x89PNG\r\n\x1a\n" + bytes(60),
     "gif": b"GIF89a" + bytes(60),
+    "avif": b"\0\0\0\x20ftypavif" + bytes(60),
     "webp": b"RIFF\x40\0\0\0WEBPVP8 " + bytes(60),
 }
 

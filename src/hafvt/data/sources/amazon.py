@@ -11,19 +11,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
 from hafvt.data.dataset import DATASET, Int32, Int64
 from hafvt.data.filters import is_active_in_all_domains, k_core
-from hafvt.data.order import sort_histories, user_offsets
+from hafvt.data.order import sort_histories
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
 from hafvt.data.sources.base import PreparedSource, SourceTables, domain_names, prepare_source, source_folder
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
@@ -35,36 +32,6 @@ from hafvt.settings import Count, OutFolder, Seed, check_arguments
 WINDOW_DAYS = {"year": 365, "month": 30, "none": None}
 
 Dumps = Mapping[str, tuple[DumpFile, DumpFile | None]]  # domain -> files of reviews and of products
-
-
-@dataclass(frozen=True)
-class ReviewLog:
-    """Reviews of all domains with users and items as numbers.
-
-    Attributes:
-        users: (reviews,) number of the user.
-        items: (reviews,) number of the item, domain after domain.
-        times: (reviews,) seconds since 1970.
-        starts: (domains + 1,) first item of each domain, and the number of items.
-    """
-
-    users: Int32
-    items: Int32
-    times: Int64
-    starts: Int64
-
-    def domains(self) -> Int32:
-        """Return the domain index of each review, (reviews,)."""
-        return (np.searchsorted(self.starts, self.items, side="right") - 1).astype(np.int32)
-
-    def select(self, rows: Int64 | npt.NDArray[np.bool_]) -> ReviewLog:
-        """Return the reviews that row numbers or a mask select, in that order."""
-        return replace(self, users=self.users[rows], items=self.items[rows], times=self.times[rows])
-
-    def summary(self, step: str) -> str:
-        """Return a line with the numbers of users, items and reviews after a step."""
-        users, items = len(np.unique(self.users)), len(np.unique(self.items))
-        return f"{step}: {users:,} users, {items:,} items, {len(self.users):,} reviews"
 
 
 @check_arguments
@@ -117,48 +84,51 @@ def prepare_amazon(
         raise HafvtError("--domains needs NAME=CATEGORY for each domain")
     dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
     files = [file for pair in dumps.values() for file in pair if file]
-    window_days = WINDOW_DAYS[window]
     with progress("prepare-amazon", sum(file.path.stat().st_size >> 20 for file in files), "MiB") as advance:
-        log, user_ids, item_ids, num_shared = _read_log(dumps, advance)
-        steps = [log.summary("read")]
-        log = log.select(is_active_in_all_domains(log.users, log.domains(), len(domains), 1)[log.users])
-        log = _first_reviews(log)
-        steps.append(log.summary("users of all domains, an item once"))
-        item_domains = np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(log.starts))
+        log, user_ids, items, num_shared = _read_log(dumps, advance)
+        item_domains = items["domain"].to_physical().cast(pl.Int32).to_numpy()
+        steps = [_summary("read", log)]
+        domain = item_domains[log["item"]]
+        is_active = is_active_in_all_domains(log["user"].to_numpy(), domain, len(domains), 1)
+        log = log.filter(is_active[log["user"]]).group_by("user", "item").agg(pl.col("time").min())
+        steps.append(_summary("users of all domains, an item once", log))
         core = k_core(
-            log.users,
-            log.items,
+            log["user"].to_numpy(),
+            log["item"].to_numpy(),
             item_domains,
             min_per_domain=1,
             min_per_item=min_interactions,
             min_per_user=min_interactions,
         )
-        log = log.select(core.interactions)
-        steps.append(log.summary(f"at least {min_interactions} reviews of each"))
-        log = log.select(_chronological_order(log, ties, seed))
-        starts, stops = _cut_sequences(log, window_days, min_per_domain, max_length)
-        if not len(starts):
+        log = log.filter(core.interactions)
+        steps.append(_summary(f"at least {min_interactions} reviews of each", log))
+        log = _sort(log, item_domains, ties, seed)
+        starts, stops = cut_blocks(
+            log["user"].to_numpy(), log["time"].to_numpy(), WINDOW_DAYS[window], max_length
+        )
+        is_kept = stops - starts > 1
+        for number in range(len(domains)):
+            count_before = np.concatenate([[0], np.cumsum(item_domains[log["item"]] == number)])
+            is_kept &= count_before[stops] - count_before[starts] >= min_per_domain
+        if not is_kept.any():
             raise HafvtError(
-                "no sequence is left:\n  {}\nLower --min-interactions or --min-per-domain, or check that the "
-                "domains share users".format("\n  ".join(steps))
+                f"no sequence is left ({'; '.join(steps)}): lower --min-interactions or --min-per-domain, or "
+                "check that the domains share users"
             )
-        is_latest = np.append(np.diff(log.users[starts]) != 0, True)  # of the sequences of a user
-        log, names = _sequence_log(log, starts, stops, user_ids)
+        log = _sequence_log(log, starts[is_kept], stops[is_kept], user_ids, seed)
         del user_ids
-        steps.append(log.summary(f"{len(names):,} sequences"))
-        log, item_ids = _renumber_items(log, item_ids, seed)
-        items = _item_table(log, item_ids, dumps, advance)
+        steps.append(_summary(f"{log['user'].n_unique():,} sequences", log))
+        interactions = log.select(
+            pl.col("user").alias("user_id"),
+            items["item_id"].gather(log["item"]),
+            pl.col("time").alias("timestamp"),
+            "part",
+        )
+        items = _with_products(_shuffle_items(items[log["item"].unique()], seed), dumps, advance)
 
     tables = SourceTables(
-        interactions=pl.DataFrame(
-            {
-                "user_id": pl.Series(names).gather(log.users),
-                "item_id": pl.Series(item_ids).gather(log.items),
-                "timestamp": log.times,
-                "part": _draw_parts(user_offsets(log.users, len(names)), is_latest, seed),
-            }
-        ),
-        items=items,
+        interactions=interactions,
+        items=items.with_columns(image=pl.lit(None, pl.String)),
         metadata={
             "settings": {
                 "source": "amazon",
@@ -170,14 +140,7 @@ def prepare_amazon(
                 "ties": ties,
                 "seed": seed,
             },
-            "inputs": {
-                file.path.name: {
-                    "bytes": file.path.stat().st_size,
-                    "rows": file.rows,
-                    "malformed": file.malformed,
-                }
-                for file in files
-            },
+            "inputs": {file.path.name: file.provenance() for file in files},
             "steps": steps,
         },
         ties_order=ties,
@@ -195,17 +158,23 @@ def prepare_amazon(
     ]
     titles, addresses = (items[name].count() for name in ("title", "image_url"))
     notes.append(f"{titles:,} of {len(items):,} items have a title, {addresses:,} the address of an image")
-    checks = (*table1_checks(dataset), *sequence_checks(dataset, window_days))
+    checks = (*table1_checks(dataset), *sequence_checks(dataset, WINDOW_DAYS[window]))
     return PreparedSource(dataset, checks, tuple(notes))
 
 
-def _read_log(dumps: Dumps, advance: Advance) -> tuple[ReviewLog, list[str], list[str], int]:
+def _summary(step: str, log: pl.DataFrame) -> str:
+    """Return a line with the numbers of users, items and reviews after a step."""
+    return f"{step}: {log['user'].n_unique():,} users, {log['item'].n_unique():,} items, {len(log):,} reviews"
+
+
+def _read_log(dumps: Dumps, advance: Advance) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, int]:
     """Read the reviews of all domains by users of the first domain; number ids on the way, to save memory.
 
     An item of two domains keeps the reviews of the earlier one only.
 
     Returns:
-        The reviews, ids of the users, ids of the items, and the number of items of two domains.
+        The reviews: user, item (both as row numbers) and time in seconds since 1970; the ids of the users;
+        the items, domain by domain: item_id, domain; and the number of items of two domains.
     """
     user_numbers: dict[str, int] = {}
     item_numbers: dict[str, int] = {}
@@ -227,43 +196,26 @@ def _read_log(dumps: Dumps, advance: Advance) -> tuple[ReviewLog, list[str], lis
             times.append(time)
         starts.append(len(item_numbers))
         num_shared += len(shared)
-    log = ReviewLog(
-        np.frombuffer(users, dtype=np.int32),
-        np.frombuffer(items, dtype=np.int32),
-        np.frombuffer(times, dtype=np.int64),
-        np.array(starts),
+    log = pl.DataFrame(
+        {
+            "user": np.frombuffer(users, dtype=np.int32),
+            "item": np.frombuffer(items, dtype=np.int32),
+            "time": np.frombuffer(times, dtype=np.int64),
+        }
     )
-    return log, list(user_numbers), list(item_numbers), num_shared
+    domains = pl.Series(np.repeat(list(dumps), np.diff(starts)), dtype=pl.Enum(list(dumps)))
+    item_table = pl.DataFrame({"item_id": list(item_numbers), "domain": domains})
+    return log, pl.Series(list(user_numbers), dtype=pl.String), item_table, num_shared
 
 
-def _first_reviews(log: ReviewLog) -> ReviewLog:
-    """Return the earliest review of each item by each user."""
-    pairs = log.users.astype(np.int64) * log.starts[-1] + log.items  # one number for each user and item
-    order = np.lexsort((log.times, pairs))
-    _, firsts = np.unique(pairs[order], return_index=True)
-    return log.select(order[firsts])
-
-
-def _chronological_order(log: ReviewLog, ties: str, seed: int) -> Int64:
-    """Return the row numbers of the reviews by user and time."""
+def _sort(log: pl.DataFrame, item_domains: Int32, ties: str, seed: int) -> pl.DataFrame:
+    """Return the reviews by user and time."""
     random = np.random.default_rng([seed, 2])
-    order = sort_histories(log.users, log.items, log.times, ties="random", random=random)
+    users, items, times = (log[name].to_numpy() for name in ("user", "item", "time"))
+    log = log[sort_histories(users, items, times, ties="random", random=random)]
     if ties == "random":
-        return order
-    return order[np.lexsort((log.domains()[order], log.times[order], log.users[order]))]
-
-
-def _cut_sequences(
-    log: ReviewLog, days: int | None, min_per_domain: int, max_length: int
-) -> tuple[Int64, Int64]:
-    """Return where sequences with enough items of each domain start and stop in a sorted log."""
-    starts, stops = cut_blocks(log.users, log.times, days, max_length)
-    domains = log.domains()
-    is_kept = stops - starts > 1
-    for domain in range(len(log.starts) - 1):
-        count_before = np.concatenate([[0], np.cumsum(domains == domain)])
-        is_kept &= count_before[stops] - count_before[starts] >= min_per_domain
-    return starts[is_kept], stops[is_kept]
+        return log
+    return log[np.lexsort((item_domains[log["item"]], log["time"], log["user"]))]
 
 
 def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) -> tuple[Int64, Int64]:
@@ -294,47 +246,42 @@ def cut_blocks(users: Int32, times: Int64, days: int | None, max_length: int) ->
 
 
 def _sequence_log(
-    log: ReviewLog, starts: Int64, stops: Int64, user_ids: list[str]
-) -> tuple[ReviewLog, list[str]]:
-    """Return a log in which each sequence is a user, and the names of the sequences."""
-    lengths = stops - starts
-    numbers = np.arange(len(starts), dtype=np.int32)
-    rows = np.repeat(numbers, lengths)
-    offsets = user_offsets(rows, len(starts))
-    slots = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-    users = log.users[starts]
-    first_of_user = np.searchsorted(users, users)
-    names = [f"{user_ids[user]}#{n}" for user, n in zip(users, numbers - first_of_user, strict=True)]
-    return replace(log.select(slots), users=rows), names
+    log: pl.DataFrame, starts: Int64, stops: Int64, user_ids: pl.Series, seed: int
+) -> pl.DataFrame:
+    """Return the reviews of sequences, each with a user of its own, USER#NUMBER, and `part` of each review.
+
+    The latest sequences of all users are drawn for valid or test. `part` is as in `SourceTables`.
+    """
+    sequences = pl.DataFrame({"user": log["user"].gather(starts), "row": starts, "stop": stops})
+    is_latest = sequences["user"].is_last_distinct()
+    is_valid = np.random.default_rng([seed, 3]).permutation(np.arange(int(is_latest.sum())) % 2 == 0)
+    parts = np.full(len(sequences), "train", dtype=object)
+    parts[is_latest] = np.where(is_valid, "valid", "test")
+    rows = sequences.select(
+        pl.concat_str(
+            user_ids.gather(sequences["user"]), pl.int_range(pl.len()).over("user"), separator="#"
+        ).alias("user"),
+        pl.Series(parts, dtype=pl.String).alias("part"),
+        "stop",
+        pl.int_ranges("row", "stop"),
+    ).explode("row")
+    is_trained_or_target = (pl.col("part") == "train") | (pl.col("row") == pl.col("stop") - 1)
+    return rows.select(
+        "user", pl.when(is_trained_or_target).then("part"), *log.select("item", "time")[rows["row"]]
+    )
 
 
-def _renumber_items(log: ReviewLog, item_ids: list[str], seed: int) -> tuple[ReviewLog, list[str]]:
-    """Number the items with reviews, domain by domain, in a random order."""
+def _shuffle_items(items: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Return items in a random order within each domain, whatever their order was."""
     random = np.random.default_rng([seed, 0])
-    used = np.unique(log.items)
-    starts = np.searchsorted(used, log.starts)
-    # sorted by id first, so that the order of the items in the files has no influence
-    ids = np.array(item_ids, dtype=object)[used]
-    order = np.concatenate([a + np.argsort(ids[a:b])[random.permutation(b - a)] for a, b in pairwise(starts)])
-    new_number = np.empty(len(item_ids), dtype=np.int32)
-    new_number[used[order]] = np.arange(len(used), dtype=np.int32)
-    return replace(log, items=new_number[log.items], starts=starts), ids[order].tolist()
+    items = items.sort("domain", "item_id")
+    return pl.concat([part[random.permutation(len(part))] for part in items.partition_by("domain")])
 
 
-def _item_table(log: ReviewLog, item_ids: list[str], dumps: Dumps, advance: Advance) -> pl.DataFrame:
-    """Return the items with the columns of `PRODUCT_SCHEMA` from the files of products."""
-    frames = [read_products(file, item_ids, advance) for _, file in dumps.values() if file]
+def _with_products(items: pl.DataFrame, dumps: Dumps, advance: Advance) -> pl.DataFrame:
+    """Add the columns of `PRODUCT_SCHEMA` from the files of products."""
+    frames = [read_products(file, items["item_id"], advance) for _, file in dumps.values() if file]
     products = pl.concat([pl.DataFrame(schema=PRODUCT_SCHEMA), *frames])
     products = products.unique("item_id", keep="first", maintain_order=True)
-    items = pl.DataFrame({"item_id": item_ids, "domain": np.repeat(list(dumps), np.diff(log.starts))})
-    items = items.join(products, on="item_id", how="left", maintain_order="left")
-    return items.with_columns(image=pl.lit(None, pl.String))
-
-
-def _draw_parts(offsets: Int64, is_latest: npt.NDArray[np.bool_], seed: int) -> pl.Series:
-    """Return `part` of each interaction, see `SourceTables`; latest sequences are drawn for valid or test."""
-    parts = np.full(offsets[-1], "train", dtype=object)
-    parts[np.repeat(is_latest, np.diff(offsets))] = None
-    is_valid = np.random.default_rng([seed, 3]).permutation(np.arange(is_latest.sum()) % 2 == 0)
-    parts[offsets[1:][is_latest] - 1] = np.where(is_valid, "valid", "test")
-    return pl.Series(parts.tolist(), dtype=pl.String)
+    items = items.with_columns(pl.col("domain").cast(pl.String))
+    return items.join(products, on="item_id", how="left", maintain_order="left")

@@ -17,7 +17,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, permutations
@@ -103,6 +103,10 @@ class DumpFile:
         more = ", ..." if self.malformed > len(self.malformed_rows) else ""
         listed = f" (row {', '.join(map(str, self.malformed_rows))}{more})" if self.malformed else ""
         return counts + listed
+
+    def provenance(self) -> dict[str, int]:
+        """Return the size of the file and the counts of its lines, for the manifest."""
+        return {"bytes": self.path.stat().st_size, "rows": self.rows, "malformed": self.malformed}
 
     def parse_lines(self, parse: Callable[[str], T | None], advance: Advance | None = None) -> Iterator[T]:
         """Yield the results of `parse` for the lines of the file; count lines and malformed lines.
@@ -205,7 +209,7 @@ def review_parser(path: Path) -> Callable[[str], Review]:
     return parse_rating
 
 
-def read_products(dump: DumpFile, item_ids: list[str], advance: Advance) -> pl.DataFrame:
+def read_products(dump: DumpFile, item_ids: Iterable[str], advance: Advance) -> pl.DataFrame:
     """Return the products with these ids, with the columns of `PRODUCT_SCHEMA` (null where one is missing).
 
     Of two lines about one product the first counts. `advance` receives the MiB of the file that are done.

@@ -24,12 +24,13 @@ from hafvt.tables import without_formulas
 
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
 PICTURE = FileType(
-    "picture (JPEG, PNG, GIF, WebP)",
+    "picture (JPEG, PNG, GIF, WebP, AVIF)",
     {
         ".jpg": rb"\xff\xd8\xff",
         ".png": rb"\x89PNG\r\n\x1a\n",
         ".gif": rb"GIF8[79]a",
         ".webp": rb"RIFF....WEBP",
+        ".avif": rb"....ftypavi[fs]",
     },
 )
 
@@ -125,7 +126,8 @@ def fetch(
 
     After Ctrl-C or a failure, run `fetch` again to resume; complete files are not downloaded again. `fetch`
     connects to public addresses only, ignores proxy settings, and refuses files above the size limits. The
-    first bytes of a file decide its type: reviews and metadata must be gzip, pictures JPEG, PNG, GIF or WebP.
+    first bytes of a file decide its type: reviews and metadata must be gzip, pictures JPEG, PNG, GIF, WebP or
+    AVIF.
 
     `fetch pictures` reads the URL of each picture from the item's image_url, or from its image if that is a
     URL. It writes the pictures to `out`/images and their paths to the dataset's item table.
@@ -147,9 +149,6 @@ def fetch(
         max_file_gib: largest size of a file of reviews or metadata, in GiB.
         max_picture_mib: largest size of a picture, in MiB.
         allow_private: also connect to addresses of a private network, such as your own mirror.
-
-    Returns:
-        The numbers of downloaded, existing and failed files.
 
     Raises:
         HafvtError: an option is wrong, or reviews or metadata cannot be downloaded.
@@ -203,11 +202,11 @@ def _fetch_dump(
     with folder_lock(out):
         result = _download_missing(list(jobs_by_path.values()), client, parallel, failures, out)
     if failures:
-        lines = "".join(f"\n  {job.url}: {problem}" for job, problem in failures.items())
+        problems = "; ".join(f"{job.url}: {problem}" for job, problem in failures.items())
         raise HafvtError(
-            f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded:{lines}\n"
-            f"The others are in {out}. Run the command again to resume. If the error remains, compare the "
-            f"names with {dump.page_url} or choose a mirror with --base-url"
+            f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded ({problems}): run the command "
+            f"again to resume; if the error remains, compare the names with {dump.page_url} or choose a "
+            f"mirror with --base-url. The other files are in {out}"
         )
     return result
 

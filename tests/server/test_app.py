@@ -70,6 +70,25 @@ def test_recommend_returns_the_recommenders_items(client, recommender):
         assert set(answer["items"][0]) == {"item_id", "title", "domain", "picture", "train_count", "score"}
 
 
+def test_recommend_numbers_are_ids_and_unknown_excluded_ids_are_reported(client):
+    body = {"history": ["i3", 7], "domain": "d0", "exclude": ["i5", 12, "nothing"]}
+    answer = client.post("/recommend", json=body).json()
+    assert (answer["unknown_ids"], answer["unknown_excluded_ids"]) == (["7"], ["12", "nothing"])
+
+
+def test_recommend_field_named_twice_is_refused_by_name(client):
+    body = b'{"history": [], "domain": "d0", "exclude": [], "exclude": ["i3"]}'
+    answer = client.post("/recommend", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "'exclude' twice" in answer.json()["error"]
+
+
+def test_method_and_address_are_refused_before_the_body(client):
+    for method, path, status in (("POST", "/items", 405), ("DELETE", "/recommend", 405), ("POST", "/x", 404)):
+        assert client.request(method, path, content=b"x" * 2_000_000).status_code == status
+    assert client.post("/recommend", content=b"{}").status_code == 415
+
+
 def test_recommend_unknown_history_ranks_by_popularity(client):
     body = {"history": ["?"], "domain": "d0", "include_shares": True}
     answer = client.post("/recommend", json=body).json()

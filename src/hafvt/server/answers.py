@@ -70,5 +70,8 @@ def recommend_response(
                 for sequence, row in zip(scorer.sequence_names, item_shares, strict=True)
             }
     return RecommendResponse(
-        items=items, ranked_by=recommendations.ranked_by, unknown_ids=list(recommendations.unknown_ids)
+        items=items,
+        ranked_by=recommendations.ranked_by,
+        unknown_ids=list(recommendations.unknown_ids),
+        unknown_excluded_ids=list(recommendations.unknown_excluded_ids),
     )

@@ -128,6 +128,7 @@ def add_error_handlers(app: FastAPI) -> None:
         place, reason = ".".join(str(part) for part in first["loc"]), first["msg"]
         if first["type"] == "json_invalid":
             reason = f"not JSON ({first['ctx']['error']})"
+        reason = reason.removeprefix("Value error, ")
         return error_response(422, f"{place[:100]}: {reason[:200]}; /openapi.json describes the requests")
 
     @app.exception_handler(HTTPException)

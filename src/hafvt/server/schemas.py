@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
+from hafvt.data.ids import id_text
+from hafvt.errors import HafvtError
 from hafvt.inference.catalog import Item
 from hafvt.inference.recommendations import Explanation
 
@@ -14,7 +16,22 @@ MAX_ID_LENGTH = 256  # characters
 MAX_HISTORY_LENGTH = 10_000  # items of a request
 MAX_ITEMS = 100  # items of an answer
 
-Id = Annotated[str, StringConstraints(max_length=MAX_ID_LENGTH)]
+
+def id_from_json(value: object) -> str:
+    """Return an id in JSON as text, or raise ValueError if it is none."""
+    try:
+        return id_text(value)
+    except HafvtError as error:
+        raise ValueError(str(error)) from None
+
+
+ID_SCHEMA = {"anyOf": [{"type": "string", "maxLength": MAX_ID_LENGTH}, {"type": "integer"}]}
+Id = Annotated[
+    str,
+    BeforeValidator(id_from_json),
+    StringConstraints(max_length=MAX_ID_LENGTH),
+    WithJsonSchema(ID_SCHEMA),
+]
 Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
 UnknownIds = Annotated[list[str], Field(description="ids of the history that the catalog does not have")]
 Shares = Annotated[
@@ -80,6 +97,7 @@ class RecommendResponse(BaseModel):
         description="popularity if no item of the history is known"
     )
     unknown_ids: UnknownIds
+    unknown_excluded_ids: list[str] = Field(description="ids of `exclude` that the catalog does not have")
 
 
 class ExplainResponse(BaseModel):

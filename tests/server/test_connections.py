@@ -182,6 +182,9 @@ def test_connection_beyond_the_limit_replaces_the_longest_waiting(monkeypatch):
         (b"*", HOST, 404),
         (b"/health", HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
         (b"/health", HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n", 400),
+        (b"/health", HOST + b"Content-Length: 99999999999999999999999999\r\n", 400),
+        (b"/health", HOST + b"Content-Length: -1\r\n", 400),
+        (b"/health", HOST + b"Content-Length: 1e3\r\n", 400),
     ],
 )
 def test_request_host_and_length_must_be_unambiguous(status_of, target, headers, status):

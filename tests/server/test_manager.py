@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 import weakref
 
@@ -94,3 +95,40 @@ def test_users_without_the_dataset_are_none(served_run, monkeypatch):
         assert client.get("/model").json()["has_users"] is False
         assert client.get("/users").json() == {"users": [], "total": 0}
         assert client.get("/users/u1").status_code == 404
+
+
+@pytest.mark.parametrize("damage", ["cut short", "swapped"])
+def test_manager_damaged_weights_keep_the_current_model(client, writable_run, damage, caplog):
+    path = writable_run / "model.safetensors"
+    content, before = path.read_bytes(), client.post("/recommend", json=BODY).json()
+    half = len(content) // 2
+    damaged = {
+        "zeros": content[:half] + bytes(len(content) - half),
+        "cut short": content[:half],
+        "swapped": content[:half] + content[half:][::-1],
+    }
+    path.write_bytes(damaged[damage])
+    wait_until(lambda: 'outcome="failed"} 1.0' in client.get("/metrics").text)
+    assert client.post("/recommend", json=BODY).json() == before
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "the old one stays" in message
+    assert "\n" not in message
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+def test_users_of_a_dataset_cut_short_are_refused(served_run, served_data, tmp_path):
+    data = shutil.copytree(served_data.folder, tmp_path / "data")
+    with TestClient(create_app(ModelSource(served_run, data))) as client:
+        before = client.get("/users/u39").json()
+        content = (data / "items.npy").read_bytes()
+        for damaged in (content[:200], content[:200] + b"\xff" * (len(content) - 200), b""):
+            with (data / "items.npy").open("r+b") as file:
+                file.truncate()
+                file.write(damaged)
+                file.truncate()
+            answer = client.get("/users/u39")
+            assert (answer.status_code, client.get("/users").status_code) == (503, 503)
+            assert "damaged" in answer.json()["error"]
+            assert client.post("/recommend", json=BODY).status_code == 200
+        (data / "items.npy").write_bytes(content)
+        assert client.get("/users/u39").json() == before

@@ -77,7 +77,6 @@ def body_with(**fields):
         (b'{"history": [], "domain": "d0", "k": NaN}', 422),
         (b'{"history": [], "domain": "d0", "k": Infinity}', 422),
         (b'{"history": [], "domain": "d0", "k": 1e999}', 422),
-        (b'{"history": ["\\ud800"], "domain": "d0"}', 422),
         (b'{"history": [], "domain": "d0", "\\ud800": 1}', 422),
         (b'{"history": [], "domain": "x", "domain": "d0"}', 422),
         (body_with(history=["x" * 257]), 422),

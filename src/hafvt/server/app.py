@@ -16,12 +16,11 @@ from starlette.staticfiles import StaticFiles
 from hafvt.errors import HafvtError
 from hafvt.server import routes
 from hafvt.server.answers import answer_batch, max_batch_size
-from hafvt.server.batching import Batcher, BusyError
+from hafvt.server.batching import Batcher
 from hafvt.server.manager import ModelManager, ModelSource
 from hafvt.server.middleware import SecurityMiddleware, error_response
 from hafvt.server.prometheus import ServerMetrics
 from hafvt.server.schemas import ErrorResponse
-from hafvt.server.users import HistoriesChangedError
 
 API_VERSION = "2"
 ROUTERS = (routes.router,)
@@ -108,19 +107,6 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HafvtError)
     async def on_user_error(request: Request, error: HafvtError) -> Response:
         return error_response(422, str(error))
-
-    @app.exception_handler(BusyError)
-    async def on_full_queue(request: Request, error: BusyError) -> Response:
-        return error_response(429, "too many requests are waiting: try again soon", {"Retry-After": "1"})
-
-    @app.exception_handler(TimeoutError)
-    async def on_timeout(request: Request, error: TimeoutError) -> Response:
-        return error_response(504, f"{error}: try again, or with a shorter history")
-
-    @app.exception_handler(HistoriesChangedError)
-    async def on_changed_histories(request: Request, error: HistoriesChangedError) -> Response:
-        message = "the dataset was damaged after the model was loaded: restore it, then restart the server"
-        return error_response(503, message)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:

@@ -8,11 +8,16 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 PendingRequest = tuple[Any, asyncio.Future[Any]]
 
 
-class BusyError(Exception):
-    """The queue is full."""
+class BusyError(HTTPException):
+    """Too many requests are waiting."""
+
+    def __init__(self) -> None:
+        super().__init__(429, "too many requests are waiting: try again soon", {"Retry-After": "1"})
 
 
 class Batcher:
@@ -50,7 +55,7 @@ class Batcher:
 
         Raises:
             BusyError: `queue_size` requests are waiting.
-            TimeoutError: there is no answer within `timeout` seconds.
+            HTTPException: there is no answer within `timeout` seconds.
         """
         if self.depth >= self.queue_size:
             raise BusyError
@@ -61,7 +66,8 @@ class Batcher:
         try:
             return await asyncio.wait_for(future, self.timeout)
         except TimeoutError:
-            raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+            message = f"no answer within {self.timeout:g} s: try again, or with a shorter history"
+            raise HTTPException(504, message) from None
 
     async def run(self) -> None:
         """Answers requests until cancelled; the answers of the batch under way are then dropped."""

@@ -16,10 +16,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hafvt.server.middleware import MAX_DISCARDED, error_response
+from hafvt.server.middleware import error_response
 
 MAX_HEADERS = 64 * 2**10  # bytes of headers, of trailers, and of one chunk's extensions
-MAX_REQUEST = MAX_DISCARDED + MAX_HEADERS  # bytes, those between the parts of a chunked body included
+MAX_REQUEST = 32 * 2**20  # bytes of a request, the body that no route reads included
 MAX_PIPELINED = 2**20  # bytes of further requests, received before the answer to the first
 MAX_CONNECTIONS = 800  # many systems allow a process 1,024 open files
 ARRIVAL_TIMEOUT_S = 20  # seconds until the first byte of a request, and from there to its last byte

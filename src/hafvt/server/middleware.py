@@ -27,8 +27,7 @@ from hafvt.server.prometheus import ServerMetrics
 logger = logging.getLogger("hafvt.server")
 
 API_KEY_VARIABLE = "HAFVT_API_KEY"  # environment variable
-MAX_BODY = 2**20  # bytes
-MAX_DISCARDED = 32 * 2**20  # bytes of a larger body that are read, so that its sender reads the answer
+MAX_BODY = 2**20  # bytes; the connection bounds those of a larger body that are received and dropped
 BODY_TIMEOUT_S = 10.0  # seconds in which a body must arrive
 CLOSE = {"Connection": "close"}
 CLIENT_CLOSED = 499  # status counted where the client disconnects before the answer (nginx's number)
@@ -127,19 +126,16 @@ class SecurityMiddleware:
             raise HTTPException(400, message, CLOSE)
         if absolute := re.fullmatch(r"(?i)https?://([^/]*)(.*)", scope["path"], re.DOTALL):
             if absolute[1].lower() != headers.get("host", "").lower():
-                raise HTTPException(
-                    400, "the address and the Host header name two hosts: send the path alone"
-                )
+                raise HTTPException(400, "the address and the Host header differ: send the path alone")
             scope["path"] = absolute[2] or "/"
             scope["raw_path"] = re.sub(rb"(?i)^https?://[^/]*", b"", scope["raw_path"]) or b"/"
         path = scope["path"]
         # Without this, a web page could point its own host name here and read the answers as its own.
         host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self.allowed_hosts and host not in self.allowed_hosts:
-            message = (
-                f"without {API_KEY_VARIABLE}, this server answers at localhost only: set {API_KEY_VARIABLE}"
+            raise HTTPException(
+                421, f"this server answers at localhost only, unless {API_KEY_VARIABLE} is set"
             )
-            raise HTTPException(421, message)
         if self.api_key is not None and not is_page(path) and path != "/health":
             scheme, _, token = headers.get("authorization", "").partition(" ")
             key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -152,30 +148,21 @@ async def read_body(request: Request) -> bytes:
     """Return the body of a request.
 
     Raises:
-        HTTPException: the body is no JSON, names a field twice, is too large or too slow. In the latter two
-            cases, the connection is closed after the answer.
+        HTTPException: the body is no JSON, names a field twice, is too large or too slow.
         ClientDisconnect: the client disconnected meanwhile.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with Content-Type: application/json")
-    too_large = HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less", CLOSE)
-    length = request.headers.get("content-length", "0")
-    if not re.fullmatch(r"[0-9]{1,20}", length) or int(length) > MAX_DISCARDED:
-        raise too_large
-    body, size = bytearray(), 0
+    body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
-                size += len(part)
-                if size <= MAX_BODY:
-                    body += part
-                elif size > MAX_DISCARDED:
-                    raise too_large
+                body += part
+                if len(body) > MAX_BODY:
+                    raise HTTPException(413, f"the body is larger than {MAX_BODY // 2**20} MiB: send less")
     except TimeoutError:
         message = f"the body took longer than {BODY_TIMEOUT_S:.0f} s: send it faster"
         raise HTTPException(408, message, CLOSE) from None
-    if size > MAX_BODY:
-        raise too_large
     with suppress(ValueError, RecursionError):  # FastAPI parses the body again and refuses what is no JSON
         json.loads(body, object_pairs_hook=distinct_fields)
     return bytes(body)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from starlette.exceptions import HTTPException
 
 from hafvt.data.dataset import ARRAYS, Dataset
 from hafvt.inference.catalog import Item, ItemCatalog
-
-
-class HistoriesChangedError(Exception):
-    """The dataset's files have changed since the model was loaded."""
 
 
 class UserHistories:
@@ -45,7 +42,7 @@ class UserHistories:
         """Return the last items, at most `limit`, of the history of the user with an index, oldest first.
 
         Raises:
-            HistoriesChangedError: the file of histories was cut short or overwritten.
+            HTTPException: the file of histories was cut short or overwritten.
         """
         stop = int(self._offsets[user + 1])
         start = max(int(self._offsets[user]), stop - limit)
@@ -54,6 +51,9 @@ class UserHistories:
         data = os.pread(self._file.fileno(), num_bytes, first_byte)
         items = np.frombuffer(data, dtype) if len(data) == num_bytes else np.array([-1])
         if len(items) and not 0 <= items.min() <= items.max() < len(self._item_ids):
-            raise HistoriesChangedError
+            message = (
+                "the dataset was damaged after the model was loaded: restore it, then restart the server"
+            )
+            raise HTTPException(503, message)
         known, _ = self.catalog.indices(self._item_ids.gather(items))
         return [self.catalog.item(item) for item in known.tolist()]

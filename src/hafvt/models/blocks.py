@@ -135,8 +135,18 @@ class PreNormBlock(nn.Module):
         return torch.add(x, self.dropout(self.outer(F.gelu(self.inner(self.norm2(x))))))
 
     def position_bias(self, distance: Tensor) -> Tensor | None:
-        """Return the bias on attention to an item at a distance back, (...) -> (heads, ...)."""
-        return None if self.distances is None else self.BIAS_SCALE * self.distances[:, distance.clamp(min=0)]
+        """Return the bias on attention to an item at a distance back, (...) -> (heads, ...).
+
+        In evaluation, distances beyond the longest training sequence, whose bias is still 0, have the last
+        trained bias.
+        """
+        if self.distances is None:
+            return None
+        distance = distance.clamp(min=0)
+        if not self.training:
+            num_trained = self.distances.detach().ne(0).any(0).sum()
+            distance = torch.minimum(distance, (num_trained - 1).clamp(min=0))
+        return self.BIAS_SCALE * self.distances[:, distance]
 
     def last_state(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the output at the last item in evaluation, without the others, (B, T, d) -> (B, d).
@@ -152,17 +162,10 @@ class PreNormBlock(nn.Module):
         return torch.add(x, self.outer(F.gelu(self.inner(self.norm2(x)))))
 
     def attention_weights(self, normed: Tensor, lengths: Tensor) -> Tensor:
-        """Return the attention weights of the last item, zeros for an empty sequence.
+        """Return the attention weights of the last item, (B, heads, T), zeros for an empty sequence.
 
-        q . (K x + b) equals (K' q) . x plus a constant that the softmax cancels: the product with K is taken
-        once per sequence, not once per item.
-
-        Args:
-            normed: (B, T, d) normalized inputs.
-            lengths: (B,)
-
-        Returns:
-            (B, heads, T)
+        `normed`, (B, T, d), are normalized inputs. q . (K x + b) equals (K' q) . x plus a constant that the
+        softmax cancels: the product with K is taken once per sequence, not once per item.
         """
         (query, key, _), (bias, _, _) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         q = F.linear(last_states(normed, lengths), query, bias)  # (B, d)

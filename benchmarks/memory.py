@@ -3,7 +3,7 @@
     python benchmarks/memory.py
 
 Each size runs in a process of its own. "tables" are what must be held per item whatever the method: vectors,
-learned and frozen, links to neighbors and groups, and of what is learned gradient and both moments of Adam.
+learned and frozen, links to clusters, and of what is learned gradient and both moments of Adam.
 "peak" is how far the resident memory of the process rose above what it was before the model was built,
 "beside" the peak without the tables (it falls where the rest is at its highest before the gradient of the
 table is there). "step" is exact: the most that torch's tensors took during a fourth step over what they held
@@ -52,7 +52,7 @@ def measure(items: int) -> dict[str, float]:
         for name in ("image", "title")
     }
     catalog = ItemFeatures(domains, vectors, torch.ones(items))
-    model = HafVt(catalog, HafVtConfig(num_neighbors=0))
+    model = HafVt(catalog, HafVtConfig(cluster_sizes=()))
     del vectors, catalog
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
@@ -106,7 +106,7 @@ def main() -> None:
     ]
     lines += [
         f"Steps of {USERS} histories of {LENGTH} items, ids of width 128 with pictures and titles of width "
-        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to neighbors and groups, "
+        f"{WIDTH}; each size in a process of its own. Tables: vectors, links to clusters, "
         "and of what is learned gradient and both moments of Adam. Peak: rise of the resident memory over "
         "three steps; beside: the same without the tables (it falls where the rest is at its highest before "
         "the gradient of the table is there). Step: the most that torch's tensors took during a step over "

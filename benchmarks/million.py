@@ -55,7 +55,7 @@ def main() -> None:
         "id_width": WIDTH,
         "max_length": 20,
         "num_negatives": 512,
-        "num_neighbors": 0,
+        "cluster_sizes": (),
     }
     train("hafvt", data, run, params=params, epochs=1, batch_size=512, learning_rate=3e-3, test=False)
     trained = time.monotonic() - begun
@@ -215,7 +215,7 @@ def markdown(measured: dict[str, Any]) -> str:
 {sentence(measured["machine"])}
 Load of the machine at the end: {os.getloadavg()[1]:.1f} (above its cores, other work slowed this).
 Two domains of {measured["items"] // 2:,} items, hafvt on ids, pictures and titles in widths of {WIDTH}
-(`num_neighbors=0`), one epoch of training, ten items recommended to each history.
+(`cluster_sizes=()`), one epoch of training, ten items recommended to each history.
 
 | | all items ranked | with an index |
 | --- | ---: | ---: |

@@ -58,8 +58,8 @@ class PlainHafVt(HafVt):
             states = self.encoders[s](F.embedding(t.inputs.items, embeddings))
             log_p = []
             for m, (table, _) in enumerate(self.items.candidate_tables()):
-                h = F.normalize(self.heads[s][m](states)[t.mask], dim=1)
-                logits = h @ table[trained].T / self.config.temperature + seen * self.log_repeat_weight()[0]
+                h = F.normalize(self.output_projections[s][m](states)[t.mask], dim=1)
+                logits = h @ table[trained].T / self.config.temperature + seen * self.log_repeat_factors()[0]
                 log_p.append(
                     torch.log_softmax(logits, 1).gather(1, (t.targets - candidates.start)[:, None])[:, 0]
                 )

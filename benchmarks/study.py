@@ -48,7 +48,7 @@ VARIANTS = {
     "ids and pictures": f"hafvt {NARROW} --params.modalities [id,image]",
     "merged history alone": f"hafvt {NARROW} --params.hierarchy false",
     "one block": f"hafvt {NARROW} --params.blocks 1",
-    "without neighbors": f"hafvt {NARROW} --params.num_neighbors 0",
+    "without clusters": f"hafvt {NARROW} --params.cluster_sizes []",
     "no shared parameters": f"hafvt {NARROW} --params.id_shrinkage 0",
     "not averaged": f"hafvt {NARROW} --ema-decay 0",
     "sasrec, not averaged": f"{SASREC} --ema-decay 0",

@@ -60,7 +60,7 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt, ids only": "--params.modalities [id]",
     "hafvt, merged history alone": "--params.hierarchy false",
     "hafvt, ids, merged history (original)": "--params.modalities [id] --params.hierarchy false",
-    "hafvt without neighbors": "--params.num_neighbors 0",
+    "hafvt without clusters": "--params.cluster_sizes []",
     "hafvt, no shared parameters": "--params.id_shrinkage 0",
     "hafvt, ids and titles": "--params.modalities [id,title]",
     "hafvt, ids and pictures": "--params.modalities [id,image]",

@@ -92,9 +92,6 @@ def relabel_model(model, data, items):
     for tensor in [*model.parameters(), *([] if model.uses_relations else model.buffers())]:
         if tensor.ndim and tensor.shape[0] in orders:
             tensor.data = tensor.data[orders[tensor.shape[0]]]
-    for name, tensor in model.named_buffers():
-        if ".neighbor_rows_" in name:  # contains numbers of items
-            tensor.data = torch.from_numpy(items)[tensor.data].long()
     return model
 
 

@@ -11,12 +11,19 @@ import torch
 
 from hafvt.data.batches import Batch, collate
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures, Vectors, load_item_features, prepare_vectors
+from hafvt.features.clusters import complete_clusters, renumber_items
+from hafvt.features.item_features import (
+    ItemClusters,
+    ItemFeatures,
+    Vectors,
+    load_item_features,
+    prepare_vectors,
+)
 from hafvt.models import build_model, configure
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig, HafVtPaperConfig
 from hafvt.models.hafvt import HafVt
-from hafvt.models.item_embeddings import saved_similar_items
+from hafvt.models.item_embeddings import saved_clusters
 from hafvt.ops.embedding import add_weighted_rows
 from tests.reference import hafvt as reference
 
@@ -27,7 +34,7 @@ CONFIGS = {
     "ids": SMALL.replace(modalities=("id",)),
     "content": SMALL.replace(modalities=("image", "title"), cold_item_boost=3.0),
     "merged": SMALL.replace(hierarchy=False),
-    "odd": SMALL.replace(id_width=9, blocks=3, num_neighbors=0),
+    "odd": SMALL.replace(id_width=9, blocks=3, cluster_sizes=()),
     "own ids": SMALL.replace(id_shrinkage=0.0),
     "paper": HafVtPaperConfig(width=10, dropout=0.0),
     "paper, ids": HafVtPaperConfig(width=10, dropout=0.0, modalities=("id",), lambda1=0.7),
@@ -83,7 +90,10 @@ def reference_weights(model) -> reference.Weights:
         sequences = list(range(count + 1)) if model.config.hierarchy else [count]
         row = {s: n for n, s in enumerate(sequences)}
         encoders = [{k: to_numpy(v) for k, v in x.state_dict().items()} for x in model.encoders]
-        heads = [[{k: to_numpy(v) for k, v in x.state_dict().items()} for x in part] for part in model.heads]
+        heads = [
+            [{k: to_numpy(v) for k, v in x.state_dict().items()} for x in part]
+            for part in model.output_projections
+        ]
         inputs, config = to_numpy(model.items.input_embeddings()), model.config
 
         def state(s, items):
@@ -94,7 +104,7 @@ def reference_weights(model) -> reference.Weights:
         of_rows = to_numpy(model.log_modality_weights().exp())
         weights = {s: of_rows[n] for s, n in row.items()}
         shared = {"temperature": config.temperature, "lambda1": 0.0, "renormalized": True}
-        shared |= {"repeat_weight": model.log_repeat_weight()[0].exp().item()}
+        shared |= {"repeat_weight": model.log_repeat_factors()[0].exp().item()}
         shared |= {"cold_boost": [config.cold_item_boost if model.content_modalities else 0.0] * number}
         embeddings = [table for table, _ in model.items.candidate_tables()]
     return reference.Weights(
@@ -138,18 +148,20 @@ def test_scores_of_candidates_equal_scores_of_all_items(small, name):
     torch.testing.assert_close(model.scores(batch, 1, candidates), scores.gather(1, candidates - 30))
 
 
-def test_input_embeddings_add_ids_content_and_similar_ids(small):
+def test_input_embeddings_add_ids_content_and_clusters(small):
     items = build(small, SMALL).items
+    for table in items.clusters.values():
+        torch.nn.init.normal_(table)
     counts = load_item_features(small).train_counts[:, None]
     ids, shared = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
     shared[items.is_cold] = (shared * counts).sum() / counts.sum()
     expected = ids
     for name in ("image", "title"):
         links = items.links(name)
-        assert links.rows.shape == (50, 10)
-        assert not items.is_cold[links.rows].any()
+        assert links.rows.shape == (50, 3)
+        assert 0 < int((links.weights == 0).sum()) < 3 * 25  # items without this content
         expected = expected + items.content(name) @ items.projections[name].weight.T
-        expected = expected + shared * (ids[links.rows] * links.weights[..., None]).sum(1)
+        expected = expected + shared * (items.clusters[name][links.rows] * links.weights[..., None]).sum(1)
     torch.testing.assert_close(items.input_embeddings(), expected)
     content = sum(items.content_embeddings(name, torch.arange(50)) for name in ("image", "title"))
     torch.testing.assert_close(ids + content, expected)
@@ -251,7 +263,7 @@ def test_explain_of_a_cold_item_assigns_the_id_share_to_content(small):
     model = build(small, SMALL, item_features=item_features)
     with torch.no_grad():
         model.items.projections["image"].weight.zero_()  # images add nothing to input embeddings
-        model.items.neighbor_weights_image.zero_()
+        model.items.cluster_weights_image.zero_()
     batch, candidates = Batch(torch.tensor([[1, 40, 2]]), torch.tensor([3])), torch.tensor([[4, 5]])
     parts = torch.stack(list(model.branch_scores(batch, 0, candidates)), 2)[0].unflatten(
         1, (2, 3)
@@ -317,7 +329,7 @@ def test_repeat_logit_learns_how_often_items_repeat(small, items, low, high):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
-    assert low <= model.log_repeat_weight()[0].exp().item() <= high
+    assert low <= model.log_repeat_factors()[0].exp().item() <= high
 
 
 @pytest.mark.parametrize("name", ["default", "odd", "paper"])
@@ -367,24 +379,25 @@ def test_paper_config_has_the_published_values():
     assert (HafVtPaperConfig().width, HafVtPaperConfig().dropout) == (256, 0.3)
 
 
-def test_loading_weights_takes_their_neighbors(small):
+def test_loading_weights_takes_their_clusters(small):
     model, opened = build(small, SMALL), build(small, SMALL)
-    state, key = model.state_dict(), "items.neighbor_rows_title"
-    state[key] = (state[key] + 1) % 50  # as another processor might have found them
+    state, key = model.state_dict(), "items.cluster_rows_title"
+    count = len(state["items.clusters.title"])
+    state[key] = (state[key] + 1) % count  # as another processor might have found them
     opened.load_state_dict(state)
     links = opened.items.links("title")
     assert torch.equal(links.rows, state[key])
-    table = torch.zeros(50, 1, requires_grad=True)
+    table = torch.zeros(count, 1, requires_grad=True)
     add_weighted_rows(torch.zeros(50, 1), table, links, torch.ones(50, 1)).sum().backward()
-    expected = torch.zeros(50).index_add_(0, links.rows.flatten(), links.weights.flatten())
+    expected = torch.zeros(count).index_add_(0, links.rows.flatten(), links.weights.float().flatten())
     torch.testing.assert_close(table.grad[:, 0], expected)  # along reversed links of the loaded rows
     state[key] = state[key].clone()
-    state[key][7, 1] = 50
-    with pytest.raises(HafvtError, match="a link leads to row 50 of 50: the weights are damaged"):
+    state[key][7, 1] = count
+    with pytest.raises(HafvtError, match=f"a link leads to row {count} of {count}: the weights are damaged"):
         opened.load_state_dict(state)
 
 
-def test_extend_catalog_links_new_items_and_keeps_the_others(small):
+def test_extend_catalog_clusters_new_items_and_keeps_the_others(small):
     extended_features = without_interactions(load_item_features(small), 4)  # item 4 is the added one
     new_index = torch.tensor([item for item in range(50) if item != 4])
     domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
@@ -396,31 +409,38 @@ def test_extend_catalog_links_new_items_and_keeps_the_others(small):
     features = replace(extended_features, domains=domains, train_counts=counts, vectors=vectors)
     model = build(small, SMALL, item_features=features)
     weights = model.state_dict()
-    weights["items.neighbor_rows_title"] = model.items.links("title").rows.flip(0)
+    rows = weights["items.cluster_rows_title"]
+    rows[[0, 7]] = rows[[7, 0]]
     model.load_state_dict(weights)
     extended = model.extend_catalog(extended_features, new_index)
-    fresh = build(small, SMALL, item_features=extended_features).items
     links = extended.items.links("title")
-    assert torch.equal(links.rows[new_index], new_index[weights["items.neighbor_rows_title"]])
-    assert torch.equal(links.rows[4], fresh.links("title").rows[4])
-    assert torch.equal(links.weights, fresh.links("title").weights)
+    assert torch.equal(links.rows[new_index], rows)
+    prepared = prepare_vectors(extended_features.vectors["title"], extended_features, 128)
+    saved = renumber_items(ItemClusters(rows, 0), new_index, 50)
+    expected = complete_clusters(
+        extended_features.vectors["title"]._replace(rows=prepared),
+        extended_features.train_counts,
+        saved,
+        rows.shape[1],
+    )
+    assert torch.equal(links.rows, expected.numbers)
     before = model.scores(Batch(torch.tensor([[1, 30, 2]]), torch.tensor([3])), 1)
     after = extended.scores(Batch(torch.tensor([[1, 31, 2]]), torch.tensor([3])), 1)
     torch.testing.assert_close(after, before)
 
 
-def test_saved_similar_items_are_not_computed_again(small, monkeypatch):
+def test_saved_clusters_are_not_computed_again(small, monkeypatch):
     model = build(small, SMALL)
-    saved = saved_similar_items(model.items.state_dict())
-    monkeypatch.setattr("hafvt.features.similarity.nearest_neighbors", None)
+    saved = saved_clusters(model.items.state_dict())
+    monkeypatch.setattr("hafvt.features.clusters.cluster_items", None)
     features = load_item_features(small)
-    opened = build(small, SMALL, item_features=replace(features, similar_items=saved))
+    opened = build(small, SMALL, item_features=replace(features, clusters=saved))
     for a, b in zip(model.items.links("title"), opened.items.links("title"), strict=True):
         assert torch.equal(a, b)
-    wrong = saved | {"title": saved["title"]._replace(neighbors=saved["title"].neighbors[1:])}
+    wrong = saved | {"title": saved["title"]._replace(numbers=saved["title"].numbers[1:])}
     with pytest.raises(HafvtError, match="do not fit these items"):
-        build(small, SMALL, item_features=replace(features, similar_items=wrong))
-    with pytest.raises(HafvtError, match="no similar items by image"):
+        build(small, SMALL, item_features=replace(features, clusters=wrong))
+    with pytest.raises(HafvtError, match="no clusters by image"):
         HafVt(features, SMALL)
 
 

@@ -46,8 +46,8 @@ def test_open_run_of_an_empty_folder_is_refused(tmp_path):
         open_run(tmp_path)
 
 
-def test_open_run_ranks_alike_without_computing_similarity(hafvt_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("hafvt.features.similarity.with_similar_items", None)
+def test_open_run_ranks_alike_without_computing_clusters(hafvt_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hafvt.features.clusters.with_clusters", None)
     reopened = open_run(hafvt_run.folder)
     data = hafvt_run.data
     before, after = (
@@ -56,10 +56,10 @@ def test_open_run_ranks_alike_without_computing_similarity(hafvt_run, tmp_path, 
     np.testing.assert_array_equal(before, after)
 
 
-def test_open_run_without_saved_similarity_is_refused(hafvt_run, tmp_path):
+def test_open_run_without_saved_clusters_is_refused(hafvt_run, tmp_path):
     folder = copy_run(hafvt_run, tmp_path / "run")
     tensors, state = load_checkpoint(folder / "model.safetensors")
-    others = {name: tensor for name, tensor in tensors.items() if "neighbor_rows" not in name}
+    others = {name: tensor for name, tensor in tensors.items() if "cluster_rows" not in name}
     assert len(others) < len(tensors)
     save_checkpoint(folder / "model.safetensors", others, state)
     change_about(folder, sha256={"model.safetensors": sha256(folder / "model.safetensors")})

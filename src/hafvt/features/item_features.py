@@ -31,16 +31,17 @@ class Vectors(NamedTuple):
     present: Tensor
 
 
-class SimilarItems(NamedTuple):
-    """The k most similar items of each of V items in one modality.
+class ItemClusters(NamedTuple):
+    """The clusters of V items in one modality.
 
     Attributes:
-        neighbors: (V, k) int64, the most similar trained items; -1 for an item that was not compared yet.
-        neighbor_weights: (V, k) float32, sums to 1 per item, 0 for items without a vector.
+        numbers: (V, L) int64, the cluster of each item in each of L clusterings; -1 for an item that was not
+            assigned yet, meaningless for an item without a vector.
+        num_clusters: number of clusters of all clusterings together.
     """
 
-    neighbors: Tensor
-    neighbor_weights: Tensor
+    numbers: Tensor
+    num_clusters: int
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class ItemFeatures:
         vectors: frozen vectors by modality; empty for models that use item ids only.
         train_counts: (items,) float32, number of training interactions of each item.
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
-        similar_items: similar items by modality; see `hafvt.features.similarity`.
+        clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
     """
 
     domains: tuple[Domain, ...]
     vectors: dict[str, Vectors]
     train_counts: Tensor
     relations: Mapping[str, Tensor] = field(default_factory=dict)
-    similar_items: Mapping[str, SimilarItems] = field(default_factory=dict)
+    clusters: Mapping[str, ItemClusters] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of items of all domains."""
@@ -91,7 +92,7 @@ class ItemFeatures:
 def load_item_features(
     data: Dataset, modalities: tuple[str, ...] | None = None, *, relations: bool = False
 ) -> ItemFeatures:
-    """Return the item features of a dataset, without similar items.
+    """Return the item features of a dataset, without clusters.
 
     Args:
         data: the dataset.

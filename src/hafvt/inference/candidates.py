@@ -78,7 +78,7 @@ class FaissCandidateGenerator:
                 offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
                 total += (logits[:, sequence] - offset[:, None]).exp_()
         candidates = rows + model.domains[domain].start
-        scores = model.finish_scores(total, batch, domain, candidates).numpy()
+        scores = model.apply_item_factors(total, batch, domain, candidates).numpy()
         return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
 
     def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:

@@ -37,8 +37,8 @@ from hafvt.training.run import open_run
 
 TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
-# Tables that describe similar items and id weights of the trained catalog; they are never inputs.
-FIXED_TABLES = tuple(f"model.items.{name}" for name in ("neighbor_", "id_weight", "shared_weight"))
+# Tables that describe clusters and id weights of the trained catalog; they are never inputs.
+FIXED_TABLES = tuple(f"model.items.{name}" for name in ("cluster", "id_weight"))
 WEIGHT_FILE = "weights.bin"
 MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
 PAGE_BYTES = 4096  # weights start at multiples of it, so that onnxruntime can map them

@@ -13,8 +13,8 @@ with the embeddings e_i of all items by cosine. A softmax over them gives probab
 Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them literally. Differences here:
 
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
-  bias. Its inputs are the sums of an item's id embedding, its projected content and the id embeddings of
-  similar items (`item_embeddings.py`). For content, a linear layer maps its states to the vectors' width.
+  bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
+  clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
 * L^X and L^{X+Y} are means over all next items of a batch, not sums. In (10), the merged sequence's softmax
@@ -40,12 +40,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.features.clusters import renumber_items, with_clusters
 from hafvt.features.item_features import ItemFeatures
-from hafvt.features.similarity import renumber_items, with_similar_items
 from hafvt.models.base import BranchContributions, BranchQuery, Model
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_similar_items
+from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_clusters
 from hafvt.models.sequences import (
     first_occurrences,
     in_domain,
@@ -102,7 +102,7 @@ class HafVt(Model):
             SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length)
             for _ in self.sequence_names
         )
-        self.heads: Any = nn.ModuleList(  # S lists of M
+        self.output_projections: Any = nn.ModuleList(  # S lists of M
             nn.ModuleList(
                 nn.Identity() if name == "id" else nn.Linear(config.id_width, width)
                 for name, width in zip(self.modalities, self.items.widths, strict=True)
@@ -114,21 +114,21 @@ class HafVt(Model):
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
-        """Return the features with the most similar items of each item, by content modality."""
-        return with_similar_items(item_features, config.num_neighbors, CONTENT_WIDTH)
+        """Return the features with clusters of similar items, by content modality."""
+        return with_clusters(item_features, config.cluster_sizes, CONTENT_WIDTH)
 
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""
         return torch.log_softmax(self.modality_logits, dim=1)
 
-    def log_repeat_weight(self) -> tuple[Tensor, Tensor]:
+    def log_repeat_factors(self) -> tuple[Tensor, Tensor]:
         """Return log r and log(1 - r) of the repeat factor r (see the module's docstring), () each."""
         logit = REPEAT_LOGIT_SCALE * self.repeat_logit
         return F.logsigmoid(logit), F.logsigmoid(-logit)
 
     def log_excluded_mass(self, logits: Tensor, is_seen: Tensor) -> Tensor:
         """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N,), from logits and a mask, (N, T)."""
-        _, log_complement = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
+        _, log_complement = self.items.cached_in_eval("log_repeat_factors", self.log_repeat_factors)
         return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_complement
 
     # Training: equations (8) and (9)
@@ -146,10 +146,10 @@ class HafVt(Model):
         queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
             weight = weights[s] / max(len(t.targets), 1)  # (8) as a mean
-            loss = loss - weight * self.log_repeat_weight()[0] * t.is_repeat.sum()  # r of repeated targets
+            loss = loss - weight * self.log_repeat_factors()[0] * t.is_repeat.sum()  # r of repeated targets
             states = self.encoders[s](history)  # (B, T, d)
             for m, name in enumerate(self.modalities):
-                h = F.normalize(self.heads[s][m](states).float(), dim=2)
+                h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
                 content = None if name == "id" else F.embedding(t.inputs.items, self.items.content(name))
                 items = F.normalize(history.float(), dim=2) if content is None else content  # (B, T, d)
                 logits = ((h / self.config.temperature) @ items.transpose(1, 2))[t.mask]  # (N, T)
@@ -196,7 +196,7 @@ class HafVt(Model):
         self, queries: list[list[SoftmaxQuery]], tables: list[Tensor], targets: list[TrainTargets]
     ) -> Tensor:
         """Return `mixture_nll` with softmaxes over `num_negatives` sampled items for each sequence."""
-        counts, (log_repeat, log_complement) = self.items.train_counts, self.log_repeat_weight()
+        counts, (log_repeat, log_complement) = self.items.train_counts, self.log_repeat_factors()
         samples = [sample_items(counts, query.candidates, self.config.num_negatives) for query in queries[0]]
         seen = [SeenItems(t.seen, log_repeat - log_complement) for t in targets]
         scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
@@ -218,7 +218,7 @@ class HafVt(Model):
         total = next(branches)
         for branch in branches:
             total += branch
-        return self.finish_scores(total, batch, domain, candidates)
+        return self.apply_item_factors(total, batch, domain, candidates)
 
     def scoring_sequences(self, domain: int) -> list[int]:
         """Return the sequences of (10) for a domain: its own and the merged one."""
@@ -243,7 +243,7 @@ class HafVt(Model):
             )
             inputs = F.embedding(sequence.items, self.items.input_embeddings())  # (B, T, id_width)
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
-            for m, head in enumerate(self.heads[s]):
+            for m, head in enumerate(self.output_projections[s]):
                 h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
                 excluded = self.log_excluded_mass((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
                 log_weight = log_weights[s, m] + sequence_weight.log()
@@ -269,7 +269,7 @@ class HafVt(Model):
             log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_excluded)
             yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
-    def finish_scores(
+    def apply_item_factors(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
         """Multiply summed branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
@@ -280,7 +280,7 @@ class HafVt(Model):
             boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
             total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
-        log_repeat, _ = self.items.cached_in_eval("log_repeat_weight", self.log_repeat_weight)
+        log_repeat, _ = self.items.cached_in_eval("log_repeat_factors", self.log_repeat_factors)
         if candidates is None:
             is_seen = first_occurrences(batch) & in_domain(batch.items, items)  # (B, T)
             history_columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
@@ -325,17 +325,17 @@ class HafVt(Model):
 
     def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> HafVt:
         """Return a copy of this model with more items, see `Model.extend_catalog`."""
-        similar_items = {
-            name: renumber_items(similar, new_index, len(item_features))
-            for name, similar in saved_similar_items(self.items.state_dict()).items()
+        clusters = {
+            name: renumber_items(saved, new_index, len(item_features))
+            for name, saved in saved_clusters(self.items.state_dict()).items()
         }
-        item_features = replace(item_features, similar_items=similar_items)
+        item_features = replace(item_features, clusters=clusters)
         extended = HafVt(self.prepare_item_features(item_features, self.config), self.config)
         weights = self.state_dict()
         if "id" in self.modalities:
             ids = torch.zeros_like(extended.items.ids.weight)
             ids[new_index] = self.items.ids.weight
             weights["items.ids.weight"] = ids.detach()
-        neighbors = {name: buffer for name, buffer in extended.named_buffers() if name in weights}
-        extended.load_state_dict(weights | neighbors)
+        cluster_numbers = {name: buffer for name, buffer in extended.named_buffers() if name in weights}
+        extended.load_state_dict(weights | cluster_numbers)
         return extended.eval()

@@ -1,15 +1,15 @@
 """Embeddings of all items for HAF-VT: learned for ids, frozen for the content (pictures, titles).
 
-The *input embedding* of an item, (id_width,), is the sum of its id and content and of similar items' ids:
+The *input embedding* of an item, (id_width,), is the sum of its id, its content and its clusters:
 
     n / (n + id_shrinkage) * id
       + sum over content modalities m of
-          W_m content_m + id_shrinkage / (n + id_shrinkage) * sum_j a_mj n_j / (n_j + id_shrinkage) * id_j
+          W_m content_m + id_shrinkage / (n + id_shrinkage) * sum over clusters c of c_m
 
 Here `id` is the item's learned embedding, n its number of training interactions, and W_m a learned matrix.
-The sum runs over the item's most similar trained items j in modality m, with weights a_mj that sum to 1. So a
-rare item relies on its content and on similar items, a frequent one on its own id. A cold item (n = 0) uses
-no `id`; the factor of its sum over j is not 1, but the mean of that factor over all training interactions.
+Each cluster of items with similar content has a learned embedding c_m (`features/clusters.py`). So a rare
+item relies on its content and on its clusters, a frequent one on its own id. A cold item (n = 0) uses no
+`id`; the factor of its clusters is not 1, but the mean of that factor over all training interactions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemFeatures, SimilarItems, prepare_vectors
+from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vectors
 from hafvt.models.configs import HafVtConfig
 from hafvt.ops.embedding import SparseLinks, add_weighted_rows, build_links, weighted_row_sums
 
@@ -68,7 +68,7 @@ class ItemEmbeddings(TrainedItems):
     """Embeddings of all items.
 
     Args:
-        item_features: The items; with `similar_items` if the model has ids, content and `num_neighbors`.
+        item_features: The items; with `clusters` if the model has ids, content and `cluster_sizes`.
         config: The model's hyperparameters.
 
     Attributes:
@@ -77,13 +77,13 @@ class ItemEmbeddings(TrainedItems):
         widths: Embedding width of each of `modalities`.
 
     Raises:
-        HafvtError: If a modality is not encoded, or similar items are missing.
+        HafvtError: If a modality is not encoded, or clusters are missing.
     """
 
     id_weight: Tensor
     """(V, 1) weight of an item's own id in its input embedding."""
-    shared_weight: Tensor
-    """(V, 1) weight of similar items' ids; for a cold item, the mean over all training interactions."""
+    cluster_weight: Tensor
+    """(V, 1) weight of an item's clusters; for a cold item, the mean over all training interactions."""
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__(item_features)
@@ -114,14 +114,16 @@ class ItemEmbeddings(TrainedItems):
         shrinks = has_content_and_ids and config.id_shrinkage > 0
         id_weight = counts / (counts + config.id_shrinkage) if shrinks else (~self.is_cold).float()
         self._buffer("id_weight", id_weight[:, None])
-        mean_shared_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
-        self._buffer("shared_weight", torch.where(self.is_cold, mean_shared_weight, 1 - id_weight)[:, None])
-        self.has_neighbors = has_content_and_ids and config.num_neighbors > 0
-        for name in self.content_modalities if self.has_neighbors else ():
-            if name not in item_features.similar_items:
-                raise HafvtError(f"no similar items by {name}: call HafVt.prepare_item_features first")
-            neighbors, weights, *_ = item_features.similar_items[name]
-            self._set_links(name, build_links(neighbors, weights, len(item_features)))
+        mean_cluster_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
+        self._buffer("cluster_weight", torch.where(self.is_cold, mean_cluster_weight, 1 - id_weight)[:, None])
+        self.clusters = nn.ParameterDict()
+        for name in self.content_modalities if has_content_and_ids and config.cluster_sizes else ():
+            if name not in item_features.clusters:
+                raise HafvtError(f"no clusters by {name}: call HafVt.prepare_item_features first")
+            numbers, num_clusters = item_features.clusters[name]
+            present = item_features.vectors[name].present
+            self._set_links(name, build_links(numbers, present[:, None].expand_as(numbers), num_clusters))
+            self.clusters[name] = nn.Parameter(torch.zeros(num_clusters, config.id_width))
         self.register_load_state_dict_post_hook(_rebuild_reverse_links)  # type: ignore[no-untyped-call]
         self._cache: dict[str, Any] = {}
 
@@ -129,13 +131,13 @@ class ItemEmbeddings(TrainedItems):
         self.register_buffer(name, value, persistent=persistent)
 
     def _set_links(self, name: str, links: SparseLinks) -> None:
-        """Register links as buffers; only rows and weights are saved, as other machines may find others."""
+        """Register links to clusters as buffers; cluster numbers are saved, as other machines may find others."""
         for field, values in links._asdict().items():
-            self._buffer(f"neighbor_{field}_{name}", values, persistent=field in ("rows", "weights"))
+            self._buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
 
     def links(self, name: str) -> SparseLinks:
-        """Return the links from items to their most similar items in a modality."""
-        return SparseLinks(*(getattr(self, f"neighbor_{field}_{name}") for field in SparseLinks._fields))
+        """Return the links from items to the clusters of a modality."""
+        return SparseLinks(*(getattr(self, f"cluster_{field}_{name}") for field in SparseLinks._fields))
 
     def content(self, name: str) -> Tensor:
         """Return the frozen vectors of a modality, (V, d); an item without one has its domain's mean."""
@@ -151,8 +153,8 @@ class ItemEmbeddings(TrainedItems):
         total = ids.clone() if self.content_modalities else ids  # the loop adds in place
         for name, project in self.projections.items():
             total += project(self.content(name))
-            if self.has_neighbors:
-                total = add_weighted_rows(total, ids, self.links(name), self.shared_weight)
+            if name in self.clusters:
+                total = add_weighted_rows(total, self.clusters[name], self.links(name), self.cluster_weight)
         return total
 
     def _weighted_ids(self) -> Tensor:
@@ -165,10 +167,10 @@ class ItemEmbeddings(TrainedItems):
     def content_embeddings(self, name: str, items: Tensor) -> Tensor:
         """Return what a content modality adds to the input embeddings of items, (N,) -> (N, id_width)."""
         total: Tensor = self.projections[name](self.content(name)[items])
-        if self.has_neighbors:
+        if name in self.clusters:
             links = self.links(name)
-            sums = weighted_row_sums(self._weighted_ids(), links.rows[items], links.weights[items])
-            total = total + self.shared_weight[items] * sums
+            sums = weighted_row_sums(self.clusters[name], links.rows[items], links.weights[items])
+            total = total + self.cluster_weight[items] * sums
         return total
 
     def content_shares(self, items: Tensor) -> Tensor:
@@ -213,18 +215,18 @@ class ItemEmbeddings(TrainedItems):
         return self
 
 
-def saved_similar_items(weights: Mapping[str, Tensor]) -> dict[str, SimilarItems]:
-    """Return the similar items by modality in the state dict of `ItemEmbeddings`."""
-    prefix, similar_items = "neighbor_rows_", {}
-    for key, rows in weights.items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            similar_items[name] = SimilarItems(rows, weights[f"neighbor_weights_{name}"])
-    return similar_items
+def saved_clusters(weights: Mapping[str, Tensor]) -> dict[str, ItemClusters]:
+    """Return the clusters by modality in the state dict of `ItemEmbeddings`."""
+    prefix = "cluster_rows_"
+    return {
+        name: ItemClusters(rows, len(weights[f"clusters.{name}"]))
+        for key, rows in weights.items()
+        if key.startswith(prefix) and f"clusters.{(name := key.removeprefix(prefix))}" in weights
+    }
 
 
 def _rebuild_reverse_links(embeddings: ItemEmbeddings, _: object) -> None:
     """Recompute the reverse order of links, which is not saved, after a state dict is loaded."""
-    for name in embeddings.content_modalities if embeddings.has_neighbors else ():
+    for name, table in embeddings.clusters.items():
         links = embeddings.links(name)
-        embeddings._set_links(name, build_links(links.rows, links.weights, len(embeddings.is_cold)))
+        embeddings._set_links(name, build_links(links.rows, links.weights, len(table)))

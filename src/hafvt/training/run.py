@@ -16,7 +16,7 @@ from hafvt.files import read_json, reading, sha256, verify_files
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
-from hafvt.models.item_embeddings import saved_similar_items
+from hafvt.models.item_embeddings import saved_clusters
 from hafvt.training.checkpoint import load_checkpoint, unpack
 
 FORMAT = 2
@@ -140,8 +140,8 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         prefix = "model.items."
         tables = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         try:
-            similar_items = saved_similar_items(tables)  # found in training, not computed again
-            model = build_model(name, replace(item_features, similar_items=similar_items), config)
+            clusters = saved_clusters(tables)  # found in training, not computed again
+            model = build_model(name, replace(item_features, clusters=clusters), config)
             unpack(tensors, model)
         except HafvtError as error:
             raise HafvtError(f"{folder / file}: {error}") from None

@@ -27,8 +27,8 @@ def with_clusters(
 ) -> ItemFeatures:
     """Return `item_features` with `clusters` filled for each modality that has vectors.
 
-    What `item_features.clusters` holds already, such as the saved results of a training, is reused: on another
-    processor, the nearest of two nearly equal centers could differ. Only missing items are assigned.
+    What `item_features.clusters` holds already, such as the saved results of a training, is reused: on
+    another processor, the nearest of two nearly equal centers could differ. Only missing items are assigned.
 
     Args:
         item_features: the items with their frozen vectors.

@@ -63,7 +63,7 @@ class Model(nn.Module, ABC):
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
     can_index: ClassVar[bool] = False
-    """Whether `branch_tables` to `finish_scores`, from which an index is built, are available."""
+    """Whether `branch_tables` to `apply_item_factors`, from which an index is built, are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
@@ -118,7 +118,7 @@ class Model(nn.Module, ABC):
         """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items."""
         raise NotImplementedError
 
-    def finish_scores(
+    def apply_item_factors(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
         """Turn the sum of the branches, (B, C), into scores, in place; arguments as for `scores`."""

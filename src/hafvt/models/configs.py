@@ -21,6 +21,7 @@ from hafvt.models.hyperparameters import (
 )
 
 NumNegatives = Annotated[int, Field(ge=0, le=1_000_000)]
+ClusterSizes = Annotated[tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], Field(max_length=8)]
 NumPrefixes = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -88,15 +89,12 @@ class HafVtConfig(ContentConfig):
     modality_branches: bool = True
     """Whether each modality has branches of its own, mixed by (7). Otherwise only ids have branches, content
     acts through the input embeddings alone, and training takes 60 % of the time (preset unmixed)."""
-    cluster_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], Field(max_length=8)] = (
-        5,
-        20,
-        80,
-    )
-    """Average numbers of items in a cluster of items with similar content, one for each clustering. Items of a
-    cluster share a learned embedding, which enters their input embeddings; empty for none."""
+    cluster_sizes: ClusterSizes = (5, 20, 80)
+    """Average numbers of items in a cluster of items with similar content, one for each clustering. Items of
+    a cluster share a learned embedding, which enters their input embeddings; empty for none."""
     id_shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
-    """Training interactions at which an item's own id and its clusters have equal weights. The own id has the weight n / (n + id_shrinkage) after n interactions."""
+    """Training interactions at which an item's own id and its clusters have equal weights. The own id has
+    the weight n / (n + id_shrinkage) after n interactions."""
     cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
     """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
     training."""

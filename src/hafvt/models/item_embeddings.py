@@ -131,7 +131,7 @@ class ItemEmbeddings(TrainedItems):
         self.register_buffer(name, value, persistent=persistent)
 
     def _set_links(self, name: str, links: SparseLinks) -> None:
-        """Register links to clusters as buffers; cluster numbers are saved, as other machines may find others."""
+        """Register links as buffers; only rows are saved, as another machine may find other clusters."""
         for field, values in links._asdict().items():
             self._buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
 

@@ -175,7 +175,12 @@ def download(
     except RequestError as failure:
         raise DownloadError(job.url, str(failure)) from None
     except OSError as error:  # network errors are RequestError, so this one is of the file system
-        raise _unwritable(job, error) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            state = job.read_state()
+            total = state.total if state else None
+            raise _disk_full(job, None if total is None else total - job.partial_size()) from None
+        reason = f"{job.path} cannot be written ({error.strerror})"
+        raise HafvtError(f"{reason}: check the path and its permissions, or choose another folder") from None
 
 
 def download_all(
@@ -226,12 +231,13 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
         start, total = _body_range(job, response, state, start)
         if (total or 0) > client.max_bytes:
             raise RequestError(f"{total:,} bytes exceed the limit of {client.max_bytes:,}")
+        missing_bytes = None if total is None else total - job.partial_size()
+        if (missing_bytes or 0) > shutil.disk_usage(job.path.parent).free:
+            raise _disk_full(job, missing_bytes)
         with job.partial_path.open("r+b" if start else "w+b") as partial_file:
             if not start:
                 state = PartialState(job.url, _validator(response.headers), total)
                 write_json(job.state_path, state._asdict())
-            if shutil.disk_usage(job.path.parent).free < (total or 0) - start:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             signature = partial_file.read(SIGNATURE_BYTES)
             size = partial_file.seek(start)
             for chunk in iter_body(response, reader, None if total is None else total - start):
@@ -256,17 +262,13 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
     return job.complete(signature)
 
 
-def _unwritable(job: DownloadJob, error: OSError) -> HafvtError:
-    """Return the error for a file that cannot be written: on a full disk with the space that is needed."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason = f"{job.path} cannot be written ({error.strerror})"
-        return HafvtError(f"{reason}: check the path and its permissions, or choose another folder")
-    state, size = job.read_state(), job.partial_size()
-    needed = f"{(state.total - size) / MIB:,.1f} MiB more are needed, " if state and state.total else ""
+def _disk_full(job: DownloadJob, missing_bytes: int | None) -> HafvtError:
+    """Return the error for a full disk; `missing_bytes` is the size of the missing part, None if unknown."""
+    needed = "" if missing_bytes is None else f"{missing_bytes / MIB:,.1f} MiB more are needed, "
     free = shutil.disk_usage(job.path.parent).free
     return HafvtError(
-        f"{job.path}: the disk is full: {needed}{free / MIB:,.1f} MiB are free, the {size / MIB:,.1f} MiB "
-        "so far are kept. Make room, and run the command again to resume"
+        f"{job.path}: the disk is full: {needed}{free / MIB:,.1f} MiB are free, the "
+        f"{job.partial_size() / MIB:,.1f} MiB so far are kept. Make room, and run the command again to resume"
     )
 
 

@@ -320,6 +320,16 @@ def test_read_tables_larger_than_memory_are_refused(tmp_path: Path, monkeypatch:
         fails(path, str(path), "do not fit into the 0.0 GiB of free memory", "use a machine with more memory")
 
 
+def test_read_tables_zstd_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**24)
+    monkeypatch.setattr("hafvt.data.lines.scan_lines", lambda path: pytest.fail("unpacked"))
+    line = HEADER.encode() + b'u,"' + b"a" * 2**23
+    for content in (zstd(line), zstd(line[:100]) + zstd(line), zstd(line)[:-1]):
+        fails(write(tmp_path / "log.csv.zst", content), "do not fit into the 0.0 GiB of free memory")
+
+
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.csv", "log.jsonl", "log.jsonl.gz"])
 def test_read_tables_long_line_is_refused_with_the_row(tmp_path: Path, name: str) -> None:
     content = WRITERS[name](FRAME)

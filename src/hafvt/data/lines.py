@@ -17,6 +17,7 @@ from hafvt.progress import available_bytes
 ZSTD, GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"  # the first bytes of compressed files
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
+MAX_ZSTD_BLOCK_BYTES = 2**17
 MAX_LINE_BYTES = 2**24
 BYTES_PER_ROW = 150  # memory that a row takes at most while a table is prepared, besides its text
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
@@ -123,6 +124,8 @@ def check_text(path: Path) -> bool:
     Raises:
         InputError: a line is too long or has a null character, or the table does not fit into memory.
     """
+    zstd_bytes = _zstd_bytes(path)
+    check_memory(path, zstd_bytes, 0)
     num_bytes = num_lines = line_bytes = 0
     has_quotes = False
     for chunk in _chunks(path):
@@ -137,7 +140,34 @@ def check_text(path: Path) -> bool:
             raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
         check_memory(path, num_bytes, num_lines)
         has_quotes |= b'"' in chunk
+    if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
+        raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
     return has_quotes
+
+
+def _zstd_bytes(path: Path) -> int:
+    """Return how many bytes a zstd file unpacks to at most, by the headers of its blocks (RFC 8878).
+
+    Polars unpacks a line of any length before a caller can refuse it. The result is 0 for other files.
+    """
+    num_bytes = 0
+    with path.open("rb") as file:
+        while file.read(4) == ZSTD:
+            descriptor = int.from_bytes(file.read(1))
+            is_one_segment, size_code = descriptor >> 5 & 1, descriptor >> 6
+            file.seek(
+                (1 - is_one_segment) + (0, 1, 2, 4)[descriptor & 3] + (is_one_segment, 2, 4, 8)[size_code], 1
+            )
+            block = 0
+            while not block & 1:  # the last block has this bit
+                if len(header := file.read(3)) < 3:
+                    return num_bytes  # cut off, which the decoder reports
+                block = int.from_bytes(header, "little")
+                kind, size = block >> 1 & 3, block >> 3
+                num_bytes += MAX_ZSTD_BLOCK_BYTES if kind == 2 else size
+                file.seek(1 if kind == 1 else size, 1)
+            file.seek(4 * (descriptor >> 2 & 1), 1)
+    return num_bytes
 
 
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
-import io
 import json
 import os
 import re
@@ -24,7 +22,6 @@ import narwhals as nw
 import polars as pl
 
 from hafvt.data.lines import (
-    BOM,
     GZIP,
     NOT_UTF8,
     READ_ERRORS,
@@ -41,7 +38,7 @@ from hafvt.errors import HafvtError, InputError, warn
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
 MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
-RECORDS_PER_CHUNK = 100_000
+ROWS_PER_CHUNK = 100_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
 
@@ -53,9 +50,9 @@ class Origin:
     """The file or data frame that a table was read from.
 
     Attributes:
-        file: the file; None for a data frame.
+        file: None for a data frame.
         kind: "csv", "jsonl", "parquet" or "frame".
-        delimiter: delimiter of the fields of a CSV file.
+        delimiter: between the fields of a CSV file.
         is_quoted: whether quotes around a field of a CSV file are not part of its text.
     """
 
@@ -85,12 +82,12 @@ class Origin:
         Raises:
             InputError: a quote is never closed, or a record is not CSV.
         """
-        assert self.file is not None
-        is_at_end = False
+        file, is_at_end = self.file, False
+        assert file is not None
 
         def lines() -> Iterator[str]:
             nonlocal is_at_end
-            for _, line in read_lines(self.file or Path()):
+            for _, line in read_lines(file):
                 yield line.decode(errors="surrogateescape") + "\n"
             is_at_end = True
 
@@ -107,15 +104,15 @@ class Origin:
             except StopIteration:
                 return
             except csv.Error as error:
-                problem, is_long = f"not a row of CSV ({error})", reader.line_num > first_line + 1
+                is_open = reader.line_num > first_line + 1
                 remedy = (
-                    "Close the quote that starts here, or use --quoting none" if is_long else "Fix the row"
+                    "Close the quote that opens here, or use --quoting none" if is_open else "Fix the row"
                 )
-                raise InputError(problem, remedy, file=self.file, row=row) from None
+                raise InputError(f"not a row of CSV ({error})", remedy, file=file, row=row) from None
             if is_at_end:
                 problem = "a quote opens in this row and never closes"
                 remedy = "Close it, or use --quoting none if quotes are part of the text"
-                raise InputError(problem, remedy, file=self.file, row=row)
+                raise InputError(problem, remedy, file=file, row=row)
             if any(fields):
                 yield row, fields
 
@@ -235,7 +232,7 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
         return RawTable(pl.DataFrame(), header, origin)
     frame = _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
     if frame is None:
-        frame = _read_records(origin, header, names)
+        frame = _rows_frame(_csv_rows(origin, header, names), names)
     for name in names if has_quotes and not is_quoted else []:
         if count := frame[name].str.contains('^".*"$').sum():
             warn(
@@ -252,7 +249,8 @@ def _read_plain_records(
 
     A plain record is one line with all fields; a quote only encloses a field or stands doubled in one.
     """
-    path, end = origin.file or Path(), re.escape(origin.delimiter)
+    path, end = origin.file, re.escape(origin.delimiter)
+    assert path is not None
     field = f'(?:"(?:[^"]|"")*"|[^"{end}]*)' if origin.is_quoted else f"[^{end}]*"
     plain_record = f"^(?:{field}(?:{end}{field}){{{num_fields - 1}}}|{end}*)\r?$"
 
@@ -285,35 +283,39 @@ def _read_plain_records(
     return frame.filter(~blank) if blank.any() else frame
 
 
-def _read_records(origin: Origin, header: list[str], names: Sequence[str]) -> pl.DataFrame:
-    """Read columns of a CSV file by Python's csv module.
+def _rows_frame(rows: Iterator[list[str | None]], names: Sequence[str]) -> pl.DataFrame:
+    """Return rows of text as a data frame, built from chunks to save memory."""
+    schema = dict.fromkeys(names, pl.String)
+    parts = [pl.DataFrame(schema=schema)]
+    while chunk := list(islice(rows, ROWS_PER_CHUNK)):
+        parts.append(pl.DataFrame(chunk, schema=schema, orient="row"))
+    return pl.concat(parts)
+
+
+def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterator[list[str | None]]:
+    """Yield columns of the records of a CSV file, read by Python's csv module.
 
     Raises:
         InputError: a record has too few or too many fields, or is not UTF-8 text.
     """
-    schema = dict.fromkeys(names, pl.String)
-    positions = [header.index(name) for name in names]
-    records, parts, spanning_rows = islice(origin.records(), 1, None), [pl.DataFrame(schema=schema)], []
-    while chunk := list(islice(records, RECORDS_PER_CHUNK)):
-        for row, fields in chunk:
-            if len(fields) != len(header):
-                problem = f"{len(fields)} fields where the header has {len(header)}"
-                remedy = "Fix the row; quote fields that contain the delimiter"
-                raise InputError(problem, remedy, file=origin.file, row=row)
-            for column, value in zip(header, fields, strict=True):
-                if not value.isascii() and SURROGATE.search(value):
-                    shown = value.encode(errors="surrogateescape").decode(errors="replace")
-                    raise InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=shown)
-                if "\n" in value and origin.delimiter in value:
-                    spanning_rows.append(row)
-        columns = [[fields[position] for _, fields in chunk] for position in positions]
-        parts.append(pl.DataFrame(columns, schema=schema))
+    positions, spanning_rows = [header.index(name) for name in names], []
+    for row, fields in islice(origin.records(), 1, None):
+        if len(fields) != len(header):
+            problem = f"{len(fields)} fields where the header has {len(header)}"
+            remedy = "Fix the row; quote fields that contain the delimiter"
+            raise InputError(problem, remedy, file=origin.file, row=row)
+        for column, value in zip(header, fields, strict=True):
+            if not value.isascii() and SURROGATE.search(value):
+                shown = value.encode(errors="surrogateescape").decode(errors="replace")
+                raise InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=shown)
+            if "\n" in value and origin.delimiter in value:
+                spanning_rows.append(row)
+        yield [fields[position] for position in positions]
     if spanning_rows:
         warn(
             f"{origin.file}: {len(spanning_rows):,} quoted fields hold both delimiters and line breaks, the "
             f"first in row {spanning_rows[0]}: if its quotes are part of the text, use --quoting none"
         )
-    return pl.concat(parts)
 
 
 def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> RawTable:
@@ -324,48 +326,38 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
     odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]|\d{{16}}\.|\d[eE]\+?1'
     has_odd_line = pl.col("line").str.contains(odd_line)
     frame = None
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        source: Any = io.BytesIO(file.read()) if file.read(3) == BOM else glob.escape(str(path))
     try:
         if scan_lines(path).filter(has_odd_line).head(1).collect(engine="streaming").is_empty():
-            scan = pl.scan_ndjson(source, schema=dict.fromkeys(names, pl.String))
+            scan = pl.scan_ndjson(glob.escape(str(path)), schema=dict.fromkeys(names, pl.String))
             frame = scan.collect(engine="streaming")
     except pl.exceptions.PolarsError:
         pass
     if frame is None:
-        frame = _read_objects(path, names, numeric)
+        frame = _rows_frame(_json_rows(path, names, numeric), names)
     _, first = next(read_jsonl(path), (1, {}))
     columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
     return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
 
 
-def _read_objects(path: Path, names: Sequence[str], numeric: Container[str]) -> pl.DataFrame:
-    """Read columns of a JSONL file by Python's json module.
+def _json_rows(path: Path, names: Sequence[str], numeric: Container[str]) -> Iterator[list[str | None]]:
+    """Yield columns of the lines of a JSONL file, read by Python's json module.
 
     Raises:
         InputError: a line is not a JSON object, or a value of a column of text is of another type.
     """
-    schema = dict.fromkeys(names, pl.String)
-    objects, parts = read_jsonl(path), [pl.DataFrame(schema=schema)]
-    while chunk := list(islice(objects, RECORDS_PER_CHUNK)):
-        columns: list[list[str | None]] = [[] for _ in names]
-        for row, fields in chunk:
-            for name, column in zip(names, columns, strict=True):
-                value = fields.get(name)
-                if value is None or value != value:  # NaN
-                    column.append(None)
-                    continue
-                problem, remedy = "", "Give text or a whole number"
-                if name not in numeric and type(value) in JSON_TYPES:
-                    problem = f"{JSON_TYPES[type(value)]} in place of text"
-                elif isinstance(value, str) and SURROGATE.search(value):
-                    problem, remedy = "half a surrogate pair, which is not text", "Write it as UTF-8"
-                if problem:
-                    shown = json.dumps(value)
-                    raise InputError(problem, remedy, file=path, row=row, column=name, value=shown)
-                column.append(value if isinstance(value, str) else json.dumps(value))
-        parts.append(pl.DataFrame(columns, schema=schema))
-    return pl.concat(parts)
+    for row, fields in read_jsonl(path):
+        values = {name: value for name in names if (value := fields.get(name)) == value}  # without NaN
+        for name, value in values.items():
+            problem, remedy = "", "Give text or a whole number"
+            if name not in numeric and type(value) in JSON_TYPES:
+                problem = f"{JSON_TYPES[type(value)]} in place of text"
+            elif isinstance(value, str) and SURROGATE.search(value):
+                problem, remedy = "half a surrogate pair, which is not text", "Write it as UTF-8"
+            if problem:
+                raise InputError(problem, remedy, file=path, row=row, column=name, value=json.dumps(value))
+            if not isinstance(value, str | None):
+                values[name] = json.dumps(value)
+        yield [values.get(name) for name in names]
 
 
 def _read_frame(source: Any, names: Sequence[str]) -> RawTable:

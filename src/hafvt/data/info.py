@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from hafvt.data.dataset import Bool, Dataset, Domain, Int64
+from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.files import reading
 from hafvt.tables import align_columns
@@ -161,8 +160,8 @@ def _domain_infos(data: Dataset, counts: Int64) -> tuple[DomainInfo, ...]:
             users=int((counts[:, number] > 0).sum()),
             lengths=HistoryLengths.of(counts[:, number]),
             without_interactions=int((item_counts[domain.start : domain.stop] == 0).sum()),
-            with_title=_count_filled(data.item_table["title"], domain),
-            with_image=_count_filled(data.item_table["image"], domain),
+            with_title=data.item_table["title"][domain.start : domain.stop].count(),
+            with_image=data.item_table["image"][domain.start : domain.stop].count(),
             with_features={
                 name: int(mask[domain.start : domain.stop].sum()) for name, mask in features.items()
             },
@@ -181,11 +180,6 @@ def _feature_masks(data: Dataset) -> dict[str, Bool]:
         with reading(path, f"run hafvt encode for {name} again"):
             masks[name] = np.load(path, allow_pickle=False)
     return masks
-
-
-def _count_filled(column: pl.Series, domain: Domain) -> int:
-    """Return how many items of a domain have a value in a column of the item table."""
-    return len(domain) - column.slice(domain.start, len(domain)).null_count()
 
 
 def _domain_lines(dataset: DatasetInfo) -> list[str]:

@@ -92,26 +92,16 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
+    inputs_and_output = ("interactions", "items", "out", "overwrite")
+    arguments = {name: value for name, value in locals().items() if name not in inputs_and_output}
     check_output_folder(out, DATASET, overwrite=overwrite)
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise HafvtError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
         )
-    settings = {
-        "columns": columns or {},
-        "domains": domains,
-        "min_per_domain": min_per_domain,
-        "min_per_item": min_per_item,
-        "last": last,
-        "split": split,
-        "valid_share": valid_share if split == "time" else None,
-        "test_share": test_share if split == "time" else None,
-        "hold_out_items": hold_out_items,
-        "ties": ties,
-        "quoting": quoting,
-        "strip": strip,
-        "seed": seed,
-    }
+    settings = {**arguments, "columns": columns or {}}
+    if split != "time":
+        settings |= {"valid_share": None, "test_share": None}
     with folder_lock(out), progress("prepare", 5, "steps") as advance:
         interaction_table, item_table = read_tables(
             interactions, items, columns or {}, quoting=quoting, strip=strip
@@ -143,12 +133,10 @@ def prepare(
         if hold_out_items:
             step_counts.append(_count_rows(f"hold_out_items={hold_out_items:g}", warm_log))
         offsets = user_offsets(warm_log.users, len(log.user_ids))
+        split_parts = leave_one_out(offsets)
         if split == "time":
-            split_parts = split_by_time(
-                offsets, warm_log.times, valid_share=valid_share, test_share=test_share
-            )
-        else:
-            split_parts = leave_one_out(offsets)
+            shares = {"valid_share": valid_share, "test_share": test_share}
+            split_parts = split_by_time(offsets, warm_log.times, **shares)
         cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split_parts.train_lengths)
         advance(note="split")
 
@@ -190,8 +178,8 @@ def write_log(
         split: training, validation and test interactions.
         ties_order: how interactions with equal times are ordered, for the manifest.
         metadata: settings and provenance, for the manifest.
-        cold_targets: interactions with held-out items, see `Dataset`.
-        image_root: the folder that relative image paths start from.
+        cold_targets: see `Dataset`.
+        image_root: see `write_dataset`.
         overwrite: replace an existing dataset folder.
     """
     stops = np.bincount(log.item_domains, minlength=len(log.domains)).cumsum().tolist()
@@ -222,11 +210,10 @@ def write_log(
 
 def _provenance(table: Table) -> dict[str, Any]:
     """Return name, size, checksum and number of rows of an input, for the manifest."""
-    file = table.origin.file
-    file_info = (
-        {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} if file else {"file": None}
-    )
-    return {**file_info, "rows": len(table.frame)}
+    file, rows = table.origin.file, len(table.frame)
+    if file is None:
+        return {"file": None, "rows": rows}
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file), "rows": rows}
 
 
 def _count_rows(step: str, log: InteractionLog) -> dict[str, int | str]:
@@ -241,9 +228,8 @@ def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_it
     Raises:
         HafvtError: a domain has no interactions left.
     """
-    core = k_core(
-        log.users, log.items, log.item_domains, min_per_domain=min_per_domain, min_per_item=min_per_item
-    )
+    minimums = {"min_per_domain": min_per_domain, "min_per_item": min_per_item}
+    core = k_core(log.users, log.items, log.item_domains, **minimums)
     core_log = log.select(core.interactions)
     if not np.bincount(log.item_domains[core_log.items], minlength=len(log.domains)).all():
         raise _empty_domain_error(log, min_per_domain, min_per_item)
@@ -261,18 +247,11 @@ def _filter_users_and_items(log: InteractionLog, min_per_domain: int, min_per_it
 
 
 def _empty_domain_error(log: InteractionLog, min_per_domain: int, min_per_item: int) -> HafvtError:
-    """Return the error for a domain without interactions; it names the filters that removed them.
-
-    Args:
-        log: interactions before the filters.
-        min_per_domain: see `prepare`.
-        min_per_item: see `prepare`.
-    """
+    """Return the error for a domain that the filters leave empty; `log` is before the filters."""
     domains = log.item_domains[log.items]  # of each interaction
     user_counts = [len(np.unique(log.users[domains == index])) for index in range(len(log.domains))]
-    per_domain = ", ".join(
-        f"{name} {count:,} users" for name, count in zip(log.domains, user_counts, strict=True)
-    )
+    counts = zip(log.domains, user_counts, strict=True)
+    per_domain = ", ".join(f"{name} {count:,} users" for name, count in counts)
     before_filters = f"before, {len(log.users):,} interactions: {per_domain}"
     if not is_active_in_all_domains(log.users, domains, len(log.domains), min_per_domain).any():
         minimum = "interactions" if min_per_domain == 1 else f"{min_per_domain} interactions"

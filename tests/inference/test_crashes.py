@@ -12,7 +12,7 @@ import pytest
 
 from hafvt import catalog, export, index, recommend, train
 from hafvt.errors import HafvtError
-from hafvt.files import folder_lock, write_json
+from hafvt.files import folder_lock, read_json, write_json
 from hafvt.inference import ann, candidates
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
@@ -34,7 +34,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     data = write_small(folder / "data", users=60, sizes=(200, 150))
     shutil.rmtree(data.folder / "features" / "image")
-    write_json(data.folder / "features" / "title" / "about.json", {"encoder": "precomputed"})
+    about = data.folder / "features" / "title" / "about.json"
+    write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}})
     params = {"id_width": 8, "modalities": ("id", "title")}
     train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     train("popularity", data, folder / "popularity", test=False)

@@ -26,7 +26,7 @@ from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import atomic_folder, write_manifest
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.onnx_scorer import EXPORT, FORMAT, OnnxScorer
+from hafvt.inference.onnx_scorer import EXPORT, FORMAT, ExportManifest, OnnxScorer
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
@@ -147,20 +147,19 @@ def export(
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         catalog.table.write_parquet(folder / "items.parquet")
         np.save(folder / "train_counts.npy", catalog.train_counts, allow_pickle=False)
-        content = {
-            "model": opened.name,
-            "config": opened.about["config"],
-            "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in catalog.domains],
-            "max_length": scorer.max_length,
-            "sequence_names": scorer.sequence_names,
-            "modalities": scorer.modalities,
-            "item_tables": sorted(tables),
-            "image_root": str(catalog.image_root) if catalog.image_root else None,
-            "added_image_roots": {str(i): str(root) for i, root in catalog.added_image_roots.items()},
-            "opset": opset,
-            "versions": {name: version(name) for name in PACKAGES},
-        }
-        write_manifest(folder / EXPORT.marker, FORMAT, content)
+        manifest = ExportManifest(
+            model=opened.name,
+            domains=list(catalog.domains),
+            max_length=scorer.max_length,
+            sequence_names=scorer.sequence_names,
+            modalities=scorer.modalities,
+            item_tables=sorted(tables),
+            image_root=catalog.image_root,
+            added_image_roots=catalog.added_image_roots,
+        )
+        provenance = {"config": opened.about["config"], "opset": opset}
+        provenance["versions"] = {name: version(name) for name in PACKAGES}
+        write_manifest(folder / EXPORT.marker, FORMAT, manifest.model_dump(mode="json") | provenance)
         difference = largest_difference(OnnxScorer(folder), scorer)
         if not difference <= TOLERANCE:  # also true of NaN
             raise HafvtError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+from pydantic import BaseModel, Field
 
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError, missing_package
@@ -21,6 +22,30 @@ EXPORT = FolderKind("an export", "export.json")
 REMEDY = "export the run again"
 
 
+class ExportManifest(BaseModel):
+    """What export.json holds besides format number, hashes and provenance.
+
+    Attributes:
+        model: name of the model.
+        domains: contiguous slices of the item indices.
+        max_length: the longest history that the graphs read, in items.
+        sequence_names: see `Scorer`.
+        modalities: see `Scorer`.
+        item_tables: names of the tables that are inputs of the graphs.
+        image_root: see `ItemCatalog`.
+        added_image_roots: see `ItemCatalog`.
+    """
+
+    model: str
+    domains: Annotated[list[Domain], Field(min_length=1)]
+    max_length: Annotated[int, Field(ge=1)]
+    sequence_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    item_tables: list[str]
+    image_root: Path | None
+    added_image_roots: dict[int, Path]
+
+
 class OnnxScorer:
     """An export as a `Scorer`.
 
@@ -29,9 +54,6 @@ class OnnxScorer:
         item_tables: tables that replace those of an export with `--item-tables inputs`, by name; float32 of
             the same shapes.
         threads: number of threads for one call; 0 uses all cores.
-
-    Attributes:
-        manifest: the content of export.json.
 
     Raises:
         HafvtError: it is no export, damaged or of another format, onnxruntime is missing, or a table has
@@ -42,18 +64,16 @@ class OnnxScorer:
         self, folder: str | Path, item_tables: Mapping[str, Float32] | None = None, threads: int = 0
     ) -> None:
         self.folder, self.threads = Path(folder), threads
-        self.manifest = read_manifest(self.folder / EXPORT.marker, FORMAT, REMEDY)
-        with reading(self.folder, REMEDY):
-            self.name: str = self.manifest["model"]
-            self.domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in self.manifest["domains"])
-            self.max_length: int = self.manifest["max_length"]
-            self.sequence_names: tuple[str, ...] = tuple(self.manifest["sequence_names"])
-            self.modalities: tuple[str, ...] = tuple(self.manifest["modalities"])
-            self.can_explain = bool(self.sequence_names)
+        content = read_manifest(self.folder / EXPORT.marker, FORMAT, REMEDY)
+        with reading(self.folder / EXPORT.marker, REMEDY):
+            self.manifest = ExportManifest.model_validate(content)
             self.item_tables: dict[str, Float32] = {
                 name: np.load(self.folder / f"{name}.npy", allow_pickle=False)
-                for name in self.manifest["item_tables"]
+                for name in self.manifest.item_tables
             }
+        self.name, self.domains = self.manifest.model, tuple(self.manifest.domains)
+        self.sequence_names, self.modalities = self.manifest.sequence_names, self.manifest.modalities
+        self.max_length, self.can_explain = self.manifest.max_length, bool(self.sequence_names)
         for name, table in (item_tables or {}).items():
             if name not in self.item_tables:
                 names = ", ".join(self.item_tables) or "none"
@@ -109,7 +129,7 @@ class OnnxScorer:
 def is_export(folder: str | Path) -> bool:
     """Return whether `export` wrote a folder."""
     recover_folder(folder)
-    return (Path(folder) / EXPORT.marker).exists()
+    return any((Path(folder) / name).exists() for name in (EXPORT.marker, "scores0.onnx"))
 
 
 def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
@@ -118,9 +138,7 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
     with reading(scorer.folder, REMEDY):
         table = pl.read_parquet(scorer.folder / "items.parquet")
         train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
-        image_root = scorer.manifest["image_root"]
-        added_image_roots = {int(i): Path(root) for i, root in scorer.manifest["added_image_roots"].items()}
         if not len(table) == len(train_counts) == scorer.domains[-1].stop:
             raise ValueError("its files are of different numbers of items")
-    image_root = Path(image_root) if image_root else None
-    return scorer, ItemCatalog(table, scorer.domains, train_counts, image_root, added_image_roots)
+    roots = scorer.manifest.image_root, scorer.manifest.added_image_roots
+    return scorer, ItemCatalog(table, scorer.domains, train_counts, *roots)

@@ -107,15 +107,16 @@ MAPPING_OPTIONS = ("--columns", "--domains", "--encoders", "--params", "--precom
 """Options that take names with values: `--columns user_id=customer`."""
 
 
-def parse_integer(_: type, tokens: Sequence[Token]) -> int:
-    """Return an argument as an integer.
+def parse_number(number_type: type[int | float], _: type, tokens: Sequence[Token]) -> int | float:
+    """Return an argument as a number.
 
     Raises:
-        ValueError: the argument is not an integer, such as 1.5.
+        ValueError: the argument is no such number, such as 1.5 for a whole one.
     """
-    if not re.fullmatch(r"[+-]?[0-9]{1,4000}", tokens[0].value):
-        raise ValueError("give a whole number.")
-    return int(tokens[0].value)
+    pattern = r"[+-]?[0-9]{1,4000}" if number_type is int else r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?|nan|[+-]?inf"
+    if not re.fullmatch(pattern, tokens[0].value):
+        raise ValueError("give a whole number." if number_type is int else "give a number.")
+    return number_type(tokens[0].value)
 
 
 def argument_type(hint: Any) -> Any:
@@ -126,8 +127,8 @@ def argument_type(hint: Any) -> Any:
     """
     if get_origin(hint) is Annotated:
         return argument_type(get_args(hint)[0])
-    if hint is int:
-        return Annotated[int, Parameter(converter=parse_integer)]
+    if hint in (int, float):
+        return Annotated[hint, Parameter(converter=partial(parse_number, hint))]
     if get_origin(hint) not in (Union, UnionType):
         return hint
     members = get_args(hint)

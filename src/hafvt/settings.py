@@ -45,7 +45,7 @@ def _check_device(name: str) -> str:
 
 
 def _check_folder(folder: str | Path) -> str | Path:
-    if not str(folder) or "\0" in str(folder):
+    if not str(folder):
         raise ValueError("name a folder")
     try:
         existing = next(
@@ -89,6 +89,8 @@ def check_arguments(function: Function) -> Function:
         arguments = signature.bind(*args, **kwargs)
         for name, value in arguments.arguments.items():
             value = value.item() if isinstance(value, np.generic) else value
+            if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
+                raise HafvtError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
             try:
                 arguments.arguments[name] = adapters()[name].validate_python(value)
             except ValidationError as error:

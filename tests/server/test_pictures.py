@@ -46,39 +46,41 @@ def catalog(tmp_path):
 def test_picture_cache_returns_small_jpeg_again_without_its_file(catalog):
     pictures = PictureCache(catalog)
     picture = asyncio.run(pictures.get(0, 160))
-    with Image.open(BytesIO(picture.jpeg)) as image:
+    with Image.open(BytesIO(picture)) as image:
         assert (image.format, max(image.size)) == ("JPEG", 160)
     (catalog.image_root / "a.png").unlink()
     assert asyncio.run(pictures.get(0, 160)) == picture
 
 
 def test_picture_cache_added_item_reads_its_own_folder(catalog):
-    assert asyncio.run(PictureCache(catalog).get(2, 160)) is not None
+    assert asyncio.run(PictureCache(catalog).get(2, 160))
 
 
 @pytest.mark.parametrize("item", range(3, len(PATHS) + 1))
 def test_picture_cache_path_without_picture_in_folder_returns_none(catalog, item):
-    assert asyncio.run(PictureCache(catalog).get(item, 160)) is None
+    assert asyncio.run(PictureCache(catalog).get(item, 160)) == b""
 
 
-def test_picture_cache_full_forgets_least_recently_used(catalog):
-    size = len(asyncio.run(PictureCache(catalog).get(0, 320)).jpeg)
-    pictures = PictureCache(catalog, cache_bytes=size + 900)
+def test_picture_cache_full_forgets_least_recently_used(catalog, monkeypatch):
+    size = len(asyncio.run(PictureCache(catalog).get(0, 320)))
+    monkeypatch.setattr("hafvt.server.pictures.CACHE_BYTES", size + 900)
+    pictures = PictureCache(catalog)
     for item in (0, 1):
         asyncio.run(pictures.get(item, 320))
-    assert size < pictures.num_bytes <= pictures.cache_bytes
+    assert size < pictures.num_bytes <= size + 900
     for name in ("a.png", "b.png"):
         (catalog.image_root / name).unlink()
-    assert asyncio.run(pictures.get(1, 320)) is not None
-    assert asyncio.run(pictures.get(0, 320)) is None
+    assert asyncio.run(pictures.get(1, 320))
+    assert asyncio.run(pictures.get(0, 320)) == b""
 
 
-def test_picture_cache_too_many_waiting_refuses(catalog):
-    pictures = PictureCache(catalog, max_waiting=1)
+def test_picture_cache_too_many_waiting_refuses(catalog, monkeypatch):
+    monkeypatch.setattr("hafvt.server.pictures.MAX_WAITING", 1)
+    pictures = PictureCache(catalog)
 
     async def get_two():
         return await asyncio.gather(pictures.get(0, 160), pictures.get(1, 160), return_exceptions=True)
 
     picture, refusal = asyncio.run(get_two())
-    assert picture.jpeg
+    assert picture
     assert isinstance(refusal, BusyError)

@@ -100,9 +100,15 @@ def test_server_stopping_answers_requests_under_way(served_run, monkeypatch):
     assert answers[0][0] == 200
 
 
-def test_serve_invalid_options_are_refused(served_run, tmp_path, monkeypatch):
-    with pytest.raises(HafvtError, match="holds no finished run"):
-        serve(tmp_path, port=0)
+def test_serve_without_a_model_prints_no_address(tmp_path, writable_run, capfd):
+    (writable_run / "model.safetensors").write_bytes(b"nothing")
+    for run, message in ((tmp_path, "holds no finished run"), (writable_run, "model.safetensors")):
+        with pytest.raises(HafvtError, match=message):
+            serve(run, port=0)
+    assert "http" not in "".join(capfd.readouterr())
+
+
+def test_serve_invalid_options_are_refused(served_run, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(HafvtError, match="--port"):
         serve(served_run, port=other.getsockname()[1])
     with pytest.raises(HafvtError, match="--port is 99999: choose a whole number from 0 to 65535"):
@@ -114,6 +120,9 @@ def test_serve_invalid_options_are_refused(served_run, tmp_path, monkeypatch):
         serve(served_run, cors_origins=["shop.example/x"])
     with pytest.raises(HafvtError, match="--queue"):
         serve(served_run, queue=0)
+    for timeout in (0, -1, float("nan"), float("inf"), 1e308):
+        with pytest.raises(HafvtError, match="--timeout"):
+            serve(served_run, timeout=timeout)
     monkeypatch.setenv("HAFVT_API_KEY", "")
     with pytest.raises(HafvtError, match="HAFVT_API_KEY"):
         serve(served_run)

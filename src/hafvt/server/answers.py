@@ -13,14 +13,7 @@ MAX_BATCH, MAX_EXPLAINED_BATCH = 64, 4  # requests; explanations are computed fo
 
 
 class BatchKey(NamedTuple):
-    """What requests must have in common to be answered together.
-
-    Attributes:
-        model: the model that answered when the request arrived.
-        domain: the domain of `/recommend`; None for requests of `/explain`.
-        exclude_seen: see `RecommendRequest`.
-        include_shares: see `RecommendRequest`.
-    """
+    """What requests must have in common to be answered together; `domain` is None for `/explain`."""
 
     model: LoadedModel
     domain: str | None = None
@@ -29,16 +22,12 @@ class BatchKey(NamedTuple):
 
 
 def max_batch_size(key: BatchKey) -> int:
-    """Return the largest batch of a key: small for explanations, so that others need not wait."""
+    """Return the largest batch of a key: small for explanations, so that other requests need not wait."""
     return MAX_EXPLAINED_BATCH if key.include_shares else MAX_BATCH
 
 
 def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendResponse | ExplainResponse]:
-    """Return the answers to requests of one key.
-
-    Raises:
-        HafvtError: one of the requests has no answer.
-    """
+    """Return the answers to requests of one key, or raise HafvtError if one of them has no answer."""
     recommender = key.model.recommender
     if key.domain is None:
         explanations = (recommender.explain(request.history, request.item) for request in requests)

@@ -23,8 +23,7 @@ class BusyError(HTTPException):
 class Batcher:
     """Gathers requests of one key into batches; a single thread answers batch after batch, keys in turns.
 
-    While a batch is being answered, the next one gathers, so that batches grow with the load and no request
-    waits for a timer.
+    While a batch is being answered, the next one gathers. Batches grow with the load.
 
     Args:
         answer_batch: (key, requests) -> an answer to each request; runs in the thread.

@@ -27,11 +27,9 @@ UNREAD_TIMEOUT_S = 30  # seconds until a connection is closed whose client does 
 
 
 def make_server(app: Any, *, stop_timeout: int) -> uvicorn.Server:
-    """Return a server of an application, with the limits of this module.
+    """Return a server of an ASGI application, with the limits of this module.
 
-    Args:
-        app: the ASGI application.
-        stop_timeout: seconds that requests under way have when the server stops.
+    Requests under way have `stop_timeout` seconds when the server stops.
     """
     config = uvicorn.Config(
         app,

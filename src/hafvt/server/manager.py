@@ -34,12 +34,7 @@ FileStates = dict[Path, tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The files that a model is loaded from.
-
-    Attributes:
-        folder: a run or an export.
-        data: the dataset folder; None for the path in the run's model.json.
-    """
+    """The folder of a run or export, and that of its dataset (None: as in the model.json of the run)."""
 
     folder: Path
     data: Path | None = None

@@ -16,14 +16,7 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # 
 class ServerMetrics:
     """The metrics of one server, in a registry of its own.
 
-    Attributes:
-        requests: number of requests, by route pattern (such as /items/{item_id}) and status.
-        seconds: time from the headers of a request to the end of its answer, by route pattern.
-        batch_size: number of requests that the model answers together.
-        reloads: number of models loaded, by outcome: "ok" or "failed".
-        queue_depth: number of requests that wait for the model.
-        num_items: number of items in the catalog.
-        ready: 1 if a model is loaded, else 0.
+    A route is counted by its pattern, such as /items/{item_id}; the outcome of a reload is "ok" or "failed".
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ A route in a file of its own: make an `APIRouter` there as here, and list it in 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +20,13 @@ from hafvt.server.manager import LoadedModel
 
 STATIC = Path(__file__).with_name("static")
 PICTURE_MAX_AGE_S = 3600  # how long browsers use a picture without asking for a newer one
-PICTURE_SIDES = (160, 320)  # pixels
 MAX_USER_HISTORY = 1000  # items of /users/{user_id}
 MAX_LISTED_HISTORY = 12  # items of each user of /users
 
 Text = Annotated[str, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=schemas.MAX_ITEMS)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
-Side = Annotated[
-    int, Query(json_schema_extra={"enum": list(PICTURE_SIDES)}, description="longest side in pixels")
-]
+Side = Annotated[int, Query(json_schema_extra={"enum": [160, 320]}, description="longest side in pixels")]
 
 router = APIRouter()
 
@@ -125,19 +123,18 @@ async def get_item(item_id: str, model: CurrentModel) -> schemas.ItemResponse:
 @router.get(
     "/pictures/{item_id:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}}
 )
-async def get_picture(
-    request: Request, item_id: str, model: CurrentModel, side: Side = PICTURE_SIDES[0]
-) -> Response:
+async def get_picture(request: Request, item_id: str, model: CurrentModel, side: Side = 160) -> Response:
     """Return the picture of an item as a JPEG."""
-    if side not in PICTURE_SIDES:
+    if side not in (160, 320):
         raise HafvtError(f"side is {side}: give 160 or 320")
-    picture = await model.pictures.get(item_index(model, item_id), side)
-    if picture is None:
+    jpeg = await model.pictures.get(item_index(model, item_id), side)
+    if not jpeg:
         raise HTTPException(404, "this item has no picture")
-    headers = {"ETag": picture.etag, "Cache-Control": f"private, max-age={PICTURE_MAX_AGE_S}"}
-    if picture.etag in request.headers.get("if-none-match", ""):
+    etag = f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": f"private, max-age={PICTURE_MAX_AGE_S}"}
+    if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 @router.get("/users")

@@ -77,7 +77,7 @@ class ItemResponse(BaseModel):
 
     @classmethod
     def from_item(cls, item: Item, **fields: object) -> Self:
-        """Return an item of the catalog, with further fields of a subclass."""
+        """Return an item of the catalog, with the further fields of a subclass."""
         picture = f"/pictures/{quote(item.item_id, safe='')}" if item.image else None
         return cls.model_validate({**vars(item), "picture": picture, **fields})
 

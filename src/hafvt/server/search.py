@@ -22,17 +22,12 @@ def normalized_words(text: str) -> list[str]:
 
 
 class ItemSearch:
-    """Finds items by word prefixes in an inverted index: a millisecond for 100 thousand items.
-
-    Args:
-        catalog: the items to search.
-    """
+    """Finds items of a catalog by word prefixes in an inverted index, in a millisecond for 100,000 items."""
 
     def __init__(self, catalog: ItemCatalog) -> None:
         self.catalog = catalog
         postings: dict[str, list[int]] = {}  # word -> item indices
-        item_ids, titles = (catalog.table[name].to_list() for name in ("item_id", "title"))
-        for index, (item_id, title) in enumerate(zip(item_ids, titles, strict=True)):
+        for index, (item_id, title) in enumerate(catalog.table.select("item_id", "title").iter_rows()):
             for word in {*normalized_words(item_id), *normalized_words(title or "")}:
                 postings.setdefault(word, []).append(index)
         self._words = sorted(postings)

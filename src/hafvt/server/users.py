@@ -12,13 +12,9 @@ from hafvt.inference.catalog import Item, ItemCatalog
 
 
 class UserHistories:
-    """Reads the histories of a dataset's users as items of the catalog.
+    """Reads the histories of a dataset's users as items of a catalog; items that it lacks are left out.
 
     Histories are read from the open file: with a memory map, the process would die if the file is cut short.
-
-    Args:
-        dataset: its users and their histories.
-        catalog: the items of the served model; items that it lacks are left out.
     """
 
     def __init__(self, dataset: Dataset, catalog: ItemCatalog) -> None:

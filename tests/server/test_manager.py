@@ -6,6 +6,7 @@ import gc
 import shutil
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -97,7 +98,7 @@ def test_users_without_the_dataset_are_none(served_run, monkeypatch):
         assert client.get("/users/u1").status_code == 404
 
 
-@pytest.mark.parametrize("damage", ["cut short", "swapped"])
+@pytest.mark.parametrize("damage", ["zeros", "cut short", "swapped"])
 def test_manager_damaged_weights_keep_the_current_model(client, writable_run, damage, caplog):
     path = writable_run / "model.safetensors"
     content, before = path.read_bytes(), client.post("/recommend", json=BODY).json()
@@ -132,3 +133,11 @@ def test_users_of_a_dataset_cut_short_are_refused(served_run, served_data, tmp_p
             assert client.post("/recommend", json=BODY).status_code == 200
         (data / "items.npy").write_bytes(content)
         assert client.get("/users/u39").json() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system lists no memory maps")
+def test_loaded_model_maps_no_file_that_may_be_cut_short(writable_run):
+    model = LoadedModel.open(ModelSource(writable_run))
+    gc.collect()
+    assert str(writable_run) not in Path("/proc/self/maps").read_text()
+    assert model.recommender.recommend([["i3"]], "d0")

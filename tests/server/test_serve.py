@@ -43,8 +43,9 @@ def send(connection, method="POST", path="/recommend"):
 
 @pytest.mark.slow
 def test_serve_from_start_to_stop_fails_no_request(process, writable_run, sasrec_run):
-    port = int(re.match(r"http://127\.0\.0\.1:(\d+) ", process.stderr.readline())[1])
-    log = []
+    log = [process.stderr.readline(), process.stderr.readline()]
+    assert "serving hafvt, 50 items" in log[0]
+    port = int(re.match(r"http://127\.0\.0\.1:(\d+) ", log[1])[1])
     reading = threading.Thread(target=lambda: log.extend(process.stderr))
     reading.start()
     first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

@@ -38,7 +38,8 @@ def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[
     with reading(path, remedy):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, as a process with a memory map dies if the file is cut short.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         state = json.loads(metadata["state"])
         if "sha256" in metadata and metadata["sha256"] != _hash(tensors, metadata["state"]):
             raise ValueError("its content is not what was written")

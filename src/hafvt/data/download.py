@@ -22,6 +22,7 @@ from hafvt.files import write_json
 
 MIB = 2**20
 SIGNATURE_BYTES = 16  # first bytes of a file that identify its type
+HEADER_VALUE = re.compile(r"[\x20-\x7e]{1,200}")  # is safe to send in a request
 RETRY_RESET_BYTES = 2**20  # an attempt with this much progress resets the count of failures
 
 
@@ -97,7 +98,7 @@ class DownloadJob:
             state = PartialState(fields["url"], fields["validator"], fields["total"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        is_valid = isinstance(state.validator, str) and _is_header_value(state.validator)
+        is_valid = isinstance(state.validator, str) and HEADER_VALUE.fullmatch(state.validator)
         return state if is_valid and isinstance(state.total, int | None) and state.url == self.url else None
 
     def delete_partial(self) -> None:
@@ -105,13 +106,17 @@ class DownloadJob:
         self.partial_path.unlink(missing_ok=True)
         self.state_path.unlink(missing_ok=True)
 
+    def rejected(self, problem: str, *, is_retryable: bool = False) -> RequestError:
+        """Delete the incomplete file, and return the error that says why; see `RequestError`."""
+        self.delete_partial()
+        return RequestError(problem, is_retryable=is_retryable)
+
     def checked_suffix(self, signature: bytes) -> str:
-        """Return the suffix for a file's first bytes; delete the incomplete file if its type is unwanted."""
+        """Return the suffix for a file's first bytes; raise RequestError if its type is unwanted."""
         for suffix, pattern in self.file_type.signatures.items():
             if re.match(pattern, signature, re.DOTALL):
                 return suffix
-        self.delete_partial()
-        raise RequestError(f"not a {self.file_type.name}: perhaps an error page")
+        raise self.rejected(f"not a {self.file_type.name}: perhaps an error page")
 
     def complete(self, signature: bytes) -> Path:
         """Move the complete download to its destination and return that path."""
@@ -245,16 +250,14 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
                 size += len(chunk)
                 on_bytes(len(chunk))
                 if size > client.max_bytes:
-                    job.delete_partial()
-                    raise RequestError(f"the file exceeds the limit of {client.max_bytes:,} bytes")
+                    raise job.rejected(f"the file exceeds the limit of {client.max_bytes:,} bytes")
                 if len(signature) < SIGNATURE_BYTES:
                     signature += chunk[: SIGNATURE_BYTES - len(signature)]
                     if len(signature) == SIGNATURE_BYTES:
                         job.checked_suffix(signature)
             if total is not None and size > total:
-                job.delete_partial()
                 problem = f"the server sent more than the announced {total:,} bytes"
-                raise RequestError(problem, is_retryable=True)
+                raise job.rejected(problem, is_retryable=True)
             if total is not None and size < total:
                 raise RequestError(f"the download ended at {size:,} of {total:,} bytes", is_retryable=True)
             partial_file.flush()
@@ -286,8 +289,7 @@ def _body_range(
     """
     headers = response.headers
     if response.status == 416 and start:
-        job.delete_partial()
-        raise RequestError("the file on the server has become shorter", is_retryable=True)
+        raise job.rejected("the file on the server has become shorter", is_retryable=True)
     if response.status not in (200, 206):
         raise RequestError(f"the server responded with status {response.status}")
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
@@ -301,17 +303,11 @@ def _body_range(
         total = int(match[2])
         if state.total in (None, total) and _validator(headers) in ("", state.validator):
             return start, total
-    job.delete_partial()
-    raise RequestError("the server sent a part that does not fit", is_retryable=True)
+    raise job.rejected("the server sent a part that does not fit", is_retryable=True)
 
 
 def _validator(headers: Message) -> str:
     """Return the strong ETag or else the date that identifies a file's version; empty if there is none."""
     tag = headers.get("ETag", "").strip()
     validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "").strip()
-    return validator if _is_header_value(validator) else ""
-
-
-def _is_header_value(text: str) -> bool:
-    """Return whether `text` is safe to send as the value of a header."""
-    return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
+    return validator if HEADER_VALUE.fullmatch(validator) else ""

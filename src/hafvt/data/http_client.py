@@ -62,18 +62,13 @@ class DownloadCancelled(Exception):
 
 
 class ParsedUrl(NamedTuple):
-    """The parts of a URL; `target` is path and query, percent-encoded."""
+    """The parts of a URL, the value of the Host header, and path and query, percent-encoded (`target`)."""
 
     scheme: str
     host: str
     port: int
+    host_header: str
     target: str
-
-    @property
-    def host_header(self) -> str:
-        """Value of the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def parse_url(url: str) -> ParsedUrl:
@@ -99,7 +94,10 @@ def parse_url(url: str) -> ParsedUrl:
         raise RequestError("invalid URL: no valid host name")
     query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
     target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
-    return ParsedUrl(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
+    default_port = DEFAULT_PORTS[parts.scheme]
+    host_header = f"[{host}]" if ":" in host else host
+    host_header += f":{port}" if port not in (None, default_port) else ""
+    return ParsedUrl(parts.scheme, host, port or default_port, host_header, target)
 
 
 def is_public(address: str) -> bool:

@@ -163,7 +163,8 @@ def find_dumps(folder: Path, category: str) -> tuple[DumpFile, DumpFile | None]:
     """Return the files of a category, reviews and products (None without one); check their first lines.
 
     Raises:
-        HafvtError: the category is no name, or there is no file of reviews, two files of one kind, or a file of another format.
+        HafvtError: the category is no name; or a file of reviews is missing, a kind of file is there twice, or
+            a file has another format.
     """
     if not CATEGORY.fullmatch(category):
         raise HafvtError(f"{category!r} is not a category: name it as its files are named")
@@ -178,11 +179,10 @@ def find_dumps(folder: Path, category: str) -> tuple[DumpFile, DumpFile | None]:
     if not reviews:
         names = ", ".join(name.format(category) for name in REVIEW_NAMES)
         raise HafvtError(f"{folder} has no reviews of {category}: fetch one of {names}, plain or .gz")
-    records: list[Iterator[Any]] = [DumpFile(reviews[0]).parse_lines(review_parser(reviews[0]))]
-    if products:
-        records.append(DumpFile(products[0]).parse_lines(partial(parse_product, wanted=None)))
-    for first_records in records:
-        for _ in islice(first_records, NUM_FIRST_LINES):
+    parsers: dict[Path, Callable[[str], Any]] = {reviews[0]: review_parser(reviews[0])}
+    parsers |= {path: partial(parse_product, wanted=None) for path in products}
+    for path, parse in parsers.items():
+        for _ in islice(DumpFile(path).parse_lines(parse), NUM_FIRST_LINES):
             pass
     return DumpFile(reviews[0]), DumpFile(products[0]) if products else None
 
@@ -232,7 +232,7 @@ def parse_review(line: str) -> Review:
 
 
 def parse_product(line: str, wanted: set[str] | None) -> tuple[Any, ...] | None:
-    """Parse a product of any year.
+    """Parse a product of any year; raise one of `PARSE_ERRORS` if the line is none.
 
     Args:
         line: a line of the file of products.
@@ -240,9 +240,6 @@ def parse_product(line: str, wanted: set[str] | None) -> tuple[Any, ...] | None:
 
     Returns:
         The columns of `PRODUCT_SCHEMA`, or None for a product that is not wanted.
-
-    Raises:
-        One of PARSE_ERRORS: the line is not a product.
     """
     if wanted is not None and (asins := ASIN.findall(line)) and wanted.isdisjoint(asins):
         if not line.rstrip().endswith("}"):

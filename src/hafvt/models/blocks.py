@@ -293,11 +293,11 @@ class DomainSoftmax(nn.Linear):
         super().__init__(width, len(domain))
         self.domain = domain
 
-    def nll(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum of -log softmax(W h + b) at target items, (N, width) and (N,) -> scalar."""
+    def query(self, h: Tensor, targets: Tensor) -> tuple[list[SoftmaxQuery], Tensor]:
+        """Return the arguments of a catalog softmax at target items, for states, (N, width)."""
         table = torch.cat([self.weight, self.bias[:, None]], dim=1)  # the bias is one more column of W
-        queries = F.pad(h.float(), (0, 1), value=1.0)
-        return catalog_nll([SoftmaxQuery(queries, targets - self.domain.start, slice(0, len(table)))], table)
+        h = F.pad(h.float(), (0, 1), value=1.0)
+        return [SoftmaxQuery(h, targets - self.domain.start, slice(0, len(table)))], table
 
     def scores(self, h: Tensor, candidates: Tensor | None) -> Tensor:
         """Return W h + b of all items of the domain or of candidates, (B, width) -> (B, C)."""
@@ -307,28 +307,34 @@ class DomainSoftmax(nn.Linear):
         return torch.einsum("bd,bcd->bc", h, self.weight[rows]) + self.bias[rows]
 
 
-def mean_nll_over_domains(
-    outputs: nn.ModuleList, states: Sequence[Tensor], targets: Tensor, dropout: Dropout | None = None
-) -> Tensor:
-    """Return the mean of -log softmax at the targets, each over the items of its domain.
+class DomainSoftmaxes(nn.ModuleList):
+    """A `DomainSoftmax` for each domain."""
 
-    Args:
-        outputs: the `DomainSoftmax` of each domain.
-        states: (N, width) states of each domain.
-        targets: (N,) item indices.
-        dropout: acts on the states whose target is in the domain.
-    """
-    total = states[0].new_zeros((), dtype=torch.float32)
-    output: Any
-    for output, h in zip(outputs, states, strict=True):
-        mine = in_domain(targets, output.domain)
-        if mine.any():
-            h = h[mine] if dropout is None else dropout(h[mine])
-            total = total + output.nll(h, targets[mine])
-    return total / len(targets)
+    def __init__(self, width: int, domains: tuple[Domain, ...]) -> None:
+        super().__init__(DomainSoftmax(width, domain) for domain in domains)
+
+    def mean_nll(self, states: Sequence[Tensor], targets: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Return the mean of -log softmax at target items, (N,), each over the items of its domain.
+
+        `states` has the states of each domain, (N, width); `dropout` acts on those before its targets.
+        """
+        total = states[0].new_zeros((), dtype=torch.float32)
+        output: Any
+        for output, h in zip(self, states, strict=True):
+            mine = in_domain(targets, output.domain)
+            if mine.any():
+                h = h[mine] if dropout is None else dropout(h[mine])
+                total = total + catalog_nll(*output.query(h, targets[mine]))
+        return total / len(targets)
+
+    def scores(self, domain: int, h: Tensor, candidates: Tensor | None) -> Tensor:
+        """See `DomainSoftmax.scores`."""
+        output: Any = self[domain]
+        scores: Tensor = output.scores(h, candidates)
+        return scores
 
 
-def init_xavier(layer: nn.Linear) -> None:
-    """Initialize weights by Xavier's normal distribution and the bias by zeros."""
+def init_xavier(layer: Any) -> None:
+    """Initialize a linear layer: weights by Xavier's normal distribution, the bias by zeros."""
     nn.init.xavier_normal_(layer.weight)
     nn.init.zeros_(layer.bias)

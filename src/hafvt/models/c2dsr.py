@@ -25,6 +25,8 @@ With more than two domains, each has an encoder, and "the other items" are those
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.relations import TRANSITION, WITHIN_DOMAIN
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmax, Dropout, PositionEmbedding, SasRecBlock
+from hafvt.models.blocks import DomainSoftmaxes, Dropout, PositionEmbedding, SasRecBlock
 from hafvt.models.configs import C2dsrConfig
 from hafvt.models.sequences import (
     in_domain,
@@ -43,6 +45,7 @@ from hafvt.models.sequences import (
     states_after,
     valid_mask,
 )
+from hafvt.ops.catalog_softmax import catalog_nll
 
 
 class TransitionGraph(nn.Module):
@@ -119,7 +122,7 @@ class C2dsr(Model):
         self.own = nn.ModuleList(
             GraphEncoder(relations[WITHIN_DOMAIN], num_items, config) for _ in self.domains
         )
-        self.outputs = nn.ModuleList(DomainSoftmax(d, domain) for domain in self.domains)
+        self.outputs = DomainSoftmaxes(d, self.domains)
         self.discriminators = nn.ModuleList(nn.Bilinear(d, d, 1) for _ in self.domains)
 
     def domain_states(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +144,7 @@ class C2dsr(Model):
             return table.sum() * 0
         h = self.merged(table, inputs)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
+        output: Any
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
             mine = in_domain(targets, domain)
             states, counts = self.domain_states(inputs, number)
@@ -148,7 +152,7 @@ class C2dsr(Model):
                 cross = h[mask][mine]
                 single = cross + states_after(states, counts)[mask][mine]
                 both = torch.cat([cross, single])  # (2 N, d)
-                prediction = prediction + output.nll(both, targets[mine].repeat(2))  # type: ignore[operator]
+                prediction = prediction + catalog_nll(*output.query(both, targets[mine].repeat(2)))
             in_history = in_domain(inputs.items, domain) & mask
             random = torch.randint(domain.start, domain.stop, inputs.items.shape, device=h.device)
             corrupted = Batch(torch.where(in_history, random, inputs.items), inputs.lengths)
@@ -184,8 +188,7 @@ class C2dsr(Model):
         """Return W_d (h + h_d) + b_d, see `Model.scores`."""
         h = last_states(self.merged(self.merged.table(), batch), batch.lengths)  # (B, d)
         states, counts = self.domain_states(batch, domain)
-        output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
-        return output.scores((h + last_states(states, counts[:, -1])).float(), candidates)
+        return self.outputs.scores(domain, (h + last_states(states, counts[:, -1])).float(), candidates)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

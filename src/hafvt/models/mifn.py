@@ -33,10 +33,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.data.dataset import Domain
 from hafvt.features.item_features import ItemFeatures
 from hafvt.features.relations import graph_relations, link_tables
 from hafvt.models.base import Model
-from hafvt.models.blocks import Dropout, ResetFirstGru, blend, init_xavier, split_layer
+from hafvt.models.blocks import DomainSoftmax, Dropout, ResetFirstGru, blend, init_xavier, split_layer
 from hafvt.models.configs import MifnConfig
 from hafvt.models.sequences import (
     in_domain,
@@ -47,7 +48,7 @@ from hafvt.models.sequences import (
     states_after,
     valid_mask,
 )
-from hafvt.ops.catalog_softmax import SoftmaxQuery, target_log_probabilities
+from hafvt.ops.catalog_softmax import target_log_probabilities
 
 EPSILON = 1e-30
 
@@ -179,10 +180,10 @@ class NextItemChoice(NamedTuple):
 class Decoder(nn.Module):
     """The choice of the next item of one domain."""
 
-    def __init__(self, width: int, items: int) -> None:
+    def __init__(self, width: int, domain: Domain) -> None:
         super().__init__()
         self.copy_gate, self.pointer = nn.Linear(3 * width, 1), AdditiveAttention(width)
-        self.output = nn.Linear(2 * width, items)
+        self.output = DomainSoftmax(2 * width, domain)
         init_xavier(self.copy_gate)
         init_xavier(self.output)
 
@@ -222,7 +223,7 @@ class Mifn(Model):
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.behaviors = nn.ModuleList(BehaviorTransfer(d) for _ in range(2))
         self.knowledge = KnowledgeTransfer(d, len(relations))
-        self.decoders = nn.ModuleList(Decoder(d, len(domain)) for domain in self.domains)
+        self.decoders: Any = nn.ModuleList(Decoder(d, domain) for domain in self.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
 
@@ -310,11 +311,8 @@ class Mifn(Model):
         is_target, total = graphs.nodes == target[:, None], h[0].new_zeros(())  # (P, N)
         for domain, decoder, choice in zip(self.domains, self.decoders, choices, strict=True):
             mine = in_domain(target, domain)
-            output: Any = decoder.output
-            table = torch.cat([output.weight, output.bias[:, None]], dim=1)  # (items, 2 d + 1)
-            queries = F.pad(self.dropout(choice.state[mine]).float(), (0, 1), value=1.0)
-            query = SoftmaxQuery(queries, target[mine] - domain.start, slice(0, len(table)))
-            (log_s,) = target_log_probabilities([query], table)
+            query = decoder.output.query(self.dropout(choice.state[mine]), target[mine])
+            (log_s,) = target_log_probabilities(*query)
             copy_logit, copy_p = choice.copy_logit[mine], (choice.copy_p * is_target)[mine].sum(1)
             generated = log_s + F.logsigmoid(-copy_logit)
             copied = F.logsigmoid(copy_logit) + copy_p.clamp(min=EPSILON).log()
@@ -331,8 +329,7 @@ class Mifn(Model):
         h, t = ([x[row, position] * has_items for x in states] for states in self.encode(batch))
         graphs, part = self.graphs(batch), self.domains[domain]
         choice = self.choices(h, t, graphs, batch.items[row, position])[domain]
-        output: Any = self.decoders[domain].output
-        log_s = torch.log_softmax(output(choice.state).float(), dim=1)  # (B, items)
+        log_s = torch.log_softmax(self.decoders[domain].output(choice.state).float(), dim=1)  # (B, items)
         generated = log_s + F.logsigmoid(-choice.copy_logit)[:, None]
         generated = F.pad(generated, (0, 1))  # a column for nodes of the other domain
         column = (graphs.nodes - part.start).masked_fill(~in_domain(graphs.nodes, part), len(part))  # (B, N)

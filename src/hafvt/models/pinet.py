@@ -23,15 +23,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import (
-    DomainSoftmax,
-    Dropout,
-    ResetFirstGru,
-    blend,
-    init_xavier,
-    mean_nll_over_domains,
-    split_layer,
-)
+from hafvt.models.blocks import DomainSoftmaxes, Dropout, ResetFirstGru, blend, init_xavier, split_layer
 from hafvt.models.configs import PiNetConfig
 from hafvt.models.sequences import (
     last_states,
@@ -89,11 +81,10 @@ class PiNet(Model):
         self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.filters = nn.ModuleList(SharedAccountFilter(config) for _ in range(2))
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        outputs = [DomainSoftmax(2 * d, domain) for domain in self.domains]
-        self.outputs = nn.ModuleList(outputs)
+        self.outputs = DomainSoftmaxes(2 * d, self.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
-        for output in outputs:
+        for output in self.outputs:
             init_xavier(output)
 
     def states(self, batch: Batch) -> list[Tensor]:
@@ -121,10 +112,9 @@ class PiNet(Model):
         if not mask.any():
             return self.items.weight.sum() * 0
         states = [self.dropout(x)[mask] for x in self.states(inputs)]  # (N, 2 d) each
-        return mean_nll_over_domains(self.outputs, states, targets)
+        return self.outputs.mean_nll(states, targets)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [t; h] + b, see `Model.scores`."""
         state = last_states(self.states(batch)[domain], batch.lengths).float()  # (B, 2 d)
-        output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
-        return output.scores(state, candidates)
+        return self.outputs.scores(domain, state, candidates)

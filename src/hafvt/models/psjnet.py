@@ -22,14 +22,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
-from hafvt.models.blocks import (
-    DomainSoftmax,
-    Dropout,
-    ResetFirstGru,
-    init_xavier,
-    mean_nll_over_domains,
-    split_layer,
-)
+from hafvt.models.blocks import DomainSoftmaxes, Dropout, ResetFirstGru, init_xavier, split_layer
 from hafvt.models.configs import PsjNetConfig
 from hafvt.models.sequences import (
     DomainSequence,
@@ -121,11 +114,10 @@ class PsjNet(Model):
         self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
         self.over_time = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
         self.over_users = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
-        outputs = [DomainSoftmax(2 * d, domain) for domain in self.domains]
-        self.outputs = nn.ModuleList(outputs)
+        self.outputs = DomainSoftmaxes(2 * d, self.domains)
         self.dropout = Dropout(config.dropout)
         nn.init.xavier_normal_(self.items.weight)
-        for output in outputs:
+        for output in self.outputs:
             init_xavier(output)
 
     def encode(self, batch: Batch) -> PsjNetStates:
@@ -169,15 +161,14 @@ class PsjNet(Model):
         # Joining at all positions and then selecting is faster than joining at selected positions.
         positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
         states = [self.join(encoded, n, positions)[mask] for n in range(2)]  # (N, 2 d) each
-        return mean_nll_over_domains(self.outputs, states, targets, self.dropout)
+        return self.outputs.mean_nll(states, targets, self.dropout)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [h; c] + b, see `Model.scores`."""
         position = (batch.lengths - 1).clamp(min=0)[:, None]
         state = self.join(self.encode(batch), domain, position)[:, 0]  # (B, 2 d)
         state = (state * (batch.lengths > 0)[:, None]).float()
-        output: DomainSoftmax = self.outputs[domain]  # type: ignore[assignment]
-        return output.scores(state, candidates)
+        return self.outputs.scores(domain, state, candidates)
 
 
 def prefix_max(match: Tensor, counts: Tensor) -> Tensor:

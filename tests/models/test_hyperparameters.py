@@ -112,6 +112,16 @@ def test_describe_parameters_imports_no_torch():
     assert output.stdout.strip() == "False"
 
 
+def test_build_model_that_does_not_fit_in_memory_is_refused_before_it_is_allocated(small):
+    config = configure("sasrec", params={"width": 8192, "blocks": 64})
+    with pytest.raises(
+        HafvtError, match="sasrec with these hyperparameters needs more memory than the"
+    ) as error:
+        build_model("sasrec", load_item_features(small), config, copies=2000)
+    assert "\n" not in str(error.value)
+    build_model("popularity", load_item_features(small), configure("popularity"))
+
+
 def test_model_without_capabilities_refuses_them(small):
     item_features = load_item_features(small)
     model = build_model("popularity", item_features, configure("popularity"))

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hafvt.errors import HafvtError
 from hafvt.models import configs
 from hafvt.models.hyperparameters import Hyperparameter, ModelConfig, describe_config, validate_config
+from hafvt.progress import available_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hafvt.features.item_features import ItemFeatures
     from hafvt.models.base import Model
 
@@ -84,10 +87,37 @@ def describe_parameters(name: str) -> list[Hyperparameter]:
     return describe_config(configure(name))
 
 
-def build_model(name: str, item_features: ItemFeatures, config: Any) -> Model:
-    """Return a new model with random weights."""
+def build_model(name: str, item_features: ItemFeatures, config: Any, *, copies: int = 1) -> Model:
+    """Return a new model with random weights; `copies` of them, as a training makes, must fit in memory.
+
+    Raises:
+        HafvtError: the weights do not fit in memory; they are not allocated.
+    """
+    from torch.nn.modules import module  # not at the top: the help needs no torch
+
+    needed, available = 0, available_bytes()
+    error = HafvtError(
+        f"{name} with these hyperparameters needs more memory than the {available / 2**30:,.1f} GiB that are "
+        "available: choose a smaller width, fewer blocks or fewer layers"
+    )
+
+    def check_memory(_: Any, __: str, parameter: Tensor) -> None:
+        nonlocal needed
+        needed += copies * parameter.nbytes
+        if needed > available:
+            raise error
+
     model_class: Any = MODELS[name].model_class
-    model: Model = model_class(model_class.prepare_item_features(item_features, config), config)
+    item_features = model_class.prepare_item_features(item_features, config)
+    hook = module.register_module_parameter_registration_hook(check_memory)
+    try:
+        model: Model = model_class(item_features, config)
+    except RuntimeError as torch_error:
+        if "allocate memory" in str(torch_error):
+            raise error from None
+        raise
+    finally:
+        hook.remove()
     return model
 
 

@@ -68,7 +68,9 @@ def run_training(
         "precision": str(dtype).removeprefix("torch."),
     }
     torch.manual_seed(config.seed)
-    network = build_model(model, item_features, model_config)
+    # Of each weight, training holds the gradient, Adam's two moments and the average.
+    copies = 5 if fabric.device.type == "cpu" else 1
+    network = build_model(model, item_features, model_config, copies=copies)
     del item_features  # frees memory: the model holds its own copy
     process = {"rank": fabric.global_rank, "num_ranks": fabric.world_size}
     batches = TrainBatches(dataset, config.batch_size, network.max_length + 1, config.seed, **process)

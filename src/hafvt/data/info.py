@@ -13,6 +13,7 @@ import numpy as np
 from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.files import reading
+from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
 
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
@@ -95,6 +96,7 @@ class DatasetInfo:
         return "\n".join([*_domain_lines(self), "", *_summary_lines(self)])
 
 
+@check_arguments
 def info(data: str | Path | Dataset) -> DatasetInfo:
     """Count users, items, interactions and targets of a dataset.
 

@@ -88,6 +88,8 @@ def compare(
     get_protocol(protocol)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     names, tuned = models or list(MODELS), tuned or {}
+    if len(set(names)) < len(names):
+        raise HafvtError(f"--models {' '.join(names)}: name each model once")
     for name in tuned:
         if name not in names:
             raise HafvtError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")

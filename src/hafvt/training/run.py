@@ -12,6 +12,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
+from hafvt.features.table import FeatureTable
 from hafvt.files import read_json, reading, sha256, verify_files
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
@@ -70,8 +71,9 @@ def fingerprint(data: Dataset) -> str:
 
 
 def feature_hashes(data: Dataset, modalities: Sequence[str]) -> dict[str, str]:
-    """Return a hash of the frozen feature vectors of each modality."""
-    return {name: sha256(data.folder / "features" / name / "rows.npy")[:12] for name in modalities}
+    """Return a hash of the frozen feature vectors of each modality, after a check of their files."""
+    tables = {name: FeatureTable.open(data.folder / "features" / name) for name in modalities}
+    return {name: table.metadata["sha256"]["rows.npy"][:12] for name, table in tables.items()}
 
 
 def weight_files(count: int) -> list[str]:

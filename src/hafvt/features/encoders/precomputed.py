@@ -46,7 +46,8 @@ def read_precomputed(path: Path) -> tuple[pl.Series, Float32]:
     """
     readers = {".npz": _read_npz, ".parquet": _read_parquet}
     if not path.is_file():
-        raise HafvtError(f"{path} does not exist: give an .npz or .parquet file of vectors")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise HafvtError(f"{path} {problem}: give an .npz or .parquet file of vectors")
     if path.suffix not in readers:
         raise HafvtError(
             f"{path}: files ending in {path.suffix!r} are not read: give an .npz or .parquet file"

@@ -20,7 +20,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
 from hafvt.features.item_features import load_item_features
 from hafvt.features.new_items import encode_new_items
-from hafvt.features.table import FeatureTable
+from hafvt.features.table import EncodedItems, FeatureTable
 from hafvt.files import folder_lock
 from tests.crash import crash_before_each_operation
 
@@ -211,10 +211,10 @@ def test_encode_with_a_lock_in_this_process_is_refused(pictured: Dataset) -> Non
 def test_encode_while_the_dataset_is_prepared_again_is_refused(
     pictured: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare_again(raw: Any, present: Any) -> Any:
+    def prepare_again(raw: Any, present: Any, problems: dict[int, str]) -> EncodedItems:
         path = pictured.folder / "items.parquet"
         pl.read_parquet(path).reverse().write_parquet(path)
-        return np.zeros(raw.shape, dtype=np.float16), present
+        return EncodedItems(np.zeros(raw.shape, dtype=np.float16), present, problems)
 
     monkeypatch.setattr("hafvt.features.encode.normalize_rows", prepare_again)
     with pytest.raises(HafvtError, match="was prepared again meanwhile: start the command again"):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Bool, Dataset
+from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
@@ -22,9 +22,8 @@ from hafvt.features.encoding_checkpoint import EncodingCheckpoint
 from hafvt.features.modalities import MODALITIES, make_encoder
 from hafvt.features.table import (
     FEATURE_TABLE,
-    NO_DIRECTION,
+    EncodedItems,
     FeatureTable,
-    Float16,
     normalize_rows,
     write_fitted_arrays,
     write_table,
@@ -129,14 +128,13 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
             advance(batch.size)
     raw_rows, has_raw_row = checkpoint.raw_rows()
     vectors = encoder.finish(raw_rows, has_raw_row) if has_raw_row.any() else raw_rows
-    rows, present = normalize_rows(vectors, has_raw_row)
-    problems = checkpoint.problems()
-    if not present.any():
+    encoded = normalize_rows(vectors, has_raw_row, checkpoint.problems())
+    if not encoded.present.any():
         checkpoint.remove()  # so that corrected input is read
     if sha256(data.folder / "items.parquet") != items_sha256:
         raise HafvtError(f"{data.folder} was prepared again meanwhile: start the command again")
     items = data.item_table.select("item_id", pl.col(column).replace("", None).alias("value"))
-    table = _save_table(target, items, rows, present, problems, metadata, encoder.fitted_arrays)
+    table = _save_table(target, items, encoded, metadata, encoder.fitted_arrays)
     checkpoint.remove()
     return table
 
@@ -144,7 +142,8 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
 def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
     """Write the vectors that a file has for the items of a dataset."""
     items = data.item_table.select("item_id")
-    vectors, is_listed, ids = look_up_vectors(path, items["item_id"])
+    encoded, ids = look_up_vectors(path, items["item_id"])
+    is_listed = items["item_id"].is_in(ids.implode())
     if not is_listed.any():
         raise HafvtError(
             f"{path}: none of its {len(ids)} ids (e.g. {ids[0] if len(ids) else ''!r}) is an item of "
@@ -158,18 +157,14 @@ def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
         "versions": {"numpy": np.__version__, "polars": pl.__version__},
         "unknown_ids": len(ids) - int(is_listed.sum()),
     }
-    rows, present = normalize_rows(vectors, is_listed)
-    problems = dict.fromkeys(np.flatnonzero(~is_listed).tolist(), f"no vector in {path.name}")
-    items = items.with_columns(value=pl.when(pl.Series(is_listed)).then(pl.lit(path.name)))
-    return _save_table(data.folder / "features" / name, items, rows, present, problems, metadata, {})
+    items = items.with_columns(value=pl.when(is_listed).then(pl.lit(path.name)))
+    return _save_table(data.folder / "features" / name, items, encoded, metadata, {})
 
 
 def _save_table(
     folder: Path,
     items: pl.DataFrame,
-    rows: Float16,
-    present: Bool,
-    problems: dict[int, str],
+    encoded: EncodedItems,
     metadata: dict[str, Any],
     fitted_arrays: dict[str, npt.NDArray[Any]],
 ) -> FeatureTable:
@@ -178,17 +173,14 @@ def _save_table(
     Args:
         folder: of the table.
         items: item_id and value, the content of the items; null if there is none.
-        rows: (items, e) of unit length where present, zero elsewhere.
-        present: (items,) which items have a vector.
-        problems: by index of the item. Items that have neither a vector nor a problem get `NO_DIRECTION`.
+        encoded: the vectors of the items.
         metadata: what about.json holds beside counts.
         fitted_arrays: what the encoder learned; empty if nothing.
 
     Raises:
         HafvtError: no item has a vector.
     """
-    without = np.flatnonzero(~present).tolist()
-    problems = problems | {item: NO_DIRECTION for item in without if item not in problems}
+    rows, present, problems = encoded
     report = items[list(problems)].with_columns(pl.Series("problem", list(problems.values())))
     if not present.any():
         item_id, value, problem = report.row(0)
@@ -196,9 +188,10 @@ def _save_table(
             f"{folder.name}: none of the {len(items)} items could be encoded, e.g. item {item_id!r}, "
             f"value {(value or '')[:80]!r}: {problem}. Correct the input or leave it out"
         )
-    encoded, missing = int(present.sum()), report["value"].null_count()
-    counts = {"items": len(items), "encoded": encoded, "missing": missing}
-    counts |= {"broken": len(items) - encoded - missing, "incomplete": len(report) - len(items) + encoded}
+    num_encoded, num_missing = int(present.sum()), report["value"].null_count()
+    num_without = len(items) - num_encoded
+    counts = {"items": len(items), "encoded": num_encoded, "missing": num_missing}
+    counts |= {"broken": num_without - num_missing, "incomplete": len(report) - num_without}
     metadata = {**metadata, "width": rows.shape[1], "counts": counts}
     with atomic_folder(folder, FEATURE_TABLE, overwrite=True, num_bytes=rows.nbytes) as temporary:
         write_fitted_arrays(temporary, fitted_arrays)

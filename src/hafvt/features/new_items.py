@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import Bool, Dataset
+from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, make_encoder
-from hafvt.features.table import NO_DIRECTION, FeatureTable, Float16, normalize_rows
+from hafvt.features.table import EncodedItems, FeatureTable, normalize_rows
 from hafvt.files import reading
 from hafvt.progress import progress
-
-
-class EncodedItems(NamedTuple):
-    """The vectors of items in one modality.
-
-    Attributes:
-        rows: (items, e) float16, unit length where present, zero elsewhere.
-        present: (items,) whether the item has a vector.
-        problems: why the other items have none, by index of the item.
-    """
-
-    rows: Float16
-    present: Bool
-    problems: dict[int, str]
 
 
 def encode_new_items(
@@ -54,7 +40,7 @@ def encode_new_items(
         device: where checkpoints run.
 
     Raises:
-        HafvtError: the encoder has changed, its fitted arrays are missing, or a file is missing or wrong.
+        HafvtError: the encoder has changed, or a file is missing, damaged or wrong.
     """
     table = FeatureTable.open(data.folder / "features" / name)
     with reading(table.folder / "about.json", f"run hafvt encode for {name} again"):
@@ -66,32 +52,29 @@ def encode_new_items(
                 f"the features {name!r} of {data.folder} came from a file: give those of the new items by "
                 f"--precomputed {name}=FILE"
             )
-        path = Path(precomputed)
-        rows, is_listed, _ = look_up_vectors(path, items["item_id"])
-        if rows.shape[1] != width:
+        encoded, _ = look_up_vectors(Path(precomputed), items["item_id"])
+        if encoded.rows.shape[1] != width:
             raise HafvtError(
-                f"{path}: its vectors have {rows.shape[1]} dimensions, the dataset's {width}: give vectors "
-                "of the same encoder"
+                f"{precomputed}: its vectors have {encoded.rows.shape[1]} dimensions, the dataset's {width}: give "
+                "vectors of the same encoder"
             )
-        problems = dict.fromkeys(np.flatnonzero(~is_listed).tolist(), f"no vector in {path.name}")
-    elif precomputed is not None:
+        return encoded
+    if precomputed is not None:
         raise HafvtError(
             f"{data.folder}'s features {name!r} were made by {spec}, as are those of new items: leave out "
             "the precomputed file"
         )
-    else:
-        encoder = _restore_encoder(table, spec, saved, device)
-        values = items[MODALITIES[name].column].to_list()
-        rows, problems = np.zeros((len(values), width), dtype=np.float32), {}
-        with progress(name, len(values), "items") as advance:
-            for batch in iter_encoded_batches(name, encoder, values, image_root):
-                if len(batch.items):
-                    rows[batch.items] = encoder.finish(batch.rows, np.ones(len(batch.rows), dtype=np.bool_))
-                problems |= batch.problems
-                advance(batch.size)
-    unit_rows, present = normalize_rows(rows, np.ones(len(rows), dtype=np.bool_))
-    without_direction = dict.fromkeys(np.flatnonzero(~present).tolist(), NO_DIRECTION)
-    return EncodedItems(unit_rows, present, without_direction | problems)
+    encoder, values = _restore_encoder(table, spec, saved, device), items[MODALITIES[name].column].to_list()
+    rows, present = np.zeros((len(values), width), np.float32), np.zeros(len(values), np.bool_)
+    problems: dict[int, str] = {}
+    with progress(name, len(values), "items") as advance:
+        for batch in iter_encoded_batches(name, encoder, values, image_root):
+            if len(batch.items):
+                rows[batch.items] = encoder.finish(batch.rows, np.ones(len(batch.rows), np.bool_))
+            present[batch.items] = True
+            problems |= batch.problems
+            advance(batch.size)
+    return normalize_rows(rows, present, problems)
 
 
 def _restore_encoder(table: FeatureTable, spec: str, saved: dict[str, Any], device: str) -> Encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -96,12 +96,27 @@ def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]
         return dict(arrays)
 
 
-def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float16, Bool]:
-    """Return rows of unit length in float16 and which items still have one, (items, e) and (items,).
+class EncodedItems(NamedTuple):
+    """The vectors of items in one modality.
+
+    Attributes:
+        rows: (items, e) float16, unit length where present, zero elsewhere.
+        present: (items,) whether the item has a vector.
+        problems: by index of the item, why it has no vector, or what its vector lacks.
+    """
+
+    rows: Float16
+    present: Bool
+    problems: dict[int, str]
+
+
+def normalize_rows(rows: npt.NDArray[np.floating], present: Bool, problems: dict[int, str]) -> EncodedItems:
+    """Return rows of unit length.
 
     Args:
         rows: (items, e) vectors of any length.
         present: (items,) which rows count. Those that are zero or not finite no longer do.
+        problems: by index of the item. Items that have neither a vector nor a problem get `NO_DIRECTION`.
     """
     unit_rows, usable = np.zeros(rows.shape, dtype=np.float16), np.zeros_like(present)
     for start in range(0, len(rows), CHUNK_ROWS):
@@ -110,4 +125,5 @@ def normalize_rows(rows: npt.NDArray[np.floating], present: Bool) -> tuple[Float
         norms = np.linalg.norm(precise, axis=1)
         usable[part] = has_norm = present[part] & np.isfinite(norms) & (norms > 0)
         unit_rows[part][has_norm] = precise[has_norm] / norms[has_norm, None]
-    return unit_rows, usable
+    others = (item for item in np.flatnonzero(~usable).tolist() if item not in problems)
+    return EncodedItems(unit_rows, usable, problems | dict.fromkeys(others, NO_DIRECTION))

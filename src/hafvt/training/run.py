@@ -13,7 +13,7 @@ from hafvt.evaluation.results import read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
-from hafvt.files import read_json, reading, sha256, verify_files
+from hafvt.files import read_json, reading, verify_files
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config

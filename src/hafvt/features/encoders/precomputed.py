@@ -11,27 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Bool
 from hafvt.data.ids import id_column
 from hafvt.data.readers import read_columns
 from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import Float32
+from hafvt.features.table import EncodedItems, normalize_rows
 from hafvt.progress import available_bytes
 
 
-def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[Float32, Bool, pl.Series]:
-    """Return the vectors that a file has for a list of items; see `read_precomputed`.
-
-    Returns:
-        The vectors (items, e), zero for items that the file lacks; which items it has, (items,); all its ids.
-    """
+def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[EncodedItems, pl.Series]:
+    """Return the vectors that a file has for a list of items, and all ids of the file; see `read_precomputed`."""
     ids, vectors = read_precomputed(path)
     index = ids.alias("item_id").to_frame().with_row_index("row")
     matches = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")
     is_listed = matches["row"].is_not_null().to_numpy()
     rows = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
     rows[is_listed] = vectors[matches["row"].drop_nulls().to_numpy()]
-    return rows, is_listed, ids
+    problems = dict.fromkeys(np.flatnonzero(~is_listed).tolist(), f"no vector in {path.name}")
+    return normalize_rows(rows, is_listed, problems), ids
 
 
 def read_precomputed(path: Path) -> tuple[pl.Series, Float32]:

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import summarize
+from hafvt.evaluation.metrics import mean_mrr, summarize
 from hafvt.evaluation.negatives import NUM_NEGATIVES, load_negatives
 from hafvt.evaluation.protocols import PROTOCOLS
+from hafvt.evaluation.results import read_description, read_notes, write_results
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.evaluate import evaluate
 from hafvt.models.base import Model
 from hafvt.training.train import train
+from tests.conftest import write_small
 
 
 class RuleScorer(Model):
@@ -83,7 +85,7 @@ def test_load_negatives_after_the_first_call_reads_the_file_and_checks_it(big):
     with pytest.raises(HafvtError, match="is damaged"):
         protocol_negatives(big, "test", "c2dsr")
     path.unlink()
-    with pytest.raises(HafvtError, match="is damaged"):
+    with pytest.raises(HafvtError, match="does not exist: remove"):
         protocol_negatives(big, "test", "c2dsr")
     path.with_suffix(".json").unlink()
     assert (protocol_negatives(big, "test", "c2dsr") == first).all()
@@ -187,3 +189,26 @@ def test_evaluate_by_c2dsr_warns_of_its_tie_rule(small, tmp_path):
     assert "WARNING: c2dsr's tie rule raises a metric of popularity" in str(evaluation)
     assert "ties at half" in str(evaluation)
     assert "WARNING" not in str(evaluate(run.folder, protocol="sampled-unseen"))
+
+
+def test_write_results_of_a_domain_of_one_item_leaves_its_targets_out_and_says_so(tmp_path):
+    data = write_small(tmp_path / "data", sizes=(1, 9), with_features=False)
+    protocol = PROTOCOLS["sampled-unseen"]
+    ranks, _ = rank_targets([RuleScorer(data, torch.zeros(10))] * 2, data, "test", protocol)
+    lone = int((ranks.candidates == 1).sum())
+    assert lone > 0
+    results = write_results(tmp_path, data, ranks, protocol)
+    assert list(results) == ["d1"]
+    assert mean_mrr(ranks) == pytest.approx(results["d1"]["MRR"].value)
+    low, high = ranks.candidates[ranks.candidates > 1].min(), ranks.candidates.max()
+    assert read_notes(tmp_path) == [
+        f"d1: only {low} to {high} candidates per target, as the domain has no more unseen items",
+        f"{lone} targets without another candidate are left out of the means",
+    ]
+    assert all(note in read_description(tmp_path) for note in read_notes(tmp_path))
+
+
+def test_write_results_without_any_rival_has_no_metrics(tmp_path):
+    data = write_small(tmp_path / "data", sizes=(1, 1), with_features=False)
+    ranks, _ = rank_targets([RuleScorer(data, torch.zeros(2))] * 2, data, "test")
+    assert write_results(tmp_path, data, ranks, PROTOCOLS["full"]) == {}

@@ -53,13 +53,15 @@ METRICS: dict[str, Callable[[Float64], Float64]] = {
 
 
 def domain_mrrs(ranks: Ranks, num_domains: int) -> list[float]:
-    """Return the MRR of each domain, 0 where a domain has no targets."""
+    """Return the MRR of each domain, 0 where a domain has no targets with another candidate."""
+    ranks = ranks.with_rivals()
     domain_ranks = [ranks.ranks[ranks.domains == number] for number in range(num_domains)]
     return [float(reciprocal_rank(part).mean()) if len(part) else 0.0 for part in domain_ranks]
 
 
 def mean_mrr(ranks: Ranks) -> float:
     """Return the mean of the MRRs of all domains that have targets: the criterion to select weights."""
+    ranks = ranks.with_rivals()
     mrrs = [reciprocal_rank(ranks.ranks[ranks.domains == d]).mean() for d in np.unique(ranks.domains)]
     return float(np.mean(mrrs)) if mrrs else 0.0
 
@@ -67,7 +69,8 @@ def mean_mrr(ranks: Ranks) -> float:
 def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int = 0) -> Results:
     """Return every metric per domain and overall, with 95 % bootstrap intervals over users.
 
-    "overall" is the mean over the domains, so that a large domain does not outweigh a small one.
+    "overall" is the mean over the domains, so that a large domain does not outweigh a small one. Targets
+    without another candidate are left out, because their rank is always 1.
 
     Args:
         ranks: of the targets.
@@ -75,6 +78,9 @@ def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int
         resamples: number of bootstrap samples of users.
         seed: of the samples.
     """
+    ranks = ranks.with_rivals()
+    if not len(ranks.ranks):
+        return {}
     _, user_rows = np.unique(ranks.users, return_inverse=True)
     num_users = int(user_rows.max(initial=-1)) + 1
     present = [number for number in range(len(domains)) if (ranks.domains == number).any()]

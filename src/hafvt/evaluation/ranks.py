@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import Dataset, Int64
+from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.files import atomic_file
 
 Float64 = npt.NDArray[np.float64]
@@ -49,9 +49,17 @@ class Ranks:
         with atomic_file(path) as temporary:
             table.write_parquet(temporary)
 
+    def select(self, rows: Bool | Int64) -> Ranks:
+        """Return the ranks of some targets."""
+        return Ranks(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def with_rivals(self) -> Ranks:
+        """Return the ranks of the targets that had another candidate; the rank of all others is always 1."""
+        return self.select(self.candidates > 1)
+
 
 def concat_ranks(parts: Sequence[Ranks]) -> Ranks:
     """Return the ranks of disjoint sets of targets as one object, ordered by position."""
-    order = np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")
-    names = [field.name for field in fields(Ranks)]
-    return Ranks(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in names))
+    columns = [np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Ranks)]
+    ranks = Ranks(*columns)
+    return ranks.select(np.argsort(ranks.positions, kind="stable"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.metrics import MetricValue, Results, summarize
+from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.files import read_json, write_json
@@ -31,15 +32,30 @@ def write_results(
     Returns:
         The metrics per domain and overall.
     """
-    results = summarize(ranks, [domain.name for domain in data.domains])
+    results, notes = summarize(ranks, [domain.name for domain in data.domains]), _notes(ranks, data, protocol)
     ranks.write(folder / "ranks.parquet", data)
     description = (
         f"{len(ranks.ranks):,} {targets} of {len(np.unique(ranks.users)):,} users, each ranked among "
         f"{protocol.describe(data)}; intervals: 95 % bootstrap over users"
     )
-    content = {"protocol": protocol.name, "description": description, "results": results_to_json(results)}
-    write_json(folder / "results.json", content)
+    content = {"protocol": protocol.name, "description": "; ".join([description, *notes]), "notes": notes}
+    write_json(folder / "results.json", {**content, "results": results_to_json(results)})
     return results
+
+
+def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
+    """Return in words which targets had fewer candidates than the protocol promises."""
+    notes, expected = [], 0 if protocol.ranks_all_items else 1 + NUM_NEGATIVES
+    for number, domain in enumerate(data.domains):
+        counts = ranks.candidates[(ranks.domains == number) & (ranks.candidates > 1)]
+        if len(counts) and counts.min() < expected:
+            notes.append(
+                f"{domain.name}: only {counts.min():,} to {counts.max():,} candidates per target, as the "
+                "domain has no more unseen items"
+            )
+    if lone := len(ranks.ranks) - len(ranks.with_rivals().ranks):
+        notes.append(f"{lone:,} targets without another candidate are left out of the means")
+    return notes
 
 
 def read_results(folder: Path) -> Results:
@@ -50,6 +66,11 @@ def read_results(folder: Path) -> Results:
 def read_description(folder: Path) -> str:
     """Return the sentence in a folder's results.json that says what was ranked, and how."""
     return str(read_json(folder / "results.json")["description"])
+
+
+def read_notes(folder: Path) -> list[str]:
+    """Return what a reader of the metrics in a folder's results.json must know beside the protocol."""
+    return list(read_json(folder / "results.json").get("notes", ()))
 
 
 def results_to_json(results: Results) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import write_results
+from hafvt.evaluation.results import read_notes, write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
@@ -72,6 +72,7 @@ class Evaluation:
                 f"{100 * self.tie_gain:.2f} points: report the values with ties at half"
             )
         table = plain_table(rows, mark_best=False)
+        lines += read_notes(self.folder)
         return "\n".join([table, *lines, f"wrote {files} to {self.folder}"])
 
 

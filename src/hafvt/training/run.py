@@ -9,7 +9,7 @@ from typing import Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.results import read_results
+from hafvt.evaluation.results import read_notes, read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
@@ -60,7 +60,7 @@ class Run:
                 f"{self.about['parameters']:,} parameters, {best['seconds']:,.0f} s"
             )
         if (self.folder / "results.json").exists():
-            lines.append(plain_table({self.name: read_results(self.folder)}))
+            lines += [plain_table({self.name: read_results(self.folder)}), *read_notes(self.folder)]
         return "\n".join([*lines, f"wrote the run to {self.folder}"])
 
 

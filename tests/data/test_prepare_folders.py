@@ -71,9 +71,7 @@ def test_prepare_on_a_full_disk_says_so_and_keeps_the_dataset(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", save)
-    with pytest.raises(
-        HafvtError, match=r"data cannot be written \(No space left .*data is unchanged"
-    ):
+    with pytest.raises(HafvtError, match=r"data cannot be written \(No space left .*data is unchanged"):
         prepare(LOG, out=tmp_path / "data", overwrite=True)
     assert folder_names(tmp_path) == ["data"]
     assert Dataset.open(tmp_path / "data").num_users == 2

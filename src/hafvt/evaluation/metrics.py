@@ -76,7 +76,7 @@ def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int
         ranks: of the targets.
         domains: names of the domains; the results omit domains without targets.
         resamples: number of bootstrap samples of users.
-        seed: of the samples.
+        seed: seed of the samples.
     """
     ranks = ranks.with_rivals()
     if not len(ranks.ranks):

@@ -18,16 +18,9 @@ SEED = 2040  # of C2DSR's published code
 def load_negatives(
     data: Dataset, split: Literal["valid", "test"], name: str, draw: Callable[[Dataset, Int64], Int32]
 ) -> Int32:
-    """Return the negatives of a split's targets; the first call draws and stores them for all models.
+    """Return the negatives of a split's targets by a protocol's `draw`, see `Protocol.draw_negatives`.
 
-    Args:
-        data: the dataset; the file is `negatives/NAME-SPLIT.npy` in its folder, with its hash beside it.
-        split: whose targets.
-        name: of the protocol.
-        draw: (dataset, positions (n,)) -> (n, N) item indices.
-
-    Returns:
-        (n, N) item indices, -1 where a target has fewer than N negatives.
+    The first call stores them for all models in `negatives/NAME-SPLIT.npy` of the dataset's folder.
 
     Raises:
         HafvtError: the stored file is damaged, or a domain has a single item.

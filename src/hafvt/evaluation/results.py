@@ -20,17 +20,9 @@ from hafvt.files import read_json, write_json
 def write_results(
     folder: Path, data: Dataset, ranks: Ranks, protocol: Protocol, targets: str = "test targets"
 ) -> Results:
-    """Summarize ranks and write ranks.parquet and results.json.
+    """Write ranks.parquet and results.json into a folder, and return the metrics per domain and overall.
 
-    Args:
-        folder: where the files are written.
-        data: the dataset of the targets.
-        ranks: of the targets.
-        protocol: by which they were ranked.
-        targets: what the targets are, in words for reports.
-
-    Returns:
-        The metrics per domain and overall.
+    `targets` says what the targets are, in words for reports.
     """
     results, notes = summarize(ranks, [domain.name for domain in data.domains]), _notes(ranks, data, protocol)
     ranks.write(folder / "ranks.parquet", data)

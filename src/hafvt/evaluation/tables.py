@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 from hafvt.evaluation.metrics import MetricValue, Results
@@ -25,19 +25,14 @@ def _half_interval(metric_value: MetricValue) -> str:
     return f" ±{percent((metric_value.high - metric_value.low) / 2)}"
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
-
-
 def domains_of(results: Mapping[str, Results]) -> list[str]:
     """Return the domains of all models, with "overall" last."""
-    names = _distinct(chain.from_iterable(results.values()))
-    return sorted(names, key=lambda name: name == "overall")
+    return sorted(dict.fromkeys(chain.from_iterable(results.values())), key=lambda name: name == "overall")
 
 
 def metrics_of(results: Mapping[str, Results]) -> list[str]:
     """Return the names of the metrics of all models, in the order of their first occurrence."""
-    return _distinct(chain.from_iterable(row for result in results.values() for row in result.values()))
+    return list(dict.fromkeys(name for result in results.values() for row in result.values() for name in row))
 
 
 def best_models(results: Mapping[str, Results], domain: str, metric: str) -> set[str]:

@@ -52,8 +52,7 @@ def rank_targets(
         data: holds the targets.
         split: which targets.
         protocol: the candidates and the tie rule.
-        exclude_seen: excludes the user's whole history from the candidates; for a protocol that ranks all
-            items.
+        exclude_seen: see `rank_positions`; for a protocol that ranks all items.
         device: where the models are, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
@@ -95,22 +94,21 @@ def rank_positions(
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
-    """Rank the targets at some positions by one model.
+    """Rank the targets at some positions of `data.items` by one model; see `rank_targets`.
 
     Args:
         model: scores the candidates.
         data: holds the targets.
-        positions: (n,) positions of the targets in `data.items`.
+        positions: (n,) of the targets.
         protocol: the tie rule.
         negatives: (n, N) item indices that each target is ranked among, -1 where there are fewer than N; None
             for all items of the target's domain.
-        exclude_seen: excludes the user's whole history, except the target, from all items of the domain.
+        exclude_seen: excludes the user's history, except the target, from all items of the domain.
         device: where the model is, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
     device = device or torch.device("cpu")
-    positions = np.asarray(positions)
-    items = np.asarray(data.items)
+    positions, items = np.asarray(positions), np.asarray(data.items)
     domains = data.domains_of(items[positions])
     half_ties, by_protocol = np.zeros(len(positions)), np.zeros(len(positions))
     was_training = model.training
@@ -121,9 +119,8 @@ def rank_positions(
             batch_size = SAMPLED_BATCH_SIZE
             if negatives is None:
                 batch_size = min(max(MAX_SCORES // max(len(domain), 1), 16), 1024)
-            for batch_rows, batch in target_batches(
-                data, positions[domain_rows], batch_size, model.max_length
-            ):
+            batches = target_batches(data, positions[domain_rows], batch_size, model.max_length)
+            for batch_rows, batch in batches:
                 rows = domain_rows[batch_rows]
                 candidates: Tensor | None = None
                 ignore: Tensor | None = None
@@ -143,30 +140,19 @@ def rank_positions(
                     advance(len(rows))
     model.train(was_training)
     sizes = np.array([len(domain) for domain in data.domains])
-    ranks = Ranks(
-        positions=positions,
-        users=data.users_at(positions),
-        domains=domains,
-        ranks=half_ties,
-        candidates=sizes[domains].astype(np.int64) if negatives is None else 1 + (negatives >= 0).sum(1),
-    )
+    num_candidates = sizes[domains].astype(np.int64) if negatives is None else 1 + (negatives >= 0).sum(1)
+    ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates)
     return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
 
 
 def sampled_candidates(targets: Int32, negatives: Int32, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return candidates with the target in column 0, and the columns that are padding.
-
-    Args:
-        targets: (B,) item indices.
-        negatives: (B, N) item indices, -1 for padding.
-        device: where the tensors are placed.
+    """Return targets (B,) and negatives (B, N; -1 for padding) as candidates, and which of these to ignore.
 
     Returns:
-        (B, 1 + N) item indices, padding replaced by the target, and (B, 1 + N) the columns of padding, -1
-        elsewhere.
+        (B, 1 + N) item indices, the target in column 0 and in the place of padding, and (B, 1 + N) the
+        columns of padding, -1 elsewhere.
     """
-    candidates = np.concatenate([targets[:, None], negatives], axis=1).astype(np.int64)
-    items = torch.from_numpy(candidates).to(device)
+    items = torch.from_numpy(np.column_stack([targets, negatives]).astype(np.int64)).to(device)
     is_padding = items < 0
     columns = torch.arange(items.shape[1], device=device).where(is_padding, -1)
     return torch.where(is_padding, items[:, :1], items), columns

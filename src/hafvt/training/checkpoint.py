@@ -23,6 +23,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, 
     text = json.dumps(state)
     with atomic_file(path, sum(tensor.nbytes for tensor in on_cpu.values())) as temporary:
         save_file(on_cpu, temporary, metadata={"state": text, "sha256": _hash(on_cpu, text)})
+        temporary.chmod(0o644)  # safetensors lets nobody else read the file, such as the user of a server
 
 
 def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[dict[str, Tensor], Any]:

@@ -18,9 +18,7 @@ WARMUP = 20  # in early steps the decay is step / (step + 20), so that the initi
 class EmaWeights:
     """The exponential moving average of all trainable weights of a model.
 
-    Args:
-        model: the model in training.
-        decay: share of the average that a step keeps, after the warm-up.
+    `decay` is the share of the average that a step keeps, after the warm-up.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -109,13 +109,9 @@ def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """Write config.yaml into a new folder, or into that of a run with the same settings, which is continued.
+    """Write config.yaml into a new folder, or into that of a run with the same settings, to `resume` it.
 
-    Args:
-        folder: of the run.
-        settings: content of config.yaml. A continued run may differ in the dataset's path, `epochs` and
-            `patience`.
-        resume: continue the run in the folder, if there is one.
+    A resumed run may differ in the dataset's path, `epochs` and `patience`.
 
     Raises:
         HafvtError: the folder holds other files, a run without `resume`, or a run of other settings.
@@ -155,12 +151,7 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
 
 
 def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
-    """Write the best weights and model.json into the run's folder. With these files the run is finished.
-
-    Args:
-        trainer: the trainer, whose `fit` has returned.
-        settings: content of config.yaml.
-    """
+    """Write the best weights and model.json, with `settings`, into the run's folder: the run is finished."""
     state, device, folder = trainer.state, trainer.fabric.device, trainer.folder
     names = weight_files(len(trainer.best_paths))
     for path, name in zip(trainer.best_paths, names, strict=True):

@@ -47,11 +47,9 @@ class TrainingState:
     """The progress of a training. Checkpoints contain it, so that a resumed training continues identically.
 
     Attributes:
-        epoch: number of finished epochs.
-        batch: number of finished batches of the current epoch.
-        step: number of finished optimizer steps.
+        epoch, batch, step: finished epochs, batches of the current epoch, and optimizer steps.
         loss_sum: sum of the losses of the current epoch's batches.
-        seconds: time spent in training and validation, interrupted runs included.
+        seconds: time of training and validation, interrupted runs included.
         best_epochs: epoch with the highest validation MRR: one entry for all domains together, or one per
             domain; 0 before the first validation.
         best_mrrs: validation MRR at each of `best_epochs`; -1 before the first validation.
@@ -75,15 +73,7 @@ class Trainer:
     """Trains a model, validates it, and saves its best weights. Resumes from the last checkpoint in `folder`.
 
     Each process of a distributed training has its own `batches`; only process 0 validates and writes files.
-
-    Args:
-        fabric: the device, precision and processes of the training.
-        model: the model to train; moved to the fabric's device.
-        data: the dataset with the validation targets.
-        batches: the training histories of this process.
-        folder: folder of the run.
-        config: the settings of the training.
-        protocol: the evaluation protocol that ranks the validation targets.
+    The model moves to the device of `fabric`; `protocol` ranks the validation targets of `data`.
     """
 
     def __init__(
@@ -127,9 +117,7 @@ class Trainer:
     def fit(self, title: str, *, tensorboard: bool = False) -> None:
         """Train until the last epoch, or until `patience` validations in a row bring no improvement.
 
-        Args:
-            title: title of the progress bar.
-            tensorboard: also write TensorBoard events.
+        `title` is that of the progress bar; with `tensorboard`, events for TensorBoard are written, too.
 
         Raises:
             HafvtError: the loss is not finite.
@@ -165,13 +153,7 @@ class Trainer:
         return self.state.epoch >= self.epochs or 0 < self.config.patience <= num_without_improvement
 
     def train_epoch(self, advance: Advance, is_interrupted: Callable[[], bool], mrr: float) -> None:
-        """Train the remaining batches of the current epoch.
-
-        Args:
-            advance: moves the progress bar.
-            is_interrupted: returns whether to stop after the current step.
-            mrr: MRR of the last validation, for the progress bar; negative before the first validation.
-        """
+        """Train the remaining batches of the current epoch; `mrr` is that of the last validation, or -1."""
         state = self.state
         self.model.train()
         for batch in self.batches.epoch(state.epoch, first=state.batch):
@@ -200,23 +182,20 @@ class Trainer:
             HafvtError: the loss is not finite.
         """
         assert self.optimizer is not None
-        torch.manual_seed(
-            step_seed(self.config.seed, self.state.step, self.fabric.global_rank, self.fabric.world_size)
-        )
+        rank, num_ranks = self.fabric.global_rank, self.fabric.world_size
+        torch.manual_seed(step_seed(self.config.seed, self.state.step, rank, num_ranks))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_module(batch.to(self.fabric.device))
         self.fabric.backward(loss)
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            rate = self.config.learning_rate
-            raise HafvtError(
-                f"the loss is {value} at step {self.state.step}: choose a --learning-rate below {rate}"
-            )
+            step, rate = self.state.step, self.config.learning_rate
+            raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
         return value
 
     def validate(self) -> float:
-        """Rank the validation targets with the averaged weights; save them if their MRR is the best.
+        """Rank the validation targets with the averaged weights; save these if their MRR is the best.
 
         Returns:
             The mean of the domains' MRRs.
@@ -226,11 +205,9 @@ class Trainer:
             with self.ema.applied():
                 models, device = [self.model] * len(self.data.domains), self.fabric.device
                 ranks = rank_targets(models, self.data, "valid", self.protocol, device=device).by_protocol
-                mrr = mean_mrr(ranks)
-                num_checkpoints = len(state.best_mrrs)
-                for index, value in enumerate(
-                    domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
-                ):
+                mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
+                mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
+                for index, value in enumerate(mrrs):
                     if value > state.best_mrrs[index]:
                         state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
                         metadata = {"epoch": state.epoch, "valid_mrr": value}
@@ -249,13 +226,9 @@ class Trainer:
 
 
 def step_seed(seed: int, step: int, rank: int, num_ranks: int) -> int:
-    """Return the seed of a step's dropout; independent of earlier steps, so that resuming changes no result.
+    """Return the seed of the dropout of a step in process `rank` of `num_ranks`.
 
-    Args:
-        seed: seed of the training, below 2**63.
-        step: number of the step.
-        rank: number of this process; each process has its own dropout.
-        num_ranks: number of processes.
+    It is independent of earlier steps, so that resuming changes no result.
     """
     swapped_halves = (seed << 32) | (seed >> 32)  # keeps the steps of seeds such as 0 and 1 apart
     return (swapped_halves + step * num_ranks + rank) % 2**64

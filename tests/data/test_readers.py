@@ -311,7 +311,7 @@ def test_read_tables_jsonl_nan_is_null_and_numbers_are_digits(tmp_path: Path) ->
 
 
 def test_read_tables_larger_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**20)
+    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**19)
     rows = pl.DataFrame({"user_id": ["u"] * 10_000, "item_id": "a", "timestamp": 1})
     rows.write_parquet(tmp_path / "log.parquet")
     for name in ("log.csv", "log.csv.gz", "log.csv.zst", "log.jsonl", "log.jsonl.gz", "log.jsonl.zst"):

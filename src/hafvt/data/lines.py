@@ -19,7 +19,7 @@ BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
 MAX_ZSTD_BLOCK_BYTES = 2**17
 MAX_LINE_BYTES = 2**24
-BYTES_PER_ROW = 150  # memory that a row takes at most while a table is prepared, besides its text
+BYTES_PER_ROW = 64  # memory of a row while a table is read, besides twice its text
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
 NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
 
@@ -173,7 +173,7 @@ def _zstd_bytes(path: Path) -> int:
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
     """Raise InputError if a table of this unpacked size is too large for the memory of the machine."""
     available = available_bytes()
-    if 3 * num_bytes + BYTES_PER_ROW * num_rows > available:
+    if 2 * num_bytes + BYTES_PER_ROW * num_rows > available:
         problem = f"{num_rows:,} or more rows do not fit into the {available / 2**30:.1f} GiB of free memory"
         raise InputError(problem, "Keep fewer rows, or use a machine with more memory", file=path)
 

@@ -10,28 +10,20 @@ from hafvt.data.dataset import Bool, Int32
 
 
 class KCore(NamedTuple):
-    """What passes `k_core`.
-
-    Attributes:
-        interactions: (interactions,) whether an interaction passes.
-        items: (items,) whether an item passes.
-    """
+    """Masks of the interactions and of the items that pass `k_core`."""
 
     interactions: Bool
     items: Bool
 
 
 def is_active_in_all_domains(users: Int32, domains: Int32, num_domains: int, minimum: int) -> Bool:
-    """Return which users have at least `minimum` interactions in every domain.
+    """Return which users have at least `minimum` interactions in every domain, (largest user + 1,).
 
     Args:
         users: (n,) user of each interaction.
         domains: (n,) domain of each interaction.
-        num_domains: how many domains there are.
+        num_domains: number of domains, those without interactions included.
         minimum: 0 accepts every user.
-
-    Returns:
-        (largest user + 1,)
     """
     num_users = int(users.max(initial=-1)) + 1
     counts = np.bincount(users.astype(np.int64) * num_domains + domains, minlength=num_users * num_domains)

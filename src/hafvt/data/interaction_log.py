@@ -50,8 +50,8 @@ def number_ids(interactions: Table, items: Table | None, domains: list[str] | No
     """Number users by id and items by domain and id, so that the order of the rows has no influence.
 
     Args:
-        interactions: the interactions.
-        items: the items; None uses those of the interactions.
+        interactions: a checked table.
+        items: a checked table; None uses the items of the interactions.
         domains: names of the domains to keep, in the order of the catalog; None keeps all, sorted by name.
 
     Raises:

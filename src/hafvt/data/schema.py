@@ -74,16 +74,7 @@ def read_tables(
 
 
 def read_items(items: Any, columns: dict[str, str]) -> Table:
-    """Read and check a table of items without interactions; normalize its titles.
-
-    Args:
-        items: a path or data frame with item_id and, optionally, domain, title and image.
-        columns: name of `COLUMNS` -> name in the input.
-
-    Raises:
-        InputError: the table or a value in it is wrong.
-        HafvtError: `columns` has a name that is not in `COLUMNS`, or one that the table lacks.
-    """
+    """Read and check a table of items alone, with normalized titles; arguments and errors as `read_tables`."""
     _check_column_names(columns, COLUMNS["items"])
     table = _read_table(items, "items", columns, "auto", strip=False)
     _check_mapped_columns(columns, [table])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import polars as pl
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from hafvt.data.prepare import prepare
 from hafvt.data.sources import SOURCES
 from hafvt.data.sources.base import SourceTables, prepare_source
-from hafvt.errors import InputError
+from hafvt.errors import HafvtError, InputError
+from hafvt.files import folder_lock
 
 ITEMS = pl.DataFrame(
     {
@@ -62,6 +63,15 @@ def test_prepare_source_unknown_item_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_sources_into_a_folder_in_use_are_refused(name: str, tmp_path: Path) -> None:
+    prepare = resolve_name(SOURCES[name])
+    options = {"domains": {"a": "Books"}} if name == "amazon" else {}
+    with folder_lock(tmp_path / "out"), pytest.raises(HafvtError, match="out is in use by another process"):
+        prepare(tmp_path, tmp_path / "out", **options)
+    with pytest.raises(HafvtError, match="nowhere is not a folder"):
+        prepare(tmp_path / "nowhere", tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_sources_entry_names_a_function(name: str) -> None:
-    module, _, function = SOURCES[name].partition(":")
-    assert getattr(import_module(module), function).__name__ == f"prepare_{name}"
+    assert resolve_name(SOURCES[name]).__name__ == f"prepare_{name}"

@@ -18,14 +18,13 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from hafvt.data.dataset import DATASET, Int32, Int64
+from hafvt.data.dataset import Int32, Int64
 from hafvt.data.filters import is_active_in_all_domains, k_core
 from hafvt.data.order import sort_histories
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
-from hafvt.data.sources.base import PreparedSource, SourceTables, domain_names, prepare_source, source_folder
+from hafvt.data.sources.base import PreparedSource, SourceTables, dataset_source, domain_names, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
 from hafvt.errors import HafvtError
-from hafvt.files import check_output_folder
 from hafvt.progress import Advance, progress
 from hafvt.settings import Count, OutFolder, Seed, check_arguments
 
@@ -35,6 +34,7 @@ Dumps = Mapping[str, tuple[DumpFile, DumpFile | None]]  # domain -> files of rev
 
 
 @check_arguments
+@dataset_source
 def prepare_amazon(
     folder: str | Path,
     out: OutFolder,
@@ -77,8 +77,7 @@ def prepare_amazon(
         InputError: a file is damaged or in an unknown format; names file, row, value and remedy.
         HafvtError: a setting is wrong, a file is missing, or no sequence is left.
     """
-    folder, out = source_folder(folder), Path(out)
-    check_output_folder(out, DATASET, overwrite=overwrite)
+    folder = Path(folder)
     domains = dict(zip(domain_names(domains), domain_names(domains.values()), strict=True))
     if not domains:
         raise HafvtError("--domains needs NAME=CATEGORY for each domain")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import polars as pl
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import DATASET, Dataset
 from hafvt.data.ids import id_texts
 from hafvt.data.interaction_log import number_ids_in_order
 from hafvt.data.order import user_offsets
@@ -16,6 +17,9 @@ from hafvt.data.prepare import write_log
 from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
 from hafvt.errors import HafvtError
+from hafvt.files import check_output_folder, folder_lock
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SourceTables(NamedTuple):
@@ -51,11 +55,22 @@ class PreparedSource(NamedTuple):
         return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
 
 
-def source_folder(folder: str | Path) -> Path:
-    """Return the folder of a publisher's files; raise HafvtError if there is no such folder."""
-    if not Path(folder).is_dir():
-        raise HafvtError(f"{folder} is not a folder: name the folder of the publisher's files")
-    return Path(folder)
+def dataset_source(function: Function) -> Function:
+    """Decorate a source: check its parameters `folder` and `out`, and lock the folder `out` while it runs.
+
+    Raises:
+        HafvtError: there is no such folder, or `out` cannot be replaced or is in use by another process.
+    """
+
+    @wraps(function)
+    def run(folder: str | Path, out: str | Path, *, overwrite: bool = False, **options: Any) -> Any:
+        if not Path(folder).is_dir():
+            raise HafvtError(f"{folder} is not a folder: name the folder of the publisher's files")
+        check_output_folder(out, DATASET, overwrite=overwrite)
+        with folder_lock(out):
+            return function(Path(folder), Path(out), overwrite=overwrite, **options)
+
+    return cast(Function, run)
 
 
 def domain_names(names: Iterable[object]) -> list[str]:

@@ -17,19 +17,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import CONTENT_COLUMNS, DATASET
+from hafvt.data.dataset import CONTENT_COLUMNS
 from hafvt.data.lines import read_lines
 from hafvt.data.readers import read_columns
-from hafvt.data.sources.base import PreparedSource, SourceTables, domain_names, prepare_source, source_folder
+from hafvt.data.sources.base import PreparedSource, SourceTables, dataset_source, domain_names, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
 from hafvt.errors import HafvtError, InputError
-from hafvt.files import check_output_folder, sha256
+from hafvt.files import sha256
 from hafvt.settings import OutFolder, Seed, check_arguments
 
 REMEDY = "Download it again"
 
 
 @check_arguments
+@dataset_source
 def prepare_c2dsr(
     folder: str | Path,
     out: OutFolder,
@@ -58,8 +59,7 @@ def prepare_c2dsr(
     Raises:
         InputError: a file is missing, damaged or malformed; names file, row, value and remedy.
     """
-    folder, out = source_folder(folder), Path(out)
-    check_output_folder(out, DATASET, overwrite=overwrite)
+    folder = Path(folder)
     list_files = [_find_file(folder, name) for name in ("Alist", "Blist")]
     asins = [_read_list(path, key=1, number=2) for path in list_files]
     sizes = tuple(map(len, asins))

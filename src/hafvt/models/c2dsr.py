@@ -167,12 +167,9 @@ class C2dsr(Model):
     ) -> Tensor:
         """Return the mean of -log sigmoid(D(s, z)) - log(1 - sigmoid(D(s, z'))) over cross-domain histories.
 
-        Args:
-            number: of the domain.
-            states: (B, T_d, d) states of the domain's history; s is their mean.
-            counts: (B,) number of the domain's items.
-            merged: (B, T, d) merged states h, and h' of histories whose items of the domain are replaced.
-            others: (B, T) positions of items of other domains; z and z' are the means of h and h' there.
+        s is the mean of `states`, (B, T_d, d), `counts` of each history, (B,); z and z' are the means
+        of the merged states and of those after replacing the domain's items, (B, T, d), at the items of
+        `others`, (B, T).
         """
         cross_domain = (counts > 0) & others.any(1)
         if not cross_domain.any():

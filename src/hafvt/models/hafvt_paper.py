@@ -57,12 +57,7 @@ from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_pr
 
 
 class AttentionLayer(nn.Module):
-    """Attention over one sequence in one modality, equations (1) and (3).
-
-    Args:
-        width: Width d of the modality's embeddings.
-        dropout: Dropout rate.
-    """
+    """Attention over one sequence in one modality with embeddings of a width d, equations (1) and (3)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -78,15 +73,7 @@ class AttentionLayer(nn.Module):
 
 
 class HafVtPaper(Model):
-    """HAF-VT as printed; see the module's docstring.
-
-    Args:
-        item_features: The items.
-        config: Hyperparameters.
-
-    Raises:
-        HafvtError: If a modality is not encoded.
-    """
+    """HAF-VT as printed; see the module's docstring. Refuses modalities that are not encoded."""
 
     can_explain = True
 

@@ -14,10 +14,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device that a name stands for.
-
-    Args:
-        name: cpu, cuda, cuda:N, mps, or auto for cuda where torch finds a CUDA device and else cpu.
+    """Return the device of a name: cpu, cuda, cuda:N, mps, or auto (cuda if torch finds one, else cpu).
 
     Raises:
         HafvtError: an unknown name, or a device that torch does not find.

@@ -63,13 +63,8 @@ def sampled_log_probabilities(
 ) -> list[Tensor]:
     """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
-    Args:
-        queries: queries and their targets.
-        samples: for each query, a sample of its candidates.
-        table: (V, d) item vectors.
-        scale: factor of the logits.
-        normalize_rows: normalizes the rows of `table` to unit length first.
-        seen_items: for each query with `log_excluded_mass`, the items behind it.
+    `samples` has a sample of each query's candidates, `seen_items` the items behind its `log_excluded_mass`;
+    the other arguments are those of the functions of `catalog_softmax`.
     """
     log_probabilities = []
     for query, sample, seen in zip(queries, samples, seen_items or [None] * len(queries), strict=True):

@@ -171,9 +171,11 @@ class HafVt(Model):
         causal_mask = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
         is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
         is_repeat = ((sequence.items[:, 1:, None] == inputs.items[:, None, :]) & is_seen).any(2)
-        trained_index = self.items.trained_index
-        seen = torch.where(is_seen, trained_index[inputs.items][:, None, :], -1)[mask]
-        return TrainTargets(inputs, mask, trained_index[sequence.items[:, 1:][mask]], seen, is_repeat[mask])
+        trained_positions = self.items.trained_positions
+        seen = torch.where(is_seen, trained_positions[inputs.items][:, None, :], -1)[mask]
+        return TrainTargets(
+            inputs, mask, trained_positions[sequence.items[:, 1:][mask]], seen, is_repeat[mask]
+        )
 
     def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
         """Return the weighted negative log-likelihood of the mixtures (7), without log r of repeats."""
@@ -225,7 +227,7 @@ class HafVt(Model):
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
 
     def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
-        """Return for each modality the embeddings of a domain's items, and of those that its softmaxes sum."""
+        """Return for each modality the embeddings of a domain's items, and of those in its softmaxes."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
         return [(t[items.start : items.stop], u[trained]) for t, u in self.items.candidate_tables()]
 

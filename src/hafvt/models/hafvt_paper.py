@@ -122,7 +122,7 @@ class HafVtPaper(Model):
         for s, sequence in enumerate(self.sequences(batch)):
             inputs, mask, _ = next_items(sequence)
             mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
-            targets = self.items.trained_index[sequence.items[:, 1:][mask]]  # (N,)
+            targets = self.items.trained_positions[sequence.items[:, 1:][mask]]  # (N,)
             log_p = []
             for name, table, layer in zip(self.modalities, embeddings, self.layers[s], strict=True):
                 h, _ = layer(F.embedding(inputs.items, table))

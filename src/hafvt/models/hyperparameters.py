@@ -50,7 +50,7 @@ class ModelConfig(BaseModel):
         return {}
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with changed hyperparameters; raise pydantic.ValidationError if one is not allowed."""
+        """Return a copy with changed values; raise pydantic.ValidationError if one is not allowed."""
         return type(self).model_validate({**dict(self), **changes})
 
 

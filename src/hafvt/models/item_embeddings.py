@@ -46,7 +46,7 @@ class TrainedItems(nn.Module):
     """(V,) bool, whether the item has no training interactions."""
     trained_items: Tensor
     """(V',) the trained items, ascending."""
-    trained_index: Tensor
+    trained_positions: Tensor
     """(V,) the position of each trained item in `trained_items`; undefined for cold items."""
     train_counts: Tensor
     """(V',) training interactions of each trained item."""
@@ -57,7 +57,7 @@ class TrainedItems(nn.Module):
         self.all_trained = bool(is_trained.all())
         self.register_buffer("is_cold", ~is_trained, persistent=False)
         self.register_buffer("trained_items", is_trained.nonzero()[:, 0], persistent=False)
-        self.register_buffer("trained_index", is_trained.cumsum(0) - 1, persistent=False)
+        self.register_buffer("trained_positions", is_trained.cumsum(0) - 1, persistent=False)
         self.register_buffer("train_counts", item_features.train_counts[is_trained], persistent=False)
         trained_before = F.pad(is_trained.cumsum(0), (1, 0)).tolist()
         ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(is_trained))]

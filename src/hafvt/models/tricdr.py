@@ -66,7 +66,7 @@ class TripleAttention(nn.Module):
     def forward(self, f: Tensor, counts: Tensor, q: Tensor, mean: Tensor) -> Tensor:
         """Return sum_j softmax_j(MLP([f_j; q; f_j * q; q - f_j; mean])) f_j, zeros without states, (N, d).
 
-        f, (N, J, d), are the states of the sequence, `counts` of which precede the prediction; q is the latest
+        f, (N, J, d), are the states of the sequence, `counts` of which precede the target; q is the latest
         state of the target domain, and `mean` the mean of the mixed states so far, (N, d).
         """
         w_f, w_q, w_product, w_difference, w_mean = self.first.weight.chunk(5, dim=1)  # (80, d) each

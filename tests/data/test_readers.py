@@ -248,7 +248,7 @@ def test_read_tables_quote_over_rows_is_warned_of_or_refused(tmp_path: Path) -> 
     assert items_of_csv(path, quoting="none") == ["b", '"a', "b", 'c"', "d"]
     path = write(tmp_path / "open.csv", HEADER + 'u,b,1\nu,"a,1\nu,b,2\n')
     error = fails(path, "a quote opens in this row and never closes", "--quoting none")
-    assert error.row == 3
+    assert (error.row, error.column) == (3, "item_id")
     path = write(tmp_path / "long.csv", HEADER + 'u,b,1\nu,"a' + "b\n" * 100_000)
     assert fails(path, "--quoting none").row == 3
 

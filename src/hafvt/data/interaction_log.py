@@ -11,7 +11,7 @@ import polars as pl
 
 from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS, Bool, Int32, Int64
 from hafvt.data.ids import visible_text
-from hafvt.data.readers import Origin
+from hafvt.data.origin import Origin
 from hafvt.data.schema import Table
 from hafvt.errors import HafvtError, warn
 

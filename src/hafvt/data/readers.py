@@ -6,14 +6,12 @@ row by row; they also locate errors.
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +31,7 @@ from hafvt.data.lines import (
     scan_lines,
     unreadable,
 )
+from hafvt.data.origin import Origin
 from hafvt.errors import HafvtError, InputError, warn
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -40,81 +39,10 @@ COMPRESSED = (".gz", ".zst")
 MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
 ROWS_PER_CHUNK = 100_000
 SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE_PAIR = r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"  # an escaped character of JSON
 JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
 
 Quoting = Literal["auto", "standard", "none"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The file or data frame that a table was read from.
-
-    Attributes:
-        file: None for a data frame.
-        kind: "csv", "jsonl", "parquet" or "frame".
-        delimiter: between the fields of a CSV file.
-        is_quoted: whether quotes around a field of a CSV file are not part of its text.
-    """
-
-    file: Path | None
-    kind: str
-    delimiter: str = ","
-    is_quoted: bool = True
-
-    def row(self, index: int) -> int | None:
-        """Return the row number in the file of the data row with this index, None if it cannot be located.
-
-        Row numbers start at 1. In a CSV file the header is row 1, blank rows count, and a record that spans
-        several lines counts once. Blank lines of a JSONL file count.
-        """
-        if self.kind not in ("csv", "jsonl"):
-            return index + 1
-        try:
-            return next((row for row, _ in islice(self.records(), index + (self.kind == "csv"), None)), None)
-        except InputError:
-            return None
-
-    def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield row number and fields of each record of a CSV or JSONL file that is not blank.
-
-        The header is a record, too. Bytes that are not UTF-8 become lone surrogates.
-
-        Raises:
-            InputError: a quote is never closed, or a record is not CSV.
-        """
-        file, is_at_end = self.file, False
-        assert file is not None
-
-        def lines() -> Iterator[str]:
-            nonlocal is_at_end
-            for _, line in read_lines(file):
-                yield line.decode(errors="surrogateescape") + "\n"
-            is_at_end = True
-
-        if self.kind == "jsonl":
-            yield from ((row, [line]) for row, line in enumerate(lines(), start=1) if line.strip())
-            return
-        row, first_line = 0, 0
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
-        reader = csv.reader(lines(), delimiter=self.delimiter, quoting=quoting)
-        while True:
-            row, first_line = row + 1, reader.line_num
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                is_open = reader.line_num > first_line + 1
-                remedy = (
-                    "Close the quote that opens here, or use --quoting none" if is_open else "Fix the row"
-                )
-                raise InputError(f"not a row of CSV ({error})", remedy, file=file, row=row) from None
-            if is_at_end:
-                problem = "a quote opens in this row and never closes"
-                remedy = "Close it, or use --quoting none if quotes are part of the text"
-                raise InputError(problem, remedy, file=file, row=row)
-            if any(fields):
-                yield row, fields
 
 
 class RawTable(NamedTuple):
@@ -304,12 +232,15 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
             problem = f"{len(fields)} fields where the header has {len(header)}"
             remedy = "Fix the row; quote fields that contain the delimiter"
             raise InputError(problem, remedy, file=origin.file, row=row)
-        for column, value in zip(header, fields, strict=True):
-            if not value.isascii() and SURROGATE.search(value):
-                shown = value.encode(errors="surrogateescape").decode(errors="replace")
-                raise InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=shown)
-            if "\n" in value and origin.delimiter in value:
-                spanning_rows.append(row)
+        text = "".join(fields)
+        if not text.isascii() and SURROGATE.search(text):
+            column, value = next(
+                pair for pair in zip(header, fields, strict=True) if SURROGATE.search(pair[1])
+            )
+            value = value.encode(errors="surrogateescape").decode(errors="replace")
+            raise InputError(*NOT_UTF8, file=origin.file, row=row, column=column, value=value)
+        if "\n" in text and any("\n" in field and origin.delimiter in field for field in fields):
+            spanning_rows.append(row)
         yield [fields[position] for position in positions]
     if spanning_rows:
         warn(
@@ -322,12 +253,20 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
     """Read columns of a JSONL file, see `read_columns`."""
     check_text(path)
     text_names = "|".join(re.escape(json.dumps(name)) for name in names if name not in numeric)
-    # Polars makes text of lists, objects, booleans and fractions, and changes lone surrogates and long numbers.
+    # Polars makes text of lists, objects, booleans and fractions; it changes lone surrogates and long numbers.
     odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]|\d{{16}}\.|\d[eE]\+?1'
-    has_odd_line = pl.col("line").str.contains(odd_line)
+    is_odd = pl.col("line").str.contains(odd_line)
+    is_still_odd = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(odd_line)
     frame = None
     try:
-        if scan_lines(path).filter(has_odd_line).head(1).collect(engine="streaming").is_empty():
+        if (
+            scan_lines(path)
+            .filter(is_odd)
+            .filter(is_still_odd)
+            .head(1)
+            .collect(engine="streaming")
+            .is_empty()
+        ):
             scan = pl.scan_ndjson(glob.escape(str(path)), schema=dict.fromkeys(names, pl.String))
             frame = scan.collect(engine="streaming")
     except pl.exceptions.PolarsError:

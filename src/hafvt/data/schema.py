@@ -9,7 +9,8 @@ import polars as pl
 
 from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS
 from hafvt.data.ids import id_column, visible_text
-from hafvt.data.readers import Origin, Quoting, read_columns
+from hafvt.data.origin import Origin
+from hafvt.data.readers import Quoting, read_columns
 from hafvt.data.times import is_imprecise, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import HafvtError, InputError

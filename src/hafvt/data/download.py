@@ -106,7 +106,7 @@ class DownloadJob:
         self.partial_path.unlink(missing_ok=True)
         self.state_path.unlink(missing_ok=True)
 
-    def rejected(self, problem: str, *, is_retryable: bool = False) -> RequestError:
+    def reject(self, problem: str, *, is_retryable: bool = False) -> RequestError:
         """Delete the incomplete file, and return the error that says why; see `RequestError`."""
         self.delete_partial()
         return RequestError(problem, is_retryable=is_retryable)
@@ -116,7 +116,7 @@ class DownloadJob:
         for suffix, pattern in self.file_type.signatures.items():
             if re.match(pattern, signature, re.DOTALL):
                 return suffix
-        raise self.rejected(f"not a {self.file_type.name}: perhaps an error page")
+        raise self.reject(f"not a {self.file_type.name}: perhaps an error page")
 
     def complete(self, signature: bytes) -> Path:
         """Move the complete download to its destination and return that path."""
@@ -250,14 +250,14 @@ def _attempt_download(job: DownloadJob, client: HttpClient, on_bytes: Callable[[
                 size += len(chunk)
                 on_bytes(len(chunk))
                 if size > client.max_bytes:
-                    raise job.rejected(f"the file exceeds the limit of {client.max_bytes:,} bytes")
+                    raise job.reject(f"the file exceeds the limit of {client.max_bytes:,} bytes")
                 if len(signature) < SIGNATURE_BYTES:
                     signature += chunk[: SIGNATURE_BYTES - len(signature)]
                     if len(signature) == SIGNATURE_BYTES:
                         job.checked_suffix(signature)
             if total is not None and size > total:
                 problem = f"the server sent more than the announced {total:,} bytes"
-                raise job.rejected(problem, is_retryable=True)
+                raise job.reject(problem, is_retryable=True)
             if total is not None and size < total:
                 raise RequestError(f"the download ended at {size:,} of {total:,} bytes", is_retryable=True)
             partial_file.flush()
@@ -289,7 +289,7 @@ def _body_range(
     """
     headers = response.headers
     if response.status == 416 and start:
-        raise job.rejected("the file on the server has become shorter", is_retryable=True)
+        raise job.reject("the file on the server has become shorter", is_retryable=True)
     if response.status not in (200, 206):
         raise RequestError(f"the server responded with status {response.status}")
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
@@ -303,7 +303,7 @@ def _body_range(
         total = int(match[2])
         if state.total in (None, total) and _validator(headers) in ("", state.validator):
             return start, total
-    raise job.rejected("the server sent a part that does not fit", is_retryable=True)
+    raise job.reject("the server sent a part that does not fit", is_retryable=True)
 
 
 def _validator(headers: Message) -> str:

@@ -315,7 +315,7 @@ def _connect(url: ParsedUrl, client: HttpClient) -> socket.socket:
         raise RequestError(problem, is_retryable=is_retryable) from None
     for *_, address in resolved:
         if not client.allow_private and not is_public(str(address[0])):
-            problem = "not a public address (--allow-private true permits it)"
+            problem = "not a public address (--allow-private permits it)"
             raise RequestError(f"{url.host} is {address[0]}, {problem}")
     problem = "no address"
     for family, kind, protocol, _, address in resolved[:4]:

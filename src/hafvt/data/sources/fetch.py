@@ -202,7 +202,8 @@ def _fetch_dump(
     with folder_lock(out):
         result = _download_missing(list(jobs_by_path.values()), client, parallel, failures, out)
     if failures:
-        problems = "; ".join(f"{job.url}: {problem}" for job, problem in failures.items())
+        failed = [job for job in jobs_by_path.values() if job in failures]
+        problems = "; ".join(f"{job.url}: {failures[job]}" for job in failed)
         raise HafvtError(
             f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded ({problems}): run the command "
             f"again to resume; if the error remains, compare the names with {dump.page_url} or choose a "

@@ -159,8 +159,8 @@ def test_generate_world_replaces_only_an_earlier_world(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "pictures" / "me.jpg").read_text() == "dear"
 
 
-@pytest.mark.parametrize("numbers", [{"users": 0}, {"items_per_shop": 5}])
-def test_generate_world_too_small_is_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
+@pytest.mark.parametrize("numbers", [{"users": 0}, {"items_per_shop": 5}, {"items_per_shop": 10**6}])
+def test_generate_world_of_a_wrong_size_is_refused(tmp_path: Path, numbers: dict[str, int]) -> None:
     with pytest.raises(HafvtError, match="at least"):
         generate_world(tmp_path / "world", **numbers)
     assert not (tmp_path / "world").exists()

@@ -36,6 +36,7 @@ NEW_SESSION_PROBABILITY = 0.35
 LOOKS_PROBABILITY = 0.5  # that looks decide a purchase
 MIN_PURCHASES, MAX_PURCHASES, MEAN_PURCHASES = 8, 30, 16  # of a customer
 MIN_PER_SHOP = 3  # purchases of a customer in each shop
+MAX_PER_SHOP = 10_000  # items of a shop; customers are simulated in 32 KiB per item
 MISSING_SHARE = 0.02  # share of items without an image; as many others lack a title
 CUSTOMERS_PER_CHUNK = 1000  # simulated together, which bounds the memory
 WORLD = FolderKind("a demo world", "world.json", ("interactions.csv", "items.csv", "pictures"))
@@ -88,9 +89,10 @@ def generate_world(
         HafvtError: the folder has other files, a number is too small, or Pillow is missing.
     """
     folder = Path(folder)
-    if users < 1 or items_per_shop < MAX_PURCHASES:
+    if users < 1 or not MAX_PURCHASES <= items_per_shop <= MAX_PER_SHOP:
         raise HafvtError(
-            f"a demo world needs at least 1 user and {MAX_PURCHASES} items per shop: raise the numbers"
+            f"a demo world needs at least 1 user and {MAX_PURCHASES} to {MAX_PER_SHOP} items per shop: choose "
+            "such numbers"
         )
     check_output_folder(folder, WORLD, overwrite=True)
     item_random, user_random = (np.random.default_rng([seed, stream]) for stream in (0, 1))

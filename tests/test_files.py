@@ -28,6 +28,7 @@ from hafvt.files import (
     recover_folder,
     sha256,
     verify_files,
+    verify_json,
     write_json,
 )
 from tests.crash import crash_before_each_operation
@@ -279,3 +280,14 @@ def test_read_json_of_anything_but_an_object_or_list_is_refused(tmp_path, conten
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(HafvtError, match=r"x.json is damaged"):
         read_json(tmp_path / "x.json")
+
+
+def test_verify_json_finds_every_changed_value(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"width": 8, "names": ("a", "ü"), "nested": {1: 0.1}}, checksum=True)
+    content = read_json(path)
+    verify_json(path, content, "write it again")
+    verify_json(path, {"width": 9}, "write it again")  # written before there were checksums
+    for change in ({"width": 9}, {"names": ["a", "u"]}, {"nested": {"1": 0.2}}, {"more": 1}):
+        with pytest.raises(HafvtError, match=r"x.json is damaged .*: write it again"):
+            verify_json(path, content | change, "write it again")

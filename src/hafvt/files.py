@@ -323,8 +323,10 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
         raise HafvtError(f"{path} is damaged ({reason}): {remedy}") from None
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
+def write_json(path: str | Path, value: object, *, checksum: bool = False) -> None:
+    """Write `value` as indented JSON, atomically; `checksum` adds a field to an object for `verify_json`."""
+    if checksum and isinstance(value, dict):
+        value = {**value, "checksum": _checksum(value)}
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -343,6 +345,22 @@ def read_json(path: str | Path, remedy: str = "restore it or create its folder a
         if not isinstance(value, dict | list):
             raise ValueError("neither an object nor a list")
         return value
+
+
+def verify_json(path: Path, content: dict[str, Any], remedy: str) -> None:
+    """Check that an object is the one that `write_json` wrote; an object without checksum passes.
+
+    Raises:
+        HafvtError: a value is another one.
+    """
+    if "checksum" in content and content["checksum"] != _checksum(content):
+        raise HafvtError(f"{path} is damaged (its content is not what was written): {remedy}")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of an object as JSON, without its field "checksum"."""
+    plain = json.loads(json.dumps({name: value for name, value in content.items() if name != "checksum"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:
@@ -390,7 +408,8 @@ def verify_files(folder: str | Path, hashes: Mapping[str, str], remedy: str) -> 
 
 def write_manifest(path: Path, format_number: int, content: dict[str, Any]) -> None:
     """Write the JSON file that describes its folder: format number, content, hashes of the other files."""
-    write_json(path, {"format": format_number, **content, "sha256": hash_files(path.parent)})
+    manifest = {"format": format_number, **content, "sha256": hash_files(path.parent)}
+    write_json(path, manifest, checksum=True)
 
 
 def read_manifest(path: Path, format_number: int, remedy: str) -> dict[str, Any]:
@@ -412,4 +431,5 @@ def read_manifest(path: Path, format_number: int, remedy: str) -> dict[str, Any]
                 f"{format_number}: {remedy}"
             )
         verify_files(path.parent, manifest["sha256"], remedy)
+    verify_json(path, manifest, remedy)
     return manifest

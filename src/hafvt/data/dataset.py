@@ -22,6 +22,7 @@ from hafvt.files import (
     recover_folder,
     sha256,
     verify_files,
+    verify_json,
     write_json,
 )
 
@@ -117,6 +118,7 @@ class Dataset:
             names = [name for name in ARRAYS if name != "cold_targets" or manifest["cold_targets"]]
             hashes = {name: manifest["sha256"][name] for name in (*map("{}.npy".format, names), *TABLES)}
             counts = manifest["interactions"], manifest["users"]
+        verify_json(folder / "manifest.json", manifest, REMEDY)
         verify_files(folder, hashes, REMEDY)
         arrays = {}
         for name in names:
@@ -248,7 +250,7 @@ def write_dataset(
             **(metadata or {}),
             "sha256": hash_files(temporary),
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_json(temporary / "manifest.json", manifest, checksum=True)
     return Dataset.open(folder)
 
 
@@ -267,4 +269,4 @@ def replace_item_table(folder: Path, table: pl.DataFrame, **changes: Any) -> Non
         with reading(folder / "manifest.json", REMEDY):
             # Until the new file has its name, the old one is valid, too.
             manifest["sha256"][path.name] = f"{sha256(temporary)} {sha256(path)}"
-        write_json(folder / "manifest.json", manifest | changes)
+        write_json(folder / "manifest.json", manifest | changes, checksum=True)

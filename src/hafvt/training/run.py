@@ -13,7 +13,7 @@ from hafvt.evaluation.results import read_notes, read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
-from hafvt.files import read_json, reading, verify_files
+from hafvt.files import read_json, reading, verify_files, verify_json
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -135,6 +135,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         )
     config = validate_config(f"{folder}: {name}", config_class, values)
     item_features = model_item_features(data, name, config)
+    verify_json(path, about, REMEDY)
     verify_files(folder, hashes, REMEDY)
     models = []
     for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):

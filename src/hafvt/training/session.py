@@ -173,4 +173,4 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
         "sha256": {name: sha256(folder / name) for name in names},
     }
-    write_json(folder / "model.json", about)
+    write_json(folder / "model.json", about, checksum=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.errors import missing_package
-from hafvt.files import atomic_file, explained_write_errors
+from hafvt.files import atomic_file, explained_write_errors, reading
 
 
 class MetricsLog:
@@ -33,7 +33,9 @@ class MetricsLog:
                 raise missing_package("track", "tensorboard") from None
             self.writer = SummaryWriter(str(folder / "tensorboard"))
         complete = []
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+        with reading(self.path, "move it away"):
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for line in lines:
             try:
                 if json.loads(line)["epoch"] <= epoch:
                     complete.append(line + b"\n")

@@ -178,7 +178,7 @@ def test_tune_with_a_full_disk_or_a_damaged_study_fails_in_one_line(small, tmp_p
     tune("sasrec", small, out, trials=1, epochs=1, jobs=1)
     (out / "study.db").write_bytes(b"x" * 10_000)
     with pytest.raises(
-        HafvtError, match=r"study\.db: file is not a database: make room or restore"
+        HafvtError, match=r"study\.db: file is not a database: check its permissions, or restore"
     ) as raised:
         tune("sasrec", small, out, trials=2, epochs=1, jobs=1)
     assert "\n" not in str(raised.value)

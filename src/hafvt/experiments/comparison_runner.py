@@ -223,7 +223,7 @@ class ComparisonRunner:
             "test": test,
             **compared.training,
         }
-        log_path = folder.with_suffix(".log")
+        log_path = folder.with_name(f"{folder.name}.log")
         process = self.pool.start(compared.model, options, params, log_path)
         self.pool.wait(process, log_path, compared.label)
         return folder

@@ -78,7 +78,8 @@ class TrainingPool:
             raise KeyboardInterrupt
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise HafvtError(f"{label} ended with {code}: {lines[-1] if lines else ''} (full output: {log})")
+            reason = lines[-1] if lines else "it left no message: is the disk full?"
+            raise HafvtError(f"{label} ended with {code}: {reason} (full output: {log})")
 
     def stop_one(self, process: subprocess.Popen[bytes]) -> None:
         """Stop one training; it leaves a checkpoint to resume from."""

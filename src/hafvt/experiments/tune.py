@@ -281,8 +281,9 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        remedy = "make room" if "full" in reason else "check its permissions, or restore it"
         raise HafvtError(
-            f"{folder / 'study.db'}: {reason}: make room or restore the file, and repeat the command"
+            f"{folder / 'study.db'}: {reason}: {remedy}, and repeat the command, which keeps finished trials"
         ) from None
 
 

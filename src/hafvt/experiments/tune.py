@@ -278,9 +278,13 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     """Turn errors of the database in a folder into a HafvtError of one line."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SQLAlchemyError):
+            cause = cause.__cause__ or cause.__context__  # Optuna raises its own errors after the database's
+        if cause is None or isinstance(error, HafvtError):
+            raise
+        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
         remedy = "make room" if "full" in reason else "check its permissions, or restore it"
         raise HafvtError(
             f"{folder / 'study.db'}: {reason}: {remedy}, and repeat the command, which keeps finished trials"

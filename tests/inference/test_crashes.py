@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -200,3 +202,51 @@ def test_index_and_catalog_add_keep_other_files(root: Path) -> None:
         catalog("add", root / "run", root / "new.csv", precomputed=vectors)
     for name in ("index", "added_items"):
         assert (root / "run" / name / "thesis.txt").read_text() == "x"
+
+
+FULL_DISK = """
+import os, resource, sys
+from pathlib import Path
+from hafvt import catalog, index, recommend
+from hafvt.errors import HafvtError
+from hafvt.inference import ann
+ann.MIN_ITEMS_TO_BUILD = 100
+root = Path(sys.argv[1])
+new = (root / "run", root / "new.csv")
+commands = [
+    lambda: catalog("add", *new, precomputed={"title": root / "title.npz"}),
+    lambda: index(root / "run", histories=2),
+    *(lambda n=n: recommend(root / "popularity", histories=root / "h.jsonl", domain="d0", out=root / n)
+      for n in ("o.jsonl", "o.csv", "o.parquet")),
+]
+for number, command in enumerate(commands):
+    for size in (1, 100, 700, 1500):
+        if os.fork() == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            try:
+                command()
+            except HafvtError as error:
+                print(f"{number} {size} {error}", flush=True)
+            os._exit(0)
+        os.wait()
+"""
+
+
+@pytest.mark.slow
+def test_full_disk_is_one_line_and_keeps_what_was_there(saved: Path, root: Path) -> None:
+    restore(saved, root, "popularity")
+    write_items(root, "n1")
+    (root / "h.jsonl").write_text('{"history": ["i3"]}\n' * 500)
+    for name in ("o.jsonl", "o.csv", "o.parquet"):
+        (root / name).write_text("before")
+    command = [sys.executable, "-c", FULL_DISK, str(root)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) >= 18, result
+    assert all("cannot be written (No space left on device)" in line for line in lines), lines
+    assert "Traceback" not in result.stderr
+    assert Recommender.open(root / "run").candidate_generator is not None
+    assert added_ids(root / "run") == {"n0"}
+    for name in ("o.jsonl", "o.csv", "o.parquet"):
+        assert (root / name).read_text() == "before"
+    assert not [path.name for path in (*root.iterdir(), *(root / "run").iterdir()) if path.name[0] == "."]

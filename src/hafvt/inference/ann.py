@@ -138,10 +138,12 @@ def index(
     with atomic_folder(folder, INDEX, overwrite=True) as temporary:
         for domain, of_domain in indexes.items():
             for modality, of_modality in enumerate(of_domain):
-                faiss.write_index(of_modality, str(temporary / file_name(domain, modality)))
+                # Python writes the bytes, as faiss does not report a full disk.
+                content = faiss.serialize_index(of_modality).data
+                (temporary / file_name(domain, modality)).write_bytes(content)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
-        content = {"model": model_state(opened), "recall": recalls, "probes": probes}
-        write_manifest(temporary / INDEX.marker, FORMAT, content)
+        about = {"model": model_state(opened), "recall": recalls, "probes": probes}
+        write_manifest(temporary / INDEX.marker, FORMAT, about)
     return IndexSummary(recalls, cells, probes, len(sample), seconds, mib, peak_memory_gib(), folder)
 
 

@@ -27,12 +27,7 @@ RETRY_RESET_BYTES = 2**20  # an attempt with this much progress resets the count
 
 
 class DownloadError(HafvtError):
-    """A file cannot be downloaded; other files may still succeed.
-
-    Args:
-        url: the file's URL.
-        problem: what is wrong, in a few words.
-    """
+    """A file cannot be downloaded, because of `problem` (a few words); other files may still succeed."""
 
     def __init__(self, url: str, problem: str) -> None:
         super().__init__(f"{url[:200]!r}: {problem}")
@@ -139,12 +134,8 @@ def download(
 ) -> DownloadedFile:
     """Download a file, or resume its download; the file appears at its path once it is complete.
 
-    The size must equal the announced length. Without one, the file ends with the connection.
-
-    Args:
-        job: URL and path.
-        client: limits and request schedule.
-        on_bytes: called with the size of each received chunk, in bytes.
+    The size must equal the announced length. Without one, the file ends with the connection. `on_bytes` is
+    called with the size of each received chunk, in bytes.
 
     Raises:
         DownloadError: the file cannot be downloaded; a later call resumes it.
@@ -196,13 +187,8 @@ def download_all(
 ) -> Generator[tuple[DownloadJob, DownloadedFile | DownloadError], None, None]:
     """Download files in parallel and yield each job with its result as soon as it ends.
 
-    Closing the generator stops the other downloads, so use it with `contextlib.closing`.
-
-    Args:
-        jobs: the files, each with its own path.
-        client: shared limits and request schedule.
-        parallel: number of simultaneous downloads.
-        on_bytes: see `download`; called from several threads.
+    `parallel` files are downloaded at the same time, so `on_bytes` (see `download`) is called from several
+    threads. Closing the generator stops the other downloads: use it with `contextlib.closing`.
     """
     finished: SimpleQueue[Future[DownloadedFile]] = SimpleQueue()
     with ThreadPoolExecutor(parallel) as pool:

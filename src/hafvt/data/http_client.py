@@ -167,7 +167,7 @@ class HttpClient:
             self._next_request_time[host] = max(until, self._next_request_time.get(host, until))
 
     def back_off(self, num_failures: int) -> None:
-        """Wait after a failure: exponentially longer with their number, plus a random jitter of up to 50 %."""
+        """Wait after a failure: exponentially longer with their number, plus a jitter of up to 50 %."""
         self.wait(min(INITIAL_BACKOFF_S * 2 ** (num_failures - 1) * random.uniform(1, 1.5), MAX_WAIT_S))
 
     def record_file(self, host: str, *, has_response: bool) -> None:
@@ -277,13 +277,10 @@ def open_url(
 
 
 def iter_body(response: HTTPResponse, reader: DeadlineReader, num_bytes: int | None) -> Iterator[bytes]:
-    """Yield the chunks of a body as they arrive.
+    """Yield the chunks of the body of a response of `open_url` as they arrive.
 
-    Args:
-        response: a response of `open_url`.
-        reader: the reader of its connection.
-        num_bytes: announced length; None reads until the body ends. If the server sends more than this, one
-            byte more is yielded, so that the caller can detect it.
+    `num_bytes` is the announced length; None reads until the body ends. If the server sends more than this,
+    one byte more is yielded, so that the caller can detect it.
 
     Raises:
         RequestError: the connection is lost, or the server stops sending data.

@@ -6,7 +6,7 @@ SOURCES: dict[str, str] = {
 }
 """Name of a source -> "module:function"; the signature of the function gives the options of the command.
 
-To add a source, write a module with a function `prepare_NAME(folder, out, *, ..., overwrite=False)`, decorated
-with `dataset_source`, that reads `folder` and returns `prepare_source(SourceTables(...), out)`, and add a line
-here. A source without a split of its own passes its tables to `hafvt.data.prepare.prepare` instead.
+To add a source, write a module with a function `prepare_NAME(folder, out, *, ..., overwrite=False)` that
+reads `folder` and returns `prepare_source(SourceTables(...), out)`, decorate it with `dataset_source`, and
+add a line here. A source without a split of its own passes its tables to `hafvt.data.prepare.prepare` instead.
 """

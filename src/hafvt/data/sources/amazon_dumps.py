@@ -163,8 +163,8 @@ def find_dumps(folder: Path, category: str) -> tuple[DumpFile, DumpFile | None]:
     """Return the files of a category, reviews and products (None without one); check their first lines.
 
     Raises:
-        HafvtError: the category is no name; or a file of reviews is missing, a kind of file is there twice, or
-            a file has another format.
+        HafvtError: the category is no name; a file of reviews is missing; a kind of file is there twice; or a
+            file has another format.
     """
     if not CATEGORY.fullmatch(category):
         raise HafvtError(f"{category!r} is not a category: name it as its files are named")

@@ -85,15 +85,10 @@ def table1_checks(data: Dataset) -> list[Check]:
 
 
 def sequence_checks(data: Dataset, window_days: int | None) -> list[Check]:
-    """Check the validation and test sequences against those of C2DSR's release.
+    """Check the validation and test sequences of a dataset against those of C2DSR's release.
 
-    Args:
-        data: a dataset each of whose users is one sequence, named USER#SEQUENCE.
-        window_days: longest time span of a sequence, in days; None for any.
-
-    Returns:
-        Lengths with the target, fewest items of a domain, repeated items, users of both validation and test,
-        sequences that span more than the window.
+    Each user of the dataset is a sequence, named USER#SEQUENCE. Lengths include the target. A sequence may
+    span `window_days`; None stands for any time.
     """
     valid, test = data.users_at(data.valid), data.users_at(data.test)
     frame = pl.DataFrame(

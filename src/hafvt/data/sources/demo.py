@@ -91,8 +91,8 @@ def generate_world(
     folder = Path(folder)
     if users < 1 or not MAX_PURCHASES <= items_per_shop <= MAX_PER_SHOP:
         raise HafvtError(
-            f"a demo world needs at least 1 user and {MAX_PURCHASES} to {MAX_PER_SHOP} items per shop: choose "
-            "such numbers"
+            f"a demo world needs at least 1 user and {MAX_PURCHASES} to {MAX_PER_SHOP} items per shop: "
+            "choose such numbers"
         )
     check_output_folder(folder, WORLD, overwrite=True)
     item_random, user_random = (np.random.default_rng([seed, stream]) for stream in (0, 1))

@@ -133,11 +133,7 @@ def _silhouette(kind: Kind) -> Image.Image:
 def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generator) -> Image.Image:
     """Draw an item as an RGB image of SIZE x SIZE pixels with random scale, angle, position, tint and noise.
 
-    Args:
-        kind: the kind, which gives the silhouette.
-        palette: number of the palette, see `PALETTES`.
-        motif: number of the motif, in the order of `MOTIFS`.
-        random: generator of the variation.
+    `palette` and `motif` are numbers in `PALETTES` and `MOTIFS`; the kind gives the silhouette.
 
     Raises:
         HafvtError: Pillow is not installed.

@@ -36,12 +36,9 @@ PICTURE = FileType(
 
 
 class DumpIndex(NamedTuple):
-    """URLs of a publisher's files.
+    """A publisher's page, the start of the URLs of the files, and the rest for reviews and for metadata.
 
-    Attributes:
-        page_url: the publisher's page, for error messages.
-        base_url: start of every URL.
-        path_templates: rest of the URLs of reviews and metadata; {} stands for the category.
+    In `path_templates`, {} stands for the category.
     """
 
     page_url: str
@@ -79,15 +76,9 @@ SCENARIO_DUMPS = {  # the paper's scenarios: dump and categories
 
 
 class FetchResult(NamedTuple):
-    """Result of `fetch`.
+    """Numbers of files in the folder `out` that `fetch` downloaded, that existed before, and that failed.
 
-    Attributes:
-        out: the folder.
-        num_downloaded: number of files downloaded in this run.
-        num_existing: number of files that existed before.
-        num_failed: number of failed downloads; `problems.csv` in the folder lists them.
-        num_without_url: number of items without the URL of an image.
-        num_bytes: bytes downloaded in this run.
+    `num_without_url` is the number of items without the URL of a picture, `num_bytes` what was downloaded.
     """
 
     out: Path
@@ -205,8 +196,8 @@ def _fetch_dump(
         failed = [job for job in jobs_by_path.values() if job in failures]
         problems = "; ".join(f"{job.url}: {failures[job]}" for job in failed)
         raise HafvtError(
-            f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded ({problems}): run the command "
-            f"again to resume; if the error remains, compare the names with {dump.page_url} or choose a "
+            f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded ({problems}): run the "
+            f"command again to resume; if the error remains, compare the names with {dump.page_url} or choose a "
             f"mirror with --base-url. The other files are in {out}"
         )
     return result

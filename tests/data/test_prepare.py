@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from hafvt.cli import main
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError, HafvtWarning, InputError
@@ -233,6 +234,17 @@ def test_prepare_ids_that_look_alike_are_warned_of_or_stripped(tmp_path: Path) -
     stripped = prepare(log, None, tmp_path / "stripped", strip=True)
     assert set(histories(stripped)) == {"u", "v"}
     assert [domain.name for domain in stripped.domains] == ["x", "y"]
+
+
+def test_prepare_command_prints_warnings_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu ,b,2\n")
+    words = ["prepare", "--interactions", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("hafvt prepare: warning: user_id: 2 values only differ by outer blanks")
 
 
 def test_prepare_unknown_item_that_only_differs_by_blanks_names_the_remedy(tmp_path: Path) -> None:

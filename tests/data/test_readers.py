@@ -303,7 +303,7 @@ def test_read_tables_jsonl_nan_is_null_and_numbers_are_digits(tmp_path: Path) ->
     line = {"user_id": 2**70, "item_id": "\U0001f600", "timestamp": 1.5, "domain": float("nan")}
     path = write(
         tmp_path / "log.jsonl",
-        f'{json.dumps(line)}\n{{"note": NaN, "user_id": 7, "item_id": "[x]", "timestamp": 2, "domain": "d"}}\n',
+        f'{json.dumps(line)}\n{{"note": NaN, "user_id": 7, "item_id": "[x]", "timestamp": 2, "domain": 3}}\n',
     )
     fails(path, "row 1", "an empty domain")
     path = write(tmp_path / "log.jsonl", path.read_text().replace('"domain"', '"other"'))

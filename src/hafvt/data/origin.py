@@ -12,6 +12,8 @@ from typing import Literal
 from hafvt.data.lines import read_lines
 from hafvt.errors import InputError
 
+OPEN_QUOTE = "Close the quote, or double it if it is part of the text (prepare: or use --quoting none)"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -73,15 +75,12 @@ class Origin:
                 return
             except csv.Error as error:
                 is_open = reader.line_num > first_line + 1
-                remedy = (
-                    "Close the quote that opens here, or use --quoting none" if is_open else "Fix the row"
-                )
+                remedy = OPEN_QUOTE if is_open else "Fix the row"
                 raise InputError(f"not a row of CSV ({error})", remedy, file=file, row=row) from None
             if is_at_end:
                 problem = "a quote opens in this row and never closes"
-                remedy = "Close it, or use --quoting none if quotes are part of the text"
                 column = header[len(fields) - 1] if len(fields) <= len(header) else None
-                raise InputError(problem, remedy, file=file, row=row, column=column)
+                raise InputError(problem, OPEN_QUOTE, file=file, row=row, column=column)
             if any(fields):
                 header = header or fields
                 yield row, fields

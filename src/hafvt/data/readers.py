@@ -164,8 +164,8 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
     for name in names if has_quotes and not is_quoted else []:
         if count := frame[name].str.contains('^".*"$').sum():
             warn(
-                f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: use "
-                "--quoting standard to remove them"
+                f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: remove "
+                "them (prepare: or use --quoting standard)"
             )
     return RawTable(frame, header, origin)
 
@@ -245,7 +245,8 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
     if spanning_rows:
         warn(
             f"{origin.file}: {len(spanning_rows):,} quoted fields hold both delimiters and line breaks, the "
-            f"first in row {spanning_rows[0]}: if its quotes are part of the text, use --quoting none"
+            f"first in row {spanning_rows[0]}: if its quotes are part of the text, double them (prepare: or "
+            "use --quoting none)"
         )
 
 
@@ -253,7 +254,8 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
     """Read columns of a JSONL file, see `read_columns`."""
     check_text(path)
     text_names = "|".join(re.escape(json.dumps(name)) for name in names if name not in numeric)
-    # Polars makes text of lists, objects, booleans and fractions; it changes lone surrogates and long numbers.
+    # Polars makes text of lists, objects, booleans and fractions; it changes long numbers and lone surrogates
+    # (pairs of surrogates are fine).
     odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]|\d{{16}}\.|\d[eE]\+?1'
     is_odd = pl.col("line").str.contains(odd_line)
     is_still_odd = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(odd_line)

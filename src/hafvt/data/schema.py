@@ -75,7 +75,7 @@ def read_tables(
 
 
 def read_items(items: Any, columns: dict[str, str]) -> Table:
-    """Read and check a table of items alone, with normalized titles; arguments and errors as `read_tables`."""
+    """Read and check a table of items alone, and normalize its titles; see `read_tables`."""
     _check_column_names(columns, COLUMNS["items"])
     table = _read_table(items, "items", columns, "auto", strip=False)
     _check_mapped_columns(columns, [table])
@@ -112,7 +112,8 @@ def _read_table(source: Any, role: str, columns: dict[str, str], quoting: Quotin
         if input_name is not None:
             names[name] = input_name
         elif name in REQUIRED[role]:
-            present = ", ".join(" ".join(column.split()) for column in raw.columns[:50]) or "none"
+            columns_seen = [name if name == " ".join(name.split()) else repr(name) for name in raw.columns]
+            present = ", ".join(columns_seen[:50]) or "none"
             problem = f"no column {pair[0]!r} among {present}"
             raise InputError(problem, f"Say which column it is: --columns {name}=NAME", file=file)
     frame = raw.frame.select(pl.col(input_name).alias(name) for name, input_name in names.items())

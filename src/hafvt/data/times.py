@@ -30,7 +30,7 @@ class Times(NamedTuple):
 def parse_times(column: pl.Series) -> Times:
     """Parse times: numbers keep their unit, dates become seconds since 1970, UTC unless they name a zone."""
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
-        return _parse_text(column.cast(pl.String))
+        return _parse_text(column.cast(pl.String).str.strip_chars())
     if column.dtype.is_integer() or (isinstance(column.dtype, pl.Decimal) and not column.dtype.scale):
         return Times(column.cast(pl.Int64, strict=False))
     if column.dtype.is_float() or column.dtype.is_decimal():

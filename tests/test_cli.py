@@ -132,7 +132,7 @@ def test_command_line_main_job_writes_reports(tmp_path, capsys, monkeypatch):
         "encode data --image classic --title classic",
         "train hafvt data --out run --epochs 2 --params.id_width 8",
         "train sasrec data --out sas --epochs 1 --params.width 8",
-        "evaluate run --exclude-seen",
+        "evaluate run --candidates all",
         "evaluate run --split valid",
     ]
     for step in steps:

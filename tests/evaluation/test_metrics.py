@@ -11,6 +11,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.evaluation.metrics import METRICS, mean_mrr, summarize
+from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.models.base import Model
@@ -19,7 +20,8 @@ from hafvt.models.base import Model
 def make_ranks(ranks, domains, users=None) -> Ranks:
     n = len(ranks)
     users = np.arange(n) if users is None else np.array(users)
-    return Ranks(np.arange(n), users, np.array(domains), np.array(ranks, dtype=float), np.full(n, 100))
+    counts, is_repeat = np.full(n, 100), np.zeros(n, dtype=bool)
+    return Ranks(np.arange(n), users, np.array(domains), np.array(ranks, dtype=float), counts, is_repeat)
 
 
 def test_metrics_of_known_ranks_equal_their_formulas():
@@ -85,28 +87,33 @@ class TableScorer(Model):
         return self.table[last][:, chosen.start : chosen.stop]
 
 
-@pytest.mark.parametrize("exclude_seen", [False, True])
-def test_rank_positions_equals_counting_by_definition(small, exclude_seen):
+@pytest.mark.parametrize("candidates", ["all", "unseen"])
+def test_rank_positions_equals_counting_by_definition(small, candidates):
     table = torch.from_numpy(np.random.default_rng(0).integers(0, 6, (50, 50))).float()  # many ties
-    ranks = rank_positions(TableScorer(small, table), small, small.test, exclude_seen=exclude_seen).half_ties
+    ranks = rank_positions(
+        TableScorer(small, table), small, small.test, get_protocol("full", candidates)
+    ).half_ties
     for row, position in enumerate(small.test):
         user = int(small.users_at(np.array([position]))[0])
         history = small.items[small.offsets[user] : position]
         target = int(small.items[position])
         domain = next(d for d in small.domains if d.start <= target < d.stop)
         scores = table[int(history[-1])]
-        banned = set(history.tolist()) if exclude_seen else set()
+        banned = set(history.tolist()) if candidates == "unseen" else set()
         others = [i for i in range(domain.start, domain.stop) if i != target and i not in banned]
         expected = 1 + sum(
             float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in others
         )
-        assert ranks.ranks[row] == expected
+        assert ranks.ranks[row] == (math.inf if target in banned else expected)
+        assert ranks.candidates[row] == len(others) + (target not in banned)
+        assert ranks.is_repeat[row] == (target in history)
         assert ranks.users[row] == user
         assert small.domains[ranks.domains[row]] == domain
 
 
 def test_rank_positions_of_a_constant_scorer_is_the_middle(small):
     ranks = rank_positions(TableScorer(small, torch.zeros(50, 50)), small, small.test).half_ties
+    ranks = ranks.select(np.isfinite(ranks.ranks))
     np.testing.assert_array_equal(ranks.ranks, (ranks.candidates + 1) / 2)
 
 
@@ -114,7 +121,7 @@ def test_ranks_write_names_users_domains_and_items(small, tmp_path):
     ranks = rank_positions(TableScorer(small, torch.rand(50, 50)), small, small.test).half_ties
     ranks.write(tmp_path / "ranks.parquet", small)
     table = pl.read_parquet(tmp_path / "ranks.parquet")
-    assert table.columns == ["user_id", "domain", "item_id", "rank", "candidates"]
+    assert table.columns == ["user_id", "domain", "item_id", "rank", "candidates", "repeat"]
     row = table.row(3, named=True)
     item = int(small.items[small.test[3]])
     assert row["item_id"] == small.item_table["item_id"][item]

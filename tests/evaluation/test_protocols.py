@@ -178,8 +178,8 @@ def test_train_by_c2dsr_keeps_a_checkpoint_per_domain(small, tmp_path):
     ).exists()
     with pytest.raises(HafvtError, match="no protocol"):
         evaluate(run.folder, protocol="fair")  # type: ignore[arg-type]
-    with pytest.raises(HafvtError, match="--exclude-seen"):
-        evaluate(run.folder, protocol="sampled-unseen", exclude_seen=True)
+    with pytest.raises(HafvtError, match="--candidates unseen needs --protocol full"):
+        evaluate(run.folder, protocol="sampled-unseen", candidates="unseen")
 
 
 def test_evaluate_by_c2dsr_warns_of_its_tie_rule(small, tmp_path):

@@ -119,7 +119,7 @@ def test_train_with_other_interactions_of_cold_items_has_equal_weights(folder, t
 
 def test_random_order_results_are_exact() -> None:
     none = np.zeros(3, dtype=np.int64)
-    ranks = Ranks(none, none, np.array([0, 0, 1]), np.ones(3), np.array([4, 4, 2]))
+    ranks = Ranks(none, none, np.array([0, 0, 1]), np.ones(3), np.array([4, 4, 2]), np.zeros(3, dtype=bool))
     results = random_order_results(ranks, ["a", "b", "c"])
     assert list(results) == ["a", "b", "overall"]
     assert results["a"]["MRR"].value == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)

@@ -65,7 +65,7 @@ def open_both(folder):
     for of_domain in approximate.candidate_generator.indexes.values():
         for of_modality in of_domain:
             of_modality.nprobe = of_modality.nlist
-    return approximate, Recommender(TorchScorer(run), item_catalog)
+    return approximate, Recommender(TorchScorer(run), item_catalog, approximate.exclude_seen)
 
 
 def item_ids(results):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hafvt.data.repeats import MAX_REPEAT_SHARE, Candidates, RepeatCounts, count_repeats
 from hafvt.errors import HafvtError
 from hafvt.files import (
     FolderKind,
@@ -163,6 +164,24 @@ class Dataset:
         root = self.manifest.get("image_root")
         return Path(root) if root else None
 
+    @cached_property
+    def repeats(self) -> list[RepeatCounts]:
+        """The repeats in the training part of each domain."""
+        if "repeats" in self.manifest:
+            with reading(self.folder / "manifest.json", REMEDY):
+                return [RepeatCounts(*map(int, counts)) for counts in self.manifest["repeats"]]
+        starts = [domain.start for domain in self.domains]
+        return count_repeats(self.items, self.offsets, self.train_lengths, starts)
+
+    def exclude_seen(self, candidates: Candidates = "auto") -> tuple[bool, ...]:
+        """Return for each domain whether items of a history are neither recommended nor ranked.
+
+        With "auto" they are left out unless more than `MAX_REPEAT_SHARE` of the next items are repeats.
+        """
+        if candidates == "auto":
+            return tuple(counts.share <= MAX_REPEAT_SHARE for counts in self.repeats)
+        return (candidates == "unseen",) * len(self.domains)
+
     def domain(self, name: str) -> Domain:
         """Return a domain by name.
 
@@ -246,6 +265,7 @@ def write_dataset(
             "valid_targets": len(valid),
             "test_targets": len(test),
             "cold_targets": len(arrays.get("cold_targets", ())),
+            "repeats": count_repeats(items, offsets, train_lengths, [d.start for d in domains]),
             "image_root": str(image_root.resolve()) if image_root else None,
             **(metadata or {}),
             "sha256": hash_files(temporary),

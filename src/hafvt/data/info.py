@@ -12,6 +12,7 @@ import numpy as np
 
 from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
+from hafvt.data.repeats import RepeatCounts
 from hafvt.files import reading
 from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
@@ -48,6 +49,7 @@ class DomainInfo:
         with_title: items with a title.
         with_image: items with the path of an image.
         with_features: items with a feature vector, by modality.
+        repeats: next items of the training part that the history contains already.
     """
 
     name: str
@@ -61,6 +63,7 @@ class DomainInfo:
     with_features: dict[str, int]
     valid_targets: int
     test_targets: int
+    repeats: RepeatCounts
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class DatasetInfo:
         ties: interactions of a user with equal times.
         ties_order: their order: "random" or "input"; "unknown" for a dataset that `prepare` did not write.
         time_span: first and last time, as they are stored.
+        same_time_targets: validation and test targets at the time of the interaction before them.
         cold_items: items held out of training.
         cold_targets: targets among them.
         removed: what each step of `prepare` removed, such as "last=50: 3 interactions".
@@ -87,6 +91,7 @@ class DatasetInfo:
     ties: TimeTies
     ties_order: str
     time_span: tuple[int, int]
+    same_time_targets: int
     cold_items: int
     cold_targets: int
     removed: tuple[str, ...]
@@ -118,6 +123,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         ties = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
     else:
         ties = count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times))
+    times, targets = np.asarray(data.times), np.concatenate([data.valid, data.test])
     groups = [*combinations(range(num_domains), 2)] + [tuple(range(num_domains))] * (num_domains > 2)
     return DatasetInfo(
         users=data.num_users,
@@ -131,6 +137,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         ties=ties,
         ties_order=stored["order"] if stored else "unknown",
         time_span=(int(data.times.min()), int(data.times.max())),
+        same_time_targets=int((times[targets] == times[targets - 1]).sum()),
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
         removed=_removed_counts(data.manifest),
@@ -169,6 +176,7 @@ def _domain_infos(data: Dataset, counts: Int64) -> tuple[DomainInfo, ...]:
             },
             valid_targets=int((valid == number).sum()),
             test_targets=int((test == number).sum()),
+            repeats=data.repeats[number],
         )
         for number, domain in enumerate(data.domains)
     )
@@ -202,6 +210,7 @@ def _domain_lines(dataset: DatasetInfo) -> list[str]:
         ["  mean history length", *(f"{d.lengths.mean:.1f}" for d in domains)],
         ["  median history length", *(f"{d.lengths.median:g}" for d in domains)],
         ["  longest history", *(f"{d.lengths.maximum:,}" for d in domains)],
+        ["repeats among next items", *(f"{d.repeats.share:.1%}" for d in domains)],
         ["validation targets", *(f"{d.valid_targets:,}" for d in domains)],
         ["test targets", *(f"{d.test_targets:,}" for d in domains)],
     ]
@@ -213,6 +222,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
     """Return the lines on overlap, histories, times and cold items."""
     lengths, ties = dataset.lengths, dataset.ties
     tied_share = ties.tied_pairs / max(ties.adjacent_pairs, 1)
+    num_targets = sum(domain.valid_targets + domain.test_targets for domain in dataset.domains)
     first, last = (_format_time(time, dataset.time_span) for time in dataset.time_span)
     lines = [
         f"users of {' and '.join(group)}: {count:,} ({count / max(dataset.users, 1):.1%} of all users)"
@@ -224,6 +234,8 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         f"times: {first} to {last}",
         f"equal times: {ties.tied_pairs:,} of {ties.adjacent_pairs:,} adjacent pairs ({tied_share:.1%}), "
         f"{TIES_ORDER.get(dataset.ties_order, 'in unknown order')}",
+        f"targets at the time of the last item of their history: {dataset.same_time_targets:,} of "
+        f"{num_targets:,} ({dataset.same_time_targets / max(num_targets, 1):.1%})",
         f"repeated interactions (same user, item, time): {ties.duplicates:,}",
     ]
     lines += [f"removed by {step}" for step in dataset.removed]

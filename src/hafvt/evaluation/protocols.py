@@ -6,12 +6,13 @@ To add a protocol, write a function that draws its negatives and add one line to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Int32, Int64
+from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError
 from hafvt.evaluation.negatives import draw_unseen, draw_with_replacement
 from hafvt.ops import ranking
@@ -46,7 +47,7 @@ class Protocol:
     Attributes:
         name: as on the command line and in files.
         description: the candidates and the tie rule, in words that follow "ranked among"; `{sizes}` stands
-            for the number of items of each domain.
+            for the candidates of each domain.
         draw_negatives: (dataset, positions (n,)) -> (n, N) item indices of the negatives of each target, -1
             where there are fewer than N; None ranks a target among all items of its domain.
         tie_rule: turns scores into ranks; by default a tie counts half.
@@ -55,6 +56,7 @@ class Protocol:
         patience: validations without improvement that end a training, 0 for no early stop, unless a training
             chooses another number.
         in_paper: whether the HAF-VT paper's tables were measured by this protocol.
+        candidates: whether items of the history are candidates, if all items of the domain are ranked.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Protocol:
     validate_every: int = 2
     patience: int = 5
     in_paper: bool = False
+    candidates: Candidates = "auto"
 
     @property
     def ranks_all_items(self) -> bool:
@@ -76,12 +79,22 @@ class Protocol:
         """Whether a candidate with the target's score counts as half ranked higher."""
         return self.tie_rule is ranking.ranks
 
+    def exclude_seen(self, data: Dataset) -> tuple[bool, ...]:
+        """Return for each domain whether the items of a history are left out of its candidates."""
+        if not self.ranks_all_items:
+            return (False,) * len(data.domains)
+        return data.exclude_seen(self.candidates)
+
     def describe(self, data: Dataset) -> str:
         """Return the description with the sizes of a dataset's domains."""
-        return self.description.format(sizes=", ".join(f"{len(d):,} {d.name}" for d in data.domains))
+        sizes = [
+            f"{len(domain):,} {domain.name}{', without those of the history' if excludes else ''}"
+            for domain, excludes in zip(data.domains, self.exclude_seen(data), strict=True)
+        ]
+        return self.description.format(sizes="; ".join(sizes))
 
 
-FULL = Protocol("full", "all items of its domain ({sizes}); ties count half")
+FULL = Protocol("full", "the items of its domain ({sizes}); ties count half")
 SAMPLED_UNSEEN = Protocol(
     "sampled-unseen",
     "999 distinct negatives of its domain that the user has not interacted with; ties count half",
@@ -106,12 +119,16 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def get_protocol(name: str) -> Protocol:
+def get_protocol(name: str, candidates: Candidates = "auto") -> Protocol:
     """Return a protocol by its name.
 
     Raises:
-        HafvtError: there is no such protocol; the message lists those that exist.
+        HafvtError: there is no such protocol, or it draws its own candidates.
     """
     if name not in PROTOCOLS:
         raise HafvtError(f"no protocol {name!r}: choose {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    if candidates != "auto" and not PROTOCOLS[name].ranks_all_items:
+        raise HafvtError(
+            f"--candidates {candidates} needs --protocol full, not {name}: leave out one of them"
+        )
+    return replace(PROTOCOLS[name], candidates=candidates)

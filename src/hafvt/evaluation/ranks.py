@@ -24,8 +24,10 @@ class Ranks:
         positions: (n,) positions of the targets in `Dataset.items`.
         users: (n,) user indices.
         domains: (n,) number of each target's domain.
-        ranks: (n,) rank of each target, 1 is best; fractional where the target ties with other candidates.
-        candidates: (n,) number of ranked items, the target included.
+        ranks: (n,) rank of each target, 1 is best; fractional where the target ties with other candidates,
+            infinite where the target is no candidate.
+        candidates: (n,) number of ranked items.
+        is_repeat: (n,) whether the history contains the target already.
     """
 
     positions: Int64
@@ -33,9 +35,10 @@ class Ranks:
     domains: Int64
     ranks: Float64
     candidates: Int64
+    is_repeat: Bool
 
     def write(self, path: str | Path, data: Dataset) -> None:
-        """Write a Parquet table with the columns user_id, domain, item_id, rank and candidates."""
+        """Write a Parquet table with the columns user_id, domain, item_id, rank, candidates, repeat."""
         names = np.array([domain.name for domain in data.domains])
         table = pl.DataFrame(
             {
@@ -44,6 +47,7 @@ class Ranks:
                 "item_id": data.item_table["item_id"].gather(np.asarray(data.items)[self.positions]),
                 "rank": self.ranks,
                 "candidates": self.candidates,
+                "repeat": self.is_repeat,
             }
         )
         with atomic_file(path) as temporary:
@@ -54,8 +58,8 @@ class Ranks:
         return Ranks(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def with_rivals(self) -> Ranks:
-        """Return the ranks of the targets that had another candidate; the rank of all others is always 1."""
-        return self.select(self.candidates > 1)
+        """Return the ranks without those of targets that were the only candidate, which are always 1."""
+        return self.select((self.candidates > 1) | np.isinf(self.ranks))
 
 
 def concat_ranks(parts: Sequence[Ranks]) -> Ranks:

@@ -32,13 +32,29 @@ def write_results(
         f"{len(ranks.ranks):,} {targets} of {len(np.unique(ranks.users)):,} users, each ranked among "
         f"{protocol.describe(data)}; intervals: 95 % bootstrap over users"
     )
-    content = {"protocol": protocol.name, "description": "; ".join([description, *notes]), "notes": notes}
-    write_json(folder / "results.json", {**content, "results": results_to_json(results)})
+    content = {
+        "protocol": protocol.name,
+        "candidates": protocol.candidates,
+        "description": "; ".join([description, *notes]),
+        "notes": notes,
+        "results": results_to_json(results),
+        **{name: results_to_json(part) for name, part in results_by_novelty(ranks, data).items()},
+    }
+    write_json(folder / "results.json", content)
     return results
 
 
+def results_by_novelty(ranks: Ranks, data: Dataset) -> dict[str, Results]:
+    """Return the metrics of new targets and of repeats, which the history contains; empty without repeats."""
+    if not ranks.is_repeat.any():
+        return {}
+    names = [domain.name for domain in data.domains]
+    parts = {"new targets": ~ranks.is_repeat, "repeats": ranks.is_repeat}
+    return {name: summarize(ranks.select(rows), names) for name, rows in parts.items() if rows.any()}
+
+
 def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
-    """Return in words which targets had fewer candidates than the protocol promises."""
+    """Return in words what is particular about targets: few candidates, repeats."""
     notes, expected = [], 0 if protocol.ranks_all_items else 1 + NUM_NEGATIVES
     for number, domain in enumerate(data.domains):
         counts = ranks.candidates[(ranks.domains == number) & (ranks.candidates > 1)]
@@ -47,6 +63,11 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
                 f"{domain.name}: only {counts.min():,} to {counts.max():,} candidates per target, as the "
                 "domain has no more unseen items"
             )
+    if ranks.is_repeat.any():
+        notes.append(
+            f"repeats, which the history contains: {ranks.is_repeat.mean():.1%} of the targets"
+            + (", missed where items of the history are left out" if any(protocol.exclude_seen(data)) else "")
+        )
     if lone := len(ranks.ranks) - len(ranks.with_rivals().ranks):
         notes.append(f"{lone:,} targets without another candidate are left out of the means")
     return notes

@@ -41,7 +41,6 @@ def rank_targets(
     split: Literal["valid", "test"],
     protocol: Protocol = FULL,
     *,
-    exclude_seen: bool = False,
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
@@ -52,7 +51,6 @@ def rank_targets(
         data: holds the targets.
         split: which targets.
         protocol: the candidates and the tie rule.
-        exclude_seen: see `rank_positions`; for a protocol that ranks all items.
         device: where the models are, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
@@ -71,7 +69,6 @@ def rank_targets(
             positions[rows],
             protocol,
             None if negatives is None else negatives[rows],
-            exclude_seen=exclude_seen,
             device=device,
             advance=advance,
         )
@@ -90,7 +87,6 @@ def rank_positions(
     protocol: Protocol = FULL,
     negatives: Int32 | None = None,
     *,
-    exclude_seen: bool = False,
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
@@ -100,10 +96,10 @@ def rank_positions(
         model: scores the candidates.
         data: holds the targets.
         positions: (n,) of the targets.
-        protocol: the tie rule.
+        protocol: the tie rule, and whether items of the whole history are candidates. If not, a target
+            that the history contains cannot be recommended: it counts as missed, with an infinite rank.
         negatives: (n, N) item indices that each target is ranked among, -1 where there are fewer than N; None
             for all items of the target's domain.
-        exclude_seen: excludes the user's history, except the target, from all items of the domain.
         device: where the model is, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
@@ -111,6 +107,8 @@ def rank_positions(
     positions, items = np.asarray(positions), np.asarray(data.items)
     domains = data.domains_of(items[positions])
     half_ties, by_protocol = np.zeros(len(positions)), np.zeros(len(positions))
+    num_candidates, is_repeat = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.bool_)
+    exclude_seen = protocol.exclude_seen(data)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -122,26 +120,31 @@ def rank_positions(
             batches = target_batches(data, positions[domain_rows], batch_size, model.max_length)
             for batch_rows, batch in batches:
                 rows = domain_rows[batch_rows]
+                seen = seen_columns(data, positions[rows], domain)  # (B, longest)
                 candidates: Tensor | None = None
                 ignore: Tensor | None = None
+                target = torch.from_numpy(items[positions[rows]].astype(np.int64) - domain.start)
+                is_repeat[rows] = (seen == target[:, None]).any(1).numpy()
                 if negatives is None:
-                    target = torch.from_numpy(items[positions[rows]].astype(np.int64) - domain.start)
-                    if exclude_seen:
-                        ignore = seen_columns(data, positions[rows], domain).to(device)
+                    num_candidates[rows] = len(domain)
+                    if exclude_seen[number]:
+                        ignore = seen.to(device)
+                        num_candidates[rows] -= count_distinct(seen)
                 else:
+                    num_candidates[rows] = 1 + (negatives[rows] >= 0).sum(1)
                     target = torch.zeros(len(rows), dtype=torch.int64)
                     candidates, ignore = sampled_candidates(items[positions[rows]], negatives[rows], device)
                 target = target.to(device)
                 scores = model.scores(batch.to(device), number, candidates)  # (B, C)
                 half_ties[rows] = ranking.ranks(scores, target, ignore).cpu().numpy()
+                if exclude_seen[number]:
+                    half_ties[rows[is_repeat[rows]]] = np.inf
                 if not protocol.ties_count_half:
                     by_protocol[rows] = protocol.tie_rule(scores, target, ignore).cpu().numpy()
                 if advance is not None:
                     advance(len(rows))
     model.train(was_training)
-    sizes = np.array([len(domain) for domain in data.domains])
-    num_candidates = sizes[domains].astype(np.int64) if negatives is None else 1 + (negatives >= 0).sum(1)
-    ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates)
+    ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates, is_repeat)
     return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
 
 
@@ -159,14 +162,18 @@ def sampled_candidates(targets: Int32, negatives: Int32, device: torch.device) -
 
 
 def seen_columns(data: Dataset, positions: Int64, domain: Domain) -> Tensor:
-    """Return the columns of a domain's items in the histories before targets, padded with -1, (n, longest).
-
-    The target itself is not listed, because a repeated item is a fair target.
-    """
+    """Return the columns of a domain's items before each target, padded with -1, (n, longest)."""
     starts = np.asarray(data.offsets)[data.users_at(positions)]
     history = collate(data.items, starts, positions)
     columns = history.items - domain.start  # (n, longest)
-    target = torch.from_numpy(np.asarray(data.items)[positions].astype(np.int64) - domain.start)
-    is_excluded = (columns < 0) | (columns >= len(domain)) | (columns == target[:, None])
+    is_excluded = (columns < 0) | (columns >= len(domain))
     is_excluded |= torch.arange(columns.shape[1]) >= history.lengths[:, None]
     return columns.masked_fill(is_excluded, -1)
+
+
+def count_distinct(columns: Tensor) -> Int64:
+    """Return the number of distinct columns of each row, without the padding -1, (n, longest) -> (n,)."""
+    ordered = columns.sort(1).values
+    is_new = ordered >= 0
+    is_new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    return is_new.sum(1).numpy()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
 from hafvt.experiments.search_space import TRAINING_OPTIONS
@@ -60,6 +61,7 @@ def compare(
     tuned: dict[str, str] | None = None,
     budget: BudgetName = "full",
     protocol: str = "full",
+    candidates: Candidates = "auto",
     jobs: Jobs | None = None,
 ) -> Comparison:
     """Compare models with the same split, candidate items, training budget and hyperparameter search.
@@ -80,12 +82,13 @@ def compare(
             best settings replace the search for a learning rate; a remark below the tables says so.
         budget: small (1 seed, 12 epochs, last 20 items of a history) or full (3 seeds, 100 epochs, 50 items).
         protocol: full, c2dsr or sampled-unseen, see evaluate.
+        candidates: items that targets are ranked among, see evaluate.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
         HafvtError: a setting is wrong, or a training failed; finished trainings are kept.
     """
-    get_protocol(protocol)
+    ranking = get_protocol(protocol, candidates)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     names, tuned = models or list(MODELS), tuned or {}
     if len(set(names)) < len(names):
@@ -109,7 +112,7 @@ def compare(
             remarks.append(f"{name} is left out: {error}")
         else:
             compared_models.append(compared)
-    return _compare(dataset, Path(out), compared_models, budget, protocol, jobs, remarks)
+    return _compare(dataset, Path(out), compared_models, budget, ranking, jobs, remarks)
 
 
 @check_arguments
@@ -119,6 +122,7 @@ def ablate(
     *,
     budget: BudgetName = "full",
     protocol: str = "full",
+    candidates: Candidates = "auto",
     jobs: Jobs | None = None,
 ) -> Comparison:
     """Switch titles, pictures and hierarchical attention of HAF-VT on and off, as in the paper's Table 4.
@@ -133,11 +137,13 @@ def ablate(
         out: folder to write the runs, compare.md, compare.tex, compare.json and ablate.svg to.
         budget: small or full, see compare.
         protocol: full, c2dsr or sampled-unseen, see evaluate.
+        candidates: items that targets are ranked among, see evaluate.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
         HafvtError: image or title vectors are missing, a setting is wrong, or a training failed.
     """
+    ranking = get_protocol(protocol, candidates)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     variants = [
         ComparedModel(label, "hafvt", params={"modalities": ("id", *modalities), "hierarchy": hierarchy})
@@ -145,7 +151,7 @@ def ablate(
     ]
     # If vectors are missing, this raises now, not after hours of training.
     load_item_features(dataset, ("image", "title"))
-    comparison = _compare(dataset, Path(out), variants, budget, protocol, jobs, [])
+    comparison = _compare(dataset, Path(out), variants, budget, ranking, jobs, [])
     domain = dataset.domains[0].name
     bars = [_mrr_bar(result, domain) for result in comparison.model_results]
     with atomic_file(Path(out) / "ablate.svg") as temporary:
@@ -158,12 +164,12 @@ def _compare(
     out: Path,
     compared_models: Sequence[ComparedModel],
     budget_name: str,
-    protocol_name: str,
+    protocol: Protocol,
     jobs: int | None,
     remarks: Sequence[str],
 ) -> Comparison:
     """Train and evaluate the models and write the tables."""
-    budget, protocol = BUDGETS[budget_name], get_protocol(protocol_name)
+    budget = BUDGETS[budget_name]
     model_results = run_comparison(data, out, compared_models, budget, protocol, jobs)
     text = write_comparison(data, out, model_results, budget, protocol, remarks)
     return Comparison(tuple(model_results), text, out)

@@ -70,7 +70,12 @@ def write_comparison(
     with atomic_file(out / "compare.tex") as temporary:
         latex = comparison_latex(domains, METRIC_COLUMNS, rows, description)
         temporary.write_text(latex, encoding="utf-8")
-    content = {"protocol": protocol.name, "budget": asdict(budget), "models": models}
+    content = {
+        "protocol": protocol.name,
+        "candidates": protocol.candidates,
+        "budget": asdict(budget),
+        "models": models,
+    }
     write_json(out / "compare.json", content)
     return text
 

@@ -217,6 +217,7 @@ class ComparisonRunner:
             "batch_size": self.budget.batch_size,
             "learning_rate": learning_rate,
             "protocol": self.protocol.name,
+            "candidates": self.protocol.candidates,
             "validate_every": self.budget.validate_every,
             "patience": self.budget.patience,
             "seed": seed,
@@ -252,6 +253,7 @@ def run_comparison(
     """
     pool = TrainingPool(jobs)
     settings = {"dataset": fingerprint(data), "protocol": protocol.name, "budget": asdict(budget)}
+    settings["candidates"] = protocol.candidates
     runner = ComparisonRunner(data, out, protocol, budget, pool)
     total = sum(map(runner.num_trainings, compared_models))
     with folder_lock(out), explained_write_errors(out):

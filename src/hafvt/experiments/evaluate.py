@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import read_notes, write_results
+from hafvt.evaluation.results import read_notes, results_by_novelty, write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
@@ -35,6 +36,8 @@ class Evaluation:
         ranks: of every target.
         half_tie_results: under c2dsr the same metrics with a tie counted half, else empty.
         folder: ranks.parquet, results.json and report.html.
+        by_novelty: the metrics of new targets and of repeats, which the history contains; empty without
+            repeats.
         random_order: with `cold` the expected metrics of a random order, else empty.
     """
 
@@ -43,6 +46,7 @@ class Evaluation:
     ranks: Ranks
     half_tie_results: Results
     folder: Path
+    by_novelty: dict[str, Results] = field(default_factory=dict)
     random_order: Results = field(default_factory=dict)
 
     @property
@@ -71,6 +75,7 @@ class Evaluation:
                 f"WARNING: c2dsr's tie rule raises a metric of {self.model} by up to "
                 f"{100 * self.tie_gain:.2f} points: report the values with ties at half"
             )
+        rows |= self.by_novelty
         table = plain_table(rows, mark_best=False)
         lines += read_notes(self.folder)
         return "\n".join([table, *lines, f"wrote {files} to {self.folder}"])
@@ -82,15 +87,16 @@ def evaluate(
     *,
     protocol: str = "full",
     split: Literal["test", "valid"] = "test",
-    exclude_seen: bool = False,
+    candidates: Candidates = "auto",
     cold: bool = False,
     data: str | Path | Dataset | None = None,
     device: Device = "cpu",
 ) -> Evaluation:
     """Rank every target of a finished run and write ranks.parquet, results.json and report.html.
 
-    By default a target is ranked among all items of its domain, and a tie counts half. MRR, NDCG@5, NDCG@10
-    and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the domains.
+    By default a target is ranked among the items that `recommend` may list, and a tie counts half. MRR,
+    NDCG@5, NDCG@10 and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the
+    domains.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
@@ -101,7 +107,10 @@ def evaluate(
             lower; the metrics with ties at half stand beside. sampled-unseen ranks among 999 distinct items
             that the user has not seen.
         split: test or valid. Make no choices by test.
-        exclude_seen: leave items of the history out of the candidates.
+        candidates: with protocol full: all ranks a target among all items of its domain; unseen leaves out
+            the items of the history, and a target that is among them counts as missed; auto is the
+            choice of the training: by default, all in domains where more than 5 % of the next items are
+            repeats (see info), and unseen in others.
         cold: rank the items that `prepare --hold-out-items` held out of training instead, among all items of
             their domain; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
@@ -110,16 +119,17 @@ def evaluate(
     Raises:
         HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
     """
-    ranking = get_protocol(protocol)
-    if exclude_seen and not ranking.ranks_all_items:
-        raise HafvtError(f"--exclude-seen needs --protocol full, not {protocol}: leave out one of them")
-    if cold and (not ranking.ranks_all_items or split != "test" or exclude_seen):
-        raise HafvtError("--cold excludes another protocol, split and --exclude-seen: leave them out")
+    ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
+    if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
+        raise HafvtError("--cold excludes another protocol, split and --candidates: leave them out")
     target_device = select_device(device)
     opened = open_run(run, data)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
-        return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order)
+        return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order=random_order)
+    training = opened.about["training"]
+    if protocol == training["protocol"] and candidates == "auto":
+        ranking = get_protocol(protocol, training["candidates"])
     num_targets = len(opened.data.test if split == "test" else opened.data.valid)
     if num_targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
@@ -129,24 +139,24 @@ def evaluate(
             opened.data,
             split,
             ranking,
-            exclude_seen=exclude_seen,
             device=target_device,
             advance=advance,
         )
     for model in opened.models:
         model.cpu()
     # The folder of the run holds test results by the protocol of the training; others have a subfolder.
-    is_default = protocol == opened.about["training"].get("protocol", "full")
-    name_parts: list[str] = [] if split == "test" and is_default and not exclude_seen else [split]
-    name_parts += [] if is_default else [protocol]
-    name_parts += ["unseen"] if exclude_seen else []
+    is_default = ranking == get_protocol(training["protocol"], training["candidates"])
+    name_parts: list[str] = [] if split == "test" and is_default else [split]
+    name_parts += [] if protocol == training["protocol"] else [protocol]
+    name_parts += [] if candidates == "auto" else [candidates]
     folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder
     with explained_write_errors(folder):
         folder.mkdir(exist_ok=True)
-    description = f"{split} targets{' (items of the history left out)' if exclude_seen else ''}"
-    results = write_results(folder, opened.data, ranks, ranking, description)
+    results = write_results(folder, opened.data, ranks, ranking, f"{split} targets")
     write_run_report(opened, folder)
     half_tie_results = {}
     if not ranking.ties_count_half:
         half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])
-    return Evaluation(opened.name, results, ranks, half_tie_results, folder)
+    return Evaluation(
+        opened.name, results, ranks, half_tie_results, folder, results_by_novelty(ranks, opened.data)
+    )

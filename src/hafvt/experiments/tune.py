@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
@@ -75,6 +76,7 @@ def tune(
     epochs: PositiveCount = 20,
     validate_every: PositiveCount | None = None,
     protocol: str = "full",
+    candidates: Candidates = "auto",
     seed: Seed = 0,
     jobs: Jobs | None = None,
     minutes: PositiveNumber | None = None,
@@ -99,6 +101,7 @@ def tune(
         epochs: maximum number of epochs of a trial.
         validate_every: epochs between two validations; default: as in train.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
+        candidates: items that targets are ranked among, see evaluate.
         seed: of the sampler and of every training.
         jobs: parallel trainings of this call; default: one per processor.
         minutes: stop after this time; a repeated call resumes. Default: stop when all trials have ended.
@@ -106,12 +109,17 @@ def tune(
     Raises:
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
-    get_protocol(protocol)
+    get_protocol(protocol, candidates)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     params, folder = params or {}, Path(out)
     search_space = build_search_space(model, preset, params, space or {})
-    options: dict[str, Any] = {"preset": preset, "protocol": protocol, "epochs": epochs}
+    options: dict[str, Any] = {
+        "preset": preset,
+        "protocol": protocol,
+        "candidates": candidates,
+        "epochs": epochs,
+    }
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
     settings = {
         "format": FORMAT,

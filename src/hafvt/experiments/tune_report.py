@@ -134,7 +134,8 @@ def _tables(
     budget = (
         f"Budget: {len(trials)} trials of at most {options['epochs']} epochs ({counts}); "
         f"{sum(trial.epochs for trial in trials):,} epochs, {hours:.2f} hours of training in all. "
-        f"Targets ranked by protocol {options['protocol']}, seed {options['seed']}"
+        f"Targets ranked by protocol {options['protocol']}, candidates {options['candidates']}, "
+        f"seed {options['seed']}"
         + "".join(f", {name} fixed at {format_value(value)}" for name, value in task.params.items())
         + "."
     )

@@ -118,8 +118,9 @@ def index(
     seconds = time.monotonic() - start_time
 
     scorer = TorchScorer(opened)
-    exact = Recommender(scorer, catalog)
-    approximate = Recommender(scorer, catalog, FaissCandidateGenerator(models, indexes))
+    exclude_seen = (True,) * len(catalog.domains)
+    exact = Recommender(scorer, catalog, exclude_seen)
+    approximate = Recommender(scorer, catalog, exclude_seen, FaissCandidateGenerator(models, indexes))
     sample = sample_histories(opened.data, histories)
     recalls, cells, probes = {}, {}, {}
     for domain in domains:

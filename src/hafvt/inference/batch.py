@@ -98,7 +98,7 @@ def recommend(
     domain: str | None = None,
     k: PositiveCount = 10,
     out: str | Path | None = None,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
     data: str | Path | Dataset | None = None,
@@ -129,7 +129,7 @@ def recommend(
         domain: the domain to recommend from; not needed if each history names one or there is only one.
         k: number of items for each history.
         out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file.
-        exclude_seen: do not recommend items of the history.
+        exclude_seen: do not recommend items of the history; default: as in the evaluation of the training.
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, such as user_id=customer.
         data: the dataset, if it has moved since training.
@@ -198,7 +198,7 @@ def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]
 
 
 def recommend_batch(
-    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool
+    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None
 ) -> list[Recommendations]:
     """Return the recommendations for each request; requests of equal domain and k are ranked together."""
     groups: dict[tuple[str, int], list[int]] = {}

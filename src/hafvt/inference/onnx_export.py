@@ -150,6 +150,7 @@ def export(
         manifest = ExportManifest(
             model=opened.name,
             domains=list(catalog.domains),
+            exclude_seen=opened.data.exclude_seen(opened.about["training"]["candidates"]),
             max_length=scorer.max_length,
             sequence_names=scorer.sequence_names,
             modalities=scorer.modalities,

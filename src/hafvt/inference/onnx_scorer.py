@@ -28,6 +28,7 @@ class ExportManifest(BaseModel):
     Attributes:
         model: name of the model.
         domains: contiguous slices of the item indices.
+        exclude_seen: see `Recommender`.
         max_length: the longest history that the graphs read, in items.
         sequence_names: see `Scorer`.
         modalities: see `Scorer`.
@@ -38,6 +39,7 @@ class ExportManifest(BaseModel):
 
     model: str
     domains: Annotated[list[Domain], Field(min_length=1)]
+    exclude_seen: tuple[bool, ...]
     max_length: Annotated[int, Field(ge=1)]
     sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]
@@ -132,7 +134,7 @@ def is_export(folder: str | Path) -> bool:
     return any((Path(folder) / name).exists() for name in (EXPORT.marker, "scores0.onnx"))
 
 
-def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog]:
+def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog, tuple[bool, ...]]:
     """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
     with reading(scorer.folder, REMEDY):
@@ -141,4 +143,5 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
         if not len(table) == len(train_counts) == scorer.domains[-1].stop:
             raise ValueError("its files are of different numbers of items")
     roots = scorer.manifest.image_root, scorer.manifest.added_image_roots
-    return scorer, ItemCatalog(table, scorer.domains, train_counts, *roots)
+    catalog = ItemCatalog(table, scorer.domains, train_counts, *roots)
+    return scorer, catalog, scorer.manifest.exclude_seen

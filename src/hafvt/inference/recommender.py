@@ -40,13 +40,19 @@ class Recommender:
     Args:
         scorer: computes the scores of a trained model.
         catalog: the items that `scorer` scores.
+        exclude_seen: whether items of the history are left out by default, for each domain.
         candidate_generator: selects the items to score in large domains; None scores all items.
     """
 
     def __init__(
-        self, scorer: Scorer, catalog: ItemCatalog, candidate_generator: FaissCandidateGenerator | None = None
+        self,
+        scorer: Scorer,
+        catalog: ItemCatalog,
+        exclude_seen: Sequence[bool],
+        candidate_generator: FaissCandidateGenerator | None = None,
     ) -> None:
-        self.scorer, self.catalog, self.candidate_generator = scorer, catalog, candidate_generator
+        self.scorer, self.catalog, self.exclude_seen = scorer, catalog, tuple(exclude_seen)
+        self.candidate_generator = candidate_generator
 
     @classmethod
     def open(cls, folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
@@ -81,7 +87,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude: Sequence[Sequence[str | int]] | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendations]:
         """Return the k best items of a domain for each history.
 
@@ -93,7 +99,8 @@ class Recommender:
             domain: name of the domain to recommend from.
             k: number of items for each history; the result has fewer if no others remain.
             exclude: for each history, ids of items not to recommend.
-            exclude_seen: exclude the items of the history, too.
+            exclude_seen: exclude the items of the history, too; None does so where the evaluation of the
+                training did: by default, in domains where users rarely choose an item again.
 
         Raises:
             HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, or a
@@ -109,6 +116,7 @@ class Recommender:
             raise HafvtError(
                 f"{len(exclude_lists)} lists to exclude for {len(id_lists)} histories: give one each"
             )
+        exclude_seen = self.exclude_seen[domain_index] if exclude_seen is None else exclude_seen
         start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
         known_and_unknown = [self.catalog.indices(ids) for ids in id_lists]
         excluded_and_unknown = [self.catalog.indices(ids) for ids in exclude_lists]

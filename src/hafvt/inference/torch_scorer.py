@@ -45,7 +45,7 @@ class TorchScorer:
 
 def open_trained_run(
     folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
-) -> tuple[TorchScorer, ItemCatalog, FaissCandidateGenerator | None]:
+) -> tuple[TorchScorer, ItemCatalog, tuple[bool, ...], FaissCandidateGenerator | None]:
     """Open a run with its added items and its index; return the arguments of `Recommender`.
 
     Args and Raises are those of `Recommender.open`.
@@ -53,4 +53,5 @@ def open_trained_run(
     run, catalog = with_added_items(open_run(folder, data))
     if threads:
         torch.set_num_threads(threads)
-    return TorchScorer(run), catalog, open_candidate_generator(run)
+    exclude_seen = run.data.exclude_seen(run.about["training"]["candidates"])
+    return TorchScorer(run), catalog, exclude_seen, open_candidate_generator(run)

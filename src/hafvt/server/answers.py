@@ -17,7 +17,7 @@ class BatchKey(NamedTuple):
 
     model: LoadedModel
     domain: str | None = None
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     include_shares: bool = True
 
 

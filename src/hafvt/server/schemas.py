@@ -55,7 +55,9 @@ class RecommendRequest(StrictRequest):
     domain: Id = Field(description="the domain whose items are recommended")
     k: int = Field(10, ge=1, le=MAX_ITEMS, description="the number of items to recommend")
     exclude: Ids = Field([], description="ids of items never to recommend")
-    exclude_seen: bool = Field(True, description="whether items of the history are never recommended")
+    exclude_seen: bool | None = Field(
+        None, description="whether items of the history are left out; by default, as in the evaluation"
+    )
     include_shares: bool = Field(False, description="whether each item has its `shares`; slower")
 
 

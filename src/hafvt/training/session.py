@@ -52,7 +52,7 @@ def run_training(
     tensorboard: bool,
 ) -> Run:
     """Train the model of a name in this process and return the run, see `hafvt.training.train.train`."""
-    protocol = get_protocol(config.protocol)
+    protocol = get_protocol(config.protocol, config.candidates)
     fabric, dtype = create_fabric(config)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     item_features = model_item_features(dataset, model, model_config)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.models import MODELS, configure
 from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, TrainingConfig, WeightDecay
@@ -28,6 +29,7 @@ def train(
     weight_decay: WeightDecay = 0.0,
     ema_decay: EmaDecay = 0.995,
     protocol: str = "full",
+    candidates: Candidates = "auto",
     validate_every: PositiveCount | None = None,
     patience: Count | None = None,
     seed: Seed = 0,
@@ -60,6 +62,7 @@ def train(
             weights are validated and saved; with 0 they are the weights of the last step.
         protocol: evaluation protocol of validation and test, see evaluate: full, sampled-unseen or c2dsr.
             With c2dsr, the run saves separate weights for each domain, from the domain's best epoch.
+        candidates: items that targets are ranked among, see evaluate; recommend lists the same.
         validate_every: epochs between two validations; default: 2, or 5 with c2dsr.
         patience: stop after this many validations in a row without improvement; 0 never stops early;
             default: 5, or 0 with c2dsr.
@@ -82,7 +85,7 @@ def train(
     from hafvt.evaluation.protocols import get_protocol
     from hafvt.training.session import run_training
 
-    rules = get_protocol(protocol)
+    rules = get_protocol(protocol, candidates)
     config = TrainingConfig(
         epochs=epochs,
         batch_size=batch_size,
@@ -90,6 +93,7 @@ def train(
         weight_decay=weight_decay,
         ema_decay=ema_decay,
         protocol=protocol,
+        candidates=candidates,
         validate_every=rules.validate_every if validate_every is None else validate_every,
         patience=rules.patience if patience is None else patience,
         seed=seed,

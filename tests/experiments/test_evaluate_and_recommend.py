@@ -21,7 +21,7 @@ def make_log(tmp_path, repeat_every: int) -> Dataset:
         items: list[int] = []
         for step in range(8):
             is_repeat = repeat_every and items and (user + step) % repeat_every == 0
-            items.append(items[-1] if is_repeat else (7 * user + 3 * step + step * step) % 30)
+            items.append(items[-1] if is_repeat else (7 * user + 3 * step) % 30)
         rows += [(f"u{user}", f"i{item}", step) for step, item in enumerate(items)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     return prepare(frame, out=tmp_path / f"data{repeat_every}")

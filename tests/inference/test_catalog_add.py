@@ -75,7 +75,7 @@ def test_catalog_add_new_items_are_recommended_and_explained(folder: Path, run: 
     assert "added 3 items (2 attic, 1 barn): 2 with image, 2 with title; 3 in total" in output
     assert "skipped 'n4': image: leads outside the picture folder; title: no title given" in output
     recommender = Recommender.open(run)
-    (result,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50)
+    (result,) = recommender.recommend([["a1", "b2", "n2"]], "attic", k=50, exclude_seen=True)
     assert result.unknown_ids == ()
     listed = {one.item.item_id: one for one in result.items}
     assert len(listed) == 21

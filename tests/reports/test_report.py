@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 def test_write_run_report_shows_results_and_users(run) -> None:
     page = write_run_report(run).read_text(encoding="utf-8")
     assert "d0 and d1: hafvt" in page
-    assert "each ranked among all items of its domain" in page
+    assert "each ranked among the items of its domain (30 d0" in page
     assert page.count('<article class="user"') == 6
 
 

@@ -201,7 +201,8 @@ def test_write_results_of_a_domain_of_one_item_leaves_its_targets_out_and_says_s
     assert list(results) == ["d1"]
     assert mean_mrr(ranks) == pytest.approx(results["d1"]["MRR"].value)
     low, high = ranks.candidates[ranks.candidates > 1].min(), ranks.candidates.max()
-    assert read_notes(tmp_path) == [
+    notes = [note for note in read_notes(tmp_path) if "repeats" not in note]
+    assert notes == [
         f"d1: only {low} to {high} candidates per target, as the domain has no more unseen items",
         f"{lone} targets without another candidate are left out of the means",
     ]

@@ -142,6 +142,8 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
         train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
         if not len(table) == len(train_counts) == scorer.domains[-1].stop:
             raise ValueError("its files are of different numbers of items")
+        if len(scorer.manifest.exclude_seen) != len(scorer.domains):
+            raise ValueError("exclude_seen is not as long as domains")
     roots = scorer.manifest.image_root, scorer.manifest.added_image_roots
     catalog = ItemCatalog(table, scorer.domains, train_counts, *roots)
     return scorer, catalog, scorer.manifest.exclude_seen

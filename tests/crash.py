@@ -127,10 +127,10 @@ def _run_and_exit(action: str, namespace: dict[str, Any], last: int) -> NoReturn
 
     status = 0
     try:
-        from hafvt import files
+        from hafvt import folders
 
         os.fsync = counted(os.fsync)
-        files._exchange = counted(files._exchange)
+        folders._exchange = counted(folders._exchange)
         sys.addaudithook(audit)
         exec(action, namespace)
     except BaseException:

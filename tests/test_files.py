@@ -14,23 +14,19 @@ import polars as pl
 import pytest
 import yaml
 
-from hafvt import files
+from hafvt import files, folders
 from hafvt.errors import HafvtError
 from hafvt.files import (
-    FolderKind,
     atomic_file,
-    atomic_folder,
-    check_output_folder,
-    folder_lock,
     hash_files,
     read_json,
     reading,
-    recover_folder,
     sha256,
     verify_files,
     verify_json,
     write_json,
 )
+from hafvt.folders import FolderKind, atomic_folder, check_output_folder, folder_lock, recover_folder
 from tests.crash import crash_before_each_operation
 
 BOX = FolderKind("a box", "box.json", ("*.txt",))
@@ -41,11 +37,11 @@ with atomic_folder(root / "box", BOX, overwrite=True) as folder:
         (folder / name).write_text(VERSION)
     write_json(folder / "box.json", {"format": 1, "sha256": {"sub": ""}})
 """
-IMPORTS = "from hafvt.files import *; from hafvt.files import FolderKind; from tests.test_files import BOX"
+IMPORTS = "from hafvt.files import *; from hafvt.folders import *; from tests.test_files import BOX"
 
 
 def write_box(root: Path, version: str) -> None:
-    exec(WRITE.replace("VERSION", repr(version)), {**vars(files), "BOX": BOX, "root": root})
+    exec(WRITE.replace("VERSION", repr(version)), {**vars(folders), **vars(files), "BOX": BOX, "root": root})
 
 
 def box_versions(root: Path) -> set[str]:
@@ -60,7 +56,7 @@ def names_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_atomic_folder_killed_anywhere_leaves_one_complete_version(tmp_path, can_exchange):
     root = tmp_path / "root"
-    imports = IMPORTS + ("" if can_exchange else "\nfiles._exchange = lambda first, second: False")
+    imports = IMPORTS + ("" if can_exchange else "\nfolders._exchange = lambda first, second: False")
     versions = []
 
     def reset() -> None:
@@ -75,7 +71,7 @@ def test_atomic_folder_killed_anywhere_leaves_one_complete_version(tmp_path, can
 
     action = WRITE.replace("VERSION", "'new'")
     kills = crash_before_each_operation(
-        root, action, imports="from hafvt import files\n" + imports, reset=reset, check=check
+        root, action, imports="from hafvt import folders\n" + imports, reset=reset, check=check
     )
     assert kills > 15
     assert versions[0] == {"old"}
@@ -100,7 +96,7 @@ def test_atomic_file_killed_anywhere_leaves_one_version_and_no_other_file(tmp_pa
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_atomic_folder_whose_block_fails_changes_nothing(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
     write_box(tmp_path, "old")
     box = tmp_path / "box"
     with pytest.raises(RuntimeError), atomic_folder(box, BOX, overwrite=True) as folder:  # noqa: PT012

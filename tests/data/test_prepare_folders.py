@@ -12,7 +12,7 @@ import pytest
 from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError
-from hafvt.files import folder_lock
+from hafvt.folders import folder_lock
 from tests.crash import crash_before_each_operation
 
 LOG = pl.DataFrame(

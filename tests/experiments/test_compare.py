@@ -32,7 +32,8 @@ from hafvt.experiments.comparison_runner import (
 )
 from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
-from hafvt.files import folder_lock, write_json
+from hafvt.files import write_json
+from hafvt.folders import folder_lock
 from hafvt.models.popularity import Popularity
 from hafvt.training.run import fingerprint
 from tests.conftest import write_small

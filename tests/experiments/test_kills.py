@@ -15,7 +15,7 @@ from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
 from hafvt.experiments.compare import compare
 from hafvt.experiments.tune import counted_trials, queue_unfinished_trials, tune
-from hafvt.files import folder_lock
+from hafvt.folders import folder_lock
 from tests.crash import crash_before_each_operation
 from tests.experiments.conftest import QUICK_BUDGET
 

@@ -21,7 +21,7 @@ from hafvt.features.encode import encode
 from hafvt.features.item_features import load_item_features
 from hafvt.features.new_items import encode_new_items
 from hafvt.features.table import EncodedItems, FeatureTable
-from hafvt.files import folder_lock
+from hafvt.folders import folder_lock
 from tests.crash import crash_before_each_operation
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from hafvt import catalog, export, index, recommend, train
 from hafvt.errors import HafvtError
-from hafvt.files import folder_lock, read_json, write_json
+from hafvt.files import read_json, write_json
+from hafvt.folders import folder_lock
 from hafvt.inference import ann, candidates
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small

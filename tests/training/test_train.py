@@ -21,7 +21,7 @@ from hafvt.data.batches import TrainBatches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.target_ranking import rank_positions
-from hafvt.files import folder_lock
+from hafvt.folders import folder_lock
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run

@@ -14,18 +14,16 @@ import polars as pl
 from hafvt.data.repeats import MAX_REPEAT_SHARE, Candidates, RepeatCounts, count_repeats
 from hafvt.errors import HafvtError
 from hafvt.files import (
-    FolderKind,
     atomic_file,
-    atomic_folder,
     hash_files,
     read_json,
     reading,
-    recover_folder,
     sha256,
     verify_files,
     verify_json,
     write_json,
 )
+from hafvt.folders import FolderKind, atomic_folder, recover_folder
 
 FORMAT = 2
 CONTENT_COLUMNS = ("title", "image")

@@ -18,7 +18,8 @@ from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import HafvtError, warn
-from hafvt.files import check_output_folder, folder_lock, sha256
+from hafvt.files import sha256
+from hafvt.folders import check_output_folder, folder_lock
 from hafvt.progress import progress
 from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
 

@@ -20,7 +20,8 @@ from hafvt.evaluation.ranks import Float64
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
-from hafvt.files import explained_write_errors, folder_lock, read_json, reading
+from hafvt.files import explained_write_errors, read_json, reading
+from hafvt.folders import folder_lock
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
 from hafvt.training.run import fingerprint

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hafvt.errors import HafvtError
-from hafvt.files import folder_lock, read_json, write_json
+from hafvt.files import read_json, write_json
+from hafvt.folders import folder_lock
 
 T = TypeVar("T")
 

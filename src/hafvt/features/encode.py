@@ -28,7 +28,8 @@ from hafvt.features.table import (
     write_fitted_arrays,
     write_table,
 )
-from hafvt.files import atomic_folder, folder_lock, sha256
+from hafvt.files import sha256
+from hafvt.folders import atomic_folder, folder_lock
 from hafvt.progress import progress
 from hafvt.settings import Device, PositiveCount, Seed, check_arguments
 

@@ -122,7 +122,7 @@ class EncodingCheckpoint:
         """Write to a file from an offset on, durably; reserve `total` bytes on the disk first."""
         path = self.folder / name
         with (
-            explained_write_errors(path, num_bytes=total, kept="all finished items are kept"),
+            explained_write_errors(path, num_bytes=total, preserved="all finished items are kept"),
             path.open("r+b" if path.exists() else "wb") as file,
         ):
             if total and hasattr(os, "posix_fallocate"):

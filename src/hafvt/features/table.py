@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
-from hafvt.files import FolderKind, atomic_file, read_manifest, reading, write_manifest
+from hafvt.files import atomic_file, read_manifest, reading, write_manifest
+from hafvt.folders import FolderKind
 
 Float16 = npt.NDArray[np.float16]
 

@@ -13,7 +13,8 @@ from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable, Float16
-from hafvt.files import FolderKind, atomic_folder, read_manifest, reading, recover_folder, write_manifest
+from hafvt.files import read_manifest, reading, write_manifest
+from hafvt.folders import FolderKind, atomic_folder, recover_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features

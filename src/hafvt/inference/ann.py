@@ -13,7 +13,8 @@ import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_folder, check_output_folder, write_manifest
+from hafvt.files import write_manifest
+from hafvt.folders import atomic_folder, check_output_folder
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import (
     FORMAT,

@@ -12,7 +12,8 @@ from torch import Tensor
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import FolderKind, read_manifest, reading, recover_folder, sha256
+from hafvt.files import read_manifest, reading, sha256
+from hafvt.folders import FolderKind, recover_folder
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
 from hafvt.models.base import BranchQuery, Model

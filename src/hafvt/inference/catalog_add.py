@@ -13,7 +13,7 @@ from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
-from hafvt.files import check_output_folder, folder_lock
+from hafvt.folders import check_output_folder, folder_lock
 from hafvt.inference.added_items import (
     ADDED_ITEMS,
     COLUMNS,

@@ -24,7 +24,8 @@ from torch.export import Dim
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import atomic_folder, write_manifest
+from hafvt.files import write_manifest
+from hafvt.folders import atomic_folder
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.onnx_scorer import EXPORT, FORMAT, ExportManifest, OnnxScorer
 from hafvt.inference.scorer import Float32, Scorer, pad_histories

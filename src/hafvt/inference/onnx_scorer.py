@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import FolderKind, read_manifest, reading, recover_folder
+from hafvt.files import read_manifest, reading
+from hafvt.folders import FolderKind, recover_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
 

@@ -18,7 +18,8 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import atomic_file, folder_lock, is_temporary, reading, sha256, write_json
+from hafvt.files import atomic_file, is_temporary, reading, sha256, write_json
+from hafvt.folders import folder_lock
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.ops.device import compute_dtype, select_device

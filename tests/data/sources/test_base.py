@@ -12,7 +12,7 @@ from hafvt.data.prepare import prepare
 from hafvt.data.sources import SOURCES
 from hafvt.data.sources.base import SourceTables, prepare_source
 from hafvt.errors import HafvtError, InputError
-from hafvt.files import folder_lock
+from hafvt.folders import folder_lock
 
 ITEMS = pl.DataFrame(
     {

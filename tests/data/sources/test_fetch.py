@@ -18,7 +18,8 @@ from hafvt.data.prepare import prepare
 from hafvt.data.sources import fetch as fetch_module
 from hafvt.data.sources.fetch import DUMPS, FetchResult, fetch, safe_name
 from hafvt.errors import HafvtError
-from hafvt.files import folder_lock, read_json
+from hafvt.files import read_json
+from hafvt.folders import folder_lock
 from tests.crash import crash_before_each_operation
 from tests.data.sources.hostile_server import BODY, HALF, LARGE_PNG, PICTURES, HostileServer
 

@@ -17,7 +17,7 @@ from hafvt.data.prepare import write_log
 from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
 from hafvt.errors import HafvtError
-from hafvt.files import check_output_folder, folder_lock
+from hafvt.folders import check_output_folder, folder_lock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -22,7 +22,8 @@ from hafvt.data.dataset import Bool, Int64
 from hafvt.data.sources.checks import SECONDS_PER_DAY
 from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
 from hafvt.errors import HafvtError
-from hafvt.files import FolderKind, atomic_folder, check_output_folder, write_json
+from hafvt.files import write_json
+from hafvt.folders import FolderKind, atomic_folder, check_output_folder
 from hafvt.progress import progress
 
 Float = npt.NDArray[np.float64]

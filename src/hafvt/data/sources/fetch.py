@@ -17,7 +17,8 @@ from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.download import MIB, DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, folder_lock, recover_folder
+from hafvt.files import atomic_file
+from hafvt.folders import folder_lock, recover_folder
 from hafvt.progress import progress
 from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
 from hafvt.tables import without_formulas

@@ -112,8 +112,8 @@ def test_encode_precomputed_from_damaged_or_other_files_is_refused(pictured: Dat
     for name, content, message in (
         ("cut.npz", good[: len(good) // 2], "damaged"),
         ("text.npz", b"hello", "damaged"),
-        ("text.parquet", b"hello", "its content is text"),
-        ("cut.parquet", b"PAR1hello", "cannot be read"),
+        ("text.parquet", b"hello", "is damaged"),
+        ("cut.parquet", b"PAR1hello", "is damaged"),
         ("x.pkl", b"hello", "not read"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -154,7 +154,17 @@ def test_encode_precomputed_that_compresses_well_is_read_if_it_fits_in_memory(
     assert path.stat().st_size < 24_000_000 / 300
     assert encode(pictured, precomputed={"image": path})["image"].present[1]
     monkeypatch.setattr("hafvt.features.encoders.precomputed.available_bytes", lambda: 30_000_000)
-    with pytest.raises(HafvtError, match=r"'embeddings' needs 0\.0 GiB of memory, .* are free: use a larger"):
+    with pytest.raises(HafvtError, match=r"its vectors need 0\.0 GiB of memory, .* are free: use a larger"):
+        encode(pictured, precomputed={"image": path})
+
+
+def test_encode_precomputed_from_parquet_larger_than_the_memory_is_refused_unread(
+    pictured: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("parquet list", tmp_path, [f"a{n}" for n in range(1_000)], np.zeros((1_000, 500)))
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr("hafvt.features.encoders.precomputed.available_bytes", lambda: 5_000_000)
+    with pytest.raises(HafvtError, match=r"its vectors need .* GiB of memory"):
         encode(pictured, precomputed={"image": path})
 
 

@@ -148,8 +148,8 @@ def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:
     if not is_listed.any():
         raise HafvtError(
             f"{path}: none of its {len(ids)} ids (e.g. {ids[0] if len(ids) else ''!r}) is an item of "
-            f"{data.folder} (e.g. {items['item_id'][0]!r}): write the vectors under the item ids of the input "
-            "tables"
+            f"{data.folder} (e.g. {items['item_id'][0]!r}): write the vectors under the item ids of the "
+            "input tables"
         )
     metadata = {
         "encoder": "precomputed",

@@ -54,7 +54,7 @@ def iter_encoded_batches(
     """
 
     def load(value: str | None) -> tuple[Any, str | None]:
-        """Return the content of an item, None if there is none to use, and what is wrong with it, if anything."""
+        """Return the usable content of an item and what is wrong with it; None for none."""
         if value is None or not value.strip():
             return None, f"no {name} given"
         try:

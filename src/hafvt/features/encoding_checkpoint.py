@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -125,8 +126,15 @@ class EncodingCheckpoint:
             explained_write_errors(path, num_bytes=total, preserved="all finished items are kept"),
             path.open("r+b" if path.exists() else "wb") as file,
         ):
-            if total and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, total)
+            if total > os.fstat(file.fileno()).st_size and hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, total)
+                except OSError as error:
+                    if error.errno not in (
+                        errno.EINVAL,
+                        errno.EOPNOTSUPP,
+                    ):  # some file systems cannot reserve
+                        raise
             file.seek(offset)
             file.write(content)
             file.flush()

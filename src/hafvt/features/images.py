@@ -147,6 +147,8 @@ def _read(root: Path | None, value: str) -> bytes:
         raise PictureError("a web address, not fetched yet")
     if ".." in Path(value).parts:
         raise PictureError(LEADS_OUT)
+    if not root.is_dir():
+        raise PictureError(f"the picture folder {root} is missing")
     try:
         root = root.resolve()
         path = (root / value).resolve(strict=True)

@@ -117,7 +117,8 @@ def load_item_features(
         table = FeatureTable.open(folder / name)
         if len(table.rows) != num_items:
             raise HafvtError(
-                f"{table.folder} has {len(table.rows)} rows for {num_items} items: run hafvt encode for {name} again"
+                f"{table.folder} has {len(table.rows)} rows for {num_items} items: "
+                f"run hafvt encode for {name} again"
             )
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))

@@ -55,8 +55,8 @@ def encode_new_items(
         encoded, _ = look_up_vectors(Path(precomputed), items["item_id"])
         if encoded.rows.shape[1] != width:
             raise HafvtError(
-                f"{precomputed}: its vectors have {encoded.rows.shape[1]} dimensions, the dataset's {width}: give "
-                "vectors of the same encoder"
+                f"{precomputed}: its vectors have {encoded.rows.shape[1]} dimensions, the dataset's {width}: "
+                "give vectors of the same encoder"
             )
         return encoded
     if precomputed is not None:
@@ -83,8 +83,8 @@ def _restore_encoder(table: FeatureTable, spec: str, saved: dict[str, Any], devi
     settings = json.loads(json.dumps(encoder.settings))
     if changed := [key for key in settings if key != "device" and settings[key] != saved.get(key)]:
         raise HafvtError(
-            f"{spec} is not what made {table.folder} (other: {', '.join(changed)}): restore it, or encode the "
-            "dataset and train anew"
+            f"{spec} is not what made {table.folder} (other: {', '.join(changed)}): restore it, or encode "
+            "the dataset and train anew"
         )
     encoder.fitted_arrays = table.fitted_arrays()
     return encoder

@@ -37,8 +37,8 @@ class Encoder(ABC):
     * `device` is where a checkpoint runs, "auto" or a device of torch; encoders without one ignore it;
     * `seed` is the random seed of an encoder that is fitted on the dataset; others ignore it.
 
-    An encoder that is fitted stores what it learned in `fitted_arrays`; given these arrays, a new instance must
-    encode further items in the same way.
+    An encoder that is fitted stores what it learned in `fitted_arrays`; given these arrays, a new instance
+    must encode further items in the same way.
 
     Attributes:
         settings: everything the vectors depend on, as JSON values. An interrupted encoding is continued, and

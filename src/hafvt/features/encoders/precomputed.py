@@ -12,15 +12,15 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.ids import id_column
-from hafvt.data.readers import read_columns
 from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import Float32
 from hafvt.features.table import EncodedItems, normalize_rows
+from hafvt.files import reading
 from hafvt.progress import available_bytes
 
 
 def look_up_vectors(path: Path, item_ids: pl.Series) -> tuple[EncodedItems, pl.Series]:
-    """Return the vectors that a file has for a list of items, and all ids of the file; see `read_precomputed`."""
+    """Return the vectors that a file has for items, and all ids of the file; see `read_precomputed`."""
     ids, vectors = read_precomputed(path)
     index = ids.alias("item_id").to_frame().with_row_index("row")
     matches = pl.DataFrame({"item_id": item_ids}).join(index, on="item_id", how="left", maintain_order="left")
@@ -102,31 +102,41 @@ def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[
             raise HafvtError(f"{path}: array {name!r} holds pickled objects: convert it to text or numbers")
         if prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise ValueError(f"array {name!r} is not as long as its header says")
-    needed, available = entry.file_size + 4 * prod(shape), available_bytes()
-    if needed > available:
-        raise HafvtError(
-            f"{path}: array {name!r} needs {needed / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB are "
-            "free: use a larger machine, or vectors of fewer dimensions"
-        )
+    _check_memory(path, entry.file_size + 4 * prod(shape))
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_parquet(path: Path) -> tuple[pl.Series, Float32]:
-    frame, columns, _ = read_columns(path, ["item_id", "id", "embedding"])
-    name = next((name for name in ("item_id", "id") if name in frame.columns), None)
-    if name is None or "embedding" not in frame.columns:
-        raise HafvtError(f"{path} has the columns {', '.join(columns)}: it needs item_id and embedding")
-    lists = frame["embedding"]
-    if isinstance(lists.dtype, pl.Array):
-        lists = lists.arr.to_list()
-    if not isinstance(lists.dtype, pl.List) or not (
-        lists.dtype.inner.is_numeric() or lists.dtype.inner == pl.Boolean
-    ):
-        raise HafvtError(f"{path}: column 'embedding' is {lists.dtype}: give a list of floats for each id")
-    widths, values = lists.list.len().unique(), lists.explode()
+    with reading(path, "write it again"):
+        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        columns = scan.collect_schema()
+        name = next((name for name in ("item_id", "id") if name in columns), None)
+        if name is None or "embedding" not in columns:
+            raise HafvtError(f"{path} has the columns {', '.join(columns)}: it needs item_id and embedding")
+        if isinstance(columns["embedding"], pl.Array):
+            scan = scan.with_columns(pl.col("embedding").arr.to_list())
+        dtype = scan.collect_schema()["embedding"]
+        if not isinstance(dtype, pl.List) or not (dtype.inner.is_numeric() or dtype.inner == pl.Boolean):
+            raise HafvtError(f"{path}: column 'embedding' is {dtype}: give a list of floats for each id")
+        # The size of the file tells little, as repeated values take no space: count rows and the first width.
+        width = scan.select(pl.col("embedding").list.len()).head(1).collect().sum().item() or 0
+        _check_memory(path, 12 * width * scan.select(pl.len()).collect().item())
+        frame = scan.select(name, "embedding").collect()
+    lists, values = frame["embedding"], frame["embedding"].explode()
+    widths = lists.list.len().unique()
     if len(widths) != 1 or not widths[0] or values.null_count():
         raise HafvtError(
             f"{path}: column 'embedding' has gaps or lists of different lengths: give all the same"
         )
     return frame[name], values.cast(pl.Float32).to_numpy().reshape(len(frame), -1)
+
+
+def _check_memory(path: Path, needed: int) -> None:
+    """Raise HafvtError if the vectors of a file need more bytes of memory than are free."""
+    available = available_bytes()
+    if needed > available:
+        raise HafvtError(
+            f"{path}: its vectors need {needed / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB are "
+            "free: use a larger machine, or vectors of fewer dimensions"
+        )

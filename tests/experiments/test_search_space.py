@@ -94,6 +94,12 @@ def test_build_search_space_with_a_wrong_entry_explains_it_in_one_line(space, me
     assert "\n" not in str(raised.value)
 
 
+def test_build_search_space_checks_values_beside_the_fixed_hyperparameters():
+    assert "elu" in build(params={"loss": "bpr-max"}, elu=[0.1, 1.0])
+    with pytest.raises(HafvtError, match="elu has no effect with the loss catalog"):
+        build(elu=[0.1, 1.0])
+
+
 def test_build_search_space_without_anything_to_search_is_refused():
     with pytest.raises(HafvtError, match="nothing to tune"):
         build("popularity")

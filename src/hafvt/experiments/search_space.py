@@ -130,7 +130,7 @@ def build_search_space(
             if name in TRAINING_OPTIONS:
                 validate_config("train", TrainingConfig, {name: value})
             else:
-                configure(model, preset, {name: value})
+                configure(model, preset, {**params, name: value})
     if all(isinstance(values, Choices) and len(values.values) == 1 for values in result.values()):
         raise HafvtError("every setting has a single value, so there is nothing to search")
     return result

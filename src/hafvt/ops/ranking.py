@@ -13,8 +13,8 @@ def ranks(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tenso
     """Return the rank of each row's target among its candidates, counted without sorting, (B,) float64.
 
     The rank is 1 + (candidates with a higher score) + half of (other candidates with an equal score): the
-    mean over all orders of tied candidates. A constant scorer gets (C + 1) / 2. NaN is below every number: a
-    target with score NaN has the last rank.
+    mean over all orders of tied candidates. At this mean, 1 / rank is lower than its mean over the orders.
+    A constant scorer gets (C + 1) / 2. NaN is below every number: a target with score NaN has the last rank.
 
     Args:
         scores: (B, C), one column per candidate.

@@ -8,5 +8,5 @@ SOURCES: dict[str, str] = {
 
 To add a source, write a module with a function `prepare_NAME(folder, out, *, ..., overwrite=False)` that
 reads `folder` and returns `prepare_source(SourceTables(...), out)`, decorate it with `dataset_source`, and
-add a line here. A source without a split of its own passes its tables to `hafvt.data.prepare.prepare` instead.
+add a line here. A source without a split of its own passes its tables to `hafvt.data.prepare.prepare`.
 """

@@ -198,8 +198,8 @@ def _fetch_dump(
         problems = "; ".join(f"{job.url}: {failures[job]}" for job in failed)
         raise HafvtError(
             f"{len(failures)} of {len(jobs_by_path)} files cannot be downloaded ({problems}): run the "
-            f"command again to resume; if the error remains, compare the names with {dump.page_url} or choose a "
-            f"mirror with --base-url. The other files are in {out}"
+            "command again to resume. If the error remains, compare the names with "
+            f"{dump.page_url} or choose a mirror with --base-url. The other files are in {out}"
         )
     return result
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -318,6 +319,22 @@ def test_read_tables_larger_than_memory_are_refused(tmp_path: Path, monkeypatch:
         write(tmp_path / name, WRITERS[name](rows))
     for path in sorted(tmp_path.iterdir()):
         fails(path, str(path), "do not fit into the 0.0 GiB of free memory", "use a machine with more memory")
+
+
+def test_read_tables_parquet_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**24)
+    columns = {"user_id": ["u" * 2**20] * 50, "item_id": ["a"] * 50, "timestamp": range(50)}
+    table = pa.table({name: list(values) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "log.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "log.parquet").stat().st_size < 2**18
+    fails(tmp_path / "log.parquet", "do not fit into the 0.0 GiB of free memory")
+    renamed = table.rename_columns(["note", "item_id", "timestamp"]).append_column(
+        "user_id", table["item_id"]
+    )
+    pq.write_table(renamed, tmp_path / "log.parquet", compression="zstd", use_dictionary=False)
+    assert len(interactions(tmp_path / "log.parquet").frame) == 50  # the large column is not read
 
 
 def test_read_tables_zstd_bomb_is_refused_before_it_is_unpacked(

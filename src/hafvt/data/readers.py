@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import re
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +22,6 @@ from hafvt.data.lines import (
     NOT_UTF8,
     READ_ERRORS,
     ZSTD,
-    check_memory,
     check_text,
     read_jsonl,
     read_lines,
@@ -32,6 +29,7 @@ from hafvt.data.lines import (
     unreadable,
 )
 from hafvt.data.origin import Origin
+from hafvt.data.parquet import read_parquet_columns
 from hafvt.errors import HafvtError, InputError, warn
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -83,7 +81,9 @@ def read_columns(
     try:
         if kind == "csv":
             return _read_csv(path, names, quoting)
-        return _read_jsonl(path, names, numeric) if kind == "jsonl" else _read_parquet(path, names)
+        if kind == "jsonl":
+            return _read_jsonl(path, names, numeric)
+        return RawTable(*read_parquet_columns(path, names), Origin(path, "parquet"))
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
@@ -116,29 +116,6 @@ def file_kind(path: Path) -> str:
         problem = f"its name says {suffix} but its content is {content}"
         raise InputError(problem, "Rename it by its content", file=path)
     return kind
-
-
-def _read_parquet(path: Path, names: Sequence[str]) -> RawTable:
-    """Read columns of a Parquet file, see `read_columns`."""
-    with _panics_hidden():
-        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        columns = scan.collect_schema().names()
-        check_memory(path, path.stat().st_size, scan.select(pl.len()).collect().item())
-        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
-    return RawTable(frame, columns, Origin(path, "parquet"))
-
-
-@contextmanager
-def _panics_hidden() -> Iterator[None]:
-    """Hide the traceback that Rust prints on stderr before an exception of Python reports its panic."""
-    stderr = os.dup(2)
-    with Path(os.devnull).open("wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:

@@ -1,0 +1,100 @@
+"""Parquet files: columns as a data frame, unless they are damaged or too large for the memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hafvt.data.lines import check_memory
+
+
+def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
+    """Return those of the named columns that a Parquet file has, and the names of all its columns.
+
+    Raises:
+        InputError: the columns do not fit into memory.
+        PolarsError, PanicException: the file is damaged.
+    """
+    with _panics_hidden():
+        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        columns = scan.collect_schema().names()
+        check_memory(path, _unpacked_bytes(path, names), scan.select(pl.len()).collect().item())
+        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
+    return frame, columns
+
+
+@contextmanager
+def _panics_hidden() -> Iterator[None]:
+    """Hide the traceback that Rust prints on stderr before an exception of Python reports its panic."""
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _unpacked_bytes(path: Path, names: Container[str]) -> int:
+    """Return the unpacked size of the named columns by the footer of a Parquet file; 0 if it is damaged."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        footer_bytes = int.from_bytes(file.read(4), "little")
+        file.seek(-min(footer_bytes + 8, path.stat().st_size), os.SEEK_END)
+        footer = BytesIO(file.read(footer_bytes))
+    try:
+        row_groups = _thrift_value(footer, THRIFT_STRUCT)[4]
+        columns = [chunk[3] for group in row_groups for chunk in group[1]]
+        return sum(column[6] for column in columns if column[3][0].decode(errors="replace") in names)
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return 0  # Polars reports the damage
+
+
+THRIFT_BINARY, THRIFT_LISTS, THRIFT_MAP, THRIFT_STRUCT = 8, (9, 10), 11, 12
+THRIFT_BOOLEANS, THRIFT_FIXED_BYTES = (1, 2), {3: 1, 7: 8, 13: 16}
+
+
+def _thrift_value(file: BytesIO, kind: int) -> Any:
+    """Read a value of Thrift's compact protocol, as footers have it; a struct is a dict by field number.
+
+    Raises:
+        IndexError: the file ends within the value.
+    """
+
+    def byte() -> int:
+        return file.read(1)[0]
+
+    def number() -> int:
+        value, shift = 0, 0
+        while (part := byte()) >= 128:
+            value, shift = value | (part & 127) << shift, shift + 7
+        return value | part << shift
+
+    if kind == THRIFT_STRUCT:
+        fields, field = {}, 0
+        while header := byte():
+            field = field + (header >> 4) if header >> 4 else number() // 2
+            is_boolean = header & 15 in THRIFT_BOOLEANS
+            fields[field] = None if is_boolean else _thrift_value(file, header & 15)
+        return fields
+    if kind in THRIFT_LISTS:
+        header = byte()
+        size = header >> 4 if header >> 4 < 15 else number()
+        return [_thrift_value(file, header & 15) for _ in range(size)]
+    if kind == THRIFT_MAP:
+        size = number()
+        kinds = byte() if size else 0
+        return [(_thrift_value(file, kinds >> 4), _thrift_value(file, kinds & 15)) for _ in range(size)]
+    if kind == THRIFT_BINARY:
+        return file.read(number())
+    if kind in (*THRIFT_BOOLEANS, *THRIFT_FIXED_BYTES):
+        return file.read(THRIFT_FIXED_BYTES.get(kind, 1))
+    value = number()
+    return value >> 1 ^ -(value & 1)

@@ -21,6 +21,20 @@ torch.set_num_threads(2)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts its background jobs so
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SMALL_PARAMS = {
+    "hafvt": {"id_width": 8},
+    "gru4rec": {"width": 8},
+    "sasrec": {"width": 8},
+    "srgnn": {"width": 8},
+    "pinet": {"width": 8},
+    "psjnet": {"width": 8},
+    "mifn": {"width": 8},
+    "tricdr": {"width": 8, "pretrain_steps": 2},
+    "c2dsr": {"width": 8},
+    "popularity": {},
+}
+"""Hyperparameters of small models for quick tests, by model."""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -16,21 +16,9 @@ from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.features.item_features import load_item_features
 from hafvt.models import build_model, configure, resolve_modalities
 from hafvt.training.run import model_item_features
-from tests.conftest import write_small
+from tests.conftest import SMALL_PARAMS, write_small
 
-MODEL_PARAMS = {
-    "hafvt": {"id_width": 8},
-    "hafvt ids": {"id_width": 8, "modalities": ("id",)},
-    "gru4rec": {"width": 8},
-    "sasrec": {"width": 8, "heads": 2},
-    "srgnn": {"width": 8},
-    "pinet": {"width": 8},
-    "psjnet": {"width": 8},
-    "mifn": {"width": 8},
-    "tricdr": {"width": 8, "pretrain_steps": 2},
-    "c2dsr": {"width": 8},
-    "popularity": {},
-}
+MODEL_PARAMS = {**SMALL_PARAMS, "hafvt ids": {"id_width": 8, "modalities": ("id",)}}
 
 
 @pytest.fixture(scope="module")

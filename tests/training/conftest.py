@@ -7,10 +7,9 @@ import pytest
 from hafvt.data.dataset import Dataset
 from hafvt.training.run import Run
 from hafvt.training.train import train
-from tests.conftest import write_small
+from tests.conftest import SMALL_PARAMS, write_small
 
-SMALL_SASREC = {"width": 8}
-SMALL_HAFVT = {"id_width": 8}
+SMALL_SASREC, SMALL_HAFVT = SMALL_PARAMS["sasrec"], SMALL_PARAMS["hafvt"]
 
 
 @pytest.fixture(scope="session")

@@ -27,25 +27,14 @@ from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 from hafvt.training.trainer import step_seed
+from tests.conftest import SMALL_PARAMS
 from tests.crash import crash_before_each_operation
 from tests.training.conftest import SMALL_HAFVT, SMALL_SASREC
 
-PARAMS = {
-    "hafvt": SMALL_HAFVT,
-    "gru4rec": {"width": 8},
-    "sasrec": SMALL_SASREC,
-    "srgnn": {"width": 8},
-    "pinet": {"width": 8},
-    "psjnet": {"width": 8},
-    "mifn": {"width": 8},
-    "tricdr": {"width": 8, "pretrain_steps": 2},
-    "c2dsr": {"width": 8},
-    "popularity": {},
-}
-
-
 SLOW_MODELS = ("hafvt", "pinet", "psjnet", "mifn", "tricdr", "c2dsr")
-MARKED_MODELS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ()) for name in PARAMS]
+MARKED_MODELS = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ()) for name in SMALL_PARAMS
+]
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -65,7 +54,7 @@ def test_train_each_model_writes_a_run_and_lowers_the_loss(training_data, tmp_pa
         model,
         training_data.folder,
         tmp_path / "run",
-        params=PARAMS[model],
+        params=SMALL_PARAMS[model],
         epochs=6,
         batch_size=8,
         patience=0,
@@ -99,7 +88,7 @@ def test_train_with_bf16_computes_the_loss_in_autocast(training_data, tmp_path, 
     curves = {}
     for precision in ("fp32", "bf16"):
         autocast.clear()
-        settings = {"params": PARAMS[model], "epochs": 2, "precision": precision, "test": False}
+        settings = {"params": SMALL_PARAMS[model], "epochs": 2, "precision": precision, "test": False}
         train(model, training_data.folder, tmp_path / precision, **settings)
         assert autocast == {precision == "bf16"}
         curves[precision] = [line["loss"] for line in read_log(tmp_path / precision)]

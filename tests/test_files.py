@@ -139,7 +139,7 @@ def test_check_output_folder_of_a_file_is_refused(tmp_path, name):
 def test_folder_lock_of_another_process_and_thread_is_refused_and_ends_with_it(tmp_path):
     box = tmp_path / "box"
     script = (
-        "import sys; from hafvt.files import folder_lock\nwith folder_lock(sys.argv[1]): print(); input()"
+        "import sys; from hafvt.folders import folder_lock\nwith folder_lock(sys.argv[1]): print(); input()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", script, str(box)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -88,7 +88,7 @@ def test_encode_of_an_interrupted_run_without_a_file_starts_anew(
 
 def test_encode_twice_at_once_is_refused_in_one_line(pictured: Dataset) -> None:
     hold = (
-        "import sys; from hafvt.files import folder_lock\n"
+        "import sys; from hafvt.folders import folder_lock\n"
         "with folder_lock(sys.argv[1]): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(pictured.folder / "features" / "image")]

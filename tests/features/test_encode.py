@@ -65,6 +65,16 @@ def test_encode_repeated_with_the_same_seed_gives_the_same_bytes(pictured: Datas
     assert {name: contents(features / name) for name in ("image", "title")} == first
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_encode_with_batches_without_any_content_leaves_gaps(pictured: Dataset, batch_size: int) -> None:
+    (pictured.folder.parent / "pictures" / "0.jpg").unlink()  # so that the first batch has none, either
+    (pictured.folder.parent / "pictures" / "1.jpg").unlink()
+    table = encode(pictured, image="classic", batch_size=batch_size)["image"]
+    assert table.present.tolist() == [n not in (0, 1, 3, 5, 7) for n in range(12)]
+    in_one_batch = encode(pictured, image="classic")["image"]
+    np.testing.assert_array_equal(table.rows, in_one_batch.rows)
+
+
 SLOW_RUN = """
 import sys, time
 from hafvt.features.encode import encode

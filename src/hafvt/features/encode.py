@@ -121,7 +121,7 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
     target = data.folder / "features" / name
     checkpoint = EncodingCheckpoint(target.with_name(f".{name}.partial"), len(values), metadata)
     encoder.fitted_arrays = checkpoint.fitted_arrays()
-    start, step = checkpoint.num_done, len(values) if encoder.needs_all_items else batch_size
+    start, step = checkpoint.state.num_done, len(values) if encoder.needs_all_items else batch_size
     batches = iter_encoded_batches(name, encoder, values, data.image_root, start, step)
     with progress(f"{name} {spec}", len(values), "items", done=start) as advance:
         for batch in batches:

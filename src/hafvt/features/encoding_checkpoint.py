@@ -49,20 +49,15 @@ class EncodingCheckpoint:
     Args:
         folder: the hidden folder.
         num_items: number of items of the dataset.
-        metadata: everything that the raw rows depend on.
+        metadata: see `EncodingState`.
     """
 
     def __init__(self, folder: Path, num_items: int, metadata: dict[str, Any]) -> None:
         self.folder, self.num_items = folder, num_items
         self.state = self._read_state(json.loads(json.dumps(metadata)))
-        if self.num_done == 0:
+        if self.state.num_done == 0:
             self.remove()
             folder.mkdir(parents=True)
-
-    @property
-    def num_done(self) -> int:
-        """Number of items, from the first on, that are finished."""
-        return self.state.num_done
 
     def append(self, batch: EncodedBatch, fitted_arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Finish the next items, together with what the encoder has learned so far."""
@@ -71,7 +66,8 @@ class EncodingCheckpoint:
         state.width = state.width or batch.rows.shape[1]
         if state.width:
             block = np.zeros((batch.size, state.width), dtype=np.float32)
-            block[batch.items - batch.start] = batch.rows
+            if len(batch.items):
+                block[batch.items - batch.start] = batch.rows
             total = 4 * state.width * self.num_items
             self._write(ROWS, 4 * state.width * batch.start, block.tobytes(), total)
         lines = "".join(f"{json.dumps(problem)}\n" for problem in sorted(batch.problems.items())).encode()

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.inference.onnx_scorer import OnnxScorer
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
-from hafvt.server.manager import ModelSource
+from hafvt.server.manager import LoadedModel, ModelSource
 from hafvt.training.run import open_run
 from tests.conftest import write_small
 
@@ -103,11 +104,11 @@ def test_model_source_leaves_one_core_to_the_server(run, baked, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     try:
-        ModelSource(run.folder).open_recommender()
-        assert torch.get_num_threads() == ModelSource(baked).open_recommender().scorer.threads == 3
+        LoadedModel.open(ModelSource(run.folder))
+        assert torch.get_num_threads() == LoadedModel.open(ModelSource(baked)).recommender.scorer.threads == 3
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        ModelSource(run.folder).open_recommender()
-        assert torch.get_num_threads() == ModelSource(baked).open_recommender().scorer.threads == 2
+        LoadedModel.open(ModelSource(run.folder))
+        assert torch.get_num_threads() == LoadedModel.open(ModelSource(baked)).recommender.scorer.threads == 2
     finally:
         torch.set_num_threads(before)
 
@@ -184,3 +185,15 @@ def test_export_of_untraceable_model_raises(monkeypatch, tmp_path):
         HafvtError, match="mifn cannot be exported: models that can are hafvt, hafvt-paper, gru4rec"
     ):
         export(tmp_path, out=tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system lists no memory maps")
+def test_open_export_maps_no_file_that_may_be_cut_short(baked, tmp_path):
+    export = shutil.copytree(baked, tmp_path / "export")
+    recommender = Recommender.open(export)
+    before = recommender.recommend(HISTORIES, "d1", k=10)
+    assert recommender.explain(HISTORIES[0], "i9").rank
+    assert str(export) not in Path("/proc/self/maps").read_text()
+    (export / "weights.bin").write_bytes(b"")
+    assert recommender.recommend(HISTORIES, "d1", k=10) == before

@@ -27,7 +27,14 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import write_manifest
 from hafvt.folders import atomic_folder
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.onnx_scorer import EXPORT, FORMAT, ExportManifest, OnnxScorer
+from hafvt.inference.onnx_scorer import (
+    EXPORT,
+    FORMAT,
+    WEIGHT_FILE,
+    ExportManifest,
+    OnnxScorer,
+    StoredWeight,
+)
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
@@ -40,7 +47,6 @@ TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares a
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
 # Tables that describe clusters and id weights of the trained catalog; they are never inputs.
 FIXED_TABLES = tuple(f"model.items.{name}" for name in ("cluster", "id_weight"))
-WEIGHT_FILE = "weights.bin"
 MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
 PAGE_BYTES = 4096  # weights start at multiples of it, so that onnxruntime can map them
 PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -130,7 +136,7 @@ def export(
         progress(f"export {opened.name}", num_steps, "graphs") as advance,
     ):
         with (folder / WEIGHT_FILE).open("wb") as file:
-            offsets: dict[bytes, int] = {}
+            offsets, weights = dict[bytes, int](), dict[str, dict[str, StoredWeight]]()
             for domain, model in enumerate(opened.models):
                 for name, graph_type in graph_types.items():
                     program = trace(graph_type(model, domain))
@@ -138,7 +144,7 @@ def export(
                         # Domains with models of their own have tables of their own.
                         suffix = f".{domain}" if model is not opened.model else ""
                         tables |= item_tables_to_inputs(program.graph, len(catalog), suffix)
-                    move_weights(program.graph, file, offsets)
+                    weights[f"{name}{domain}.onnx"] = move_weights(program.graph, file, offsets)
                     onnx_ir.save(program, folder / f"{name}{domain}.onnx")
                     opset = program.opset_imports[""]
                     advance(1)
@@ -156,6 +162,7 @@ def export(
             sequence_names=scorer.sequence_names,
             modalities=scorer.modalities,
             item_tables=sorted(tables),
+            weights=weights,
             image_root=catalog.image_root,
             added_image_roots=catalog.added_image_roots,
         )
@@ -219,13 +226,15 @@ def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[
     return tables
 
 
-def move_weights(graph: Any, file: IO[bytes], offsets: dict[bytes, int]) -> None:
-    """Move the large weights of a graph to a file that all graphs share; equal weights are stored once.
+def move_weights(graph: Any, file: IO[bytes], offsets: dict[bytes, int]) -> dict[str, StoredWeight]:
+    """Move the large weights of a graph to a file that all graphs share, and return their places by name.
 
-    `offsets` is where the file has each weight, by its SHA-256; the function adds the new ones.
+    Equal weights are stored once. `offsets` is where the file has each weight, by its SHA-256; the function
+    adds the new ones.
     """
     import onnx_ir
 
+    weights = {}
     for key, value in graph.initializers.items():
         array = np.ascontiguousarray(value.const_value.numpy())
         if array.nbytes <= MAX_INLINE_BYTES:
@@ -239,6 +248,8 @@ def move_weights(graph: Any, file: IO[bytes], offsets: dict[bytes, int]) -> None
         value.const_value = onnx_ir.ExternalTensor(
             WEIGHT_FILE, offsets[digest], array.nbytes, kind, shape=shape, name=key, base_dir=folder
         )
+        weights[key] = StoredWeight(offsets[digest], array.dtype.name, array.shape)
+    return weights
 
 
 def largest_difference(a: Scorer, b: Scorer) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,15 @@ from hafvt.inference.scorer import Float32, ScoreBreakdown
 FORMAT = 2
 EXPORT = FolderKind("an export", "export.json")
 REMEDY = "export the run again"
+WEIGHT_FILE = "weights.bin"
+
+
+class StoredWeight(NamedTuple):
+    """Where the weight file holds a weight: its first byte, its numpy dtype and its shape."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class ExportManifest(BaseModel):
@@ -34,6 +44,7 @@ class ExportManifest(BaseModel):
         sequence_names: see `Scorer`.
         modalities: see `Scorer`.
         item_tables: names of the tables that are inputs of the graphs.
+        weights: by file of a graph and name, the weights that the graph has in the weight file.
         image_root: see `ItemCatalog`.
         added_image_roots: see `ItemCatalog`.
     """
@@ -45,6 +56,7 @@ class ExportManifest(BaseModel):
     sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]
     item_tables: list[str]
+    weights: dict[str, dict[str, StoredWeight]]
     image_root: Path | None
     added_image_roots: dict[int, Path]
 
@@ -67,6 +79,7 @@ class OnnxScorer:
         self, folder: str | Path, item_tables: Mapping[str, Float32] | None = None, threads: int = 0
     ) -> None:
         self.folder, self.threads = Path(folder), threads
+        self._values: list[Any] = []  # weights, which onnxruntime reads while the graphs exist
         content = read_manifest(self.folder / EXPORT.marker, FORMAT, REMEDY)
         with reading(self.folder / EXPORT.marker, REMEDY):
             self.manifest = ExportManifest.model_validate(content)
@@ -88,6 +101,12 @@ class OnnxScorer:
         self._score_sessions = [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
 
     @cached_property
+    def _weights(self) -> Any:
+        """The bytes of the weight file; onnxruntime would map it and die if the file is cut short."""
+        with reading(self.folder / WEIGHT_FILE, REMEDY):
+            return np.fromfile(self.folder / WEIGHT_FILE, dtype=np.uint8)
+
+    @cached_property
     def _explain_sessions(self) -> list[Any]:
         """The graphs that explain, by domain; the first explanation opens them."""
         return [self._session(f"explain{index}.onnx") for index in range(len(self.domains))]
@@ -102,6 +121,11 @@ class OnnxScorer:
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # log errors only
         try:
+            for key, (offset, dtype, shape) in self.manifest.weights[name].items():
+                weight = np.frombuffer(self._weights, dtype, math.prod(shape), offset).reshape(shape)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(weight)
+                options.add_initializer(key, value)
+                self._values.append(value)
             return onnxruntime.InferenceSession(
                 self.folder / name, options, providers=["CPUExecutionProvider"]
             )

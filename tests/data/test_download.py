@@ -104,7 +104,7 @@ def test_download_correct_response_writes_the_complete_file(get, server, tmp_pat
         *("http://me@a.org/", "http://me:pw@a.org/", "http://:@a.org/", "http://a.org\\@b.org/"),
         *("http://[::1/", "http://a b/", "http://.a/", "http://a..b/", "http://\ud800.org/"),
         *("http://a.org:99999/", "http://a.org:x/", "http://a.org/\r\nHost: b", "ht\ntp://a.org"),
-        *("http://a.org/" + "x" * 5000, "javascript:alert(1)"),
+        *("http://a.org/\ud800", "http://a.org/?\ud800", "http://a.org/" + "x" * 5000, "javascript:alert(1)"),
     ],
 )
 def test_download_malformed_url_is_refused(url, make_client, dns, tmp_path):
@@ -289,7 +289,14 @@ def test_download_repeated_failures_wait_exponentially_with_jitter(get, waits):
 
 
 @pytest.mark.parametrize(
-    ("status", "after", "wait"), [(429, "7", 7), (503, "7", 7), (429, "99999", 120), (503, "date", 0)]
+    ("status", "after", "wait"),
+    [
+        (429, "7", 7),
+        (503, "7", 7),
+        (429, "99999", 120),
+        (503, "date", 0),
+        (429, "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 1),
+    ],
 )
 def test_download_retry_after_is_respected(get, waits, status, after, wait):
     get(f"status?status={status}&times=1&after={after}")

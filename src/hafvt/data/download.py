@@ -91,7 +91,7 @@ class DownloadJob:
         try:
             fields = json.loads(self.state_path.read_text(encoding="utf-8"))
             state = PartialState(fields["url"], fields["validator"], fields["total"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         is_valid = isinstance(state.validator, str) and HEADER_VALUE.fullmatch(state.validator)
         return state if is_valid and isinstance(state.total, int | None) and state.url == self.url else None

@@ -82,22 +82,21 @@ def parse_url(url: str) -> ParsedUrl:
         raise RequestError("invalid URL: too long, or with control characters")
     try:
         parts = urlsplit(url.strip())
+        if parts.scheme not in DEFAULT_PORTS:
+            raise RequestError("only http and https URLs are allowed")
+        if parts.username is not None or parts.password is not None:
+            raise RequestError("a URL with a user name or a password is not allowed")
         host = (parts.hostname or "").encode("idna").decode("ascii")
-        port = parts.port
+        if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
+            raise RequestError("invalid URL: no valid host name")
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+        query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
+        target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
     except ValueError as error:
         raise RequestError(f"invalid URL ({str(error)[:80]})") from None
-    if parts.scheme not in DEFAULT_PORTS:
-        raise RequestError("only http and https URLs are allowed")
-    if parts.username is not None or parts.password is not None:
-        raise RequestError("a URL with a user name or a password is not allowed")
-    if not re.fullmatch(r"[\w-][\w.-]*|[0-9a-f:.]*:[0-9a-f:.]*", host, re.ASCII):
-        raise RequestError("invalid URL: no valid host name")
-    query = f"?{quote(parts.query, safe=SAFE_URL_CHARACTERS)}" if parts.query else ""
-    target = quote(parts.path or "/", safe=SAFE_URL_CHARACTERS) + query
-    default_port = DEFAULT_PORTS[parts.scheme]
     host_header = f"[{host}]" if ":" in host else host
-    host_header += f":{port}" if port not in (None, default_port) else ""
-    return ParsedUrl(parts.scheme, host, port or default_port, host_header, target)
+    host_header += f":{port}" if port != DEFAULT_PORTS[parts.scheme] else ""
+    return ParsedUrl(parts.scheme, host, port, host_header, target)
 
 
 def is_public(address: str) -> bool:
@@ -357,7 +356,7 @@ def _retry_after_seconds(value: str) -> float | None:
         return float(value)
     try:
         time_of_retry = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     time_of_retry = time_of_retry.replace(tzinfo=time_of_retry.tzinfo or UTC)
     return max((time_of_retry - datetime.now(UTC)).total_seconds(), 0.0)

@@ -173,11 +173,13 @@ def test_prepare_amazon_malformed_line_is_counted_with_its_row(raw, tmp_path):
     rows = reviews()["food"]
     lines = [f"{u},{i},5.0,{t}" for u, i, t in rows * 20]
     lines[9000] = "A,B"
+    lines[9001] = f'A,"{"B" * 200_000}",5.0,1'
+    lines[9002] = 'A,"B\r"x,5.0,1'
     folder = raw(2014)
     (folder / "reviews_Grocery_and_Gourmet_Food.json.gz").unlink()
     (folder / "ratings_Grocery_and_Gourmet_Food.csv.gz").write_bytes(gzipped(lines))
     report = str(prepare_amazon(folder, tmp_path / "data", **EASY))
-    assert f"{len(lines):,} lines, 1 malformed (row 9001)" in report
+    assert f"{len(lines):,} lines, 3 malformed (row 9001, 9002, 9003)" in report
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def test_prepare_c2dsr_training_in_parts_with_titles_is_checked(release, tmp_pat
     [
         ("validdata_new.txt", "3\t9\t5|1|x|\t70|2|x|\n", r"validdata_new.txt, row 1, value '70\|2"),
         ("validdata_new.txt", "3\t9\t5|yesterday|x|\n", "row 1"),
+        ("validdata_new.txt", f"3\t9\t5|{10**19}|x|\n", "not an item below 70 and its time"),
+        ("validdata_new.txt", "9" * 5000 + "\t9\t5|1|x|\n", "not user, sequence, items"),
         ("validdata_new.txt", "99\t9\t5|1|x|\n", "not user, sequence, items"),
         ("userlist.txt", "U0\t0\nU1\t5\n", "userlist.txt, row 2"),
         ("Alist.txt", "0\tA\t0\n0\tA\t1\n", "Alist.txt, row 2"),

@@ -18,6 +18,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, permutations
@@ -282,8 +283,10 @@ def _is_header(line: str) -> bool:
 
 
 def _csv_fields(line: str) -> list[str]:
-    """Return the fields of a line of CSV."""
-    return next(csv.reader([line])) if '"' in line else line.split(",")
+    """Return the fields of a line of CSV; none if it is malformed."""
+    with suppress(csv.Error):
+        return next(csv.reader([line])) if '"' in line else line.split(",")
+    return []
 
 
 def _rating_columns(path: Path, rows: list[list[str]]) -> tuple[int, ...]:

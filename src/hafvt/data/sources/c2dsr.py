@@ -11,6 +11,7 @@ userlist: user, number; sequences: user, sequence, then item|unix time|date with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hafvt.errors import HafvtError, InputError
 from hafvt.files import sha256
 from hafvt.settings import OutFolder, Seed, check_arguments
 
+NUMBER = re.compile(r"[0-9]{1,15}")
 REMEDY = "Download it again"
 
 
@@ -167,13 +169,13 @@ def _read_sequences(
     Each sequence is sorted by time with a stable sort. `sizes` has the number of items of each domain.
     """
     for row, fields in _rows(path):
-        if len(fields) < 3 or not fields[0].isdecimal() or int(fields[0]) >= len(users):
+        if len(fields) < 3 or not NUMBER.fullmatch(fields[0]) or int(fields[0]) >= len(users):
             value = "\t".join(fields[:3])
             raise InputError("not user, sequence, items", REMEDY, file=path, row=row, value=value)
         events = []
         for field in fields[2:]:
             item, time, *_ = (*field.split("|"), "")
-            if not (item.isdecimal() and time.isdecimal() and int(item) < sum(sizes)):
+            if not (NUMBER.fullmatch(item) and NUMBER.fullmatch(time) and int(item) < sum(sizes)):
                 problem = f"not an item below {sum(sizes):,} and its time"
                 raise InputError(problem, REMEDY, file=path, row=row, value=field)
             events.append((int(item), int(time)))

@@ -129,7 +129,7 @@ def evaluate(
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order=random_order)
     training = opened.about["training"]
     if protocol == training["protocol"] and candidates == "auto":
-        ranking = get_protocol(protocol, training["candidates"])
+        ranking = get_protocol(protocol, opened.candidates)
     num_targets = len(opened.data.test if split == "test" else opened.data.valid)
     if num_targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
@@ -145,7 +145,7 @@ def evaluate(
     for model in opened.models:
         model.cpu()
     # The folder of the run holds test results by the protocol of the training; others have a subfolder.
-    is_default = ranking == get_protocol(training["protocol"], training["candidates"])
+    is_default = ranking == get_protocol(training["protocol"], opened.candidates)
     name_parts: list[str] = [] if split == "test" and is_default else [split]
     name_parts += [] if protocol == training["protocol"] else [protocol]
     name_parts += [] if candidates == "auto" else [candidates]

@@ -129,7 +129,7 @@ def recommend(
         domain: the domain to recommend from; not needed if each history names one or there is only one.
         k: number of items for each history.
         out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file.
-        exclude_seen: do not recommend items of the history; default: as in the evaluation of the training.
+        exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, such as user_id=customer.
         data: the dataset, if it has moved since training.

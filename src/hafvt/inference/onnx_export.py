@@ -157,7 +157,7 @@ def export(
         manifest = ExportManifest(
             model=opened.name,
             domains=list(catalog.domains),
-            exclude_seen=opened.data.exclude_seen(opened.about["training"]["candidates"]),
+            exclude_seen=opened.data.exclude_seen(opened.candidates),
             max_length=scorer.max_length,
             sequence_names=scorer.sequence_names,
             modalities=scorer.modalities,

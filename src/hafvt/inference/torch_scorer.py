@@ -53,5 +53,5 @@ def open_trained_run(
     run, catalog = with_added_items(open_run(folder, data))
     if threads:
         torch.set_num_threads(threads)
-    exclude_seen = run.data.exclude_seen(run.about["training"]["candidates"])
+    exclude_seen = run.data.exclude_seen(run.candidates)
     return TorchScorer(run), catalog, exclude_seen, open_candidate_generator(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError
 from hafvt.evaluation.results import read_notes, read_results
 from hafvt.evaluation.tables import plain_table
@@ -50,6 +51,12 @@ class Run:
     def model(self) -> Model:
         """The model of the first domain; in most runs that of all domains."""
         return self.models[0]
+
+    @property
+    def candidates(self) -> Candidates:
+        """Which items the training ranked; runs of earlier revisions do not tell and have the default."""
+        candidates: Candidates = self.about["training"].get("candidates", "auto")
+        return candidates
 
     def __str__(self) -> str:
         """Return the length of the training, the metrics of the test targets in percent, and the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,22 +31,39 @@ def peak_memory_gib() -> float:
 def available_bytes() -> int:
     """Return the memory that this process can still use, in bytes; 2**62 if the system does not report it."""
     limits = [2**62]
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container: control groups 2 and 1
-        with suppress(OSError, ValueError):  # no such file, or no limit
-            limit = int((Path("/sys/fs/cgroup") / path).read_text())
-            limits.append(limit - int(memory_gib() * 2**30))
+    with suppress(AttributeError, OSError, ValueError):  # not on Windows
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    meminfo = _read_lines("/proc/meminfo")
+    limits += [int(line.split()[1]) << 10 for line in meminfo if line.startswith("MemAvailable")]
+    for line in _read_lines("/proc/self/limits"):  # of `ulimit -v`
+        if line.startswith("Max address space") and "unlimited" not in line:
+            limits.append(int(line.split()[3]) - int(_status_gib("VmSize") * 2**30))
+    for folder in _memory_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):  # control groups 2 and 1
+            used = int(memory_gib() * 2**30)
+            limits += [int(limit) - used for limit in _read_lines(folder / name) if limit.isdigit()]
     return max(min(limits), 0)
+
+
+def _memory_groups() -> Iterator[Path]:
+    """Yield the folders that may hold the memory limits of this process and of its container."""
+    for line in _read_lines("/proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+        if controllers in ("", "memory"):
+            yield from (root / group.lstrip("/"), root)
+
+
+def _read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a file, none where it does not exist."""
+    with suppress(OSError):
+        return Path(path).read_text().splitlines()
+    return []
 
 
 def _status_gib(field: str) -> float:
     """Return a field of /proc/self/status in GiB, 0 where there is no such file or field."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0.0
+    lines = _read_lines("/proc/self/status")
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(field)), 0.0)
 
 

@@ -138,8 +138,10 @@ def check_text(path: Path) -> bool:
         if line_bytes > MAX_LINE_BYTES:
             problem = f"a line of more than {MAX_LINE_BYTES:,} bytes"
             raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
-        check_memory(path, num_bytes, num_lines)
+        if num_bytes >> 26 > (num_bytes - len(chunk)) >> 26:  # every 64 MiB
+            check_memory(path, num_bytes, num_lines)
         has_quotes |= b'"' in chunk
+    check_memory(path, num_bytes, num_lines)
     if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
         raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
     return has_quotes

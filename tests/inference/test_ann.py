@@ -35,7 +35,7 @@ def indexed_run(tmp_path_factory):
     data = write_small(folder / "data", users=120, sizes=(600, 500))
     for name in ("image", "title"):
         about = data.folder / "features" / name / "about.json"
-        write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}})
+        write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}}, checksum=True)
     params = {"id_width": 8}
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -177,10 +177,10 @@ def test_open_index_of_changed_items_or_weights_raises(writable_index, tmp_path,
     approximate, exact = open_both(run)
     results, expected = (one.recommend([["i3", "new"]], "d0", 5) for one in (approximate, exact))
     assert item_ids(results) == item_ids(expected)
-    weights = run / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    about = run / "index" / "about.json"
+    content = read_json(about)
+    other = {**content["model"]["files"], "model.safetensors": "another hash"}
+    write_json(about, content | {"model": {**content["model"], "files": other}}, checksum=True)
     with pytest.raises(HafvtError, match="changed since"):
         Recommender.open(run)
 

@@ -16,6 +16,7 @@ from hafvt.data.batches import Batch
 from hafvt.errors import HafvtError, InputError
 from hafvt.features.new_items import encode_new_items
 from hafvt.features.table import FeatureTable
+from hafvt.files import read_json, write_json
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.catalog_add import catalog
 from hafvt.inference.recommender import Recommender
@@ -167,7 +168,8 @@ def test_catalog_add_wrong_items_raises_and_writes_nothing(folder: Path, run: Pa
 def test_open_outdated_added_items_raises(folder: Path, run: Path) -> None:
     catalog("add", run, folder / "new" / "items.csv")
     about = run / "added_items" / "about.json"
-    about.write_text(about.read_text().replace('"image": "', '"image": "0'))
+    content = read_json(about)
+    write_json(about, content | {"features": {**content["features"], "image": "0"}}, checksum=True)
     with pytest.raises(HafvtError, match="trained again after these items were added: remove"):
         Recommender.open(run)
 

@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_small(folder / "data", users=60, sizes=(200, 150))
     shutil.rmtree(data.folder / "features" / "image")
     about = data.folder / "features" / "title" / "about.json"
-    write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}})
+    write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}}, checksum=True)
     params = {"id_width": 8, "modalities": ("id", "title")}
     train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     train("popularity", data, folder / "popularity", test=False)

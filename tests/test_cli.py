@@ -175,8 +175,10 @@ ALIASES = "\n".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}' if n else 'x'] * 9)}]
         ("k: [1, 2]", "Invalid value for [k] from --config"),
         ("k: 1e20", "give a whole number"),
         ("kk: 3", 'Unknown option: "[kk]" from --config'),
-        (b"\xff", "it is not text in UTF-8: save it as UTF-8"),
-        (None, "No such file or directory: check the path"),
+        (b"\xff", "invalid start byte): save it as UTF-8"),
+        (None, "no file of at most 1,000,000 bytes is there: check the path"),
+        ("#" * 1_000_001, "no file of at most 1,000,000 bytes is there"),
+        ("k: 3\nk: 4", "an option is there twice: keep one"),
     ],
 )
 def test_config_file_that_is_wrong_is_refused_in_one_line(content, message, tmp_path, capsys):
@@ -194,10 +196,10 @@ def test_config_file_values_are_texts_as_on_the_command_line(arguments_of, tmp_p
     received = arguments_of(["recommend", "run", "--config", str(tmp_path / "a.yaml")])
     assert received == {"run": "run", "history": ["007", "null", "1e5", "yes"], "domain": "null", "k": 3}
     (tmp_path / "b.yaml").write_text(
-        "model: hafvt\nparams: {modalities: [id, title], dropout: 0.1}\nresume: true\npatience: ~\n"
+        "model: hafvt\nparams:\n  modalities:\n  - id\n  dropout: 0.1\nresume: true\npatience: ~\n"
     )
     received = arguments_of(["train", "--config", str(tmp_path / "b.yaml"), "--data", "d", "--out", "o"])
-    assert received["params"] == {"modalities": ["id", "title"], "dropout": 0.1}
+    assert received["params"] == {"modalities": ["id"], "dropout": 0.1}
     assert received["resume"] is True
     assert "patience" not in received
 

@@ -103,6 +103,7 @@ COMMANDS = {
     "doctor": Command("hafvt.experiments.doctor:doctor", "Describe this machine and what is installed."),
 }
 
+MAX_CONFIG_BYTES = 1_000_000
 MAPPING_OPTIONS = ("--columns", "--domains", "--encoders", "--params", "--precomputed", "--space", "--tuned")
 """Options that take names with values: `--columns user_id=customer`."""
 
@@ -251,26 +252,33 @@ def read_options(file: Path) -> dict[str, Any]:
     The texts are those of the file, as on the command line: `history: [007]` is the id "007".
 
     Raises:
-        HafvtError: the file cannot be read, or does not hold options in YAML.
+        HafvtError: the file cannot be read, or does not hold options in YAML, each once.
     """
 
-    def as_text(node: yaml.Node) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return {str(key.value): as_text(value) for key, value in node.value}
-        return [as_text(part) for part in node.value] if isinstance(node, yaml.SequenceNode) else node.value
+    def as_text(node: yaml.Node, *, is_nested: bool = True) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if isinstance(node, yaml.SequenceNode):  # in `params` and `space`, a list stays YAML, such as "[id]"
+            return yaml.serialize(node) if is_nested else [as_text(part) for part in node.value]
+        values = {str(key.value): value for key, value in node.value}
+        if len(values) < len(node.value):
+            raise HafvtError("an option is there twice: keep one")
+        if node is not root:
+            return {name: as_text(value) for name, value in values.items()}
+        given = {name: value for name, value in values.items() if not value.tag.endswith(":null")}
+        return {name: as_text(value, is_nested=False) for name, value in given.items()}
 
     try:
+        if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
+            raise HafvtError(f"no file of at most {MAX_CONFIG_BYTES:,} bytes is there: check the path")
         root = compose_yaml(file.read_text(encoding="utf-8"))
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise HafvtError("it holds no options: write lines such as seed: 1")
-    except OSError as error:
-        raise HafvtError(f"--config {file}: {error.strerror}: check the path") from None
-    except UnicodeDecodeError:
-        raise HafvtError(f"--config {file}: it is not text in UTF-8: save it as UTF-8") from None
+        return {} if root is None else as_text(root)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HafvtError(f"--config {file}: it cannot be read ({error}): save it as UTF-8") from None
     except HafvtError as error:
         raise HafvtError(f"--config {file}: {error}") from None
-    pairs = root.value if root is not None else ()
-    return {str(key.value): as_text(node) for key, node in pairs if node.tag != "tag:yaml.org,2002:null"}
 
 
 @contextmanager

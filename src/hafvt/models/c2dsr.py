@@ -37,14 +37,7 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import DomainSoftmaxes, Dropout, PositionEmbedding, SasRecBlock
 from hafvt.models.configs import C2dsrConfig
-from hafvt.models.sequences import (
-    in_domain,
-    last_states,
-    next_items,
-    select_items,
-    states_after,
-    valid_mask,
-)
+from hafvt.models.sequences import in_domain, last_states, next_items, select_items, states_after, valid_mask
 from hafvt.ops.catalog_softmax import catalog_nll
 
 

@@ -10,15 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hafvt.models.hyperparameters import (
-    Depth,
-    DropoutRate,
-    Length,
-    ModelConfig,
-    Temperature,
-    Weight,
-    Width,
-)
+from hafvt.models.hyperparameters import Depth, DropoutRate, Length, ModelConfig, Temperature, Weight, Width
 
 NumNegatives = Annotated[int, Field(ge=0, le=1_000_000)]
 ClusterSizes = Annotated[tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...], Field(max_length=8)]

@@ -80,10 +80,7 @@ def sampled_log_probabilities(
             is_repeat = (seen.items == exact_items).any(1)  # the target is counted among the seen items
             exact_items = torch.cat([exact_items, seen.items], dim=1)
             log_seen_mass = (query.log_excluded_mass + seen.log_odds).float()
-            exact_logits = [
-                target_logit.masked_fill(is_repeat, -torch.inf)[:, None],
-                log_seen_mass[:, None],
-            ]
+            exact_logits = [target_logit.masked_fill(is_repeat, -torch.inf)[:, None], log_seen_mass[:, None]]
         z = z.masked_fill(_is_in_row(sample.items, exact_items, len(table)), -torch.inf)
         log_probabilities.append(target_logit - torch.cat([*exact_logits, z], dim=1).logsumexp(1))
     return log_probabilities

@@ -162,8 +162,8 @@ def test_open_damaged_table_names_file_and_remedy(pictured: Dataset, name: str) 
     path = encode(pictured, image="classic", title="classic")["title"].folder / name
     original = path.read_bytes()
     for damage, content in [*damaged_copies(original).items(), ("missing", None)]:
-        if name == "about.json" and damage in ("cut by a byte", "other byte", "swapped"):
-            continue  # it is still JSON
+        if name == "about.json" and damage == "cut by a byte":
+            continue  # only the line end is missing
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)

@@ -36,7 +36,7 @@ def available_bytes() -> int:
     meminfo = _read_lines("/proc/meminfo")
     limits += [int(line.split()[1]) << 10 for line in meminfo if line.startswith("MemAvailable")]
     for line in _read_lines("/proc/self/limits"):  # of `ulimit -v`
-        if line.startswith("Max address space") and "unlimited" not in line:
+        if line.startswith("Max address space") and line.split()[3].isdigit():
             limits.append(int(line.split()[3]) - int(_status_gib("VmSize") * 2**30))
     for folder in _memory_groups():
         for name in ("memory.max", "memory.limit_in_bytes"):  # control groups 2 and 1

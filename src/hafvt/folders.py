@@ -12,16 +12,18 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from filelock import FileLock, Timeout
 
 from hafvt.errors import HafvtError
 from hafvt.files import check_space, explained_write_errors, fsync, is_temporary
+
+Result = TypeVar("Result")
 
 
 class FolderKind(NamedTuple):
@@ -123,6 +125,30 @@ def recover_folder(path: str | Path) -> None:
     if not target.exists() and _hidden_folders(target)[1].exists():
         with folder_lock(path):
             _recover(target)
+
+
+def read_folder(path: str | Path, read: Callable[[], Result]) -> Result:
+    """Return `read()`; read again if another process replaced the folder meanwhile, by `atomic_folder`.
+
+    Raises:
+        HafvtError: `read` raised it, and the folder was not replaced.
+    """
+    while True:
+        recover_folder(path)
+        before = _inode(path)
+        try:
+            result = read()
+        except HafvtError:
+            if _inode(path) == before:
+                raise
+        else:
+            if _inode(path) == before:
+                return result
+
+
+def _inode(path: str | Path) -> int | None:
+    """Return a number that differs between a folder and the one that replaces it; None without a folder."""
+    return Path(path).stat().st_ino if Path(path).exists() else None
 
 
 def _hidden_folders(target: Path) -> tuple[Path, Path]:

@@ -15,7 +15,7 @@ import pytest
 from hafvt import catalog, export, index, recommend, train
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
-from hafvt.folders import folder_lock
+from hafvt.folders import FolderKind, atomic_folder, folder_lock, read_folder
 from hafvt.inference import ann, candidates
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
@@ -151,6 +151,26 @@ def test_recommend_killed_anywhere_keeps_the_file(saved: Path, tmp_path: Path) -
         imports = "from hafvt.inference import batch\nbatch.MAX_BATCH_SIZE = 2"
         action = f"batch.recommend(root / 'popularity', histories=root / 'h.jsonl', domain='d0', out=root / 'out' / '{name}')"
         crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check)
+
+
+def test_read_folder_that_is_replaced_meanwhile_is_read_again(tmp_path: Path) -> None:
+    folder, kind, results = tmp_path / "out", FolderKind("a test", "about.json"), []
+
+    def replace(number: int) -> None:
+        with atomic_folder(folder, kind, overwrite=True) as temporary:
+            write_json(temporary / "about.json", {"format": 1, "number": number})
+
+    def read() -> int:
+        results.append(read_json(folder / "about.json")["number"])
+        if len(results) < 3:
+            replace(len(results))
+        if len(results) == 1:
+            raise HafvtError("half of the old files, half of the new ones")
+        return results[-1]
+
+    replace(0)
+    assert read_folder(folder, read) == 2
+    assert results == [0, 1, 2]
 
 
 def test_catalog_add_twice_at_once_is_refused(root: Path) -> None:

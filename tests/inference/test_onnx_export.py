@@ -122,7 +122,7 @@ def test_open_damaged_or_older_export_raises(baked, tmp_path):
         Recommender.open(damaged)
     manifest = json.loads((damaged / "export.json").read_text())
     for change, error in (
-        ({"format": 1}, "format 1, but this version of hafvt reads format 2: export the run again"),
+        ({"format": 1}, "format 1, but this version of hafvt reads format 3: export the run again"),
         ({"sha256": {"../baked/weights.bin": ""}}, "outside of the folder: export the run again"),
     ):
         (damaged / "export.json").write_text(json.dumps(manifest | change))

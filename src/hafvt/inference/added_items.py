@@ -14,7 +14,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable, Float16
 from hafvt.files import read_manifest, reading, write_manifest
-from hafvt.folders import FolderKind, atomic_folder, recover_folder
+from hafvt.folders import FolderKind, atomic_folder, read_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
@@ -44,7 +44,6 @@ class AddedItems:
             HafvtError: the folder is damaged, or the run was trained again on other features.
         """
         folder, names = added_items_folder(run), content_modalities(run)
-        recover_folder(folder)
         if not folder.exists():
             tables = {name: FeatureTable.open(run.data.folder / "features" / name) for name in names}
             empty = {n: np.zeros((0, table.rows.shape[1]), dtype=np.float16) for n, table in tables.items()}
@@ -99,10 +98,10 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     """
     data = run.data
     table, train_counts = data.item_table.select(ITEM_COLUMNS), data.train_counts()
-    recover_folder(added_items_folder(run))
-    if not added_items_folder(run).exists():
+    folder = added_items_folder(run)
+    added = read_folder(folder, lambda: AddedItems.read(run) if folder.exists() else None)
+    if added is None:
         return run, ItemCatalog(table, data.domains, train_counts, data.image_root)
-    added = AddedItems.read(run)
     order, domains = _merged_order(data.domains, added.table["domain"].to_list())
     new_index = np.argsort(order)  # of each item of the dataset, then of each added item
     image_roots = zip(new_index[len(table) :].tolist(), added.table["image_root"], strict=True)

@@ -13,7 +13,7 @@ from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import read_manifest, reading, sha256
-from hafvt.folders import FolderKind, recover_folder
+from hafvt.folders import FolderKind
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
 from hafvt.models.base import BranchQuery, Model
@@ -121,7 +121,6 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
         HafvtError: the index is out of date or damaged, or faiss is missing.
     """
     folder = run.folder / "index"
-    recover_folder(folder)
     domains = [i for i, domain in enumerate(run.model.domains) if len(domain) >= MIN_ITEMS_TO_USE]
     if not folder.exists() or not run.model.can_index or not domains:
         return None

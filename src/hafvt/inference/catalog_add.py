@@ -13,7 +13,7 @@ from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
-from hafvt.folders import check_output_folder, folder_lock
+from hafvt.folders import check_output_folder, folder_lock, recover_folder
 from hafvt.inference.added_items import (
     ADDED_ITEMS,
     COLUMNS,
@@ -94,6 +94,7 @@ def catalog(
     names, precomputed = content_modalities(opened), precomputed or {}
     if unknown := [name for name in precomputed if name not in names]:
         raise HafvtError(f"--precomputed: {opened.folder} has no {unknown[0]!r}: it has {', '.join(names)}")
+    recover_folder(added_items_folder(opened))
     with folder_lock(added_items_folder(opened)):
         check_output_folder(added_items_folder(opened), ADDED_ITEMS, overwrite=True)
         previous, table = AddedItems.read(opened), read_items(items, columns or {})

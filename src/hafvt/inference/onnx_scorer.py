@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import read_manifest, reading
-from hafvt.folders import FolderKind, recover_folder
+from hafvt.folders import FolderKind
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
 
-FORMAT = 2
+FORMAT = 3
 EXPORT = FolderKind("an export", "export.json")
 REMEDY = "export the run again"
 WEIGHT_FILE = "weights.bin"
@@ -155,7 +155,6 @@ class OnnxScorer:
 
 def is_export(folder: str | Path) -> bool:
     """Return whether `export` wrote a folder."""
-    recover_folder(folder)
     return any((Path(folder) / name).exists() for name in (EXPORT.marker, "scores0.onnx"))
 
 

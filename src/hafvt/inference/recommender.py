@@ -15,6 +15,7 @@ import numpy as np
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.data.ids import id_text, id_texts
 from hafvt.errors import HafvtError
+from hafvt.folders import read_folder, recover_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.onnx_scorer import is_export, open_export
 from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
@@ -68,8 +69,9 @@ class Recommender:
             HafvtError: there is no finished run, its added items or its index are out of date, or a file is
                 damaged.
         """
+        recover_folder(folder)
         if is_export(folder):
-            return cls(*open_export(folder, threads=threads))
+            return cls(*read_folder(folder, lambda: open_export(folder, threads=threads)))
         # Imports torch, which an export does not need.
         from hafvt.inference.torch_scorer import open_trained_run
 

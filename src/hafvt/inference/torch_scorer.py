@@ -9,6 +9,7 @@ import torch
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Int64
+from hafvt.folders import read_folder
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
 from hafvt.inference.catalog import ItemCatalog
@@ -54,4 +55,5 @@ def open_trained_run(
     if threads:
         torch.set_num_threads(threads)
     exclude_seen = run.data.exclude_seen(run.candidates)
-    return TorchScorer(run), catalog, exclude_seen, open_candidate_generator(run)
+    generator = read_folder(run.folder / "index", lambda: open_candidate_generator(run))
+    return TorchScorer(run), catalog, exclude_seen, generator

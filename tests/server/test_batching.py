@@ -25,7 +25,8 @@ def run_with_batcher(batcher, scenario):
 
 
 def make_batcher(answer_batch, **options):
-    return Batcher(answer_batch, **{"max_batch_size": lambda key: 3, "queue_size": 100, **options})
+    defaults = {"max_batch_size": lambda key: 3, "queue_size": 100, "timeout": 10}
+    return Batcher(answer_batch, **{**defaults, "observe_size": lambda size: None, **options})
 
 
 def test_batcher_busy_gathers_batches_and_serves_keys_in_turn():

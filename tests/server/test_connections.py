@@ -194,9 +194,17 @@ def test_request_host_and_length_must_be_unambiguous(status_of, target, headers,
 def test_connection_left_by_its_client_is_no_error_in_the_log(port, caplog):
     body = json.dumps({"history": ["i3"] * 5000, "domain": "d0", "k": 50, "include_shares": True}).encode()
     post = b"POST /recommend HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
-    whole = post + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    complete = post + b"Content-Length: %d\r\n\r\n" % len(body) + body
     get = b"GET /static/app.js HTTP/1.1\r\n" + HOST + b"\r\n"
-    requests = [whole, whole[:-9], whole * 3, whole + b"\0\r\n\r\n", get, get * 30, get + b"\0\r\n\r\n"]
+    requests = [
+        complete,
+        complete[:-9],
+        complete * 3,
+        complete + b"\0\r\n\r\n",
+        get,
+        get * 30,
+        get + b"\0\r\n\r\n",
+    ]
     requests += [
         post + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
         post + CHUNKED + b"z\r\n",

@@ -39,8 +39,8 @@ class Batcher:
         *,
         max_batch_size: Callable[[Any], int],
         queue_size: int,
-        timeout: float = 10.0,
-        observe_size: Callable[[int], None] = lambda size: None,
+        timeout: float,
+        observe_size: Callable[[int], None],
     ) -> None:
         self.answer_batch, self.max_batch_size = answer_batch, max_batch_size
         self.queue_size, self.timeout, self.observe_size = queue_size, timeout, observe_size

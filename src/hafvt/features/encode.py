@@ -49,8 +49,8 @@ def encode(
     """Write the vectors of pictures and titles to the folder `features` of a dataset.
 
     Repeat an interrupted call with the same options: it continues where it stopped and gives the same
-    result. Items with a missing or broken picture or title get no vector; `features/<name>/problems.csv`
-    lists them.
+    result. Items with a missing or broken picture or title get no vector; a JPEG whose end is missing is used
+    as far as it goes. `features/<name>/problems.csv` lists all of these.
 
     Example: hafvt encode data/movies --image classic --title classic
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.data.relations import read_relations
 from hafvt.errors import HafvtError
-from hafvt.features.modalities import MODALITIES, encode_option
+from hafvt.features.modalities import encode_option
 from hafvt.features.table import FeatureTable
 
 
@@ -105,12 +105,9 @@ def load_item_features(
     folder, encoded = data.folder / "features", data.feature_names
     names = encoded if modalities is None else list(modalities)
     if missing := [name for name in names if name not in encoded]:
-        name, option = missing[0], f"--precomputed {missing[0]}=FILE"
-        if name in MODALITIES:
-            option = encode_option(name, next(iter(MODALITIES[name].encoders)))
         raise HafvtError(
             f"{data.folder} has no features {', '.join(missing)} (it has: {', '.join(encoded) or 'none'}): "
-            f"run hafvt encode {data.folder} {option}"
+            f"run hafvt encode {data.folder} {encode_option(missing[0])}"
         )
     vectors, num_items = {}, data.domains[-1].stop
     for name in names:

@@ -47,9 +47,12 @@ MODALITIES: dict[str, Modality] = {
 }
 
 
-def encode_option(name: str, spec: str) -> str:
-    """Return the option of `hafvt encode` that chooses an encoder for a modality."""
-    return f"--{name} {spec}" if name in ("image", "title") else f"--encoders {name}={spec}"
+def encode_option(name: str) -> str:
+    """Return an option of `hafvt encode` that makes the vectors of a modality."""
+    if name not in MODALITIES:
+        return f"--precomputed {name}=FILE"
+    encoder = next(iter(MODALITIES[name].encoders))
+    return f"--{name} {encoder}" if name in ("image", "title") else f"--encoders {name}={encoder}"
 
 
 def make_encoder(name: str, spec: str, device: str, seed: int) -> Encoder:

@@ -174,9 +174,11 @@ def _zstd_bytes(path: Path) -> int:
 
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
     """Raise InputError if a table of this unpacked size is too large for the memory of the machine."""
-    available = available_bytes()
-    if 2 * num_bytes + BYTES_PER_ROW * num_rows > available:
-        problem = f"{num_rows:,} or more rows do not fit into the {available / 2**30:.1f} GiB of free memory"
+    needed, available = 2 * num_bytes + BYTES_PER_ROW * num_rows, available_bytes()
+    if needed > available:
+        problem = (
+            f"it takes {needed / 2**30:.1f} GiB of memory or more, but {available / 2**30:.1f} GiB are free"
+        )
         raise InputError(problem, "Keep fewer rows, or use a machine with more memory", file=path)
 
 

@@ -25,12 +25,12 @@ def id_from_json(value: object) -> str:
         raise ValueError(str(error)) from None
 
 
-ID_SCHEMA = {"anyOf": [{"type": "string", "maxLength": MAX_ID_LENGTH}, {"type": "integer"}]}
+TEXT_SCHEMA = {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": r"\S"}
 Id = Annotated[
     str,
     BeforeValidator(id_from_json),
     StringConstraints(max_length=MAX_ID_LENGTH),
-    WithJsonSchema(ID_SCHEMA),
+    WithJsonSchema({"anyOf": [TEXT_SCHEMA, {"type": "integer"}]}),
 ]
 Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
 UnknownIds = Annotated[list[str], Field(description="ids of the history that the catalog does not have")]

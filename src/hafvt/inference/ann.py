@@ -14,7 +14,7 @@ import torch
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import write_manifest
-from hafvt.folders import atomic_folder, check_output_folder
+from hafvt.folders import atomic_folder
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import (
     FORMAT,
@@ -99,8 +99,7 @@ def index(
     """
     faiss = import_faiss()
     opened, catalog = with_added_items(open_run(run, data))
-    folder = opened.folder / "index"
-    check_output_folder(folder, INDEX, overwrite=True)
+    folder, state = opened.folder / "index", model_state(opened)
     models, modalities = opened.models, opened.model.modalities
     if not opened.model.can_index:
         raise HafvtError(f"{run}: {opened.name} has no index: it scores all items; only hafvt has one")
@@ -109,42 +108,42 @@ def index(
         raise HafvtError(
             f"no domain of {opened.folder} has {MIN_ITEMS_TO_BUILD:,} items: scoring all items is as fast"
         )
-    start_time, indexes = time.monotonic(), dict[int, list[Any]]()
-    with progress("index", len(domains) * len(modalities), "tables") as advance, torch.inference_mode():
-        for domain in domains:
-            indexes[domain] = []
-            for table, _ in models[domain].branch_tables(domain):
-                indexes[domain].append(build_index(table.numpy()))
-                advance()
-    seconds = time.monotonic() - start_time
-
-    scorer = TorchScorer(opened)
-    exclude_seen = (True,) * len(catalog.domains)
-    exact = Recommender(scorer, catalog, exclude_seen)
-    approximate = Recommender(scorer, catalog, exclude_seen, FaissCandidateGenerator(models, indexes))
-    sample = sample_histories(opened.data, histories)
-    recalls, cells, probes = {}, {}, {}
-    for domain in domains:
-        name = catalog.domains[domain].name
-        expected = best_ids(exact, sample, name, "exact results")
-
-        def recall(name: str = name, expected: list[set[str]] = expected) -> float:
-            actual = best_ids(approximate, sample, name, "index results")
-            pairs = zip(expected, actual, strict=True)
-            return float(np.mean([len(e & a) / max(len(e), 1) for e, a in pairs]))
-
-        recalls[name] = choose_probes(indexes[domain], recall)
-        cells[name] = indexes[domain][0].nlist
-        probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
-
     with atomic_folder(folder, INDEX, overwrite=True) as temporary:
+        start_time, indexes = time.monotonic(), dict[int, list[Any]]()
+        with progress("index", len(domains) * len(modalities), "tables") as advance, torch.inference_mode():
+            for domain in domains:
+                indexes[domain] = []
+                for table, _ in models[domain].branch_tables(domain):
+                    indexes[domain].append(build_index(table.numpy()))
+                    advance()
+        seconds = time.monotonic() - start_time
+
+        scorer = TorchScorer(opened)
+        exclude_seen = (True,) * len(catalog.domains)
+        exact = Recommender(scorer, catalog, exclude_seen)
+        approximate = Recommender(scorer, catalog, exclude_seen, FaissCandidateGenerator(models, indexes))
+        sample = sample_histories(opened.data, histories)
+        recalls, cells, probes = {}, {}, {}
+        for domain in domains:
+            name = catalog.domains[domain].name
+            expected = best_ids(exact, sample, name, "exact results")
+
+            def recall(name: str = name, expected: list[set[str]] = expected) -> float:
+                actual = best_ids(approximate, sample, name, "index results")
+                pairs = zip(expected, actual, strict=True)
+                return float(np.mean([len(e & a) / max(len(e), 1) for e, a in pairs]))
+
+            recalls[name] = choose_probes(indexes[domain], recall)
+            cells[name] = indexes[domain][0].nlist
+            probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
+
         for domain, of_domain in indexes.items():
             for modality, of_modality in enumerate(of_domain):
                 # Python writes the bytes, as faiss does not report a full disk.
                 content = faiss.serialize_index(of_modality).data
                 (temporary / file_name(domain, modality)).write_bytes(content)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
-        about = {"model": model_state(opened), "recall": recalls, "probes": probes}
+        about = {"model": state, "recall": recalls, "probes": probes}
         write_manifest(temporary / INDEX.marker, FORMAT, about)
     return IndexSummary(recalls, cells, probes, len(sample), seconds, mib, peak_memory_gib(), folder)
 

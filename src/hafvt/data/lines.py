@@ -176,10 +176,9 @@ def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:
     """Raise InputError if a table of this unpacked size is too large for the memory of the machine."""
     needed, available = 2 * num_bytes + BYTES_PER_ROW * num_rows, available_bytes()
     if needed > available:
-        problem = (
-            f"it takes {needed / 2**30:.1f} GiB of memory or more, but {available / 2**30:.1f} GiB are free"
-        )
-        raise InputError(problem, "Keep fewer rows, or use a machine with more memory", file=path)
+        table = f"{num_rows:,} or more rows take" if num_rows else "its text takes"
+        sizes = f"{needed / 2**30:.1f} GiB of memory or more, but {available / 2**30:.1f} GiB are free"
+        raise InputError(f"{table} {sizes}", "Keep fewer rows, or use a machine with more memory", file=path)
 
 
 def unreadable(path: Path, error: Exception, row: int | None = None) -> InputError:

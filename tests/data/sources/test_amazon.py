@@ -217,7 +217,8 @@ def test_prepare_amazon_file_that_unpacks_beyond_the_memory_is_refused(raw, tmp_
     for file in ("reviews", "meta"):
         folder = raw(2014, **{f"{file}_Home_and_Kitchen__json__gz": bomb})
         with pytest.raises(
-            InputError, match=r"Kitchen.json.gz: 6\d,\d{3} or more rows do not fit into the 0.1 GiB"
+            InputError,
+            match=r"Kitchen.json.gz: 6\d,\d{3} or more rows take 0.1 GiB of memory or more, but 0.1 GiB",
         ):
             prepare_amazon(folder, tmp_path / "data", **EASY)
     assert not (tmp_path / "data").exists()

@@ -141,3 +141,10 @@ def test_loaded_model_maps_no_file_that_may_be_cut_short(writable_run):
     gc.collect()
     assert str(writable_run) not in Path("/proc/self/maps").read_text()
     assert model.recommender.recommend([["i3"]], "d0")
+
+
+def test_dataset_of_an_export_is_optional_but_must_be_right(tmp_path, served_data):
+    assert ModelSource(tmp_path).open_dataset() is None
+    assert ModelSource(tmp_path, served_data.folder).open_dataset().num_users == 40
+    with pytest.raises(HafvtError, match="does not exist"):
+        ModelSource(tmp_path, tmp_path / "nowhere").open_dataset()

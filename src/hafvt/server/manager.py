@@ -40,11 +40,11 @@ class ModelSource:
     data: Path | None = None
 
     def open_dataset(self) -> Dataset | None:
-        """Return the dataset, which has the histories of users; None if it cannot be opened."""
-        try:
-            return Dataset.open(self.data or read_json(self.folder / "model.json")["data"])
-        except (HafvtError, KeyError, TypeError):
+        """Return the dataset, which has the histories of users; None for an export without `data`."""
+        about = self.folder / "model.json"  # exports have none
+        if self.data is None and not about.exists():
             return None
+        return Dataset.open(self.data or read_json(about)["data"])
 
     def file_states(self) -> FileStates:
         """Return the states of the model's files, which differ after the model has changed.

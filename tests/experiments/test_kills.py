@@ -12,9 +12,11 @@ import pytest
 from optuna.trial import TrialState
 
 from hafvt.errors import HafvtError
+from hafvt.experiments import study as study_module
 from hafvt.experiments import training_pool
 from hafvt.experiments.compare import compare
-from hafvt.experiments.tune import counted_trials, queue_unfinished_trials, tune
+from hafvt.experiments.study import counted_trials, queue_unfinished_trials
+from hafvt.experiments.tune import tune
 from hafvt.folders import folder_lock
 from tests.crash import crash_before_each_operation
 from tests.experiments.conftest import QUICK_BUDGET
@@ -93,14 +95,15 @@ def test_compare_killed_anywhere_ends_as_without_a_kill_when_repeated(compared, 
 @pytest.mark.slow
 def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path, train_command, monkeypatch):
     command = train_command(FAKE_TRIAL)
-    monkeypatch.setattr(tune_module, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(tune_module, "GRACE_S", 2)
+    monkeypatch.setattr(study_module, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(study_module, "GRACE_S", 2)
     folder = tmp_path / "root" / "out"
     imports = (
         "from hafvt.experiments import training_pool\n"
         "from hafvt.experiments.tune import tune\n"
         "module = __import__('sys').modules['hafvt.experiments.tune']\n"
-        "module.HEARTBEAT_S, module.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
+        "from hafvt.experiments import study\n"
+        "study.HEARTBEAT_S, study.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
         f"training_pool.TRAIN_COMMAND, training_pool.POLL_S = {command!r}, 0.02\n"
     )
 

@@ -23,8 +23,9 @@ from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
 from hafvt.experiments.search_space import Choices, Range
+from hafvt.experiments.study import setting_importances
 from hafvt.experiments.training_pool import is_in_use
-from hafvt.experiments.tune import setting_importances, tune
+from hafvt.experiments.tune import tune
 
 FAKE_TRAINING = """
 import fcntl, json, math, os, sys, time
@@ -62,11 +63,11 @@ def fake_training(tmp_path, monkeypatch):
 def start_search(command, data, out, **settings):
     """Starts a search in a process of its own, with quick heartbeats."""
     code = (
-        "from hafvt.experiments import training_pool, tune\n"
-        "import sys; tune = sys.modules['hafvt.experiments.tune']\n"
-        "tune.HEARTBEAT_S, tune.GRACE_S = 1, 2\n"
+        "from hafvt.experiments import study, training_pool\n"
+        "from hafvt.experiments.tune import tune\n"
+        "study.HEARTBEAT_S, study.GRACE_S = 1, 2\n"
         f"training_pool.TRAIN_COMMAND = {command!r}\n"
-        f"tune.tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{settings!r})\n"
+        f"tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{settings!r})\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
 
@@ -274,6 +275,7 @@ def test_tune_with_wrong_settings_names_the_option(small, tmp_path, fake_trainin
 def test_tune_without_optuna_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "hafvt.experiments.tune")
+    monkeypatch.delitem(sys.modules, "hafvt.experiments.study")
     with pytest.raises(HafvtError, match=r"needs the package 'optuna': pip install 'hafvt\[tune\]'"):
         __import__("hafvt.experiments.tune")
 

@@ -1,0 +1,154 @@
+"""The study of `hafvt tune`: Optuna's trials in the file study.db, which several processes share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hafvt.errors import HafvtError, missing_package
+from hafvt.experiments.search_space import Range, SearchSpace, storable
+from hafvt.experiments.tune_report import TrialResult, TuningTask
+
+try:
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.storages import (
+        RDBStorage,
+        RetryHeartbeatStaleTrialCallback,
+        fail_stale_trials,
+    )
+    from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+except ModuleNotFoundError as error:
+    raise missing_package("tune", str(error.name)) from None
+
+HEARTBEAT_S = 10
+GRACE_S = 30  # seconds without a heartbeat after which a trial is queued again
+UNPRUNED_TRIALS = 4  # number of trials that finish before any is stopped early
+TOP_QUANTILE = 0.25  # share of the trials that count as good for the importances
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+
+
+class _Storage(RDBStorage):
+    """Optuna's storage. It skips a heartbeat that fails; the next access to the storage fails as well."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with suppress(optuna.exceptions.StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the database in a folder into a HafvtError of one line."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SQLAlchemyError):
+            cause = cause.__cause__ or cause.__context__  # Optuna raises its own errors after the database's
+        if cause is None or isinstance(error, HafvtError):
+            raise
+        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
+        remedy = "make room" if "full" in reason else "check its permissions, or restore it"
+        raise HafvtError(
+            f"{folder / 'study.db'}: {reason}: {remedy}, and repeat the command, which keeps finished trials"
+        ) from None
+
+
+def open_study(task: TuningTask) -> optuna.Study:
+    """Return the study in the folder of a task; create it if it is missing."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    study = optuna.create_study(
+        study_name="tune",
+        direction="maximize",
+        storage=_Storage(
+            f"sqlite:///{(task.out / 'study.db').resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+        ),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=task.options["epochs"] // 4
+        ),
+        load_if_exists=True,
+    )
+    if not study.get_trials(deepcopy=False):
+        default = {
+            name: task.defaults[name] for name, values in task.space.items() if task.defaults[name] in values
+        }
+        study.enqueue_trial({name: storable(value) for name, value in default.items()})
+    return study
+
+
+def queue_unfinished_trials(study: optuna.Study) -> None:
+    """Queue the trials that ended without a result or an error of their own; call this under the lock.
+
+    Their process was stopped or killed. A trial that has not even begun under the lock has no heartbeat.
+    """
+    fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("begun") != trial.number:
+            study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    queued = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and "error" not in trial.user_attrs and trial.number not in queued:
+            RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+
+
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study by number, without those that Optuna queued again under a new number."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.FAIL or "error" in trial.user_attrs
+    ]
+
+
+def trial_result(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+    """Return what the report of a search shows of a trial."""
+    validations = trial.intermediate_values
+    best_epoch = max(validations, key=validations.__getitem__) if validations else 0
+    return TrialResult(
+        number=trial.user_attrs.get("number", trial.number),
+        state=STATES[trial.state],
+        params={name: values.suggest(trial, name) for name, values in space.items() if name in trial.params},
+        valid_mrr=validations.get(best_epoch),
+        best_epoch=best_epoch,
+        epochs=max(validations, default=0),
+        seconds=trial.user_attrs.get("seconds", 0.0),
+        error=trial.user_attrs.get("error", ""),
+    )
+
+
+def setting_importances(study: optuna.Study, space: SearchSpace) -> dict[str, float]:
+    """Return by setting its share of the difference between the best quarter of the trials and all trials.
+
+    Optuna's PED-ANOVA would leave out trials that were stopped early, most of which have bad settings. Here
+    they count with their best validation MRR.
+
+    Returns:
+        The largest share first, summing to 1; empty where fewer than two trials differ.
+    """
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    ended = [trial for trial in study.get_trials(states=states) if trial.intermediate_values]
+    values = [max(trial.intermediate_values.values()) for trial in ended]
+    if len(set(values)) < 2:
+        return {}
+    completed = optuna.create_study(direction="maximize")
+    for trial, value in zip(ended, values, strict=True):
+        completed.add_trial(
+            optuna.create_trial(value=value, params=trial.params, distributions=trial.distributions)
+        )
+    searched = [name for name, v in space.items() if isinstance(v, Range) or len(v.values) > 1]
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=TOP_QUANTILE)
+    return get_param_importances(completed, evaluator=evaluator, params=searched)

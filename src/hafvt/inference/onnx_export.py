@@ -1,8 +1,7 @@
 """`hafvt export`: a trained model as ONNX graphs, which run without torch.
 
 `torch.onnx` traces `Model.scores` once for each domain, and `Model.explain` of models that can explain. All
-graphs of an export share one file of weights, so that tables of items are on disk once. onnxruntime maps this
-file, so that they are in memory once.
+graphs of an export share one file of weights, so that tables of items are stored once.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the st
 # Tables that describe clusters and id weights of the trained catalog; they are never inputs.
 FIXED_TABLES = tuple(f"model.items.{name}" for name in ("cluster", "id_weight"))
 MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
-PAGE_BYTES = 4096  # weights start at multiples of it, so that onnxruntime can map them
+PAGE_BYTES = 4096  # weights start at multiples of it, so that programs can map them
 PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
 
 

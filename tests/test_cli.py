@@ -141,7 +141,7 @@ def test_command_line_main_job_writes_reports(tmp_path, capsys, monkeypatch):
     assert "MRR" in out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["results"]["overall"]) == {"MRR", "NDCG@5", "NDCG@10", "HR@1", "HR@5", "HR@10"}
-    for folder in ("run", "run/test-unseen", "run/valid", "sas"):
+    for folder in ("run", "run/test-all", "run/valid", "sas"):
         assert (tmp_path / folder / "report.html").stat().st_size > 10_000
     assert main(["train", "sasrec", "--data", "data", "--out", "run"]) == 1
     error = capsys.readouterr().err

@@ -101,8 +101,8 @@ def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path
     imports = (
         "from hafvt.experiments import training_pool\n"
         "from hafvt.experiments.tune import tune\n"
-        "module = __import__('sys').modules['hafvt.experiments.tune']\n"
         "from hafvt.experiments import study\n"
+        "module = __import__('sys').modules['hafvt.experiments.tune']\n"
         "study.HEARTBEAT_S, study.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
         f"training_pool.TRAIN_COMMAND, training_pool.POLL_S = {command!r}, 0.02\n"
     )
@@ -123,6 +123,7 @@ def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path
     )
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_queue_unfinished_trials_queues_a_trial_killed_before_its_first_heartbeat():
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial({"x": 0.25})

@@ -287,7 +287,7 @@ def test_catalog_nll_matches_formula_and_gradients(
 ) -> None:
     monkeypatch.setattr(tiles, "ROW_CHUNK", 16)
     monkeypatch.setattr(tiles, "MAX_SAFE_LOGIT", safe)
-    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 400)  # four queries at a time
+    monkeypatch.setitem(tiles.MAX_STORED_EXPONENTIALS, "cpu", 400)  # four queries at a time
     table = (unit(90, 12, 0) * torch.linspace(0.3, 3, 90, dtype=torch.float64)[:, None]).to(dtype)
     parts = (slice(0, 41), slice(41, 90), slice(0, 90))
     counts = (8, 0, 70)
@@ -326,7 +326,7 @@ def test_catalog_nll_matches_formula_and_gradients(
 def test_log_excluded_mass_is_subtracted_from_the_partition(
     kernel: None, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 400)
+    monkeypatch.setitem(tiles.MAX_STORED_EXPONENTIALS, "cpu", 400)
     table, candidates, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
     h = (4 * unit(70, 12, 0)).to(dtype).double() / 4
     weight = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
@@ -432,7 +432,7 @@ def peak_bytes(f: Callable[[], object]) -> int:
 def test_target_log_probabilities_memory_does_not_grow_with_the_catalog(
     kernel: None, learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiles.MAX_STORED_LOGITS, "cpu", 2**19)
+    monkeypatch.setitem(tiles.MAX_STORED_EXPONENTIALS, "cpu", 2**19)
     monkeypatch.setitem(tiles.TILE_SHAPE, "cpu", (64, 2000))
     monkeypatch.setattr(tiles, "FLASH_ROWS", 2000)
     n, d, v = 300, 16, (8_000, 64_000)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_REPEAT_SHARE = 0.05
-"""Up to this share of repeats among a domain's next items, items of the history are no candidates."""
+"""If at most this share of a domain's next items are repeats, items of the history are no candidates."""
 
 
 Candidates = Literal["auto", "unseen", "all"]
@@ -34,21 +34,21 @@ def count_repeats(
     train_lengths: npt.NDArray[np.int64],
     domain_starts: list[int],
 ) -> list[RepeatCounts]:
-    """Count repeats in the training part by domain; the arrays are those of `Dataset`.
+    """Count repeats in the training part by domain.
 
     Args:
-        items: (interactions,)
-        offsets: (users + 1,)
-        train_lengths: (users,)
+        items: (interactions,) item of each interaction, user after user.
+        offsets: (users + 1,) where each user's history starts.
+        train_lengths: (users,) how many interactions at the start of each history are for training.
         domain_starts: first item of each domain.
     """
     users = np.repeat(np.arange(len(train_lengths)), train_lengths)  # (training interactions,)
-    first = np.concatenate([[0], train_lengths.cumsum()])[:-1]  # of each user, among training interactions
-    slots = np.arange(len(users)) - first[users]
-    train_items = np.asarray(items)[np.asarray(offsets)[users] + slots]
+    first = train_lengths.cumsum() - train_lengths  # of each user, among training interactions
+    places = np.arange(len(users)) - first[users]
+    train_items = np.asarray(items)[np.asarray(offsets)[users] + places]
     order = np.lexsort((train_items, users))
     is_repeat = (np.diff(users[order]) == 0) & (np.diff(train_items[order]) == 0)
     domains = np.searchsorted(domain_starts, train_items, side="right") - 1
-    counts = np.bincount(domains[slots > 0], minlength=len(domain_starts))
+    counts = np.bincount(domains[places > 0], minlength=len(domain_starts))
     repeats = np.bincount(domains[order[1:][is_repeat]], minlength=len(domain_starts))
     return [RepeatCounts(*pair) for pair in zip(counts.tolist(), repeats.tolist(), strict=True)]

@@ -17,14 +17,14 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.negatives import draw_unseen, draw_with_replacement
 from hafvt.ops import ranking
 
-MARGIN = 1e-5  # C2DSR counts a negative as ranked higher only if its score is higher by more than this
+C2DSR_MARGIN = 1e-5  # C2DSR counts a negative as ranked higher only if its score is higher by more than this
 
 TieRule = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(scores (B, C), column of the target (B,), columns to ignore (B, S) or None) -> ranks (B,), 1 is best."""
 
 
 def rank_with_margin(scores: Tensor, target: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Return 1 + the number of candidates that are scored higher than the target by more than `MARGIN`.
+    """Return 1 + the number of candidates that are scored higher than the target by more than `C2DSR_MARGIN`.
 
     Under this rule of C2DSR a tie counts in favor of the target: a constant scorer has rank 1 everywhere.
 
@@ -34,7 +34,7 @@ def rank_with_margin(scores: Tensor, target: Tensor, ignore: Tensor | None = Non
         ignore: (B, S) columns that are no candidates, int64, padded with negative numbers.
     """
     column = target[:, None]
-    is_higher = scores > scores.gather(1, column) + MARGIN  # (B, C)
+    is_higher = scores > scores.gather(1, column) + C2DSR_MARGIN  # (B, C)
     if ignore is not None:
         is_higher = is_higher.scatter(1, torch.where(ignore < 0, column, ignore), False)
     return 1 + is_higher.sum(1)
@@ -103,7 +103,7 @@ SAMPLED_UNSEEN = Protocol(
 C2DSR = Protocol(
     "c2dsr",
     f"999 negatives of its domain, drawn with replacement; only negatives whose score is higher by more "
-    f"than {MARGIN:g} count as ranked higher",
+    f"than {C2DSR_MARGIN:g} count as ranked higher",
     draw_with_replacement,
     tie_rule=rank_with_margin,
     checkpoint_per_domain=True,
@@ -123,7 +123,7 @@ def get_protocol(name: str, candidates: Candidates = "auto") -> Protocol:
     """Return a protocol by its name.
 
     Raises:
-        HafvtError: there is no such protocol, or it draws its own candidates.
+        HafvtError: there is no such protocol, or `candidates` is given for a protocol that draws its own.
     """
     if name not in PROTOCOLS:
         raise HafvtError(f"no protocol {name!r}: choose {', '.join(PROTOCOLS)}")

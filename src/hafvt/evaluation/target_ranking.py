@@ -136,11 +136,12 @@ def rank_positions(
                     candidates, ignore = sampled_candidates(items[positions[rows]], negatives[rows], device)
                 target = target.to(device)
                 scores = model.scores(batch.to(device), number, candidates)  # (B, C)
-                half_ties[rows] = ranking.ranks(scores, target, ignore).cpu().numpy()
-                if exclude_seen[number]:
-                    half_ties[rows[is_repeat[rows]]] = np.inf
+                is_missed = is_repeat[rows] & exclude_seen[number]
+                batch_ranks = ranking.ranks(scores, target, ignore).cpu().numpy()
+                half_ties[rows] = np.where(is_missed, np.inf, batch_ranks)
                 if not protocol.ties_count_half:
-                    by_protocol[rows] = protocol.tie_rule(scores, target, ignore).cpu().numpy()
+                    batch_ranks = protocol.tie_rule(scores, target, ignore).cpu().numpy()
+                    by_protocol[rows] = np.where(is_missed, np.inf, batch_ranks)
                 if advance is not None:
                     advance(len(rows))
     model.train(was_training)

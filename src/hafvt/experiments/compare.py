@@ -128,7 +128,7 @@ def ablate(
     """Switch titles, pictures and hierarchical attention of HAF-VT on and off, as in the paper's Table 4.
 
     The variant "original" attends to the ids of the merged history only. All variants have the budget, search
-    and significance tests of compare. The figure ablate.svg shows the MRR of each variant.
+    and significance tests of compare. The figure ablate.svg shows each variant's MRR in the first domain.
 
     Example: hafvt ablate data/movies --out ablate/movies --budget small
 

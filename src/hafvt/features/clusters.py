@@ -36,7 +36,7 @@ def with_clusters(
         content_width: width to which the vectors are reduced before the comparison; see `prepare_vectors`.
 
     Raises:
-        HafvtError: the saved results belong to other items or other cluster sizes.
+        HafvtError: the saved results belong to other items or another number of cluster sizes.
     """
     if not cluster_sizes:
         return item_features
@@ -54,7 +54,7 @@ def with_clusters(
 def cluster_items(vectors: Vectors, train_counts: Tensor, cluster_sizes: tuple[int, ...]) -> ItemClusters:
     """Return the clusters of all V items in one modality, by spherical k-means over the reference items.
 
-    Every other item joins the nearest center. Numbers continue from one clustering to the next.
+    Then every item gets the nearest center. Numbers continue from one clustering to the next.
 
     Args:
         vectors: (V, d) of unit length.

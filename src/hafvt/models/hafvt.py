@@ -15,14 +15,16 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
   bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
   clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
+* The branch "id" compares h with the input embeddings of items, not with their ids alone.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
 * L^X and L^{X+Y} are means over all next items of a batch, not sums. In (10), the merged sequence's softmax
   runs over the items of X alone. Over all items, its probabilities would be too small in a small domain.
 * Repeats: for items i of the history, every softmax has r exp(z_i) in place of exp(z_i), with a learned r in
-  (0, 1). Without r, h must stay away from recent items, although the next item is often similar to them.
+  (0, 1). Without r, a model can lower the scores of these items only by turning h away from them, and so
+  from similar items, which are often next.
 * Cold items (without training interactions): softmax denominators sum over trained items only, so that a new
-  item changes no other score. A cold item has the same denominator and the score factor `cold_item_boost`.
+  item changes no other score. A cold item is divided by the same sum, and multiplied by `cold_item_boost`.
 * An item without a picture or title has the mean vector of its domain, so that it gets the mean cosine.
 * A sequence without items adds nothing to (10).
 
@@ -62,7 +64,7 @@ from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_proba
 NEGATIVE_INFINITY_LOGIT = -1e4
 """Logit of masked items in a logsumexp; unlike -inf, it keeps gradients finite if all items are masked."""
 REPEAT_LOGIT_SCALE = 30.0
-"""log(r / (1 - r)) per unit of the parameter `repeat_logit`; speeds it up, as Adam's steps are small."""
+"""log(r / (1 - r)) is this times `repeat_logit`: Adam's steps are small, so the factor speeds them up."""
 MERGED_SEQUENCE = "all domains"
 
 
@@ -76,7 +78,7 @@ class TrainTargets(NamedTuple):
     targets: Tensor
     """(N,) the next items, as positions among the trained items."""
     seen: Tensor
-    """(N, T) distinct trained items before each target, as such positions; -1 where there is none."""
+    """(N, T) distinct trained items before each target, as positions among those; -1 fills the row."""
     is_repeat: Tensor
     """(N,) whether the target is one of the items in `seen`."""
 
@@ -115,7 +117,8 @@ class HafVt(Model):
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
         """Return the features with clusters of similar items, by content modality."""
-        return with_clusters(item_features, config.cluster_sizes, CONTENT_WIDTH)
+        sizes = config.cluster_sizes if config.id_shrinkage else ()  # at 0, clusters have the weight 0
+        return with_clusters(item_features, sizes, CONTENT_WIDTH)
 
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""
@@ -138,7 +141,7 @@ class HafVt(Model):
         domains = self.domains if self.config.hierarchy else ()
         sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in domains), batch]
         weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # 1 / D, lambda2 of (9)
-        ranges = self.items.trained_ranges[-len(sequences) :]  # the items that each softmax runs over
+        ranges = self.items.trained_ranges if domains else self.items.trained_ranges[-1:]  # of the softmaxes
         targets = [self.train_targets(sequence) for sequence in sequences]
         inputs = [t.inputs.items for t in targets]  # S tensors (B, T)
         table, histories = embedding_lookup(self.items.input_embeddings(), *inputs)  # (V, d), S (B, T, d)
@@ -164,7 +167,7 @@ class HafVt(Model):
         return loss + self.mixture_nll(queries, tables)
 
     def train_targets(self, sequence: Batch) -> TrainTargets:
-        """Return the next items of a sequence, one sequence for each history."""
+        """Return the targets of one sequence of each history."""
         inputs, mask, _ = next_items(sequence)
         mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
         is_first = first_occurrences(inputs) & ~self.items.is_cold[inputs.items]
@@ -296,7 +299,7 @@ class HafVt(Model):
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
         """Return how each branch contributes to the scores, see `Model.explain`.
 
-        A cold item has no id embedding, so the share of its id branches is divided among its content.
+        The id branch of a cold item scores its content and clusters, so content gets the branch's share.
         """
         count = len(self.modalities)
         shares = torch.zeros(*candidates.shape, len(self.sequence_names), count, device=candidates.device)

@@ -7,8 +7,9 @@ The *input embedding* of an item, (id_width,), is the sum of its id, its content
           W_m content_m + id_shrinkage / (n + id_shrinkage) * sum over clusters c of c_m
 
 Here `id` is the item's learned embedding, n its number of training interactions, and W_m a learned matrix.
-Each cluster of items with similar content has a learned embedding c_m (`features/clusters.py`). So a rare
-item relies on its content and on its clusters, a frequent one on its own id. A cold item (n = 0) uses no
+Each cluster of items with similar content has a learned embedding c_m (`features/clusters.py`), if the model
+has ids, content and an `id_shrinkage`. So a rare item relies on its content and on its clusters, a frequent
+one on its own id. A cold item (n = 0) uses no
 `id`; the factor of its clusters is not 1, but the mean of that factor over all training interactions.
 """
 
@@ -102,7 +103,7 @@ class ItemEmbeddings(TrainedItems):
             nn.init.normal_(self.ids.weight, std=INITIAL_STD)
         for name in self.content_modalities:
             rows = prepare_vectors(item_features.vectors[name], item_features, CONTENT_WIDTH)
-            self._buffer(f"content_{name}", rows)
+            self._add_buffer(f"content_{name}", rows)
             widths[name] = rows.shape[1]
         self.widths = [widths[name] for name in self.modalities]
         self.projections = nn.ModuleDict(
@@ -110,30 +111,32 @@ class ItemEmbeddings(TrainedItems):
         )
         for weight in self.projections.parameters():
             nn.init.normal_(weight, std=INITIAL_STD)
-        counts, has_content_and_ids = item_features.train_counts, "id" in names and len(names) > 1
-        shrinks = has_content_and_ids and config.id_shrinkage > 0
-        id_weight = counts / (counts + config.id_shrinkage) if shrinks else (~self.is_cold).float()
-        self._buffer("id_weight", id_weight[:, None])
+        counts = item_features.train_counts
+        uses_shrinkage = "id" in names and len(names) > 1 and config.id_shrinkage > 0
+        id_weight = counts / (counts + config.id_shrinkage) if uses_shrinkage else (~self.is_cold).float()
+        self._add_buffer("id_weight", id_weight[:, None])
         mean_cluster_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
-        self._buffer("cluster_weight", torch.where(self.is_cold, mean_cluster_weight, 1 - id_weight)[:, None])
+        self._add_buffer(
+            "cluster_weight", torch.where(self.is_cold, mean_cluster_weight, 1 - id_weight)[:, None]
+        )
         self.clusters = nn.ParameterDict()
-        for name in self.content_modalities if has_content_and_ids and config.cluster_sizes else ():
+        for name in self.content_modalities if uses_shrinkage and config.cluster_sizes else ():
             if name not in item_features.clusters:
                 raise HafvtError(f"no clusters by {name}: call HafVt.prepare_item_features first")
             numbers, num_clusters = item_features.clusters[name]
             present = item_features.vectors[name].present
             self._set_links(name, build_links(numbers, present[:, None].expand_as(numbers), num_clusters))
             self.clusters[name] = nn.Parameter(torch.zeros(num_clusters, config.id_width))
-        self.register_load_state_dict_post_hook(_rebuild_reverse_links)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self._cache: dict[str, Any] = {}
 
-    def _buffer(self, name: str, value: Tensor, persistent: bool = False) -> None:
+    def _add_buffer(self, name: str, value: Tensor, persistent: bool = False) -> None:
         self.register_buffer(name, value, persistent=persistent)
 
     def _set_links(self, name: str, links: SparseLinks) -> None:
         """Register links as buffers; only rows are saved, as another machine may find other clusters."""
         for field, values in links._asdict().items():
-            self._buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
+            self._add_buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
 
     def links(self, name: str) -> SparseLinks:
         """Return the links from items to the clusters of a modality."""
@@ -186,7 +189,8 @@ class ItemEmbeddings(TrainedItems):
     def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the embeddings of all items and of the trained items, (V, d), (V', d).
 
-        Their products with unit vectors are the cosines. Rows have norm 1, or are a mean of such rows.
+        Those of the id are the input embeddings. Their products with unit vectors are the cosines. Rows have
+        norm 1, or are a mean of such rows.
         """
         return self.cached_in_eval("candidate_tables", self._candidate_tables)
 
@@ -225,8 +229,9 @@ def saved_clusters(weights: Mapping[str, Tensor]) -> dict[str, ItemClusters]:
     }
 
 
-def _rebuild_reverse_links(embeddings: ItemEmbeddings, _: object) -> None:
-    """Recompute the reverse order of links, which is not saved, after a state dict is loaded."""
+def _after_load(embeddings: ItemEmbeddings, _: object) -> None:
+    """After a state dict is loaded, clear the cache and recompute the reverse order of links, not saved."""
+    embeddings._cache = {}
     for name, table in embeddings.clusters.items():
         links = embeddings.links(name)
         embeddings._set_links(name, build_links(links.rows, links.weights, len(table)))

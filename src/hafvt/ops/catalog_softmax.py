@@ -9,12 +9,13 @@ at a time (`ops.tiles`), so that logits stay in the processor's cache until they
 `target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its backward pass
 computes the logits a second time if the table needs a gradient.
 
-Arguments of all functions: `table` is (V, d), the item vectors; `scale` is the factor of the logits, a number
+Common arguments: `table` is (V, d), the item vectors; `scale` is the factor of the logits, a number
 or a scalar tensor, which may be learned; `normalize_rows` first normalizes the rows of the table to length 1.
-All raise ValueError if shapes do not fit each other or a part of the table is empty.
+ValueError is raised if queries, table and candidates do not fit each other or a part of the table is empty.
 
 Precision: matrix products run in the table's dtype or autocast's, sums in float32 at least. The rounding of
-bfloat16 logits, by up to 2**-8 of their size, dominates the error. Equal inputs give bitwise equal results.
+bfloat16 logits, by up to 2**-8 of their size, dominates the error. On a CPU, equal inputs give bitwise equal
+results.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def target_log_probabilities(
     *,
     normalize_rows: bool = False,
 ) -> list[Tensor]:
-    """Return `log softmax_j(scale * h[i] . table[j])` at the targets, with exact gradients.
+    """Return target logits minus log(partition - exp(log_excluded_mass)), with exact gradients.
 
     One (N,) tensor for each query, float32 (float64 for a table in float64). `weight` and
     `log_other_components` of queries are ignored.

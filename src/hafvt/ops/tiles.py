@@ -21,9 +21,9 @@ from hafvt.ops.device import has_matrix_units
 
 TILE_SHAPE = {"cpu": (512, 8192), "cuda": (2048, 65536)}
 """Most queries and most items of one matrix of logits, by device type."""
-MAX_STORED_LOGITS = {"cpu": 2**26, "cuda": 2**28}
+MAX_STORED_EXPONENTIALS = {"cpu": 2**26, "cuda": 2**28}
 """Most exponentials to store at a time for gradients (queries times all items), by device type."""
-CACHE_LOGITS = 2**23
+MAX_CACHED_EXPONENTIALS = 2**23
 """Most float32 exponentials to store at a time on a CPU, if that leaves `MIN_QUERIES`; more are slower."""
 MIN_QUERIES = 128
 """Fewest queries at a time for which matrix products run at full speed."""
@@ -114,8 +114,8 @@ def iter_tiles(
     holds_all = store_exponentials or not logits_are_bounded  # whether the buffer holds all items at a time
     if holds_all:
         if device == "cpu" and q.dtype != torch.bfloat16:
-            num_queries = min(num_queries, max(MIN_QUERIES, CACHE_LOGITS // len(rows)))
-        num_queries = max(1, min(num_queries, MAX_STORED_LOGITS[device] // len(rows)))
+            num_queries = min(num_queries, max(MIN_QUERIES, MAX_CACHED_EXPONENTIALS // len(rows)))
+        num_queries = max(1, min(num_queries, MAX_STORED_EXPONENTIALS[device] // len(rows)))
     multiple = min(QUERY_MULTIPLE, num_queries)
     num_queries = min(num_queries // multiple, -(-len(q) // multiple)) * multiple
     ranges = [slice(start, min(start + max_items, len(rows))) for start in range(0, len(rows), max_items)]

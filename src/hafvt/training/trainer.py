@@ -111,7 +111,7 @@ class Trainer:
                 self.state = TrainingState(**state)
         if self.optimizer is not None:
             self.loss_module, self.optimizer = fabric.setup(self.loss_module, self.optimizer)
-        self.start = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
+        self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_save = time.monotonic()
 
     def fit(self, title: str, *, tensorboard: bool = False) -> None:
@@ -141,7 +141,7 @@ class Trainer:
                 }
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
                     mrr = metrics["valid_mrr"] = self.validate()
-                state.seconds = time.monotonic() - self.start
+                state.seconds = time.monotonic() - self.started_at
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss_sum = 0, 0.0
@@ -162,7 +162,7 @@ class Trainer:
             state.batch += 1
             state.step += 1
             self.ema.update(state.step)
-            state.seconds = time.monotonic() - self.start
+            state.seconds = time.monotonic() - self.started_at
             mrr_note = f"  valid MRR {mrr:.2%}" if mrr >= 0 else ""
             mrr_note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
             advance(
@@ -186,12 +186,12 @@ class Trainer:
         torch.manual_seed(step_seed(self.config.seed, self.state.step, rank, num_ranks))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss_module(batch.to(self.fabric.device))
-        self.fabric.backward(loss)
-        self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
             step, rate = self.state.step, self.config.learning_rate
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
+        self.fabric.backward(loss)
+        self.optimizer.step()
         return value
 
     def validate(self) -> float:
@@ -226,9 +226,8 @@ class Trainer:
 
 
 def step_seed(seed: int, step: int, rank: int, num_ranks: int) -> int:
-    """Return the seed of the dropout of a step in process `rank` of `num_ranks`.
+    """Return the seed of all random numbers of a step in process `rank` of `num_ranks`.
 
     It is independent of earlier steps, so that resuming changes no result.
     """
-    swapped_halves = (seed << 32) | (seed >> 32)  # keeps the steps of seeds such as 0 and 1 apart
-    return (swapped_halves + step * num_ranks + rank) % 2**64
+    return (seed << 32) + step * num_ranks + rank  # keeps the steps of seeds such as 0 and 1 apart

@@ -16,6 +16,7 @@ import torch
 from hafvt import export, train
 from hafvt.data.batches import target_batches
 from hafvt.errors import HafvtError
+from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.inference.onnx_scorer import OnnxScorer
 from hafvt.inference.recommender import Recommender
@@ -68,7 +69,7 @@ def test_export_recommends_and_explains_as_run(run, baked):
 @pytest.mark.slow
 def test_export_ranks_equal_those_of_evaluation(run, baked):
     scorer, data, positions = OnnxScorer(baked), run.data, np.asarray(run.data.test)
-    expected = rank_positions(run.model, data, positions).half_ties
+    expected = rank_positions(run.model, data, positions, get_protocol("full", "all")).half_ties
     for rows, batch in target_batches(data, positions, 16, scorer.max_length):
         for number, domain in enumerate(data.domains):
             targets = np.asarray(data.items)[positions[rows]].astype(np.int64)

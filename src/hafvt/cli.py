@@ -265,8 +265,8 @@ def read_options(file: Path) -> dict[str, Any]:
             raise HafvtError("an option is there twice: keep one")
         if node is not root:
             return {name: as_text(value) for name, value in values.items()}
-        given = {name: value for name, value in values.items() if not value.tag.endswith(":null")}
-        return {name: as_text(value, is_nested=False) for name, value in given.items()}
+        options = {name: value for name, value in values.items() if not value.tag.endswith(":null")}
+        return {name: as_text(value, is_nested=False) for name, value in options.items()}
 
     try:
         if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:

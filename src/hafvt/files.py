@@ -1,7 +1,7 @@
 """Files that survive kills, full disks and damage.
 
-Write a file with `atomic_file` or `write_json`. Store `hash_files` with the files, call `verify_files` before you
-read them, and read inside `reading`, which turns every error into one line.
+Write a file with `atomic_file` or `write_json`. Store `hash_files` with the files, call `verify_files` before
+you read them, and read inside `reading`, which turns every error into one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Folders that are replaced in one step, only where nothing of the user's is lost, and locked meanwhile.
+"""Replace a folder in one step, under a lock, and only if nothing of the user's is lost.
 
-Write a folder with `atomic_folder`, and hold `folder_lock` from before you read what you are about to replace.
+Write a folder with `atomic_folder`. Hold `folder_lock` from before you read what you are about to replace.
 """
 
 from __future__ import annotations

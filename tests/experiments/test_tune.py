@@ -33,7 +33,8 @@ from pathlib import Path
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
 out, rate = Path(options["out"]), float(options["learning_rate"])
 out.mkdir(exist_ok=True)
-fcntl.flock(os.open(out.with_name(f".{{out.name}}.lock"), os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+lock = os.open(out.with_name(f".{{out.name}}.lock"), os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 if rate > {max_rate}:
     sys.exit("the loss is nan")
 metrics = out / "metrics.jsonl"

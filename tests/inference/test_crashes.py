@@ -149,7 +149,8 @@ def test_recommend_killed_anywhere_keeps_the_file(saved: Path, tmp_path: Path) -
             assert (out / name).stat().st_size > 100
 
         imports = "from hafvt.inference import batch\nbatch.MAX_BATCH_SIZE = 2"
-        action = f"batch.recommend(root / 'popularity', histories=root / 'h.jsonl', domain='d0', out=root / 'out' / '{name}')"
+        options = f"histories=root / 'h.jsonl', domain='d0', out=root / 'out' / '{name}'"
+        action = f"batch.recommend(root / 'popularity', {options})"
         crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check)
 
 

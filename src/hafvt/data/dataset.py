@@ -225,13 +225,20 @@ def write_dataset(
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write a dataset folder atomically and open it. The arrays are those of `Dataset`.
+    """Write a dataset folder atomically and open it.
 
     Args:
         folder: the folder to write.
         domains: the domains, contiguous and ascending from item 0.
         item_table: item_id, domain, title, image and any other columns, one row per item in catalog order.
         user_ids: the user ids of the input in the order of `offsets`.
+        items: see `Dataset`.
+        times: see `Dataset`.
+        offsets: see `Dataset`.
+        train_lengths: see `Dataset`.
+        valid: see `Dataset`.
+        test: see `Dataset`.
+        cold_targets: see `Dataset`; None or empty without held-out items.
         image_root: the folder that relative image paths start from.
         metadata: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.

@@ -98,7 +98,7 @@ def demo(
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a folder; if the process is killed, what is left of it is hidden and removed by the next call."""
+    """Remove a folder; if the process is killed, the rest is hidden and removed by the next call."""
     hidden = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     if folder.exists():

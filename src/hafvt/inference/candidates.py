@@ -28,7 +28,7 @@ TILE = 8192  # items whose logits are in memory at a time, so that they fit the 
 
 
 class FaissCandidateGenerator:
-    """Selects promising items of a large domain by approximate search, and scores them as `Model.scores` does.
+    """Selects promising items of a large domain by approximate search; scores them as `Model.scores` does.
 
     An item's score is a sum over branches, so an item with one of the best sums is also near the top of at
     least one branch. The softmaxes run over the whole catalog.

@@ -180,7 +180,7 @@ def export(
 
 
 def trace(module: ScoreGraph) -> Any:
-    """Return a module as an `onnx_ir.Model` for batches and histories of any size; HafvtError if impossible."""
+    """Return a module as an `onnx_ir.Model` for batches and histories of any size, or raise HafvtError."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     max_length = module.model.max_length
@@ -210,7 +210,7 @@ def trace(module: ScoreGraph) -> Any:
 
 
 def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[str, np.ndarray]:
-    """Turn a graph's item tables, weights of `num_items` rows, into inputs; return them by name + `suffix`."""
+    """Turn a graph's item tables (weights of `num_items` rows) into inputs; return them by name + `suffix`."""
     tables = {}
     for key, value in list(graph.initializers.items()):
         shape = value.const_value.shape

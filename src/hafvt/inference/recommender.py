@@ -213,7 +213,7 @@ class Recommender:
     def _top_candidates(
         self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
     ) -> dict[int, tuple[Int64, Float32]]:
-        """Return `_top_items` among the candidates of an index by row, without rows of fewer than k candidates.
+        """Return `_top_items` among the candidates of an index by row, if a row has at least k candidates.
 
         If the domain has no index, no row has a result.
         """

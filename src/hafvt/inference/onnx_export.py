@@ -210,7 +210,7 @@ def trace(module: ScoreGraph) -> Any:
 
 
 def item_tables_to_inputs(graph: Any, num_items: int, suffix: str = "") -> dict[str, np.ndarray]:
-    """Turn a graph's item tables (weights of `num_items` rows) into inputs; return them by name + `suffix`."""
+    """Turn a graph's item tables (weights of `num_items` rows) into inputs, returned by name + `suffix`."""
     tables = {}
     for key, value in list(graph.initializers.items()):
         shape = value.const_value.shape

@@ -17,7 +17,6 @@ from hafvt.data.dataset import Dataset, Domain, write_dataset
 from hafvt.features.table import write_table
 
 pytest_plugins = ["tests.served"]
-torch.set_num_threads(2)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts its background jobs so
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,6 +33,13 @@ SMALL_PARAMS = {
     "popularity": {},
 }
 """Hyperparameters of small models for quick tests, by model."""
+
+
+@pytest.fixture(autouse=True)
+def two_torch_threads() -> None:
+    """Give every test the same number of threads, on which sums depend; some tests change it."""
+    torch.set_num_threads(2)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

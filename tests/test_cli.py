@@ -243,3 +243,12 @@ def test_import_sets_passive_openmp_waiting_unless_set(own, monkeypatch):
     code = "import os, sys, hafvt\nassert 'torch' not in sys.modules\nprint(os.environ['OMP_WAIT_POLICY'])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == (own or "PASSIVE")
+
+
+def test_main_interrupted_says_how_to_continue(monkeypatch, capsys):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hafvt.data.info.Dataset.open", interrupted)
+    assert main(["info", "data"]) == 130
+    assert "start the command again" in "".join(capsys.readouterr())

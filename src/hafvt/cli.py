@@ -188,6 +188,7 @@ def make_app(command_name: str, model: str = "", options: Mapping[str, Any] | No
         help="Recommend across domains, with pictures and titles.",
         default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
         config=Dict(dict(options or {}), use_commands_as_keys=False, source="--config"),
+        suppress_keyboard_interrupt=False,  # `main` reports it
     )
     for name, command in COMMANDS.items():
         if name != command_name:

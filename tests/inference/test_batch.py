@@ -226,7 +226,7 @@ def test_recommend_out_equal_to_input_raises(run, histories, monkeypatch):
     ("settings", "problem"),
     [
         ({}, "--histories FILE, --history ID"),
-        ({"history": ["i1"], "user": "u1"}, "one of --histories"),
+        ({"history": ["i1"], "user": "u1"}, "either --histories"),
         ({"history": ["i1"]}, "no domain: give --domain, one of d0, d1"),
         ({"history": ["i1"], "domain": "x"}, "no domain 'x'"),
         ({"history": ["i1"], "domain": "d0", "k": 0}, "--k is 0: choose a whole number from 1"),

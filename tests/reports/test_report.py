@@ -8,6 +8,8 @@ import pytest
 
 from hafvt import train
 from hafvt.data.dataset import Dataset
+from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.reports.report import read_curve, user_examples, write_run_report
 
 
@@ -29,14 +31,29 @@ def test_write_run_report_shows_results_and_users(run) -> None:
 
 def test_user_examples_of_equal_seed_are_equal(run) -> None:
     data: Dataset = run.data
-    users = user_examples(run.models, data)
-    assert users == user_examples(run.models, data)
+    users = user_examples(run.models, data, (True, True))
+    assert users == user_examples(run.models, data, (True, True))
     for user in users:
         scores = [ranked.score for ranked in user.recommendations]
         assert scores == sorted(scores, reverse=True)
         assert len(user.history) <= 6
         for ranked in user.recommendations:
             assert sum(ranked.shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_user_examples_list_and_rank_as_evaluation(run, exclude_seen) -> None:
+    data: Dataset = run.data
+    protocol = get_protocol("full", "unseen" if exclude_seen else "all")
+    ranks = rank_targets(run.models, data, "test", protocol).by_protocol
+    targets = data.item_table["item_id"].gather(data.items[ranks.positions]).to_list()
+    by_target = dict(
+        zip(zip(data.user_ids.gather(ranks.users), targets, strict=True), ranks.ranks, strict=True)
+    )
+    for user in user_examples(run.models, data, (exclude_seen, exclude_seen)):
+        assert user.target_rank == by_target[user.user_id, user.target.item_id]
+        listed = {ranked.item.item_id for ranked in user.recommendations}
+        assert not (exclude_seen and listed & {item.item_id for item in user.history})
 
 
 def test_write_run_report_without_pillow_says_so(run, monkeypatch) -> None:

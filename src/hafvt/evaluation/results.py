@@ -64,9 +64,10 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
                 "domain has no more unseen items"
             )
     if ranks.is_repeat.any():
+        num_missed = int(np.isinf(ranks.ranks).sum())
         notes.append(
             f"repeats, which the history contains: {ranks.is_repeat.mean():.1%} of the targets"
-            + (", missed where items of the history are left out" if any(protocol.exclude_seen(data)) else "")
+            + (f", {num_missed:,} of which count as missed" if num_missed else "")
         )
     if lone := len(ranks.ranks) - len(ranks.with_rivals().ranks):
         notes.append(f"{lone:,} targets without another candidate are left out of the means")

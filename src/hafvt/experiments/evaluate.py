@@ -12,7 +12,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import read_notes, results_by_novelty, write_results
+from hafvt.evaluation.results import read_description, results_by_novelty, write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
@@ -77,7 +77,7 @@ class Evaluation:
             )
         rows |= self.by_novelty
         table = plain_table(rows, mark_best=False)
-        lines += read_notes(self.folder)
+        lines.append(read_description(self.folder))
         return "\n".join([table, *lines, f"wrote {files} to {self.folder}"])
 
 
@@ -111,8 +111,8 @@ def evaluate(
             the items of the history, and a target that is among them counts as missed; auto is the
             choice of the training: by default, all in domains where more than 5 % of the next items are
             repeats (see info), and unseen in others.
-        cold: rank the items that `prepare --hold-out-items` held out of training instead, among all items of
-            their domain; the expected metrics of a random order stand beside.
+        cold: rank the items that `prepare --hold-out-items` held out of training instead, among the items of
+            their domain that are candidates by default; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -121,7 +121,7 @@ def evaluate(
     """
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
     if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
-        raise HafvtError("--cold excludes another protocol, split and --candidates: leave them out")
+        raise HafvtError("--cold works without --protocol, --split and --candidates: leave them out")
     target_device = select_device(device)
     opened = open_run(run, data)
     if cold:
@@ -153,7 +153,7 @@ def evaluate(
     with explained_write_errors(folder):
         folder.mkdir(exist_ok=True)
     results = write_results(folder, opened.data, ranks, ranking, f"{split} targets")
-    write_run_report(opened, folder)
+    write_run_report(opened, folder, ranking.candidates if ranking.ranks_all_items else None)
     half_tie_results = {}
     if not ranking.ties_count_half:
         half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])

@@ -139,7 +139,9 @@ def recommend(
         HafvtError: an option is wrong, there is no finished run, or `out` cannot be written.
     """
     if sum(source is not None for source in (histories, history, user)) != 1:
-        raise HafvtError("no history: give one of --histories FILE, --history ID ID ... and --user USER")
+        raise HafvtError(
+            "one history is needed: give either --histories FILE, --history ID ID ... or --user USER"
+        )
     target = None if out is None else Path(out)
     if target is not None:
         if target.suffix.lower() not in SUFFIXES or target.is_dir():

@@ -88,7 +88,8 @@ class UserExample:
         domain: domain of the target.
         history: items before the target, oldest first.
         target: the item that the user chose next.
-        target_rank: its rank among all items of the domain; 1 is best, a tie counts half.
+        target_rank: its rank among the items that may be listed; 1 is best, a tie counts half. Infinite
+            for an item of the history that may not be listed.
         recommendations: best first.
     """
 

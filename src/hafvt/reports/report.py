@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import product
@@ -13,7 +14,9 @@ import torch
 
 from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import Candidates
 from hafvt.evaluation.results import read_description, read_results
+from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
 from hafvt.inference.recommender import top_k_columns
 from hafvt.models.base import Model
@@ -29,14 +32,17 @@ THUMBNAIL_PIXELS = 112  # longest side
 NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[encode]'"
 
 
-def write_run_report(run: Run, folder: Path | None = None) -> Path:
-    """Write report.html of one evaluated run into `folder`, which has results.json, and return its path.
+def write_run_report(run: Run, folder: Path | None = None, candidates: Candidates | None = None) -> Path:
+    """Write report.html of one evaluated run and return its path.
 
-    The default of `folder` is the folder of the run.
+    Args:
+        run: the run.
+        folder: the folder with results.json, where the report is written; default: that of the run.
+        candidates: rule for items of the history in the user examples; default: that of the training.
     """
     folder = folder or run.folder
     notes = [read_description(folder), *run.model.notes]
-    write_report(folder / "report.html", {run.name: run}, notes, {run.name: folder})
+    write_report(folder / "report.html", {run.name: run}, notes, {run.name: folder}, candidates)
     return folder / "report.html"
 
 
@@ -45,6 +51,7 @@ def write_report(
     runs: Mapping[str, Run],
     notes: Sequence[str] = (),
     result_folders: Mapping[str, Path] | None = None,
+    candidates: Candidates | None = None,
 ) -> None:
     """Write one self-contained page about one run or several runs on the same dataset.
 
@@ -53,6 +60,7 @@ def write_report(
         runs: by name; the first run recommends items to the user examples.
         notes: lines of the footer.
         result_folders: by name, the folder with results.json; default: the folder of the run.
+        candidates: see `write_run_report`.
     """
     first = next(iter(runs.values()))
     data = first.data
@@ -63,7 +71,7 @@ def write_report(
         title=f"{' and '.join(domain.name for domain in data.domains)}: {', '.join(runs)}",
         results={name: read_results(folder) for name, folder in folders.items()},
         curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
-        users=user_examples(first.models, data),
+        users=user_examples(first.models, data, data.exclude_seen(candidates or first.candidates)),
         notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],
     )
 
@@ -76,17 +84,22 @@ def read_curve(path: Path) -> list[CurvePoint]:
     return [CurvePoint(row["epoch"], row["loss"], row.get("valid_mrr")) for row in rows]
 
 
-def user_examples(models: Sequence[Model], data: Dataset) -> list[UserExample]:
+def user_examples(
+    models: Sequence[Model], data: Dataset, exclude_seen: tuple[bool, ...]
+) -> list[UserExample]:
     """Return random test users with their histories and the recommendations of the model of each domain.
 
-    The selection of users is the same for all models.
+    The selection of users is the same for all models. `exclude_seen` says for each domain whether items of
+    the history are left out.
     """
     random = np.random.default_rng(0)
     positions = random.choice(np.asarray(data.test), size=min(NUM_USERS, len(data.test)), replace=False)
-    return [user_example(models, data, int(position)) for position in positions]
+    return [user_example(models, data, int(position), exclude_seen) for position in positions]
 
 
-def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserExample:
+def user_example(
+    models: Sequence[Model], data: Dataset, position: int, exclude_seen: tuple[bool, ...]
+) -> UserExample:
     """Return the user of the test target at a position of `data.items`; the history ends right before it."""
     user = int(data.users_at(np.array([position]))[0])
     target = int(data.items[position])
@@ -96,8 +109,12 @@ def user_example(models: Sequence[Model], data: Dataset, position: int) -> UserE
     with torch.inference_mode():
         batch = collate(data.items, np.array([start]), np.array([position]))
         scores = model.scores(batch, number)  # (1, C)
-        rank = float(ranking.ranks(scores, torch.tensor([target - domain.start]))[0])
-        columns = top_k_columns(scores[0].numpy(), NUM_RECOMMENDATIONS, np.empty(0, dtype=np.int64))
+        seen = seen_columns(data, np.array([position]), domain)[:, : None if exclude_seen[number] else 0]
+        excluded = seen[seen >= 0].numpy()
+        column = target - domain.start
+        rank = float(ranking.ranks(scores, torch.tensor([column]), seen)[0])
+        rank = math.inf if column in excluded else rank
+        columns = top_k_columns(scores[0].numpy(), NUM_RECOMMENDATIONS, excluded)
         items = torch.from_numpy(columns)[None] + domain.start  # (1, k)
         shares: list[dict[tuple[str, str], float]] = [{} for _ in range(items.shape[1])]
         if model.can_explain:

@@ -89,6 +89,15 @@ def open_study(task: TuningTask) -> optuna.Study:
     return study
 
 
+def mark_as_begun(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Record a heartbeat and that the trial has begun; call this under the lock.
+
+    Optuna's own first heartbeat comes from a thread. Without one, a killed trial would look alive forever.
+    """
+    study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+    trial.set_user_attr("begun", trial.number)
+
+
 def queue_unfinished_trials(study: optuna.Study) -> None:
     """Queue the trials that ended without a result or an error of their own; call this under the lock.
 

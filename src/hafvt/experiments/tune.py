@@ -30,6 +30,7 @@ from hafvt.experiments.search_space import (
 )
 from hafvt.experiments.study import (
     counted_trials,
+    mark_as_begun,
     open_study,
     queue_unfinished_trials,
     setting_importances,
@@ -225,7 +226,7 @@ class _Tuner:
         if "number" not in trial.user_attrs:  # else a trial that was queued again, in its folder
             numbers = [other.user_attrs.get("number", -1) for other in counted_trials(self.study)]
             trial.set_user_attr("number", max(numbers) + 1)
-        trial.set_user_attr("begun", trial.number)
+        mark_as_begun(self.study, trial)
         self.lock.release()
         try:
             return self.train(trial)

@@ -23,6 +23,9 @@ from hafvt.folders import check_output_folder, folder_lock
 from hafvt.progress import progress
 from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
 
+INPUTS_AND_OUTPUT = ("interactions", "items", "out", "overwrite")
+"""Arguments of `prepare` that are no settings in the manifest."""
+
 
 @check_arguments
 def prepare(
@@ -93,14 +96,14 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
-    inputs_and_output = ("interactions", "items", "out", "overwrite")
-    arguments = {name: value for name, value in locals().items() if name not in inputs_and_output}
+    arguments = dict(locals())
     check_output_folder(out, DATASET, overwrite=overwrite)
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise HafvtError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
         )
-    settings = {**arguments, "columns": columns or {}}
+    settings = {name: value for name, value in arguments.items() if name not in INPUTS_AND_OUTPUT}
+    settings["columns"] = columns or {}
     if split != "time":
         settings |= {"valid_share": None, "test_share": None}
     with folder_lock(out), progress("prepare", 5, "steps") as advance:

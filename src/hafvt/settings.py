@@ -10,7 +10,6 @@ import inspect
 import math
 import os
 import re
-import types
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from pathlib import Path
@@ -141,7 +140,7 @@ def _explain(name: str, value: Any, hint: Any, errors: ValidationError) -> str:
 def type_name(annotation: Any) -> str:
     """Return the name of a type in the help: "int", "choice" for a Literal, "list" for a tuple."""
     origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
+    if origin in (Union, UnionType):
         return " or ".join(map(type_name, get_args(annotation)))
     names = {Literal: "choice", tuple: "list", type(None): "null"}
     return names.get(origin or annotation) or str(annotation.__name__)
@@ -155,7 +154,7 @@ def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) 
         return allowed_values(arguments[0], [constraint for field in fields for constraint in field])
     if origin is Literal:
         return " or ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
+    if origin in (Union, UnionType):
         return ", or ".join(allowed_values(argument) for argument in arguments)
     if origin is tuple:
         if arguments[-1] is Ellipsis:

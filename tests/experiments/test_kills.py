@@ -6,6 +6,7 @@ import importlib
 import shutil
 import sys
 import threading
+from functools import partial
 
 import optuna
 import pytest
@@ -62,6 +63,11 @@ def train_command(tmp_path, monkeypatch):
     return replace
 
 
+def make_empty(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
 @pytest.mark.slow
 def test_compare_killed_anywhere_ends_as_without_a_kill_when_repeated(compared, tmp_path, train_command):
     data, out, comparison = compared
@@ -84,7 +90,7 @@ def test_compare_killed_anywhere_ends_as_without_a_kill_when_repeated(compared, 
         folder.parent,
         f"compare({str(data.folder)!r}, root / 'out', {settings})",
         imports=imports,
-        reset=lambda: (shutil.rmtree(folder.parent, ignore_errors=True), folder.parent.mkdir())[1],
+        reset=partial(make_empty, folder.parent),
         check=check,
         stride=3,
     )
@@ -117,7 +123,7 @@ def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path
         folder.parent,
         f"tune('sasrec', {str(small.folder)!r}, root / 'out', trials=2, epochs=1, jobs=1)",
         imports=imports,
-        reset=lambda: (shutil.rmtree(folder.parent, ignore_errors=True), folder.parent.mkdir())[1],
+        reset=partial(make_empty, folder.parent),
         check=check,
         stride=6,
     )

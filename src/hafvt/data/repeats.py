@@ -10,7 +10,6 @@ import numpy.typing as npt
 MAX_REPEAT_SHARE = 0.05
 """If at most this share of a domain's next items are repeats, items of the history are no candidates."""
 
-
 Candidates = Literal["auto", "unseen", "all"]
 """Whether items of the history are candidates: never ("unseen"), always ("all"), or in the domains where
 users often choose an item again ("auto")."""

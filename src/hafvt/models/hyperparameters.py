@@ -34,7 +34,7 @@ class ModelConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _lists_as_tuples(cls, value: Any) -> Any:
-        """Returns a list from JSON, YAML or the command line as a tuple; other values unchanged."""
+        """Return a list from JSON, YAML or the command line as a tuple; other values unchanged."""
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")

@@ -9,8 +9,8 @@ The *input embedding* of an item, (id_width,), is the sum of its id, its content
 Here `id` is the item's learned embedding, n its number of training interactions, and W_m a learned matrix.
 Each cluster of items with similar content has a learned embedding c_m (`features/clusters.py`), if the model
 has ids, content and an `id_shrinkage`. So a rare item relies on its content and on its clusters, a frequent
-one on its own id. A cold item (n = 0) uses no
-`id`; the factor of its clusters is not 1, but the mean of that factor over all training interactions.
+one on its own id. A cold item (n = 0) uses no `id`; the factor of its clusters is not 1, but the mean of that
+factor over all training interactions.
 """
 
 from __future__ import annotations

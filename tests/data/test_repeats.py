@@ -8,13 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from hafvt.data import repeats
 from hafvt.data.dataset import Dataset
 from hafvt.data.info import info
 from hafvt.data.prepare import prepare
-from hafvt.data.repeats import RepeatCounts, count_repeats
+from hafvt.data.repeats import RepeatCounts, count_repeats, find_repeats
 
 
-def test_count_repeats_equals_counting_by_definition() -> None:
+@pytest.mark.parametrize("chunk", [1, 7, repeats.CHUNK])
+def test_count_repeats_equals_counting_by_definition(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "CHUNK", chunk)
     random = np.random.default_rng(0)
     lengths = random.integers(0, 9, 30)
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -28,6 +31,9 @@ def test_count_repeats_equals_counting_by_definition() -> None:
             expected[domain][0] += 1
             expected[domain][1] += history[position] in history[:position]
     assert count_repeats(items, offsets, train_lengths, [0, 4]) == [RepeatCounts(*pair) for pair in expected]
+    histories = np.split(items, offsets[1:-1])
+    is_repeat = [item in history[:n] for history in histories for n, item in enumerate(history.tolist())]
+    assert find_repeats(items, offsets).tolist() == is_repeat
 
 
 @pytest.fixture

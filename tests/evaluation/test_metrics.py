@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from hafvt.data import dataset
 from hafvt.data.batches import Batch
+from hafvt.data.repeats import find_repeats
 from hafvt.evaluation.metrics import METRICS, mean_mrr, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.target_ranking import rank_positions
+from hafvt.evaluation.target_ranking import rank_positions, seen_columns
 from hafvt.models.base import Model
 
 
@@ -109,6 +112,26 @@ def test_rank_positions_equals_counting_by_definition(small, candidates):
         assert ranks.is_repeat[row] == (target in history)
         assert ranks.users[row] == user
         assert small.domains[ranks.domains[row]] == domain
+
+
+def test_rank_positions_finds_the_repeats_of_a_dataset_once(small, monkeypatch):
+    data, calls = replace(small), []
+    monkeypatch.setattr(
+        dataset, "find_repeats", lambda *arguments: calls.append(1) or find_repeats(*arguments)
+    )
+    for _ in range(2):
+        rank_positions(TableScorer(data, torch.zeros(50, 50)), data, data.test)
+    assert len(calls) == 1
+
+
+def test_seen_columns_hold_each_item_of_the_domain_once(small):
+    for domain in small.domains:
+        columns = seen_columns(small, small.test, domain)
+        for row, position in enumerate(small.test):
+            user = int(small.users_at(np.array([position]))[0])
+            history = small.items[small.offsets[user] : position].tolist()
+            expected = sorted({item - domain.start for item in history if domain.start <= item < domain.stop})
+            assert sorted(column for column in columns[row].tolist() if column >= 0) == expected
 
 
 def test_rank_positions_of_a_constant_scorer_is_the_middle(small):

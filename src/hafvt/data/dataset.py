@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.repeats import MAX_REPEAT_SHARE, Candidates, RepeatCounts, count_repeats
+from hafvt.data.repeats import MAX_REPEAT_SHARE, Candidates, RepeatCounts, count_repeats, find_repeats
 from hafvt.errors import HafvtError
 from hafvt.files import (
     atomic_file,
@@ -161,6 +161,11 @@ class Dataset:
         """The folder that relative image paths start from; None if the items were a data frame."""
         root = self.manifest.get("image_root")
         return Path(root) if root else None
+
+    @cached_property
+    def is_repeat(self) -> Bool:
+        """Whether the history of each interaction contains its item already, (interactions,)."""
+        return find_repeats(self.items, self.offsets)
 
     @cached_property
     def repeats(self) -> list[RepeatCounts]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hafvt.data.batches import collate, target_batches
+from hafvt.data.batches import target_batches
 from hafvt.data.dataset import Dataset, Domain, Int32, Int64
 from hafvt.evaluation.negatives import load_negatives
 from hafvt.evaluation.protocols import FULL, Protocol
@@ -107,7 +107,7 @@ def rank_positions(
     positions, items = np.asarray(positions), np.asarray(data.items)
     domains = data.domains_of(items[positions])
     half_ties, by_protocol = np.zeros(len(positions)), np.zeros(len(positions))
-    num_candidates, is_repeat = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.bool_)
+    num_candidates, is_repeat = np.zeros(len(positions), np.int64), data.is_repeat[positions]
     exclude_seen = protocol.exclude_seen(data)
     was_training = model.training
     model.eval()
@@ -120,16 +120,15 @@ def rank_positions(
             batches = target_batches(data, positions[domain_rows], batch_size, model.max_length)
             for batch_rows, batch in batches:
                 rows = domain_rows[batch_rows]
-                seen = seen_columns(data, positions[rows], domain)  # (B, longest)
                 candidates: Tensor | None = None
                 ignore: Tensor | None = None
                 target = torch.from_numpy(items[positions[rows]].astype(np.int64) - domain.start)
-                is_repeat[rows] = (seen == target[:, None]).any(1).numpy()
                 if negatives is None:
                     num_candidates[rows] = len(domain)
                     if exclude_seen[number]:
+                        seen = seen_columns(data, positions[rows], domain)  # (B, most)
+                        num_candidates[rows] -= (seen >= 0).sum(1).numpy()
                         ignore = seen.to(device)
-                        num_candidates[rows] -= count_distinct(seen)
                 else:
                     num_candidates[rows] = 1 + (negatives[rows] >= 0).sum(1)
                     target = torch.zeros(len(rows), dtype=torch.int64)
@@ -163,18 +162,14 @@ def sampled_candidates(targets: Int32, negatives: Int32, device: torch.device) -
 
 
 def seen_columns(data: Dataset, positions: Int64, domain: Domain) -> Tensor:
-    """Return the columns of a domain's items before each target, padded with -1, (n, longest)."""
+    """Return the distinct columns of a domain's items before each target, padded with -1, (n, most)."""
     starts = np.asarray(data.offsets)[data.users_at(positions)]
-    history = collate(data.items, starts, positions)
-    columns = history.items - domain.start  # (n, longest)
-    is_excluded = (columns < 0) | (columns >= len(domain))
-    is_excluded |= torch.arange(columns.shape[1]) >= history.lengths[:, None]
-    return columns.masked_fill(is_excluded, -1)
-
-
-def count_distinct(columns: Tensor) -> Int64:
-    """Return the number of distinct columns of each row, without the padding -1, (n, longest) -> (n,)."""
-    ordered = columns.sort(1).values
-    is_new = ordered >= 0
-    is_new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-    return is_new.sum(1).numpy()
+    lengths = positions - starts
+    rows = np.repeat(np.arange(len(positions)), lengths)  # of all items of all histories
+    history = np.arange(len(rows)) + np.repeat(positions - lengths.cumsum(), lengths)
+    columns = np.asarray(data.items)[history] - domain.start
+    is_first = (columns >= 0) & (columns < len(domain)) & ~data.is_repeat[history]
+    counts = np.bincount(rows[is_first], minlength=len(positions))
+    padded = np.full((len(positions), counts.max(initial=0)), -1, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = columns[is_first]
+    return torch.from_numpy(padded)

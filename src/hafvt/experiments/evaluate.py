@@ -127,9 +127,9 @@ def evaluate(
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order=random_order)
-    training = opened.about["training"]
-    if protocol == training["protocol"] and candidates == "auto":
-        ranking = get_protocol(protocol, opened.candidates)
+    training_protocol = opened.protocol
+    if protocol == training_protocol.name and candidates == "auto":
+        ranking = training_protocol
     num_targets = len(opened.data.test if split == "test" else opened.data.valid)
     if num_targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
@@ -145,9 +145,8 @@ def evaluate(
     for model in opened.models:
         model.cpu()
     # The folder of the run holds test results by the protocol of the training; others have a subfolder.
-    is_default = ranking == get_protocol(training["protocol"], opened.candidates)
-    name_parts: list[str] = [] if split == "test" and is_default else [split]
-    name_parts += [] if protocol == training["protocol"] else [protocol]
+    name_parts: list[str] = [] if split == "test" and ranking == training_protocol else [split]
+    name_parts += [] if protocol == training_protocol.name else [protocol]
     name_parts += [] if candidates == "auto" else [candidates]
     folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder
     with explained_write_errors(folder):

@@ -10,6 +10,7 @@ from typing import Any
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import Candidates
 from hafvt.errors import HafvtError
+from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.results import read_notes, read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
@@ -57,6 +58,11 @@ class Run:
         """Which items the training ranked; runs of earlier revisions do not tell and have the default."""
         candidates: Candidates = self.about["training"].get("candidates", "auto")
         return candidates
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the training's validation and test."""
+        return get_protocol(self.about["training"]["protocol"], self.candidates)
 
     def __str__(self) -> str:
         """Return the length of the training, the metrics of the test targets in percent, and the folder."""

@@ -18,9 +18,9 @@ from hafvt import files, folders
 from hafvt.errors import HafvtError
 from hafvt.files import (
     atomic_file,
+    explained_read_errors,
     hash_files,
     read_json,
-    reading,
     sha256,
     verify_files,
     verify_json,
@@ -266,7 +266,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_reading_turns_every_error_into_one_line(error):
     words = r"x\.bin (is damaged \(.+\)|does not exist): make it again|x\.bin cannot be read \(Permission"
-    with pytest.raises(HafvtError, match=words) as refusal, reading("x.bin", "make it again"):
+    with pytest.raises(HafvtError, match=words) as refusal, explained_read_errors("x.bin", "make it again"):
         raise error
     assert "\n" not in str(refusal.value)
 

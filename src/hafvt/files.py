@@ -1,7 +1,7 @@
 """Files that survive kills, full disks and damage.
 
 Write a file with `atomic_file` or `write_json`. Store `hash_files` with the files, call `verify_files` before
-you read them, and read inside `reading`, which turns every error into one line.
+you read them, and read inside `explained_read_errors`, which turns every error into one line.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def reading(path: str | Path, remedy: str) -> Iterator[None]:
+def explained_read_errors(path: str | Path, remedy: str) -> Iterator[None]:
     """Turn every error of a block that reads a file of ours into a HafvtError of one line.
 
     Args:
@@ -168,7 +168,7 @@ def read_json(path: str | Path, remedy: str = "restore it or create its folder a
     path = Path(path)
     if not path.exists():
         raise HafvtError(f"{path} does not exist: is {path.parent} the right folder?")
-    with reading(path, remedy):
+    with explained_read_errors(path, remedy):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict | list):
             raise ValueError("neither an object nor a list")
@@ -228,7 +228,7 @@ def verify_files(folder: str | Path, hashes: Mapping[str, str], remedy: str) -> 
         path = Path(folder) / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise HafvtError(f"{folder}: its list of files names {name}, outside of the folder: {remedy}")
-        with reading(path, remedy):
+        with explained_read_errors(path, remedy):
             actual = sha256(path)
         if actual not in expected.split():
             raise HafvtError(f"{path} is damaged (its content is not what was written): {remedy}")
@@ -251,7 +251,7 @@ def read_manifest(path: Path, format_number: int, remedy: str) -> dict[str, Any]
     Raises:
         HafvtError: the manifest or a file that it lists is missing, damaged, or of another format.
     """
-    with reading(path, remedy):
+    with explained_read_errors(path, remedy):
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != format_number:
             raise HafvtError(

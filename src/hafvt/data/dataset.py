@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.repeats import MAX_REPEAT_SHARE, Candidates, RepeatCounts, count_repeats, find_repeats
+from hafvt.data.repeats import MAX_REPEAT_SHARE, CandidateRule, RepeatCounts, count_repeats, find_repeats
 from hafvt.errors import HafvtError
 from hafvt.files import (
     atomic_file,
+    explained_read_errors,
     hash_files,
     read_json,
-    reading,
     sha256,
     verify_files,
     verify_json,
@@ -107,7 +107,7 @@ class Dataset:
         folder = Path(folder)
         recover_folder(folder)
         manifest = read_json(folder / "manifest.json", REMEDY)
-        with reading(folder / "manifest.json", REMEDY):
+        with explained_read_errors(folder / "manifest.json", REMEDY):
             if manifest.get("format") != FORMAT:
                 raise HafvtError(
                     f"{folder} has dataset format {manifest.get('format')!r}, this version reads {FORMAT}: "
@@ -121,7 +121,7 @@ class Dataset:
         verify_files(folder, hashes, REMEDY)
         arrays = {}
         for name in names:
-            with reading(folder / f"{name}.npy", REMEDY):
+            with explained_read_errors(folder / f"{name}.npy", REMEDY):
                 arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         is_contiguous = [d.start for d in domains] == [0, *(d.stop for d in domains[:-1])]
         if (len(arrays["items"]), len(arrays["offsets"]) - 1) != counts or not domains or not is_contiguous:
@@ -141,13 +141,13 @@ class Dataset:
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """One row per item, in catalog order: item_id, domain, title, image (null where unknown)."""
-        with reading(self.folder / "items.parquet", REMEDY):
+        with explained_read_errors(self.folder / "items.parquet", REMEDY):
             return pl.read_parquet(self.folder / "items.parquet")
 
     @cached_property
     def user_ids(self) -> pl.Series:
         """The user ids of the input; the row number is the user index."""
-        with reading(self.folder / "users.parquet", REMEDY):
+        with explained_read_errors(self.folder / "users.parquet", REMEDY):
             return pl.read_parquet(self.folder / "users.parquet")["user_id"]
 
     @property
@@ -171,12 +171,12 @@ class Dataset:
     def repeats(self) -> list[RepeatCounts]:
         """The repeats in the training part of each domain."""
         if "repeats" in self.manifest:
-            with reading(self.folder / "manifest.json", REMEDY):
+            with explained_read_errors(self.folder / "manifest.json", REMEDY):
                 return [RepeatCounts(*map(int, counts)) for counts in self.manifest["repeats"]]
         starts = [domain.start for domain in self.domains]
         return count_repeats(self.items, self.offsets, self.train_lengths, starts)
 
-    def exclude_seen(self, candidates: Candidates = "auto") -> tuple[bool, ...]:
+    def exclude_seen(self, candidates: CandidateRule = "auto") -> tuple[bool, ...]:
         """Return for each domain whether items of a history are neither recommended nor ranked.
 
         With "auto" they are left out unless more than `MAX_REPEAT_SHARE` of the next items are repeats.
@@ -296,7 +296,7 @@ def replace_item_table(folder: Path, table: pl.DataFrame, **changes: Any) -> Non
     with atomic_file(path) as temporary:
         table.write_parquet(temporary)
         manifest = read_json(folder / "manifest.json", REMEDY)
-        with reading(folder / "manifest.json", REMEDY):
+        with explained_read_errors(folder / "manifest.json", REMEDY):
             # Until the new file has its name, the old one is valid, too.
             manifest["sha256"][path.name] = f"{sha256(temporary)} {sha256(path)}"
         write_json(folder / "manifest.json", manifest | changes, checksum=True)

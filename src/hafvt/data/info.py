@@ -13,7 +13,7 @@ import numpy as np
 from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.data.repeats import RepeatCounts
-from hafvt.files import reading
+from hafvt.files import explained_read_errors
 from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
 
@@ -187,7 +187,7 @@ def _feature_masks(data: Dataset) -> dict[str, Bool]:
     masks = {}
     for name in data.feature_names:
         path = data.folder / "features" / name / "present.npy"
-        with reading(path, f"run hafvt encode for {name} again"):
+        with explained_read_errors(path, f"run hafvt encode for {name} again"):
             masks[name] = np.load(path, allow_pickle=False)
     return masks
 

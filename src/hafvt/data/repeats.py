@@ -13,7 +13,7 @@ MAX_REPEAT_SHARE = 0.05
 
 CHUNK = 2**20  # interactions that are sorted at a time, which bounds memory
 
-Candidates = Literal["auto", "unseen", "all"]
+CandidateRule = Literal["auto", "unseen", "all"]
 """Whether items of the history are candidates: never ("unseen"), always ("all"), or in the domains where
 users often choose an item again ("auto")."""
 

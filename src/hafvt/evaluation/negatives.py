@@ -9,7 +9,7 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset, Int32, Int64
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, read_json, reading, sha256, verify_files, write_json
+from hafvt.files import atomic_file, explained_read_errors, read_json, sha256, verify_files, write_json
 
 NUM_NEGATIVES = 999
 SEED = 2040  # of C2DSR's published code
@@ -35,9 +35,9 @@ def load_negatives(
         targets, each = negatives.shape
         write_json(about, {"sha256": sha256(path), "seed": SEED, "targets": targets, "each": each})
     remedy = f"remove {path.parent}, and the next evaluation draws it again"
-    with reading(about, remedy):
+    with explained_read_errors(about, remedy):
         verify_files(path.parent, {path.name: read_json(about, remedy)["sha256"]}, remedy)
-    with reading(path, remedy):
+    with explained_read_errors(path, remedy):
         stored: Int32 = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored
 

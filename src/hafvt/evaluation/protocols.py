@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Int32, Int64
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
 from hafvt.evaluation.negatives import draw_unseen, draw_with_replacement
 from hafvt.ops import ranking
@@ -67,7 +67,7 @@ class Protocol:
     validate_every: int = 2
     patience: int = 5
     in_paper: bool = False
-    candidates: Candidates = "auto"
+    candidates: CandidateRule = "auto"
 
     @property
     def ranks_all_items(self) -> bool:
@@ -119,7 +119,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def get_protocol(name: str, candidates: Candidates = "auto") -> Protocol:
+def get_protocol(name: str, candidates: CandidateRule = "auto") -> Protocol:
     """Return a protocol by its name.
 
     Raises:

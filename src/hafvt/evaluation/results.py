@@ -14,7 +14,7 @@ from hafvt.evaluation.metrics import MetricValue, Results, summarize
 from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.files import read_json, reading, write_json
+from hafvt.files import explained_read_errors, read_json, write_json
 
 REMEDY = "evaluate the run again with hafvt evaluate"
 
@@ -76,19 +76,19 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
 
 def read_results(folder: Path) -> Results:
     """Return the metrics in a folder's results.json."""
-    with reading(folder / "results.json", REMEDY):
+    with explained_read_errors(folder / "results.json", REMEDY):
         return results_from_json(read_json(folder / "results.json", REMEDY)["results"])
 
 
 def read_description(folder: Path) -> str:
     """Return the sentence in a folder's results.json that says what was ranked, and how."""
-    with reading(folder / "results.json", REMEDY):
+    with explained_read_errors(folder / "results.json", REMEDY):
         return str(read_json(folder / "results.json", REMEDY)["description"])
 
 
 def read_notes(folder: Path) -> list[str]:
     """Return what a reader of the metrics in a folder's results.json must know beside the protocol."""
-    with reading(folder / "results.json", REMEDY):
+    with explained_read_errors(folder / "results.json", REMEDY):
         return list(read_json(folder / "results.json", REMEDY).get("notes", ()))
 
 

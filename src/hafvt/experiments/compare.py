@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
 from hafvt.experiments.search_space import TRAINING_OPTIONS
 from hafvt.features.item_features import load_item_features
-from hafvt.files import atomic_file, read_json, reading
+from hafvt.files import atomic_file, explained_read_errors, read_json
 from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.settings import Jobs, OutFolder, check_arguments, parse_yaml
@@ -61,7 +61,7 @@ def compare(
     tuned: dict[str, str] | None = None,
     budget: BudgetName = "full",
     protocol: str = "full",
-    candidates: Candidates = "auto",
+    candidates: CandidateRule = "auto",
     jobs: Jobs | None = None,
 ) -> Comparison:
     """Compare models with the same split, candidate items, training budget and hyperparameter search.
@@ -122,7 +122,7 @@ def ablate(
     *,
     budget: BudgetName = "full",
     protocol: str = "full",
-    candidates: Candidates = "auto",
+    candidates: CandidateRule = "auto",
     jobs: Jobs | None = None,
 ) -> Comparison:
     """Switch titles, pictures and hierarchical attention of HAF-VT on and off, as in the paper's Table 4.
@@ -198,7 +198,7 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
         raise HafvtError(f"{folder} holds no search for {name} on {data.folder}: tune it there first")
     if not (folder / "best.yaml").exists():
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
-    with reading(folder / "best.yaml", "repeat the search, which writes it again"):
+    with explained_read_errors(folder / "best.yaml", "repeat the search, which writes it again"):
         best = parse_yaml((folder / "best.yaml").read_text(encoding="utf-8"))
         training = {option: best[option] for option in TRAINING_OPTIONS}
         return ComparedModel(name, name, best["preset"], best["params"], training)
@@ -206,7 +206,7 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
 
 def _read_tuning_budget(folder: Path) -> str:
     """Return the line of a `tune` search's report.md that describes the budget of the search."""
-    with reading(folder / "report.md", "repeat the search, which writes it again"):
+    with explained_read_errors(folder / "report.md", "repeat the search, which writes it again"):
         lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("Budget: "))
 

@@ -20,7 +20,7 @@ from hafvt.evaluation.ranks import Float64
 from hafvt.evaluation.results import read_results
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
-from hafvt.files import explained_write_errors, read_json, reading
+from hafvt.files import explained_read_errors, explained_write_errors, read_json
 from hafvt.folders import folder_lock
 from hafvt.models import configure
 from hafvt.progress import Advance, progress
@@ -176,7 +176,7 @@ class ComparisonRunner:
         for seed in range(compared.num_seeds(self.budget)):
             folders.append(self.train(compared, best_rate, seed, self.budget.epochs, test=True))
             advance(1, compared.label)
-        with reading(folders[0].parent, "remove this folder and repeat the command"):
+        with explained_read_errors(folders[0].parent, "remove this folder and repeat the command"):
             infos = [read_json(folder / "model.json") for folder in folders]
             return ModelResult(
                 compared,
@@ -295,7 +295,7 @@ def slug(label: str) -> str:
 
 def best_valid_mrr(folder: Path, epochs: int) -> float:
     """Return the best validation MRR of a run's first `epochs` epochs; a finished run may have more."""
-    with reading(folder / "metrics.jsonl", "remove its folder and repeat the command"):
+    with explained_read_errors(folder / "metrics.jsonl", "remove its folder and repeat the command"):
         metrics = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
         return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
@@ -87,7 +87,7 @@ def evaluate(
     *,
     protocol: str = "full",
     split: Literal["test", "valid"] = "test",
-    candidates: Candidates = "auto",
+    candidates: CandidateRule = "auto",
     cold: bool = False,
     data: str | Path | Dataset | None = None,
     device: Device = "cpu",

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
@@ -73,7 +73,7 @@ def tune(
     epochs: PositiveCount = 20,
     validate_every: PositiveCount | None = None,
     protocol: str = "full",
-    candidates: Candidates = "auto",
+    candidates: CandidateRule = "auto",
     seed: Seed = 0,
     jobs: Jobs | None = None,
     minutes: PositiveNumber | None = None,

@@ -16,7 +16,7 @@ from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, make_encoder
 from hafvt.features.table import EncodedItems, FeatureTable, normalize_rows
-from hafvt.files import reading
+from hafvt.files import explained_read_errors
 from hafvt.progress import progress
 
 
@@ -43,7 +43,7 @@ def encode_new_items(
         HafvtError: the encoder has changed, or a file is missing, damaged or wrong.
     """
     table = FeatureTable.open(data.folder / "features" / name)
-    with reading(table.folder / "about.json", f"run hafvt encode for {name} again"):
+    with explained_read_errors(table.folder / "about.json", f"run hafvt encode for {name} again"):
         spec, saved = table.metadata["encoder"], table.metadata["settings"]
     width = table.rows.shape[1]
     if spec == "precomputed":

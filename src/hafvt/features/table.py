@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
-from hafvt.files import atomic_file, read_manifest, reading, write_manifest
+from hafvt.files import atomic_file, explained_read_errors, read_manifest, write_manifest
 from hafvt.folders import FolderKind
 
 Float16 = npt.NDArray[np.float16]
@@ -55,7 +55,7 @@ class FeatureTable:
         """
         folder = Path(folder)
         metadata = read_manifest(folder / "about.json", FORMAT, _remedy(folder))
-        with reading(folder, _remedy(folder)):
+        with explained_read_errors(folder, _remedy(folder)):
             rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
             present = np.load(folder / "present.npy", allow_pickle=False)
         return cls(folder, rows, present, metadata)
@@ -93,7 +93,7 @@ def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]
     path = folder / FITTED_ARRAYS
     if not path.exists():
         return {}
-    with reading(path, remedy), np.load(path, allow_pickle=False) as arrays:
+    with explained_read_errors(path, remedy), np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 

@@ -13,7 +13,7 @@ from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable, Float16
-from hafvt.files import read_manifest, reading, write_manifest
+from hafvt.files import explained_read_errors, read_manifest, write_manifest
 from hafvt.folders import FolderKind, atomic_folder, read_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.models.base import Model
@@ -52,7 +52,7 @@ class AddedItems:
         about = read_manifest(folder / ADDED_ITEMS.marker, FORMAT, remedy)
         if about.get("features") != run.about["training"]["features"]:
             raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
-        with reading(folder, remedy):
+        with explained_read_errors(folder, remedy):
             table = pl.read_parquet(folder / "items.parquet").select(COLUMNS)
             vectors = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
         return cls(table, vectors)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import read_manifest, reading, sha256
+from hafvt.files import explained_read_errors, read_manifest, sha256
 from hafvt.folders import FolderKind
 from hafvt.inference.added_items import added_items_folder
 from hafvt.inference.scorer import Float32
@@ -129,7 +129,7 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
     if about.get("model") != model_state(run):
         raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
     indexes, faiss = {}, import_faiss()
-    with reading(folder, remedy):
+    with explained_read_errors(folder, remedy):
         for domain in domains:
             names = [file_name(domain, modality) for modality in range(len(run.model.modalities))]
             indexes[domain] = [faiss.read_index(str(folder / name)) for name in names]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError, missing_package
-from hafvt.files import read_manifest, reading
+from hafvt.files import explained_read_errors, read_manifest
 from hafvt.folders import FolderKind
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.scorer import Float32, ScoreBreakdown
@@ -81,7 +81,7 @@ class OnnxScorer:
         self.folder, self.threads = Path(folder), threads
         self._values: list[Any] = []  # weights, which onnxruntime reads while the graphs exist
         content = read_manifest(self.folder / EXPORT.marker, FORMAT, REMEDY)
-        with reading(self.folder / EXPORT.marker, REMEDY):
+        with explained_read_errors(self.folder / EXPORT.marker, REMEDY):
             self.manifest = ExportManifest.model_validate(content)
             self.item_tables: dict[str, Float32] = {
                 name: np.load(self.folder / f"{name}.npy", allow_pickle=False)
@@ -103,7 +103,7 @@ class OnnxScorer:
     @cached_property
     def _weights(self) -> Any:
         """The bytes of the weight file; onnxruntime would map it and die if the file is cut short."""
-        with reading(self.folder / WEIGHT_FILE, REMEDY):
+        with explained_read_errors(self.folder / WEIGHT_FILE, REMEDY):
             return np.fromfile(self.folder / WEIGHT_FILE, dtype=np.uint8)
 
     @cached_property
@@ -161,7 +161,7 @@ def is_export(folder: str | Path) -> bool:
 def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog, tuple[bool, ...]]:
     """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
-    with reading(scorer.folder, REMEDY):
+    with explained_read_errors(scorer.folder, REMEDY):
         table = pl.read_parquet(scorer.folder / "items.parquet")
         train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
         if not len(table) == len(train_counts) == scorer.domains[-1].stop:

@@ -14,7 +14,7 @@ import torch
 
 from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.evaluation.results import read_description, read_results
 from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
@@ -32,7 +32,7 @@ THUMBNAIL_PIXELS = 112  # longest side
 NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[encode]'"
 
 
-def write_run_report(run: Run, folder: Path | None = None, candidates: Candidates | None = None) -> Path:
+def write_run_report(run: Run, folder: Path | None = None, candidates: CandidateRule | None = None) -> Path:
     """Write report.html of one evaluated run and return its path.
 
     Args:
@@ -51,7 +51,7 @@ def write_report(
     runs: Mapping[str, Run],
     notes: Sequence[str] = (),
     result_folders: Mapping[str, Path] | None = None,
-    candidates: Candidates | None = None,
+    candidates: CandidateRule | None = None,
 ) -> None:
     """Write one self-contained page about one run or several runs on the same dataset.
 

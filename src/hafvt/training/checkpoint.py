@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.files import atomic_file, reading
+from hafvt.files import atomic_file, explained_read_errors
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[
     Raises:
         HafvtError: the file is missing, or not what was written.
     """
-    with reading(path, remedy):
+    with explained_read_errors(path, remedy):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # Copies, as a process with a memory map dies if the file is cut short.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.settings import Count, PositiveCount, Seed
 
@@ -26,7 +26,7 @@ class TrainingConfig(ModelConfig):
     weight_decay: WeightDecay = 0.0
     ema_decay: EmaDecay = 0.995
     protocol: str = "full"
-    candidates: Candidates = "auto"
+    candidates: CandidateRule = "auto"
     validate_every: PositiveCount = 2
     patience: Count = 5
     seed: Seed = 0

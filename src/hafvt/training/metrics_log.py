@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.errors import missing_package
-from hafvt.files import atomic_file, explained_write_errors, reading
+from hafvt.files import atomic_file, explained_read_errors, explained_write_errors
 
 
 class MetricsLog:
@@ -33,7 +33,7 @@ class MetricsLog:
                 raise missing_package("track", "tensorboard") from None
             self.writer = SummaryWriter(str(folder / "tensorboard"))
         complete = []
-        with reading(self.path, "move it away"):
+        with explained_read_errors(self.path, "move it away"):
             lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for line in lines:
             try:

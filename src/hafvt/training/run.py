@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.results import read_notes, read_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
-from hafvt.files import read_json, reading, verify_files, verify_json
+from hafvt.files import explained_read_errors, read_json, verify_files, verify_json
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -54,9 +54,9 @@ class Run:
         return self.models[0]
 
     @property
-    def candidates(self) -> Candidates:
+    def candidates(self) -> CandidateRule:
         """Which items the training ranked; runs of earlier revisions do not tell and have the default."""
-        candidates: Candidates = self.about["training"].get("candidates", "auto")
+        candidates: CandidateRule = self.about["training"].get("candidates", "auto")
         return candidates
 
     @property
@@ -129,7 +129,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
     if not path.exists():
         raise HafvtError(f"{folder} {_reason_without_model(folder)}")
     about = read_json(path, REMEDY)
-    with reading(path, REMEDY):
+    with explained_read_errors(path, REMEDY):
         check_format(folder, about)
         name, values = about["model"], about["config"]
         features, dataset, hashes = about["training"]["features"], about["dataset"], about.get("sha256", {})

@@ -18,7 +18,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import atomic_file, is_temporary, reading, sha256, write_json
+from hafvt.files import atomic_file, explained_read_errors, is_temporary, sha256, write_json
 from hafvt.folders import folder_lock
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
@@ -123,7 +123,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
             raise HafvtError(
                 f"{folder} holds a run already: continue it with --resume, or choose another folder"
             )
-        with reading(path, "train the model again in another folder"):
+        with explained_read_errors(path, "train the model again in another folder"):
             saved = yaml.safe_load(path.read_text(encoding="utf-8"))
             check_format(folder, saved)
             changes = changed_settings(saved, settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.repeats import Candidates
+from hafvt.data.repeats import CandidateRule
 from hafvt.models import MODELS, configure
 from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, TrainingConfig, WeightDecay
@@ -29,7 +29,7 @@ def train(
     weight_decay: WeightDecay = 0.0,
     ema_decay: EmaDecay = 0.995,
     protocol: str = "full",
-    candidates: Candidates = "auto",
+    candidates: CandidateRule = "auto",
     validate_every: PositiveCount | None = None,
     patience: Count | None = None,
     seed: Seed = 0,

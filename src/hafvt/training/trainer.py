@@ -18,7 +18,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import reading
+from hafvt.files import explained_read_errors
 from hafvt.models.base import Model
 from hafvt.progress import Advance, progress
 from hafvt.training.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
@@ -106,7 +106,7 @@ class Trainer:
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if self.last_path.exists():
             tensors, state = load_checkpoint(self.last_path, REMEDY)
-            with reading(self.last_path, REMEDY):
+            with explained_read_errors(self.last_path, REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.weights)
                 self.state = TrainingState(**state)
         if self.optimizer is not None:

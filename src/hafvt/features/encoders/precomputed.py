@@ -15,7 +15,7 @@ from hafvt.data.ids import id_column
 from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import Float32
 from hafvt.features.table import EncodedItems, normalize_rows
-from hafvt.files import reading
+from hafvt.files import explained_read_errors
 from hafvt.progress import available_bytes
 
 
@@ -108,7 +108,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[
 
 
 def _read_parquet(path: Path) -> tuple[pl.Series, Float32]:
-    with reading(path, "write it again"):
+    with explained_read_errors(path, "write it again"):
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = scan.collect_schema()
         name = next((name for name in ("item_id", "id") if name in columns), None)

@@ -151,7 +151,7 @@ async def measure(
         "milliseconds": {f"p{q}": float(1e3 * np.percentile(times, q)) for q in (50, 95, 99, 100)},
         "errors": len(errors),
         "first_errors": errors[:3],
-        "reloads": reloads - 1,
+        "reloads": reloads,
         "resident_mib": memory,
         "server_cores": cpu / took,
     }

@@ -70,8 +70,8 @@ def test_info_small_dataset_counts_users_items_and_targets(tmp_path: Path) -> No
     )
     assert tea.lengths == HistoryLengths(1, 1.0, 5 / 3, 3)
     assert result.overlap == {("cups", "tea"): 2}
-    assert result.ties == TimeTies(adjacent_pairs=5, tied_pairs=2, duplicates=1)
-    assert result.ties_order == "random"
+    assert result.tie_counts == TimeTies(adjacent_pairs=5, tied_pairs=2, duplicates=1)
+    assert result.tie_order == "random"
     assert result.time_span == (0, 5 * DAY)
     assert cups.valid_targets + tea.valid_targets == 2
     assert cups.test_targets + tea.test_targets == 2
@@ -94,7 +94,7 @@ def test_info_text_is_an_aligned_table_with_a_summary(tmp_path: Path) -> None:
     assert "users of cups and tea: 2 (66.7% of all users)" in text
     assert "merged histories: 1 to 4 interactions, median 3, mean 2.7" in text
     assert "equal times: 2 of 5 adjacent pairs (40.0%), in random order" in text
-    assert "repeated interactions (same user, item, time): 1" in text
+    assert "duplicates (interactions with the user, item and time of another): 1" in text
     assert f"times: 0 to {5 * DAY:,}" in text
     table = [line for line in text.splitlines()[2:14] if line]
     assert len({len(line) for line in table}) == 1  # aligned
@@ -117,7 +117,7 @@ def test_info_one_domain_or_no_manifest_of_prepare_has_defaults(small: Dataset, 
     assert single.overlap == {}
     assert [domain.name for domain in single.domains] == ["all"]
     result = info(small)
-    assert (result.ties_order, result.ties.tied_pairs) == ("unknown", 0)
+    assert (result.tie_order, result.tie_counts.tied_pairs) == ("unknown", 0)
     assert "in unknown order" in str(result)
 
 

@@ -21,7 +21,7 @@ def arrays(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def histories(rows: list[Row], ties: str = "random", seed: int = 0) -> list[Row]:
     users, items, times = arrays(rows)
-    order = sort_histories(users, items, times, ties=ties, random=np.random.default_rng(seed))  # type: ignore[arg-type]
+    order = sort_histories(users, items, times, tie_order=ties, random=np.random.default_rng(seed))  # type: ignore[arg-type]
     return [rows[n] for n in order]
 
 

@@ -54,7 +54,9 @@ def test_prepare_stores_repeats_and_info_prints_them(shop: Dataset) -> None:
     assert (books.repeats, food.repeats) == (0, food.next_items - 6)
     assert shop.manifest["repeats"] == [list(books), list(food)]
     text = str(info(shop))
-    assert f"{food.share:.1%}" in next(line for line in text.splitlines() if line.startswith("repeats among"))
+    assert f"{food.share:.1%}" in next(
+        line for line in text.splitlines() if line.startswith("repeats (next items")
+    )
     # Books and food of a basket have one time; the last food and the last book are targets.
     assert info(shop).same_time_targets == 6
     assert "targets at the time of the last item of their history: 6 of 12 (50.0%)" in text

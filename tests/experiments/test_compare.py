@@ -95,7 +95,9 @@ def test_compare_with_tuned_settings_searches_no_learning_rate(make_small, tmp_p
     monkeypatch.setitem(BUDGETS, "small", Budget(1, (1e-3, 1e-2), 1, 1, 6, 16, 1, 0))
     data, folder = make_small(), tmp_path / "tune"
     folder.mkdir()
-    write_json(folder / "settings.json", {"model": "gru4rec", "dataset": fingerprint(data)})
+    budget = "Budget: 30 trials of at most 20 epochs."
+    settings = {"model": "gru4rec", "dataset": fingerprint(data), "budget": budget}
+    write_json(folder / "settings.json", settings)
     best = {"preset": "default", "learning_rate": 0.02, "batch_size": 8, "weight_decay": 1e-6}
 
     def run(**changes):
@@ -104,8 +106,6 @@ def test_compare_with_tuned_settings_searches_no_learning_rate(make_small, tmp_p
         settings = {"models": ["gru4rec"], "tuned": {"gru4rec": str(folder)}, "budget": "small"}
         return compare(data.folder, tmp_path / "out", **settings)
 
-    budget = "Budget: 30 trials of at most 20 epochs."
-    (folder / "report.md").write_text(f"# Settings\n\n{budget}\n")
     comparison = run()
     (run_folder,) = (tmp_path / "out" / "runs" / "gru4rec").glob("*/")
     about = json.loads((run_folder / "model.json").read_text())

@@ -109,6 +109,7 @@ def test_tune_writes_best_settings_report_and_importances(small, tmp_path, fake_
     assert f"12 trials of at most 4 epochs ({counts})" in report
     assert f"{100 * best.valid_mrr:.2f}" in report
     assert str(result).splitlines()[0] in report
+    assert f"\n\n{json.loads((out / 'settings.json').read_text())['budget']}\n\n" in report
     lines = list(csv.DictReader((out / "trials.csv").open()))
     rates = [trial.params["learning_rate"] for trial in result.trials]
     assert [float(line["learning_rate"]) for line in lines] == rates

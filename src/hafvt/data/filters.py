@@ -70,13 +70,13 @@ def k_core(
     return KCore(interactions, is_frequent)
 
 
-def is_recent(users: Int32, last: int) -> Bool:
-    """Return which interactions are among the last `last` of their user.
+def is_recent(users: Int32, max_length: int) -> Bool:
+    """Return which interactions are among the last `max_length` of their user.
 
     Args:
         users: (n,) user of each interaction; those of a user are adjacent, oldest first.
-        last: how many interactions of each user are recent.
+        max_length: how many interactions of each user are recent, at most.
     """
     ends = np.searchsorted(users, users, side="right")
-    recent: Bool = np.arange(len(users)) >= ends - last
+    recent: Bool = np.arange(len(users)) >= ends - max_length
     return recent

@@ -18,7 +18,7 @@ from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
 
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
-TIES_ORDER = {"random": "in random order", "input": "in the order of the input"}
+TIE_ORDER = {"random": "in random order", "input": "in the order of the input", "c2dsr": "later domain last"}
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class DatasetInfo:
     Attributes:
         lengths: lengths of the merged histories.
         overlap: users with interactions in both domains of a pair, and, of more than two domains, in all.
-        ties: interactions of a user with equal times.
-        ties_order: their order: "random" or "input"; "unknown" for a dataset that `prepare` did not write.
+        tie_counts: interactions of a user with equal times.
+        tie_order: their order: "random" or "input"; "unknown" for a dataset that `prepare` did not write.
         time_span: first and last time, as they are stored.
         same_time_targets: validation and test targets at the time of the interaction before them.
         cold_items: items held out of training.
@@ -88,8 +88,8 @@ class DatasetInfo:
     lengths: HistoryLengths
     domains: tuple[DomainInfo, ...]
     overlap: dict[tuple[str, ...], int]
-    ties: TimeTies
-    ties_order: str
+    tie_counts: TimeTies
+    tie_order: str
     time_span: tuple[int, int]
     same_time_targets: int
     cold_items: int
@@ -120,9 +120,9 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
     cells = np.bincount(users * num_domains + domains, minlength=data.num_users * num_domains)
     counts = cells.reshape(data.num_users, num_domains)  # interactions of each user in each domain
     if stored := data.manifest.get("ties"):
-        ties = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
+        tie_counts = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
     else:
-        ties = count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times))
+        tie_counts = count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times))
     times, targets = np.asarray(data.times), np.concatenate([data.valid, data.test])
     groups = [*combinations(range(num_domains), 2)] + [tuple(range(num_domains))] * (num_domains > 2)
     return DatasetInfo(
@@ -134,8 +134,8 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         overlap={
             tuple(names[n] for n in group): int((counts[:, group] > 0).all(axis=1).sum()) for group in groups
         },
-        ties=ties,
-        ties_order=stored["order"] if stored else "unknown",
+        tie_counts=tie_counts,
+        tie_order=stored["order"] if stored else "unknown",
         time_span=(int(data.times.min()), int(data.times.max())),
         same_time_targets=int((times[targets] == times[targets - 1]).sum()),
         cold_items=data.manifest.get("cold_items", 0),
@@ -210,7 +210,7 @@ def _domain_lines(dataset: DatasetInfo) -> list[str]:
         ["  mean history length", *(f"{d.lengths.mean:.1f}" for d in domains)],
         ["  median history length", *(f"{d.lengths.median:g}" for d in domains)],
         ["  longest history", *(f"{d.lengths.maximum:,}" for d in domains)],
-        ["repeats among next items", *(f"{d.repeats.share:.1%}" for d in domains)],
+        ["repeats (next items that the history contains)", *(f"{d.repeats.share:.1%}" for d in domains)],
         ["validation targets", *(f"{d.valid_targets:,}" for d in domains)],
         ["test targets", *(f"{d.test_targets:,}" for d in domains)],
     ]
@@ -220,8 +220,8 @@ def _domain_lines(dataset: DatasetInfo) -> list[str]:
 
 def _summary_lines(dataset: DatasetInfo) -> list[str]:
     """Return the lines on overlap, histories, times and cold items."""
-    lengths, ties = dataset.lengths, dataset.ties
-    tied_share = ties.tied_pairs / max(ties.adjacent_pairs, 1)
+    lengths, tie_counts = dataset.lengths, dataset.tie_counts
+    tied_share = tie_counts.tied_pairs / max(tie_counts.adjacent_pairs, 1)
     num_targets = sum(domain.valid_targets + domain.test_targets for domain in dataset.domains)
     first, last = (_format_time(time, dataset.time_span) for time in dataset.time_span)
     lines = [
@@ -232,11 +232,12 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         f"merged histories: {lengths.minimum:,} to {lengths.maximum:,} interactions, "
         f"median {lengths.median:g}, mean {lengths.mean:.1f}",
         f"times: {first} to {last}",
-        f"equal times: {ties.tied_pairs:,} of {ties.adjacent_pairs:,} adjacent pairs ({tied_share:.1%}), "
-        f"{TIES_ORDER.get(dataset.ties_order, 'in unknown order')}",
+        f"equal times: {tie_counts.tied_pairs:,} of {tie_counts.adjacent_pairs:,} adjacent pairs "
+        f"({tied_share:.1%}), "
+        f"{TIE_ORDER.get(dataset.tie_order, 'in unknown order')}",
         f"targets at the time of the last item of their history: {dataset.same_time_targets:,} of "
         f"{num_targets:,} ({dataset.same_time_targets / max(num_targets, 1):.1%})",
-        f"repeated interactions (same user, item, time): {ties.duplicates:,}",
+        f"duplicates (interactions with the user, item and time of another): {tie_counts.duplicates:,}",
     ]
     lines += [f"removed by {step}" for step in dataset.removed]
     if dataset.cold_items:

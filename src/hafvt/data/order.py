@@ -27,7 +27,12 @@ class TimeTies(NamedTuple):
 
 
 def sort_histories(
-    users: Int32, items: Int32, times: Times, *, ties: Literal["random", "input"], random: np.random.Generator
+    users: Int32,
+    items: Int32,
+    times: Times,
+    *,
+    tie_order: Literal["random", "input"],
+    random: np.random.Generator,
 ) -> Int64:
     """Return the order of interactions by user and time, (n,) row numbers.
 
@@ -35,11 +40,11 @@ def sort_histories(
         users: (n,) user of each interaction.
         items: (n,) item of each interaction.
         times: (n,) time of each interaction.
-        ties: order of interactions with equal user and time: "random", which does not depend on the order of
+        tie_order: order of interactions with equal user and time: "random", which does not depend on the order of
             the input, or the order of the "input".
         random: generator of the random order.
     """
-    if ties == "input":
+    if tie_order == "input":
         return np.lexsort((times, users))
     # Sorting ties by item first makes their random order independent of the order of the rows.
     order = np.lexsort((items, times, users))

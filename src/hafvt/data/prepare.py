@@ -121,21 +121,21 @@ def prepare(
         del interaction_table, item_table  # frees memory: ids as text are large
         advance(note="numbered")
 
-        step_counts = [_count_rows("read" if domains is None else f"domains={','.join(domains)}", log)]
+        step_counts = [_step_counts("read" if domains is None else f"domains={','.join(domains)}", log)]
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
-        step_counts.append(_count_rows(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
+        step_counts.append(_step_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
         log = _shuffle_ids(log, seed)
         random = np.random.default_rng([seed, 2])
-        log = log.select(sort_histories(log.users, log.items, log.times, ties=ties, random=random))
+        log = log.select(sort_histories(log.users, log.items, log.times, tie_order=ties, random=random))
         if last is not None:
             log = log.select(is_recent(log.users, last))
-            step_counts.append(_count_rows(f"last={last}", log))
+            step_counts.append(_step_counts(f"last={last}", log))
         advance(note="filtered and sorted")
 
         is_cold = draw_cold_items(log.item_domains, hold_out_items, seed)
         warm_log = log.select(~is_cold[log.items]) if hold_out_items else log
         if hold_out_items:
-            step_counts.append(_count_rows(f"hold_out_items={hold_out_items:g}", warm_log))
+            step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", warm_log))
         offsets = user_offsets(warm_log.users, len(log.user_ids))
         split_parts = leave_one_out(offsets)
         if split == "time":
@@ -149,7 +149,7 @@ def prepare(
             warm_log,
             split_parts,
             cold_targets=cold_targets,
-            ties_order=ties,
+            tie_order=ties,
             image_root=image_root,
             metadata={
                 "settings": settings,
@@ -168,7 +168,7 @@ def write_log(
     log: InteractionLog,
     split: Split,
     *,
-    ties_order: str,
+    tie_order: str,
     metadata: dict[str, Any],
     cold_targets: Int64 | None = None,
     image_root: Path | None = None,
@@ -180,14 +180,14 @@ def write_log(
         out: the folder to write.
         log: interactions sorted by user and time; items in the order of the catalog.
         split: training, validation and test interactions.
-        ties_order: how interactions with equal times are ordered, for the manifest.
+        tie_order: how interactions with equal times are ordered, for the manifest.
         metadata: settings and provenance, for the manifest.
         cold_targets: see `Dataset`.
         image_root: see `write_dataset`.
         overwrite: replace an existing dataset folder.
     """
     stops = np.bincount(log.item_domains, minlength=len(log.domains)).cumsum().tolist()
-    ties = count_ties(log.users, log.items, log.times)
+    tie_counts = count_ties(log.users, log.items, log.times)
     return write_dataset(
         out,
         domains=[Domain(*bounds) for bounds in zip(log.domains, [0, *stops], stops, strict=False)],
@@ -202,11 +202,11 @@ def write_log(
         metadata={
             **metadata,
             "ties": {
-                "order": ties_order,
-                "adjacent_pairs": ties.adjacent_pairs,
-                "tied_pairs": ties.tied_pairs,
+                "order": tie_order,
+                "adjacent_pairs": tie_counts.adjacent_pairs,
+                "tied_pairs": tie_counts.tied_pairs,
             },
-            "duplicates": ties.duplicates,
+            "duplicates": tie_counts.duplicates,
         },
         overwrite=overwrite,
     )
@@ -220,7 +220,7 @@ def _provenance(table: Table) -> dict[str, Any]:
     return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file), "rows": rows}
 
 
-def _count_rows(step: str, log: InteractionLog) -> dict[str, int | str]:
+def _step_counts(step: str, log: InteractionLog) -> dict[str, int | str]:
     """Return the numbers of users, items and interactions that are left after a step, for the manifest."""
     num_users = int(np.count_nonzero(np.bincount(log.users)))
     return {"step": step, "users": num_users, "items": len(log.item_table), "interactions": len(log.users)}

@@ -205,10 +205,10 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
 
 
 def _read_tuning_budget(folder: Path) -> str:
-    """Return the line of a `tune` search's report.md that describes the budget of the search."""
-    with explained_read_errors(folder / "report.md", "repeat the search, which writes it again"):
-        lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("Budget: "))
+    """Return what a `tune` search cost, in words."""
+    path = folder / "settings.json"
+    with explained_read_errors(path, "repeat the search, which writes it again"):
+        return str(read_json(path)["budget"])
 
 
 def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Write the files of a search: best.yaml, trials.csv, report.md and importance.svg."""
+"""Write the files of a search: best.yaml, trials.csv, report.md, importance.svg, and its budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hafvt.experiments.search_space import TRAINING_OPTIONS, SearchSpace, format_value, storable
-from hafvt.files import atomic_file
+from hafvt.files import atomic_file, read_json, write_json
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.tables import markdown_table, percent
 
@@ -92,12 +92,16 @@ class TuningResult:
 def write_tuning_report(
     task: TuningTask, trials: Sequence[TrialResult], importances: dict[str, float]
 ) -> TuningResult | None:
-    """Write the four files of a search; without a finished trial, write nothing and return None."""
+    """Write the four files of a search, and its budget into settings.json, for `compare`.
+
+    Without a finished trial, write nothing and return None.
+    """
     finished = [trial for trial in trials if trial.state == "finished"]
     if not finished:
         return None
     best = max(finished, key=lambda trial: trial.valid_mrr or 0.0)
-    text = _tables(task, trials, best, importances)
+    budget = _budget(task, trials)
+    text = _tables(task, trials, best, importances, budget)
     image = "\n![importance of the settings](importance.svg)\n" if importances else ""
     bars = [Bar(name, 100 * share) for name, share in importances.items()]
     contents = {
@@ -109,20 +113,38 @@ def write_tuning_report(
     for name, content in contents.items():
         with atomic_file(task.out / name) as path:
             path.write_text(content, encoding="utf-8")
+    settings = task.out / "settings.json"
+    write_json(settings, {**read_json(settings), "budget": budget})
     return TuningResult(task.out, best, tuple(trials), importances, text)
 
 
-def _tables(
-    task: TuningTask, trials: Sequence[TrialResult], best: TrialResult, importances: Mapping[str, float]
-) -> str:
-    """Return the best value, the budget, a table of the settings and a table of the best trials."""
+def _budget(task: TuningTask, trials: Sequence[TrialResult]) -> str:
+    """Return the cost of a search and what its trials have in common, in words."""
     options, states = task.options, [trial.state for trial in trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
     hours = sum(trial.seconds for trial in trials) / 3600
+    return (
+        f"Budget: {len(trials)} trials of at most {options['epochs']} epochs ({counts}); "
+        f"{sum(trial.epochs for trial in trials):,} epochs, {hours:.2f} hours of training in all. "
+        f"Targets ranked by protocol {options['protocol']}, candidates {options['candidates']}, "
+        f"seed {options['seed']}"
+        + "".join(f", {name} fixed at {format_value(value)}" for name, value in task.params.items())
+        + "."
+    )
+
+
+def _tables(
+    task: TuningTask,
+    trials: Sequence[TrialResult],
+    best: TrialResult,
+    importances: Mapping[str, float],
+    budget: str,
+) -> str:
+    """Return the best value, the budget, a table of the settings and a table of the best trials."""
     first = trials[0]
     is_default = first.params == {name: task.defaults[name] for name in first.params}
     default_mrr = (
-        f"; default settings of preset `{options['preset']}` (trial 0): {percent(first.valid_mrr)} %"
+        f"; default settings of preset `{task.options['preset']}` (trial 0): {percent(first.valid_mrr)} %"
         if is_default and first.valid_mrr
         else ""
     )
@@ -130,14 +152,6 @@ def _tables(
         f"Best validation MRR {percent(best.valid_mrr)} % (trial {best.number}, epoch {best.best_epoch})"
         f"{default_mrr}. The best of many trials is too optimistic: only the test targets, which this search "
         "has not read, show what the settings are worth."
-    )
-    budget = (
-        f"Budget: {len(trials)} trials of at most {options['epochs']} epochs ({counts}); "
-        f"{sum(trial.epochs for trial in trials):,} epochs, {hours:.2f} hours of training in all. "
-        f"Targets ranked by protocol {options['protocol']}, candidates {options['candidates']}, "
-        f"seed {options['seed']}"
-        + "".join(f", {name} fixed at {format_value(value)}" for name, value in task.params.items())
-        + "."
     )
     settings = [
         [

@@ -107,7 +107,7 @@ class ModelManager:
 
     Args:
         source: the files that models are loaded from; the first model is loaded at once.
-        metrics: counts successful and failed loads.
+        metrics: counts successful and failed reloads; the first load is none.
 
     Raises:
         HafvtError: the first model cannot be loaded.
@@ -115,7 +115,7 @@ class ModelManager:
 
     def __init__(self, source: ModelSource, metrics: ServerMetrics) -> None:
         self.source, self.metrics = source, metrics
-        self._loaded_states = source.file_states()
+        self._states_at_load = source.file_states()  # of the latest attempt, successful or not
         self.current = self._load()
         self._reload_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,10 +128,7 @@ class ModelManager:
     async def run(self) -> None:
         """Load newer models until cancelled."""
         self._loop = asyncio.get_running_loop()
-        release_memory()
-        # Exclude the objects that exist now, mainly torch's modules, from garbage collection.
-        # Under load, the collector would scan them every 2 seconds and block all requests for 0.1 seconds.
-        gc.freeze()
+        collect_and_freeze()
         try:
             await self._watch()
         finally:
@@ -139,7 +136,7 @@ class ModelManager:
 
     async def _watch(self) -> None:
         """Load the model again on request, and when its files have changed and are completely written."""
-        previous = self._loaded_states
+        previous = self._states_at_load
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._reload_requested.wait(), POLL_S)
@@ -147,14 +144,15 @@ class ModelManager:
             self._reload_requested.clear()
             states = await asyncio.to_thread(self.source.file_states)
             # Files that changed since the previous check may be incomplete.
-            if is_requested or (states != self._loaded_states and states == previous):
-                self._loaded_states = states
+            if is_requested or (states != self._states_at_load and states == previous):
+                self._states_at_load = states
                 try:
                     self.current = await asyncio.to_thread(self._load)
+                    self.metrics.reloads.labels("ok").inc()
                 except HafvtError as error:
                     self.metrics.reloads.labels("failed").inc()
                     logger.error("the new model cannot be loaded, the old one stays: %s", error)
-                await asyncio.to_thread(release_memory)
+                await asyncio.to_thread(collect_and_freeze)
             previous = states
 
     def _load(self) -> LoadedModel:
@@ -169,7 +167,6 @@ class ModelManager:
             raise
         except Exception as error:  # a damaged file may raise any error
             raise HafvtError(f"{self.source.folder}: cannot load the model: {error!r}") from error
-        self.metrics.reloads.labels("ok").inc()
         name, num_items = model.recommender.scorer.name, len(model.recommender.catalog)
         logger.info("serving %s, %d items", name, num_items)
         return model
@@ -185,9 +182,15 @@ def num_scoring_threads() -> int:
     return int(setting) if setting.isdigit() else max(1, (os.cpu_count() or 2) - 1)
 
 
-def release_memory() -> None:
-    """Return freed memory to the system. Without this, glibc keeps the memory of the replaced model."""
+def collect_and_freeze() -> None:
+    """Free the replaced model, return its memory to the system, and exclude all objects from later collections.
+
+    Under load, the collector would scan the objects, mainly torch's modules, every 2 seconds and block all
+    requests for 0.1 seconds. Without `malloc_trim`, glibc keeps the freed memory.
+    """
+    gc.unfreeze()  # else cycles of a replaced model, frozen before, would stay in memory
     gc.collect()
+    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

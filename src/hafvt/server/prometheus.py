@@ -28,7 +28,9 @@ class ServerMetrics:
         self.batch_size = Histogram(
             "hafvt_batch_size", "Requests answered together.", buckets=BATCH_SIZES, registry=registry
         )
-        self.reloads = Counter("hafvt_reloads", "Models loaded.", ("outcome",), registry=registry)
+        self.reloads = Counter(
+            "hafvt_reloads", "Models loaded after the first.", ("outcome",), registry=registry
+        )
         for outcome in ("ok", "failed"):
             self.reloads.labels(outcome)  # so that 0 is reported
         self.queue_depth = Gauge("hafvt_queue_depth", "Requests that wait for the model.", registry=registry)

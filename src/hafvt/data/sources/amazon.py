@@ -142,7 +142,7 @@ def prepare_amazon(
             "inputs": {file.path.name: file.provenance() for file in files},
             "steps": steps,
         },
-        ties_order=ties,
+        tie_order=ties,
     )
     dataset = prepare_source(tables, out, overwrite=overwrite)
     notes = [*steps, *map(str, files)]
@@ -211,7 +211,7 @@ def _sort(log: pl.DataFrame, item_domains: Int32, ties: str, seed: int) -> pl.Da
     """Return the reviews by user and time."""
     random = np.random.default_rng([seed, 2])
     users, items, times = (log[name].to_numpy() for name in ("user", "item", "time"))
-    log = log[sort_histories(users, items, times, ties="random", random=random)]
+    log = log[sort_histories(users, items, times, tie_order="random", random=random)]
     if ties == "random":
         return log
     return log[np.lexsort((item_domains[log["item"]], log["time"], log["user"]))]

@@ -32,14 +32,14 @@ class SourceTables(NamedTuple):
         items: item_id, domain, title, image and any other columns, in the order of the catalog, domain by
             domain. Draw that order at random, so that an item's number reveals nothing.
         metadata: settings, inputs and other provenance, kept in the manifest.
-        ties_order: how interactions of a user with equal times are ordered.
+        tie_order: how interactions of a user with equal times are ordered.
         image_root: the folder that relative image paths start from.
     """
 
     interactions: pl.DataFrame
     items: pl.DataFrame
     metadata: dict[str, Any]
-    ties_order: str = "input"
+    tie_order: str = "input"
     image_root: Path | None = None
 
 
@@ -94,7 +94,7 @@ def prepare_source(tables: SourceTables, out: str | Path, *, overwrite: bool = F
         out,
         log,
         split,
-        ties_order=tables.ties_order,
+        tie_order=tables.tie_order,
         metadata=tables.metadata,
         image_root=tables.image_root,
         overwrite=overwrite,

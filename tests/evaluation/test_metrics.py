@@ -47,6 +47,17 @@ def test_summarize_overall_is_the_mean_of_the_domains():
     assert set(summarize(make_ranks([1, 2], [1, 1]), ["x", "y"])) == {"y"}
 
 
+def test_summarize_of_some_targets_keeps_the_intervals_of_a_domain_where_all_count():
+    random = np.random.default_rng(0)
+    ranks = make_ranks(random.integers(1, 50, 300), random.integers(0, 2, 300), np.arange(300) // 2)
+    rows = (ranks.domains == 0) | (random.random(300) < 0.5)
+    total, part = summarize(ranks, ["x", "y"]), summarize(ranks, ["x", "y"], rows)
+    assert part["x"]["MRR"] == total["x"]["MRR"]
+    assert part["y"]["MRR"].value == pytest.approx(np.mean(1 / ranks.ranks[rows & (ranks.domains == 1)]))
+    assert summarize(ranks, ["x", "y"], ranks.domains == 0) == {"x": total["x"]}
+    assert summarize(ranks, ["x", "y"], np.zeros(300, bool)) == {}
+
+
 def test_summarize_intervals_cover_the_mean_in_95_percent_of_samples():
     """Of 200 samples of a known distribution about 95 % of the intervals hold its mean."""
     random = np.random.default_rng(0)

@@ -209,6 +209,18 @@ def test_write_results_of_a_domain_of_one_item_leaves_its_targets_out_and_says_s
     assert all(note in read_description(tmp_path) for note in read_notes(tmp_path))
 
 
+def test_write_results_of_a_small_domain_says_how_many_candidates_there_are(tmp_path):
+    data = write_small(tmp_path / "data", sizes=(2, 30), with_features=False)
+    expected = {
+        "sampled-unseen": "d0: only 2 candidates per target, as the domain has no more unseen items",
+        "c2dsr": "d0: the 999 negatives of a target contain items several times, as the domain has 2 items",
+    }
+    for name, note in expected.items():
+        ranks, _ = rank_targets([RuleScorer(data, torch.zeros(32))] * 2, data, "test", PROTOCOLS[name])
+        write_results(tmp_path, data, ranks, PROTOCOLS[name])
+        assert note in read_notes(tmp_path), name
+
+
 def test_write_results_without_any_rival_has_no_metrics(tmp_path):
     data = write_small(tmp_path / "data", sizes=(1, 1), with_features=False)
     ranks, _ = rank_targets([RuleScorer(data, torch.zeros(2))] * 2, data, "test")

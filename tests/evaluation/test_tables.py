@@ -47,8 +47,11 @@ def test_results_markdown_marks_the_best_with_intervals() -> None:
 
 def test_plain_table_of_two_models_is_aligned_and_marks_the_best() -> None:
     table = plain_table(RESULTS)
-    assert "12.30 ±0.55*" in table
-    assert "10.00 ±0.50 " in table
+    lines = table.splitlines()
+    row = next(number for number, line in enumerate(lines) if "12.30*" in line)
+    assert "[11.80, 12.90]" in lines[row + 1]  # not symmetric about 12.30
+    assert lines[row].index("12.30") + len("12.30") == lines[row + 1].index("]") + 1
+    assert "[9.50, 10.50]" in lines[row + 3]
     assert table.splitlines()[-1].endswith("best of its domain")
     heads = [line for line in table.splitlines() if "MRR" in line]
     assert len(heads) == 3
@@ -57,4 +60,4 @@ def test_plain_table_of_two_models_is_aligned_and_marks_the_best() -> None:
 
 def test_plain_table_of_one_model_or_none_marks_nothing() -> None:
     assert "*" not in plain_table({"ours": RESULTS["ours"]})
-    assert plain_table({}) == "in %, ± half the 95 % interval"
+    assert plain_table({}) == "in %, below each value its 95 % interval"

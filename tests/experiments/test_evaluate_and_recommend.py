@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
 from hafvt.experiments.evaluate import evaluate
 from hafvt.inference.recommender import Recommender
+from hafvt.reports.report import write_run_report
 from hafvt.training.train import train
 
 
@@ -56,6 +58,21 @@ def test_rank_of_a_target_is_its_place_in_the_recommended_list(tmp_path, repeat_
             assert listed.index(item_id) + 1 == rank
     assert (num_missed > 0) == (candidates == "unseen")
     assert bool(evaluation.by_novelty) == bool(ranks["repeat"].any())
+
+
+def test_train_and_reports_show_repeats_and_new_targets_apart(tmp_path):
+    data = make_log(tmp_path, 3)
+    run = train("popularity", data, tmp_path / "run")
+    evaluation = evaluate(run.folder)
+    lines = str(run).splitlines()
+    for name, results in evaluation.by_novelty.items():
+        value = f"{100 * results['all']['MRR'].value:.2f}"
+        assert value in next(line for line in lines if line.startswith(f"  {name} "))
+        page = write_run_report(run).read_text(encoding="utf-8")
+        assert re.search(f"popularity, {name}</bdi></th>.*<b>{value}</b>", page)
+    unrepeated = train("popularity", make_log(tmp_path, 0), tmp_path / "unrepeated")
+    assert "new targets" not in str(unrepeated)
+    assert "new targets" not in write_run_report(unrepeated).read_text(encoding="utf-8")
 
 
 def test_evaluate_with_other_candidates_writes_its_own_folder(tmp_path):

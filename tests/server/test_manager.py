@@ -70,7 +70,7 @@ def test_manager_reload_freezes_the_model_and_frees_the_old_one(client):
         models.current.users.cycle = models.current.users  # only the garbage collector frees cycles
         models.request_reload()
         wait_until(lambda old=old: old() is None)
-        wait_until(lambda: gc.get_freeze_count() > 0.9 * freeze_count)
+        wait_until(lambda n=freeze_count: gc.get_freeze_count() > 0.9 * n)
     assert model_name(client) == "hafvt"
     assert 'reloads_total{outcome="ok"} 2.0' in client.get("/metrics").text
     client.__exit__(None, None, None)

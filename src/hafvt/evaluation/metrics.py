@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hafvt.data.dataset import Bool
 from hafvt.evaluation.ranks import Float64, Ranks
 
 
@@ -66,7 +67,9 @@ def mean_mrr(ranks: Ranks) -> float:
     return float(np.mean(mrrs)) if mrrs else 0.0
 
 
-def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int = 0) -> Results:
+def summarize(
+    ranks: Ranks, domains: list[str], rows: Bool | None = None, *, resamples: int = 1000, seed: int = 0
+) -> Results:
     """Return every metric per domain and overall, with 95 % bootstrap intervals over users.
 
     "overall" is the mean over the domains, so that a large domain does not outweigh a small one. Targets
@@ -75,22 +78,25 @@ def summarize(ranks: Ranks, domains: list[str], resamples: int = 1000, seed: int
     Args:
         ranks: of the targets.
         domains: names of the domains; the results omit domains without targets.
+        rows: (n,) the targets that count; default: all. The samples are those of all targets, so that a
+            domain whose targets all count has the same intervals.
         resamples: number of bootstrap samples of users.
         seed: seed of the samples.
     """
-    ranks = ranks.with_rivals()
-    if not len(ranks.ranks):
+    is_counted = np.ones(len(ranks.ranks), np.bool_) if rows is None else rows
+    is_counted, ranks = is_counted[ranks.has_rivals], ranks.with_rivals()
+    if not is_counted.any():
         return {}
     _, user_rows = np.unique(ranks.users, return_inverse=True)
     num_users = int(user_rows.max(initial=-1)) + 1
-    present = [number for number in range(len(domains)) if (ranks.domains == number).any()]
+    present = [number for number in range(len(domains)) if (is_counted & (ranks.domains == number)).any()]
     # Per user and domain: the sum of each metric over the targets and, last, the number of targets.
     sums = np.zeros((num_users, len(present), len(METRICS) + 1))
     for column, number in enumerate(present):
-        rows = ranks.domains == number
+        in_domain = is_counted & (ranks.domains == number)
         for index, metric in enumerate(METRICS.values()):
-            np.add.at(sums[:, column, index], user_rows[rows], metric(ranks.ranks[rows]))
-        np.add.at(sums[:, column, -1], user_rows[rows], 1.0)
+            np.add.at(sums[:, column, index], user_rows[in_domain], metric(ranks.ranks[in_domain]))
+        np.add.at(sums[:, column, -1], user_rows[in_domain], 1.0)
 
     def means(totals: Float64) -> Float64:
         """(..., domains, metrics + 1) sums -> (..., domains + 1, metrics) means, the last row overall."""

@@ -57,9 +57,14 @@ class Ranks:
         """Return the ranks of some targets."""
         return Ranks(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    @property
+    def has_rivals(self) -> Bool:
+        """Whether each target was not the only candidate, whose rank is always 1, (n,)."""
+        return (self.candidates > 1) | np.isinf(self.ranks)
+
     def with_rivals(self) -> Ranks:
-        """Return the ranks without those of targets that were the only candidate, which are always 1."""
-        return self.select((self.candidates > 1) | np.isinf(self.ranks))
+        """Return the ranks without those of targets that were the only candidate."""
+        return self.select(self.has_rivals)
 
 
 def concat_ranks(parts: Sequence[Ranks]) -> Ranks:

@@ -16,6 +16,7 @@ from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.files import explained_read_errors, read_json, write_json
 
+NOVELTY = ("new targets", "repeats")
 REMEDY = "evaluate the run again with hafvt evaluate"
 
 
@@ -38,19 +39,19 @@ def write_results(
         "description": "; ".join([description, *notes]),
         "notes": notes,
         "results": results_to_json(results),
-        **{name: results_to_json(part) for name, part in results_by_novelty(ranks, data).items()},
+        **{name: results_to_json(part) for name, part in _results_by_novelty(ranks, data).items()},
     }
     write_json(folder / "results.json", content)
     return results
 
 
-def results_by_novelty(ranks: Ranks, data: Dataset) -> dict[str, Results]:
-    """Return the metrics of new targets and of repeats, which the history contains; empty without repeats."""
+def _results_by_novelty(ranks: Ranks, data: Dataset) -> dict[str, Results]:
+    """Return the metrics of new targets and of repeats, see `read_results_by_novelty`."""
     if not ranks.is_repeat.any():
         return {}
     names = [domain.name for domain in data.domains]
-    parts = {"new targets": ~ranks.is_repeat, "repeats": ranks.is_repeat}
-    return {name: summarize(ranks.select(rows), names) for name, rows in parts.items() if rows.any()}
+    parts = dict(zip(NOVELTY, (~ranks.is_repeat, ranks.is_repeat), strict=True))
+    return {name: summarize(ranks, names, rows) for name, rows in parts.items() if rows.any()}
 
 
 def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
@@ -59,9 +60,14 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
     for number, domain in enumerate(data.domains):
         counts = ranks.candidates[(ranks.domains == number) & (ranks.candidates > 1)]
         if len(counts) and counts.min() < expected:
+            spread = " to ".join(f"{count:,}" for count in np.unique([counts.min(), counts.max()]))
             notes.append(
-                f"{domain.name}: only {counts.min():,} to {counts.max():,} candidates per target, as the "
-                "domain has no more unseen items"
+                f"{domain.name}: only {spread} candidates per target, as the domain has no more unseen items"
+            )
+        elif len(counts) and len(domain) < expected:
+            notes.append(
+                f"{domain.name}: the {NUM_NEGATIVES} negatives of a target contain items several times, as "
+                f"the domain has {len(domain):,} items"
             )
     if ranks.is_repeat.any():
         num_missed = int(np.isinf(ranks.ranks).sum())
@@ -78,6 +84,16 @@ def read_results(folder: Path) -> Results:
     """Return the metrics in a folder's results.json."""
     with explained_read_errors(folder / "results.json", REMEDY):
         return results_from_json(read_json(folder / "results.json", REMEDY)["results"])
+
+
+def read_results_by_novelty(folder: Path) -> dict[str, Results]:
+    """Return the metrics of new targets and of repeats in a folder's results.json.
+
+    Repeats are targets that the history contains. Without repeats, nothing is returned.
+    """
+    with explained_read_errors(folder / "results.json", REMEDY):
+        content = read_json(folder / "results.json", REMEDY)
+        return {name: results_from_json(content[name]) for name in NOVELTY if name in content}
 
 
 def read_description(folder: Path) -> str:

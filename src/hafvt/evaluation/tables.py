@@ -18,13 +18,6 @@ def interval(metric_value: MetricValue) -> str:
     return f"[{percent(metric_value.low)}, {percent(metric_value.high)}]"
 
 
-def _half_interval(metric_value: MetricValue) -> str:
-    """Return half the width of the 95 % interval as " ±0.55" in %, or "" where it is unknown."""
-    if not interval(metric_value) or metric_value.low is None or metric_value.high is None:
-        return ""
-    return f" ±{percent((metric_value.high - metric_value.low) / 2)}"
-
-
 def domains_of(results: Mapping[str, Results]) -> list[str]:
     """Return the domains of all models, with "overall" last."""
     return sorted(dict.fromkeys(chain.from_iterable(results.values())), key=lambda name: name == "overall")
@@ -67,7 +60,7 @@ def results_markdown(results: Mapping[str, Results]) -> str:
 
 
 def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> str:
-    """Return a table for the terminal: values in %, ± half the 95 % interval, a star at the best of a domain.
+    """Return a table for the terminal: values in %, below each its 95 % interval, a star at the best of a domain.
 
     Args:
         results: by model: by domain and "overall", each metric.
@@ -79,11 +72,12 @@ def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> st
     for domain in domains_of(results):
         table.append([domain, *metrics])
         for name in (name for name, result in results.items() if domain in result):
-            cells = [f"  {name}"]
+            cells, intervals = [f"  {name}"], [""]
             for metric in metrics:
                 value = results[name][domain].get(metric, MetricValue(math.nan))
                 star = "*" if mark_best and name in best_models(results, domain, metric) else " "
-                cells.append(f"{percent(value.value)}{_half_interval(value)}{star}")
-            table.append(cells)
-    legend = "in %, ± half the 95 % interval" + ("; * best of its domain" if mark_best else "")
+                cells.append(f"{percent(value.value)}{star}")
+                intervals.append(f"{interval(value)} ")
+            table += [cells, intervals] if any(map(str.strip, intervals)) else [cells]
+    legend = "in %, below each value its 95 % interval" + ("; * best of its domain" if mark_best else "")
     return "\n".join([*align_columns(table), legend])

@@ -12,7 +12,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import read_description, results_by_novelty, write_results
+from hafvt.evaluation.results import read_description, read_results_by_novelty, write_results
 from hafvt.evaluation.tables import plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
@@ -156,6 +156,4 @@ def evaluate(
     half_tie_results = {}
     if not ranking.ties_count_half:
         half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])
-    return Evaluation(
-        opened.name, results, ranks, half_tie_results, folder, results_by_novelty(ranks, opened.data)
-    )
+    return Evaluation(opened.name, results, ranks, half_tie_results, folder, read_results_by_novelty(folder))

@@ -106,6 +106,7 @@ def write_page(
     *,
     title: str,
     results: Mapping[str, Results],
+    subset_results: Mapping[str, Results] | None = None,
     curves: Mapping[str, Sequence[CurvePoint]],
     users: Sequence[UserExample],
     notes: Sequence[str] = (),
@@ -116,6 +117,7 @@ def write_page(
         path: of the page.
         title: heading of the page.
         results: by model: by domain and "overall", each metric.
+        subset_results: the same for subsets of the targets, by model and subset.
         curves: by model: its epochs; a model may have none.
         users: examples of users and recommendations.
         notes: lines of the footer, such as the protocol.
@@ -128,7 +130,7 @@ def write_page(
         style=Markup(style),
         style_hash=f"sha256-{digest}",
         notes=notes,
-        **_results_view(results),
+        **_results_view(results, subset_results or {}),
         curves=curves,
         charts=charts.training_charts(curves),
         chart_size=charts.CHART_SIZE,
@@ -139,10 +141,10 @@ def write_page(
         temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
 
 
-def _results_view(results: Mapping[str, Results]) -> dict[str, Any]:
+def _results_view(results: Mapping[str, Results], subset_results: Mapping[str, Results]) -> dict[str, Any]:
     metrics = metrics_of(results)
     return {
-        "domains": [_domain_view(results, domain, metrics) for domain in domains_of(results)],
+        "domains": [_domain_view(results, subset_results, domain, metrics) for domain in domains_of(results)],
         "headline": _headline(results),
         "meanings": {
             name: meaning
@@ -151,6 +153,7 @@ def _results_view(results: Mapping[str, Results]) -> dict[str, Any]:
         },
         "metrics": metrics,
         "several_models": len(results) > 1,
+        "has_subsets": bool(subset_results),
     }
 
 
@@ -178,9 +181,15 @@ def _headline(results: Mapping[str, Results]) -> dict[str, str] | None:
     }
 
 
-def _domain_view(results: Mapping[str, Results], domain: str, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return the rows of the results table for one domain."""
-    rows = {name: result[domain] for name, result in results.items() if domain in result}
+def _domain_view(
+    results: Mapping[str, Results],
+    subset_results: Mapping[str, Results],
+    domain: str,
+    metrics: Sequence[str],
+) -> dict[str, Any]:
+    """Return the rows of the results table for one domain: the models, then the subsets of their targets."""
+    all_results = {**results, **subset_results}
+    rows = {name: result[domain] for name, result in all_results.items() if domain in result}
     missing = MetricValue(math.nan)
     mrrs = {name: row.get("MRR", missing) for name, row in rows.items()}
     bounds = [bound for mrr in mrrs.values() for bound in (mrr.value, mrr.high) if bound is not None]

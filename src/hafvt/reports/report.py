@@ -15,7 +15,7 @@ import torch
 from hafvt.data.batches import collate
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.evaluation.results import read_description, read_results
+from hafvt.evaluation.results import read_description, read_results, read_results_by_novelty
 from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
 from hafvt.inference.recommender import top_k_columns
@@ -70,6 +70,11 @@ def write_report(
         path,
         title=f"{' and '.join(domain.name for domain in data.domains)}: {', '.join(runs)}",
         results={name: read_results(folder) for name, folder in folders.items()},
+        subset_results={
+            f"{name}, {subset}": results
+            for name, folder in folders.items()
+            for subset, results in read_results_by_novelty(folder).items()
+        },
         curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
         users=user_examples(first.models, data, data.exclude_seen(candidates or first.candidates)),
         notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],

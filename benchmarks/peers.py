@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contestants.common import BATCH, BLOCKS, DROPOUT, HEADS, LENGTH, RATE, WIDTH
+from environments import interpreter
 from machine import describe, record, sentence
 from real_data import make_data
 
@@ -27,12 +27,7 @@ from hafvt.files import atomic_file, read_json
 from hafvt.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent / "contestants"
-NEEDS = {  # what each peer's environment holds beside torch
-    "rectools": ["rectools[torch]==0.19.0"],
-    "replay": ["replay-rec[torch]==0.22.0"],
-    "recbole": ["recbole==1.2.1", "setuptools<81", "numpy<2", "pandas<2.3"],
-}
-TORCH = "torch==2.13.0"
+PEERS = ("rectools", "replay", "recbole")
 
 
 def main() -> None:
@@ -40,7 +35,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the real data")
     parser.add_argument("--work", type=Path, required=True, help="folder for environments, log and runs")
     parser.add_argument("--passes", type=int, default=5, help="over the training sequences")
-    parser.add_argument("--only", nargs="+", default=["hafvt", *NEEDS], help="of hafvt, rectools, ...")
+    parser.add_argument("--only", nargs="+", default=["hafvt", *PEERS], help="of hafvt, rectools, ...")
     arguments = parser.parse_args()
     arguments.work = arguments.work.resolve()
     data = arguments.work / "data"
@@ -51,10 +46,17 @@ def main() -> None:
     log = arguments.work / "log.npz"
     targets = write_log(Dataset.open(data), log)
     results: dict[str, dict[str, Any]] = {}
-    for name in ["hafvt", *NEEDS]:
+    for name in ["hafvt", *PEERS]:
         out = arguments.work / f"{name}-{arguments.passes}"
         if name in arguments.only and not (out / "figures.json").exists():
-            command = [python(name, arguments.work), HERE / f"{name}_sasrec.py", "--log", log, "--out", out]
+            command = [
+                interpreter(name, arguments.work),
+                HERE / f"{name}_sasrec.py",
+                "--log",
+                log,
+                "--out",
+                out,
+            ]
             out.mkdir(exist_ok=True)
             # Some leave files where they are started.
             subprocess.run(
@@ -69,7 +71,7 @@ def main() -> None:
                 "NDCG@10": ndcg(np.load(out / "top.npy"), targets),
             }
             print(name, results[name], flush=True)
-    if len(results) == 1 + len(NEEDS):
+    if len(results) == 1 + len(PEERS):
         write(results, arguments.passes)
 
 
@@ -88,20 +90,6 @@ def write_log(data: Dataset, path: Path) -> np.ndarray:
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, items=data.domains[-1].stop, **arrays, **offsets)
     return np.array(targets)
-
-
-def python(name: str, work: Path) -> Path:
-    """Returns the interpreter of a contestant, made on the first call."""
-    if name == "hafvt":
-        return Path(sys.executable)
-    folder = work / "environments" / name
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, TORCH], check=True)
-        subprocess.run([*pip, TORCH, *NEEDS[name]], check=True)
-        (folder / "ready").touch()
-    return folder / "bin" / "python"
 
 
 def ndcg(top: np.ndarray, targets: np.ndarray) -> float:

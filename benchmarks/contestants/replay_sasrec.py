@@ -26,56 +26,75 @@ from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.sequential import SasRec
 
 
-def main() -> None:
-    options = arguments()
-    log = read(options.log)
-    torch.manual_seed(0)
+def build(items: int, width: int, blocks: int, heads: int, dropout: float, length: int) -> SasRec:
+    """Return the library's model; item number `items` is padding."""
     feature = TensorFeatureInfo(
         "item_id",
         is_seq=True,
         feature_type=FeatureType.CATEGORICAL,
-        embedding_dim=WIDTH,
-        padding_value=log.items,
-        cardinality=log.items,
+        embedding_dim=width,
+        padding_value=items,
+        cardinality=items,
         feature_hint=FeatureHint.ITEM_ID,
         feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
     )
-    model = SasRec.from_params(
+    return SasRec.from_params(
         TensorSchema([feature]),
-        embedding_dim=WIDTH,
-        num_heads=HEADS,
-        num_blocks=BLOCKS,
-        max_sequence_length=LENGTH,
-        dropout=DROPOUT,
+        embedding_dim=width,
+        num_heads=heads,
+        num_blocks=blocks,
+        max_sequence_length=length,
+        dropout=dropout,
     )
+
+
+def train_epoch(
+    model: SasRec,
+    optimizer: torch.optim.Optimizer,
+    rows: list[np.ndarray],
+    random: np.random.Generator,
+    *,
+    batch: int,
+    length: int,
+    padding: int,
+) -> None:
+    """Train one pass over the sequences in a random order."""
+    model.train()
+    order = random.permutation(len(rows))
+    for cut in range(0, len(order), batch):
+        table = torch.from_numpy(
+            left_padded([rows[n] for n in order[cut : cut + batch]], length + 1, padding)
+        )
+        inputs, labels = table[:, :-1], table[:, 1:, None]
+        mask = inputs != padding
+        optimizer.zero_grad()
+        values = model({"item_id": inputs}, mask, positive_labels=labels, target_padding_mask=mask[..., None])
+        values["loss"].backward()
+        optimizer.step()
+
+
+def score(model: SasRec, rows: list[np.ndarray], length: int, padding: int) -> torch.Tensor:
+    """Return the scores of all items after each history, (B, items); the model is in evaluation mode."""
+    inputs = torch.from_numpy(left_padded(rows, length, padding))
+    return model({"item_id": inputs}, inputs != padding)["logits"]
+
+
+def main() -> None:
+    options = arguments()
+    log = read(options.log)
+    torch.manual_seed(0)
+    model = build(log.items, WIDTH, BLOCKS, HEADS, DROPOUT, LENGTH)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     random = np.random.default_rng(0)
     with Meter() as training:
-        model.train()
         for _ in range(options.passes):
-            order = random.permutation(len(log.train))
-            for cut in range(0, len(order), BATCH):
-                rows = [log.train[n] for n in order[cut : cut + BATCH]]
-                table = torch.from_numpy(left_padded(rows, LENGTH + 1, log.items))
-                inputs, labels = table[:, :-1], table[:, 1:, None]
-                mask = inputs != log.items
-                optimizer.zero_grad()
-                values = model(
-                    {"item_id": inputs},
-                    mask,
-                    positive_labels=labels,
-                    target_padding_mask=mask[..., None],
-                )
-                values["loss"].backward()
-                optimizer.step()
+            train_epoch(model, optimizer, log.train, random, batch=BATCH, length=LENGTH, padding=log.items)
     with Meter() as ranking, torch.inference_mode():
         model.eval()
         tops = []
         for cut in range(0, len(log.history), 256):
-            rows = log.history[cut : cut + 256]
-            inputs = torch.from_numpy(left_padded(rows, LENGTH, log.items))
-            values = model({"item_id": inputs}, inputs != log.items)
-            tops.append(values["logits"].topk(K).indices.numpy())
+            scores = score(model, log.history[cut : cut + 256], LENGTH, log.items)
+            tops.append(scores.topk(K).indices.numpy())
     top = np.concatenate(tops)
     write(options.out, log, options.passes, training, ranking, top, f"replay-rec {version('replay-rec')}")
 

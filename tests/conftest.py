@@ -30,7 +30,10 @@ SMALL_PARAMS = {
     "mifn": {"width": 8},
     "tricdr": {"width": 8, "pretrain_steps": 2},
     "c2dsr": {"width": 8},
+    "item-knn": {},
     "popularity": {},
+    "recent-popularity": {"days": 10},
+    "seasonal-popularity": {},
 }
 """Hyperparameters of small models for quick tests, by model."""
 
@@ -97,7 +100,7 @@ def write_small(
         item_table=table,
         user_ids=pl.Series([f"u{n}" for n in range(users)]),
         items=items,
-        times=np.arange(len(items)),
+        times=1_500_000_000 + 40_000 * np.arange(len(items)),
         offsets=offsets,
         train_lengths=lengths - 2,
         valid=offsets[1:] - 2,

@@ -69,15 +69,17 @@ def relabel(data, folder, items, users):
 
 def relabel_model(model, data, items):
     """Returns a copy of a model over other numbers of the items: every row of an item table moves along."""
-    if model.uses_relations:  # relations contain numbers of items: they are read from the relabeled data
-        fresh = type(model)(load_item_features(data, (), relations=True), model.config).eval()
+    uses_data = model.uses_relations or model.uses_interactions
+    if uses_data:  # they contain numbers of items: they are read from the relabeled data
+        item_features = load_item_features(data, (), relations=True, interactions=True)
+        fresh = type(model)(item_features, model.config).eval()
         for new, former in zip(fresh.parameters(), model.parameters(), strict=True):
             new.data = former.data.clone()
         model = fresh
     model = copy.deepcopy(model)
     size, former = data.domains[-1].stop, np.argsort(items)
     orders = {size: former, **{len(d): former[d.start : d.stop] - d.start for d in data.domains}}
-    for tensor in [*model.parameters(), *([] if model.uses_relations else model.buffers())]:
+    for tensor in [*model.parameters(), *([] if uses_data else model.buffers())]:
         if tensor.ndim and tensor.shape[0] in orders:
             tensor.data = tensor.data[orders[tensor.shape[0]]]
     return model

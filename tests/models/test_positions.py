@@ -32,7 +32,7 @@ def used_positions(model):
     return used
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "popularity"])
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].has_weights])
 def test_scores_of_the_longest_test_history_read_trained_positions_only(name, make_small):
     data = make_small(users=60)
     model, _ = build(name, data)

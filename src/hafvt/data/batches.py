@@ -20,14 +20,17 @@ class Batch(NamedTuple):
     Attributes:
         items: (B, T) item indices; positions at or after a row's length are padding, item index 0.
         lengths: (B,) number of items of each history.
+        times: (B,) time at which the next item is to be predicted, in seconds since 1970; None if unknown.
     """
 
     items: Tensor
     lengths: Tensor
+    times: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        return Batch(self.items.to(device), self.lengths.to(device))
+        times = None if self.times is None else self.times.to(device)
+        return Batch(self.items.to(device), self.lengths.to(device), times)
 
 
 def round_up_width(width: int) -> int:
@@ -118,8 +121,15 @@ def target_batches(
         its target.
     """
     starts = np.asarray(data.offsets)[data.users_at(positions)]
-    starts = np.maximum(starts, positions - max_length)
-    order = np.argsort(positions - starts, kind="stable")
+    order = np.argsort(np.minimum(positions - starts, max_length), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, collate(data.items, starts[rows], np.asarray(positions)[rows])
+        yield rows, history_batch(data, np.asarray(positions)[rows], max_length)
+
+
+def history_batch(data: Dataset, positions: Int64, max_length: int) -> Batch:
+    """Return the histories of targets and their times of request, see `target_batches`."""
+    starts = np.asarray(data.offsets)[data.users_at(positions)]
+    batch = collate(data.items, np.maximum(starts, positions - max_length), positions)
+    times = data.request_times(positions)
+    return batch if times is None else batch._replace(times=torch.from_numpy(times))

@@ -71,4 +71,5 @@ def cold_target_view(data: Dataset, max_length: int) -> Dataset:
     items = np.empty(offsets[-1], dtype=np.int32)
     items[is_history] = np.asarray(data.items)[(position[rows] + slots)[is_history]]
     items[~is_history] = item
-    return replace(data, items=items, offsets=offsets, test=offsets[1:] - 1)
+    times = np.asarray(data.times)[position[rows] + np.minimum(slots, -1)]  # a target: of the item before it
+    return replace(data, items=items, times=times, offsets=offsets, test=offsets[1:] - 1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.repeats import MAX_REPEAT_SHARE, CandidateRule, RepeatCounts, count_repeats, find_repeats
+from hafvt.data.times import unix_ticks
 from hafvt.errors import HafvtError
 from hafvt.files import (
     atomic_file,
@@ -26,6 +27,7 @@ from hafvt.files import (
 from hafvt.folders import FolderKind, atomic_folder, recover_folder
 
 FORMAT = 2
+SECONDS_PER_DAY = 86_400
 CONTENT_COLUMNS = ("title", "image")
 """Optional text columns of the item table, which `hafvt.features.modalities` turns into vectors."""
 ITEM_COLUMNS = ("item_id", "domain", *CONTENT_COLUMNS)
@@ -204,6 +206,12 @@ class Dataset:
         """Return the user index of each position of the flat arrays."""
         return np.searchsorted(self.offsets, positions, side="right") - 1
 
+    def train_positions(self) -> Int64:
+        """Return the positions of the training interactions, user after user, oldest first, (n,)."""
+        lengths = np.asarray(self.train_lengths)
+        first = lengths.cumsum() - lengths  # of each user, among training interactions
+        return np.arange(lengths.sum()) + np.repeat(np.asarray(self.offsets[:-1]) - first, lengths)
+
     def train_counts(self) -> Int64:
         """Return how often each item occurs in the training part, (items,)."""
         starts = np.asarray(self.offsets[:-1])
@@ -211,6 +219,27 @@ class Dataset:
         np.add.at(changes, starts, 1)
         np.add.at(changes, starts + self.train_lengths, -1)
         return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
+
+    @cached_property
+    def seconds(self) -> Int64 | None:
+        """(interactions,) times in seconds since 1970; None if the dataset has times of another kind."""
+        times = np.asarray(self.times)
+        ticks = unix_ticks(int(times.min()), int(times.max())) if len(times) else None
+        return None if ticks is None else times // ticks
+
+    def request_times(self, positions: Int64) -> Int64 | None:
+        """Return the time at which each target is to be predicted, (n,), in seconds since 1970.
+
+        It is the time of the last item of the history. In a split by time, it is the start of the target's
+        own day (UTC) if that is later: whoever recommends knows the date, but not the next visit. None if
+        the dataset has no such times.
+        """
+        if self.seconds is None:
+            return None
+        times = self.seconds[positions - 1]
+        if self.manifest.get("settings", {}).get("split") == "time":
+            times = np.maximum(times, self.seconds[positions] // SECONDS_PER_DAY * SECONDS_PER_DAY)
+        return times
 
 
 def write_dataset(

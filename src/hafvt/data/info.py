@@ -13,11 +13,11 @@ import numpy as np
 from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.data.repeats import RepeatCounts
+from hafvt.data.times import unix_ticks
 from hafvt.files import explained_read_errors
 from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
 
-UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096; times outside are assumed to have another unit
 TIE_ORDER = {"random": "in random order", "input": "in the order of the input", "c2dsr": "later domain last"}
 
 
@@ -248,7 +248,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
 
 
 def _format_time(time: int, time_span: tuple[int, int]) -> str:
-    """Return a time as a date if all times of the dataset look like seconds since 1970."""
-    if UNIX_SECONDS[0] <= time_span[0] and time_span[1] <= UNIX_SECONDS[1]:
-        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    """Return a time as a date if all times of the dataset look like times since 1970."""
+    if ticks := unix_ticks(*time_span):
+        return f"{datetime.fromtimestamp(time // ticks, UTC):%Y-%m-%d %H:%M:%S} UTC"
     return f"{time:,}"

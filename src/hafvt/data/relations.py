@@ -22,10 +22,8 @@ def read_relations(data: Dataset) -> dict[str, Tensor]:
     `RELATION_COLUMNS` that the item table has links an item to the listed items of the catalog. Validation
     and test targets contribute no link.
     """
-    starts, lengths = np.asarray(data.offsets[:-1]), np.asarray(data.train_lengths)
-    users = np.repeat(np.arange(data.num_users), lengths)  # (training interactions,)
-    slots = np.arange(len(users)) - np.repeat(lengths.cumsum() - lengths, lengths)
-    items = np.asarray(data.items)[np.repeat(starts, lengths) + slots].astype(np.int64)
+    positions = data.train_positions()
+    users, items = data.users_at(positions), np.asarray(data.items)[positions].astype(np.int64)
     domains = data.domains_of(items)
     by_domain = np.lexsort((np.arange(len(items)), domains, users))
     return {

@@ -13,6 +13,7 @@ TICKS_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}
 """The largest number up to which a type of floats holds every whole number."""
 FLOAT_DIGITS = 17  # a 64-bit float holds no more digits
+UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096
 
 
 class Times(NamedTuple):
@@ -25,6 +26,13 @@ class Times(NamedTuple):
 
     values: pl.Series
     ticks_per_second: int = 1
+
+
+def unix_ticks(first: int, last: int) -> int | None:
+    """Return the ticks per second of times from `first` to `last`; None if they do not count from 1970."""
+    low, high = UNIX_SECONDS
+    units = (1, *TICKS_PER_SECOND.values())
+    return next((ticks for ticks in units if low * ticks <= first and last <= high * ticks), None)
 
 
 def parse_times(column: pl.Series) -> Times:

@@ -22,7 +22,7 @@ from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.files import explained_read_errors, explained_write_errors, read_json
 from hafvt.folders import folder_lock
-from hafvt.models import configure
+from hafvt.models import MODELS, configure
 from hafvt.progress import Advance, progress
 from hafvt.training.run import fingerprint
 
@@ -90,13 +90,13 @@ class ComparedModel:
     training: dict[str, Any] = field(default_factory=dict)
 
     def searched_rates(self, budget: Budget) -> tuple[float, ...]:
-        """Return the learning rates to search; none for a fixed rate, or without one, as of popularity."""
-        has_search = "learning_rate" not in self.training and self.model != "popularity"
+        """Return the learning rates to search; none for a fixed rate, or without weights to train."""
+        has_search = "learning_rate" not in self.training and MODELS[self.model].has_weights
         return budget.learning_rates if has_search and len(budget.learning_rates) > 1 else ()
 
     def num_seeds(self, budget: Budget) -> int:
         """Return the number of trainings with the best learning rate."""
-        return 1 if self.model == "popularity" else budget.num_seeds
+        return budget.num_seeds if MODELS[self.model].has_weights else 1
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,20 @@ class ItemClusters(NamedTuple):
     num_clusters: int
 
 
+class TrainInteractions(NamedTuple):
+    """The n interactions of the training part.
+
+    Attributes:
+        users: (n,) int64 user indices.
+        items: (n,) int64 item indices.
+        times: (n,) int64, in seconds since 1970; None if the dataset has times of another kind.
+    """
+
+    users: Tensor
+    items: Tensor
+    times: Tensor | None
+
+
 @dataclass(frozen=True)
 class ItemFeatures:
     """The item catalog as a model sees it.
@@ -54,6 +68,7 @@ class ItemFeatures:
         train_counts: (items,) float32, number of training interactions of each item.
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
         clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
+        interactions: for models that count them; None for others, and where a finished run is opened.
     """
 
     domains: tuple[Domain, ...]
@@ -61,6 +76,7 @@ class ItemFeatures:
     train_counts: Tensor
     relations: Mapping[str, Tensor] = field(default_factory=dict)
     clusters: Mapping[str, ItemClusters] = field(default_factory=dict)
+    interactions: TrainInteractions | None = None
 
     def __len__(self) -> int:
         """Return the number of items of all domains."""
@@ -90,7 +106,11 @@ class ItemFeatures:
 
 
 def load_item_features(
-    data: Dataset, modalities: tuple[str, ...] | None = None, *, relations: bool = False
+    data: Dataset,
+    modalities: tuple[str, ...] | None = None,
+    *,
+    relations: bool = False,
+    interactions: bool = False,
 ) -> ItemFeatures:
     """Return the item features of a dataset, without clusters.
 
@@ -98,6 +118,7 @@ def load_item_features(
         data: the dataset.
         modalities: names of the encoded features to read; None reads all.
         relations: whether to read the links between items as well.
+        interactions: whether to read the training interactions as well.
 
     Raises:
         HafvtError: a modality is not encoded.
@@ -120,7 +141,21 @@ def load_item_features(
         rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
-    return ItemFeatures(data.domains, vectors, train_counts, read_relations(data) if relations else {})
+    return ItemFeatures(
+        data.domains,
+        vectors,
+        train_counts,
+        read_relations(data) if relations else {},
+        interactions=read_train_interactions(data) if interactions else None,
+    )
+
+
+def read_train_interactions(data: Dataset) -> TrainInteractions:
+    """Return the interactions of the training part."""
+    positions = data.train_positions()
+    items = np.asarray(data.items)[positions].astype(np.int64)
+    times = None if data.seconds is None else torch.from_numpy(data.seconds[positions])
+    return TrainInteractions(torch.from_numpy(data.users_at(positions)), torch.from_numpy(items), times)
 
 
 def prepare_vectors(vectors: Vectors, item_features: ItemFeatures, width: int) -> Tensor:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
+from hafvt.data.times import parse_times
 from hafvt.errors import HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
@@ -101,6 +104,7 @@ def recommend(
     exclude_seen: bool | None = None,
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
+    time: str | int | None = None,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary:
     """Recommend the k best items of a domain for each history.
@@ -132,6 +136,8 @@ def recommend(
         exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, such as user_id=customer.
+        time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
+            default: now. Only recent-popularity and seasonal-popularity use it.
         data: the dataset, if it has moved since training.
 
     Raises:
@@ -148,6 +154,7 @@ def recommend(
             raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise HafvtError(f"--out {target} is the file of histories: name another file")
+    request_time = None if time is None else parse_time(time)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
     recommender = Recommender.open(run, data)
@@ -170,7 +177,7 @@ def recommend(
     total = sum(1 for _ in requests())
     with open_writer(target) as write, progress("recommend", total, "histories") as advance:
         for batch in batches(requests()):
-            results = recommend_batch(recommender, batch, exclude_seen)
+            results = recommend_batch(recommender, batch, exclude_seen, request_time)
             numbers = range(summary.num_histories + 1, summary.num_histories + len(batch) + 1)
             if histories is None and target is None:
                 print(results[0])
@@ -183,6 +190,18 @@ def recommend(
         for warning in summary.warnings:
             console.print(warning, markup=False, highlight=False, soft_wrap=True)
     return summary
+
+
+def parse_time(text: str | int) -> int:
+    """Return a date, a date with a time, or seconds since 1970, as seconds since 1970.
+
+    Raises:
+        HafvtError: it is something else.
+    """
+    values, ticks_per_second = parse_times(pl.Series([str(text)]))
+    if values[0] is None:
+        raise HafvtError(f"--time {text}: give a date such as 2026-12-24, or seconds since 1970")
+    return int(values[0] // ticks_per_second)
 
 
 def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]]:
@@ -200,7 +219,7 @@ def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]
 
 
 def recommend_batch(
-    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None
+    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None, time: int | None = None
 ) -> list[Recommendations]:
     """Return the recommendations for each request; requests of equal domain and k are ranked together."""
     groups: dict[tuple[str, int], list[int]] = {}
@@ -210,7 +229,7 @@ def recommend_batch(
     for (domain, k), rows in groups.items():
         histories, exclude = [batch[row].history for row in rows], [batch[row].exclude for row in rows]
         recommendations = recommender.recommend(
-            histories, domain, k, exclude=exclude, exclude_seen=exclude_seen
+            histories, domain, k, exclude=exclude, exclude_seen=exclude_seen, time=time
         )
         results.update(zip(rows, recommendations, strict=True))
     return [results[row] for row in range(len(batch))]

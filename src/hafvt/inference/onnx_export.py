@@ -46,6 +46,7 @@ TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares a
 UNTRACEABLE = ("pinet", "psjnet", "mifn")  # their Python code loops over the steps of a history
 # Tables that describe clusters and id weights of the trained catalog; they are never inputs.
 FIXED_TABLES = tuple(f"model.items.{name}" for name in ("cluster", "id_weight"))
+CHECKED_TIMES = (1_609_459_200, 1_625_097_600)  # a winter and a summer day
 MAX_INLINE_BYTES = 1024  # larger weights move from their graph to the shared file
 PAGE_BYTES = 4096  # weights start at multiples of it, so that programs can map them
 PACKAGES = ("hafvt", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -75,9 +76,9 @@ class ScoreGraph(nn.Module):
         super().__init__()
         self.model, self.domain = model, domain
 
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, items: Tensor, lengths: Tensor, times: Tensor | None = None) -> Tensor:
         """Return scores, (B, C), see `Model.scores`."""
-        return self.model.scores(Batch(items, lengths), self.domain).float()
+        return self.model.scores(Batch(items, lengths, times), self.domain).float()
 
 
 class ExplainGraph(ScoreGraph):
@@ -191,6 +192,9 @@ def trace(module: ScoreGraph) -> Any:
         "lengths": torch.ones(3, dtype=torch.int64),
     }
     shapes: dict[str, Any] = {"items": {0: batch, **length}, "lengths": {0: batch}}
+    if module.model.uses_times:
+        inputs["times"] = torch.zeros(3, dtype=torch.int64)
+        shapes["times"] = {0: batch}
     if isinstance(module, ExplainGraph):
         inputs["candidates"] = torch.full((3, 2), module.model.domains[module.domain].start)
         shapes["candidates"] = {0: batch, 1: Dim("candidates", min=1)}
@@ -257,7 +261,9 @@ def largest_difference(a: Scorer, b: Scorer) -> float:
     for index, domain in enumerate(a.domains):
         for histories in random_histories(a.domains, a.max_length):
             batch = pad_histories(histories)
-            differences.append(difference(a.scores(*batch, index), b.scores(*batch, index)))
+            for time in CHECKED_TIMES:
+                scores = (scorer.scores(*batch, index, time) for scorer in (a, b))
+                differences.append(difference(*scores))
             if a.can_explain:
                 candidates = np.unique(np.linspace(domain.start, domain.stop - 1, 7).astype(np.int64))
                 breakdowns = (scorer.explain(histories[0], index, candidates) for scorer in (a, b))

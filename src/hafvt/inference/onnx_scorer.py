@@ -17,7 +17,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import explained_read_errors, read_manifest
 from hafvt.folders import FolderKind
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.scorer import Float32, ScoreBreakdown
+from hafvt.inference.scorer import Float32, ScoreBreakdown, request_times
 
 FORMAT = 3
 EXPORT = FolderKind("an export", "export.json")
@@ -140,9 +140,10 @@ class OnnxScorer:
         outputs: list[Float32] = session.run(None, {name: inputs[name] for name in names})
         return outputs
 
-    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
+    def scores(self, items: Int64, lengths: Int64, domain: int, time: int | None = None) -> Float32:
         """See `Scorer.scores`."""
-        return self._run(self._score_sessions[domain], items=items, lengths=lengths)[0]
+        times = request_times(time, len(lengths))
+        return self._run(self._score_sessions[domain], items=items, lengths=lengths, times=times)[0]
 
     def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
         """See `Scorer.explain`."""

@@ -90,6 +90,7 @@ class Recommender:
         *,
         exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool | None = None,
+        time: int | None = None,
     ) -> list[Recommendations]:
         """Return the k best items of a domain for each history.
 
@@ -103,6 +104,8 @@ class Recommender:
             exclude: for each history, ids of items not to recommend.
             exclude_seen: exclude the items of the history, too; None does so where the evaluation of the
                 training did: by default, in domains where users rarely choose an item again.
+            time: of the request, in seconds since 1970; default: now. Only recent-popularity and
+                seasonal-popularity use it.
 
         Raises:
             HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, or a
@@ -126,7 +129,9 @@ class Recommender:
         for (history, _), (items, _) in zip(known_and_unknown, excluded_and_unknown, strict=True):
             items = np.concatenate([history, items]) if exclude_seen else items
             excluded_columns.append(items[(items >= start) & (items < stop)] - start)
-        best = self._top_items([items for items, _ in known_and_unknown], domain_index, k, excluded_columns)
+        best = self._top_items(
+            [items for items, _ in known_and_unknown], domain_index, k, excluded_columns, time
+        )
         return [
             Recommendations(
                 tuple(
@@ -175,7 +180,7 @@ class Recommender:
             unknown_ids=unknown_ids,
         )
 
-    def scores(self, histories: Sequence[Int64], domain: int) -> Float32:
+    def scores(self, histories: Sequence[Int64], domain: int, time: int | None = None) -> Float32:
         """Return the scores of all C items of a domain for B histories, (B, C).
 
         For an empty history the score of an item is log(1 + train_count).
@@ -183,6 +188,7 @@ class Recommender:
         Args:
             histories: item indices, oldest first; the model reads the last `max_length` of them.
             domain: index of the domain.
+            time: see `recommend`.
         """
         items = self.catalog.domains[domain]
         scores = np.empty((len(histories), len(items)), dtype=np.float32)
@@ -190,11 +196,11 @@ class Recommender:
         scores[is_empty] = np.log1p(self.catalog.train_counts[items.start : items.stop]).astype(np.float32)
         if not is_empty.all():
             recent = [history[-self.scorer.max_length :] for history in histories if len(history)]
-            scores[~is_empty] = self.scorer.scores(*pad_histories(recent), domain)
+            scores[~is_empty] = self.scorer.scores(*pad_histories(recent), domain, time)
         return scores
 
     def _top_items(
-        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
+        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64], time: int | None
     ) -> list[tuple[Int64, Float32]]:
         """Return for each history the columns of the k best items, best first, and their scores.
 
@@ -205,7 +211,8 @@ class Recommender:
         batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
         for start in range(0, len(remaining), batch_size):
             rows = remaining[start : start + batch_size]
-            for row, scores in zip(rows, self.scores([histories[row] for row in rows], domain), strict=True):
+            batch_scores = self.scores([histories[row] for row in rows], domain, time)
+            for row, scores in zip(rows, batch_scores, strict=True):
                 columns = top_k_columns(scores, k, excluded[row])
                 best[row] = columns, scores[columns]
         return [best[row] for row in range(len(histories))]

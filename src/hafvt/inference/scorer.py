@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time as clock
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -44,13 +45,14 @@ class Scorer(Protocol):
     sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]
 
-    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
+    def scores(self, items: Int64, lengths: Int64, domain: int, time: int | None = None) -> Float32:
         """Return the scores of all C items of a domain as the next item of each history, (B, C).
 
         Args:
             items: (B, T) item indices, right-padded; T is at most `max_length`.
             lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
+            time: of the request, in seconds since 1970; default: now. Only models of popularity in a time use it.
         """
         ...
 
@@ -63,6 +65,11 @@ class Scorer(Protocol):
             candidates: (C,) item indices.
         """
         ...
+
+
+def request_times(time: int | None, num_histories: int) -> Int64:
+    """Return the time of a request, by default now, once for each history, (B,)."""
+    return np.full(num_histories, int(clock.time()) if time is None else time, dtype=np.int64)
 
 
 def pad_histories(histories: Sequence[Int64]) -> tuple[Int64, Int64]:

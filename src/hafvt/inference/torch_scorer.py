@@ -13,7 +13,7 @@ from hafvt.folders import read_folder
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.scorer import Float32, ScoreBreakdown
+from hafvt.inference.scorer import Float32, ScoreBreakdown, request_times
 from hafvt.training.run import Run, open_run
 
 
@@ -28,9 +28,10 @@ class TorchScorer:
         self.modalities = model.modalities if model.can_explain else ()
 
     @torch.inference_mode()
-    def scores(self, items: Int64, lengths: Int64, domain: int) -> Float32:
+    def scores(self, items: Int64, lengths: Int64, domain: int, time: int | None = None) -> Float32:
         """See `Scorer.scores`."""
-        batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths))
+        times = torch.from_numpy(request_times(time, len(lengths)))
+        batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths), times)
         scores: Float32 = self.models[domain].scores(batch, domain).float().numpy()
         return scores
 

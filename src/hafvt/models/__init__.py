@@ -33,6 +33,8 @@ class ModelEntry(NamedTuple):
     """By name, the hyperparameters that differ from the defaults."""
     learning_rate: float = 1e-3
     """Default of Adam's learning rate."""
+    has_weights: bool = True
+    """Whether the model has weights to train; else it is ready after one pass without steps."""
 
     @property
     def model_class(self) -> type[Model]:
@@ -64,7 +66,12 @@ MODELS: dict[str, ModelEntry] = {
     "mifn": ModelEntry("hafvt.models.mifn:Mifn"),
     "tricdr": ModelEntry("hafvt.models.tricdr:TriCdr"),
     "c2dsr": ModelEntry("hafvt.models.c2dsr:C2dsr"),
-    "popularity": ModelEntry("hafvt.models.popularity:Popularity"),
+    "item-knn": ModelEntry("hafvt.models.item_knn:ItemKnn", has_weights=False),
+    "popularity": ModelEntry("hafvt.models.popularity:Popularity", has_weights=False),
+    "recent-popularity": ModelEntry("hafvt.models.recent_popularity:RecentPopularity", has_weights=False),
+    "seasonal-popularity": ModelEntry(
+        "hafvt.models.seasonal_popularity:SeasonalPopularity", has_weights=False
+    ),
 }
 
 

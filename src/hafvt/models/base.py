@@ -60,6 +60,10 @@ class Model(nn.Module, ABC):
     """The frozen features, such as image and title, that the model reads."""
     uses_relations: ClassVar[bool] = False
     """Whether the model needs the relations between items."""
+    uses_interactions: ClassVar[bool] = False
+    """Whether the model needs the training interactions."""
+    uses_times: ClassVar[bool] = False
+    """Whether scores depend on the times of a batch."""
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
     can_index: ClassVar[bool] = False

@@ -267,3 +267,28 @@ class C2dsrConfig(AttentionConfig):
 
 class PopularityConfig(ModelConfig):
     """The popularity model has no hyperparameters."""
+
+
+class RecentPopularityConfig(ModelConfig):
+    """Hyperparameters of popularity in the last days."""
+
+    days: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Days before the time of the request, or before the end of the training data if that is earlier."""
+
+
+class SeasonalPopularityConfig(ModelConfig):
+    """Hyperparameters of popularity in the same season."""
+
+    days: Annotated[int, Field(ge=1, le=365)] = 30
+    """Days of the year, half of them before the date of the request and half after it."""
+
+
+class ItemKnnConfig(ModelConfig):
+    """Hyperparameters of item-based nearest neighbors."""
+
+    max_length: Length = 50
+    """Longest history, in items; older items are cut."""
+    num_neighbors: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Most similar items of each domain that are kept for each item."""
+    shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 10.0
+    """Added to the denominator of the cosine, so that items with few users have lower similarities."""

@@ -1,11 +1,12 @@
-"""Popularity: a baseline that ranks items by their training interactions, whatever the history."""
+"""Popularity: baselines that rank items by their training interactions, whatever the history."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
+from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.configs import PopularityConfig
@@ -32,3 +33,59 @@ class Popularity(Model):
             return self.counts[candidates]
         start, stop = self.domains[domain].start, self.domains[domain].stop
         return self.counts[start:stop].expand(batch.items.shape[0], -1)
+
+
+class IntervalCounts(nn.Module):
+    """Counts the training interactions of each of V items in intervals of time.
+
+    Args:
+        times: (n,) int64 time of each interaction.
+        items: (n,) int64 item of each interaction.
+        num_items: V.
+    """
+
+    times: Tensor
+    items: Tensor
+
+    def __init__(self, times: Tensor, items: Tensor, num_items: int) -> None:
+        super().__init__()
+        order = times.argsort(stable=True)
+        self.num_items = num_items
+        self.register_buffer("times", times[order])
+        self.register_buffer("items", items[order])
+
+    def forward(self, after: Tensor, until: Tensor) -> Tensor:
+        """Return how often each item occurs at times `after` < t <= `until`, (B,) each -> (B, V)."""
+        if torch.compiler.is_exporting():  # the requests of a call have the same time
+            is_inside = (self.times > after[:1]) & (self.times <= until[:1])  # (n,)
+            counts = torch.zeros(self.num_items).index_add(0, self.items, is_inside.float())
+            return counts.expand(after.shape[0], -1)
+        intervals, rows = torch.stack([after, until], 1).unique(dim=0, return_inverse=True)
+        bounds = torch.searchsorted(self.times, intervals, right=True).tolist()
+        return torch.stack(
+            [torch.bincount(self.items[first:last], minlength=self.num_items) for first, last in bounds]
+        ).float()[rows]
+
+
+def train_times(model: str, item_features: ItemFeatures) -> tuple[Tensor, Tensor]:
+    """Return time and item of each training interaction, (n,) each; zeros where a finished run is opened.
+
+    Raises:
+        HafvtError: the dataset has no times in seconds since 1970.
+    """
+    if item_features.interactions is None:
+        zeros = torch.zeros(int(item_features.train_counts.double().sum()), dtype=torch.int64)
+        return zeros, zeros
+    if item_features.interactions.times is None:
+        raise HafvtError(
+            f"{model} needs dates or times since 1970, which this dataset does not have: prepare it with "
+            "those, or choose popularity"
+        )
+    return item_features.interactions.times, item_features.interactions.items
+
+
+def select_columns(scores: Tensor, model: Model, domain: int, candidates: Tensor | None) -> Tensor:
+    """Return those scores of all items, (B, V), that belong to a domain's items or to candidates, (B, C)."""
+    if candidates is not None:
+        return scores.gather(1, candidates)
+    return scores[:, model.domains[domain].start : model.domains[domain].stop]

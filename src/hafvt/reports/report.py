@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hafvt.data.batches import collate
+from hafvt.data.batches import history_batch
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.evaluation.results import read_description, read_results, read_results_by_novelty
@@ -112,7 +112,7 @@ def user_example(
     domain, model = data.domains[number], models[number].eval()
     start = max(int(data.offsets[user]), position - model.max_length)
     with torch.inference_mode():
-        batch = collate(data.items, np.array([start]), np.array([position]))
+        batch = history_batch(data, np.array([position]), model.max_length)
         scores = model.scores(batch, number)  # (1, C)
         seen = seen_columns(data, np.array([position]), domain)[:, : None if exclude_seen[number] else 0]
         excluded = seen[seen >= 0].numpy()

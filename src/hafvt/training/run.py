@@ -95,14 +95,23 @@ def weight_files(count: int) -> list[str]:
     return [f"model{number or ''}.safetensors" for number in range(count)]
 
 
-def model_item_features(data: Dataset, model: str, config: ModelConfig) -> ItemFeatures:
+def model_item_features(
+    data: Dataset, model: str, config: ModelConfig, *, interactions: bool = True
+) -> ItemFeatures:
     """Load the features of a dataset's items that a model, by name, uses with its hyperparameters.
+
+    Without `interactions`, a model that counts them gets tables of zeros, to be loaded from a run.
 
     Raises:
         HafvtError: a modality is not encoded.
     """
-    uses_relations = MODELS[model].model_class.uses_relations
-    return load_item_features(data, config_modalities(config), relations=uses_relations)
+    model_class = MODELS[model].model_class
+    return load_item_features(
+        data,
+        config_modalities(config),
+        relations=model_class.uses_relations,
+        interactions=interactions and model_class.uses_interactions,
+    )
 
 
 def check_format(folder: Path, content: dict[str, Any]) -> None:
@@ -148,7 +157,7 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
             f"{folder} was trained with {min(unknown)}, which this version does not know: train it again"
         )
     config = validate_config(f"{folder}: {name}", config_class, values)
-    item_features = model_item_features(data, name, config)
+    item_features = model_item_features(data, name, config, interactions=False)
     verify_json(path, about, REMEDY)
     verify_files(folder, hashes, REMEDY)
     models = []

@@ -49,7 +49,8 @@ def train(
     Example: hafvt train hafvt data/movies --out runs/hafvt --epochs 100 --seed 0
 
     Args:
-        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr or popularity.
+        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr, item-knn, popularity,
+            recent-popularity or seasonal-popularity.
         data: a dataset folder, written by prepare; image and title vectors are added by encode.
         out: folder to write the run to.
         preset: name of a set of hyperparameters of the model, such as default or paper.

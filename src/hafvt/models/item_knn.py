@@ -88,7 +88,7 @@ def item_similarities(
     block = pairs.cumsum(0) // PAIRS_PER_BLOCK
     by_item = items.argsort(stable=True)
     matrix = sparse_ones(users, items, (num_users, num_items))
-    for number in block.unique().tolist():
+    for number in torch.unique(block).tolist():
         first, last = (int(torch.searchsorted(block, number, right=right)) for right in (False, True))
         part = by_item[int(counts[:first].sum()) : int(counts[:last].sum())]
         columns = sparse_ones(items[part] - first, users[part], (last - first, num_users))

@@ -60,7 +60,7 @@ class IntervalCounts(nn.Module):
             is_inside = (self.times > after[:1]) & (self.times <= until[:1])  # (n,)
             counts = torch.zeros(self.num_items).index_add(0, self.items, is_inside.float())
             return counts.expand(after.shape[0], -1)
-        intervals, rows = torch.stack([after, until], 1).unique(dim=0, return_inverse=True)
+        intervals, rows = torch.unique(torch.stack([after, until], 1), dim=0, return_inverse=True)
         bounds = torch.searchsorted(self.times, intervals, right=True).tolist()
         return torch.stack(
             [torch.bincount(self.items[first:last], minlength=self.num_items) for first, last in bounds]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hafvt.data import readers
 from hafvt.data.lines import read_jsonl, read_lines
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, HafvtWarning, InputError
@@ -254,11 +255,21 @@ def test_read_tables_quote_over_rows_is_warned_of_or_refused(tmp_path: Path) -> 
     assert fails(path, "--quoting none").row == 3
 
 
-def test_read_tables_csv_with_carriage_returns_alone_is_read(tmp_path: Path) -> None:
-    assert items_of_csv(write(tmp_path / "log.csv", HEADER.replace("\n", "\r") + "u,a,1\ru,b,2\r")) == [
-        "a",
-        "b",
-    ]
+@pytest.mark.parametrize("packer", PACKERS)
+@pytest.mark.parametrize("end", ["\r", "\r\r\n", "\n\r"])
+def test_read_tables_csv_with_other_line_ends_is_read_as_python_reads_it(
+    tmp_path: Path, end: str, packer: str
+) -> None:
+    ending = {"plain": "", "gz": ".gz", "zst": ".zst"}[packer]
+    text = "item_id,timestamp,user_id\na,1,u\nb,2,u\n".replace("\n", end)
+    table = interactions(write(tmp_path / f"log.csv{ending}", PACKERS[packer](text.encode()))).frame
+    assert table.rows() == [("u", "a", 1), ("u", "b", 2)]
+
+
+def test_read_tables_csv_with_one_carriage_return_alone_ends_a_row_there(tmp_path: Path) -> None:
+    assert items_of_csv(write(tmp_path / "a.csv", HEADER + "u,a,1\ru,b,2\nu,c,3\n")) == ["a", "b", "c"]
+    assert items_of_csv(write(tmp_path / "b.csv", HEADER + 'u,"a\rb",1\nu,c,3\n')) == ["a\rb", "c"]
+    assert fails(write(tmp_path / "c.csv", HEADER + "u,a\rb,1\nu,c,3\n"), "2 fields where").row == 2
 
 
 @pytest.mark.parametrize(
@@ -373,3 +384,59 @@ def test_read_tables_damaged_parquet_is_refused_without_a_panic(
             problems.append(str(error))
     assert any("it cannot be read (damaged)" in problem for problem in problems)
     assert capfd.readouterr().err == ""
+
+
+CELLS = st.text(st.sampled_from('a"\n\r,;\u00e9\u2028 '), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=6),
+    header=st.sampled_from(["user_id,item_id,note", 'user_id,"item_id",note', "item_id,user_id,note"]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_read_columns_fast_paths_read_what_the_csv_module_reads(
+    rows: list[list[str]], header: str, end: str
+) -> None:
+    names = ["user_id", "item_id", "note"]
+    text = "\n".join([header, *(",".join(row) for row in rows)]) + end
+
+    def read(path: Path) -> list[tuple[Any, ...]] | str:
+        try:
+            return readers.read_columns(path, names).frame.select(pl.all().fill_null("")).rows()
+        except InputError as error:
+            return str(error)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "warn", lambda message: None)
+        path = write(Path(folder) / "log.csv", text)
+        fast = read(path)
+        patch.setattr(readers, "_read_plain_records", lambda *arguments, **options: None)
+        patch.setattr(readers, "_read_one_line_records", lambda *arguments: None)
+        assert fast == read(path)
+
+
+def test_read_tables_stray_quotes_do_not_need_the_slow_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "ROWS_PER_CHUNK", 2)
+    monkeypatch.setattr(readers, "_csv_rows", lambda *arguments: pytest.fail("read row by row"))
+    lines = [line for line, _ in STRAY_QUOTES if line.count("\n") == 1]
+    items = [item for line, item in STRAY_QUOTES if line.count("\n") == 1]
+    path = write(tmp_path / "log.csv", HEADER + "u,first,1\n\n" + "".join(lines) + "u,last,3\n")
+    assert items_of_csv(path) == ["first", *items, "last"]
+
+
+@pytest.mark.parametrize("name", ["user_id", "größe"])
+@pytest.mark.parametrize("packer", PACKERS)
+def test_read_tables_jsonl_field_given_twice_is_refused_with_the_row(
+    tmp_path: Path, name: str, packer: str
+) -> None:
+    good = f'{{"{name}": "u", "item_id": "a", "timestamp": 1, "note": {{"item_id": 3}}, "note": 4}}\n'
+    for twice in (f'"{name}": "v"', f'{json.dumps(name)}: "v"', f'"\\u00{ord(name[0]):02x}{name[1:]}": "v"'):
+        wrong = good.replace('"note": 4', twice)
+        ending = {"plain": "", "gz": ".gz", "zst": ".zst"}[packer]
+        path = write(tmp_path / f"log.jsonl{ending}", PACKERS[packer](f"{good}\n{wrong}".encode()))
+        assert fails(path, "the line has this field twice", f"'{name}'", user_id=name).row == 3
+    path = write(tmp_path / "log.jsonl", good)
+    assert interactions(path, user_id=name).frame.rows() == [("u", "a", 1)]

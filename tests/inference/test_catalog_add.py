@@ -200,3 +200,15 @@ def test_catalog_add_precomputed_vectors_need_a_file(folder: Path, tmp_path: Pat
     np.savez(tmp_path / "wide.npz", ids=["n1"], embeddings=random.normal(size=(1, 6)))
     with pytest.raises(HafvtError, match="6 dimensions, the dataset's 5"):
         catalog("add", run, new[:1], precomputed={"smell": tmp_path / "wide.npz"})
+
+
+def test_catalog_add_reads_quotes_and_blanks_as_prepare_does(folder: Path, run: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.csv"
+    new.write_text('item_id,domain,title\n"n1 ,attic ,"9" lamp\n')
+    with pytest.raises(InputError, match="the run has no such domain"):
+        catalog("add", run, new, quoting="none")
+    catalog("add", run, new, quoting="none", strip=True)
+    with pytest.raises(InputError, match="this item was added before"):
+        catalog("add", run, new, quoting="none", strip=True)
+    table = Recommender.open(run).catalog.table.filter(pl.col("item_id").str.contains("n1"))
+    assert table.select("item_id", "title").rows() == [('"n1', '"9" lamp')]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hafvt.data.readers import Quoting
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import histories
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
@@ -21,9 +22,16 @@ from tests.data.helpers import write, zstd
 DEFAULTS = HistoryRequest(None, [], "d0", 10, ["x"])
 
 
-def read_twice(source: Any, defaults: HistoryRequest = DEFAULTS, **columns: str) -> list[HistoryRequest]:
+def read_twice(
+    source: Any,
+    defaults: HistoryRequest = DEFAULTS,
+    *,
+    strip: bool = False,
+    quoting: Quoting = "auto",
+    **columns: str,
+) -> list[HistoryRequest]:
     """Returns the requests of a source, after checking that a second pass yields the same."""
-    requests = read_requests(source, defaults, ("d0", "d1"), columns)
+    requests = read_requests(source, defaults, ("d0", "d1"), columns, quoting=quoting, strip=strip)
     first = list(requests())
     assert list(requests()) == first
     return first
@@ -95,6 +103,8 @@ def test_read_requests_jsonl_line_without_fields_gets_defaults(tmp_path):
         ({"history": ["a"], "k": 2.0}, ["'k'"]),
         ({"history": ["a"], "k": True}, ["'k'"]),
         ({"history": ["a"] * 10_000 + [None]}, ["NoneType"]),
+        ('{"history": ["a"], "history": ["b"]}', ["'history'", "has this field twice"]),
+        ('{"history": ["a"], "k": 1, "\\u006b": 2}', ["'k'", "has this field twice"]),
     ],
 )
 def test_read_requests_wrong_line_raises_error_with_row(tmp_path, line, parts):
@@ -154,6 +164,15 @@ def test_read_requests_table_groups_interactions_by_user_and_time(tmp_path):
         assert read_twice(source) == expected
     assert read_twice(LOG.rename({"user_id": "who"}), user_id="who") == expected
     fails(write(tmp_path / "bad.csv", "user_id,item_id,timestamp\nu,,1\n"), "an empty item_id", "row 2")
+
+
+def test_read_requests_reads_quotes_and_blanks_as_prepare_does(tmp_path):
+    path = write(tmp_path / "log.csv", 'user_id,item_id,timestamp\n"u,a \u200b,1\n"u, 5" b,2\n')
+    (request,) = read_twice(path, quoting="none", strip=True)
+    assert (request.user_id, request.history) == ('"u', ["a", '5" b'])
+    path = write(tmp_path / "h.jsonl", lines({"user_id": " u", "history": ["a ", 7], "exclude": ["b\u200b"]}))
+    assert read_twice(path, strip=True) == [HistoryRequest("u", ["a", "7"], "d0", 10, ["x", "b"])]
+    assert read_twice(path)[0].history == ["a ", "7"]
 
 
 def test_read_requests_jsonl_with_columns_raises_error(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
         stored.seek(0)
         if magic == ZSTD:
             for batch in scan_lines(path).collect_batches(chunk_size=1024):
-                text = "\n".join(batch["line"].fill_null("")) + "\n"
+                text = "\r\n".join(batch["line"].fill_null("")) + "\r\n"  # `read_lines` removes one return
                 yield text.encode().replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
             return
         text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
@@ -89,16 +89,27 @@ def scan_lines(path: Path) -> pl.LazyFrame:
     )
 
 
-def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(
+    path: Path, names: Collection[str] = (), *, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield row number (from 1) and object of each line of a JSONL file that is not blank.
 
     Args:
         path: the file: plain, gzip or zstd.
+        names: the fields that are used; a line that has one of them twice is refused.
         max_bytes: longer lines are refused, so that one line cannot fill the memory.
 
     Raises:
-        InputError: the file is damaged, or a line is too long, not UTF-8 text or not a JSON object.
+        InputError: the file is damaged, or a line is too long, not UTF-8 text, not a JSON object, or has a
+            field twice.
     """
+    keys: list[str] = []
+
+    def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal keys
+        keys = [key for key, _ in pairs]  # at the end, those of the outermost object
+        return dict(pairs)
+
     for row, line in read_lines(path, max_bytes=max_bytes):
         problem, remedy, fields = "not a JSON object", "Write one object per line", None
         if len(line) > max_bytes:
@@ -108,18 +119,22 @@ def read_jsonl(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple
                 text = line.decode()
                 if not text.strip():
                     continue
-                fields = json.loads(text)
+                fields = json.loads(text, object_pairs_hook=as_object)
             except UnicodeDecodeError:
                 problem, remedy = NOT_UTF8
             except (ValueError, RecursionError):
                 pass
         if not isinstance(fields, dict):
             raise InputError(problem, remedy, file=path, row=row, value=line[:400].decode(errors="replace"))
+        if len(keys) > len(fields) and (repeated := [name for name in names if keys.count(name) > 1]):
+            raise InputError(
+                "the line has this field twice", "Keep one", file=path, row=row, column=repeated[0]
+            )
         yield row, fields
 
 
-def check_text(path: Path) -> bool:
-    """Return whether a text file has quotes.
+def check_text(path: Path) -> tuple[bool, bool]:
+    """Return whether a text file has quotes, and whether it has carriage returns that no line feed follows.
 
     Raises:
         InputError: a line is too long or has a null character, or the table does not fit into memory.
@@ -127,7 +142,7 @@ def check_text(path: Path) -> bool:
     zstd_bytes = _zstd_bytes(path)
     check_memory(path, zstd_bytes, 0)
     num_bytes = num_lines = line_bytes = 0
-    has_quotes = False
+    has_quotes = has_returns = ends_in_return = False
     for chunk in _chunks(path):
         if (position := chunk.find(b"\0")) >= 0:
             row = num_lines + chunk.count(b"\n", 0, position) + 1
@@ -141,10 +156,14 @@ def check_text(path: Path) -> bool:
         if num_bytes >> 26 > (num_bytes - len(chunk)) >> 26:  # every 64 MiB
             check_memory(path, num_bytes, num_lines)
         has_quotes |= b'"' in chunk
+        num_returns = ends_in_return + chunk.count(b"\r") - chunk.endswith(b"\r")
+        num_pairs = chunk.count(b"\r\n") + (ends_in_return and chunk.startswith(b"\n"))
+        has_returns |= num_returns > num_pairs
+        ends_in_return = chunk.endswith(b"\r")
     check_memory(path, num_bytes, num_lines)
     if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
         raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
-    return has_quotes
+    return has_quotes, has_returns or ends_in_return
 
 
 def _zstd_bytes(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import Literal
 from hafvt.data.lines import read_lines
 from hafvt.errors import InputError
 
-OPEN_QUOTE = "Close the quote, or double it if it is part of the text (prepare: or use --quoting none)"
+OPEN_QUOTE = "Close the quote, or double it if it is part of the text (or use --quoting none)"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Origin:
         def lines() -> Iterator[str]:
             nonlocal is_at_end
             for _, line in read_lines(file):
-                yield line.decode(errors="surrogateescape") + "\n"
+                text = line.decode(errors="surrogateescape") + "\n"
+                # A carriage return alone ends a line, too, unless it is in quotes.
+                yield from re.split("(?<=\r)(?!\n)", text) if "\r" in text else (text,)
             is_at_end = True
 
         if self.kind == "jsonl":

@@ -6,10 +6,12 @@ row by row; they also locate errors.
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
+from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,8 +38,10 @@ KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".
 COMPRESSED = (".gz", ".zst")
 MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
 ROWS_PER_CHUNK = 100_000
+IS_BLANK = pl.all_horizontal(pl.all().fill_null("") == "")
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_PAIR = r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"  # an escaped character of JSON
+ODD_ESCAPE = r"\\u(?:[dD][89a-fA-F]|00[4-7])"  # half a surrogate pair, or a letter that needs no escape
 JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
 
 Quoting = Literal["auto", "standard", "none"]
@@ -120,7 +124,7 @@ def file_kind(path: Path) -> str:
 
 def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
     """Read columns of a CSV file, see `read_columns`."""
-    has_quotes = check_text(path)
+    has_quotes, has_returns = check_text(path)
     _, first_line = next(read_lines(path), (1, b""))
     first = first_line.decode(errors="replace")
     if first.startswith("{"):
@@ -135,14 +139,16 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
-    frame = _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
+    frame = None if has_returns else _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
+    if frame is None and has_quotes and is_quoted and not has_returns:
+        frame = _read_one_line_records(origin, header, names)
     if frame is None:
         frame = _rows_frame(_csv_rows(origin, header, names), names)
     for name in names if has_quotes and not is_quoted else []:
         if count := frame[name].str.contains('^".*"$').sum():
             warn(
                 f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: remove "
-                "them (prepare: or use --quoting standard)"
+                "them (or use --quoting standard)"
             )
     return RawTable(frame, header, origin)
 
@@ -154,13 +160,11 @@ def _read_plain_records(
 
     A plain record is one line with all fields; a quote only encloses a field or stands doubled in one.
     """
-    path, end = origin.file, re.escape(origin.delimiter)
+    path = origin.file
     assert path is not None
-    field = f'(?:"(?:[^"]|"")*"|[^"{end}]*)' if origin.is_quoted else f"[^{end}]*"
-    plain_record = f"^(?:{field}(?:{end}{field}){{{num_fields - 1}}}|{end}*)\r?$"
 
     def is_plain() -> bool:
-        is_odd = ~pl.col("line").fill_null("").str.contains(plain_record)
+        is_odd = ~pl.col("line").fill_null("").str.contains(_plain_record(origin, num_fields))
         return scan_lines(path).filter(is_odd).head(1).collect(engine="streaming").is_empty()
 
     # Polars fills a short row with nulls, and accepts a long row unless the query looks at all columns.
@@ -173,19 +177,65 @@ def _read_plain_records(
     ).select(
         *names,
         pl.last().is_null().alias("\0short"),
-        pl.all_horizontal(pl.all().is_null()).alias("\0blank"),
+        IS_BLANK.alias("\0blank"),
     )
     try:
         if has_quotes and not is_plain():
             return None
         frame = scan.collect(engine="streaming")
+        blank = frame.drop_in_place("\0blank")
+        has_short_rows = (frame.drop_in_place("\0short") & ~blank).any()
+        if has_short_rows and not has_quotes and not is_plain():
+            return None
     except pl.exceptions.PolarsError:
         return None
-    blank = frame.drop_in_place("\0blank")
-    has_short_rows = (frame.drop_in_place("\0short") & ~blank).any()
-    if has_short_rows and not has_quotes and not is_plain():
-        return None
     return frame.filter(~blank) if blank.any() else frame
+
+
+def _plain_record(origin: Origin, num_fields: int) -> str:
+    """Return the pattern of a plain record of a CSV file, see `_read_plain_records`."""
+    end = re.escape(origin.delimiter)
+    field = f'(?:"(?:[^"]|"")*"|[^"{end}]*)' if origin.is_quoted else f"[^{end}]*"
+    return f"^(?:{field}(?:{end}{field}){{{num_fields - 1}}}|{end}*)\r?$"
+
+
+def _read_one_line_records(
+    origin: Origin, header: Sequence[str], names: Sequence[str]
+) -> pl.DataFrame | None:
+    """Read columns of a CSV file with stray quotes; return None if a record is wrong or spans lines.
+
+    Python's csv module rewrites the records that are not plain, then Polars reads all.
+    """
+    assert origin.file is not None
+    pattern, delimiter = _plain_record(origin, len(header)), origin.delimiter
+    numbers = list(map(str, range(len(header))))  # in place of names, which may be repeated
+    columns = {str(header.index(name)): name for name in names}
+    parts = [pl.DataFrame(schema=dict.fromkeys(names, pl.String))]
+    try:
+        for batch in scan_lines(origin.file).collect_batches(chunk_size=ROWS_PER_CHUNK, maintain_order=True):
+            lines = batch["line"].drop_nulls()
+            lines = lines.filter(~lines.str.contains(f"^{re.escape(delimiter)}*\r?$"))
+            odd_rows = (~lines.str.contains(pattern)).arg_true()
+            # An open quote would take the blank line at the end into its record.
+            reader = csv.reader((*(line + "\n" for line in lines[odd_rows]), "\n"), delimiter=delimiter)
+            *records, _ = reader
+            is_wrong = any(len(record) != len(header) for record in records)
+            if is_wrong or len(records) < len(odd_rows) or lines.str.contains("\ufffd").any():
+                return None
+            rewritten, text = StringIO(), BytesIO()
+            csv.writer(rewritten, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(
+                records
+            )
+            lines = lines.scatter(odd_rows, rewritten.getvalue().split("\n")[:-1]) if records else lines
+            lines.to_frame().write_csv(text, include_header=False, quote_style="never")
+            text.seek(0)
+            table = pl.read_csv(
+                text, separator=delimiter, has_header=False, infer_schema=False, new_columns=numbers
+            )
+            parts.append(table.filter(~IS_BLANK).select(columns.keys()).rename(columns))
+    except (pl.exceptions.PolarsError, csv.Error):
+        return None
+    return pl.concat(parts)[1:]
 
 
 def _rows_frame(rows: Iterator[list[str | None]], names: Sequence[str]) -> pl.DataFrame:
@@ -222,7 +272,7 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
     if spanning_rows:
         warn(
             f"{origin.file}: {len(spanning_rows):,} quoted fields hold both delimiters and line breaks, the "
-            f"first in row {spanning_rows[0]}: if its quotes are part of the text, double them (prepare: or "
+            f"first in row {spanning_rows[0]}: if its quotes are part of the text, double them (or "
             "use --quoting none)"
         )
 
@@ -230,10 +280,16 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
 def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> RawTable:
     """Read columns of a JSONL file, see `read_columns`."""
     check_text(path)
-    text_names = "|".join(re.escape(json.dumps(name)) for name in names if name not in numeric)
     # Polars makes text of lists, objects, booleans and fractions; it changes long numbers and lone surrogates
-    # (pairs of surrogates are fine).
-    odd_line = rf'(?:{text_names})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\\u[dD][89a-fA-F]|\d{{16}}\.|\d[eE]\+?1'
+    # (pairs of surrogates are fine); of a repeated field it takes the first.
+    keys = {
+        name: f"(?:{'|'.join(re.escape(json.dumps(name, ensure_ascii=a)) for a in (True, False))})"
+        for name in names
+    }
+    text_keys = "|".join(keys[name] for name in names if name not in numeric)
+    odd_value = rf'(?:{text_keys})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\d{{16}}\.|\d[eE]\+?1'
+    repeated_key = "|".join(rf"{key}\s*:.*{key}\s*:" for key in keys.values())
+    odd_line = rf"{odd_value}|{repeated_key}|{ODD_ESCAPE}"
     is_odd = pl.col("line").str.contains(odd_line)
     is_still_odd = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(odd_line)
     frame = None
@@ -263,7 +319,7 @@ def _json_rows(path: Path, names: Sequence[str], numeric: Container[str]) -> Ite
     Raises:
         InputError: a line is not a JSON object, or a value of a column of text is of another type.
     """
-    for row, fields in read_jsonl(path):
+    for row, fields in read_jsonl(path, names):
         values = {name: value for name in names if (value := fields.get(name)) == value}  # without NaN
         for name, value in values.items():
             problem, remedy = "", "Give text or a whole number"

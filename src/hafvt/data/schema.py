@@ -74,10 +74,12 @@ def read_tables(
     return interaction_table, item_table
 
 
-def read_items(items: Any, columns: dict[str, str]) -> Table:
+def read_items(
+    items: Any, columns: dict[str, str], *, quoting: Quoting = "auto", strip: bool = False
+) -> Table:
     """Read and check a table of items alone, and normalize its titles; see `read_tables`."""
     _check_column_names(columns, COLUMNS["items"])
-    table = _read_table(items, "items", columns, "auto", strip=False)
+    table = _read_table(items, "items", columns, quoting, strip)
     _check_mapped_columns(columns, [table])
     titles = [normalize_titles(table.frame["title"])] if "title" in table.names else []
     return replace(table, frame=table.frame.with_columns(titles))

@@ -11,6 +11,7 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
+from hafvt.data.readers import Quoting
 from hafvt.data.times import parse_times
 from hafvt.errors import HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer
@@ -105,6 +106,8 @@ def recommend(
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
     time: str | int | None = None,
+    quoting: Quoting = "auto",
+    strip: bool = False,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary:
     """Recommend the k best items of a domain for each history.
@@ -138,6 +141,8 @@ def recommend(
         columns: our column names and the table's names where they differ, such as user_id=customer.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
             default: now. Only recent-popularity and seasonal-popularity use it.
+        quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
+        strip: remove outer blanks and invisible characters from the ids of the file or data frame.
         data: the dataset, if it has moved since training.
 
     Raises:
@@ -165,7 +170,7 @@ def recommend(
     user_id = None if user is None else id_text(user)
     defaults = HistoryRequest(user_id, [], domain, k, exclude_ids)
     if histories is not None:
-        requests = read_requests(histories, defaults, domains, columns)
+        requests = read_requests(histories, defaults, domains, columns, quoting=quoting, strip=strip)
     elif domain:
         if user_id is not None:
             one_history = history_of(run, user_id, data)

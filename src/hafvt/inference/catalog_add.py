@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
+from hafvt.data.readers import Quoting
 from hafvt.data.schema import Table, read_items
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
@@ -60,6 +61,8 @@ def catalog(
     *,
     columns: dict[str, str] | None = None,
     precomputed: dict[str, str | Path] | None = None,
+    quoting: Quoting = "auto",
+    strip: bool = False,
     overwrite: bool = False,
     data: str | Path | Dataset | None = None,
     device: Device = "auto",
@@ -79,6 +82,8 @@ def catalog(
             picture paths start from the table's folder.
         columns: our column names and the table's names where they differ, such as item_id=asin.
         precomputed: files of vectors by modality, if the dataset's vectors came from files.
+        quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
+        strip: remove outer blanks and invisible characters from ids and domains.
         overwrite: replace items that were added before.
         data: the dataset, if it has moved since training.
         device: device of neural encoders: auto, cpu, cuda, ...
@@ -97,7 +102,10 @@ def catalog(
     recover_folder(added_items_folder(opened))
     with folder_lock(added_items_folder(opened)):
         check_output_folder(added_items_folder(opened), ADDED_ITEMS, overwrite=True)
-        previous, table = AddedItems.read(opened), read_items(items, columns or {})
+        previous, table = (
+            AddedItems.read(opened),
+            read_items(items, columns or {}, quoting=quoting, strip=strip),
+        )
         frame = _checked_items(table, opened, previous, overwrite)
         image_root = table.origin.file.resolve().parent if table.origin.file else None
         encoded = {

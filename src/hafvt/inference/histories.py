@@ -10,14 +10,15 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.data.ids import id_text
+from hafvt.data.ids import id_text, visible_text
 from hafvt.data.lines import read_jsonl
-from hafvt.data.readers import file_kind
+from hafvt.data.readers import Quoting, file_kind
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json
 
 MAX_LINE_BYTES = 2**24  # more than a million ids take
+FIELDS = ("user_id", "history", "domain", "k", "exclude")  # of a JSONL file of histories
 
 
 class HistoryRequest(NamedTuple):
@@ -43,6 +44,9 @@ def read_requests(
     defaults: HistoryRequest,
     domains: tuple[str, ...],
     columns: dict[str, str] | None = None,
+    *,
+    quoting: Quoting = "auto",
+    strip: bool = False,
 ) -> Callable[[], Iterator[HistoryRequest]]:
     """Return a function that yields the requests of a file or a data frame, from the first one at each call.
 
@@ -53,6 +57,8 @@ def read_requests(
         defaults: domain and k of a history without them; its `exclude` is added to that of each history.
         domains: names of the domains of the model.
         columns: names of the table's columns, as in `prepare`.
+        quoting: see `read_tables`; only for a table.
+        strip: remove outer blanks and invisible characters from ids.
 
     Raises:
         InputError: a table is wrong. The returned function raises the errors of lines.
@@ -64,8 +70,8 @@ def read_requests(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
                 "history, domain, k and exclude: leave out --columns"
             )
-        return lambda: (_parse_line(path, *line, defaults, domains) for line in _lines(path))
-    log, _ = read_tables(source, None, columns or {})
+        return lambda: (_parse_line(path, *line, defaults, domains, strip) for line in _lines(path))
+    log, _ = read_tables(source, None, columns or {}, quoting=quoting, strip=strip)
     if not defaults.domain:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
     users = log.frame.group_by("user_id", maintain_order=True).agg(
@@ -76,7 +82,7 @@ def read_requests(
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield row number and object of each line of a JSONL file, one line in memory at a time."""
-    return read_jsonl(path, max_bytes=MAX_LINE_BYTES)
+    return read_jsonl(path, FIELDS, max_bytes=MAX_LINE_BYTES)
 
 
 def _has_histories(path: Path) -> bool:
@@ -85,7 +91,12 @@ def _has_histories(path: Path) -> bool:
 
 
 def _parse_line(
-    file: Path, row: int, fields: dict[str, Any], defaults: HistoryRequest, domains: tuple[str, ...]
+    file: Path,
+    row: int,
+    fields: dict[str, Any],
+    defaults: HistoryRequest,
+    domains: tuple[str, ...],
+    strip: bool,
 ) -> HistoryRequest:
     """Return the request of a JSONL line, or raise InputError; see `read_requests`."""
 
@@ -96,10 +107,11 @@ def _parse_line(
         if not isinstance(values, list):
             raise error(name, "not a list of ids", 'Write it as ["id", "id"]')
         try:
-            return [id_text(value) for value in values]
+            texts = [id_text(value) for value in values]
         except HafvtError as wrong_id:
             problem, _, remedy = str(wrong_id).rpartition(": ")
             raise error(name, problem, remedy[0].upper() + remedy[1:]) from None
+        return visible_text(pl.Series(texts, dtype=pl.String)).to_list() if strip else texts
 
     fields = {name: value for name, value in fields.items() if value is not None}
     domain, k = fields.get("domain", defaults.domain), fields.get("k", defaults.k)

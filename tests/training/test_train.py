@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from hafvt.data.batches import TrainBatches
+from hafvt.data.batches import Batch, TrainBatches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.target_ranking import rank_positions
@@ -324,17 +324,25 @@ def test_train_without_extras_ends_well(training_data, tmp_path):
     assert open_run(folder).about["best"]["epochs"] == 1
 
 
-def test_train_batches_of_several_processes_split_the_users(training_data):
-    """Each process has its own users, and all have equally many batches."""
-    parts = []
-    for rank in range(3):
-        batches = TrainBatches(training_data, 4, 50, seed=0, rank=rank, num_ranks=3)
-        parts.append([tuple(row.tolist()) for batch in batches.epoch(0) for row in batch.items])
-        assert len(batches) == len(list(batches.epoch(0)))
-    single = TrainBatches(training_data, 4, 50, seed=0)
-    histories = {row[: row.index(0)] if 0 in row else row for part in parts for row in part}
-    assert {len(part) for part in parts} == {len(single.starts) // 3}
-    assert len(histories) > 0.9 * sum(map(len, parts))
+@pytest.mark.parametrize(("batch_size", "num_processes"), [(4, 3), (2, 3), (7, 2)])
+def test_train_batches_of_several_processes_share_each_batch(training_data, batch_size, num_processes):
+    """Together the processes have the rows of one process; a process without rows gets no target."""
+
+    def histories(batch: Batch) -> list[tuple[int, ...]]:
+        lengths = batch.lengths.tolist()
+        return [tuple(row[:n]) for row, n in zip(batch.items.tolist(), lengths, strict=True) if n > 1]
+
+    single = TrainBatches(training_data, batch_size, 50, seed=0)
+    parts = [
+        TrainBatches(training_data, batch_size, 50, seed=0, process_index=n, num_processes=num_processes)
+        for n in range(num_processes)
+    ]
+    assert {len(part) for part in parts} == {len(single)}
+    for epoch in (0, 1):
+        for batch, *shares in zip(single.epoch(epoch), *(p.epoch(epoch) for p in parts), strict=True):
+            rows = [history for share in shares for history in histories(share)]
+            assert sorted(rows) == sorted(histories(batch))
+            assert all(len(share.items) > 0 for share in shares)
 
 
 def test_step_seed_of_processes_and_steps_is_distinct():

@@ -60,30 +60,37 @@ class TrainBatches:
 
     Sequences of similar length share a batch: users are shuffled, sorted by length within pools of many
     batches and cut into batches, and the batches are shuffled. The order depends on seed and epoch only.
-    In a training of several processes each process has its own users, in equally many batches.
+    Several processes share each batch: a process gets every `num_processes`-th row of it.
 
     Args:
         data: the dataset; the first `train_lengths` interactions of each user are used.
-        batch_size: users per batch.
+        batch_size: users per batch, over all processes.
         max_length: only the last `max_length` interactions of a sequence are used, its last target included.
         seed: seed of the order.
-        rank: number of this process, below `num_ranks`.
-        num_ranks: number of processes.
+        process_index: number of this process, below `num_processes`.
+        num_processes: number of processes.
     """
 
     def __init__(
-        self, data: Dataset, batch_size: int, max_length: int, seed: int, *, rank: int = 0, num_ranks: int = 1
+        self,
+        data: Dataset,
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
     ) -> None:
         lengths = np.minimum(np.asarray(data.train_lengths), max_length)
         users = np.flatnonzero(lengths >= 2)  # a sequence needs one input and one target
         stops = np.asarray(data.offsets[:-1]) + data.train_lengths
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
-        self.max_length, self.rank, self.num_ranks = max_length, rank, num_ranks
+        self.max_length, self.process_index, self.num_processes = max_length, process_index, num_processes
         self.starts, self.stops = (stops - lengths)[users], stops[users]
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-(len(self.starts) // self.num_ranks) // self.batch_size)
+        return -(-len(self.starts) // self.batch_size)
 
     @property
     def num_targets(self) -> int:
@@ -91,18 +98,22 @@ class TrainBatches:
         return int((self.stops - self.starts - 1).sum())
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from batch number `first` on."""
+        """Yield this process's rows of the batches of an epoch from batch number `first` on.
+
+        Where a batch has fewer rows than there are processes, some get a history of one item, without a target.
+        """
         random = np.random.default_rng([self.seed, epoch])
-        size = len(self.starts) - len(self.starts) % self.num_ranks
-        order = random.permutation(len(self.starts))[self.rank : size : self.num_ranks]
+        order = random.permutation(len(self.starts))
         lengths = (self.stops - self.starts)[order]
         pool = np.arange(len(order)) // (self.batch_size * BATCHES_PER_POOL)
         order = order[np.lexsort((lengths, pool))]
         for start in random.permutation(np.arange(0, len(order), self.batch_size))[first:]:
-            rows = order[start : start + self.batch_size]
-            longest = int((self.stops - self.starts)[rows].max())
-            width = min(round_up_width(longest - 1) + 1, self.max_length)
-            yield collate(self.items, self.starts[rows], self.stops[rows], width)
+            rows = order[start : start + self.batch_size][self.process_index :: self.num_processes]
+            starts, stops = self.starts[rows], self.stops[rows]
+            if len(rows) == 0:
+                starts, stops = self.starts[order[:1]], self.starts[order[:1]] + 1
+            width = min(round_up_width(int((stops - starts).max()) - 1) + 1, self.max_length)
+            yield collate(self.items, starts, stops, width)
 
 
 def target_batches(

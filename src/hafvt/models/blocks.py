@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hafvt.data.dataset import Domain
 from hafvt.models.sequences import in_domain, last_states, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
+from hafvt.ops.collectives import total_count
 
 
 class Dropout(nn.Module):
@@ -316,16 +317,18 @@ class DomainSoftmaxes(nn.ModuleList):
     def mean_nll(self, states: Sequence[Tensor], targets: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Return the mean of -log softmax at target items, (N,), each over the items of its domain.
 
-        `states` has the states of each domain, (N, width); `dropout` acts on those before its targets.
+        `states` has the states of each domain, (N, width); `dropout` acts on those before its targets. The mean
+        is over the targets of all processes, see `ops.collectives`.
         """
-        total = states[0].new_zeros((), dtype=torch.float32)
+        count = max(total_count(len(targets)), 1)
+        total = states[0].float().sum() * 0  # has a gradient without targets, too
         output: Any
         for output, h in zip(self, states, strict=True):
             mine = in_domain(targets, output.domain)
             if mine.any():
                 h = h[mine] if dropout is None else dropout(h[mine])
                 total = total + catalog_nll(*output.query(h, targets[mine]))
-        return total / len(targets)
+        return total / count
 
     def scores(self, domain: int, h: Tensor, candidates: Tensor | None) -> Tensor:
         """See `DomainSoftmax.scores`."""

@@ -39,6 +39,7 @@ from hafvt.models.blocks import DomainSoftmaxes, Dropout, PositionEmbedding, Sas
 from hafvt.models.configs import C2dsrConfig
 from hafvt.models.sequences import in_domain, last_states, next_items, select_items, states_after, valid_mask
 from hafvt.ops.catalog_softmax import catalog_nll
+from hafvt.ops.collectives import total_count
 
 
 class TransitionGraph(nn.Module):
@@ -133,8 +134,6 @@ class C2dsr(Model):
         """
         inputs, mask, targets = next_items(batch)
         table = self.merged.table()
-        if not mask.any():
-            return table.sum() * 0
         h = self.merged(table, inputs)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
         output: Any
@@ -152,7 +151,8 @@ class C2dsr(Model):
             merged, others = (h, self.merged(table, corrupted)), mask & ~in_history
             infomax = infomax + self.infomax(number, states, counts[:, -1], merged, others)
         weight = self.config.prediction_weight
-        total: Tensor = weight * prediction / len(targets) + (1 - weight) * infomax
+        count = max(total_count(len(targets)), 1)
+        total: Tensor = weight * prediction / count + (1 - weight) * infomax
         return total
 
     def infomax(
@@ -165,13 +165,12 @@ class C2dsr(Model):
         `others`, (B, T).
         """
         cross_domain = (counts > 0) & others.any(1)
-        if not cross_domain.any():
-            return states.new_zeros(())
+        count = max(total_count(int(cross_domain.sum())), 1)
         s = masked_mean(states, valid_mask(counts, states.shape[1]))[cross_domain].float()
         true, false = (  # in float32, as autocast does not cover bilinear forms
             self.discriminators[number](s, masked_mean(h, others)[cross_domain].float()) for h in merged
         )
-        loss: Tensor = (F.softplus(-true) + F.softplus(false)).mean()
+        loss: Tensor = (F.softplus(-true) + F.softplus(false)).sum() / count
         return loss
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:

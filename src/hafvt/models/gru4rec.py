@@ -26,6 +26,7 @@ from hafvt.models.blocks import Dropout
 from hafvt.models.configs import Gru4RecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
+from hafvt.ops.collectives import all_rows, from_first_process, total_count
 
 EPSILON = 1e-24  # of the authors' code
 
@@ -68,40 +69,44 @@ class Gru4Rec(Model):
         # The bias is one more column of the table, multiplied by a 1 in the state.
         table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
-        softmax_queries = []
+        softmax_queries, weight = [], 1 / max(total_count(len(targets)), 1)
         for domain in self.domains:
             mine = in_domain(targets, domain)
             items = slice(domain.start, domain.stop)
-            softmax_queries.append(SoftmaxQuery(h[mine], targets[mine], items, 1 / max(len(targets), 1)))
+            softmax_queries.append(SoftmaxQuery(h[mine], targets[mine], items, weight))
         return catalog_nll(softmax_queries, table)
 
     def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy with log-q correction, or BPR-max, against sampled negatives.
 
         `h`, (B, T, d), are states; `mask`, (B, T), states which have a next item, those in `targets`, (B, T).
+        Negatives are the targets of the batches of all processes.
         """
         config = self.config
         weights = self.popularity**config.sample_alpha * (self.popularity > 0)
         samples = torch.multinomial(weights, config.num_negatives, replacement=True)  # (S,)
-        h, mask, targets = h.transpose(0, 1), mask.T, targets.T  # (T, B, d), (T, B), (T, B)
-        in_batch = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B)
+        samples, count = from_first_process(samples), max(total_count(int(mask.sum())), 1)
+        rows, first = all_rows(targets.masked_fill(~mask, -1))  # (B', T), B' histories of all processes
+        h, mask, targets = h.transpose(0, 1), mask.T, rows.clamp(min=0).T  # (T, B, d), (T, B), (T, B')
+        in_batch = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B')
         sampled = h @ self.items(samples).T + self.bias(samples)[:, 0]  # (T, B, S)
-        scores = torch.cat([in_batch, sampled], dim=2)  # (T, B, B + S), the target on the diagonal
-        is_target = torch.eye(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)  # (B, B + S)
-        ended = F.pad(~mask, (0, config.num_negatives))[:, None]  # (T, 1, B + S) histories without an item
+        scores = torch.cat([in_batch, sampled], dim=2)  # (T, B, B' + S), the target on a diagonal
+        is_target = torch.zeros(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)
+        is_target.diagonal(first).fill_(True)  # (B, B' + S)
+        ended = F.pad(rows.T < 0, (0, config.num_negatives))[:, None]  # (T, 1, B' + S) without an item
         if config.loss == "cross-entropy":  # counts for in-batch items, their powers for samples, as theirs
             sample_q = self.popularity[samples].expand(len(h), -1) ** config.sample_alpha  # (T, S)
-            q = torch.cat([self.popularity[targets], sample_q], dim=1)  # (T, B + S)
+            q = torch.cat([self.popularity[targets], sample_q], dim=1)  # (T, B' + S)
             scores = scores - config.logq * q.clamp(min=EPSILON).log()[:, None]
             log_p = torch.log_softmax(scores.masked_fill(ended & ~is_target, -torch.inf), dim=2)
-            target_log_p: Tensor = log_p.diagonal(dim1=1, dim2=2)[mask]
-            return -target_log_p.mean()
+            target_log_p: Tensor = log_p.diagonal(first, dim1=1, dim2=2)[mask]
+            return -target_log_p.sum() / count
         scores = F.elu(scores, config.elu) if config.elu > 0 else scores
         weight = torch.softmax(scores.masked_fill(ended | is_target, -torch.inf), dim=2)  # of the negatives
-        target_scores = scores.diagonal(dim1=1, dim2=2)[..., None]  # (T, B, 1)
+        target_scores = scores.diagonal(first, dim1=1, dim2=2)[..., None]  # (T, B, 1)
         wins = (weight * torch.sigmoid(target_scores - scores)).sum(2)
         penalty = (weight * scores.square()).sum(2)
-        loss: Tensor = (config.bpreg * penalty - (wins + EPSILON).log())[mask].mean()
+        loss: Tensor = (config.bpreg * penalty - (wins + EPSILON).log())[mask].sum() / count
         return loss
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:

@@ -58,6 +58,7 @@ from hafvt.models.sequences import (
 )
 from hafvt.ops import catalog_softmax as softmax
 from hafvt.ops.catalog_softmax import SoftmaxQuery
+from hafvt.ops.collectives import total_counts
 from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_probabilities
 
@@ -143,12 +144,13 @@ class HafVt(Model):
         weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # 1 / D, lambda2 of (9)
         ranges = self.items.trained_ranges if domains else self.items.trained_ranges[-1:]  # of the softmaxes
         targets = [self.train_targets(sequence) for sequence in sequences]
+        counts = total_counts([len(t.targets) for t in targets])  # of all processes
         inputs = [t.inputs.items for t in targets]  # S tensors (B, T)
         table, histories = embedding_lookup(self.items.input_embeddings(), *inputs)  # (V, d), S (B, T, d)
         loss = torch.zeros((), device=table.device)
         queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
-            weight = weights[s] / max(len(t.targets), 1)  # (8) as a mean
+            weight = weights[s] / max(counts[s], 1)  # (8) as a mean
             loss = loss - weight * self.log_repeat_factors()[0] * t.is_repeat.sum()  # r of repeated targets
             states = self.encoders[s](history)  # (B, T, d)
             for m, name in enumerate(self.modalities):

@@ -49,6 +49,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import target_log_probabilities
+from hafvt.ops.collectives import total_count
 
 EPSILON = 1e-30
 
@@ -295,7 +296,12 @@ class Mifn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
+        count = max(total_count(len(row)), 1)  # of all processes
+        if len(row) == 0:
+            return self.items.weight.sum() * 0
+        return self.prefix_loss(batch, row, position + 1) * (
+            len(row) / count
+        )  # of the mean over this process
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log P(next item) - [next item not in the graph] log(P_S + 1e-4).

@@ -109,8 +109,6 @@ class PiNet(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
-        if not mask.any():
-            return self.items.weight.sum() * 0
         states = [self.dropout(x)[mask] for x in self.states(inputs)]  # (N, 2 d) each
         return self.outputs.mean_nll(states, targets)
 

@@ -155,8 +155,6 @@ class PsjNet(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
         inputs, mask, targets = next_items(batch)
-        if not mask.any():
-            return self.items.weight.sum() * 0
         encoded = self.encode(inputs)
         # Joining at all positions and then selecting is faster than joining at selected positions.
         positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)

@@ -29,6 +29,7 @@ from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRec
 from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
+from hafvt.ops.collectives import total_count
 from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import sample_items, sampled_log_probabilities
 
@@ -76,12 +77,13 @@ class SasRec(Model):
             catalog = slice(0, len(table))
             sample = sample_items(self.popularity, catalog, self.config.num_negatives)
             (log_p,) = sampled_log_probabilities([SoftmaxQuery(h, targets, catalog)], [sample], table)
-            return -log_p.sum() / max(len(log_p), 1)
+            return -log_p.sum() / max(total_count(len(log_p)), 1)
         if self.config.loss == "catalog":
             return mean_nll(h, table, targets)
         negatives = sample_unseen_items(batch, batch.items[:, 1:], self.domains)[mask]
         positive, negative = ((h * table[items]).sum(1) for items in (targets, negatives))  # (N,)
-        return (F.softplus(-positive) + F.softplus(negative)).mean()
+        total = (F.softplus(-positive) + F.softplus(negative)).sum()
+        return total / max(total_count(len(positive)), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""

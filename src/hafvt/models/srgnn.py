@@ -82,14 +82,14 @@ class SrGnn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss (10) of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        return self.prefix_loss(batch, row, position + 1) if len(row) else self.items.weight.sum() * 0
+        return self.prefix_loss(batch, row, position + 1)
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log softmax(s_h E^T) at the item after each prefix, (8) to (10).
 
         Each prefix has the number of its sequence and its number of items, (N,) each.
         """
-        prefix = Batch(batch.items[row, : int(length.max())], length)
+        prefix = Batch(batch.items[row, : max(length.tolist(), default=1)], length)
         table, (items,) = embedding_lookup(self.items.weight, prefix.items)  # (V, d), (N, T, d)
         s = self.session(items, prefix)
         return mean_nll(s.float(), table, batch.items[row, length])

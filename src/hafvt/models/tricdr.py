@@ -52,6 +52,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
+from hafvt.ops.collectives import total_count
 from hafvt.ops.embedding import embedding_lookup
 
 
@@ -192,31 +193,30 @@ class TriCdr(Model):
         total = self.mixed.loss(batch)
         sequences = split_two_domains(batch, self.domains)
         for encoder, sequence, domain in zip(self.own, sequences, self.domains, strict=True):
-            if (sequence.batch.lengths > 1).any():
-                total = total + encoder.loss(relative_to_domain(sequence.batch, domain))
+            total = total + encoder.loss(relative_to_domain(sequence.batch, domain))
         return total
 
     def prefix_loss(self, batch: Batch, row: Tensor, position: Tensor) -> Tensor:
         """Return the mean of -log softmax(cos(u, E) / temperature) at the next item, plus the mean TCL loss.
 
-        Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending.
+        Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending. TCL
+        contrasts the users of this process.
         """
         total = self.mixed.items.weight.sum() * 0
-        if len(row) == 0:
-            return total
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]
+        weight = 1 / max(total_count(len(targets)), 1)
         for n, (domain, table) in enumerate(zip(self.domains, encoded.tables, strict=True)):
             mine = in_domain(targets, domain)
-            if not mine.any():
-                continue
-            triple, has_both = self.triple(encoded, n, row[mine], position[mine])
+            rows = row[mine]
+            triple, has_both = self.triple(encoded, n, rows, position[mine])
             u = self.directions[n].user(triple)
             items = targets[mine] - domain.start
-            query = SoftmaxQuery(u, items, slice(0, len(table)), 1 / len(targets))
+            query = SoftmaxQuery(u, items, slice(0, len(table)), weight)
             nll = catalog_nll([query], table, 1 / self.config.temperature, normalize_rows=True)
-            is_latest = F.pad(row[mine][1:] != row[mine][:-1], (0, 1), value=True)  # of each sequence
-            tcl = self.directions[n].contrast([x[is_latest & has_both] for x in triple])
-            total = total + nll + tcl / len(self.domains)
+            is_latest = rows != F.pad(rows, (0, 1), value=-1)[1:]  # of each sequence
+            users = [x[is_latest & has_both] for x in triple]
+            share = len(users[0]) / max(total_count(len(users[0])), 1)  # of this process in the mean
+            total = total + nll + share * self.directions[n].contrast(users) / len(self.domains)
         return total
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:

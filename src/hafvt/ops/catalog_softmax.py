@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hafvt.ops.collectives import total_count
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
 
 MIN_REMAINING_MASS = 0.01
@@ -74,9 +75,11 @@ def catalog_nll(
 def mean_nll(h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets; 0 if there are none.
 
-    The queries h are (N, d), the targets (N,) int64 row numbers of `table`.
+    The queries h are (N, d), the targets (N,) int64 row numbers of `table`. The mean is over the targets of all
+    processes, see `ops.collectives`.
     """
-    return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), 1 / max(len(h), 1))], table, scale)
+    weight = 1 / max(total_count(len(h)), 1)
+    return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), weight)], table, scale)
 
 
 def target_log_probabilities(

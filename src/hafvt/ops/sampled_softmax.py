@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafvt.ops.catalog_softmax import SoftmaxQuery
+from hafvt.ops.collectives import from_first_process
 
 POPULARITY_POWER = 0.75
 """Sampling weight is (popularity + 1) to this power: 0 is uniform, 1 proportional."""
@@ -45,10 +46,10 @@ class SeenItems(NamedTuple):
 def sample_items(popularity: Tensor, candidates: slice, count: int) -> ItemSample:
     """Draw `count` items from the rows `candidates`, with replacement, by torch's global generator.
 
-    `popularity` is (V,), the training interactions of each item.
+    `popularity` is (V,), the training interactions of each item. All processes get the sample of process 0.
     """
     weight = (popularity[candidates].float() + 1) ** POPULARITY_POWER
-    items = torch.multinomial(weight, count, replacement=True)
+    items = from_first_process(torch.multinomial(weight, count, replacement=True))
     return ItemSample(items + candidates.start, (count * weight[items] / weight.sum()).log())
 
 

@@ -73,7 +73,7 @@ def run_training(
     copies = 5 if fabric.device.type == "cpu" else 1
     network = build_model(model, item_features, model_config, copies=copies)
     del item_features  # frees memory: the model holds its own copy
-    process = {"rank": fabric.global_rank, "num_ranks": fabric.world_size}
+    process = {"process_index": fabric.global_rank, "num_processes": fabric.world_size}
     batches = TrainBatches(dataset, config.batch_size, network.max_length + 1, config.seed, **process)
     if len(batches) == 0:
         raise HafvtError(

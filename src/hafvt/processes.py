@@ -1,0 +1,41 @@
+"""The processes of one training or evaluation, as torchrun starts them. This module does not import torch."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables of each process that torchrun starts."""
+
+_reports_errors: bool | None = None
+
+
+def num_processes() -> int:
+    """Return the number of processes that torchrun started together; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in VARIABLES) else 1
+
+
+def process_index() -> int:
+    """Return the number of this process, from 0; process 0 alone writes files and messages."""
+    return int(os.environ["RANK"]) if num_processes() > 1 else 0
+
+
+def local_process_index() -> int:
+    """Return the number of this process among those of this machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if num_processes() > 1 else 0
+
+
+def num_local_processes() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if num_processes() > 1 else 1
+
+
+def set_reports_errors(value: bool | None) -> None:
+    """Set whether this process prints the error that ends the processes; None for process 0 alone."""
+    global _reports_errors
+    _reports_errors = value
+
+
+def reports_errors() -> bool:
+    """Return whether this process prints the error that ends the processes."""
+    return process_index() == 0 if _reports_errors is None else _reports_errors

@@ -24,6 +24,7 @@ from cyclopts.config import Dict
 from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
+from hafvt.processes import num_processes, process_index, reports_errors
 from hafvt.progress import console
 from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
 
@@ -103,6 +104,8 @@ COMMANDS = {
     "doctor": Command("hafvt.experiments.doctor:doctor", "Describe this machine and what is installed."),
 }
 
+DISTRIBUTED_COMMANDS = ("train", "evaluate", "doctor")
+"""Commands that several processes of torchrun may run together."""
 MAX_CONFIG_BYTES = 1_000_000
 MAPPING_OPTIONS = ("--columns", "--domains", "--encoders", "--params", "--precomputed", "--space", "--tuned")
 """Options that take names with values: `--columns user_id=customer`."""
@@ -159,7 +162,8 @@ def command_function(command: Command) -> Callable[..., str]:
                     options[name][key] = parse_values(value)
                 except HafvtError as error:
                     raise HafvtError(f"--{name}.{key} {value}: {error}") from None
-        return command.format_result(function(*arguments, **options))
+        result = function(*arguments, **options)
+        return command.format_result(result) if process_index() == 0 else ""
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [parameter.replace(annotation=types[name]) for name, parameter in parameters.items()]
@@ -310,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = f"hafvt {command_name}".strip()
 
     def print_error(error: object) -> None:
+        if not reports_errors():  # another process does
+            return
         text = " ".join(str(error).split())
         console.print(f"{program}: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
 
@@ -324,6 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_other_warning = warnings.showwarning
             warnings.showwarning = show_warning  # type: ignore[assignment]
             words, options = split_config(words)
+            if num_processes() > 1 and command_name and command_name not in DISTRIBUTED_COMMANDS:
+                raise HafvtError("it runs in one process: start it without torchrun")
             has_params = command_name in ("train", "tune")
             model = next((word for word in words[1:] if word in MODELS), "") if has_params else ""
             app = make_app(command_name, model, options)
@@ -345,7 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("the memory of this machine is not enough: choose smaller settings or a larger machine")
         return 1
     except KeyboardInterrupt:
-        console.print("stopped; start the command again to continue where it was (train: with --resume)")
+        if reports_errors():
+            console.print("stopped; start the command again to continue where it was (train: with --resume)")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hafvt.processes import process_index
+
 console = Console(stderr=True)
 
 Advance = Callable[..., None]
@@ -80,7 +82,12 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
 
     Yields:
         The function to call after each step, see `Advance`.
+
+    Of several processes, only process 0 prints.
     """
+    if process_index() > 0:
+        yield lambda n=1, note="": None
+        return
     start, done_before, last_print = time.monotonic(), done, time.monotonic()
 
     def state(note: str) -> str:

@@ -346,6 +346,6 @@ def test_train_batches_of_several_processes_share_each_batch(training_data, batc
 
 
 def test_step_seed_of_processes_and_steps_is_distinct():
-    seeds = {step_seed(seed, step, rank, 2) for seed in (0, 1) for step in range(3) for rank in range(2)}
+    seeds = {step_seed(seed, step, process) for seed in (0, 1) for step in range(3) for process in range(2)}
     assert len(seeds) == 12
-    assert step_seed(7, 5, 0, 1) == (7 << 32) + 5
+    assert step_seed(7, 5, 0) == (7 << 32) + 5

@@ -17,6 +17,8 @@ from hafvt.evaluation.protocols import FULL, Protocol
 from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.models.base import Model
 from hafvt.ops import ranking
+from hafvt.ops.collectives import is_distributed, sum_in_place
+from hafvt.processes import num_processes, process_index
 from hafvt.progress import Advance
 
 MAX_SCORES = 4_000_000  # bounds the memory of a batch: its histories x its candidates
@@ -92,6 +94,8 @@ def rank_positions(
 ) -> TargetRanks:
     """Rank the targets at some positions of `data.items` by one model; see `rank_targets`.
 
+    Several processes share the batches. A batch and so its ranks do not depend on their number.
+
     Args:
         model: scores the candidates.
         data: holds the targets.
@@ -108,7 +112,8 @@ def rank_positions(
     domains = data.domains_of(items[positions])
     half_ties, by_protocol = np.zeros(len(positions)), np.zeros(len(positions))
     num_candidates, is_repeat = np.zeros(len(positions), np.int64), data.is_repeat[positions]
-    exclude_seen = protocol.exclude_seen(data)
+    exclude_seen, batch_number = protocol.exclude_seen(data), 0
+    report_progress = advance or (lambda n: None)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -119,7 +124,10 @@ def rank_positions(
                 batch_size = min(max(MAX_SCORES // max(len(domain), 1), 16), 1024)
             batches = target_batches(data, positions[domain_rows], batch_size, model.max_length)
             for batch_rows, batch in batches:
-                rows = domain_rows[batch_rows]
+                rows, batch_number = domain_rows[batch_rows], batch_number + 1
+                if is_distributed() and batch_number % num_processes() != process_index():
+                    report_progress(len(rows))
+                    continue
                 candidates: Tensor | None = None
                 ignore: Tensor | None = None
                 target = torch.from_numpy(items[positions[rows]].astype(np.int64) - domain.start)
@@ -141,9 +149,10 @@ def rank_positions(
                 if not protocol.ties_count_half:
                     batch_ranks = protocol.tie_rule(scores, target, ignore).cpu().numpy()
                     by_protocol[rows] = np.where(is_missed, np.inf, batch_ranks)
-                if advance is not None:
-                    advance(len(rows))
+                report_progress(len(rows))
     model.train(was_training)
+    for column in (half_ties, by_protocol, num_candidates):
+        sum_in_place(torch.from_numpy(column))  # zeros in the rows of other processes
     ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates, is_repeat)
     return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
 

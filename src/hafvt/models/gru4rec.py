@@ -26,7 +26,7 @@ from hafvt.models.blocks import Dropout
 from hafvt.models.configs import Gru4RecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import all_rows, from_first_process, total_count
+from hafvt.ops.collectives import from_first_process, gather_histories, total_count
 
 EPSILON = 1e-24  # of the authors' code
 
@@ -86,7 +86,9 @@ class Gru4Rec(Model):
         weights = self.popularity**config.sample_alpha * (self.popularity > 0)
         samples = torch.multinomial(weights, config.num_negatives, replacement=True)  # (S,)
         samples, count = from_first_process(samples), max(total_count(int(mask.sum())), 1)
-        rows, first = all_rows(targets.masked_fill(~mask, -1))  # (B', T), B' histories of all processes
+        rows, first = gather_histories(
+            targets.masked_fill(~mask, -1)
+        )  # (B', T), B' histories of all processes
         h, mask, targets = h.transpose(0, 1), mask.T, rows.clamp(min=0).T  # (T, B, d), (T, B), (T, B')
         in_batch = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B')
         sampled = h @ self.items(samples).T + self.bias(samples)[:, 0]  # (T, B, S)

@@ -1,36 +1,81 @@
 """Communication between the processes of a training or evaluation, by torch.distributed.
 
 Each process trains on its users of a batch. Its loss is its part of the batch's loss: models divide sums over
-the targets of the process by the number of targets of all processes, see `total_counts`. The sum of all
-losses is then the loss of one process with the whole batch, and so are the gradients.
+the targets of the process by the number of targets of all processes, see `total_count`. The sum of all losses
+is then the loss of one process with the whole batch, and the same holds for gradients.
 
-All processes must call these functions equally often and in the same order. Without a process group, which
-`hafvt.training.process_group` opens, the functions return what they are given.
+All processes must call these functions equally often and in the same order. Outside of `process_group`, or
+with one process, the functions return what they are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hafvt.errors import HafvtError
+from hafvt.processes import num_processes, process_index, set_reports_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+STEP_TIMEOUT = timedelta(seconds=60)
+"""Longest wait for a message within a step, after which the other process counts as dead."""
+LONG_TIMEOUT = timedelta(hours=6)
+"""Longest wait for a process that works alone, such as one that writes a checkpoint."""
 BUCKET_ELEMENTS = 2**20
-"""Smaller tensors share one message."""
+"""Gradients with fewer elements share one message."""
+
+_long_group: Any = None
+_parent_process = 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Connect the processes that torchrun started while the block runs; without torchrun, do nothing.
+
+    If the block fails in several processes, the first of them reports the error.
+    """
+    global _long_group, _parent_process
+    if num_processes() == 1 or is_distributed():
+        yield
+        return
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    _with_clear_error(dist.init_process_group)(
+        "cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=STEP_TIMEOUT
+    )
+    store = dist.distributed_c10d._get_default_store()  # of torchrun's agent, which outlives the processes
+    _long_group, _parent_process = _with_clear_error(dist.new_group)(timeout=LONG_TIMEOUT), os.getppid()
+    try:
+        yield
+    except BaseException:
+        try:
+            set_reports_errors(store.add("hafvt_errors", 1) == 1)
+        except RuntimeError:  # the agent ended, too
+            set_reports_errors(True)
+        raise
+    finally:
+        _long_group = None
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:
-    """Return whether this process belongs to a process group."""
+    """Return whether this process is connected to others."""
     return dist.is_available() and dist.is_initialized()
+
+
+def is_orphan() -> bool:
+    """Return whether torchrun's agent, which started this process, has ended."""
+    return is_distributed() and os.getppid() != _parent_process
 
 
 def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
@@ -40,30 +85,56 @@ def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except RuntimeError as error:
-            if not is_distributed() or "memory" in str(error):
+        except (RuntimeError, ValueError) as error:
+            if num_processes() == 1 or "memory" in str(error):
                 raise
             raise HafvtError(
-                "another process ended or does not answer, so this one ends, too: see the messages of the "
-                "others, and start the command again (train: with --resume)"
+                "another process was killed, failed or does not answer, so all end: see other messages, and start "
+                "the command again (train: with --resume, which continues from the last checkpoint)"
             ) from error
 
     return run
 
 
 @_with_clear_error
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if is_distributed():
+        dist.all_reduce(torch.zeros(1), group=_long_group)
+
+
+@_with_clear_error
+def totals(values: Sequence[float], *, long_wait: bool = False) -> list[float]:
+    """Return the sums of values over all processes; with `long_wait`, others may come hours later."""
+    if not is_distributed():
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums, group=_long_group if long_wait else None)
+    return sums.tolist()
+
+
 def total_counts(counts: Sequence[int]) -> list[int]:
     """Return the sums of counts over all processes."""
-    if not is_distributed():
-        return list(counts)
-    totals = torch.tensor(counts)
-    dist.all_reduce(totals)
-    return [int(total) for total in totals]
+    return [int(total) for total in totals(counts)]
 
 
 def total_count(count: int) -> int:
     """Return the sum of a count over all processes."""
     return total_counts([count])[0]
+
+
+@_with_clear_error
+def sum_in_place(tensor: Tensor) -> None:
+    """Replace a tensor by its sum over all processes, of which others may come hours later."""
+    if is_distributed():
+        dist.all_reduce(tensor, group=_long_group)
+
+
+@_with_clear_error
+def max_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its maximum over all processes."""
+    for tensor in tensors if is_distributed() else ():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
 
 
 @_with_clear_error
@@ -75,20 +146,68 @@ def from_first_process(tensor: Tensor) -> Tensor:
 
 
 @_with_clear_error
-def all_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes, (B, T) -> (B', T), -1 in the place of missing columns.
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """Return the rows of each process, which may have different numbers of them."""
+    if not is_distributed():
+        return [rows]
+    counts = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    longest = max(int(count) for count in counts)
+    padded = functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, longest - len(rows)])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
 
-    Longer rows of other processes are cut. The second value is the number of rows before those of this process.
+
+def gather_histories(items: Tensor) -> tuple[Tensor, int]:
+    """Return the histories of all processes, (B, T) -> (B', T), -1 in the place of missing columns.
+
+    Longer histories of other processes are cut. The second value is the number of rows before this process's.
     """
     if not is_distributed():
-        return rows, 0
-    sizes = [torch.empty(2, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor(rows.shape))
-    num_rows, width = (int(size) for size in torch.stack(sizes).amax(0))
-    padding = (0, width - rows.shape[1], 0, num_rows - len(rows))
-    padded = functional.pad(rows, padding, value=-1)
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    counts = [int(size[0]) for size in sizes]
-    gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    return gathered[:, : rows.shape[1]], sum(counts[: dist.get_rank()])
+        return items, 0
+    width = torch.tensor(items.shape[1])
+    max_in_place([width])
+    parts = gather_rows(functional.pad(items, (0, int(width) - items.shape[1]), value=-1))
+    return torch.cat(parts)[:, : items.shape[1]], sum(map(len, parts[: process_index()]))
+
+
+@_with_clear_error
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace the gradient of each parameter by its sum over all processes.
+
+    A gradient is None if it is None in all processes, and sparse if it is sparse in any.
+    """
+    if not is_distributed():
+        return
+    kinds = torch.tensor([0 if p.grad is None else 1 + p.grad.is_sparse for p in parameters])
+    max_in_place([kinds])
+    bucket: list[Tensor] = []
+    for parameter, kind in zip(parameters, kinds.tolist(), strict=True):
+        if kind == 2:
+            parameter.grad = _sum_sparse(parameter.grad, parameter)
+        elif kind == 1:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if parameter.numel() < BUCKET_ELEMENTS:
+                bucket.append(parameter.grad)
+            else:
+                dist.all_reduce(parameter.grad)
+    if bucket:
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        dist.all_reduce(flat)
+        for grad, part in zip(bucket, torch.split(flat, [grad.numel() for grad in bucket]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def _sum_sparse(grad: Tensor | None, parameter: Tensor) -> Tensor:
+    """Return the sum of gradients that are sparse in their first dimension; None is a zero gradient."""
+    if grad is None:
+        rows, values = (
+            torch.zeros(0, dtype=torch.int64, device=parameter.device),
+            parameter.new_zeros(0, *parameter.shape[1:]),
+        )
+    else:
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+    rows, values = torch.cat(gather_rows(rows)), torch.cat(gather_rows(values))
+    return torch.sparse_coo_tensor(rows[None], values, parameter.shape, check_invariants=False).coalesce()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hafvt.errors import HafvtError
+from hafvt.processes import local_process_index, num_local_processes, num_processes
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -31,6 +32,26 @@ def select_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise HafvtError("--device mps: torch finds no such device: use --device cpu")
     return device
+
+
+def process_device(name: str) -> torch.device:
+    """Return the device of this process: with several processes and cuda, a GPU of its own.
+
+    Raises:
+        HafvtError: see `select_device`; or there are fewer GPUs than processes on this machine.
+    """
+    device = select_device(name)
+    if num_processes() == 1 or device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise HafvtError(f"--device {name} has one process: leave it out, or choose cuda or cpu for several")
+    if num_local_processes() > torch.cuda.device_count():
+        raise HafvtError(
+            f"{num_local_processes()} processes for {torch.cuda.device_count()} CUDA devices: start one process "
+            "per device"
+        )
+    torch.cuda.set_device(local_process_index())
+    return torch.device("cuda", local_process_index())
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

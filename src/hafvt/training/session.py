@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning_fabric import Fabric
 
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
@@ -22,7 +20,9 @@ from hafvt.files import atomic_file, explained_read_errors, is_temporary, sha256
 from hafvt.folders import folder_lock
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
-from hafvt.ops.device import compute_dtype, select_device
+from hafvt.ops.collectives import barrier, max_in_place, process_group
+from hafvt.ops.device import compute_dtype, process_device
+from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
 from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
 from hafvt.training.config import TrainingConfig
@@ -38,9 +38,8 @@ from hafvt.training.run import (
 )
 from hafvt.training.trainer import Trainer
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision at every start
 
-
+@process_group()
 def run_training(
     model: str,
     model_config: ModelConfig,
@@ -52,9 +51,13 @@ def run_training(
     test: bool,
     tensorboard: bool,
 ) -> Run:
-    """Train the model of a name in this process and return the run, see `hafvt.training.train.train`."""
-    protocol = get_protocol(config.protocol, config.candidates)
-    fabric, dtype = create_fabric(config)
+    """Train the model of a name in this process and return the run, see `hafvt.training.train.train`.
+
+    If torchrun started this process, the others train with it.
+    """
+    protocol, device = get_protocol(config.protocol, config.candidates), process_device(config.device)
+    dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
+    dtype = dtypes[config.precision]
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     item_features = model_item_features(dataset, model, model_config)
     model_config = resolve_modalities(model_config, item_features)
@@ -70,43 +73,37 @@ def run_training(
     }
     torch.manual_seed(config.seed)
     # Of each weight, training holds the gradient, Adam's two moments and the average.
-    copies = 5 if fabric.device.type == "cpu" else 1
+    copies = 5 if device.type == "cpu" else 1
     network = build_model(model, item_features, model_config, copies=copies)
     del item_features  # frees memory: the model holds its own copy
-    process = {"process_index": fabric.global_rank, "num_processes": fabric.world_size}
-    batches = TrainBatches(dataset, config.batch_size, network.max_length + 1, config.seed, **process)
+    batches = TrainBatches(
+        dataset,
+        config.batch_size,
+        network.max_length + 1,
+        config.seed,
+        process_index=process_index(),
+        num_processes=num_processes(),
+    )
     if len(batches) == 0:
         raise HafvtError(
             f"{dataset.folder}: no user has two training interactions: prepare it with other filters"
         )
-    with folder_lock(folder) if fabric.is_global_zero else nullcontext():
-        if fabric.is_global_zero:
+    is_first = process_index() == 0
+    with folder_lock(folder) if is_first else nullcontext():
+        if is_first:
             claim_folder(folder, settings, resume=resume)
-        fabric.barrier()
-        trainer = Trainer(fabric, network, dataset, batches, folder, config, protocol)
+        barrier()
+        trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
-        if fabric.is_global_zero:
-            save_run(trainer, settings)
-        fabric.barrier()
+        save_run(trainer, settings)
+        barrier()
         run = open_run(folder, dataset)
-        if test and len(dataset.test) > 0 and fabric.is_global_zero:
+        if test and len(dataset.test) > 0:
             test_ranks = rank_targets(run.models, dataset, "test", protocol).by_protocol
-            write_results(folder, dataset, test_ranks, protocol)
+            if is_first:
+                write_results(folder, dataset, test_ranks, protocol)
+        barrier()
     return run
-
-
-def create_fabric(config: TrainingConfig) -> tuple[Fabric, torch.dtype]:
-    """Return the Fabric object of a training, and the dtype of its matrix products.
-
-    Raises:
-        HafvtError: this machine has no such device.
-    """
-    device = select_device(config.device)
-    dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
-    dtype = dtypes[config.precision]
-    devices = 1 if device.index is None else [device.index]
-    precision = "bf16-mixed" if dtype == torch.bfloat16 else "32-true"
-    return Fabric(accelerator=device.type, devices=devices, precision=precision), dtype  # type: ignore[arg-type]
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -152,12 +149,19 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
 
 
 def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
-    """Write the best weights and model.json, with `settings`, into the run's folder: the run is finished."""
-    state, device, folder = trainer.state, trainer.fabric.device, trainer.folder
+    """Write the best weights and model.json, with `settings`, into the run's folder: the run is finished.
+
+    Process 0 writes; `peak_gib` is the memory of the largest process.
+    """
+    state, device, folder = trainer.state, trainer.device, trainer.folder
+    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
+    greatest_peak_gib = torch.tensor(peak_gib)
+    max_in_place([greatest_peak_gib])
+    if process_index() > 0:
+        return
     names = weight_files(len(trainer.best_paths))
     for path, name in zip(trainer.best_paths, names, strict=True):
         save_checkpoint(folder / name, *load_checkpoint(path))
-    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
     best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
     if len(names) > 1:
         best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
@@ -170,7 +174,8 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "dataset": settings["dataset"],
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "training": settings,
-        "best": best | {"peak_gib": round(peak_gib, 3)},
+        "best": best | {"peak_gib": round(float(greatest_peak_gib), 3)},
+        "processes": num_processes(),
         "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
         "sha256": {name: sha256(folder / name) for name in names},
     }

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
@@ -20,6 +20,16 @@ from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import explained_read_errors
 from hafvt.models.base import Model
+from hafvt.ops.collectives import (
+    barrier,
+    from_first_process,
+    is_distributed,
+    is_orphan,
+    max_in_place,
+    sum_gradients,
+    totals,
+)
+from hafvt.processes import process_index
 from hafvt.progress import Advance, progress
 from hafvt.training.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
 from hafvt.training.config import TrainingConfig
@@ -28,18 +38,6 @@ from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
 
 REMEDY = "train the model again in another folder"
-
-
-class LossModule(nn.Module):
-    """Computes a model's training loss in `forward`: Fabric averages gradients over processes only there."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, a scalar."""
-        return self.model.loss(batch)
 
 
 @dataclass
@@ -72,31 +70,34 @@ class TrainingState:
 class Trainer:
     """Trains a model, validates it, and saves its best weights. Resumes from the last checkpoint in `folder`.
 
-    Each process of a distributed training has its own `batches`; only process 0 validates and writes files.
-    The model moves to the device of `fabric`; `protocol` ranks the validation targets of `data`.
+    Several processes hold the same weights. Each has its part of `batches`, and their gradients are summed. Each
+    ranks its part of the validation targets of `data` by `protocol`. Process 0 writes the files.
+    The model moves to `device`, and multiplies matrices in `dtype`.
     """
 
     def __init__(
         self,
-        fabric: Fabric,
         model: Model,
         data: Dataset,
         batches: TrainBatches,
         folder: Path,
         config: TrainingConfig,
         protocol: Protocol,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self.fabric, self.model, self.data, self.batches = fabric, model, data, batches
+        self.model, self.data, self.batches, self.device, self.dtype = model, data, batches, device, dtype
         self.folder, self.config, self.protocol = folder, config, protocol
-        model.to(fabric.device)
+        model.to(device)
+        share_state(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # A model without parameters, such as popularity, has one epoch, in which nothing is trained.
         self.epochs, self.validate_every = (config.epochs, config.validate_every) if parameters else (1, 1)
         num_checkpoints = len(data.domains) if protocol.checkpoint_per_domain else 1
         self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
-        self.loss_module: nn.Module = LossModule(model)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.parameters = parameters
         if parameters:  # fused=True: other implementations allocate temporary copies of the item table
             self.optimizer = torch.optim.Adam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -104,13 +105,11 @@ class Trainer:
         checkpoints = folder / "checkpoint"
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
-        if self.last_path.exists():
+        if has_checkpoint(self.last_path):
             tensors, state = load_checkpoint(self.last_path, REMEDY)
             with explained_read_errors(self.last_path, REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.weights)
                 self.state = TrainingState(**state)
-        if self.optimizer is not None:
-            self.loss_module, self.optimizer = fabric.setup(self.loss_module, self.optimizer)
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_save = time.monotonic()
 
@@ -123,7 +122,7 @@ class Trainer:
             HafvtError: the loss is not finite.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the current step and a checkpoint.
         """
-        log = MetricsLog(self.folder, self.state.epoch, tensorboard) if self.fabric.is_global_zero else None
+        log = MetricsLog(self.folder, self.state.epoch, tensorboard) if process_index() == 0 else None
         state, batch_size = self.state, self.config.batch_size
         num_histories = self.epochs * len(self.batches) * batch_size
         with (
@@ -169,8 +168,9 @@ class Trainer:
                 self.config.batch_size,
                 f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{mrr_note}",
             )
-            interrupted = is_interrupted()
-            if interrupted or time.monotonic() - self.last_save > self.config.checkpoint_every:
+            is_due = process_index() == 0 and time.monotonic() - self.last_save > self.config.checkpoint_every
+            interrupted, is_due = map(bool, totals([is_interrupted() or is_orphan(), is_due]))
+            if interrupted or is_due:
                 self.save()
             if interrupted:
                 raise KeyboardInterrupt
@@ -182,15 +182,16 @@ class Trainer:
             HafvtError: the loss is not finite.
         """
         assert self.optimizer is not None
-        rank, num_ranks = self.fabric.global_rank, self.fabric.world_size
-        torch.manual_seed(step_seed(self.config.seed, self.state.step, rank, num_ranks))
+        torch.manual_seed(step_seed(self.config.seed, self.state.step, process_index()))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss_module(batch.to(self.fabric.device))
-        value = float(loss.detach())
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            loss = self.model.loss(batch.to(self.device))
+        (value,) = totals([float(loss.detach())])
         if not math.isfinite(value):
             step, rate = self.state.step, self.config.learning_rate
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
-        self.fabric.backward(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(self.parameters)
         self.optimizer.step()
         return value
 
@@ -200,34 +201,63 @@ class Trainer:
         Returns:
             The mean of the domains' MRRs.
         """
-        mrr, state = 0.0, self.state
-        if self.fabric.is_global_zero:
-            with self.ema.applied():
-                models, device = [self.model] * len(self.data.domains), self.fabric.device
-                ranks = rank_targets(models, self.data, "valid", self.protocol, device=device).by_protocol
-                mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
-                mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
-                for index, value in enumerate(mrrs):
-                    if value > state.best_mrrs[index]:
-                        state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
-                        metadata = {"epoch": state.epoch, "valid_mrr": value}
+        state, models = self.state, [self.model] * len(self.data.domains)
+        merge_counters(self.model)
+        with self.ema.applied():
+            ranks = rank_targets(models, self.data, "valid", self.protocol, device=self.device).by_protocol
+            mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
+            mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
+            for index, value in enumerate(mrrs):
+                if value > state.best_mrrs[index]:
+                    state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
+                    metadata = {"epoch": state.epoch, "valid_mrr": value}
+                    if process_index() == 0:
                         save_checkpoint(self.best_paths[index], pack(self.model), metadata)
-        mrr, state.best_mrrs, state.best_epochs = self.fabric.broadcast(
-            (mrr, state.best_mrrs, state.best_epochs)
-        )
         return mrr
 
     def save(self) -> None:
         """Write the checkpoint from which a resumed training continues."""
-        if self.fabric.is_global_zero:
+        merge_counters(self.model)
+        if process_index() == 0:
             tensors = pack(self.model, self.optimizer, self.ema.weights)
             save_checkpoint(self.last_path, tensors, asdict(self.state))
+        barrier()
         self.last_save = time.monotonic()
 
 
-def step_seed(seed: int, step: int, rank: int, num_ranks: int) -> int:
-    """Return the seed of all random numbers of a step in process `rank` of `num_ranks`.
+def share_state(model: nn.Module) -> None:
+    """Give all processes the weights of process 0, and clusters, which another machine may compute otherwise."""
+    if not is_distributed():
+        return
+    state = model.state_dict()
+    for tensor in state.values():
+        from_first_process(tensor)
+    model.load_state_dict(state)  # recomputes what depends on the tensors
 
-    It is independent of earlier steps, so that resuming changes no result.
+
+def merge_counters(model: nn.Module) -> None:
+    """Take the maxima over processes of the single whole numbers in a model's state, such as its longest history."""
+    max_in_place([t for t in model.state_dict().values() if t.ndim == 0 and not t.is_floating_point()])
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Return whether a checkpoint exists.
+
+    Raises:
+        HafvtError: it exists only on the machines of some processes.
     """
-    return (seed << 32) + step * num_ranks + rank  # keeps the steps of seeds such as 0 and 1 apart
+    exists = path.exists()
+    if exists != bool(from_first_process(torch.tensor(int(exists)))):
+        raise HafvtError(f"{path} is not on all machines: choose a folder on a disk that they share")
+    return exists
+
+
+def step_seed(seed: int, step: int, process_index: int) -> int:
+    """Return the seed of all random numbers of a step in a process.
+
+    It is independent of earlier steps, so that resuming changes no result, and process 0 has that of a single
+    process.
+    """
+    if process_index > 0:
+        return int(np.random.SeedSequence([seed, step, process_index]).generate_state(1, np.uint64)[0])
+    return (seed << 32) + step  # keeps the steps of seeds such as 0 and 1 apart

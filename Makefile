@@ -60,6 +60,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/million.py --work "$(WORK)/million"
+	$(BIN)/python benchmarks/external.py --shared "$(SHARED)" --work "$(WORK)/external"
 
 clean:
 	rm -rf $(VENV) demo

@@ -54,20 +54,21 @@ _BERT4REC: Settings = {
     "model": "bert4rec",
     "ligr": True,
     "loss": "softmax",
-    "data_preparator_kwargs": {"mask_prob": 0.3},
+    "mask_prob": 0.3,
 }
 # gSASRec (Petrov and Macdonald, RecSys 2023) by RecTools' loss, with t of the authors' config_ml1m.py.
 _GBCE: Settings = {"loss": "gBCE", "gbce_t": 0.75, "n_negatives": 64}
 _GSASREC_ML1M: Settings = {"n_negatives": 256, "n_blocks": 3, "n_heads": 1, "dropout_rate": 0.1}
 
 
-def _replay(data: str) -> list[Settings]:
+def _replay(*, content: bool) -> list[Settings]:
     first = {"width": 64, "blocks": 2, "heads": 2, "dropout": 0.2, "learning_rate": 0.003, "batch_size": 128}
+    first["content"] = content
     published = {"width": 192, "heads": 4, "dropout": 0.3, "learning_rate": 0.001}
     return [first, first | published, first | {"width": 128, "dropout": 0.3}]
 
 
-def _vbpr(data: str) -> list[Settings]:
+def _vbpr() -> list[Settings]:
     first = {"k": 64, "k2": 64, "batch_size": 1000, "learning_rate": 0.005, "epochs_per_fit": 2}
     published = {"k": 10, "k2": 10, "batch_size": 100}
     return [first, first | published, first | {"k": 128, "k2": 128, "lambda_w": 0.1}]
@@ -89,8 +90,9 @@ RIVALS = {
             GOODS: _rectools(_SAMPLED | _LIGR, _BEAUTY, {}),
         },
     ),
-    "SASRec (RePlay)": Rival("replay", {data: _replay(data) for data in LENGTHS}),
-    "VBPR (Cornac)": Rival("cornac", {data: _vbpr(data) for data in LENGTHS}),
+    "SASRec (RePlay)": Rival("replay", dict.fromkeys(LENGTHS, _replay(content=False))),
+    "SASRec with content (RePlay)": Rival("replay", dict.fromkeys(LENGTHS, _replay(content=True))),
+    "VBPR (Cornac)": Rival("cornac", dict.fromkeys(LENGTHS, _vbpr())),
     "SASRec (RecTools)": Rival(
         "rectools", {FILMS: _rectools(_SOFTMAX, _ML1M, {}), GOODS: _rectools(_SAMPLED, _BEAUTY, {})}
     ),

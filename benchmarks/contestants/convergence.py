@@ -22,6 +22,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.target_ranking import rank_targets
+from hafvt.features.table import FeatureTable
 from hafvt.models.base import Model
 
 PROTOCOL = get_protocol("full", "unseen")
@@ -74,6 +75,12 @@ def train_histories(data: Dataset) -> list[np.ndarray]:
         np.asarray(data.items[start : start + length])
         for start, length in zip(starts, data.train_lengths, strict=True)
     ]
+
+
+def content_vectors(data: Dataset) -> np.ndarray:
+    """Return the frozen vectors of all items, those of each modality side by side, zero where there are none."""
+    tables = [FeatureTable.open(data.folder / "features" / name).rows for name in data.feature_names]
+    return np.concatenate(tables, axis=1).astype(np.float32)
 
 
 def longest_input(data: Dataset, limit: int) -> int:

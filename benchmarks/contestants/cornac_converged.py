@@ -12,14 +12,13 @@ from io import StringIO
 
 import numpy as np
 import torch
-from convergence import ExternalCurve, ExternalModel, read_trial, train_histories
+from convergence import ExternalCurve, ExternalModel, content_vectors, read_trial, train_histories
 from cornac.data import Dataset as CornacDataset
 from cornac.data import ImageModality
 from cornac.models import VBPR
 from torch import nn
 
 from hafvt.data.dataset import Dataset
-from hafvt.features.table import FeatureTable
 
 
 class FactorTables(nn.Module):
@@ -41,8 +40,7 @@ def train_set(data: Dataset) -> CornacDataset:
     interactions = (users[first], items[first], np.ones(len(first), dtype=np.float32))
     numbers = [{number: number for number in range(count)} for count in (data.num_users, data.num_items)]
     log = CornacDataset(data.num_users, data.num_items, *numbers, interactions, seed=0)
-    tables = [FeatureTable.open(data.folder / "features" / name).rows for name in data.feature_names]
-    images = ImageModality(features=np.concatenate(tables, axis=1).astype(np.float32))
+    images = ImageModality(features=content_vectors(data))
     log.add_modalities(item_image=images)
     return log
 

@@ -26,26 +26,48 @@ from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.sequential import SasRec
 
 
-def build(items: int, width: int, blocks: int, heads: int, dropout: float, length: int) -> SasRec:
-    """Return the library's model; item number `items` is padding."""
-    feature = TensorFeatureInfo(
-        "item_id",
-        is_seq=True,
-        feature_type=FeatureType.CATEGORICAL,
-        embedding_dim=width,
-        padding_value=items,
-        cardinality=items,
-        feature_hint=FeatureHint.ITEM_ID,
-        feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
-    )
+def build(
+    items: int, width: int, blocks: int, heads: int, dropout: float, length: int, content_width: int = 0
+) -> SasRec:
+    """Return the library's model; item number `items` is padding.
+
+    With a `content_width`, a projection of the items' frozen vectors is added to the embeddings of its inputs.
+    """
+    sequence = {"is_seq": True, "embedding_dim": width}
+    features = [
+        TensorFeatureInfo(
+            "item_id",
+            feature_type=FeatureType.CATEGORICAL,
+            padding_value=items,
+            cardinality=items,
+            feature_hint=FeatureHint.ITEM_ID,
+            feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
+            **sequence,
+        )
+    ]
+    if content_width:
+        features.append(
+            TensorFeatureInfo(
+                "content",
+                feature_type=FeatureType.NUMERICAL_LIST,
+                tensor_dim=content_width,
+                feature_sources=[TensorFeatureSource(FeatureSource.ITEM_FEATURES, "content")],
+                **sequence,
+            )
+        )
     return SasRec.from_params(
-        TensorSchema([feature]),
+        TensorSchema(features),
         embedding_dim=width,
         num_heads=heads,
         num_blocks=blocks,
         max_sequence_length=length,
         dropout=dropout,
     )
+
+
+def feature_tensors(items: torch.Tensor, content: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return what the model reads of items, (B, T); `content` has their frozen vectors and one of padding."""
+    return {"item_id": items} if content is None else {"item_id": items, "content": content[items]}
 
 
 def train_epoch(
@@ -57,6 +79,7 @@ def train_epoch(
     batch: int,
     length: int,
     padding: int,
+    content: torch.Tensor | None = None,
 ) -> None:
     """Train one pass over the sequences in a random order."""
     model.train()
@@ -68,15 +91,22 @@ def train_epoch(
         inputs, labels = table[:, :-1], table[:, 1:, None]
         mask = inputs != padding
         optimizer.zero_grad()
-        values = model({"item_id": inputs}, mask, positive_labels=labels, target_padding_mask=mask[..., None])
+        values = model(
+            feature_tensors(inputs, content),
+            mask,
+            positive_labels=labels,
+            target_padding_mask=mask[..., None],
+        )
         values["loss"].backward()
         optimizer.step()
 
 
-def score(model: SasRec, rows: list[np.ndarray], length: int, padding: int) -> torch.Tensor:
+def score(
+    model: SasRec, rows: list[np.ndarray], length: int, padding: int, content: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the scores of all items after each history, (B, items); the model is in evaluation mode."""
     inputs = torch.from_numpy(left_padded(rows, length, padding))
-    return model({"item_id": inputs}, inputs != padding)["logits"]
+    return model(feature_tensors(inputs, content), inputs != padding)["logits"]
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "contestants")]
 
 import external  # noqa: E402
+import machine  # noqa: E402
 import time_to_quality  # noqa: E402
 from convergence import PROTOCOL, UNKNOWN_ITEM, ExternalModel, TrainingCurve, Trial, train_histories  # noqa: E402
 from rivals import LENGTHS, RIVALS  # noqa: E402
@@ -167,3 +168,29 @@ def test_contestant_with_tiny_settings_writes_a_trial(data, tmp_path, name):
     facts = json.loads((tmp_path / "out" / "trial.json").read_text())
     assert [epoch for epoch, _, _ in facts["curve"]] in ([1, 2], [2])
     assert len(np.load(tmp_path / "out" / "ranks.npz")["ranks"]) == len(data.test)
+
+
+def test_write_makes_tables_and_charts_of_the_finished_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr(external, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    random, films = np.random.default_rng(0), "movielens-posters"
+    trials = {"hafvt": [0.30, 0.35], "sasrec": [0.32], "SASRec (RePlay)": [0.2]}
+    for name, mrrs in trials.items():
+        for number, mrr in enumerate(mrrs):
+            path = external.place(films, name, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            facts = {"version": "toy 1", "settings": {}, "parameters": 5, "converged": name == "hafvt"}
+            curve = [[1, 10.0 * (number + 1), mrr / 2], [2, 20.0 * (number + 1), mrr], [3, 50.0, mrr / 3]]
+            path.write_text(json.dumps({**facts, "curve": curve, "machine": machine.describe()}))
+            ranks = random.integers(1, 40, 60).astype(float)
+            np.savez(path.with_suffix(".npz"), ranks=ranks, domains=np.arange(60) % 2)
+    text = external.write()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "toy" in line]
+    assert [row[0] for row in rows] == ["| hafvt", "| sasrec", "| SASRec (RePlay)"]  # by validation MRR
+    assert [row[4:7] for row in rows] == [["2", "40", "35.00"], ["2*", "20", "32.00"], ["2*", "20", "20.00"]]
+    assert rows[1][-2:] == ["40", "2.00 |"]  # hafvt is as good after 40 s, twice the time
+    assert rows[2][-2:] == ["40", "2.00 |"]
+    saved = json.loads((tmp_path / "external.json").read_text())["data"][films]
+    assert saved["sasrec"]["cpu_s"] == 20.0
+    assert (tmp_path / f"external-{films}.svg").read_text().count("<polyline") == 3
+    assert not (tmp_path / "external-amazon-food-kitchen.svg").exists()

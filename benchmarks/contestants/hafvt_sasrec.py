@@ -25,7 +25,7 @@ from common import (
 from hafvt import train
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset
-from hafvt.inference.recommender import top_k_columns
+from hafvt.ops.top_k import top_k_columns
 
 
 def main() -> None:

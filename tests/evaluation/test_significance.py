@@ -41,3 +41,17 @@ def test_holm_equals_known_corrections():
     assert holm([]) == []
     p = [0.001, 0.2, 0.04, 0.011]
     assert all(a >= b for a, b in zip(holm(p), false_discovery_control(p), strict=True))
+
+
+def test_paired_test_with_weights_has_the_mean_over_targets_and_draws_whole_users():
+    random = np.random.default_rng(0)
+    weights = random.integers(1, 30, 200).astype(float)
+    differences = random.normal(0.02, 0.1, 200) + 0.01 * (weights - 15)
+    test = paired_test(differences, weights)
+    assert test.difference == pytest.approx(np.average(differences, weights=weights))
+    assert test.low < test.difference < test.high
+    by_target = paired_test(np.repeat(differences, weights.astype(int)))
+    assert by_target.difference == pytest.approx(test.difference)
+    assert by_target.high - by_target.low < 0.5 * (
+        test.high - test.low
+    )  # targets of a user are not independent

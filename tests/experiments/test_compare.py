@@ -11,6 +11,7 @@ import time
 from xml.etree import ElementTree
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
@@ -27,6 +28,8 @@ from hafvt.experiments.comparison_runner import (
     ModelResult,
     best_valid_mrr,
     compare_with_best_other,
+    read_user_metrics,
+    require_tuned_is_best,
     run_comparison,
     slug,
 )
@@ -34,6 +37,7 @@ from hafvt.experiments.paper import paper
 from hafvt.experiments.published import TABLES
 from hafvt.files import write_json
 from hafvt.folders import folder_lock
+from hafvt.models import MODELS
 from hafvt.models.popularity import Popularity
 from hafvt.training.run import fingerprint
 from tests.conftest import write_small
@@ -73,6 +77,25 @@ def test_compare_writes_means_and_tests_of_the_runs(compared):
     assert test["difference"] == pytest.approx(np.mean(mrrs) - popularity, abs=1e-6)
 
 
+def test_compare_shows_recommended_lists_and_other_candidates(compared):
+    _, out, comparison = compared
+    assert "coverage@10 (%)" in comparison.text
+    assert "| popularity |" in comparison.text
+    assert "Some targets are repeats" in comparison.text
+    content = json.loads((out / "compare.json").read_text())
+    assert {"coverage@10", "popularity rank", "novelty"} < set(content["models"][0]["lists"][0]["overall"])
+
+
+def test_read_user_metrics_of_a_split_by_time_weighs_users_by_their_targets(tmp_path):
+    rows = {"user_id": ["a", "a", "b", "b"], "domain": "x", "rank": [1.0, 2.0, 4.0, 1.0]}
+    pl.DataFrame({**rows, "candidates": [9, 9, 9, 1]}).write_parquet(tmp_path / "ranks.parquet")
+    metrics, targets = read_user_metrics([tmp_path, tmp_path])
+    assert metrics["x", "MRR"].tolist() == [0.75, 0.25]  # the target without another candidate does not count
+    assert targets["x"].tolist() == [2.0, 1.0]
+    mean = np.average(metrics["x", "MRR"], weights=targets["x"])
+    assert mean == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+
+
 def test_compare_repeated_trains_nothing(compared):
     data, out, comparison = compared
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
@@ -96,7 +119,8 @@ def test_compare_with_tuned_settings_searches_no_learning_rate(make_small, tmp_p
     data, folder = make_small(), tmp_path / "tune"
     folder.mkdir()
     budget = "Budget: 30 trials of at most 20 epochs."
-    settings = {"model": "gru4rec", "dataset": fingerprint(data), "budget": budget}
+    settings = {"format": 3, "model": "gru4rec", "dataset": fingerprint(data), "budget": budget}
+    settings["params"] = {"width": 8}
     write_json(folder / "settings.json", settings)
     best = {"preset": "default", "learning_rate": 0.02, "batch_size": 8, "weight_decay": 1e-6}
 
@@ -117,12 +141,34 @@ def test_compare_with_tuned_settings_searches_no_learning_rate(make_small, tmp_p
     assert about["config"]["width"] == 8
     assert f"gru4rec: settings of the search in {folder}. {budget}" in str(comparison)
     assert "| gru4rec | 0.02, tuned |" in str(comparison)
+    (default_folder,) = (tmp_path / "out" / "runs" / "gru4rec-with-default-settings").glob("*/")
+    default = json.loads((default_folder / "model.json").read_text())
+    assert (default["training"]["learning_rate"], default["training"]["batch_size"]) == (1e-3, 64)
+    assert default["config"]["width"] == 8  # fixed in the search
+    assert not (default_folder / "results.json").exists()  # no test targets read
     with pytest.raises(HafvtError, match="holds a run with batch_size=8, now 16"):
         run(batch_size=16)
+    metrics = run_folder / "metrics.jsonl"
+    metrics.write_text(json.dumps({"epoch": 1, "valid_mrr": 1e-6}))
+    with pytest.raises(
+        HafvtError, match=r"gru4rec: the tuned settings have a validation MRR of 0.00%, the de"
+    ):
+        run()
+
+
+def test_require_tuned_is_best_compares_means_over_seeds():
+    require_tuned_is_best("sasrec", [0.12, 0.14], [0.13, 0.13])
+    with pytest.raises(
+        HafvtError, match=r"^sasrec: .* 12.00%, the default settings 13.00%: tune it with more"
+    ):
+        require_tuned_is_best("sasrec", [0.12, 0.12], [0.14, 0.12])
 
 
 def test_compare_with_a_wrong_search_names_the_remedy(make_small, tmp_path):
     data = make_small()
+    write_json(tmp_path / "settings.json", {"model": "gru4rec", "dataset": fingerprint(data)})
+    with pytest.raises(HafvtError, match="holds a search of an earlier version: tune gru4rec again"):
+        compare(data.folder, tmp_path / "out", tuned={"gru4rec": str(tmp_path)})
     write_json(tmp_path / "settings.json", {"model": "gru4rec", "dataset": "other"})
     with pytest.raises(HafvtError, match="--tuned sasrec: choose among the compared models, gru4rec"):
         compare(data.folder, tmp_path / "out", models=["gru4rec"], tuned={"sasrec": str(tmp_path)})
@@ -164,6 +210,7 @@ def test_compare_stopped_and_repeated_ends_as_without_a_stop(make_small, tmp_pat
 
 def test_run_comparison_with_a_failing_training_names_the_model(make_small, tmp_path, monkeypatch):
     monkeypatch.setattr("hafvt.experiments.comparison_runner.configure", lambda *_: object())
+    monkeypatch.setitem(MODELS, "nonsense", MODELS["gru4rec"])  # the process of the training lacks it
     compared_models = [ComparedModel("label", "nonsense")]
     with pytest.raises(HafvtError, match=r"label ended with 1: .*nonsense"):
         run_comparison(make_small(), tmp_path / "out", compared_models, QUICK_BUDGET, FULL, 1)

@@ -69,7 +69,7 @@ def test_train_and_reports_show_repeats_and_new_targets_apart(tmp_path):
         value = f"{100 * results['all']['MRR'].value:.2f}"
         assert value in next(line for line in lines if line.startswith(f"  {name} "))
         page = write_run_report(run).read_text(encoding="utf-8")
-        assert re.search(f"popularity, {name}</bdi></th>.*<b>{value}</b>", page)
+        assert re.search(f"popularity, {name}</bdi></th>.*<b>{value}</b>", page, re.DOTALL)
     unrepeated = train("popularity", make_log(tmp_path, 0), tmp_path / "unrepeated")
     assert "new targets" not in str(unrepeated)
     assert "new targets" not in write_run_report(unrepeated).read_text(encoding="utf-8")

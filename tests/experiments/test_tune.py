@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import pickle
@@ -22,10 +23,12 @@ from optuna.trial import TrialState
 from hafvt.cli import main
 from hafvt.errors import HafvtError
 from hafvt.experiments import training_pool
+from hafvt.experiments.compare import compare
 from hafvt.experiments.search_space import Choices, Range
 from hafvt.experiments.study import setting_importances
 from hafvt.experiments.training_pool import is_in_use
 from hafvt.experiments.tune import tune
+from hafvt.training.train import train
 
 FAKE_TRAINING = """
 import fcntl, json, math, os, sys, time
@@ -116,6 +119,46 @@ def test_tune_writes_best_settings_report_and_importances(small, tmp_path, fake_
     figure = ElementTree.fromstring((out / "importance.svg").read_text())
     texts = [element.text for element in figure.iter() if element.tag.endswith("text")]
     assert set(result.importances) <= set(texts)
+
+
+def test_tune_first_trial_has_default_settings_that_the_space_leaves_out(small, tmp_path, fake_training):
+    fake_training()
+    space = {"learning_rate": [2e-3, 8e-3, "log"], "dropout": [0.4, 0.5], "batch_size": [16]}
+    result = tune("sasrec", small, tmp_path / "out", space=space, trials=6, epochs=2, jobs=1)
+    first, others = result.trials[0], result.trials[1:]
+    assert (first.params["learning_rate"], first.params["dropout"]) == (1e-3, 0.3)
+    assert first.params["batch_size"] == 16  # a single choice is fixed
+    assert "default settings of preset `default` (trial 0): " in result.text
+    assert all(2e-3 <= trial.params["learning_rate"] <= 8e-3 for trial in others)
+    options = [folder.read_text() for folder in (tmp_path / "out").glob("trials/*/metrics.jsonl")]
+    assert len(options) == 6
+    assert set(result.importances) == {"learning_rate", "dropout", "width", "blocks", "heads", "weight_decay"}
+    repeated = tune("sasrec", small, tmp_path / "out", space=space, trials=6, epochs=2, jobs=1)
+    assert outcomes(repeated) == outcomes(result)
+
+
+def test_tune_by_default_trains_16_trials_or_more_to_convergence():
+    parameters = inspect.signature(tune).parameters
+    assert parameters["trials"].default >= 16
+    assert parameters["epochs"].default == inspect.signature(train).parameters["epochs"].default
+    assert parameters["patience"].default is None  # as in train
+
+
+@pytest.mark.slow
+def test_tune_model_without_weights_searches_its_hyperparameters(small, tmp_path):
+    space = {"num_neighbors": [2, 100], "shrinkage": [1.0, 50.0, "log"]}
+    result = tune("item-knn", small, tmp_path / "out", space=space, trials=2, jobs=1)
+    assert set(result.best.params) == {"num_neighbors", "shrinkage"}
+    best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
+    assert "learning_rate" not in best
+    comparison = compare(
+        small,
+        tmp_path / "compare",
+        models=["item-knn"],
+        tuned={"item-knn": str(tmp_path / "out")},
+        budget="small",
+    )
+    assert comparison.model_results[0].compared.params == best["params"]
 
 
 def test_tune_repeated_with_equal_seed_tries_equal_settings(small, tmp_path, fake_training):

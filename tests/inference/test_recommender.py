@@ -15,7 +15,8 @@ from hafvt import train
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import replace_item_table
 from hafvt.errors import HafvtError
-from hafvt.inference.recommender import Recommender, top_k_columns
+from hafvt.inference.recommender import Recommender
+from hafvt.ops.top_k import top_k_columns
 from hafvt.training.run import open_run
 from tests.conftest import write_small
 from tests.served import ODD_ID

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,11 @@ class Ranks:
             infinite where the target is no candidate.
         candidates: (n,) number of ranked items.
         is_repeat: (n,) whether the history contains the target already.
+        lists: (n, k) indices of the first k items that are recommended in the target's place, best first, -1
+            where there are fewer; None if they were not collected.
+        other_ranks: (n,) ranks by the other rule for items of the history: candidates where they are none,
+            and the reverse; None if they were not collected.
+        other_candidates: (n,) number of ranked items by the other rule.
     """
 
     positions: Int64
@@ -36,6 +42,9 @@ class Ranks:
     ranks: Float64
     candidates: Int64
     is_repeat: Bool
+    lists: Int64 | None = None
+    other_ranks: Float64 | None = None
+    other_candidates: Int64 | None = None
 
     def write(self, path: str | Path, data: Dataset) -> None:
         """Write a Parquet table with the columns user_id, domain, item_id, rank, candidates, repeat."""
@@ -55,12 +64,22 @@ class Ranks:
 
     def select(self, rows: Bool | Int64) -> Ranks:
         """Return the ranks of some targets."""
-        return Ranks(*(getattr(self, field.name)[rows] for field in fields(self)))
+        columns: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            column = getattr(self, name)
+            columns[name] = None if column is None else column[rows]
+        return Ranks(**columns)
 
     @property
     def has_rivals(self) -> Bool:
         """Whether each target was not the only candidate, whose rank is always 1, (n,)."""
         return (self.candidates > 1) | np.isinf(self.ranks)
+
+    def by_other_rule(self) -> Ranks | None:
+        """Return the ranks by the other rule for items of the history, if they were collected."""
+        if self.other_ranks is None or self.other_candidates is None:
+            return None
+        return replace(self, ranks=self.other_ranks, candidates=self.other_candidates)
 
     def with_rivals(self) -> Ranks:
         """Return the ranks without those of targets that were the only candidate."""
@@ -69,6 +88,9 @@ class Ranks:
 
 def concat_ranks(parts: Sequence[Ranks]) -> Ranks:
     """Return the ranks of disjoint sets of targets as one object, ordered by position."""
-    columns = [np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Ranks)]
-    ranks = Ranks(*columns)
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(Ranks)):
+        values = [getattr(part, name) for part in parts]
+        columns[name] = None if any(value is None for value in values) else np.concatenate(values)
+    ranks = Ranks(**columns)
     return ranks.select(np.argsort(ranks.positions, kind="stable"))

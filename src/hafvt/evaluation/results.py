@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Dataset
+from hafvt.evaluation.list_metrics import ListResults, summarize_lists
 from hafvt.evaluation.metrics import MetricValue, Results, summarize
 from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
@@ -17,6 +18,7 @@ from hafvt.evaluation.ranks import Ranks
 from hafvt.files import explained_read_errors, read_json, write_json
 
 NOVELTY = ("new targets", "repeats")
+OTHER_CANDIDATES = "other candidates"
 REMEDY = "evaluate the run again with hafvt evaluate"
 
 
@@ -40,7 +42,12 @@ def write_results(
         "notes": notes,
         "results": results_to_json(results),
         **{name: results_to_json(part) for name, part in _results_by_novelty(ranks, data).items()},
+        "lists": summarize_lists(ranks, data),
     }
+    if (other := ranks.by_other_rule()) is not None:
+        content[OTHER_CANDIDATES] = results_to_json(
+            summarize(other, [domain.name for domain in data.domains])
+        )
     write_json(folder / "results.json", content)
     return results
 
@@ -75,6 +82,12 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
             f"repeats, which the history contains: {ranks.is_repeat.mean():.1%} of the targets"
             + (f", {num_missed:,} of which count as missed" if num_missed else "")
         )
+    if ranks.other_ranks is not None:
+        excluded = [d.name for d, out in zip(data.domains, protocol.exclude_seen(data), strict=True) if out]
+        included = [domain.name for domain in data.domains if domain.name not in excluded]
+        rules = [f"items of the history ranked as well in {', '.join(excluded)}"] if excluded else []
+        rules += [f"without items of the history in {', '.join(included)}"] if included else []
+        notes.append(f"{OTHER_CANDIDATES}: {'; '.join(rules)}")
     if lone := len(ranks.ranks) - len(ranks.with_rivals().ranks):
         notes.append(f"{lone:,} targets without another candidate are left out of the means")
     return notes
@@ -94,6 +107,19 @@ def read_results_by_novelty(folder: Path) -> dict[str, Results]:
     with explained_read_errors(folder / "results.json", REMEDY):
         content = read_json(folder / "results.json", REMEDY)
         return {name: results_from_json(content[name]) for name in NOVELTY if name in content}
+
+
+def read_other_results(folder: Path) -> Results:
+    """Return the metrics by the other rule for items of the history, empty without repeats."""
+    with explained_read_errors(folder / "results.json", REMEDY):
+        return results_from_json(read_json(folder / "results.json", REMEDY).get(OTHER_CANDIDATES, {}))
+
+
+def read_list_results(folder: Path) -> ListResults:
+    """Return the metrics of the recommended lists in a folder's results.json; empty where there are none."""
+    with explained_read_errors(folder / "results.json", REMEDY):
+        results: ListResults = read_json(folder / "results.json", REMEDY).get("lists", {})
+        return results
 
 
 def read_description(folder: Path) -> str:

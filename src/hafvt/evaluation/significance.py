@@ -29,11 +29,17 @@ class PairedTest:
     wilcoxon: float
 
 
-def paired_test(differences: Float64, resamples: int = 2000, seed: int = 0) -> PairedTest:
+def paired_test(
+    differences: Float64, weights: Float64 | None = None, *, resamples: int = 2000, seed: int = 0
+) -> PairedTest:
     """Test whether the users' differences are centered at 0.
 
+    With several targets per user, as in a split by time, the bootstrap draws users with all their targets, and
+    its mean is that over targets, as in tables. Wilcoxon's test ranks the users' mean differences.
+
     Args:
-        differences: (users,) differences of a metric.
+        differences: (users,) differences of a metric, each a mean over the targets of the user.
+        weights: (users,) number of targets of each user; default: one each.
         resamples: number of bootstrap samples of users.
         seed: of the samples.
 
@@ -45,16 +51,20 @@ def paired_test(differences: Float64, resamples: int = 2000, seed: int = 0) -> P
     except ImportError:
         raise missing_package("compare", "scipy") from None
     random, num_users = np.random.default_rng(seed), len(differences)
+    weights = np.ones(num_users) if weights is None else weights
+    sums = differences * weights
     means = np.empty(resamples)
     for row in range(resamples):
-        means[row] = differences[random.integers(num_users, size=num_users)].mean()
+        users = random.integers(num_users, size=num_users)
+        means[row] = sums[users].sum() / weights[users].sum()
     # Counting the sample itself keeps the p-value above 0, which a finite number of resamples cannot show.
     sides = (1 + (means <= 0).sum(), 1 + (means >= 0).sum())
     bootstrap = min(1.0, 2 * min(sides) / (resamples + 1))
     low, high = np.percentile(means, [2.5, 97.5])
     all_zero = not differences.any()
     p = 1.0 if all_zero else float(wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
-    return PairedTest(float(differences.mean()), float(low), float(high), float(bootstrap), p)
+    mean = float(sums.sum() / weights.sum())
+    return PairedTest(mean, float(low), float(high), float(bootstrap), p)
 
 
 def holm(p_values: list[float]) -> list[float]:

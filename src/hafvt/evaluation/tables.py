@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from itertools import chain
 
+from hafvt.evaluation.list_metrics import ListResults, list_cells, list_header, list_metric_names
 from hafvt.evaluation.metrics import MetricValue, Results
 from hafvt.tables import align_columns, markdown_table, percent
 
@@ -81,3 +82,10 @@ def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> st
             table += [cells, intervals] if any(map(str.strip, intervals)) else [cells]
     legend = "in %, below each value its 95 % interval" + ("; * best of its domain" if mark_best else "")
     return "\n".join([*align_columns(table), legend])
+
+
+def plain_list_table(results: ListResults) -> str:
+    """Return a table of the metrics of recommended lists for the terminal, one row per domain."""
+    metrics = list_metric_names({"": results})
+    rows = [[f"  {domain}", *list_cells(row, metrics)] for domain, row in results.items()]
+    return "\n".join(align_columns([["lists of 10", *list_header(metrics)], *rows]))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hafvt.data.batches import target_batches
 from hafvt.data.dataset import Dataset, Domain, Int32, Int64
+from hafvt.evaluation.list_metrics import LIST_LENGTH
 from hafvt.evaluation.negatives import load_negatives
 from hafvt.evaluation.protocols import FULL, Protocol
 from hafvt.evaluation.ranks import Ranks, concat_ranks
@@ -19,6 +20,7 @@ from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.ops.collectives import is_distributed, sum_in_place
 from hafvt.processes import num_processes, process_index
+from hafvt.ops.top_k import top_k_columns
 from hafvt.progress import Advance
 
 MAX_SCORES = 4_000_000  # bounds the memory of a batch: its histories x its candidates
@@ -43,6 +45,7 @@ def rank_targets(
     split: Literal["valid", "test"],
     protocol: Protocol = FULL,
     *,
+    with_lists: bool = False,
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
@@ -53,6 +56,7 @@ def rank_targets(
         data: holds the targets.
         split: which targets.
         protocol: the candidates and the tie rule.
+        with_lists: see `rank_positions`.
         device: where the models are, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
@@ -71,6 +75,7 @@ def rank_targets(
             positions[rows],
             protocol,
             None if negatives is None else negatives[rows],
+            with_lists=with_lists,
             device=device,
             advance=advance,
         )
@@ -89,6 +94,7 @@ def rank_positions(
     protocol: Protocol = FULL,
     negatives: Int32 | None = None,
     *,
+    with_lists: bool = False,
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
@@ -104,6 +110,8 @@ def rank_positions(
             that the history contains cannot be recommended: it counts as missed, with an infinite rank.
         negatives: (n, N) item indices that each target is ranked among, -1 where there are fewer than N; None
             for all items of the target's domain.
+        with_lists: whether to collect the recommended lists and, if there are repeats, the ranks by the other
+            rule for items of the history; without `negatives` only.
         device: where the model is, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
@@ -114,6 +122,10 @@ def rank_positions(
     num_candidates, is_repeat = np.zeros(len(positions), np.int64), data.is_repeat[positions]
     exclude_seen, batch_number = protocol.exclude_seen(data), 0
     report_progress = advance or (lambda n: None)
+    with_lists = with_lists and negatives is None
+    with_other_rule = with_lists and bool(data.is_repeat[np.concatenate([data.valid, data.test])].any())
+    lists = np.zeros((len(positions), LIST_LENGTH), np.int64)  # of item numbers plus 1
+    other_ranks, other_candidates = np.zeros(len(positions)), np.zeros(len(positions), np.int64)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -149,12 +161,40 @@ def rank_positions(
                 if not protocol.ties_count_half:
                     batch_ranks = protocol.tie_rule(scores, target, ignore).cpu().numpy()
                     by_protocol[rows] = np.where(is_missed, np.inf, batch_ranks)
+                if with_lists:
+                    lists[rows] = 1 + recommended_lists(scores, ignore, domain)
+                if with_other_rule:
+                    seen = seen_columns(data, positions[rows], domain)
+                    other_candidates[rows] = len(domain)
+                    if not exclude_seen[number]:
+                        other_candidates[rows] -= (seen >= 0).sum(1).numpy()
+                    ignore = None if exclude_seen[number] else seen.to(device)
+                    is_missed = is_repeat[rows] & ~np.bool_(exclude_seen[number])
+                    batch_ranks = ranking.ranks(scores, target, ignore).cpu().numpy()
+                    other_ranks[rows] = np.where(is_missed, np.inf, batch_ranks)
                 report_progress(len(rows))
     model.train(was_training)
-    for column in (half_ties, by_protocol, num_candidates):
+    for column in (half_ties, by_protocol, num_candidates, lists, other_ranks, other_candidates):
         sum_in_place(torch.from_numpy(column))  # zeros in the rows of other processes
     ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates, is_repeat)
+    if with_lists:
+        ranks = replace(ranks, lists=lists - 1)
+    if with_other_rule:
+        ranks = replace(ranks, other_ranks=other_ranks, other_candidates=other_candidates)
     return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
+
+
+def recommended_lists(scores: Tensor, ignore: Tensor | None, domain: Domain) -> Int64:
+    """Return the items that are recommended by the scores (B, C) of a domain, best first, (B, LIST_LENGTH).
+
+    `ignore`, (B, S), are columns that are not recommended, padded with -1; so are shorter lists.
+    """
+    lists = np.full((len(scores), LIST_LENGTH), -1)
+    ignored = torch.full((len(scores), 0), -1) if ignore is None else ignore
+    for row, (row_scores, columns) in enumerate(zip(scores.float().cpu(), ignored.cpu(), strict=True)):
+        top = top_k_columns(row_scores.numpy(), LIST_LENGTH, columns[columns >= 0].numpy())
+        lists[row, : len(top)] = domain.start + top
+    return lists
 
 
 def sampled_candidates(targets: Int32, negatives: Int32, device: torch.device) -> tuple[Tensor, Tensor]:

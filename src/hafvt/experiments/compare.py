@@ -13,7 +13,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
-from hafvt.experiments.search_space import TRAINING_OPTIONS
+from hafvt.experiments.search_space import TRAINING_OPTIONS, TUNING_FORMAT, default_settings
 from hafvt.features.item_features import load_item_features
 from hafvt.files import atomic_file, explained_read_errors, read_json
 from hafvt.models import MODELS, build_model, configure
@@ -79,14 +79,16 @@ def compare(
         models: names of the models; default: all that support the dataset; a remark below the tables names
             each model that does not. A model that you name must support the dataset.
         tuned: for a model's name, a folder written by tune (--tuned sasrec=tune/sasrec hafvt=tune/hafvt). Its
-            best settings replace the search for a learning rate; a remark below the tables says so.
+            best settings replace the search for a learning rate; a remark below the tables says so. The
+            default settings are trained as well, to refuse a table where they are better in validation.
         budget: small (1 seed, 12 epochs, last 20 items of a history) or full (3 seeds, 100 epochs, 50 items).
         protocol: full, c2dsr or sampled-unseen, see evaluate.
         candidates: items that targets are ranked among, see evaluate.
         jobs: number of parallel trainings; default: one per processor.
 
     Raises:
-        HafvtError: a setting is wrong, or a training failed; finished trainings are kept.
+        HafvtError: a setting is wrong, a training failed, or tuned settings are worse in validation than
+            the default ones; finished trainings are kept.
     """
     ranking = get_protocol(protocol, candidates)
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
@@ -196,12 +198,20 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
     is_search = isinstance(settings, dict) and settings.get("model") == name
     if not is_search or settings.get("dataset") != fingerprint(data):
         raise HafvtError(f"{folder} holds no search for {name} on {data.folder}: tune it there first")
+    if settings.get("format") != TUNING_FORMAT:
+        raise HafvtError(
+            f"{folder} holds a search of an earlier version: tune {name} again in another folder"
+        )
     if not (folder / "best.yaml").exists():
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
     with explained_read_errors(folder / "best.yaml", "repeat the search, which writes it again"):
         best = parse_yaml((folder / "best.yaml").read_text(encoding="utf-8"))
-        training = {option: best[option] for option in TRAINING_OPTIONS}
-        return ComparedModel(name, name, best["preset"], best["params"], training)
+        training = {option: best[option] for option in TRAINING_OPTIONS if option in best}
+        preset, fixed = best["preset"], settings["params"]
+        defaults = default_settings(name, preset, fixed)
+        default_training = {option: defaults[option] for option in training}
+        default_model = ComparedModel(f"{name} with default settings", name, preset, fixed, default_training)
+        return ComparedModel(name, name, preset, best["params"], training, default_model)
 
 
 def _read_tuning_budget(folder: Path) -> str:

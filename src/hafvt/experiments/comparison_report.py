@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.checks import find_scenario
+from hafvt.evaluation.list_metrics import list_cells, list_header, list_metric_names, mean_of_known
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.results import results_to_json
 from hafvt.evaluation.significance import PairedTest
@@ -15,7 +18,7 @@ from hafvt.experiments.comparison_runner import METRIC_COLUMNS, Budget, ModelRes
 from hafvt.experiments.published import ABLATION, TABLES
 from hafvt.files import atomic_file, write_json
 from hafvt.reports.comparison import Mark, ModelRow, comparison_latex, comparison_markdown
-from hafvt.tables import markdown_table
+from hafvt.tables import markdown_table, percent
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -62,8 +65,12 @@ def write_comparison(
     )
     table = comparison_markdown(domains, METRIC_COLUMNS, rows)
     remark_lines = "".join(f"\n\n{remark}" for remark in remarks)
+    more_tables = "\n".join([_other_candidates_table(domains, model_results), _list_table(model_results)])
     cost_table = _cost_table(model_results)
-    text = f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{cost_table}{remark_lines}"
+    text = (
+        f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{more_tables.lstrip()}"
+        f"{cost_table}{remark_lines}"
+    )
     models = [_model_json(result, tests, columns) for result in model_results]
     with atomic_file(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -78,6 +85,46 @@ def write_comparison(
     }
     write_json(out / "compare.json", content)
     return text
+
+
+def _other_candidates_table(domains: Sequence[str], model_results: Sequence[ModelResult]) -> str:
+    """Return the table by the other rule for items of the history; "" where no target is a repeat."""
+    if not all(all(result.other_results) for result in model_results):
+        return ""
+    header = ["model", *(f"{domain} {metric}" for domain in domains for metric in METRIC_COLUMNS)]
+    rows = []
+    for result in model_results:
+        cells = [result.label]
+        for domain in domains:
+            for metric in METRIC_COLUMNS:
+                values = [other[domain][metric].value for other in result.other_results]
+                cells.append(percent(float(np.mean(values))))
+        rows.append(cells)
+    note = (
+        "Some targets are repeats, so the other candidates matter as well: items of the history are candidates "
+        "below where they are none above, and the reverse."
+    )
+    return f"{note}\n\n{markdown_table(header, rows)}"
+
+
+def _list_table(model_results: Sequence[ModelResult]) -> str:
+    """Return the metrics of the recommended lists, mean of domains and seeds; "" where there are none."""
+    results = {}
+    for result in model_results:
+        seeds = [
+            next(reversed(lists.values())) for lists in result.list_results if lists
+        ]  # overall, or the one
+        results[result.label] = {
+            "": {name: mean_of_known([row[name] for row in seeds]) for name in (seeds[0] if seeds else ())}
+        }
+    metrics = list_metric_names(results)
+    if not metrics:
+        return ""
+    rows = [[label, *list_cells(result[""], metrics)] for label, result in results.items()]
+    return (
+        "Recommended lists of 10 items, mean of the domains (docs/evaluation.md defines the columns):\n\n"
+        f"{markdown_table(['model', *list_header(metrics)], rows)}\n"
+    )
 
 
 def _mark(result: ModelResult, column: Column, model_results: Sequence[ModelResult], tests: Tests) -> Mark:
@@ -138,6 +185,8 @@ def _model_json(result: ModelResult, tests: Tests, columns: Sequence[Column]) ->
         "peak_gib": result.peak_gib,
         "parameters": result.num_parameters,
         "results": [results_to_json(results) for results in result.seed_results],
+        "other_candidates": [results_to_json(results) for results in result.other_results],
+        "lists": result.list_results,
         "against_best_other": {
             f"{domain} {metric}": asdict(tests[result.label, domain, metric])
             for domain, metric in columns

@@ -14,10 +14,11 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
+from hafvt.evaluation.list_metrics import ListResults
 from hafvt.evaluation.metrics import METRICS, Results
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Float64
-from hafvt.evaluation.results import read_results
+from hafvt.evaluation.results import read_list_results, read_other_results, read_results
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
 from hafvt.files import explained_read_errors, explained_write_errors, read_json
@@ -81,6 +82,7 @@ class ComparedModel:
         params: hyperparameters that differ from the preset.
         training: options of `train` that replace those of the budget. A `learning_rate` here replaces the
             search.
+        default_model: of a tuned model, the same model with default settings; it must not be better.
     """
 
     label: str
@@ -88,6 +90,7 @@ class ComparedModel:
     preset: str = "default"
     params: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    default_model: ComparedModel | None = None
 
     def searched_rates(self, budget: Budget) -> tuple[float, ...]:
         """Return the learning rates to search; none for a fixed rate, or without weights to train."""
@@ -108,7 +111,11 @@ class ModelResult:
         learning_rate: the best learning rate.
         search_mrrs: best validation MRR of each searched learning rate; empty without a search.
         seed_results: test metrics of each seed.
+        list_results: of each seed, metrics of the recommended lists; empty for protocols that draw negatives.
+        other_results: of each seed, test metrics by the other rule for items of the history; empty without
+            repeats.
         user_metrics: (users,) mean metric of each user over targets and seeds, by (domain, metric).
+        user_targets: (users,) number of targets of each user, by domain; empty: one each.
         best_epochs: epoch of the kept weights of each seed.
         mean_seconds: training time, mean over the seeds.
         peak_gib: peak memory of a training, maximum over the seeds.
@@ -121,6 +128,9 @@ class ModelResult:
     seed_results: tuple[Results, ...]
     user_metrics: dict[tuple[str, str], Float64] = field(repr=False)
     best_epochs: tuple[int, ...] = ()
+    list_results: tuple[ListResults, ...] = ()
+    other_results: tuple[Results, ...] = ()
+    user_targets: dict[str, Float64] = field(default_factory=dict, repr=False)
     mean_seconds: float = 0.0
     peak_gib: float = 0.0
     num_parameters: int = 0
@@ -156,7 +166,8 @@ class ComparisonRunner:
 
     def num_trainings(self, compared: ComparedModel) -> int:
         """Return the number of trainings of a model."""
-        return len(compared.searched_rates(self.budget)) + compared.num_seeds(self.budget)
+        num_seeds = compared.num_seeds(self.budget) * (2 if compared.default_model else 1)
+        return len(compared.searched_rates(self.budget)) + num_seeds
 
     def run(self, compared: ComparedModel, advance: Advance) -> ModelResult:
         """Search for a model's learning rate, train with each seed, and return the results.
@@ -176,19 +187,38 @@ class ComparisonRunner:
         for seed in range(compared.num_seeds(self.budget)):
             folders.append(self.train(compared, best_rate, seed, self.budget.epochs, test=True))
             advance(1, compared.label)
+        if compared.default_model is not None:
+            self.check_tuned_model(compared.label, folders, compared.default_model, advance)
         with explained_read_errors(folders[0].parent, "remove this folder and repeat the command"):
             infos = [read_json(folder / "model.json") for folder in folders]
+            user_metrics, user_targets = read_user_metrics(folders)
             return ModelResult(
                 compared,
                 best_rate,
                 search_mrrs,
                 seed_results=tuple(map(read_results, folders)),
-                user_metrics=read_user_metrics(folders),
+                list_results=tuple(map(read_list_results, folders)),
+                other_results=tuple(map(read_other_results, folders)),
+                user_metrics=user_metrics,
+                user_targets=user_targets,
                 best_epochs=tuple(info["best"]["epoch"] for info in infos),
                 mean_seconds=float(np.mean([info["best"]["seconds"] for info in infos])),
                 peak_gib=max(info["best"]["peak_gib"] for info in infos),
                 num_parameters=infos[0]["parameters"],
             )
+
+    def check_tuned_model(
+        self, label: str, folders: Sequence[Path], default_model: ComparedModel, advance: Advance
+    ) -> None:
+        """Train a model with default settings; raise HafvtError if it is better than the tuned `folders`."""
+        rate = default_model.training.get("learning_rate", self.budget.learning_rates[0])
+        default_mrrs = []
+        for seed in range(len(folders)):
+            folder = self.train(default_model, rate, seed, self.budget.epochs, test=False)
+            default_mrrs.append(best_valid_mrr(folder, self.budget.epochs))
+            advance(1, default_model.label)
+        tuned_mrrs = [best_valid_mrr(folder, self.budget.epochs) for folder in folders]
+        require_tuned_is_best(label, tuned_mrrs, default_mrrs)
 
     def train(
         self, compared: ComparedModel, learning_rate: float, seed: int, epochs: int, test: bool
@@ -280,12 +310,22 @@ def compare_with_best_other(model_results: Sequence[ModelResult]) -> dict[tuple[
             others = [other for other in model_results if other is not result]
             best = max(others, key=lambda other: other.mean_and_std(domain, metric)[0])
             differences = result.user_metrics[domain, metric] - best.user_metrics[domain, metric]
-            tests[result.label] = paired_test(differences)
+            tests[result.label] = paired_test(differences, result.user_targets.get(domain))
         bootstrap_p = holm([test.bootstrap for test in tests.values()])
         wilcoxon_p = holm([test.wilcoxon for test in tests.values()])
         for (label, test), p_b, p_w in zip(tests.items(), bootstrap_p, wilcoxon_p, strict=True):
             corrected[label, domain, metric] = PairedTest(test.difference, test.low, test.high, p_b, p_w)
     return corrected
+
+
+def require_tuned_is_best(label: str, tuned_mrrs: Sequence[float], default_mrrs: Sequence[float]) -> None:
+    """Raise HafvtError if the mean validation MRR of tuned settings is below that of default settings."""
+    tuned, default = float(np.mean(tuned_mrrs)), float(np.mean(default_mrrs))
+    if tuned < default:
+        raise HafvtError(
+            f"{label}: the tuned settings have a validation MRR of {tuned:.2%}, the default settings {default:.2%}: "
+            "tune it with more trials, or use its default settings"
+        )
 
 
 def slug(label: str) -> str:
@@ -300,20 +340,28 @@ def best_valid_mrr(folder: Path, epochs: int) -> float:
         return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
 
 
-def read_user_metrics(folders: Sequence[Path]) -> dict[tuple[str, str], Float64]:
-    """Return the metric of each user, a mean over the user's targets in all folders, by domain and metric."""
-    rows = pl.concat(
-        pl.read_parquet(folder / "ranks.parquet", columns=["user_id", "domain", "rank"]) for folder in folders
-    )
+def read_user_metrics(
+    folders: Sequence[Path],
+) -> tuple[dict[tuple[str, str], Float64], dict[str, Float64]]:
+    """Return the mean metric of each user over the targets in all folders, and the users' numbers of targets.
+
+    Targets without another candidate are left out, as in all metrics.
+
+    Returns:
+        (users,) means by domain and metric, and (users,) numbers of targets by domain, in equal order.
+    """
+    columns = ["user_id", "domain", "rank", "candidates"]
+    rows = pl.concat(pl.read_parquet(folder / "ranks.parquet", columns=columns) for folder in folders)
+    rows = rows.filter((pl.col("candidates") > 1) | pl.col("rank").is_infinite())
     ranks = rows["rank"].to_numpy()
-    columns = [pl.Series(metric, METRICS[metric](ranks)) for metric in METRIC_COLUMNS]
-    grouped = rows.with_columns(columns).group_by("domain", "user_id")
-    means = grouped.agg(pl.mean(*METRIC_COLUMNS)).sort("user_id")
-    return {
-        (str(domain), metric): domain_means[metric].to_numpy()
-        for (domain,), domain_means in means.group_by("domain", maintain_order=True)
-        for metric in METRIC_COLUMNS
-    }
+    metrics = [pl.Series(metric, METRICS[metric](ranks)) for metric in METRIC_COLUMNS]
+    grouped = rows.with_columns(metrics).group_by("domain", "user_id")
+    means = grouped.agg(pl.mean(*METRIC_COLUMNS), targets=pl.len() / len(folders)).sort("user_id")
+    by_domain = {str(domain): part for (domain,), part in means.group_by("domain", maintain_order=True)}
+    return (
+        {(domain, m): part[m].to_numpy() for domain, part in by_domain.items() for m in METRIC_COLUMNS},
+        {domain: part["targets"].to_numpy() for domain, part in by_domain.items()},
+    )
 
 
 def _check_same_settings(folder: Path, saved: dict[str, Any], requested: dict[str, Any]) -> None:

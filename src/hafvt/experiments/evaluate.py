@@ -9,11 +9,19 @@ from typing import Literal
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
+from hafvt.evaluation.list_metrics import ListResults
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.evaluation.results import read_description, read_results_by_novelty, write_results
-from hafvt.evaluation.tables import plain_table
+from hafvt.evaluation.results import (
+    OTHER_CANDIDATES,
+    read_description,
+    read_list_results,
+    read_other_results,
+    read_results_by_novelty,
+    write_results,
+)
+from hafvt.evaluation.tables import plain_list_table, plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.files import explained_write_errors
@@ -39,6 +47,9 @@ class Evaluation:
         by_novelty: the metrics of new targets and of repeats, which the history contains; empty without
             repeats.
         random_order: with `cold` the expected metrics of a random order, else empty.
+        other_results: the metrics by the other rule for items of the history; empty without repeats.
+        list_results: coverage, popularity, novelty and diversity of the recommended lists; empty for
+            protocols that draw negatives.
     """
 
     model: str
@@ -48,6 +59,8 @@ class Evaluation:
     folder: Path
     by_novelty: dict[str, Results] = field(default_factory=dict)
     random_order: Results = field(default_factory=dict)
+    other_results: Results = field(default_factory=dict)
+    list_results: ListResults = field(default_factory=dict)
 
     @property
     def tie_gain(self) -> float:
@@ -75,8 +88,11 @@ class Evaluation:
                 f"WARNING: c2dsr's tie rule raises a metric of {self.model} by up to "
                 f"{100 * self.tie_gain:.2f} points: report the values with ties at half"
             )
+        rows |= {f"{self.model}, {OTHER_CANDIDATES}": self.other_results} if self.other_results else {}
         rows |= self.by_novelty
         table = plain_table(rows, mark_best=False)
+        if self.list_results:
+            lines.insert(0, plain_list_table(self.list_results))
         lines.append(read_description(self.folder))
         return "\n".join([table, *lines, f"wrote {files} to {self.folder}"])
 
@@ -96,7 +112,7 @@ def evaluate(
 
     By default a target is ranked among the items that `recommend` may list, and a tie counts half. MRR,
     NDCG@5, NDCG@10 and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the
-    domains.
+    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
@@ -139,6 +155,7 @@ def evaluate(
             opened.data,
             split,
             ranking,
+            with_lists=True,
             device=target_device,
             advance=advance,
         )
@@ -156,4 +173,13 @@ def evaluate(
     half_tie_results = {}
     if not ranking.ties_count_half:
         half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])
-    return Evaluation(opened.name, results, ranks, half_tie_results, folder, read_results_by_novelty(folder))
+    return Evaluation(
+        opened.name,
+        results,
+        ranks,
+        half_tie_results,
+        folder,
+        read_results_by_novelty(folder),
+        other_results=read_other_results(folder),
+        list_results=read_list_results(folder),
+    )

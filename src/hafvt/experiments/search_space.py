@@ -16,7 +16,12 @@ from hafvt.training.config import TrainingConfig
 from hafvt.training.train import train
 
 TRAINING_OPTIONS = ("learning_rate", "batch_size", "weight_decay")
-"""Options of `train` that are searched beside the hyperparameters of the model."""
+"""Options of `train` that are searched beside the hyperparameters of a model with weights.
+
+The number of epochs is not: every trial trains until its validation MRR no longer rises."""
+
+TUNING_FORMAT = 3
+"""Number of the format of a search's folder."""
 
 DEFAULT_SPACE: dict[str, list[Any]] = {
     "learning_rate": [1e-4, 1e-2, "log"],
@@ -40,6 +45,9 @@ DEFAULT_SPACE: dict[str, list[Any]] = {
     "prediction_weight": [0.3, 0.9],
     "contrast_weight": [0.01, 1.0, "log"],
     "triplet_weight": [0.1, 3.0, "log"],
+    "days": [7, 30, 60, 90],
+    "num_neighbors": [20, 50, 100, 200],
+    "shrinkage": [1.0, 100.0, "log"],
 }
 """What is searched by default, in any model that has a hyperparameter of this name."""
 
@@ -111,7 +119,7 @@ def build_search_space(
     """
     defaults = default_settings(model, preset, params)
     if model == "popularity":
-        raise HafvtError("popularity has no trained weights, so there is nothing to tune")
+        raise HafvtError("popularity has no hyperparameters, so there is nothing to tune")
     for name in space:
         if name not in defaults:
             raise HafvtError(
@@ -138,10 +146,21 @@ def build_search_space(
 
 def default_settings(model: str, preset: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the default value of every setting that can be searched."""
+    model_params: dict[str, Any] = configure(model, preset, params).model_dump()
+    if not MODELS[model].has_weights:
+        return model_params
     options = inspect.signature(train).parameters
     training = {name: options[name].default for name in TRAINING_OPTIONS}
-    model_params = configure(model, preset, params).model_dump()
     return {**training, "learning_rate": MODELS[model].learning_rate, **model_params}
+
+
+def first_settings(space: SearchSpace, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a search's first trial: the defaults, also where the search leaves them out.
+
+    A setting with a single choice is fixed by the user and has that value.
+    """
+    fixed = {n: v.values[0] for n, v in space.items() if isinstance(v, Choices) and len(v.values) == 1}
+    return {name: fixed.get(name, defaults[name]) for name in space}
 
 
 def storable(value: Any) -> Any:

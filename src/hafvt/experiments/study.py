@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hafvt.errors import HafvtError, missing_package
 from hafvt.experiments.search_space import Range, SearchSpace, storable
@@ -27,6 +28,8 @@ except ModuleNotFoundError as error:
 HEARTBEAT_S = 10
 GRACE_S = 30  # seconds without a heartbeat after which a trial is queued again
 UNPRUNED_TRIALS = 4  # number of trials that finish before any is stopped early
+MAX_WARMUP_EPOCHS = 10  # epochs after which a trial may be stopped early, at most
+IS_FIRST = "default settings"  # the mark of the first trial
 TOP_QUANTILE = 0.25  # share of the trials that count as good for the importances
 STATES = {
     TrialState.COMPLETE: "finished",
@@ -77,15 +80,14 @@ def open_study(task: TuningTask) -> optuna.Study:
             grace_period=GRACE_S,
         ),
         pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=UNPRUNED_TRIALS, n_warmup_steps=task.options["epochs"] // 4
+            n_startup_trials=UNPRUNED_TRIALS,
+            n_warmup_steps=min(task.options["epochs"] // 4, MAX_WARMUP_EPOCHS),
         ),
         load_if_exists=True,
     )
     if not study.get_trials(deepcopy=False):
-        default = {
-            name: task.defaults[name] for name, values in task.space.items() if task.defaults[name] in values
-        }
-        study.enqueue_trial({name: storable(value) for name, value in default.items()})
+        searched = {n: storable(value) for n, value in task.first_settings.items() if value in task.space[n]}
+        study.enqueue_trial(searched, user_attrs={IS_FIRST: True})
     return study
 
 
@@ -123,14 +125,34 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def trial_result(trial: FrozenTrial, space: SearchSpace) -> TrialResult:
-    """Return what the report of a search shows of a trial."""
+def trial_settings(trial: optuna.Trial | FrozenTrial, task: TuningTask) -> dict[str, Any]:
+    """Return the value of every searched setting; a running trial draws them on the first call."""
+    unsearched = unsearched_defaults(trial, task)
+    return {
+        name: unsearched[name] if name in unsearched else values.suggest(trial, name)
+        for name, values in task.space.items()
+    }
+
+
+def unsearched_defaults(trial: optuna.Trial | FrozenTrial, task: TuningTask) -> dict[str, Any]:
+    """Return the default settings that the search leaves out, and that the first trial has nevertheless.
+
+    Optuna does not store them, as it stores values of the search alone.
+    """
+    if not trial.user_attrs.get(IS_FIRST, False):
+        return {}
+    return {name: value for name, value in task.first_settings.items() if value not in task.space[name]}
+
+
+def trial_result(trial: FrozenTrial, task: TuningTask) -> TrialResult:
+    """Return what the report of a search shows of a trial; one that has not begun has no settings."""
+    has_begun = trial.params.keys() | unsearched_defaults(trial, task).keys() >= task.space.keys()
     validations = trial.intermediate_values
     best_epoch = max(validations, key=validations.__getitem__) if validations else 0
     return TrialResult(
         number=trial.user_attrs.get("number", trial.number),
         state=STATES[trial.state],
-        params={name: values.suggest(trial, name) for name, values in space.items() if name in trial.params},
+        params=trial_settings(trial, task) if has_begun else {},
         valid_mrr=validations.get(best_epoch),
         best_epoch=best_epoch,
         epochs=max(validations, default=0),
@@ -149,7 +171,11 @@ def setting_importances(study: optuna.Study, space: SearchSpace) -> dict[str, fl
         The largest share first, summing to 1; empty where fewer than two trials differ.
     """
     states = (TrialState.COMPLETE, TrialState.PRUNED)
-    ended = [trial for trial in study.get_trials(states=states) if trial.intermediate_values]
+    ended = [
+        trial
+        for trial in study.get_trials(states=states)
+        if trial.intermediate_values and trial.params.keys() >= space.keys()
+    ]
     values = [max(trial.intermediate_values.values()) for trial in ended]
     if len(set(values)) < 2:
         return {}

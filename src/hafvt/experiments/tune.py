@@ -25,6 +25,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
     TRAINING_OPTIONS,
+    TUNING_FORMAT,
     build_search_space,
     default_settings,
 )
@@ -36,12 +37,14 @@ from hafvt.experiments.study import (
     setting_importances,
     storage_errors,
     trial_result,
+    trial_settings,
 )
 from hafvt.experiments.training_pool import POLL_S, TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TuningResult, TuningTask, write_tuning_report
 from hafvt.files import explained_write_errors
 from hafvt.progress import progress
 from hafvt.settings import (
+    Count,
     Jobs,
     OutFolder,
     PositiveCount,
@@ -57,8 +60,6 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package("tune", str(error.name)) from None
 
-FORMAT = 2  # of the folder
-
 
 @check_arguments
 def tune(
@@ -70,8 +71,9 @@ def tune(
     params: dict[str, Any] | None = None,
     space: dict[str, Any] | None = None,
     trials: PositiveCount = 30,
-    epochs: PositiveCount = 20,
+    epochs: PositiveCount = 100,
     validate_every: PositiveCount | None = None,
+    patience: Count | None = None,
     protocol: str = "full",
     candidates: CandidateRule = "auto",
     seed: Seed = 0,
@@ -80,14 +82,16 @@ def tune(
 ) -> TuningResult:
     """Search for the hyperparameters with the best validation MRR; the test targets are not read.
 
-    The first trial has the default settings. Optuna's TPE sampler draws the settings of the others, and a
+    The first trial has the default settings, also those that `space` leaves out. A trial trains until its
+    validation MRR no longer rises, so that the number of epochs suits each setting. Optuna's TPE sampler draws the settings of the others, and a
     median pruner stops a trial early that falls behind. Several calls on one folder share the work. A call
     that was stopped or killed resumes when it is repeated. With one job, equal seeds try equal settings.
 
     Example: hafvt tune sasrec data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
 
     Args:
-        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr or c2dsr.
+        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr, item-knn,
+            recent-popularity or seasonal-popularity.
         data: a dataset folder, made by prepare and encode.
         out: folder of best.yaml (for train --config), report.md, trials.csv, importance.svg and the trials.
         preset: the preset of the model that the search starts from.
@@ -97,6 +101,7 @@ def tune(
         trials: number of trials of all calls together.
         epochs: maximum number of epochs of a trial.
         validate_every: epochs between two validations; default: as in train.
+        patience: validations in a row without improvement that end a trial; default: as in train.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
         candidates: items that targets are ranked among, see evaluate.
         seed: of the sampler and of every training.
@@ -118,14 +123,16 @@ def tune(
         "epochs": epochs,
     }
     options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
+    options |= {} if patience is None else {"patience": patience}
     settings = {
-        "format": FORMAT,
+        "format": TUNING_FORMAT,
         "model": model,
         "dataset": fingerprint(dataset),
         "features": feature_hashes(dataset, dataset.feature_names),
         "params": params,
         "space": {name: asdict(values) for name, values in search_space.items()},
         "validate_every": None,
+        "patience": None,
         **options,
     }
     defaults = default_settings(model, preset, params)
@@ -194,7 +201,7 @@ class _Tuner:
 
     def write_report(self) -> TuningResult | None:
         """Write the files of the search so far."""
-        trials = [trial_result(trial, self.task.space) for trial in counted_trials(self.study)]
+        trials = [trial_result(trial, self.task) for trial in counted_trials(self.study)]
         begun = sorted((trial for trial in trials if trial.params), key=lambda trial: trial.number)
         return write_tuning_report(self.task, begun, setting_importances(self.study, self.task.space))
 
@@ -243,7 +250,7 @@ class _Tuner:
         number = trial.user_attrs["number"]
         folder = self.task.out / "trials" / f"{number:04d}"
         log = folder.with_suffix(".log")
-        params = {name: values.suggest(trial, name) for name, values in self.task.space.items()}
+        params = trial_settings(trial, self.task)
         training = {name: params.pop(name) for name in TRAINING_OPTIONS if name in params}
         options = {**self.task.options, **training, "out": folder, "test": False}
         process = self.pool.start(self.task.model, options, {**self.task.params, **params}, log)

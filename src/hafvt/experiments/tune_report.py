@@ -12,7 +12,13 @@ from typing import Any
 
 import yaml
 
-from hafvt.experiments.search_space import TRAINING_OPTIONS, SearchSpace, format_value, storable
+from hafvt.experiments.search_space import (
+    TRAINING_OPTIONS,
+    SearchSpace,
+    first_settings,
+    format_value,
+    storable,
+)
 from hafvt.files import atomic_file, read_json, write_json
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.tables import markdown_table, percent
@@ -40,6 +46,11 @@ class TuningTask:
     params: Mapping[str, Any]
     space: SearchSpace
     defaults: Mapping[str, Any]
+
+    @property
+    def first_settings(self) -> dict[str, Any]:
+        """The settings of the first trial."""
+        return first_settings(self.space, self.defaults)
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,7 @@ def _tables(
 ) -> str:
     """Return the best value, the budget, a table of the settings and a table of the best trials."""
     first = trials[0]
-    is_default = first.params == {name: task.defaults[name] for name in first.params}
+    is_default = first.params == task.first_settings
     default_mrr = (
         f"; default settings of preset `{task.options['preset']}` (trial 0): {percent(first.valid_mrr)} %"
         if is_default and first.valid_mrr
@@ -187,7 +198,9 @@ def _tables(
 
 def _best_yaml(task: TuningTask, best: TrialResult) -> str:
     """Return the best settings in the format of `hafvt train --config`."""
-    training = {name: best.params.get(name, task.defaults[name]) for name in TRAINING_OPTIONS}
+    training = {
+        name: best.params.get(name, task.defaults[name]) for name in TRAINING_OPTIONS if name in task.defaults
+    }
     searched = {name: value for name, value in best.params.items() if name not in TRAINING_OPTIONS}
     options = {name: value for name, value in task.options.items() if name not in ("data", "seed")}
     params = json.loads(json.dumps({**task.params, **searched}))

@@ -20,6 +20,7 @@ from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.onnx_scorer import is_export, open_export
 from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
+from hafvt.ops.top_k import top_k_columns
 
 if TYPE_CHECKING:
     from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
@@ -241,23 +242,3 @@ class Recommender:
                 if len(top) == k:
                     best[row] = columns[top], scores[top]
         return best
-
-
-def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
-    """Return the columns of the k highest scores, highest first, equal ones by ascending column.
-
-    Args:
-        scores: (C,); columns with a score of NaN or -inf are left out.
-        k: the maximum number of columns.
-        excluded: columns to leave out.
-    """
-    scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    scores[excluded] = -np.inf
-    k = min(k, len(scores))
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th highest score
-    higher = np.flatnonzero(scores > threshold)
-    equal = np.flatnonzero(scores == threshold)[: k - len(higher)]
-    columns = np.sort(np.concatenate([higher, equal]))
-    columns = columns[np.argsort(-scores[columns], kind="stable")]
-    allowed: Int64 = columns[scores[columns] > -np.inf].astype(np.int64)
-    return allowed

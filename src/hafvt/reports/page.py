@@ -18,6 +18,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hafvt.evaluation.list_metrics import ListResults, list_cells, list_header, list_metric_names
 from hafvt.evaluation.metrics import MetricValue, Results
 from hafvt.evaluation.tables import best_models, domains_of, interval, metrics_of
 from hafvt.files import atomic_file
@@ -107,6 +108,7 @@ def write_page(
     title: str,
     results: Mapping[str, Results],
     subset_results: Mapping[str, Results] | None = None,
+    list_results: Mapping[str, ListResults] | None = None,
     curves: Mapping[str, Sequence[CurvePoint]],
     users: Sequence[UserExample],
     notes: Sequence[str] = (),
@@ -118,6 +120,7 @@ def write_page(
         title: heading of the page.
         results: by model: by domain and "overall", each metric.
         subset_results: the same for subsets of the targets, by model and subset.
+        list_results: by model, the metrics of recommended lists.
         curves: by model: its epochs; a model may have none.
         users: examples of users and recommendations.
         notes: lines of the footer, such as the protocol.
@@ -131,6 +134,7 @@ def write_page(
         style_hash=f"sha256-{digest}",
         notes=notes,
         **_results_view(results, subset_results or {}),
+        **_lists_view(list_results or {}),
         curves=curves,
         charts=charts.training_charts(curves),
         chart_size=charts.CHART_SIZE,
@@ -154,6 +158,21 @@ def _results_view(results: Mapping[str, Results], subset_results: Mapping[str, R
         "metrics": metrics,
         "several_models": len(results) > 1,
         "has_subsets": bool(subset_results),
+    }
+
+
+def _lists_view(list_results: Mapping[str, ListResults]) -> dict[str, Any]:
+    """Return heading and rows of the table of recommended lists, domain by domain."""
+    metrics = list_metric_names(list_results)
+    domains = sorted({d for rows in list_results.values() for d in rows}, key=lambda name: name == "overall")
+    return {
+        "list_header": list_header(metrics),
+        "list_domains": {
+            domain: {
+                m: list_cells(rows[domain], metrics) for m, rows in list_results.items() if domain in rows
+            }
+            for domain in domains
+        },
     }
 
 

@@ -15,12 +15,19 @@ import torch
 from hafvt.data.batches import history_batch
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.evaluation.results import read_description, read_results, read_results_by_novelty
+from hafvt.evaluation.results import (
+    OTHER_CANDIDATES,
+    read_description,
+    read_list_results,
+    read_other_results,
+    read_results,
+    read_results_by_novelty,
+)
 from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
-from hafvt.inference.recommender import top_k_columns
 from hafvt.models.base import Model
 from hafvt.ops import ranking
+from hafvt.ops.top_k import top_k_columns
 from hafvt.reports.charts import CurvePoint
 from hafvt.reports.page import ItemCard, RankedItem, UserExample, write_page
 from hafvt.training.run import Run
@@ -73,8 +80,13 @@ def write_report(
         subset_results={
             f"{name}, {subset}": results
             for name, folder in folders.items()
-            for subset, results in read_results_by_novelty(folder).items()
+            for subset, results in {
+                OTHER_CANDIDATES: read_other_results(folder),
+                **read_results_by_novelty(folder),
+            }.items()
+            if results
         },
+        list_results={name: read_list_results(folder) for name, folder in folders.items()},
         curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
         users=user_examples(first.models, data, data.exclude_seen(candidates or first.candidates)),
         notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],

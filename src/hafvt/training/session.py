@@ -99,7 +99,7 @@ def run_training(
         barrier()
         run = open_run(folder, dataset)
         if test and len(dataset.test) > 0:
-            test_ranks = rank_targets(run.models, dataset, "test", protocol).by_protocol
+            test_ranks = rank_targets(run.models, dataset, "test", protocol, with_lists=True).by_protocol
             if is_first:
                 write_results(folder, dataset, test_ranks, protocol)
         barrier()

@@ -19,8 +19,8 @@ from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.ops.collectives import is_distributed, sum_in_place
-from hafvt.processes import num_processes, process_index
 from hafvt.ops.top_k import top_k_columns
+from hafvt.processes import num_processes, process_index
 from hafvt.progress import Advance
 
 MAX_SCORES = 4_000_000  # bounds the memory of a batch: its histories x its candidates

@@ -33,7 +33,7 @@ from hafvt.features.item_features import ItemFeatures, Vectors, load_item_featur
 from hafvt.files import read_json, write_json
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.hafvt import HafVt
-from hafvt.models.sequences import in_domain, select_items
+from hafvt.models.sequences import in_domain, select_items, train_targets
 from hafvt.ops.device import compute_dtype
 from hafvt.tables import markdown_table
 
@@ -50,19 +50,18 @@ class PlainHafVt(HafVt):
         sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
         embeddings, loss = self.items.input_embeddings(), torch.zeros(())
         for s, sequence in enumerate(sequences):
-            t, candidates = self.train_targets(sequence), self.items.trained_ranges[s]
+            t, candidates = train_targets(sequence, self.items.is_cold), self.items.trained_ranges[s]
             trained = self.items.trained_items[candidates]  # (V',)
             seen = torch.zeros(len(t.targets), len(trained))  # (N, V')
-            columns = (t.seen - candidates.start).clamp(0, len(trained) - 1)
-            seen.scatter_add_(1, columns, (t.seen >= 0).float())
+            columns = self.items.trained_positions[t.seen_items(t.inputs.items)] - candidates.start
+            seen.scatter_add_(1, columns.clamp(0, len(trained) - 1), t.is_seen.float())
+            targets = self.items.trained_positions[t.targets] - candidates.start
             states = self.encoders[s](F.embedding(t.inputs.items, embeddings))
             log_p = []
             for m, (table, _) in enumerate(self.items.candidate_tables()):
                 h = F.normalize(self.output_projections[s][m](states)[t.mask], dim=1)
                 logits = h @ table[trained].T / self.config.temperature + seen * self.log_repeat_factors()[0]
-                log_p.append(
-                    torch.log_softmax(logits, 1).gather(1, (t.targets - candidates.start)[:, None])[:, 0]
-                )
+                log_p.append(torch.log_softmax(logits, 1).gather(1, targets[:, None])[:, 0])
             mixture = (self.log_modality_weights()[s] + torch.stack(log_p, dim=1)).logsumexp(1)
             weight = self.config.lambda2 if s == len(self.domains) else 1 / len(self.domains)
             loss = loss - weight * mixture.sum() / max(len(mixture), 1)

@@ -12,6 +12,7 @@ from hafvt.features.item_features import load_item_features
 from hafvt.models import configure
 from hafvt.models.configs import Gru4RecConfig
 from hafvt.models.gru4rec import Gru4Rec
+from hafvt.ops.sampled_softmax import ItemSample, sample_items
 from tests.reference import gru4rec as reference
 
 NO_DROPOUT = {"dropout_embed": 0.0, "dropout_hidden": 0.0}
@@ -64,7 +65,7 @@ def test_gru4rec_sampled_losses_equal_reference(small, kind, elu, monkeypatch):
     parameters = {"logq": 0.8} if kind == "cross-entropy" else {"bpreg": 0.7, "elu": elu}
     model = build(small, loss=kind, num_negatives=6, sample_alpha=0.3, **parameters)
     samples = torch.tensor([3, 8, 8, 41, 20, 0])
-    monkeypatch.setattr(torch, "multinomial", lambda *_, **__: samples)
+    monkeypatch.setattr("hafvt.models.gru4rec.sample_items", lambda *_: ItemSample(samples, samples.float()))
     histories, batch = histories_and_batch(small, np.arange(5))
     items, bias, layers = weights_of(model)
     popularity = model.popularity.double().numpy()
@@ -79,16 +80,16 @@ def test_gru4rec_log_q_takes_counts(small, monkeypatch):
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     model.popularity[:3] = torch.tensor([8.0, 1.0, 1.0])
-    monkeypatch.setattr(torch, "multinomial", lambda *_, **__: torch.tensor([0]))
+    sample = ItemSample(torch.tensor([0]), torch.zeros(1))
+    monkeypatch.setattr("hafvt.models.gru4rec.sample_items", lambda *_: sample)
     batch = Batch(torch.tensor([[1, 2]]), torch.tensor([2]))
     assert model.loss(batch).item() == pytest.approx(0.302733, abs=1e-6)  # of the authors' code
 
 
 def test_gru4rec_negatives_are_trained_items(small):
-    model = build(small, loss="bpr-max", num_negatives=5000)
-    is_trained = model.popularity > 0
-    samples = torch.multinomial(model.popularity**0.5 * is_trained, 5000, replacement=True)
-    assert is_trained[samples].all()
+    model = build(small, loss="bpr-max", num_negatives=5000, sample_alpha=0.0)
+    samples = sample_items(model.cumulative_weights, slice(0, len(model.popularity)), 5000).items
+    assert (model.popularity[samples] > 0).all()
     assert torch.isfinite(model.loss(histories_and_batch(small, np.arange(4))[1]))
 
 

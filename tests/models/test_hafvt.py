@@ -163,7 +163,9 @@ def test_input_embeddings_add_ids_content_and_clusters(small):
         expected = expected + items.content(name) @ items.projections[name].weight.T
         expected = expected + shared * (items.clusters[name][links.rows] * links.weights[..., None]).sum(1)
     torch.testing.assert_close(items.input_embeddings(), expected)
-    content = sum(items.content_embeddings(name, torch.arange(50)) for name in ("image", "title"))
+    content = sum(
+        items.content_embeddings(name, torch.arange(50), items.content(name)) for name in ("image", "title")
+    )
     torch.testing.assert_close(ids + content, expected)
 
 

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from hafvt.ops.catalog_softmax import SoftmaxQuery, target_log_probabilities
-from hafvt.ops.sampled_softmax import ItemSample, SeenItems, sample_items, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import (
+    ItemSample,
+    SeenItems,
+    cumulative_weights,
+    popularity_weights,
+    sample_items,
+    sampled_log_probabilities,
+)
 
 V, D, N = 50, 6, 20
 GENERATOR = torch.Generator().manual_seed(0)
@@ -14,7 +21,7 @@ TABLE = torch.randn(V, D, generator=GENERATOR)
 H = torch.randn(N, D, generator=GENERATOR)
 PART = slice(10, 40)
 TARGETS = torch.arange(N) + 12
-POPULARITY = torch.arange(V) ** 2
+CUMULATIVE = cumulative_weights(popularity_weights(torch.arange(V) ** 2))
 
 
 def test_sampled_log_probabilities_are_unbiased() -> None:
@@ -22,7 +29,7 @@ def test_sampled_log_probabilities_are_unbiased() -> None:
     (exact,) = target_log_probabilities([SoftmaxQuery(H, TARGETS, PART)], TABLE, 0.5)
     estimates = []
     for _ in range(2000):
-        sample = sample_items(POPULARITY, PART, 20)
+        sample = sample_items(CUMULATIVE, PART, 20)
         (log_p,) = sampled_log_probabilities([SoftmaxQuery(H, TARGETS, PART)], [sample], TABLE, 0.5)
         estimates.append((-log_p).exp())  # partition over the target's exponential: linear in the estimate
     mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
@@ -44,7 +51,7 @@ def test_sampled_log_probabilities_count_seen_items_exactly() -> None:
     torch.manual_seed(0)
     estimates = []
     for _ in range(2000):
-        sample = sample_items(POPULARITY, PART, 20)
+        sample = sample_items(CUMULATIVE, PART, 20)
         (log_p,) = sampled_log_probabilities([query], [sample], TABLE, 0.5, seen_items=[seen])
         estimates.append((-log_p).exp())
     mean, deviation = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 2000**0.5
@@ -71,7 +78,7 @@ def test_sampled_log_probabilities_with_every_item_once_are_exact() -> None:
 
 def test_sample_items_stay_in_candidates_and_follow_popularity() -> None:
     torch.manual_seed(0)
-    sample = sample_items(POPULARITY, PART, 100_000)
+    sample = sample_items(CUMULATIVE, PART, 100_000)
     assert sample.items.min() >= PART.start
     assert sample.items.max() < PART.stop
     drawn = torch.bincount(sample.items, minlength=V)[PART].float()
@@ -82,7 +89,7 @@ def test_sample_items_stay_in_candidates_and_follow_popularity() -> None:
 
 def test_sampled_log_probabilities_with_one_item_are_zero() -> None:
     table = torch.ones(1, 2, requires_grad=True)
-    sample = sample_items(torch.zeros(1), slice(0, 1), 3)
+    sample = sample_items(torch.ones(1, dtype=torch.float64), slice(0, 1), 3)
     targets: Tensor = torch.zeros(2, dtype=torch.int64)
     (log_p,) = sampled_log_probabilities(
         [SoftmaxQuery(torch.ones(2, 2), targets, slice(0, 1))], [sample], table

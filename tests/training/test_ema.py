@@ -42,10 +42,10 @@ def test_ema_with_decay_zero_equals_the_weights() -> None:
 def test_ema_applied_loads_the_average_and_restores_the_weights() -> None:
     model, ema, history = average_random_steps(0.9, 5)
     average = ema.weights["weight"].clone()
-    with ema.applied():
+    with ema.applied(5):
         assert torch.equal(model.weight, average)
     np.testing.assert_array_equal(model.weight.detach().numpy(), history[-1])
     assert torch.equal(ema.weights["weight"], average)
-    with pytest.raises(RuntimeError), ema.applied():
+    with pytest.raises(RuntimeError), ema.applied(5):
         raise RuntimeError
     np.testing.assert_array_equal(model.weight.detach().numpy(), history[-1])

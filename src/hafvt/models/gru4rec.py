@@ -26,7 +26,9 @@ from hafvt.models.blocks import Dropout
 from hafvt.models.configs import Gru4RecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import from_first_process, gather_histories, total_count
+from hafvt.ops.collectives import gather_histories, total_count
+from hafvt.ops.embedding import distinct_rows
+from hafvt.ops.sampled_softmax import cumulative_weights, sample_items
 
 EPSILON = 1e-24  # of the authors' code
 
@@ -41,11 +43,14 @@ class Gru4Rec(Model):
         super().__init__()
         self.config, self.domains = config, item_features.domains
         self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(item_features), d)  # W_y
-        self.bias = nn.Embedding(len(item_features), 1)  # B_y
+        sparse = config.loss != "catalog"
+        self.items = nn.Embedding(len(item_features), d, sparse=sparse)  # W_y
+        self.bias = nn.Embedding(len(item_features), 1, sparse=sparse)  # B_y
         self.gru = nn.GRU(d, d, config.layers, batch_first=True)
         self.drop_embed, self.drop_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
-        self.register_buffer("popularity", item_features.train_counts.clone())
+        counts = item_features.train_counts
+        self.register_buffer("popularity", counts.clone())
+        self.cumulative_weights = cumulative_weights(counts.double() ** config.sample_alpha * (counts > 0))
         bound = (6 / (len(item_features) + d)) ** 0.5
         nn.init.uniform_(self.items.weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)
@@ -56,16 +61,16 @@ class Gru4Rec(Model):
                 nn.init.zeros_(weight)
 
     def states(self, items: Tensor) -> Tensor:
-        """Return the state after each item, (B, T) -> (B, T, d)."""
-        h: Tensor = self.drop_hidden(self.gru(self.drop_embed(self.items(items)))[0])
+        """Return the state after each item, from the item embeddings of histories, (B, T, d) -> (B, T, d)."""
+        h: Tensor = self.drop_hidden(self.gru(self.drop_embed(items))[0])
         return h
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the chosen loss over all next items."""
         inputs, mask, targets = next_items(batch)
-        h = self.states(inputs.items)  # (B, T, d)
         if self.config.loss != "catalog":
-            return self.sampled_loss(h, mask, batch.items[:, 1:])
+            return self.sampled_loss(inputs.items, mask, batch.items[:, 1:])
+        h = self.states(self.items(inputs.items))  # (B, T, d)
         # The bias is one more column of the table, multiplied by a 1 in the state.
         table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
@@ -76,26 +81,27 @@ class Gru4Rec(Model):
             softmax_queries.append(SoftmaxQuery(h[mine], targets[mine], items, weight))
         return catalog_nll(softmax_queries, table)
 
-    def sampled_loss(self, h: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    def sampled_loss(self, inputs: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy with log-q correction, or BPR-max, against sampled negatives.
 
-        `h`, (B, T, d), are states; `mask`, (B, T), states which have a next item, those in `targets`, (B, T).
+        `mask`, (B, T), states which of the items `inputs`, (B, T), have a next item, those in `targets`, (B, T).
         Negatives are the targets of the batches of all processes.
         """
-        config = self.config
-        weights = self.popularity**config.sample_alpha * (self.popularity > 0)
-        samples = torch.multinomial(weights, config.num_negatives, replacement=True)  # (S,)
-        samples, count = from_first_process(samples), max(total_count(int(mask.sum())), 1)
-        rows, first = gather_histories(
-            targets.masked_fill(~mask, -1)
-        )  # (B', T), B' histories of all processes
-        h, mask, targets = h.transpose(0, 1), mask.T, rows.clamp(min=0).T  # (T, B, d), (T, B), (T, B')
-        in_batch = h @ self.items(targets).transpose(1, 2) + self.bias(targets).transpose(1, 2)  # (T, B, B')
-        sampled = h @ self.items(samples).T + self.bias(samples)[:, 0]  # (T, B, S)
+        config, catalog = self.config, slice(0, len(self.cumulative_weights))
+        samples = sample_items(self.cumulative_weights, catalog, config.num_negatives, targets.device).items
+        count = max(total_count(int(mask.sum())), 1)
+        # B' histories of all processes, (B', T), -1 in the place of missing targets
+        all_targets, first = gather_histories(targets.masked_fill(~mask, -1))
+        mask, targets = mask.T, all_targets.clamp(min=0).T  # (T, B), (T, B')
+        rows, (inputs, target_rows, sample_rows) = distinct_rows(inputs, targets, samples)
+        items, bias = self.items(rows), self.bias(rows)[:, 0]  # (U, d), (U,)
+        h = self.states(F.embedding(inputs, items)).transpose(0, 1)  # (T, B, d)
+        in_batch = h @ items[target_rows].transpose(1, 2) + bias[target_rows][:, None]  # (T, B, B')
+        sampled = h @ items[sample_rows].T + bias[sample_rows]  # (T, B, S)
         scores = torch.cat([in_batch, sampled], dim=2)  # (T, B, B' + S), the target on a diagonal
         is_target = torch.zeros(h.shape[1], scores.shape[2], dtype=torch.bool, device=h.device)
         is_target.diagonal(first).fill_(True)  # (B, B' + S)
-        ended = F.pad(rows.T < 0, (0, config.num_negatives))[:, None]  # (T, 1, B' + S) without an item
+        ended = F.pad(all_targets.T < 0, (0, config.num_negatives))[:, None]  # (T, 1, B' + S) without an item
         if config.loss == "cross-entropy":  # counts for in-batch items, their powers for samples, as theirs
             sample_q = self.popularity[samples].expand(len(h), -1) ** config.sample_alpha  # (T, S)
             q = torch.cat([self.popularity[targets], sample_q], dim=1)  # (T, B' + S)
@@ -113,7 +119,7 @@ class Gru4Rec(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . W_y[item] + B_y[item], see `Model.scores`."""
-        h = last_states(self.states(batch.items), batch.lengths).float()  # (B, d)
+        h = last_states(self.states(self.items(batch.items)), batch.lengths).float()  # (B, d)
         start, stop = self.domains[domain].start, self.domains[domain].stop
         bias = self.bias.weight[start:stop] if candidates is None else self.bias(candidates)
         return dot_scores(h, self.items.weight, self.domains[domain], candidates) + bias[..., 0]

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,37 +51,29 @@ from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_cl
 from hafvt.models.sequences import (
     first_occurrences,
     in_domain,
-    next_items,
     select_items,
     selected_first,
+    train_targets,
     valid_mask,
 )
 from hafvt.ops import catalog_softmax as softmax
 from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.collectives import total_counts
 from hafvt.ops.embedding import embedding_lookup
-from hafvt.ops.sampled_softmax import SeenItems, sample_items, sampled_log_probabilities
+from hafvt.ops.sampled_softmax import (
+    ItemSample,
+    SeenItems,
+    cumulative_weights,
+    popularity_weights,
+    sample_items,
+    sampled_log_probabilities,
+)
 
 NEGATIVE_INFINITY_LOGIT = -1e4
 """Logit of masked items in a logsumexp; unlike -inf, it keeps gradients finite if all items are masked."""
 REPEAT_LOGIT_SCALE = 30.0
 """log(r / (1 - r)) is this times `repeat_logit`: Adam's steps are small, so the factor speeds them up."""
 MERGED_SEQUENCE = "all domains"
-
-
-class TrainTargets(NamedTuple):
-    """The N next items to predict in one sequence of each history of a batch, without cold items."""
-
-    inputs: Batch
-    """The sequences without their last items, (B, T)."""
-    mask: Tensor
-    """(B, T) True for the inputs that are directly followed by a target."""
-    targets: Tensor
-    """(N,) the next items, as positions among the trained items."""
-    seen: Tensor
-    """(N, T) distinct trained items before each target, as positions among those; -1 fills the row."""
-    is_repeat: Tensor
-    """(N,) whether the target is one of the items in `seen`."""
 
 
 class HafVt(Model):
@@ -114,6 +106,8 @@ class HafVt(Model):
         )
         self.modality_logits = nn.Parameter(torch.zeros(len(self.sequence_names), len(self.modalities)))
         self.repeat_logit = nn.Parameter(torch.zeros(()))
+        weights = popularity_weights(item_features.train_counts) * item_features.is_trained
+        self.cumulative_weights = cumulative_weights(weights)
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
@@ -142,11 +136,11 @@ class HafVt(Model):
         domains = self.domains if self.config.hierarchy else ()
         sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in domains), batch]
         weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # 1 / D, lambda2 of (9)
-        ranges = self.items.trained_ranges if domains else self.items.trained_ranges[-1:]  # of the softmaxes
-        targets = [self.train_targets(sequence) for sequence in sequences]
+        targets = [train_targets(sequence, self.items.is_cold) for sequence in sequences]
         counts = total_counts([len(t.targets) for t in targets])  # of all processes
-        inputs = [t.inputs.items for t in targets]  # S tensors (B, T)
-        table, histories = embedding_lookup(self.items.input_embeddings(), *inputs)  # (V, d), S (B, T, d)
+        samples = self.sample_negatives(batch.items.device)
+        items = self.items.step_items(targets, samples)
+        table, histories = embedding_lookup(items.embeddings, *items.inputs)  # (V, d), S (B, T, d)
         loss = torch.zeros((), device=table.device)
         queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
@@ -155,32 +149,19 @@ class HafVt(Model):
             states = self.encoders[s](history)  # (B, T, d)
             for m, name in enumerate(self.modalities):
                 h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
-                content = None if name == "id" else F.embedding(t.inputs.items, self.items.content(name))
-                items = F.normalize(history.float(), dim=2) if content is None else content  # (B, T, d)
-                logits = ((h / self.config.temperature) @ items.transpose(1, 2))[t.mask]  # (N, T)
-                excluded = self.log_excluded_mass(logits, t.seen >= 0)
-                query = SoftmaxQuery(h[t.mask], t.targets, ranges[s], weight, log_excluded_mass=excluded)
-                queries[m].append(query)
-        tables = [table if name == "id" else self.items.content(name) for name in self.modalities]
+                content = None if name == "id" else F.embedding(items.inputs[s], items.content[name])
+                vectors = F.normalize(history.float(), dim=2) if content is None else content  # (B, T, d)
+                logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
+                excluded = self.log_excluded_mass(logits, t.is_seen)
+                query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], weight)
+                queries[m].append(query._replace(log_excluded_mass=excluded))
+        tables = [table if name == "id" else items.content[name] for name in self.modalities]
+        if samples:
+            seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)]
+            return loss + self.sampled_nll(queries, tables, items.samples, seen)
         if not self.items.all_trained:  # (V', d) each; index_select is much faster than an index
             tables = [table.index_select(0, self.items.trained_items) for table in tables]
-        if self.config.num_negatives:
-            return loss + self.sampled_nll(queries, tables, targets)
         return loss + self.mixture_nll(queries, tables)
-
-    def train_targets(self, sequence: Batch) -> TrainTargets:
-        """Return the targets of one sequence of each history."""
-        inputs, mask, _ = next_items(sequence)
-        mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
-        is_first = first_occurrences(inputs) & ~self.items.is_cold[inputs.items]
-        causal_mask = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
-        is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
-        is_repeat = ((sequence.items[:, 1:, None] == inputs.items[:, None, :]) & is_seen).any(2)
-        trained_positions = self.items.trained_positions
-        seen = torch.where(is_seen, trained_positions[inputs.items][:, None, :], -1)[mask]
-        return TrainTargets(
-            inputs, mask, trained_positions[sequence.items[:, 1:][mask]], seen, is_repeat[mask]
-        )
 
     def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
         """Return the weighted negative log-likelihood of the mixtures (7), without log r of repeats."""
@@ -199,19 +180,28 @@ class HafVt(Model):
         is_id = self.modalities[last] == "id"
         return loss + softmax.catalog_nll(last_queries, tables[last], scale, normalize_rows=is_id)
 
+    def sample_negatives(self, device: torch.device) -> list[ItemSample]:
+        """Return the `num_negatives` sampled items for the softmax of each sequence; none for exact ones."""
+        domains = [slice(d.start, d.stop) for d in self.domains if self.config.hierarchy]
+        parts, count = [*domains, slice(0, self.domains[-1].stop)], self.config.num_negatives
+        return [sample_items(self.cumulative_weights, part, count, device) for part in parts if count]
+
     def sampled_nll(
-        self, queries: list[list[SoftmaxQuery]], tables: list[Tensor], targets: list[TrainTargets]
+        self,
+        queries: list[list[SoftmaxQuery]],
+        tables: list[Tensor],
+        samples: list[ItemSample],
+        seen_items: list[Tensor],
     ) -> Tensor:
-        """Return `mixture_nll` with softmaxes over `num_negatives` sampled items for each sequence."""
-        counts, (log_repeat, log_complement) = self.items.train_counts, self.log_repeat_factors()
-        samples = [sample_items(counts, query.candidates, self.config.num_negatives) for query in queries[0]]
-        seen = [SeenItems(t.seen, log_repeat - log_complement) for t in targets]
+        """Return `mixture_nll` with softmaxes over samples; `seen_items` has the items in `is_seen`, or -1."""
+        log_repeat, log_complement = self.log_repeat_factors()
+        seen = [SeenItems(items, log_repeat - log_complement) for items in seen_items]
         scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
         log_p = [  # M lists of S (N,)
             sampled_log_probabilities(q, samples, table, scale, normalize_rows=unit, seen_items=seen)
             for q, table, unit in zip(queries, tables, is_id, strict=True)
         ]
-        loss = torch.zeros((), device=counts.device)
+        loss = torch.zeros((), device=log_repeat.device)
         for s, (query, log_weights) in enumerate(zip(queries[0], self.log_modality_weights(), strict=True)):
             mixture = (log_weights + torch.stack([p[s] for p in log_p], dim=1)).logsumexp(1)  # (7), (N,)
             loss = loss - query.weight * mixture.sum()

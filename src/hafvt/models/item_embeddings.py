@@ -15,8 +15,8 @@ factor over all training interactions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vectors
 from hafvt.models.configs import HafVtConfig
-from hafvt.ops.embedding import SparseLinks, add_weighted_rows, build_links, weighted_row_sums
+from hafvt.models.sequences import TrainTargets
+from hafvt.ops.embedding import (
+    SparseLinks,
+    add_weighted_rows,
+    build_links,
+    distinct_rows,
+    weighted_row_sums,
+)
+from hafvt.ops.sampled_softmax import ItemSample
 
 CONTENT_WIDTH = 128
 """Principal components kept of the frozen vectors; 64 and 128 are equally accurate, all components less."""
@@ -49,8 +57,6 @@ class TrainedItems(nn.Module):
     """(V',) the trained items, ascending."""
     trained_positions: Tensor
     """(V,) the position of each trained item in `trained_items`; undefined for cold items."""
-    train_counts: Tensor
-    """(V',) training interactions of each trained item."""
 
     def __init__(self, item_features: ItemFeatures) -> None:
         super().__init__()
@@ -59,10 +65,26 @@ class TrainedItems(nn.Module):
         self.register_buffer("is_cold", ~is_trained, persistent=False)
         self.register_buffer("trained_items", is_trained.nonzero()[:, 0], persistent=False)
         self.register_buffer("trained_positions", is_trained.cumsum(0) - 1, persistent=False)
-        self.register_buffer("train_counts", item_features.train_counts[is_trained], persistent=False)
         trained_before = F.pad(is_trained.cumsum(0), (1, 0)).tolist()
         ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(is_trained))]
         self.trained_ranges = [slice(trained_before[start], trained_before[stop]) for start, stop in ranges]
+
+
+class StepItems(NamedTuple):
+    """The R items that the S sequences of a training step read: all, or the distinct ones at hand."""
+
+    embeddings: Tensor
+    """(R, d) input embeddings."""
+    content: dict[str, Tensor]
+    """(R, d) frozen vectors by modality."""
+    inputs: list[Tensor]
+    """S (B, T) the inputs, as positions among the items."""
+    targets: list[Tensor]
+    """S (N,) the targets, as positions in the table of candidates: the trained items of all, or the items."""
+    ranges: list[slice]
+    """S ranges of candidates in that table."""
+    samples: list[ItemSample]
+    """S samples of items, as positions; none for exact softmaxes."""
 
 
 class ItemEmbeddings(TrainedItems):
@@ -99,7 +121,7 @@ class ItemEmbeddings(TrainedItems):
         self.modalities = names if config.modality_branches else ("id",)
         widths = {"id": config.id_width}
         if "id" in names:
-            self.ids = nn.Embedding(len(item_features), config.id_width)
+            self.ids = nn.Embedding(len(item_features), config.id_width, sparse=config.num_negatives > 0)
             nn.init.normal_(self.ids.weight, std=INITIAL_STD)
         for name in self.content_modalities:
             rows = prepare_vectors(item_features.vectors[name], item_features, CONTENT_WIDTH)
@@ -147,6 +169,28 @@ class ItemEmbeddings(TrainedItems):
         rows: Tensor = getattr(self, f"content_{name}")
         return rows
 
+    def content_rows(self, name: str, items: Tensor) -> Tensor:
+        """Return the rows of `content` of items, (N,) -> (N, d)."""
+        return self.content(name)[items]
+
+    def step_items(self, targets: Sequence[TrainTargets], samples: Sequence[ItemSample]) -> StepItems:
+        """Return the items that a training step reads; without samples, these are all items."""
+        inputs, next_items = [t.inputs.items for t in targets], [t.targets for t in targets]
+        if not samples:
+            content = {name: self.content(name) for name in self.content_modalities}
+            positions = [self.trained_positions[items] for items in next_items]
+            ranges = self.trained_ranges[-len(targets) :]
+            return StepItems(self.input_embeddings(), content, inputs, positions, ranges, [])
+        rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
+        content = {name: self.content_rows(name, rows) for name in self.content_modalities}
+        ids = self.ids(rows) * self.id_weight[rows] if "id" in self.modalities else 0.0
+        embeddings = sum((self.content_embeddings(name, rows, content[name]) for name in content), ids)
+        count, ranges = len(targets), [slice(0, len(rows))] * len(targets)
+        sampled = [s._replace(items=i) for s, i in zip(samples, positions[2 * count :], strict=True)]
+        return StepItems(
+            embeddings, content, positions[:count], positions[count : 2 * count], ranges, sampled
+        )
+
     def input_embeddings(self) -> Tensor:
         """Return the input embeddings of all items, (V, id_width); see the module's docstring."""
         return self.cached_in_eval("input_embeddings", self._input_embeddings)
@@ -167,9 +211,12 @@ class ItemEmbeddings(TrainedItems):
         width = next(self.projections.parameters()).shape[0]
         return self.id_weight.new_zeros(len(self.id_weight), width)
 
-    def content_embeddings(self, name: str, items: Tensor) -> Tensor:
-        """Return what a content modality adds to the input embeddings of items, (N,) -> (N, id_width)."""
-        total: Tensor = self.projections[name](self.content(name)[items])
+    def content_embeddings(self, name: str, items: Tensor, content: Tensor) -> Tensor:
+        """Return what a content modality adds to the input embeddings of items, (N, id_width).
+
+        `items` is (N,); `content`, (N, d), has their `content_rows`.
+        """
+        total: Tensor = self.projections[name](content)
         if name in self.clusters:
             links = self.links(name)
             sums = weighted_row_sums(self.clusters[name], links.rows[items], links.weights[items])
@@ -183,7 +230,8 @@ class ItemEmbeddings(TrainedItems):
         """
         shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
-            shares[:, self.modalities.index(name)] = self.content_embeddings(name, items).norm(dim=1)
+            content = self.content_embeddings(name, items, self.content_rows(name, items))
+            shares[:, self.modalities.index(name)] = content.norm(dim=1)
         return F.normalize(shares, p=1, dim=1)
 
     def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:

@@ -30,21 +30,24 @@ from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
 from hafvt.ops.collectives import total_count
-from hafvt.ops.embedding import embedding_lookup
-from hafvt.ops.sampled_softmax import sample_items, sampled_log_probabilities
+from hafvt.ops.embedding import distinct_rows, embedding_lookup
+from hafvt.ops.sampled_softmax import (
+    cumulative_weights,
+    popularity_weights,
+    sample_items,
+    sampled_log_probabilities,
+)
 
 
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is its dot product with the last state."""
 
-    popularity: Tensor
-
     def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
         super().__init__()
         self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
-        self.register_buffer("popularity", item_features.train_counts, persistent=False)
-        self.items = nn.Embedding(len(item_features), config.width)
+        self.cumulative_weights = cumulative_weights(popularity_weights(item_features.train_counts))
+        self.items = nn.Embedding(len(item_features), config.width, sparse=config.num_negatives > 0)
         self.positions = PositionEmbedding(config.max_length, config.width)
         self.enter = nn.Identity() if config.paper_blocks else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
@@ -71,19 +74,26 @@ class SasRec(Model):
         binary: -log sigmoid(h_t . e) - log(1 - sigmoid(h_t . e')), e' drawn from the rest of its domain.
         """
         inputs, mask, targets = next_items(batch)
+        if self.config.num_negatives:
+            return self.sampled_loss(inputs, mask, targets)
         table, (items,) = embedding_lookup(self.items.weight, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
-        if self.config.loss == "catalog" and self.config.num_negatives:
-            catalog = slice(0, len(table))
-            sample = sample_items(self.popularity, catalog, self.config.num_negatives)
-            (log_p,) = sampled_log_probabilities([SoftmaxQuery(h, targets, catalog)], [sample], table)
-            return -log_p.sum() / max(total_count(len(log_p)), 1)
         if self.config.loss == "catalog":
             return mean_nll(h, table, targets)
         negatives = sample_unseen_items(batch, batch.items[:, 1:], self.domains)[mask]
         positive, negative = ((h * table[items]).sum(1) for items in (targets, negatives))  # (N,)
         total = (F.softplus(-positive) + F.softplus(negative)).sum()
         return total / max(total_count(len(positive)), 1)
+
+    def sampled_loss(self, inputs: Batch, mask: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss "catalog" estimated from a sample; it reads the rows of the items at hand only."""
+        weights, count = self.cumulative_weights, self.config.num_negatives
+        sample = sample_items(weights, slice(0, len(weights)), count, targets.device)
+        rows, (items, targets, sampled) = distinct_rows(inputs.items, targets, sample.items)
+        table, (history,) = embedding_lookup(self.items(rows), items)  # (U, d), (B, T, d)
+        query = SoftmaxQuery(self.states(history, inputs.lengths)[mask], targets, slice(0, len(rows)))
+        (log_p,) = sampled_log_probabilities([query], [sample._replace(items=sampled)], table)
+        return -log_p.sum() / max(total_count(len(log_p)), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""

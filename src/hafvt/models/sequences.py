@@ -37,6 +37,37 @@ def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     return inputs, mask, batch.items[:, 1:][mask]
 
 
+class TrainTargets(NamedTuple):
+    """The N next items to predict in one sequence of each history of a batch, without cold items."""
+
+    inputs: Batch
+    """The sequences without their last items, (B, T)."""
+    mask: Tensor
+    """(B, T) True for the inputs that are directly followed by a target."""
+    targets: Tensor
+    """(N,) the next items."""
+    is_seen: Tensor
+    """(N, T) which inputs are the first occurrence of a trained item before the target."""
+    is_repeat: Tensor
+    """(N,) whether the target is one of the items in `is_seen`."""
+
+    def seen_items(self, items: Tensor) -> Tensor:
+        """Return the numbers of the items in `is_seen`, -1 elsewhere, (N, T); `items` numbers the inputs."""
+        return torch.where(self.is_seen, items[:, None, :].expand(-1, items.shape[1], -1)[self.mask], -1)
+
+
+def train_targets(sequence: Batch, is_cold: Tensor) -> TrainTargets:
+    """Return the targets of sequences; `is_cold`, (V,), states which items are cold."""
+    inputs, mask, _ = next_items(sequence)
+    next_item = sequence.items[:, 1:]  # (B, T)
+    mask = mask & ~is_cold[next_item]
+    is_first = first_occurrences(inputs) & ~is_cold[inputs.items]
+    causal_mask = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
+    is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
+    is_repeat = ((next_item[:, :, None] == inputs.items[:, None, :]) & is_seen).any(2)
+    return TrainTargets(inputs, mask, next_item[mask], is_seen[mask], is_repeat[mask])
+
+
 def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
     """Sample prefixes that have a next item: `count` of each sequence, or all of a shorter one, uniformly.
 

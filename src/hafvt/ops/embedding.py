@@ -45,6 +45,16 @@ class _EmbeddingLookup(torch.autograd.Function):
         return table_grad, *(None for _ in row_grads)
 
 
+def distinct_rows(*indices: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the distinct row numbers in all indices, (U,) ascending, and each index as positions in them.
+
+    Where a loss reads few rows of a large table, it can look these up once and then use them as its table.
+    """
+    rows, positions = torch.unique(torch.cat([index.flatten() for index in indices]), return_inverse=True)
+    parts = positions.split([index.numel() for index in indices])
+    return rows, [part.view_as(index) for part, index in zip(parts, indices, strict=True)]
+
+
 class SparseLinks(NamedTuple):
     """Weighted links from each of V items to k rows of a table with R rows, and the same links reversed."""
 

@@ -43,14 +43,36 @@ class SeenItems(NamedTuple):
     """() log of the remaining share over the subtracted share of their weight."""
 
 
-def sample_items(popularity: Tensor, candidates: slice, count: int) -> ItemSample:
-    """Draw `count` items from the rows `candidates`, with replacement, by torch's global generator.
+def popularity_weights(popularity: Tensor) -> Tensor:
+    """Return the sampling weight of each item, from its training interactions, (V,) -> (V,)."""
+    return (popularity.double() + 1) ** POPULARITY_POWER
 
-    `popularity` is (V,), the training interactions of each item. All processes get the sample of process 0.
+
+def cumulative_weights(weights: Tensor) -> Tensor:
+    """Return the sum of the sampling weights of the items up to each one, (V,) -> (V,) float64 on the CPU.
+
+    It is computed once; then `sample_items` draws without a pass over the catalog.
     """
-    weight = (popularity[candidates].float() + 1) ** POPULARITY_POWER
-    items = from_first_process(torch.multinomial(weight, count, replacement=True))
-    return ItemSample(items + candidates.start, (count * weight[items] / weight.sum()).log())
+    return weights.double().cpu().cumsum(0)
+
+
+def sample_items(
+    cumulative: Tensor, candidates: slice, count: int, device: torch.device | None = None
+) -> ItemSample:
+    """Draw items with replacement, by torch's global generator on the CPU; all processes get the same sample.
+
+    Args:
+        cumulative: (V,) of `cumulative_weights`. Items of weight 0 are not drawn.
+        candidates: rows to draw from.
+        count: number of items.
+        device: of the returned sample.
+    """
+    before = cumulative[candidates.start - 1] if candidates.start else cumulative.new_zeros(())
+    total = cumulative[candidates.stop - 1] - before
+    points = before + total * from_first_process(torch.rand(count, dtype=torch.float64))
+    items = torch.searchsorted(cumulative, points, right=True).clamp(candidates.start, candidates.stop - 1)
+    weights = cumulative[items] - torch.where(items > 0, cumulative[items - 1], 0.0)
+    return ItemSample(items.to(device), (count * weights / total).log().float().to(device))
 
 
 def sampled_log_probabilities(

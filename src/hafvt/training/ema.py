@@ -2,17 +2,24 @@
 
 Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992, in its exponential form:
 where a constant learning rate keeps the weights moving around a minimum, their average is closer to it.
+
+Tables with sparse gradients change in few rows per step. The average of a row is brought up to date only when
+the row is about to change and when the average is read. This is exact: between steps s and t the row w stays
+the same, so its average a becomes `w + kept * (a - w)`, where `kept` is the product of the decays of steps
+s + 1 to t.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WARMUP = 20  # in early steps the decay is step / (step + 20), so that the initial weights are soon forgotten
+CHUNK_ROWS = 65_536  # rows that are copied at a time
 
 
 class EmaWeights:
@@ -25,17 +32,43 @@ class EmaWeights:
         self.decay = decay
         self.parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.weights = {name: weight.detach().clone() for name, weight in self.parameters.items()}
+        modules = model.modules()
+        sparse = {
+            id(module.weight) for module in modules if isinstance(module, nn.Embedding) and module.sparse
+        }
+        self.row_steps = {  # (V,) the step up to which the average of each row of a table is up to date
+            name: torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+            for name, weight in self.parameters.items()
+            if id(weight) in sparse
+        }
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a resumed training needs, by name; they are not copies."""
+        return self.weights | {f"{name}.row_steps": steps for name, steps in self.row_steps.items()}
+
+    @torch.no_grad()
+    def update_rows(self, step: int) -> None:
+        """Bring the rows of sparse gradients up to date with `step`, before the next step changes them."""
+        for name in self.row_steps:
+            grad = self.parameters[name].grad
+            if grad is not None:
+                self._catch_up(name, grad._indices()[0], step)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the weights after optimizer step number `step`, from 1."""
         decay = min(self.decay, step / (step + WARMUP))
         for name, weight in self.parameters.items():
-            self.weights[name].lerp_(weight, 1 - decay)
+            if name not in self.row_steps:
+                self.weights[name].lerp_(weight, 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Load the average into the model while the block runs, then restore the weights."""
+    def applied(self, step: int) -> Iterator[None]:
+        """Load the average after `step` into the model while the block runs, then restore the weights."""
+        for name, steps in self.row_steps.items():
+            for rows in torch.arange(len(steps), device=steps.device).split(CHUNK_ROWS):
+                self._catch_up(name, rows, step)
         self._swap()
         try:
             yield
@@ -43,9 +76,34 @@ class EmaWeights:
             self._swap()
 
     @torch.no_grad()
+    def _catch_up(self, name: str, rows: Tensor, step: int) -> None:
+        """Bring the average of rows, which did not change in between, up to date with `step`."""
+        average, steps, weight = self.weights[name], self.row_steps[name], self.parameters[name][rows]
+        kept = kept_share(steps[rows].cpu(), step, self.decay).to(weight)
+        average[rows] = torch.lerp(weight, average[rows], kept[:, None])
+        steps[rows] = step
+
+    @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange average and weights, one tensor at a time to bound the memory of copies."""
+        """Exchange average and weights, some rows at a time to bound the memory of copies."""
         for name, weight in self.parameters.items():
-            copy = weight.clone()
-            weight.copy_(self.weights[name])
-            self.weights[name].copy_(copy)
+            rows, averages = torch.atleast_1d(weight), torch.atleast_1d(self.weights[name])
+            for part, average in zip(rows.split(CHUNK_ROWS), averages.split(CHUNK_ROWS), strict=True):
+                copy = part.clone()
+                part.copy_(average)
+                average.copy_(copy)
+
+
+def kept_share(since: Tensor, until: int, decay: float) -> Tensor:
+    """Return the product of the decays of the steps after `since`, (U,) int, up to `until`, (U,) float64.
+
+    The decay of step k is `min(decay, k / (k + WARMUP))`.
+    """
+    last_warmup_step = math.floor(decay * WARMUP / (1 - decay))
+    until = torch.full_like(since, until)
+    warm_since, warm_until = (steps.clamp(max=last_warmup_step).double() for steps in (since, until))
+    # The product of k / (k + WARMUP) for k up to n is n! WARMUP! / (n + WARMUP)!.
+    log_kept = torch.lgamma(warm_until + 1) - torch.lgamma(warm_until + 1 + WARMUP)
+    log_kept -= torch.lgamma(warm_since + 1) - torch.lgamma(warm_since + 1 + WARMUP)
+    num_constant = (until - warm_until) - (since - warm_since)
+    return (log_kept + torch.xlogy(num_constant, num_constant.new_tensor(decay))).exp()

@@ -36,7 +36,10 @@ from hafvt.training.config import TrainingConfig
 from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
+from hafvt.training.optimizer import RowAdam
 
+MAX_SAVE_SHARE = 0.03
+"""Largest share of the time for checkpoints, so that those of large models are written less often."""
 REMEDY = "train the model again in another folder"
 
 
@@ -99,7 +102,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer | None = None
         self.parameters = parameters
         if parameters:  # fused=True: other implementations allocate temporary copies of the item table
-            self.optimizer = torch.optim.Adam(
+            self.optimizer = RowAdam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
         checkpoints = folder / "checkpoint"
@@ -108,10 +111,10 @@ class Trainer:
         if has_checkpoint(self.last_path):
             tensors, state = load_checkpoint(self.last_path, REMEDY)
             with explained_read_errors(self.last_path, REMEDY):
-                unpack(tensors, model, self.optimizer, self.ema.weights)
+                unpack(tensors, model, self.optimizer, self.ema.state)
                 self.state = TrainingState(**state)
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
-        self.last_save = time.monotonic()
+        self.last_save, self.save_seconds = time.monotonic(), 0.0
 
     def fit(self, title: str, *, tensorboard: bool = False) -> None:
         """Train until the last epoch, or until `patience` validations in a row bring no improvement.
@@ -144,7 +147,9 @@ class Trainer:
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss_sum = 0, 0.0
-                self.save()
+                (is_due,) = totals([self.is_save_due(0.0)])
+                if is_due or self.is_finished():
+                    self.save()
 
     def is_finished(self) -> bool:
         """Return whether all epochs are done or `patience` validations in a row brought no improvement."""
@@ -168,7 +173,7 @@ class Trainer:
                 self.config.batch_size,
                 f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{mrr_note}",
             )
-            is_due = process_index() == 0 and time.monotonic() - self.last_save > self.config.checkpoint_every
+            is_due = self.is_save_due(self.config.checkpoint_every)
             interrupted, is_due = map(bool, totals([is_interrupted() or is_orphan(), is_due]))
             if interrupted or is_due:
                 self.save()
@@ -192,6 +197,7 @@ class Trainer:
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
         loss.backward()  # type: ignore[no-untyped-call]
         sum_gradients(self.parameters)
+        self.ema.update_rows(self.state.step)
         self.optimizer.step()
         return value
 
@@ -203,7 +209,7 @@ class Trainer:
         """
         state, models = self.state, [self.model] * len(self.data.domains)
         merge_counters(self.model)
-        with self.ema.applied():
+        with self.ema.applied(state.step):
             ranks = rank_targets(models, self.data, "valid", self.protocol, device=self.device).by_protocol
             mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
             mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
@@ -215,13 +221,20 @@ class Trainer:
                         save_checkpoint(self.best_paths[index], pack(self.model), metadata)
         return mrr
 
+    def is_save_due(self, seconds: float) -> bool:
+        """Return, in process 0, whether the last save is `seconds` ago, and so long that saves take few %."""
+        interval = max(seconds, self.save_seconds / MAX_SAVE_SHARE)
+        return process_index() == 0 and time.monotonic() - self.last_save > interval
+
     def save(self) -> None:
         """Write the checkpoint from which a resumed training continues."""
+        started_at = time.monotonic()
         merge_counters(self.model)
         if process_index() == 0:
-            tensors = pack(self.model, self.optimizer, self.ema.weights)
+            tensors = pack(self.model, self.optimizer, self.ema.state)
             save_checkpoint(self.last_path, tensors, asdict(self.state))
         barrier()
+        self.save_seconds = time.monotonic() - started_at
         self.last_save = time.monotonic()
 
 

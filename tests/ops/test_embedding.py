@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hafvt.ops.embedding import ROW_CHUNK, add_weighted_rows, build_links, embedding_lookup
+from hafvt.ops.embedding import ROW_CHUNK, add_weighted_rows, build_links, distinct_rows, embedding_lookup
 
 
 def test_embedding_lookup_matches_values_and_gradients():
@@ -57,3 +57,10 @@ def test_add_weighted_rows_matches_values_and_gradients(items):
     plain = torch.autograd.grad(expected, inputs, upstream)
     torch.testing.assert_close(gradients, plain)
     assert plain[1][7:].abs().max() == 0
+
+
+def test_distinct_rows_number_the_rows_of_all_indices():
+    one, two = torch.tensor([[7, 2], [7, 9]]), torch.tensor([4, 2])
+    rows, positions = distinct_rows(one, two)
+    assert rows.tolist() == [2, 4, 7, 9]
+    assert all(torch.equal(rows[p], index) for p, index in zip(positions, (one, two), strict=True))

@@ -183,8 +183,10 @@ class ItemEmbeddings(TrainedItems):
             return StepItems(self.input_embeddings(), content, inputs, positions, ranges, [])
         rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
         content = {name: self.content_rows(name, rows) for name in self.content_modalities}
-        ids = self.ids(rows) * self.id_weight[rows] if "id" in self.modalities else 0.0
-        embeddings = sum((self.content_embeddings(name, rows, content[name]) for name in content), ids)
+        parts = [self.content_embeddings(name, rows, vectors) for name, vectors in content.items()]
+        if "id" in self.modalities:
+            parts.insert(0, self.ids(rows) * self.id_weight[rows])
+        embeddings = torch.stack(parts).sum(0)
         count, ranges = len(targets), [slice(0, len(rows))] * len(targets)
         sampled = [s._replace(items=i) for s, i in zip(samples, positions[2 * count :], strict=True)]
         return StepItems(

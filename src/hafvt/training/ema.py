@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 WARMUP = 20  # in early steps the decay is step / (step + 20), so that the initial weights are soon forgotten
-CHUNK_ROWS = 65_536  # rows that are copied at a time
+CHUNK_ROWS, CHUNK_VALUES = 65_536, 2**22  # rows, or values, that are copied at a time
 
 
 class EmaWeights:
@@ -67,7 +67,7 @@ class EmaWeights:
     def applied(self, step: int) -> Iterator[None]:
         """Load the average after `step` into the model while the block runs, then restore the weights."""
         for name, steps in self.row_steps.items():
-            for rows in torch.arange(len(steps), device=steps.device).split(CHUNK_ROWS):
+            for rows in torch.split(torch.arange(len(steps), device=steps.device), CHUNK_ROWS):
                 self._catch_up(name, rows, step)
         self._swap()
         try:
@@ -85,10 +85,10 @@ class EmaWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange average and weights, some rows at a time to bound the memory of copies."""
+        """Exchange average and weights, some values at a time to bound the memory of copies."""
         for name, weight in self.parameters.items():
-            rows, averages = torch.atleast_1d(weight), torch.atleast_1d(self.weights[name])
-            for part, average in zip(rows.split(CHUNK_ROWS), averages.split(CHUNK_ROWS), strict=True):
+            parts, averages = (torch.split(t.view(-1), CHUNK_VALUES) for t in (weight, self.weights[name]))
+            for part, average in zip(parts, averages, strict=True):
                 copy = part.clone()
                 part.copy_(average)
                 average.copy_(copy)
@@ -100,10 +100,11 @@ def kept_share(since: Tensor, until: int, decay: float) -> Tensor:
     The decay of step k is `min(decay, k / (k + WARMUP))`.
     """
     last_warmup_step = math.floor(decay * WARMUP / (1 - decay))
-    until = torch.full_like(since, until)
-    warm_since, warm_until = (steps.clamp(max=last_warmup_step).double() for steps in (since, until))
+    steps = torch.cat([since, since.new_tensor([until])])  # (U + 1,)
+    warm = steps.clamp(max=last_warmup_step).double()
+    num_constant = steps - warm
     # The product of k / (k + WARMUP) for k up to n is n! WARMUP! / (n + WARMUP)!.
-    log_kept = torch.lgamma(warm_until + 1) - torch.lgamma(warm_until + 1 + WARMUP)
-    log_kept -= torch.lgamma(warm_since + 1) - torch.lgamma(warm_since + 1 + WARMUP)
-    num_constant = (until - warm_until) - (since - warm_since)
-    return (log_kept + torch.xlogy(num_constant, num_constant.new_tensor(decay))).exp()
+    log_product = torch.lgamma(warm + 1) - torch.lgamma(warm + 1 + WARMUP)
+    log_kept = log_product[-1] - log_product[:-1]
+    log_kept += torch.xlogy(num_constant[-1] - num_constant[:-1], log_kept.new_tensor(decay))
+    return log_kept.exp()

@@ -5,7 +5,7 @@ where a constant learning rate keeps the weights moving around a minimum, their 
 
 Tables with sparse gradients change in few rows per step. The average of a row is brought up to date only when
 the row is about to change and when the average is read. This is exact: between steps s and t the row w stays
-the same, so its average a becomes `w + kept * (a - w)`, where `kept` is the product of the decays of steps
+the same, so its average a becomes `w + remaining * (a - w)`, where `remaining` is the product of the decays of steps
 s + 1 to t.
 """
 
@@ -79,8 +79,8 @@ class EmaWeights:
     def _catch_up(self, name: str, rows: Tensor, step: int) -> None:
         """Bring the average of rows, which did not change in between, up to date with `step`."""
         average, steps, weight = self.weights[name], self.row_steps[name], self.parameters[name][rows]
-        kept = kept_share(steps[rows].cpu(), step, self.decay).to(weight)
-        average[rows] = torch.lerp(weight, average[rows], kept[:, None])
+        remaining = remaining_share(steps[rows].cpu(), step, self.decay).to(weight)
+        average[rows] = torch.lerp(weight, average[rows], remaining[:, None])
         steps[rows] = step
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class EmaWeights:
                 average.copy_(copy)
 
 
-def kept_share(since: Tensor, until: int, decay: float) -> Tensor:
+def remaining_share(since: Tensor, until: int, decay: float) -> Tensor:
     """Return the product of the decays of the steps after `since`, (U,) int, up to `until`, (U,) float64.
 
     The decay of step k is `min(decay, k / (k + WARMUP))`.
@@ -105,6 +105,6 @@ def kept_share(since: Tensor, until: int, decay: float) -> Tensor:
     num_constant = steps - warm
     # The product of k / (k + WARMUP) for k up to n is n! WARMUP! / (n + WARMUP)!.
     log_product = torch.lgamma(warm + 1) - torch.lgamma(warm + 1 + WARMUP)
-    log_kept = log_product[-1] - log_product[:-1]
-    log_kept += torch.xlogy(num_constant[-1] - num_constant[:-1], log_kept.new_tensor(decay))
-    return log_kept.exp()
+    log_remaining = log_product[-1] - log_product[:-1]
+    log_remaining += torch.xlogy(num_constant[-1] - num_constant[:-1], log_remaining.new_tensor(decay))
+    return log_remaining.exp()

@@ -38,6 +38,9 @@ SMALL_PARAMS = {
 """Hyperparameters of small models for quick tests, by model."""
 
 
+torch.set_num_threads(2)  # for fixtures of the session, which come before those of a test
+
+
 @pytest.fixture(autouse=True)
 def two_torch_threads() -> None:
     """Give every test the same number of threads, on which sums depend; some tests change it."""

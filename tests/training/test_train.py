@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from hafvt import files
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
@@ -24,6 +25,7 @@ from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.folders import folder_lock
 from hafvt.models import MODELS
 from hafvt.training.checkpoint import load_checkpoint
+from hafvt.training import session
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 from hafvt.training.trainer import step_seed
@@ -349,3 +351,26 @@ def test_step_seed_of_processes_and_steps_is_distinct():
     seeds = {step_seed(seed, step, process) for seed in (0, 1) for step in range(3) for process in range(2)}
     assert len(seeds) == 12
     assert step_seed(7, 5, 0) == (7 << 32) + 5
+
+
+def test_train_longer_killed_before_the_model_file_is_replaced_leaves_a_run(
+    sasrec_run, training_data, tmp_path, monkeypatch
+):
+    shutil.copytree(sasrec_run.folder, tmp_path / "run")
+    options = {"params": SMALL_SASREC, "epochs": 16, "batch_size": 8, "patience": 0, "test": False}
+    written = []
+
+    def write_json(path: Path, *arguments: object, **settings: object) -> None:
+        written.append(path.name)
+        if written == ["model.json", "model.json"]:
+            raise KeyboardInterrupt
+        files.write_json(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "write_json", write_json)
+        with pytest.raises(KeyboardInterrupt):
+            train("sasrec", training_data, tmp_path / "run", resume=True, **options)
+    assert not same_weights(sasrec_run.folder, tmp_path / "run")
+    assert open_run(tmp_path / "run").about["best"] == sasrec_run.about["best"]
+    run = train("sasrec", training_data, tmp_path / "run", resume=True, **options)
+    assert (run.about["best"]["epochs"], len(run.about["sha256"]["model.safetensors"])) == (16, 64)

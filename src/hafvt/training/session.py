@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import shutil
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.files import atomic_file, explained_read_errors, is_temporary, sha256, write_json
+from hafvt.files import atomic_file, explained_read_errors, is_temporary, read_json, sha256, write_json
 from hafvt.folders import folder_lock
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
@@ -24,7 +25,7 @@ from hafvt.ops.collectives import barrier, max_in_place, process_group
 from hafvt.ops.device import compute_dtype, process_device
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
-from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
+from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.config import TrainingConfig
 from hafvt.training.run import (
     FORMAT,
@@ -159,11 +160,20 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     max_in_place([greatest_peak_gib])
     if process_index() > 0:
         return
-    names = weight_files(len(trainer.best_paths))
-    for path, name in zip(trainer.best_paths, names, strict=True):
-        save_checkpoint(folder / name, *load_checkpoint(path))
+    files = dict(zip(weight_files(len(trainer.best_paths)), trainer.best_paths, strict=True))
+    for path in files.values():
+        load_checkpoint(path)  # raises if it is damaged
+    hashes = {name: sha256(path) for name, path in files.items()}
+    with suppress(HafvtError, LookupError, TypeError, AttributeError):  # no earlier model.json, or a damaged one
+        earlier = read_json(folder / "model.json")
+        # Until model.json is replaced, the earlier and the new weights are valid.
+        both = {name: f"{hashes[name]} {value}" for name, value in earlier["sha256"].items()}
+        write_json(folder / "model.json", earlier | {"sha256": both}, checksum=True)
+    for name, path in files.items():
+        with atomic_file(folder / name, path.stat().st_size) as temporary:
+            shutil.copyfile(path, temporary)
     best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
-    if len(names) > 1:
+    if len(files) > 1:
         best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
     best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
     about = {
@@ -177,6 +187,6 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "best": best | {"peak_gib": round(float(greatest_peak_gib), 3)},
         "processes": num_processes(),
         "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
-        "sha256": {name: sha256(folder / name) for name in names},
+        "sha256": hashes,
     }
     write_json(folder / "model.json", about, checksum=True)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -360,12 +361,29 @@ def test_read_tables_zstd_bomb_is_refused_before_it_is_unpacked(
         fails(write(tmp_path / "log.csv.zst", content), "GiB of memory or more, but 0.0 GiB are free")
 
 
-@pytest.mark.parametrize("name", ["log.csv.gz", "log.csv", "log.jsonl", "log.jsonl.gz"])
+def test_read_tables_zstd_panic_is_refused_without_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Panicking:
+        def collect_batches(self, **options: Any) -> Iterator[pl.DataFrame]:
+            yield pl.DataFrame({"line": ["user_id"]})
+            os.write(2, b"thread panicked")
+            raise pl.exceptions.PanicException
+
+    monkeypatch.setattr("hafvt.data.lines.scan_lines", lambda path: Panicking())
+    fails(write(tmp_path / "log.csv.zst", zstd(csv_of(FRAME))), "it is damaged, or has a line of more than")
+    assert capfd.readouterr().err == ""
+
+
+LONG_LINES = ["log.csv.gz", "log.csv", "log.csv.zst", "log.jsonl", "log.jsonl.gz", "log.jsonl.zst"]
+
+
+@pytest.mark.parametrize("name", LONG_LINES)
 def test_read_tables_long_line_is_refused_with_the_row(tmp_path: Path, name: str) -> None:
-    content = WRITERS[name](FRAME)
-    content = gzip.decompress(content) if name.endswith("gz") else content
+    packer = PACKERS[path.suffix[1:] if (path := Path(name)).suffix in (".gz", ".zst") else "plain"]
+    content = WRITERS[name.removesuffix(".gz").removesuffix(".zst")](FRAME)
     content += b'"' + b"a" * (2**24 + 2**20)
-    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    path = write(tmp_path / name, packer(content))
     error = fails(path, "a line of more than 16,777,216 bytes", "Shorten the line")
     assert error.row == content.count(b"\n") + 1
 

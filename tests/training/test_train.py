@@ -24,8 +24,8 @@ from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.folders import folder_lock
 from hafvt.models import MODELS
-from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training import session
+from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 from hafvt.training.trainer import step_seed

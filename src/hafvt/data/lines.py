@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,10 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
         magic = stored.read(4)
         stored.seek(0)
         if magic == ZSTD:
-            for batch in scan_lines(path).collect_batches(chunk_size=1024):
-                text = "\r\n".join(batch["line"].fill_null("")) + "\r\n"  # `read_lines` removes one return
-                yield text.encode().replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
+            for lines in _zstd_lines(path):
+                text = "\r\n".join(lines).encode() + b"\r\n"  # `read_lines` removes one return
+                text = text.replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
+                yield from (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
             return
         text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
         mib, is_first, is_mac = 0, True, False
@@ -73,6 +76,36 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
                 chunk, is_mac = chunk.removeprefix(BOM), b"\r" in chunk and b"\n" not in chunk
                 is_first = False
             yield chunk.replace(b"\r", b"\n") if is_mac else chunk
+
+
+def _zstd_lines(path: Path) -> Iterator[pl.Series]:
+    """Yield the lines of a zstd file, some at a time."""
+    batches = iter(scan_lines(path).collect_batches(chunk_size=1024))
+    while True:
+        try:
+            with hidden_panics():
+                batch = next(batches, None)
+        except pl.exceptions.PanicException:
+            problem = f"it is damaged, or has a line of more than {MAX_LINE_BYTES:,} bytes"
+            raise InputError(problem, "Shorten the line, or write the file again", file=path) from None
+        if batch is None:
+            return
+        yield batch["line"].fill_null("")
+
+
+@contextmanager
+def hidden_panics() -> Iterator[None]:
+    """Hide the traceback that Rust prints on stderr before an exception of Python reports its panic."""
+    stderr = None
+    with suppress(OSError), Path(os.devnull).open("wb") as nothing:  # a process may have no stderr
+        stderr = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        if stderr is not None:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def scan_lines(path: Path) -> pl.LazyFrame:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from hafvt.data.lines import check_memory
+from hafvt.data.lines import check_memory, hidden_panics
 
 
 def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
@@ -21,25 +20,12 @@ def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame
         InputError: the columns do not fit into memory.
         PolarsError, PanicException: the file is damaged.
     """
-    with _panics_hidden():
+    with hidden_panics():
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = scan.collect_schema().names()
         check_memory(path, _unpacked_bytes(path, names), scan.select(pl.len()).collect().item())
         frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
     return frame, columns
-
-
-@contextmanager
-def _panics_hidden() -> Iterator[None]:
-    """Hide the traceback that Rust prints on stderr before an exception of Python reports its panic."""
-    stderr = os.dup(2)
-    with Path(os.devnull).open("wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _unpacked_bytes(path: Path, names: Container[str]) -> int:

@@ -164,7 +164,8 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     for path in files.values():
         load_checkpoint(path)  # raises if it is damaged
     hashes = {name: sha256(path) for name, path in files.items()}
-    with suppress(HafvtError, LookupError, TypeError, AttributeError):  # no earlier model.json, or a damaged one
+    # There may be no earlier model.json, or a damaged one.
+    with suppress(HafvtError, LookupError, TypeError, AttributeError):
         earlier = read_json(folder / "model.json")
         # Until model.json is replaced, the earlier and the new weights are valid.
         both = {name: f"{hashes[name]} {value}" for name, value in earlier["sha256"].items()}

@@ -388,6 +388,20 @@ def test_read_tables_long_line_is_refused_with_the_row(tmp_path: Path, name: str
     assert error.row == content.count(b"\n") + 1
 
 
+def test_read_tables_parquet_whose_row_counts_disagree_is_refused(tmp_path: Path) -> None:
+    rows = pa.table({"user_id": ["u"] * 4000, "item_id": ["a"] * 4000, "timestamp": range(4000)})
+    pq.write_table(
+        rows.append_column("tags", pa.array([["x", "y"]] * 4000)),
+        tmp_path / "log.parquet",
+        row_group_size=1500,
+    )
+    good = (tmp_path / "log.parquet").read_bytes()
+    assert len(interactions(tmp_path / "log.parquet").frame) == 4000
+    footer = good.rindex(bytes([0xC0, 0x3E]))  # 4000 as Thrift's zigzag number
+    path = write(tmp_path / "log.parquet", good[:footer] + bytes([0xB8]) + good[footer + 1 :])
+    fails(path, "it is damaged (its counts of rows are 3996 and 4000)", "Download or write it again")
+
+
 def test_read_tables_damaged_parquet_is_refused_without_a_panic(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,36 +13,56 @@ from typing import Any
 import polars as pl
 
 from hafvt.data.lines import check_memory, hidden_panics
+from hafvt.errors import InputError
 
 
 def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
     """Return those of the named columns that a Parquet file has, and the names of all its columns.
 
     Raises:
-        InputError: the columns do not fit into memory.
+        InputError: the columns do not fit into memory, or the counts of rows in the file disagree.
         PolarsError, PanicException: the file is damaged.
     """
     with hidden_panics():
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = scan.collect_schema().names()
-        check_memory(path, _unpacked_bytes(path, names), scan.select(pl.len()).collect().item())
+        num_rows, num_bytes = scan.select(pl.len()).collect().item(), 0
+        row_counts = {num_rows}
+        with suppress(LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+            counts, num_bytes = _row_counts_and_bytes(path, names)
+            row_counts |= counts
+        check_memory(path, num_bytes, num_rows)
         frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
+    row_counts |= {len(frame)} if frame.width else set()
+    if len(row_counts) > 1:
+        problem = f"it is damaged (its counts of rows are {' and '.join(map(str, sorted(row_counts)))})"
+        raise InputError(problem, "Download or write it again", file=path)
     return frame, columns
 
 
-def _unpacked_bytes(path: Path, names: Container[str]) -> int:
-    """Return the unpacked size of the named columns by the footer of a Parquet file; 0 if it is damaged."""
+def _row_counts_and_bytes(path: Path, names: Container[str]) -> tuple[set[int], int]:
+    """Return the counts of rows in the footer of a Parquet file, and the unpacked size of the named columns.
+
+    The counts are that of the file, the sum of its row groups, and the sum of each named column that is flat.
+
+    Raises:
+        LookupError, TypeError, AttributeError, OverflowError, RecursionError: the footer is damaged.
+    """
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         footer_bytes = int.from_bytes(file.read(4), "little")
         file.seek(-min(footer_bytes + 8, path.stat().st_size), os.SEEK_END)
         footer = BytesIO(file.read(footer_bytes))
-    try:
-        row_groups = _thrift_value(footer, THRIFT_STRUCT)[4]
-        columns = [chunk[3] for group in row_groups for chunk in group[1]]
-        return sum(column[6] for column in columns if column[3][0].decode(errors="replace") in names)
-    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        return 0  # Polars reports the damage
+    metadata = _thrift_value(footer, THRIFT_STRUCT)
+    counts, num_bytes = Counter[bytes](), 0
+    for group in metadata[4]:
+        counts[b""] += group[3]
+        for column in (chunk[3] for chunk in group[1]):
+            if column[3][0].decode(errors="replace") in names:
+                num_bytes += column[6]
+                if len(column[3]) == 1:
+                    counts[column[3][0]] += column[5]
+    return {metadata[3], *counts.values()}, num_bytes
 
 
 THRIFT_BINARY, THRIFT_LISTS, THRIFT_MAP, THRIFT_STRUCT = 8, (9, 10), 11, 12

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hafvt.errors import HafvtError
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.files import sha256
-from hafvt.training.checkpoint import load_checkpoint, save_checkpoint
+from hafvt.training.checkpoint import DTYPES, load_checkpoint, save_checkpoint
 from hafvt.training.run import Run, open_run
 from hafvt.training.train import train
 
@@ -135,6 +138,39 @@ def test_load_checkpoint_with_a_changed_tensor_or_state_is_refused(tmp_path):
         path.write_bytes(content[:position] + new + content[position + len(old) :])
         with pytest.raises(HafvtError, match=r"x.safetensors is damaged .*: train the model again"):
             load_checkpoint(path)
+
+
+def test_load_checkpoint_cut_short_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    source = f"""
+import sys, threading, torch
+from pathlib import Path
+from hafvt.errors import HafvtError
+from hafvt.training import checkpoint
+path = Path({str(path)!r})
+checkpoint.save_checkpoint(path, {{"a": torch.zeros(10**6), "b": torch.zeros(10**6)}}, {{}})
+torch.frombuffer = lambda *arguments, original=torch.frombuffer, **options: (
+    open(path, "r+b").truncate(2000), original(*arguments, **options))[1]
+try:
+    checkpoint.load_checkpoint(path)
+except HafvtError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert result.stdout == f"{path} is damaged (it is cut short): train the model again\n"
+
+
+def test_load_checkpoint_equals_safetensors_for_every_type(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES.values()}
+    tensors |= {"empty": torch.zeros(0, 4), "number": torch.tensor(2.5)}
+    save_checkpoint(path, tensors, {})
+    loaded, _ = load_checkpoint(path)
+    expected = load_file(path)
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
 
 
 @pytest.mark.parametrize("content", ["", "[", "3", "format: 2", "format: 2\nconfig: 3", "\0", "a: *b"])

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hafvt.data.parquet import read_parquet
 from hafvt.data.repeats import MAX_REPEAT_SHARE, CandidateRule, RepeatCounts, count_repeats, find_repeats
 from hafvt.data.times import unix_ticks
 from hafvt.errors import HafvtError
@@ -144,13 +145,13 @@ class Dataset:
     def item_table(self) -> pl.DataFrame:
         """One row per item, in catalog order: item_id, domain, title, image (null where unknown)."""
         with explained_read_errors(self.folder / "items.parquet", REMEDY):
-            return pl.read_parquet(self.folder / "items.parquet")
+            return read_parquet(self.folder / "items.parquet")
 
     @cached_property
     def user_ids(self) -> pl.Series:
         """The user ids of the input; the row number is the user index."""
         with explained_read_errors(self.folder / "users.parquet", REMEDY):
-            return pl.read_parquet(self.folder / "users.parquet")["user_id"]
+            return read_parquet(self.folder / "users.parquet")["user_id"]
 
     @property
     def feature_names(self) -> list[str]:

@@ -16,6 +16,14 @@ from hafvt.data.lines import check_memory, hidden_panics
 from hafvt.errors import InputError
 
 
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Return the table in a Parquet file that `hafvt` wrote.
+
+    Polars maps files into memory, and a process with a memory map dies if the file is cut short.
+    """
+    return pl.read_parquet(BytesIO(path.read_bytes()))
+
+
 def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
     """Return those of the named columns that a Parquet file has, and the names of all its columns.
 

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
+from hafvt.data.parquet import read_parquet
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
 from hafvt.features.table import FeatureTable, Float16
@@ -53,7 +54,7 @@ class AddedItems:
         if about.get("features") != run.about["training"]["features"]:
             raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
         with explained_read_errors(folder, remedy):
-            table = pl.read_parquet(folder / "items.parquet").select(COLUMNS)
+            table = read_parquet(folder / "items.parquet").select(COLUMNS)
             vectors = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
         return cls(table, vectors)
 

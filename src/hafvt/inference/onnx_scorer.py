@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from pydantic import BaseModel, Field
 
 from hafvt.data.dataset import Domain, Int64
+from hafvt.data.parquet import read_parquet
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import explained_read_errors, read_manifest
 from hafvt.folders import FolderKind
@@ -163,7 +163,7 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
     """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
     with explained_read_errors(scorer.folder, REMEDY):
-        table = pl.read_parquet(scorer.folder / "items.parquet")
+        table = read_parquet(scorer.folder / "items.parquet")
         train_counts: Int64 = np.load(scorer.folder / "train_counts.npy", allow_pickle=False)
         if not len(table) == len(train_counts) == scorer.domains[-1].stop:
             raise ValueError("its files are of different numbers of items")

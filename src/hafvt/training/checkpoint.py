@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
 from hafvt.files import atomic_file, explained_read_errors
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Data types by their names in safetensors files."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -37,14 +51,36 @@ def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[
         HafvtError: the file is missing, or not what was written.
     """
     with explained_read_errors(path, remedy):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies, as a process with a memory map dies if the file is cut short.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        with path.open("rb") as file:
+            header = json.loads(_read_bytes(file, int.from_bytes(_read_bytes(file, 8), "little")))
+            metadata, start = header.pop("__metadata__", {}), file.tell()
+            tensors = {name: _read_tensor(file, start, entry) for name, entry in header.items()}
         state = json.loads(metadata["state"])
         if "sha256" in metadata and metadata["sha256"] != _hash(tensors, metadata["state"]):
             raise ValueError("its content is not what was written")
         return tensors, state
+
+
+def _read_bytes(file: BinaryIO, num_bytes: int) -> bytearray:
+    """Return the next bytes of a file.
+
+    safetensors maps files into memory, and a process with a memory map dies if the file is cut short.
+    """
+    if not 0 <= num_bytes <= os.fstat(file.fileno()).st_size:
+        raise ValueError("it is cut short")
+    content = bytearray(num_bytes)
+    if file.readinto(content) < num_bytes:  # type: ignore[attr-defined]
+        raise ValueError("it is cut short")
+    return content
+
+
+def _read_tensor(file: BinaryIO, start: int, entry: dict[str, Any]) -> Tensor:
+    """Return the tensor with an entry in the header of a safetensors file, whose data start at `start`."""
+    first, stop = entry["data_offsets"]
+    file.seek(start + first)
+    content, dtype = _read_bytes(file, stop - first), DTYPES[entry["dtype"]]
+    tensor = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    return tensor.reshape(entry["shape"])
 
 
 def _hash(tensors: Mapping[str, Tensor], state: str) -> str:

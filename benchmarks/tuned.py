@@ -2,10 +2,12 @@
 
     python benchmarks/tuned.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
-For each model and data set `hafvt tune` searches on validation data, `hafvt train` trains the best settings
-with every seed, for up to `LONGER` times the epochs of the search, until validation MRR no longer rises, and
-the test targets are ranked, among all items of their domain (`full`) and among 999 that the user never had
-(`sampled-unseen`). Parts of HAF-VT are trained with its settings, without a search of their own.
+For each model and data set `hafvt tune` searches on validation data: the same number of trials for all models,
+the default settings first, the default ranges, batch sizes included, each trial until its validation MRR no
+longer rises. `hafvt train` then trains the best settings and the default settings with every seed, and the
+test targets are ranked, among the items of their domain (`full`) and among 999 that the user never had
+(`sampled-unseen`). Where the default settings have the better mean validation MRR, the table is refused. Parts
+of HAF-VT are trained with its settings, without a search of their own.
 
 It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
 rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again.
@@ -28,33 +30,22 @@ from machine import RESULTS, describe, record, sentence
 from real_data import call, make_data, options
 from study import rare, without_pictures
 
+from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.significance import holm, paired_test
 from hafvt.evaluation.target_ranking import rank_targets
-from hafvt.experiments.comparison_runner import slug
+from hafvt.experiments.comparison_runner import require_tuned_is_best, slug
+from hafvt.experiments.search_space import TRAINING_OPTIONS
 from hafvt.files import atomic_file, read_json, write_json
+from hafvt.models import MODELS as MODEL_TABLE
 from hafvt.tables import markdown_table
 from hafvt.training.run import open_run
 
 SEEDS = 3
-TRIALS = 8
-WIDTH = 64
-EPOCHS = {"movielens-posters": 16, "amazon-food-kitchen": 8}
-LONGER, PATIENCE = 2, 3  # the last trainings beside those of the search; validations without a better one
-LENGTHS = {"movielens-posters": 50, "amazon-food-kitchen": 20}  # nearly all of most histories
+TRIALS = 16  # of each model; the first has the default settings
+DATA = ("movielens-posters", "amazon-food-kitchen")
 PROTOCOLS = ("full", "sampled-unseen")
-SPACE = {  # what the search is not to choose, so that all compare at one size, and rates that fit the epochs
-    "batch_size": [128],
-    "weight_decay": [0.0],
-    "learning_rate": [1.5e-3, 8e-3, "log"],
-}
 OURS = "hafvt"
-OUR_SPACE = {  # beside it, in place of the wide ranges that `tune` has for the unknown data of others
-    "blocks": [2],
-    "dropout": [0.05, 0.35],
-    "temperature": [0.07, 0.14, "log"],
-    "lambda2": [1.0, 10.0, "log"],
-}
 PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what this project added
     "hafvt, unmixed": "--params.modality_branches false",
     "hafvt, ids only": "--params.modalities [id]",
@@ -65,7 +56,8 @@ PARTS = {  # of HAF-VT, by what differs from it; Table 4 of the paper, and what 
     "hafvt, ids and titles": "--params.modalities [id,title]",
     "hafvt, ids and pictures": "--params.modalities [id,image]",
 }
-MODELS = [OURS, "sasrec", "gru4rec", "c2dsr", "srgnn", "pinet", "psjnet", "mifn", "tricdr", "popularity"]
+BASELINES = [name for name, entry in MODEL_TABLE.items() if not entry.has_weights]
+MODELS = [OURS, "sasrec", "gru4rec", "c2dsr", "srgnn", "pinet", "psjnet", "mifn", "tricdr", *BASELINES]
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class Piece:
 
 def main() -> None:
     arguments = options("Tuned models on the real data sets, three seeds each.").parse_args()
-    wanted = [(data, label) for label in [*MODELS, *PARTS] for data in EPOCHS]
+    wanted = [(data, label) for label in [*MODELS, *PARTS] for data in DATA]
     for data, label in wanted:
         apart = without_pictures(data, label.removeprefix("hafvt, "))
         if not apart and arguments.only in f"{data}/{label}" and not ranks_of(data, label).exists():
@@ -131,21 +123,20 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     folder = work / data / slug(label)
     model = OURS if label in PARTS else label
     command = ["train", model, "--data", str(work / "data" / data), "--test", "false", "--resume"]
-    command += ["--epochs", str(LONGER * EPOCHS[data]), "--patience", str(PATIENCE)]
+    default_command = list(command)
     entry: dict[str, Any] = {"data": data, "label": label, "model": model}
     known = place(data, model)
     if label in PARTS:
         entry["change"] = PARTS[label]
     if label in PARTS or known.exists():
         selected = read_json(known)
-        entry |= {name: selected[name] for name in ("settings", "search") if name in selected}
+        entry |= {name: selected[name] for name in ("settings", "search", "defaults") if name in selected}
     elif model != "popularity":
         search = folder / "search"
         tune(work / "data" / data, model, search, jobs)
         best = yaml.safe_load((search / "best.yaml").read_text(encoding="utf-8"))
-        report = (search / "report.md").read_text(encoding="utf-8").splitlines()
-        entry["settings"] = {name: best[name] for name in (*SPACE, "params")}
-        entry["search"] = next(line for line in report if line.startswith("Budget: "))
+        entry["settings"] = {name: best[name] for name in (*TRAINING_OPTIONS, "params") if name in best}
+        entry["search"] = read_json(search / "settings.json")["budget"]
     if "settings" in entry:
         settings = folder / "settings.yaml"
         settings.parent.mkdir(parents=True, exist_ok=True)
@@ -153,16 +144,22 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
         command[2:2] = ["--config", str(settings)]  # later options win
         command += PARTS.get(label, "").split()
 
-    def one(seed: int) -> None:
-        out = folder / f"seed{seed}"
+    def one(name: str, seed: int, arguments: list[str]) -> None:
+        out = folder / f"{name}{seed}"
         if not (out / "model.json").exists():
-            call([*command, "--out", str(out), "--seed", str(seed)], out.with_suffix(".log"), 1)
+            call([*arguments, "--out", str(out), "--seed", str(seed)], out.with_suffix(".log"), 1)
 
-    seeds = range(1 if model == "popularity" else SEEDS)
+    seeds = range(SEEDS if MODEL_TABLE[model].has_weights else 1)
+    trainings = [("seed", seed, command) for seed in seeds]
+    if label not in PARTS and "settings" in entry and "defaults" not in entry:
+        trainings += [("default", seed, default_command) for seed in seeds]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, seeds))
+        list(pool.map(lambda training: one(*training), trainings))
     runs = [open_run(folder / f"seed{seed}") for seed in seeds]
     entry["runs"] = [run.about["best"] for run in runs]
+    if len(trainings) > len(seeds):
+        defaults = [open_run(folder / f"default{seed}").about["best"] for seed in seeds]
+        entry["defaults"] = [best["valid_mrr"] for best in defaults]
     entry |= {"parameters": runs[0].about["parameters"], "machine": describe()}
     results = {
         p: [rank_targets(run.models, run.data, "test", get_protocol(p)).half_ties for run in runs]
@@ -184,20 +181,14 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
 
 def tune(data: Path, model: str, out: Path, jobs: int) -> None:
     """Searches the settings of a model, or goes on with it."""
-    widths = {"id_width": WIDTH} if model == OURS else {"width": WIDTH}
-    fixed = {"max_length": LENGTHS[data.name], **widths}
     command = ["tune", model, "--data", str(data), "--out", str(out), "--trials", str(TRIALS)]
-    command += ["--epochs", str(EPOCHS[data.name]), "--jobs", str(jobs)]
-    command += [f"--params.{name}={value}" for name, value in fixed.items()]
-    space = SPACE | OUR_SPACE if model == OURS else SPACE
-    command += [f"--space.{name}={json.dumps(values)}" for name, values in space.items()]
-    call(command, out.with_suffix(".log"), 1)
+    call([*command, "--jobs", str(jobs)], out.with_suffix(".log"), 1)
 
 
 def read() -> dict[str, dict[str, Piece]]:
     """Returns the pieces there are, by data set and model."""
     results: dict[str, dict[str, Piece]] = {}
-    for data in EPOCHS:
+    for data in DATA:
         for label in [*MODELS, *PARTS]:
             path = ranks_of(data, label)
             if path.exists():
@@ -222,13 +213,8 @@ def write() -> str:
         "# Tuned models",
         "",
         "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
-        f"{TRIALS} settings by validation MRR (`hafvt tune`: learning rate, dropout, depth and the weights "
-        f"that the model has; width {WIDTH}, histories of at most "
-        + " and ".join(f"{length} items ({data})" for data, length in LENGTHS.items())
-        + ", batches of 128 for all), "
-        f"{SEEDS} seeds of at most "
-        + " and ".join(f"{LONGER * epochs} epochs ({data})" for data, epochs in EPOCHS.items())
-        + f", until {PATIENCE} validations bring no better one. Test MRR in %, mean of the domains, "
+        f"{TRIALS} settings by validation MRR (`hafvt tune` with its default ranges, the default settings first), "
+        f"{SEEDS} seeds, each until the validation MRR no longer rises. Test MRR in %, mean of the domains, "
         "± standard deviation over the seeds: among all items of the domain and "
         "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or "
         "the rarest tenth. p: "
@@ -237,6 +223,7 @@ def write() -> str:
         "",
     ]
     for data, pieces in read().items():
+        require_tuned_pieces(pieces)
         rows = table(pieces)
         facts[data] = rows
         header = ["model", "seeds", "MRR", "hafvt is above by", "p"]
@@ -266,6 +253,23 @@ def write() -> str:
     entry = "\n".join(text)
     record("tuned", entry, {"machine": machine, "data": facts})
     return entry
+
+
+def require_tuned_pieces(pieces: dict[str, Piece]) -> None:
+    """Stops with a message if a model's tuned settings are worse in validation than its default ones."""
+    for label, piece in pieces.items():
+        if label in PARTS or "settings" not in piece.entry:
+            continue
+        if "defaults" not in piece.entry:
+            path = place(piece.entry["data"], label)
+            raise SystemExit(
+                f"{path}: made without its default settings: delete it and its .npz, and make it again"
+            )
+        try:
+            mrrs = [run["valid_mrr"] for run in piece.entry["runs"]]
+            require_tuned_is_best(f"{label} on {piece.entry['data']}", mrrs, piece.entry["defaults"])
+        except HafvtError as error:
+            raise SystemExit(str(error)) from None
 
 
 def table(pieces: dict[str, Piece]) -> dict[str, Any]:

@@ -26,11 +26,15 @@ def similarity(users, i, j, shrinkage):
     return len(users[i] & users[j]) / (math.sqrt(len(users[i]) * len(users[j])) + shrinkage)
 
 
-@pytest.mark.parametrize(("num_neighbors", "shrinkage"), [(100, 0.0), (4, 3.0)])
-def test_item_knn_scores_equal_the_sum_of_similarities(make_small, monkeypatch, num_neighbors, shrinkage):
+@pytest.mark.parametrize(("num_neighbors", "shrinkage", "decay"), [(100, 0.0, 1.0), (4, 3.0, 0.3)])
+def test_item_knn_scores_equal_the_sum_of_similarities(
+    make_small, monkeypatch, num_neighbors, shrinkage, decay
+):
     small = make_small(users=12)
     monkeypatch.setattr(item_knn, "PAIRS_PER_BLOCK", 100)  # several blocks of items
-    config = configure("item-knn", params={"num_neighbors": num_neighbors, "shrinkage": shrinkage})
+    config = configure(
+        "item-knn", params={"num_neighbors": num_neighbors, "shrinkage": shrinkage, "decay": decay}
+    )
     model = build_model("item-knn", load_item_features(small, (), interactions=True), config).eval()
     users = user_sets(small)
     assert {0} < {len(u) for u in users}  # some items are cold
@@ -40,12 +44,13 @@ def test_item_knn_scores_equal_the_sum_of_similarities(make_small, monkeypatch, 
         expected = np.zeros((len(histories), len(domain)))
         for row, history in enumerate(histories):
             for i in set(history):
+                age = history[::-1].index(i)  # of its last occurrence
                 values = {
                     j: similarity(users, i, j, shrinkage) for j in items if j != i and users[i] & users[j]
                 }
                 nearest = sorted(values, key=lambda j: (-values[j], j))[:num_neighbors]
                 for j in nearest:
-                    expected[row, j - domain.start] += values[j]
+                    expected[row, j - domain.start] += decay**age * values[j]
         shares = small.train_counts()[domain.start : domain.stop] / small.train_counts().sum()
         expected += item_knn.POPULARITY_WEIGHT * shares
         scores = model.scores(as_batch(histories), number).numpy()

@@ -48,6 +48,7 @@ DEFAULT_SPACE: dict[str, list[Any]] = {
     "days": [7, 30, 60, 90],
     "num_neighbors": [20, 50, 100, 200],
     "shrinkage": [1.0, 100.0, "log"],
+    "decay": [0.2, 1.0],
 }
 """What is searched by default, in any model that has a hyperparameter of this name."""
 

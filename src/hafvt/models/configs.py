@@ -292,3 +292,5 @@ class ItemKnnConfig(ModelConfig):
     """Most similar items of each domain that are kept for each item."""
     shrinkage: Annotated[float, Field(ge=0, le=1_000_000)] = 10.0
     """Added to the denominator of the cosine, so that items with few users have lower similarities."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of an item of the history in relation to the next later one; 1 weighs all alike."""

@@ -3,7 +3,8 @@
 Deshpande and Karypis, Item-Based Top-N Recommendation Algorithms, TOIS 2004. The similarity of items i and j is
 the cosine of the sets of users who chose them, with shrinkage: n_ij / (sqrt(n_i n_j) + shrinkage), where n_ij
 users chose both. Each item keeps its most similar items in every domain. The score of an item is the sum of
-its similarities to the items of the history; items without any are ordered by popularity.
+its similarities to the items of the history, older ones weighing less: decay^a at age a. Items without
+similarity are ordered by popularity.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.configs import ItemKnnConfig
 from hafvt.models.popularity import select_columns
-from hafvt.models.sequences import first_occurrences
+from hafvt.models.sequences import last_occurrences
 
 POPULARITY_WEIGHT = 1e-6  # of the share of training interactions in a score: less than any similarity
 PAIRS_PER_BLOCK = 5_000_000  # pairs of interactions of one user that are counted at a time; bounds memory
@@ -62,8 +63,11 @@ class ItemKnn(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return the sum of the similarities to the history, see `Model.scores`."""
-        weights = first_occurrences(batch).float()[:, :, None]  # (B, T, 1) each item of a history counts once
-        similarities = (self.similarities[batch.items] * weights).flatten(1)  # (B, T * K)
+        age = batch.lengths[:, None] - 1 - torch.arange(batch.items.shape[1], device=batch.items.device)
+        weights = self.config.decay ** age.clamp(min=0) * last_occurrences(
+            batch
+        )  # (B, T) each item of a history counts once
+        similarities = (self.similarities[batch.items] * weights[:, :, None]).flatten(1)  # (B, T * K)
         neighbors = self.neighbors[batch.items].long().flatten(1)
         scores = (POPULARITY_WEIGHT * self.popularity).repeat(batch.items.shape[0], 1)  # (B, V)
         return select_columns(scores.scatter_add(1, neighbors, similarities), self, domain, candidates)

@@ -106,6 +106,14 @@ def first_occurrences(batch: Batch) -> Tensor:
     return valid_mask(batch.lengths, batch.items.shape[1]) & ~(is_same & earlier).any(2)
 
 
+def last_occurrences(batch: Batch) -> Tensor:
+    """Return the positions whose item is at no later position of the history, (B, T)."""
+    is_same = batch.items[:, :, None] == batch.items[:, None, :]  # (B, T, T)
+    valid = valid_mask(batch.lengths, batch.items.shape[1])
+    later = torch.ones_like(is_same[0]).triu(1)
+    return valid & ~(is_same & later & valid[:, None, :]).any(2)
+
+
 def last_states(states: Tensor, lengths: Tensor) -> Tensor:
     """Return the state at the last item of each sequence, zeros for an empty one, (B, T, d) -> (B, d)."""
     index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])

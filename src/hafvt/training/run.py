@@ -11,7 +11,13 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
-from hafvt.evaluation.results import read_notes, read_results, read_results_by_novelty
+from hafvt.evaluation.results import (
+    OTHER_CANDIDATES,
+    read_notes,
+    read_other_results,
+    read_results,
+    read_results_by_novelty,
+)
 from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
@@ -73,7 +79,10 @@ class Run:
                 f"{self.about['parameters']:,} parameters, {best['seconds']:,.0f} s"
             )
         if (self.folder / "results.json").exists():
-            rows = {self.name: read_results(self.folder), **read_results_by_novelty(self.folder)}
+            rows = {self.name: read_results(self.folder)}
+            if other_results := read_other_results(self.folder):
+                rows[f"{self.name}, {OTHER_CANDIDATES}"] = other_results
+            rows |= read_results_by_novelty(self.folder)
             lines += [plain_table(rows, mark_best=False), *read_notes(self.folder)]
         return "\n".join([*lines, f"wrote the run to {self.folder}"])
 

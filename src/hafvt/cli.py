@@ -24,7 +24,7 @@ from cyclopts.config import Dict
 from hafvt.data.sources import SOURCES
 from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
-from hafvt.processes import num_processes, process_index, reports_errors
+from hafvt.processes import num_processes, process_index, record_error, reports_errors
 from hafvt.progress import console
 from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
 
@@ -347,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("this needs torch: pip install torch")
         return 1
     except HafvtError as error:
-        print_error(error)
+        if not (reports_errors() and record_error(error)):
+            print_error(error)
         return 1
     except MemoryError:
         print_error("the memory of this machine is not enough: choose smaller settings or a larger machine")

@@ -7,6 +7,9 @@ import os
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables of each process that torchrun starts."""
 
+LAUNCH_ID = "hafvt-devices"
+"""Name of a launch by `--devices`, in place of torchrun."""
+
 _reports_errors: bool | None = None
 
 
@@ -39,3 +42,15 @@ def set_reports_errors(value: bool | None) -> None:
 def reports_errors() -> bool:
     """Return whether this process prints the error that ends the processes."""
     return process_index() == 0 if _reports_errors is None else _reports_errors
+
+
+def record_error(error: Exception) -> bool:
+    """Pass an error to the process that launched this one with `--devices`; return False without one."""
+    if os.environ.get("TORCHELASTIC_RUN_ID") != LAUNCH_ID:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import (
+        get_error_handler,  # `hafvt` starts without torch
+    )
+
+    get_error_handler().record_exception(error)
+    return True

@@ -16,6 +16,7 @@ from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.files import explained_read_errors, read_json, write_json
+from hafvt.processes import process_index
 
 NOVELTY = ("new targets", "repeats")
 OTHER_CANDIDATES = "other candidates"
@@ -27,9 +28,11 @@ def write_results(
 ) -> Results:
     """Write ranks.parquet and results.json into a folder, and return the metrics per domain and overall.
 
-    `targets` says what the targets are, in words for reports.
+    `targets` says what the targets are, in words for reports. Of several processes, process 0 writes.
     """
     results, notes = summarize(ranks, [domain.name for domain in data.domains]), _notes(ranks, data, protocol)
+    if process_index() > 0:
+        return results
     ranks.write(folder / "ranks.parquet", data)
     description = (
         f"{len(ranks.ranks):,} {targets} of {len(np.unique(ranks.users)):,} users, each ranked among "

@@ -18,7 +18,7 @@ from hafvt.evaluation.protocols import FULL, Protocol
 from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.models.base import Model
 from hafvt.ops import ranking
-from hafvt.ops.collectives import is_distributed, sum_in_place
+from hafvt.ops.collectives import barrier, is_distributed, sum_in_place
 from hafvt.ops.top_k import top_k_columns
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import Advance
@@ -46,6 +46,7 @@ def rank_targets(
     protocol: Protocol = FULL,
     *,
     with_lists: bool = False,
+    max_users: int | None = None,
     device: torch.device | None = None,
     advance: Advance | None = None,
 ) -> TargetRanks:
@@ -57,17 +58,24 @@ def rank_targets(
         split: which targets.
         protocol: the candidates and the tie rule.
         with_lists: see `rank_positions`.
+        max_users: rank the targets of this many users, see `sample_user_rows`; None for all users.
         device: where the models are, by default the CPU.
         advance: called with the number of targets that were ranked since the last call.
     """
     positions = np.asarray(data.valid if split == "valid" else data.test)
     negatives = None
     if protocol.draw_negatives is not None:
+        if process_index() == 0:
+            load_negatives(data, split, protocol.name, protocol.draw_negatives)  # draws and stores them
+        barrier()
         negatives = load_negatives(data, split, protocol.name, protocol.draw_negatives)
-    parts = [(models[0], np.arange(len(positions)))]
+    target_rows = np.arange(len(positions))
+    if max_users is not None:
+        target_rows = sample_user_rows(data.users_at(positions), max_users)
+    parts = [(models[0], target_rows)]
     if any(model is not models[0] for model in models):
-        domains = data.domains_of(np.asarray(data.items)[positions])
-        parts = [(model, np.flatnonzero(domains == number)) for number, model in enumerate(models)]
+        domains = data.domains_of(np.asarray(data.items)[positions[target_rows]])
+        parts = [(model, target_rows[domains == number]) for number, model in enumerate(models)]
     part_ranks = [
         rank_positions(
             model,
@@ -85,6 +93,13 @@ def rank_targets(
     if protocol.ties_count_half:
         return TargetRanks(half_ties, half_ties)
     return TargetRanks(half_ties, concat_ranks([part.by_protocol for part in part_ranks]))
+
+
+def sample_user_rows(users: Int64, count: int) -> Int64:
+    """Return the rows of `count` of the users, (n,), or of all if there are fewer; always the same users."""
+    distinct = np.unique(users)
+    sample = np.random.default_rng(0).permutation(distinct)[:count]
+    return np.flatnonzero(np.isin(users, sample))
 
 
 def rank_positions(

@@ -15,6 +15,7 @@ from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.evaluation.results import results_to_json, write_results
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.files import explained_write_errors, read_json, write_json
+from hafvt.processes import process_index
 from hafvt.progress import progress
 from hafvt.training.run import Run
 
@@ -76,6 +77,7 @@ def rank_cold_targets(run: Run, device: torch.device) -> tuple[Ranks, Results, R
         folder.mkdir(exist_ok=True)
     description = f"targets among {len(np.unique(targets[:, 2])):,} items that were held out of training,"
     results = write_results(folder, view, ranks, FULL, description)
-    content = read_json(folder / "results.json")
-    write_json(folder / "results.json", {**content, "chance": results_to_json(random_order)})
+    if process_index() == 0:
+        content = read_json(folder / "results.json")
+        write_json(folder / "results.json", {**content, "chance": results_to_json(random_order)})
     return ranks, results, random_order

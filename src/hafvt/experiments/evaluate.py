@@ -25,7 +25,9 @@ from hafvt.evaluation.tables import plain_list_table, plain_table
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.files import explained_write_errors
-from hafvt.ops.device import select_device
+from hafvt.ops.collectives import barrier, process_group
+from hafvt.ops.device import process_device
+from hafvt.processes import process_index
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
 from hafvt.settings import Device, check_arguments
@@ -98,6 +100,7 @@ class Evaluation:
 
 
 @check_arguments
+@process_group()
 def evaluate(
     run: str | Path,
     *,
@@ -112,7 +115,8 @@ def evaluate(
 
     By default a target is ranked among the items that `recommend` may list, and a tie counts half. MRR,
     NDCG@5, NDCG@10 and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the
-    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items.
+    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items. Processes
+    that torchrun starts share the targets; the ranks do not depend on their number.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
@@ -138,7 +142,7 @@ def evaluate(
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
     if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
         raise HafvtError("--cold works without --protocol, --split and --candidates: leave them out")
-    target_device = select_device(device)
+    target_device = process_device(device)
     opened = open_run(run, data)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
@@ -169,7 +173,9 @@ def evaluate(
     with explained_write_errors(folder):
         folder.mkdir(exist_ok=True)
     results = write_results(folder, opened.data, ranks, ranking, f"{split} targets")
-    write_run_report(opened, folder, ranking.candidates if ranking.ranks_all_items else None)
+    if process_index() == 0:
+        write_run_report(opened, folder, ranking.candidates if ranking.ranks_all_items else None)
+    barrier()  # all processes read what process 0 has written
     half_tie_results = {}
     if not ranking.ties_count_half:
         half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
 from hafvt.folders import folder_lock
+from hafvt.training.config import train_arguments
 
 T = TypeVar("T")
 
 POLL_S = 0.3  # seconds between two looks at a training
-TRAIN_COMMAND = [sys.executable, "-m", "hafvt", "train"]
+HAFVT = [sys.executable, "-m", "hafvt"]
 
 
 class TrainingPool:
@@ -52,9 +53,7 @@ class TrainingPool:
         Raises:
             KeyboardInterrupt: the pool was stopped.
         """
-        options = {**options, "resume": True, **{f"params.{name}": value for name, value in params.items()}}
-        command = [*TRAIN_COMMAND, model]
-        command += [f"--{name}={_format_option(value)}" for name, value in options.items()]
+        command = [*HAFVT, *train_arguments(model, {**options, "resume": True}, params)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
         while not self.is_stopped and is_in_use(options["out"]):
             time.sleep(POLL_S)
@@ -144,7 +143,3 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
     if different:
         names = " and ".join(different)
         raise HafvtError(f"{out} holds {content} with another {names}: choose another folder")
-
-
-def _format_option(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)

@@ -52,6 +52,7 @@ from hafvt.settings import (
     Seed,
     check_arguments,
 )
+from hafvt.training.config import PositiveUsers
 from hafvt.training.run import feature_hashes, fingerprint
 
 try:
@@ -74,6 +75,7 @@ def tune(
     epochs: PositiveCount = 100,
     validate_every: PositiveCount | None = None,
     patience: Count | None = None,
+    validate_users: PositiveUsers | None = None,
     protocol: str = "full",
     candidates: CandidateRule = "auto",
     seed: Seed = 0,
@@ -102,6 +104,7 @@ def tune(
         epochs: maximum number of epochs of a trial.
         validate_every: epochs between two validations; default: as in train.
         patience: validations in a row without improvement that end a trial; default: as in train.
+        validate_users: number of users whose validation targets are ranked, always the same ones; default: all.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
         candidates: items that targets are ranked among, see evaluate.
         seed: of the sampler and of every training.
@@ -122,8 +125,8 @@ def tune(
         "candidates": candidates,
         "epochs": epochs,
     }
-    options |= {"seed": seed} | ({} if validate_every is None else {"validate_every": validate_every})
-    options |= {} if patience is None else {"patience": patience}
+    optional = {"validate_every": validate_every, "validate_users": validate_users, "patience": patience}
+    options |= {"seed": seed} | {name: value for name, value in optional.items() if value is not None}
     settings = {
         "format": TUNING_FORMAT,
         "model": model,
@@ -131,8 +134,7 @@ def tune(
         "features": feature_hashes(dataset, dataset.feature_names),
         "params": params,
         "space": {name: asdict(values) for name, values in search_space.items()},
-        "validate_every": None,
-        "patience": None,
+        **optional,
         **options,
     }
     defaults = default_settings(model, preset, params)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +17,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=100)]
 EmaDecay = Annotated[float, Field(ge=0, lt=1)]
+PositiveUsers = Annotated[int, Field(ge=1, le=2**31)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -33,3 +37,18 @@ class TrainingConfig(ModelConfig):
     precision: Precision = "auto"
     device: str = "auto"
     checkpoint_every: Seconds = 300.0
+    validate_users: PositiveUsers | None = None
+
+
+def train_arguments(model: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Return the arguments after `hafvt` of a training.
+
+    Args:
+        model: name of the model.
+        options: of `hafvt train`, by name; None leaves an option out.
+        params: hyperparameters of the model, by name.
+    """
+    values = {name: value for name, value in options.items() if value is not None}
+    values |= {f"params.{name}": value for name, value in params.items()}
+    texts = {name: str(v) if isinstance(v, str | Path) else json.dumps(v) for name, v in values.items()}
+    return ["train", model, *(f"--{name}={text}" for name, text in texts.items())]

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hafvt.processes import num_processes
+
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C or SIGTERM arrived, which do not interrupt the block.
 
-    A second signal raises KeyboardInterrupt at once. Outside the main thread, where Python cannot handle
+    A second signal raises KeyboardInterrupt at once, but not in one of several processes: torchrun repeats the
+    signal that the terminal has sent, and the processes write a checkpoint together. Outside the main thread, where Python cannot handle
     signals, the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -22,7 +25,7 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, frame: object) -> None:
         nonlocal interrupted
-        if interrupted:
+        if interrupted and num_processes() == 1:
             raise KeyboardInterrupt
         interrupted = True
 

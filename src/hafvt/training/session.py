@@ -101,8 +101,7 @@ def run_training(
         run = open_run(folder, dataset)
         if test and len(dataset.test) > 0:
             test_ranks = rank_targets(run.models, dataset, "test", protocol, with_lists=True).by_protocol
-            if is_first:
-                write_results(folder, dataset, test_ranks, protocol)
+            write_results(folder, dataset, test_ranks, protocol)
         barrier()
     return run
 

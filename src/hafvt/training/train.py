@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
+from hafvt.errors import HafvtError
 from hafvt.models import MODELS, configure
-from hafvt.settings import Count, Device, OutFolder, PositiveCount, Seed, check_arguments
-from hafvt.training.config import EmaDecay, LearningRate, Precision, Seconds, TrainingConfig, WeightDecay
+from hafvt.processes import num_processes
+from hafvt.settings import Count, Device, Devices, OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.training.config import (
+    EmaDecay,
+    LearningRate,
+    PositiveUsers,
+    Precision,
+    Seconds,
+    TrainingConfig,
+    WeightDecay,
+    train_arguments,
+)
 
 if TYPE_CHECKING:
     from hafvt.training.run import Run
@@ -31,10 +42,12 @@ def train(
     protocol: str = "full",
     candidates: CandidateRule = "auto",
     validate_every: PositiveCount | None = None,
+    validate_users: PositiveUsers | None = None,
     patience: Count | None = None,
     seed: Seed = 0,
     precision: Precision = "auto",
     device: Device = "auto",
+    devices: Devices = 1,
     resume: bool = False,
     test: bool = True,
     tensorboard: bool = False,
@@ -56,7 +69,7 @@ def train(
         preset: name of a set of hyperparameters of the model, such as default or paper.
         params: hyperparameters of the model that differ from the preset, by name (--params.temperature 0.2).
         epochs: maximum number of passes over the training histories.
-        batch_size: users per step, one training history each.
+        batch_size: users per step, one training history each, over all processes.
         learning_rate: step size of Adam; default: 0.003 for hafvt, else 0.001.
         weight_decay: L2 coefficient of Adam.
         ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
@@ -65,11 +78,15 @@ def train(
             With c2dsr, the run saves separate weights for each domain, from the domain's best epoch.
         candidates: items that targets are ranked among, see evaluate; recommend lists the same.
         validate_every: epochs between two validations; default: 2, or 5 with c2dsr.
+        validate_users: number of users whose validation targets are ranked, always the same ones, where there
+            are millions; default: all users.
         patience: stop after this many validations in a row without improvement; 0 never stops early;
             default: 5, or 0 with c2dsr.
         seed: seed of the initial weights, the order of users and dropout.
         precision: bf16, fp32, or auto, which is bf16 on hardware that multiplies it faster than fp32.
         device: cpu, cuda, cuda:N, mps, or auto, which is cuda if available.
+        devices: processes that train together on this machine, with cuda each on a GPU of its own; for
+            several machines see torchrun in the documentation.
         resume: continue the run in `out`, or start it if there is none.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
         tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
@@ -81,11 +98,14 @@ def train(
     Raises:
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
     """
+    options = {name: value for name, value in locals().items() if name not in ("model", "params", "devices")}
     model_config = configure(model, preset, params)
     # These import torch, which --help does not need.
     from hafvt.evaluation.protocols import get_protocol
     from hafvt.training.session import run_training
 
+    if devices > 1 and num_processes() > 1:
+        raise HafvtError("--devices starts processes, as torchrun does: leave out one of them")
     rules = get_protocol(protocol, candidates)
     config = TrainingConfig(
         epochs=epochs,
@@ -101,7 +121,15 @@ def train(
         precision=precision,
         device=device,
         checkpoint_every=checkpoint_every,
+        validate_users=validate_users,
     )
+    if devices > 1:
+        from hafvt.training.launch import launch_processes
+        from hafvt.training.run import open_run
+
+        options["data"] = data.folder if isinstance(data, Dataset) else data
+        launch_processes(train_arguments(model, options, params or {}), devices)
+        return open_run(out, data)
     return run_training(
         model, model_config, config, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
     )

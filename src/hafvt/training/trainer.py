@@ -147,7 +147,7 @@ class Trainer:
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss_sum = 0, 0.0
-                (is_due,) = totals([self.is_save_due(0.0)])
+                (is_due,) = totals([self.is_save_due(0.0)], long_wait=True)  # process 0 may have saved weights
                 if is_due or self.is_finished():
                     self.save()
 
@@ -210,7 +210,14 @@ class Trainer:
         state, models = self.state, [self.model] * len(self.data.domains)
         merge_counters(self.model)
         with self.ema.applied(state.step):
-            ranks = rank_targets(models, self.data, "valid", self.protocol, device=self.device).by_protocol
+            ranks = rank_targets(
+                models,
+                self.data,
+                "valid",
+                self.protocol,
+                max_users=self.config.validate_users,
+                device=self.device,
+            ).by_protocol
             mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
             mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
             for index, value in enumerate(mrrs):

@@ -19,11 +19,11 @@ demo: $(VENV)/.ready
 	$(BIN)/hafvt demo --out demo
 
 # Two processes share the tests, file by file, as many tests wait for processes of their own. `make test` leaves
-# out what is slow or needs a browser; `make test-all`, which .ci/run calls, runs everything and prints the coverage.
+# out what is slow, needs a browser or several processes; `make test-all`, which .ci/run calls, runs everything and prints the coverage.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test: $(VENV)/.ready
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser and not distributed"
 
 test-all: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"

@@ -112,7 +112,7 @@ class TrainBatches:
             starts, stops = self.starts[rows], self.stops[rows]
             if len(rows) == 0:
                 starts, stops = self.starts[order[:1]], self.starts[order[:1]] + 1
-            width = min(round_up_width(int((stops - starts).max()) - 1) + 1, self.max_length)
+            width = min(round_up_width(max(int((stops - starts).max()) - 1, 1)) + 1, self.max_length)
             yield collate(self.items, starts, stops, width)
 
 

@@ -52,6 +52,7 @@ PARITY: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 """Model, hyperparameters and batch size of each case whose losses do not depend on the number of processes."""
 OTHERS = ("srgnn", "mifn", "tricdr", "c2dsr", "hafvt-paper", "popularity")
+FEW_STEPS = ("pinet", "psjnet")  # slow models
 STEPS, OTHER_STEPS = 50, 4
 
 
@@ -90,7 +91,9 @@ def train_case(
 @process_group()
 def main(data: Dataset, out: Path) -> None:
     losses = {
-        case: train_case(data, out, case, model, params, batch_size, STEPS)
+        case: train_case(
+            data, out, case, model, params, batch_size, OTHER_STEPS if case in FEW_STEPS else STEPS
+        )
         for case, (model, params, batch_size) in PARITY.items()
     }
     for model in OTHERS[:-1]:

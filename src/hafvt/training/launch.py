@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,9 +67,10 @@ def _explain(error: ChildFailedError) -> HafvtError:
             f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: start the "
             "command again with --resume, which continues from the last checkpoint"
         )
-    name = f"{HafvtError.__name__}: "
-    if failure.message.startswith(name):
-        return HafvtError(failure.message.removeprefix(name))
+    content: Any = failure.message  # a dictionary if the process has recorded an exception
+    message = content["message"] if isinstance(content, dict) else ""
+    if message.startswith(name := f"{HafvtError.__name__}: "):
+        return HafvtError(message.removeprefix(name))
     return HafvtError(f"process {index} ended with exit status {failure.exitcode}: see the messages above")
 
 

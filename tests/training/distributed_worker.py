@@ -74,17 +74,21 @@ def train_case(
     settings, device = TrainingConfig(batch_size=batch_size, learning_rate=0.003), torch.device("cpu")
     trainer = Trainer(network, data, batches, out / "none", settings, FULL, device, torch.float32)
     network.train()
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep_gradients(*_: object) -> None:
+        for name, weight in network.named_parameters():
+            if weight.grad is not None and trainer.state.step == 0:
+                gradients.setdefault(name, weight.grad.to_dense().clone().contiguous())
+
+    assert trainer.optimizer is not None
+    trainer.optimizer.register_step_pre_hook(keep_gradients)
     losses: list[float] = []
     for batch, step in zip(forever(batches), range(steps), strict=False):
         trainer.state.step = step
         losses.append(trainer.train_step(batch))
-        if step == 0 and process_index() == 0:
-            gradients = {
-                name: weight.grad.to_dense().contiguous()
-                for name, weight in network.named_parameters()
-                if weight.grad is not None
-            }
-            save_file(gradients, out / f"{num_processes()}-{case}.safetensors")
+    if process_index() == 0:
+        save_file(gradients, out / f"{num_processes()}-{case}.safetensors")
     return losses
 
 

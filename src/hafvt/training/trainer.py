@@ -147,7 +147,9 @@ class Trainer:
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss_sum = 0, 0.0
-                (is_due,) = totals([self.is_save_due(0.0)], long_wait=True)  # process 0 may have saved weights
+                (is_due,) = totals(
+                    [self.is_save_due(0.0)], long_wait=True
+                )  # process 0 may have saved weights
                 if is_due or self.is_finished():
                     self.save()
 

@@ -100,7 +100,8 @@ class TrainBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield this process's rows of the batches of an epoch from batch number `first` on.
 
-        Where a batch has fewer rows than there are processes, some get a history of one item, without a target.
+        Where a batch has fewer rows than there are processes, some get its first row with a length of one item,
+        so without a target.
         """
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.starts))
@@ -108,12 +109,15 @@ class TrainBatches:
         pool = np.arange(len(order)) // (self.batch_size * BATCHES_PER_POOL)
         order = order[np.lexsort((lengths, pool))]
         for start in random.permutation(np.arange(0, len(order), self.batch_size))[first:]:
-            rows = order[start : start + self.batch_size][self.process_index :: self.num_processes]
-            starts, stops = self.starts[rows], self.stops[rows]
-            if len(rows) == 0:
-                starts, stops = self.starts[order[:1]], self.starts[order[:1]] + 1
-            width = min(round_up_width(max(int((stops - starts).max()) - 1, 1)) + 1, self.max_length)
-            yield collate(self.items, starts, stops, width)
+            rows = order[start : start + self.batch_size]
+            longest = int((self.stops - self.starts)[rows].max())
+            width = min(round_up_width(longest - 1) + 1, self.max_length)  # the same in all processes
+            share = rows[self.process_index :: self.num_processes]
+            if len(share):
+                yield collate(self.items, self.starts[share], self.stops[share], width)
+            else:
+                batch = collate(self.items, self.starts[rows[:1]], self.stops[rows[:1]], width)
+                yield batch._replace(lengths=torch.ones_like(batch.lengths))
 
 
 def target_batches(

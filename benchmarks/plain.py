@@ -58,7 +58,7 @@ class PlainHafVt(HafVt):
             targets = self.items.trained_positions[t.targets] - candidates.start
             states = self.encoders[s](F.embedding(t.inputs.items, embeddings))
             log_p = []
-            for m, (table, _) in enumerate(self.items.candidate_tables()):
+            for m, table in enumerate(self.items.candidate_tables()):
                 h = F.normalize(self.output_projections[s][m](states)[t.mask], dim=1)
                 logits = h @ table[trained].T / self.config.temperature + seen * self.log_repeat_factors()[0]
                 log_p.append(torch.log_softmax(logits, 1).gather(1, targets[:, None])[:, 0])

@@ -106,7 +106,7 @@ def reference_weights(model) -> reference.Weights:
         shared = {"temperature": config.temperature, "lambda1": 0.0, "renormalized": True}
         shared |= {"repeat_weight": model.log_repeat_factors()[0].exp().item()}
         shared |= {"cold_boost": [config.cold_item_boost if model.content_modalities else 0.0] * number}
-        embeddings = [table for table, _ in model.items.candidate_tables()]
+        embeddings = model.items.candidate_tables()
     return reference.Weights(
         domains=[(d.start, d.stop) for d in model.domains],
         embeddings=[to_numpy(table) for table in embeddings],

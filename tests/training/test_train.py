@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -374,3 +377,29 @@ def test_train_longer_killed_before_the_model_file_is_replaced_leaves_a_run(
     assert open_run(tmp_path / "run").about["best"] == sasrec_run.about["best"]
     run = train("sasrec", training_data, tmp_path / "run", resume=True, **options)
     assert (run.about["best"]["epochs"], len(run.about["sha256"]["model.safetensors"])) == (16, 64)
+
+
+@contextmanager
+def interrupted_after(num_steps: int) -> Iterator[Callable[[], bool]]:
+    """Stands in for `deferred_interrupts`: Ctrl-C arrives in a step."""
+    calls = iter([False] * num_steps)
+    yield lambda: next(calls, True)
+
+
+@pytest.mark.parametrize("name", ["hafvt", "sasrec"])
+def test_train_with_sampled_softmaxes_stopped_twice_ends_with_the_same_weights(
+    training_data, tmp_path, name, monkeypatch
+):
+    settings = {
+        "params": SMALL_PARAMS[name] | {"num_negatives": 6},
+        "epochs": 3,
+        "batch_size": 8,
+        "test": False,
+    }
+    train(name, training_data, tmp_path / "uninterrupted", **settings)
+    for num_steps in (4, 9):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("hafvt.training.trainer.deferred_interrupts", partial(interrupted_after, num_steps))
+            train(name, training_data, tmp_path / "stopped", resume=True, **settings)
+    train(name, training_data, tmp_path / "stopped", resume=True, **settings)
+    assert same_weights(tmp_path / "uninterrupted", tmp_path / "stopped")

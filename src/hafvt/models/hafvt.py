@@ -224,13 +224,14 @@ class HafVt(Model):
     def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the embeddings of a domain's items, and of those in its softmaxes."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
-        return [(t[items.start : items.stop], u[trained]) for t, u in self.items.candidate_tables()]
+        tables = zip(self.items.candidate_tables(), self.items.trained_tables(), strict=True)
+        return [(table[items.start : items.stop], rows[trained]) for table, rows in tables]
 
     def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
         """Yield the branches of (10): all modalities of one sequence, then those of the next."""
         is_in_domain = in_domain(batch.items, self.domains[domain])  # (B, T)
         is_seen = first_occurrences(batch) & is_in_domain & ~self.items.is_cold[batch.items]
-        vectors = [F.embedding(batch.items, table) for table, _ in self.items.candidate_tables()]  # (B, T, d)
+        vectors = [F.embedding(batch.items, table) for table in self.items.candidate_tables()]  # (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
         for s in self.scoring_sequences(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
@@ -238,7 +239,7 @@ class HafVt(Model):
             sequence_weight = torch.tensor(
                 self.config.lambda2 if is_merged else 1.0, device=log_weights.device
             )
-            inputs = F.embedding(sequence.items, self.items.input_embeddings())  # (B, T, id_width)
+            inputs = self.items.embed(sequence.items)  # (B, T, id_width)
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
             for m, head in enumerate(self.output_projections[s]):
                 h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
@@ -250,7 +251,7 @@ class HafVt(Model):
         """Yield each branch's term of (10), (B, C), without `cold_item_boost` and repeat factors."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
         for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
-            table, trained_table = self.items.candidate_tables()[m]
+            table = self.items.candidate_tables()[m]
             if candidates is None:
                 logits = h @ table[items.start : items.stop].T  # (B, C)
             else:
@@ -262,7 +263,7 @@ class HafVt(Model):
                 terms = exponentials if self.items.all_trained else exponentials.index_select(1, columns)
                 log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
-                log_partition = softmax.log_partition(h, trained_table[trained])
+                log_partition = softmax.log_partition(h, self.items.trained_tables()[m][trained])
             log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_excluded)
             yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
@@ -316,7 +317,7 @@ class HafVt(Model):
                 mask = mask & in_domain(batch.items, self.domains[s])
             sequence = select_items(batch, mask)
             positions = selected_first(mask)[:, : sequence.items.shape[1]]
-            inputs = F.embedding(sequence.items, self.items.input_embeddings())
+            inputs = self.items.embed(sequence.items)
             attention[:, s].scatter_(1, positions, encoder.last_state(inputs, sequence.lengths)[1].float())
         return attention[:, :, None].expand(-1, -1, len(self.modalities), -1)
 

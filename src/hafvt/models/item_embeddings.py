@@ -40,6 +40,9 @@ CONTENT_WIDTH = 128
 INITIAL_STD = 0.02
 """Standard deviation of initial ids and projections; small, as gradient steps turn short vectors faster."""
 
+CHUNK_ROWS = 65_536
+"""Rows of a table that are computed at a time."""
+
 T = TypeVar("T")
 
 
@@ -236,20 +239,42 @@ class ItemEmbeddings(TrainedItems):
             shares[:, self.modalities.index(name)] = content.norm(dim=1)
         return F.normalize(shares, p=1, dim=1)
 
-    def candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Return for each modality the embeddings of all items and of the trained items, (V, d), (V', d).
+    def embed(self, items: Tensor) -> Tensor:
+        """Return the input embeddings of items, (...) -> (..., id_width)."""
+        if self.content_modalities or torch.compiler.is_exporting():
+            return F.embedding(items, self.input_embeddings())
+        rows: Tensor = self.ids(items) * self.id_weight[items]  # no copy of the whole table
+        return rows
+
+    def candidate_tables(self) -> list[Tensor]:
+        """Return for each modality the embeddings of all items, (V, d).
 
         Those of the id are the input embeddings. Their products with unit vectors are the cosines. Rows have
         norm 1, or are a mean of such rows.
         """
         return self.cached_in_eval("candidate_tables", self._candidate_tables)
 
-    def _candidate_tables(self) -> list[tuple[Tensor, Tensor]]:
-        tables = [
-            F.normalize(self.input_embeddings(), dim=1) if name == "id" else self.content(name)
-            for name in self.modalities
+    def _candidate_tables(self) -> list[Tensor]:
+        return [
+            self._unit_input_embeddings() if name == "id" else self.content(name) for name in self.modalities
         ]
-        return [(table, table if self.all_trained else table[self.trained_items]) for table in tables]
+
+    def _unit_input_embeddings(self) -> Tensor:
+        if self.content_modalities or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return F.normalize(self.input_embeddings(), dim=1)
+        table = torch.empty_like(self.ids.weight)
+        parts = (torch.split(t, CHUNK_ROWS) for t in (table, self.ids.weight, self.id_weight))
+        for rows, ids, weight in zip(*parts, strict=True):  # no other copy of the whole table
+            rows.copy_(F.normalize(ids * weight, dim=1))
+        return table
+
+    def trained_tables(self) -> list[Tensor]:
+        """Return the rows of the trained items in `candidate_tables`, (V', d)."""
+        if self.all_trained:
+            return self.candidate_tables()
+        return self.cached_in_eval(
+            "trained_tables", lambda: [table[self.trained_items] for table in self.candidate_tables()]
+        )
 
     def cached_in_eval(self, name: str, compute: Callable[[], T]) -> T:
         """Return `compute()`, a function of the weights; in inference, compute it once and cache it."""

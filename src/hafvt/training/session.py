@@ -97,6 +97,7 @@ def run_training(
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
         save_run(trainer, settings)
+        del trainer, network  # frees memory for the model of the run
         barrier()
         run = open_run(folder, dataset)
         if test and len(dataset.test) > 0:

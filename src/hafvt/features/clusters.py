@@ -23,7 +23,10 @@ KMEANS_STEPS = 6
 
 
 def with_clusters(
-    item_features: ItemFeatures, cluster_sizes: tuple[int, ...], content_width: int = 0
+    item_features: ItemFeatures,
+    cluster_sizes: tuple[int, ...],
+    content_width: int = 0,
+    chunk_rows: int | None = None,
 ) -> ItemFeatures:
     """Return `item_features` with `clusters` filled for each modality that has vectors.
 
@@ -33,7 +36,7 @@ def with_clusters(
     Args:
         item_features: the items with their frozen vectors.
         cluster_sizes: see `cluster_items`; empty for no clusters.
-        content_width: width to which the vectors are reduced before the comparison; see `prepare_vectors`.
+        content_width, chunk_rows: how the vectors are reduced before the comparison; see `prepare_vectors`.
 
     Raises:
         HafvtError: the saved results belong to other items or another number of cluster sizes.
@@ -42,7 +45,7 @@ def with_clusters(
         return item_features
     clusters = {}
     for name, vectors in item_features.vectors.items():
-        rows = prepare_vectors(vectors, item_features, content_width)
+        rows = prepare_vectors(vectors, item_features, content_width, chunk_rows)
         saved, vectors = item_features.clusters.get(name), Vectors(rows, vectors.present)
         if saved is None:
             clusters[name] = cluster_items(vectors, item_features.train_counts, cluster_sizes)

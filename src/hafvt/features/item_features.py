@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +19,17 @@ from hafvt.data.relations import read_relations
 from hafvt.errors import HafvtError
 from hafvt.features.modalities import encode_option
 from hafvt.features.table import FeatureTable
+from hafvt.files import check_space, explained_write_errors
+
+MIN_MAPPED_BYTES = 2**28
+"""Size from which a table of vectors that is computed by chunks is kept in a file."""
 
 
 class Vectors(NamedTuple):
     """The frozen vectors of all items in one modality.
 
     Attributes:
-        rows: (items, e) float32, unit length where present, zero elsewhere.
+        rows: (items, e) float32, or float16 if memory-mapped; unit length where present, zero elsewhere.
         present: (items,) bool, whether an item has a vector.
     """
 
@@ -111,6 +117,7 @@ def load_item_features(
     *,
     relations: bool = False,
     interactions: bool = False,
+    memory_map: bool = False,
 ) -> ItemFeatures:
     """Return the item features of a dataset, without clusters.
 
@@ -119,6 +126,7 @@ def load_item_features(
         modalities: names of the encoded features to read; None reads all.
         relations: whether to read the links between items as well.
         interactions: whether to read the training interactions as well.
+        memory_map: whether the vectors are float16 in memory-mapped files, in place of float32 in memory.
 
     Raises:
         HafvtError: a modality is not encoded.
@@ -138,7 +146,8 @@ def load_item_features(
                 f"{table.folder} has {len(table.rows)} rows for {num_items} items: "
                 f"run hafvt encode for {name} again"
             )
-        rows = torch.from_numpy(np.array(table.rows, dtype=np.float32))
+        mapped = np.load(folder / name / "rows.npy", mmap_mode="c", allow_pickle=False)  # not written to
+        rows = torch.from_numpy(mapped if memory_map else np.array(mapped, dtype=np.float32))
         vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
     train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
     return ItemFeatures(
@@ -158,7 +167,9 @@ def read_train_interactions(data: Dataset) -> TrainInteractions:
     return TrainInteractions(torch.from_numpy(data.users_at(positions)), torch.from_numpy(items), times)
 
 
-def prepare_vectors(vectors: Vectors, item_features: ItemFeatures, width: int) -> Tensor:
+def prepare_vectors(
+    vectors: Vectors, item_features: ItemFeatures, width: int, chunk_rows: int | None = None
+) -> Tensor:
     """Return frozen vectors for all items, (items, d), reduced to principal directions and without gaps.
 
     Items without a vector get the mean vector of their domain. Means and principal directions are computed
@@ -169,19 +180,58 @@ def prepare_vectors(vectors: Vectors, item_features: ItemFeatures, width: int) -
         item_features: defines domains and trained items.
         width: number of principal directions d, at most; the vectors are centered and projected onto them
             and get unit length again. 0 keeps the vectors as they are, d = e.
+        chunk_rows: number of vectors that are computed at a time; a large result is then a memory-mapped
+            temporary file. None computes all at once, which changes the result by rounding.
     """
     rows, present = vectors
     fit = present & item_features.is_trained
     fit = fit if fit.any() else present
+    size = chunk_rows or max(len(rows), 1)
+    mean = directions = None
     if width:
-        centered = rows - rows[fit].mean(0)
-        _, directions = torch.linalg.eigh((centered[fit].T @ centered[fit]).double())  # (e, e), ascending
+        mean = _mean_row(rows, fit, slice(0, len(rows)), size)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in _chunks(slice(0, len(rows)), size):
+            centered = rows[part][fit[part]].float() - mean
+            covariance += (centered.T @ centered).double()
+        _, directions = torch.linalg.eigh(covariance)  # (e, e), ascending
         # The sign of a direction depends on the processor: make its largest entry positive.
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        rows = F.normalize(centered @ (directions * largest.sign())[:, -width:].float(), dim=1)
-    rows = rows.clone()
+        directions = (directions * largest.sign())[:, -width:].float()
+    reduced = _empty_rows(len(rows), rows.shape[1] if directions is None else directions.shape[1], chunk_rows)
+    for part in _chunks(slice(0, len(rows)), size):
+        if mean is None or directions is None:
+            reduced[part] = rows[part]
+        else:
+            reduced[part] = F.normalize((rows[part].float() - mean) @ directions, dim=1)
     for domain in item_features.domains:
-        part = slice(domain.start, domain.stop)
-        mean = rows[part][fit[part]].mean(0) if fit[part].any() else torch.zeros_like(rows[0])
-        rows[part][~present[part]] = mean
-    return rows
+        items = slice(domain.start, domain.stop)
+        fill = _mean_row(reduced, fit, items, size) if fit[items].any() else torch.zeros_like(reduced[0])
+        reduced[items][~present[items]] = fill
+    return reduced
+
+
+def _chunks(part: slice, size: int) -> Iterator[slice]:
+    """Yield a range of rows in chunks."""
+    for start in range(part.start, part.stop, size):
+        yield slice(start, min(start + size, part.stop))
+
+
+def _mean_row(rows: Tensor, mask: Tensor, part: slice, size: int) -> Tensor:
+    """Return the mean of the rows of a range that are in a mask, (d,)."""
+    total = torch.zeros(rows.shape[1])
+    for chunk in _chunks(part, size):
+        total += rows[chunk][mask[chunk]].float().sum(0)
+    return total / int(mask[part].sum())
+
+
+def _empty_rows(num_rows: int, width: int, chunk_rows: int | None) -> Tensor:
+    """Return a float32 table in memory or, if it is computed by chunks and large, in a temporary file."""
+    num_bytes = 4 * num_rows * width
+    if chunk_rows is None or num_bytes < MIN_MAPPED_BYTES:
+        return torch.empty(num_rows, width)
+    path = Path(tempfile.gettempdir()) / "vectors"
+    with explained_write_errors(path, num_bytes=num_bytes), tempfile.TemporaryFile() as file:
+        check_space(path, num_bytes)
+        file.truncate(num_bytes)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(num_rows, width)))

@@ -47,7 +47,12 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import BranchContributions, BranchQuery, Model
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, saved_clusters
+from hafvt.models.item_embeddings import (
+    CONTENT_WIDTH,
+    ItemEmbeddings,
+    content_chunk_rows,
+    saved_clusters,
+)
 from hafvt.models.sequences import (
     first_occurrences,
     in_domain,
@@ -113,7 +118,7 @@ class HafVt(Model):
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
         """Return the features with clusters of similar items, by content modality."""
         sizes = config.cluster_sizes if config.id_shrinkage else ()  # at 0, clusters have the weight 0
-        return with_clusters(item_features, sizes, CONTENT_WIDTH)
+        return with_clusters(item_features, sizes, CONTENT_WIDTH, content_chunk_rows(config))
 
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""

@@ -40,7 +40,7 @@ CONTENT_WIDTH = 128
 INITIAL_STD = 0.02
 """Standard deviation of initial ids and projections; small, as gradient steps turn short vectors faster."""
 
-CHUNK_ROWS = 65_536
+CHUNK_ROWS = 16_384
 """Rows of a table that are computed at a time."""
 
 T = TypeVar("T")
@@ -127,7 +127,8 @@ class ItemEmbeddings(TrainedItems):
             self.ids = nn.Embedding(len(item_features), config.id_width, sparse=config.num_negatives > 0)
             nn.init.normal_(self.ids.weight, std=INITIAL_STD)
         for name in self.content_modalities:
-            rows = prepare_vectors(item_features.vectors[name], item_features, CONTENT_WIDTH)
+            vectors, chunk_rows = item_features.vectors[name], content_chunk_rows(config)
+            rows = prepare_vectors(vectors, item_features, CONTENT_WIDTH, chunk_rows)
             self._add_buffer(f"content_{name}", rows)
             widths[name] = rows.shape[1]
         self.widths = [widths[name] for name in self.modalities]
@@ -292,6 +293,11 @@ class ItemEmbeddings(TrainedItems):
         self._cache = {}
         super().train(mode)
         return self
+
+
+def content_chunk_rows(config: HafVtConfig) -> int | None:
+    """Return how many frozen vectors are reduced at a time; all, unless softmaxes are sampled."""
+    return CHUNK_ROWS if config.num_negatives else None
 
 
 def saved_clusters(weights: Mapping[str, Tensor]) -> dict[str, ItemClusters]:

@@ -120,6 +120,7 @@ def model_item_features(
         config_modalities(config),
         relations=model_class.uses_relations,
         interactions=interactions and model_class.uses_interactions,
+        memory_map=getattr(config, "num_negatives", 0) > 0,  # sampled softmaxes read few rows
     )
 
 

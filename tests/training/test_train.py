@@ -386,7 +386,7 @@ def interrupted_after(num_steps: int) -> Iterator[Callable[[], bool]]:
     yield lambda: next(calls, True)
 
 
-@pytest.mark.parametrize("name", ["hafvt", "sasrec"])
+@pytest.mark.parametrize("name", [pytest.param("hafvt", marks=pytest.mark.slow), "sasrec"])
 def test_train_with_sampled_softmaxes_stopped_twice_ends_with_the_same_weights(
     training_data, tmp_path, name, monkeypatch
 ):

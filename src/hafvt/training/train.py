@@ -71,7 +71,7 @@ def train(
         epochs: maximum number of passes over the training histories.
         batch_size: users per step, one training history each, over all processes.
         learning_rate: step size of Adam; default: 0.003 for hafvt, else 0.001.
-        weight_decay: L2 coefficient of Adam.
+        weight_decay: L2 coefficient of Adam; with sampled softmaxes, it acts on the rows of a step alone.
         ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
             weights are validated and saved; with 0 they are the weights of the last step.
         protocol: evaluation protocol of validation and test, see evaluate: full, sampled-unseen or c2dsr.
@@ -90,7 +90,8 @@ def train(
         resume: continue the run in `out`, or start it if there is none.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
         tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
-        checkpoint_every: seconds between checkpoints within an epoch; each epoch also ends with a checkpoint.
+        checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint. There
+            are fewer if checkpoints would take more than 3 % of the time.
 
     Returns:
         The finished run.

@@ -18,11 +18,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token
 from cyclopts.config import Dict
 
 from hafvt.data.sources import SOURCES
-from hafvt.errors import HafvtError, HafvtWarning
+from hafvt.errors import ArgumentError, HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
 from hafvt.processes import num_processes, process_index, record_error, reports_errors
 from hafvt.progress import console
@@ -161,7 +161,7 @@ def command_function(command: Command) -> Callable[..., str]:
                 try:
                     options[name][key] = parse_values(value)
                 except HafvtError as error:
-                    raise HafvtError(f"--{name}.{key} {value}: {error}") from None
+                    raise ArgumentError(f"--{name}.{key} {value}: {error}") from None
         result = function(*arguments, **options)
         return command.format_result(result) if process_index() == 0 else ""
 
@@ -246,7 +246,7 @@ def split_config(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             stop = position + (1 if equals else 2)
             file = value or " ".join(arguments[position + 1 : stop])
             if not file:
-                raise HafvtError("--config: name a YAML file with options")
+                raise ArgumentError("--config: name a YAML file with options")
             return arguments[:position] + arguments[stop:], read_options(Path(file))
     return arguments, {}
 
@@ -281,9 +281,9 @@ def read_options(file: Path) -> dict[str, Any]:
             raise HafvtError("it holds no options: write lines such as seed: 1")
         return {} if root is None else as_text(root)
     except (OSError, UnicodeDecodeError) as error:
-        raise HafvtError(f"--config {file}: it cannot be read ({error}): save it as UTF-8") from None
+        raise ArgumentError(f"--config {file}: it cannot be read ({error}): save it as UTF-8") from None
     except HafvtError as error:
-        raise HafvtError(f"--config {file}: {error}") from None
+        raise ArgumentError(f"--config {file}: {error}") from None
 
 
 @contextmanager
@@ -297,6 +297,18 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _explain_error(error: CycloptsError) -> str:
+    """Return the message of an error in the arguments; of one that is required and missing, name and help."""
+    if not isinstance(error, MissingArgumentError) or not error.argument or not error.argument.required:
+        return str(error)
+    app = App(default_command=error.target)
+    arguments = {
+        argument.name: argument for argument in app.assemble_argument_collection(parse_docstring=True)
+    }
+    name = error.argument.name
+    return f"{name.removeprefix('--').upper()} is missing: {arguments[name].parameter.help}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -339,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text:
             print(text)
     except CycloptsError as error:
-        print_error(f"{error} See {program} --help")
+        print_error(f"{_explain_error(error)} See {program} --help")
         return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":
@@ -349,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HafvtError as error:
         if not (reports_errors() and record_error(error)):
             print_error(error)
-        return 1
+        return 2 if isinstance(error, ArgumentError) else 1
     except MemoryError:
         print_error("the memory of this machine is not enough: choose smaller settings or a larger machine")
         return 1

@@ -10,6 +10,10 @@ class HafvtError(Exception):
     """An error that the user can fix. The command line prints its message without a traceback."""
 
 
+class ArgumentError(HafvtError):
+    """A wrong argument, whatever the files hold. The exit status of the command line is 2; of others, it is 1."""
+
+
 class HafvtWarning(UserWarning):
     """A likely mistake in the input, which the command accepts. The command line prints it as one line."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 
 MAX_YAML_VALUES = 100_000  # in a YAML text, with the values of aliases counted each time
 
@@ -90,11 +90,11 @@ def check_arguments(function: Function) -> Function:
         for name, value in arguments.arguments.items():
             value = value.item() if isinstance(value, np.generic) else value
             if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
-                raise HafvtError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
+                raise ArgumentError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
             try:
                 arguments.arguments[name] = adapters()[name].validate_python(value)
             except ValidationError as error:
-                raise HafvtError(_explain(name, value, parameter_types(function)[name], error)) from None
+                raise ArgumentError(_explain(name, value, parameter_types(function)[name], error)) from None
         return function(*arguments.args, **arguments.kwargs)
 
     return cast(Function, check_and_call)

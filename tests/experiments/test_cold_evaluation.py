@@ -132,5 +132,5 @@ def test_evaluate_cold_without_cold_targets_names_the_remedy(small, tmp_path, fo
     train("popularity", small, tmp_path / "run", test=False)
     with pytest.raises(HafvtError, match="no cold targets: prepare it with --hold-out-items"):
         evaluate(tmp_path / "run", cold=True)
-    with pytest.raises(HafvtError, match="--cold works without"):
+    with pytest.raises(HafvtError, match="--cold ranks by its own rule: leave out"):
         evaluate(folder / "hafvt", cold=True, split="valid")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -81,6 +82,35 @@ def test_recommend_field_named_twice_is_refused_by_name(client):
     answer = client.post("/recommend", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert "'exclude' twice" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 1000}, "k is too large: give at most 100"),
+        ({"k": 0}, "k is too small: give at least 1"),
+        ({"k": "x"}, "k is no whole number: give one"),
+        ({"domain": None}, "domain is wrong: "),
+        ({"exclude_seen": 3}, "exclude_seen is neither true nor false"),
+        ({"history": "i3"}, "history is no list: give one"),
+        ({"history": ["i3", 1.5]}, "history.1 is wrong: an id cannot be of type float"),
+        ({"history": ["i3"] * 10_001}, "history is too long: give a length of at most 10000"),
+        ({"other": 1}, "other is no field of this request: leave it out"),
+    ],
+)
+def test_recommend_wrong_field_is_named_with_the_remedy(client, change, message):
+    answer = client.post("/recommend", json={"history": ["i3"], "domain": "d0", **change})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith(message)
+    assert answer.json()["error"].endswith("; /openapi.json describes the requests")
+
+
+def test_recommend_missing_field_and_other_bodies_are_explained(client):
+    send = partial(client.post, "/recommend", headers={"Content-Type": "application/json"})
+    assert send(content=b'{"domain": "d0"}').json()["error"].startswith("history is missing: give it")
+    assert send(content=b"[]").json()["error"].startswith("the body is no object: send one in JSON")
+    assert send(content=b"{").json()["error"].startswith("the body is not JSON (")
+    assert client.get("/items?limit=x").json()["error"].startswith("limit is no whole number: give one")
 
 
 def test_method_and_address_are_refused_before_the_body(client):

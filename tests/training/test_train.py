@@ -208,6 +208,7 @@ def test_train_with_patience_stops_early_and_keeps_the_best(training_data, tmp_p
     assert len(curve) < 200
     best = max(range(len(curve)), key=lambda n: curve[n]["valid_mrr"])
     assert run.about["best"]["epoch"] == best + 1 == len(curve) - 2
+    assert f"\nstopped early, after {len(curve)} of at most 200 epochs: 2 validations in a row " in str(run)
 
 
 @pytest.mark.parametrize(

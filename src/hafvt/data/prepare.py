@@ -17,7 +17,7 @@ from hafvt.data.readers import Quoting
 from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
 from hafvt.data.titles import normalize_titles
-from hafvt.errors import HafvtError, warn
+from hafvt.errors import ArgumentError, HafvtError, warn
 from hafvt.files import sha256
 from hafvt.folders import check_output_folder, folder_lock
 from hafvt.progress import progress
@@ -99,7 +99,7 @@ def prepare(
     arguments = dict(locals())
     check_output_folder(out, DATASET, overwrite=overwrite)
     if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
-        raise HafvtError(
+        raise ArgumentError(
             "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
         )
     settings = {name: value for name, value in arguments.items() if name not in INPUTS_AND_OUTPUT}

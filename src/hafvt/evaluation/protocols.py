@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hafvt.data.dataset import Dataset, Int32, Int64
 from hafvt.data.repeats import CandidateRule
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.evaluation.negatives import draw_unseen, draw_with_replacement
 from hafvt.ops import ranking
 
@@ -126,9 +126,9 @@ def get_protocol(name: str, candidates: CandidateRule = "auto") -> Protocol:
         HafvtError: there is no such protocol, or `candidates` is given for a protocol that draws its own.
     """
     if name not in PROTOCOLS:
-        raise HafvtError(f"no protocol {name!r}: choose {', '.join(PROTOCOLS)}")
+        raise ArgumentError(f"no protocol {name!r}: choose {', '.join(PROTOCOLS)}")
     if candidates != "auto" and not PROTOCOLS[name].ranks_all_items:
-        raise HafvtError(
+        raise ArgumentError(
             f"--candidates {candidates} needs --protocol full, not {name}: leave out one of them"
         )
     return replace(PROTOCOLS[name], candidates=candidates)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
@@ -94,10 +94,10 @@ def compare(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     names, tuned = models or list(MODELS), tuned or {}
     if len(set(names)) < len(names):
-        raise HafvtError(f"--models {' '.join(names)}: name each model once")
+        raise ArgumentError(f"--models {' '.join(names)}: name each model once")
     for name in tuned:
         if name not in names:
-            raise HafvtError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")
+            raise ArgumentError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")
     tuned_models = {name: _tuned_model(dataset, name, Path(folder)) for name, folder in tuned.items()}
     remarks = [
         f"{name}: settings of the search in {folder}. {_read_tuning_budget(Path(folder))}"

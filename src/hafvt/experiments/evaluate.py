@@ -8,7 +8,7 @@ from typing import Literal
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.list_metrics import ListResults
 from hafvt.evaluation.metrics import Results, summarize
 from hafvt.evaluation.protocols import get_protocol
@@ -79,10 +79,10 @@ class Evaluation:
         if self.random_order:
             rows["a random order"], files = self.random_order, "ranks.parquet and results.json"
             ratios = ", ".join(
-                f"{row['MRR'].value / self.random_order[name]['MRR'].value:.1f} times {name}"
+                f"{row['MRR'].value / self.random_order[name]['MRR'].value:.1f} ({name})"
                 for name, row in self.results.items()
             )
-            lines.append(f"MRR over cold items, compared with a random order: {ratios}")
+            lines.append(f"MRR over cold items, as a multiple of that of a random order: {ratios}")
         if self.half_tie_results:
             rows = {f"{self.model}, c2dsr's rule": self.results, "ties at half": self.half_tie_results}
         if self.tie_gain:
@@ -141,7 +141,7 @@ def evaluate(
     """
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
     if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
-        raise HafvtError("--cold works without --protocol, --split and --candidates: leave them out")
+        raise ArgumentError("--cold ranks by its own rule: leave out --protocol, --split and --candidates")
     target_device = process_device(device)
     opened = open_run(run, data)
     if cold:

@@ -9,7 +9,7 @@ from typing import Literal
 from hafvt.data.dataset import Dataset
 from hafvt.data.sources.c2dsr import prepare_c2dsr
 from hafvt.data.sources.checks import checks_table, find_scenario, table1_checks
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.experiments.compare import BudgetName, ablate, compare
 from hafvt.progress import console
 from hafvt.settings import Jobs, OutFolder, check_arguments
@@ -53,7 +53,7 @@ def paper(
             )
             return _table1(Dataset.open(prepared))
     if out is None:
-        raise HafvtError(f"{table} needs --out, a folder for its runs")
+        raise ArgumentError(f"{table} needs --out, a folder for its runs")
     if not is_dataset:
         release, folder = folder, Path(out) / "data"
         if not (folder / "manifest.json").exists():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.models import MODELS, configure
 from hafvt.models.hyperparameters import validate_config
 from hafvt.training.config import TrainingConfig
@@ -120,14 +120,16 @@ def build_search_space(
     """
     defaults = default_settings(model, preset, params)
     if model == "popularity":
-        raise HafvtError("popularity has no hyperparameters, so there is nothing to tune")
+        raise ArgumentError("popularity has no hyperparameters, so there is nothing to tune")
     for name in space:
         if name not in defaults:
-            raise HafvtError(
+            raise ArgumentError(
                 f"--space.{name}: {model} has no such hyperparameter, it has {', '.join(defaults)}"
             )
         if name in params:
-            raise HafvtError(f"--space.{name} and --params.{name}: search or fix a hyperparameter, not both")
+            raise ArgumentError(
+                f"--space.{name} and --params.{name}: search or fix a hyperparameter, not both"
+            )
     entries = {**DEFAULT_SPACE, **space}
     result = {
         name: parse_entry(name, entries[name], default)
@@ -141,7 +143,7 @@ def build_search_space(
             else:
                 configure(model, preset, {**params, name: value})
     if all(isinstance(values, Choices) and len(values.values) == 1 for values in result.values()):
-        raise HafvtError("every setting has a single value, so there is nothing to search")
+        raise ArgumentError("every setting has a single value, so there is nothing to search")
     return result
 
 
@@ -186,7 +188,7 @@ def parse_entry(name: str, entry: Any, default: Any) -> Range | Choices:
     """
     option = f"--space.{name} {entry!r:.200}"
     if not isinstance(entry, list | tuple) or not entry:
-        raise HafvtError(f"{option}: give [low, high], [low, high, log] or a list of choices")
+        raise ArgumentError(f"{option}: give [low, high], [low, high, log] or a list of choices")
     has_kind = isinstance(entry[-1], str) and entry[-1] in KINDS
     kind, values = (entry[-1], list(entry[:-1])) if has_kind else ("", list(entry))
     if isinstance(default, float):
@@ -194,12 +196,12 @@ def parse_entry(name: str, entry: Any, default: Any) -> Range | Choices:
         kind = "range" if not kind and len(values) == 2 else kind
     if kind in ("", "choices"):
         if not values or len(set(map(storable, values))) < len(values):
-            raise HafvtError(f"{option}: give each choice once")
+            raise ArgumentError(f"{option}: give each choice once")
         return Choices(tuple(values))
     if not isinstance(default, int | float) or isinstance(default, bool):
-        raise HafvtError(f"{option}: {name} is not a number, so list its choices")
+        raise ArgumentError(f"{option}: {name} is not a number, so list its choices")
     is_pair = len(values) == 2 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
     if not is_pair or not values[0] < values[1] or (kind == "log" and values[0] <= 0):
         positive = " above 0" * (kind == "log")
-        raise HafvtError(f"{option}: a range needs two numbers{positive}, the lower one first")
+        raise ArgumentError(f"{option}: a range needs two numbers{positive}, the lower one first")
     return Range(values[0], values[1], kind == "log")

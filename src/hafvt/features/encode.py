@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
@@ -75,12 +75,12 @@ def encode(
     named = {"image": image, "title": title} | (encoders or {})
     specs = {name: spec for name, spec in named.items() if spec is not None}
     if not specs and not precomputed:
-        raise HafvtError("nothing to encode: name an encoder for image or title, or a precomputed file")
+        raise ArgumentError("nothing to encode: name an encoder for image or title, or a precomputed file")
     for name in precomputed:
         if not re.fullmatch(r"[a-z0-9_]+", name):
-            raise HafvtError(f"modality {name!r}: use small letters, digits and underscores")
+            raise ArgumentError(f"modality {name!r}: use small letters, digits and underscores")
         if name in specs:
-            raise HafvtError(f"modality {name!r} has both an encoder and a precomputed file: keep one")
+            raise ArgumentError(f"modality {name!r} has both an encoder and a precomputed file: keep one")
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     # Construct all encoders first, so that a wrong name is reported before hours of work.
     instances = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}

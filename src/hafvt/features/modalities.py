@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.classic import ClassicPictures, ClassicTitles
 from hafvt.features.encoders.clip import ClipPictures, ClipTitles
@@ -68,9 +68,9 @@ def make_encoder(name: str, spec: str, device: str, seed: int) -> Encoder:
         HafvtError: there is no such modality or encoder, or its checkpoint, package or device is missing.
     """
     if name not in MODALITIES:
-        raise HafvtError(f"no encoders for modality {name!r}: choose one of {', '.join(MODALITIES)}")
+        raise ArgumentError(f"no encoders for modality {name!r}: choose one of {', '.join(MODALITIES)}")
     encoder, _, argument = spec.partition(":")
     encoders = MODALITIES[name].encoders
     if encoder not in encoders:
-        raise HafvtError(f"no {name} encoder {encoder!r}: choose one of {', '.join(encoders)}")
+        raise ArgumentError(f"no {name} encoder {encoder!r}: choose one of {', '.join(encoders)}")
     return encoders[encoder](argument, device=device, seed=seed)

@@ -13,7 +13,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
 from hafvt.data.readers import Quoting
 from hafvt.data.times import parse_times
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from hafvt.inference.recommendations import Recommendations
@@ -150,15 +150,15 @@ def recommend(
         HafvtError: an option is wrong, there is no finished run, or `out` cannot be written.
     """
     if sum(source is not None for source in (histories, history, user)) != 1:
-        raise HafvtError(
+        raise ArgumentError(
             "one history is needed: give either --histories FILE, --history ID ID ... or --user USER"
         )
     target = None if out is None else Path(out)
     if target is not None:
         if target.suffix.lower() not in SUFFIXES or target.is_dir():
-            raise HafvtError(f"--out {target}: name a file .jsonl, .csv or .parquet")
+            raise ArgumentError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
-            raise HafvtError(f"--out {target} is the file of histories: name another file")
+            raise ArgumentError(f"--out {target} is the file of histories: name another file")
     request_time = None if time is None else parse_time(time)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.inference.histories import history_of
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
@@ -43,4 +43,4 @@ def explain(
         return recommender.explain(history, item)
     if user is not None and history is None:
         return recommender.explain(history_of(run, user, data), item)
-    raise HafvtError("no history: give either --history ID ID ... or --user USER")
+    raise ArgumentError("no history: give either --history ID ID ... or --user USER")

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.models import configs
 from hafvt.models.hyperparameters import Hyperparameter, ModelConfig, describe_config, validate_config
 from hafvt.progress import available_bytes
@@ -82,10 +82,10 @@ def configure(name: str, preset: str = "default", params: Mapping[str, Any] | No
         HafvtError: an unknown model, preset or parameter, or a value of a wrong type or range.
     """
     if name not in MODELS:
-        raise HafvtError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
+        raise ArgumentError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
     entry = MODELS[name]
     if preset not in entry.presets:
-        raise HafvtError(f"{name} has no preset {preset!r}: choose one of {', '.join(entry.presets)}")
+        raise ArgumentError(f"{name} has no preset {preset!r}: choose one of {', '.join(entry.presets)}")
     return validate_config(name, entry.config_class, {**entry.presets[preset], **(params or {})})
 
 

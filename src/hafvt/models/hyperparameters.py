@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.settings import allowed_values, type_name
 
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -81,14 +81,14 @@ def validate_config(model: str, config_class: type[Config], values: Mapping[str,
     except ValidationError as errors:
         error = errors.errors()[0]
     if not error["loc"]:  # raised by a validator of several fields
-        raise HafvtError(f"{model}: {error['msg'].removeprefix('Value error, ')}")
+        raise ArgumentError(f"{model}: {error['msg'].removeprefix('Value error, ')}")
     name = str(error["loc"][0])
     if name not in config_class.model_fields:
         names = ", ".join(config_class.model_fields) or "none"
-        raise HafvtError(f"{model} has no parameter {name!r}: it has {names}")
+        raise ArgumentError(f"{model} has no parameter {name!r}: it has {names}")
     field = config_class.model_fields[name]
     allowed = allowed_values(field.annotation, field.metadata)
-    raise HafvtError(f"{model}: parameter {name} is {repr(values[name])[:80]}: choose {allowed}")
+    raise ArgumentError(f"{model}: parameter {name} is {repr(values[name])[:80]}: choose {allowed}")
 
 
 def describe_config(config: ModelConfig) -> list[Hyperparameter]:

@@ -20,7 +20,7 @@ from hafvt.server.batching import Batcher
 from hafvt.server.manager import ModelManager, ModelSource
 from hafvt.server.middleware import SecurityMiddleware, error_response
 from hafvt.server.prometheus import ServerMetrics
-from hafvt.server.schemas import ErrorResponse
+from hafvt.server.schemas import ErrorResponse, explain_error
 
 API_VERSION = "2"
 ROUTERS = (routes.router,)
@@ -110,12 +110,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place, reason = ".".join(str(part) for part in first["loc"]), first["msg"]
-        if first["type"] == "json_invalid":
-            reason = f"not JSON ({first['ctx']['error']})"
-        reason = reason.removeprefix("Value error, ")
-        return error_response(422, f"{place[:100]}: {reason[:200]}; /openapi.json describes the requests")
+        return error_response(
+            422, f"{explain_error(error.errors()[0])}; /openapi.json describes the requests"
+        )
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

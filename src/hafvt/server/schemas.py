@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
@@ -23,6 +24,33 @@ def id_from_json(value: object) -> str:
         return id_text(value)
     except HafvtError as error:
         raise ValueError(str(error)) from None
+
+
+ERROR_TEXTS = {
+    "missing": "is missing: give it",
+    "extra_forbidden": "is no field of this request: leave it out",
+    "bool_type": "is neither true nor false: give one of these",
+    "dict_type": "is no object: send one in JSON",
+    "model_attributes_type": "is no object: send one in JSON",
+    "int_type": "is no whole number: give one",
+    "int_parsing": "is no whole number: give one",
+    "list_type": "is no list: give one",
+    "greater_than_equal": "is too small: give at least {ge}",
+    "less_than_equal": "is too large: give at most {le}",
+    "too_long": "is too long: give a length of at most {max_length}",
+    "string_too_long": "is too long: give at most {max_length} characters",
+    "value_error": "is wrong: {error}",
+    "json_invalid": "is not JSON ({error}): correct it",
+}
+"""By pydantic's type of an error: what is wrong with a field, and the remedy."""
+
+
+def explain_error(error: Mapping[str, Any]) -> str:
+    """Return one line for an error that pydantic found in a request: field, what is wrong, remedy."""
+    source, *fields = error["loc"]
+    name = ".".join(map(str, fields)) if fields and error["type"] != "json_invalid" else f"the {source}"
+    text = ERROR_TEXTS[error["type"]].format_map(error.get("ctx", {})) if error["type"] in ERROR_TEXTS else ""
+    return f"{name[:100]} {(text or error['msg'])[:200]}"
 
 
 TEXT_SCHEMA = {"type": "string", "maxLength": MAX_ID_LENGTH, "pattern": r"\S"}

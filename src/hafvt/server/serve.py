@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hafvt.errors import HafvtError, missing_package
+from hafvt.errors import ArgumentError, HafvtError, missing_package
 from hafvt.progress import console
 from hafvt.settings import Port, PositiveCount, PositiveNumber, check_arguments
 
@@ -65,7 +65,7 @@ def serve(
         raise HafvtError(f"{API_KEY_VARIABLE} is empty or not ASCII without blanks: unset or change it")
     for origin in cors_origins or ():
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise HafvtError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
+            raise ArgumentError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("hafvt.server").setLevel(logging.INFO)
     with listen(host, port) as listener:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.results import (
     OTHER_CANDIDATES,
@@ -78,6 +78,12 @@ class Run:
                 f"best epoch {best['epoch']} of {best['epochs']}, validation MRR {best['valid_mrr']:.2%}, "
                 f"{self.about['parameters']:,} parameters, {best['seconds']:,.0f} s"
             )
+            settings = self.about["training"]
+            if best["epochs"] < settings["epochs"]:
+                lines.append(
+                    f"stopped early, after {best['epochs']} of at most {settings['epochs']} epochs: "
+                    f"{settings['patience']} validations in a row brought no improvement"
+                )
         if (self.folder / "results.json").exists():
             rows = {self.name: read_results(self.folder)}
             if other_results := read_other_results(self.folder):
@@ -166,7 +172,10 @@ def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Ru
         raise HafvtError(
             f"{folder} was trained with {min(unknown)}, which this version does not know: train it again"
         )
-    config = validate_config(f"{folder}: {name}", config_class, values)
+    try:
+        config = validate_config(f"{folder}: {name}", config_class, values)
+    except ArgumentError as error:  # of the folder, not of a command
+        raise HafvtError(str(error)) from None
     item_features = model_item_features(data, name, config, interactions=False)
     verify_json(path, about, REMEDY)
     verify_files(folder, hashes, REMEDY)

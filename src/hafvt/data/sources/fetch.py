@@ -16,7 +16,7 @@ from pydantic import Field
 from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.download import MIB, DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import atomic_file
 from hafvt.folders import folder_lock, recover_folder
 from hafvt.progress import progress
@@ -148,13 +148,15 @@ def fetch(
     out = Path(out)
     if resource in SCENARIO_DUMPS:
         if categories:
-            raise HafvtError(f"fetch {resource} takes no --categories: it has those of the paper")
+            raise ArgumentError(f"fetch {resource} takes no --categories: it has those of the paper")
         resource, categories = SCENARIO_DUMPS[resource]
     if resource not in (*DUMPS, "pictures"):
-        raise HafvtError(f"unknown {resource!r}: choose {', '.join((*DUMPS, *SCENARIO_DUMPS))} or pictures")
+        raise ArgumentError(
+            f"unknown {resource!r}: choose {', '.join((*DUMPS, *SCENARIO_DUMPS))} or pictures"
+        )
     if resource == "pictures":
         if data is None or categories is not None or base_url is not None:
-            raise HafvtError("fetch pictures takes a DATASET, and neither --categories nor --base-url")
+            raise ArgumentError("fetch pictures takes a DATASET, and neither --categories nor --base-url")
         max_bytes = int(max_picture_mib * MIB)
         client = HttpClient(
             max_bytes, requests_per_second, allow_private, max_attempts=3, stall_timeout_s=20.0
@@ -162,7 +164,9 @@ def fetch(
         return _fetch_pictures(Path(data), out, client, parallel)
     if not categories or data is not None:
         page_url = DUMPS[resource].page_url
-        raise HafvtError(f"fetch {resource} needs --categories, named as on {page_url}, and takes no dataset")
+        raise ArgumentError(
+            f"fetch {resource} needs --categories, named as on {page_url}, and takes no dataset"
+        )
     client = HttpClient(int(max_file_gib * 2**30), requests_per_second, allow_private)
     return _fetch_dump(DUMPS[resource], categories, base_url, out, client, parallel)
 
@@ -185,7 +189,7 @@ def _fetch_dump(
     jobs_by_path = {}
     for category in categories:
         if not isinstance(category, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,64}", category):
-            raise HafvtError(f"{category!r} is not a category: copy its name from {dump.page_url}")
+            raise ArgumentError(f"{category!r} is not a category: copy its name from {dump.page_url}")
         for template in dump.path_templates:
             url = f"{base_url}/{template.format(category)}"
             path = out / url.rpartition("/")[2]

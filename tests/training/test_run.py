@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.evaluation.target_ranking import rank_positions
 from hafvt.files import sha256
@@ -48,6 +49,11 @@ def test_open_run_with_damaged_weights_is_refused(sasrec_run, tmp_path):
 def test_open_run_of_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(HafvtError, match="no finished run"):
         open_run(tmp_path)
+
+
+def test_dataset_open_of_a_run_says_that_it_is_a_run(hafvt_run):
+    with pytest.raises(HafvtError, match="is a run, not a dataset: hafvt evaluate .* prints its results"):
+        Dataset.open(hafvt_run.folder)
 
 
 def test_open_run_ranks_alike_without_computing_clusters(hafvt_run, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files that survive kills, full disks and damage.
+"""Write files atomically, and check files for damage before they are used.
 
 Write a file with `atomic_file` or `write_json`. Store `hash_files` with the files, call `verify_files` before
 you read them, and read inside `explained_read_errors`, which turns every error into one line.
@@ -20,7 +20,7 @@ from typing import Any
 from hafvt.errors import HafvtError
 
 DISK_FULL = re.compile("no space left|not enough free space|requested and .* written|os error (27|28|122)")
-"""Full disks in the messages of numpy, polars and safetensors, whose errors have no error number."""
+"""What numpy, polars and safetensors report on a full disk; their errors have no error number."""
 
 
 @contextmanager
@@ -92,27 +92,27 @@ def explained_write_errors(
         path: what is written, for the message.
         temporary: where it is written first; its size tells how much space is needed at least.
         num_bytes: expected size, if it is known.
-        preserved: what of the work is not lost, for the message; by default, what is at `path`.
+        preserved: what remains of the work, for the message; default: that `path` is unchanged or missing.
     """
     try:
         yield
     except HafvtError:
         raise
     except Exception as error:
-        number, named = getattr(error, "errno", None), getattr(error, "filename", None)
+        number, error_path = getattr(error, "errno", None), getattr(error, "filename", None)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error).lower()):
-            existing = next(parent for parent in path.absolute().parents if parent.exists())
-            free = shutil.disk_usage(existing).free
+            existing_parent = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(existing_parent).free
             needed = max(num_bytes, _size(temporary or path))
             size = f"it needs at least {needed / 2**20:,.1f} MiB, " if needed else ""
-            earlier = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
+            unchanged = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
             raise HafvtError(
                 f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB free, "
-                f"{preserved or earlier}. Make room or choose another folder, and start the command again"
+                f"{preserved or unchanged}. Make room or choose another folder, and start the command again"
             ) from None
-        if number is not None and named:
-            folder, place = path.resolve().parent, Path(os.fsdecode(named)).resolve()
-            if folder in (place, *place.parents) or place in folder.parents:
+        if number is not None and error_path:
+            folder, failed = path.resolve().parent, Path(os.fsdecode(error_path)).resolve()
+            if folder in (failed, *failed.parents) or failed in folder.parents:
                 reason = os.strerror(number)
                 raise HafvtError(
                     f"{path} cannot be written ({reason}): check the path and its permissions"
@@ -127,7 +127,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def explained_read_errors(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turn every error of a block that reads a file of ours into a HafvtError of one line.
+    """Turn every error of a block that reads a file or folder of hafvt into a HafvtError of one line.
 
     Args:
         path: the file or folder that is read.

@@ -1,6 +1,6 @@
-"""Replace a folder in one step, under a lock, and only if nothing of the user's is lost.
+"""Replace a folder atomically, under a lock, and only if it holds nothing but what hafvt wrote.
 
-Write a folder with `atomic_folder`. Hold `folder_lock` from before you read what you are about to replace.
+Write a folder with `atomic_folder`. Hold `folder_lock` while you read a folder that you replace.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class FolderKind(NamedTuple):
-    """What a command writes into a folder. `atomic_folder` replaces only folders that hold this and no more.
+    """What a command writes into a folder. `atomic_folder` replaces only folders that hold nothing else.
 
     Attributes:
         name: in words, such as "a dataset".
@@ -49,13 +49,13 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder beside `path`; it takes the place of `path` if the block succeeds.
 
-    An older folder stays complete until the system exchanges it for the new one in one step; then it is
-    removed. Where the system cannot exchange folders, `recover_folder` or the next call mends an exchange
-    that was killed. The folder is locked meanwhile, unless this thread holds `folder_lock(path)` already.
+    An older folder stays complete until the system exchanges both in one step; then it is removed. Where the
+    system cannot exchange folders and the process is killed between two renamings, `recover_folder` or the
+    next call restores the older folder. The folder is locked, unless this thread holds `folder_lock(path)`.
 
     Args:
         path: the folder to write.
-        kind: what the folder will hold, and all that a folder may hold that is replaced.
+        kind: what the new folder will hold; a folder that is replaced may hold nothing else.
         overwrite: replace a folder that exists.
         num_bytes: expected size; if the disk has less space, nothing is written.
 
@@ -83,12 +83,12 @@ def atomic_folder(
         finally:
             if old.exists() and not target.exists():
                 old.replace(target)
-            for left in (temporary, old):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_output_folder(path: str | Path, kind: FolderKind, *, overwrite: bool) -> None:
-    """Check that a folder can be written, and that nothing is lost but what `overwrite` gives up.
+    """Check that a folder is free, or with `overwrite` that it holds nothing but what is replaced.
 
     Raises:
         HafvtError: `path` is a file or under one, exists and `overwrite` is false, or holds anything that is
@@ -120,7 +120,7 @@ def check_output_folder(path: str | Path, kind: FolderKind, *, overwrite: bool) 
 
 
 def recover_folder(path: str | Path) -> None:
-    """Put a folder back whose replacement by `atomic_folder` was killed; call this before you read it."""
+    """Restore a folder if a process was killed in `atomic_folder`; call this before you read the folder."""
     target = Path(path).resolve()
     if not target.exists() and _hidden_folders(target)[1].exists():
         with folder_lock(path):
@@ -152,18 +152,18 @@ def _inode(path: str | Path) -> int | None:
 
 
 def _hidden_folders(target: Path) -> tuple[Path, Path]:
-    """Return where `atomic_folder` writes a folder, and where the older folder is for a moment."""
+    """Return where `atomic_folder` writes the new folder, and where it moves the older one."""
     return target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
 
 
 def _recover(target: Path) -> None:
-    """Mend an interrupted exchange of a locked folder, and remove what killed processes left beside it."""
+    """Restore a locked folder after a killed exchange, and remove temporary folders beside it."""
     temporary, old = _hidden_folders(target)
     if old.exists() and not target.exists():
         old.replace(target)
-    for left in (temporary, old):
-        if left.exists():
-            shutil.rmtree(left)
+    for leftover in (temporary, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -52,7 +52,7 @@ def test_open_run_of_an_empty_folder_is_refused(tmp_path):
 
 
 def test_dataset_open_of_a_run_says_that_it_is_a_run(hafvt_run):
-    with pytest.raises(HafvtError, match="is a run, not a dataset: hafvt evaluate .* prints its results"):
+    with pytest.raises(HafvtError, match=r"is a run, not a dataset: hafvt evaluate .* prints its results"):
         Dataset.open(hafvt_run.folder)
 
 

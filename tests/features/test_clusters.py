@@ -114,16 +114,18 @@ def test_complete_clusters_picks_the_nearest_mean_of_members() -> None:
     saved = cluster_items(Vectors(rows, present), train_counts, (8, 20))
     is_new = torch.zeros(90, dtype=torch.bool)
     is_new[[0, 10, 20]] = True
-    numbers = saved.numbers.masked_fill(is_new[:, None], -1)
-    completed = complete_clusters(Vectors(rows, present), train_counts, saved._replace(numbers=numbers), 2)
+    numbers = saved.cluster_rows.masked_fill(is_new[:, None], -1)
+    completed = complete_clusters(
+        Vectors(rows, present), train_counts, saved._replace(cluster_rows=numbers), 2
+    )
     members = present & (train_counts > 0) & ~is_new
-    assert torch.equal(completed.numbers[~is_new], saved.numbers[~is_new])
+    assert torch.equal(completed.cluster_rows[~is_new], saved.cluster_rows[~is_new])
     for item in is_new.nonzero()[:, 0]:
         for level in range(2):
-            used = saved.numbers[members, level].unique()
-            means = [rows[members & (saved.numbers[:, level] == number)].mean(0) for number in used]
+            used = saved.cluster_rows[members, level].unique()
+            means = [rows[members & (saved.cluster_rows[:, level] == number)].mean(0) for number in used]
             cosines = torch.stack([F.normalize(mean, dim=0) @ rows[item] for mean in means])
-            assert completed.numbers[item, level] == used[cosines.argmax()]
+            assert completed.cluster_rows[item, level] == used[cosines.argmax()]
 
 
 def test_cluster_items_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def item_features() -> ItemFeatures:
 
 
 def equal(one: ItemClusters, other: ItemClusters) -> bool:
-    return torch.equal(one.numbers, other.numbers) and one.num_clusters == other.num_clusters
+    return torch.equal(one.cluster_rows, other.cluster_rows) and one.num_clusters == other.num_clusters
 
 
 def test_with_clusters_fills_each_modality(item_features: ItemFeatures) -> None:
@@ -170,10 +172,10 @@ def test_with_clusters_reuses_what_is_saved(
     assert all(equal(repeated.clusters[name], saved) for name, saved in filled.clusters.items())
     saved = filled.clusters["image"]
     for wrong in (
-        saved._replace(numbers=saved.numbers[1:]),
-        saved._replace(numbers=saved.numbers.float()),
-        saved._replace(numbers=saved.numbers[:, :0]),
-        saved._replace(numbers=saved.numbers[:, 0]),
+        saved._replace(cluster_rows=saved.cluster_rows[1:]),
+        saved._replace(cluster_rows=saved.cluster_rows.float()),
+        saved._replace(cluster_rows=saved.cluster_rows[:, :0]),
+        saved._replace(cluster_rows=saved.cluster_rows[:, 0]),
     ):
         with pytest.raises(HafvtError, match="do not fit these items"):
             with_clusters(replace(item_features, clusters=filled.clusters | {"image": wrong}), (8,))
@@ -184,8 +186,8 @@ def test_renumber_items_for_a_larger_catalog_leaves_new_items_to_assign() -> Non
     before = cluster_items(vectors, train_counts, (8, 20))
     more_vectors, more_counts = with_cold_items_in_front(vectors, train_counts)
     renumbered = renumber_items(before, torch.arange(3, 93), 93)
-    assert (renumbered.numbers[:3] == -1).all()
+    assert (renumbered.cluster_rows[:3] == -1).all()
     after = complete_clusters(more_vectors, more_counts, renumbered, 2)
-    assert torch.equal(after.numbers[3:], before.numbers)
+    assert torch.equal(after.cluster_rows[3:], before.cluster_rows)
     assert after.num_clusters == before.num_clusters
-    assert 0 <= after.numbers.min() <= after.numbers.max() < after.num_clusters
+    assert 0 <= after.cluster_rows.min() <= after.cluster_rows.max() < after.num_clusters

@@ -401,31 +401,31 @@ def test_loading_weights_takes_their_clusters(small):
 
 def test_extend_catalog_clusters_new_items_and_keeps_the_others(small):
     extended_features = without_interactions(load_item_features(small), 4)  # item 4 is the added one
-    new_index = torch.tensor([item for item in range(50) if item != 4])
+    extended_indices = torch.tensor([item for item in range(50) if item != 4])
     domains = (replace(small.domains[0], stop=29), replace(small.domains[1], start=29, stop=49))
     vectors = {
-        name: Vectors(v.rows[new_index], v.present[new_index])
+        name: Vectors(v.rows[extended_indices], v.present[extended_indices])
         for name, v in extended_features.vectors.items()
     }
-    counts = extended_features.train_counts[new_index]
+    counts = extended_features.train_counts[extended_indices]
     features = replace(extended_features, domains=domains, train_counts=counts, vectors=vectors)
     model = build(small, SMALL, item_features=features)
     weights = model.state_dict()
     rows = weights["items.cluster_rows_title"]
     rows[[0, 7]] = rows[[7, 0]]
     model.load_state_dict(weights)
-    extended = model.extend_catalog(extended_features, new_index)
+    extended = model.extend_catalog(extended_features, extended_indices)
     links = extended.items.links("title")
-    assert torch.equal(links.rows[new_index], rows)
+    assert torch.equal(links.rows[extended_indices], rows)
     prepared = prepare_vectors(extended_features.vectors["title"], extended_features, 128)
-    saved = renumber_items(ItemClusters(rows, 0), new_index, 50)
+    saved = renumber_items(ItemClusters(rows, 0), extended_indices, 50)
     expected = complete_clusters(
         extended_features.vectors["title"]._replace(rows=prepared),
         extended_features.train_counts,
         saved,
         rows.shape[1],
     )
-    assert torch.equal(links.rows, expected.numbers)
+    assert torch.equal(links.rows, expected.cluster_rows)
     before = model.scores(Batch(torch.tensor([[1, 30, 2]]), torch.tensor([3])), 1)
     after = extended.scores(Batch(torch.tensor([[1, 31, 2]]), torch.tensor([3])), 1)
     torch.testing.assert_close(after, before)
@@ -439,7 +439,7 @@ def test_saved_clusters_are_not_computed_again(small, monkeypatch):
     opened = build(small, SMALL, item_features=replace(features, clusters=saved))
     for a, b in zip(model.items.links("title"), opened.items.links("title"), strict=True):
         assert torch.equal(a, b)
-    wrong = saved | {"title": saved["title"]._replace(numbers=saved["title"].numbers[1:])}
+    wrong = saved | {"title": saved["title"]._replace(cluster_rows=saved["title"].cluster_rows[1:])}
     with pytest.raises(HafvtError, match="do not fit these items"):
         build(small, SMALL, item_features=replace(features, clusters=wrong))
     with pytest.raises(HafvtError, match="no clusters by image"):

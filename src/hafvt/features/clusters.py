@@ -70,7 +70,7 @@ def cluster_items(vectors: Vectors, train_counts: Tensor, cluster_sizes: tuple[i
         return ItemClusters(torch.zeros(len(rows), len(cluster_sizes), dtype=torch.int64), 1)
     # Initial centers are spread evenly along a fixed direction, not drawn: item numbers must not matter.
     by_direction = (table @ torch.linspace(-1, 1, rows.shape[1])).argsort(stable=True)
-    numbers, num_clusters = [], 0
+    cluster_rows, num_clusters = [], 0
     total = len(cluster_sizes) * (KMEANS_STEPS + 1)
     with progress("clusters of similar items", total, "passes") as advance:
         for size in cluster_sizes:
@@ -80,54 +80,54 @@ def cluster_items(vectors: Vectors, train_counts: Tensor, cluster_sizes: tuple[i
                 nearest = _nearest_center(table, centers)
                 centers = F.normalize(torch.zeros_like(centers).index_add_(0, nearest, table), dim=1)
                 advance()
-            numbers.append(num_clusters + _nearest_center(rows, centers))
+            cluster_rows.append(num_clusters + _nearest_center(rows, centers))
             num_clusters += count
             advance()
-    return ItemClusters(torch.stack(numbers, dim=1), num_clusters)
+    return ItemClusters(torch.stack(cluster_rows, dim=1), num_clusters)
 
 
 def complete_clusters(
     vectors: Vectors, train_counts: Tensor, saved: ItemClusters, num_clusterings: int
 ) -> ItemClusters:
-    """Assign items whose numbers are -1 to the cluster whose trained members' mean vector is nearest.
+    """Assign items whose `cluster_rows` are -1 to the cluster whose trained members' mean vector is nearest.
 
     Args:
         vectors: (V, d) of unit length.
         train_counts: (V,) training interactions of each item.
-        saved: earlier results; all other numbers stay as they are.
+        saved: earlier results; all other assignments stay.
         num_clusterings: L, expected number of clusterings.
 
     Raises:
         HafvtError: `saved` belongs to other items or another number of clusterings.
     """
-    numbers, (rows, present) = saved.numbers, vectors
-    if numbers.dtype != torch.int64 or numbers.shape != (len(rows), num_clusterings):
+    cluster_rows, (rows, present) = saved.cluster_rows, vectors
+    if cluster_rows.dtype != torch.int64 or cluster_rows.shape != (len(rows), num_clusterings):
         raise HafvtError(
             "the saved clusters do not fit these items, or are of an earlier version: train anew"
         )
-    is_new = (numbers < 0).any(1)
+    is_new = (cluster_rows < 0).any(1)
     if not is_new.any():
         return saved
     members = present & (train_counts > 0) & ~is_new
-    numbers = numbers.clamp(min=0)
-    for clustering in numbers.T if members.any() else ():  # (V,), a view
+    cluster_rows = cluster_rows.clamp(min=0)
+    for clustering in cluster_rows.T if members.any() else ():  # (V,), a view
         used, index = clustering[members].unique(return_inverse=True)
         centers = rows.new_zeros(len(used), rows.shape[1]).index_add_(0, index, rows[members])
         clustering[is_new] = used[_nearest_center(rows[is_new], F.normalize(centers, dim=1))]
-    return ItemClusters(numbers, saved.num_clusters)
+    return ItemClusters(cluster_rows, saved.num_clusters)
 
 
-def renumber_items(clusters: ItemClusters, new_index: Tensor, num_items: int) -> ItemClusters:
-    """Return clusters for a larger catalog; the numbers of the items that are new in it are -1.
+def renumber_items(clusters: ItemClusters, extended_indices: Tensor, num_items: int) -> ItemClusters:
+    """Return clusters for a larger catalog; items that are new in it are not assigned yet.
 
     Args:
         clusters: results for V items.
-        new_index: (V,) the index of each of these items in the larger catalog.
+        extended_indices: (V,) the index of each of these items in the larger catalog.
         num_items: number of items of the larger catalog.
     """
-    numbers = clusters.numbers.new_full((num_items, clusters.numbers.shape[1]), -1)
-    numbers[new_index] = clusters.numbers
-    return ItemClusters(numbers, clusters.num_clusters)
+    cluster_rows = clusters.cluster_rows.new_full((num_items, clusters.cluster_rows.shape[1]), -1)
+    cluster_rows[extended_indices] = clusters.cluster_rows
+    return ItemClusters(cluster_rows, clusters.num_clusters)
 
 
 def _reference_items(vectors: Vectors, train_counts: Tensor) -> Tensor:

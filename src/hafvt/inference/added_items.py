@@ -104,10 +104,10 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     if added is None:
         return run, ItemCatalog(table, data.domains, train_counts, data.image_root)
     order, domains = _merged_order(data.domains, added.table["domain"].to_list())
-    new_index = np.argsort(order)  # of each item of the dataset, then of each added item
-    image_roots = zip(new_index[len(table) :].tolist(), added.table["image_root"], strict=True)
+    extended_indices = np.argsort(order)  # of each item of the dataset, then of each added item
+    image_roots = zip(extended_indices[len(table) :].tolist(), added.table["image_root"], strict=True)
     features = _merged_features(model_item_features(data, run.name, run.config), added, order, domains)
-    old_items = torch.from_numpy(new_index[: len(table)])
+    old_items = torch.from_numpy(extended_indices[: len(table)])
     extended: dict[Model, Model] = {}  # domains usually share one model
     for model in run.models:
         if model not in extended:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
@@ -25,6 +26,11 @@ class BranchContributions(NamedTuple):
     attention: Tensor
     """(B, S, M, T) weight of each item of the merged history in each branch; sums to 1 over the history, or
     to 0 where the branch's sequence is empty."""
+
+
+def normalize_shares(scores: Tensor) -> Tensor:
+    """Return the scores of branches, (B, C, S, M), divided by their sum over branches; 0 where that is 0."""
+    return scores / scores.sum((2, 3), keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 class BranchQuery(NamedTuple):
@@ -102,12 +108,12 @@ class Model(nn.Module, ABC):
         """
         raise HafvtError(f"{type(self).__name__} cannot explain its scores: use hafvt")
 
-    def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> Self:
+    def extend_catalog(self, item_features: ItemFeatures, extended_indices: Tensor) -> Self:
         """Return this model over a larger catalog, in evaluation mode; scores of its items do not change.
 
         Args:
             item_features: of this model's items and of new items, whose train count is 0.
-            new_index: (V,) the index in the larger catalog of each item of this model.
+            extended_indices: (V,) the index in the larger catalog of each item of this model.
 
         Raises:
             HafvtError: the model cannot score items that it was not built with.

@@ -6,10 +6,12 @@ module of the same name, which imports its hyperparameters from here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from hafvt.errors import HafvtError
 from hafvt.models.hyperparameters import Depth, DropoutRate, Length, ModelConfig, Temperature, Weight, Width
 
 NumNegatives = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -62,9 +64,22 @@ class ContentConfig(ModelConfig):
             )
         return self
 
+    def choose_modalities(self, encoded: Collection[str]) -> tuple[str, ...]:
+        """Return the modalities to use, given the names of the encoded features.
+
+        Raises:
+            HafvtError: a modality is not encoded.
+        """
+        names = self.modalities or ("id", *sorted(encoded))
+        if missing := [name for name in names if name not in ("id", *encoded)]:
+            raise HafvtError(
+                f"no features {', '.join(missing)}: encode them, or leave them out of modalities"
+            )
+        return names
+
 
 class HafVtConfig(ContentConfig):
-    """Hyperparameters of HAF-VT. benchmarks/results/study.md shows what they are worth."""
+    """Hyperparameters of HAF-VT. benchmarks/results/study-2026-11.md shows what they are worth."""
 
     id_width: Width = 128
     """Width of id embeddings and encoder states."""
@@ -77,7 +92,8 @@ class HafVtConfig(ContentConfig):
     hierarchy: bool = True
     """Whether each domain's sequence is encoded beside the merged sequence; else the merged one alone."""
     lambda2: Weight = 3.0
-    """Weight of the merged sequence in loss (9) and score (10); a domain's own sequence has weight 1."""
+    """Weight of the merged sequence in loss (9) and score (10); a domain's own sequence has weight 1. Without
+    `hierarchy`, it only multiplies the whole loss and all scores of (10), which changes no rank."""
     modality_branches: bool = True
     """Whether each modality has branches of its own, mixed by (7). Otherwise only ids have branches, content
     acts through the input embeddings alone, and training takes 60 % of the time (preset unmixed)."""

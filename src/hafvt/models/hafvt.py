@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.clusters import renumber_items, with_clusters
 from hafvt.features.item_features import ItemFeatures
-from hafvt.models.base import BranchContributions, BranchQuery, Model
+from hafvt.models.base import BranchContributions, BranchQuery, Model, normalize_shares
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import (
@@ -56,8 +56,8 @@ from hafvt.models.item_embeddings import (
 from hafvt.models.sequences import (
     first_occurrences,
     in_domain,
+    scatter_selected,
     select_items,
-    selected_first,
     train_targets,
     valid_mask,
 )
@@ -304,7 +304,7 @@ class HafVt(Model):
         branches = [(s, m) for s in self.scoring_sequences(domain) for m in range(count)]
         for (s, m), score in zip(branches, self.branch_scores(batch, domain, candidates), strict=True):
             shares[:, :, s, m] = score
-        shares = shares / shares.sum((2, 3), keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        shares = normalize_shares(shares)
         if "id" in self.modalities and count > 1 and not self.items.all_trained:
             m, is_cold = self.modalities.index("id"), self.items.is_cold[candidates][..., None]  # (B, C, 1)
             content_shares = self.items.content_shares(candidates.flatten()).view(*candidates.shape, 1, count)
@@ -314,22 +314,20 @@ class HafVt(Model):
 
     def attention(self, batch: Batch) -> Tensor:
         """Return how much each branch's last state attends to each item of the history, (B, S, M, T)."""
-        batch_size, width = batch.items.shape
-        attention = torch.zeros(batch_size, len(self.encoders), width, device=batch.items.device)
+        attention = []
         for s, encoder in enumerate(self.encoders):
-            mask = valid_mask(batch.lengths, width)
+            mask = valid_mask(batch.lengths, batch.items.shape[1])
             if self.sequence_names[s] != MERGED_SEQUENCE:
                 mask = mask & in_domain(batch.items, self.domains[s])
             sequence = select_items(batch, mask)
-            positions = selected_first(mask)[:, : sequence.items.shape[1]]
-            inputs = self.items.embed(sequence.items)
-            attention[:, s].scatter_(1, positions, encoder.last_state(inputs, sequence.lengths)[1].float())
-        return attention[:, :, None].expand(-1, -1, len(self.modalities), -1)
+            _, weights = encoder.last_state(self.items.embed(sequence.items), sequence.lengths)
+            attention.append(scatter_selected(weights, mask))
+        return torch.stack(attention, dim=1)[:, :, None].expand(-1, -1, len(self.modalities), -1)
 
-    def extend_catalog(self, item_features: ItemFeatures, new_index: Tensor) -> HafVt:
+    def extend_catalog(self, item_features: ItemFeatures, extended_indices: Tensor) -> HafVt:
         """Return a copy of this model with more items, see `Model.extend_catalog`."""
         clusters = {
-            name: renumber_items(saved, new_index, len(item_features))
+            name: renumber_items(saved, extended_indices, len(item_features))
             for name, saved in saved_clusters(self.items.state_dict()).items()
         }
         item_features = replace(item_features, clusters=clusters)
@@ -337,8 +335,8 @@ class HafVt(Model):
         weights = self.state_dict()
         if "id" in self.modalities:
             ids = torch.zeros_like(extended.items.ids.weight)
-            ids[new_index] = self.items.ids.weight
+            ids[extended_indices] = self.items.ids.weight
             weights["items.ids.weight"] = ids.detach()
-        cluster_numbers = {name: buffer for name, buffer in extended.named_buffers() if name in weights}
-        extended.load_state_dict(weights | cluster_numbers)
+        cluster_rows = {name: buffer for name, buffer in extended.named_buffers() if name in weights}
+        extended.load_state_dict(weights | cluster_rows)
         return extended.eval()

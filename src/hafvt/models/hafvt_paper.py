@@ -39,9 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
-from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, prepare_vectors
-from hafvt.models.base import BranchContributions, Model
+from hafvt.models.base import BranchContributions, Model, normalize_shares
 from hafvt.models.blocks import Dropout
 from hafvt.models.configs import HafVtPaperConfig
 from hafvt.models.item_embeddings import TrainedItems
@@ -49,8 +48,8 @@ from hafvt.models.sequences import (
     in_domain,
     last_states,
     next_items,
+    scatter_selected,
     select_items,
-    selected_first,
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
@@ -81,12 +80,8 @@ class HafVtPaper(Model):
     def __init__(self, item_features: ItemFeatures, config: HafVtPaperConfig) -> None:
         super().__init__()
         self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
-        self.modalities = config.modalities or ("id", *sorted(item_features.vectors))
+        self.modalities = config.choose_modalities(item_features.vectors)
         self.content_modalities = tuple(name for name in self.modalities if name != "id")
-        if missing := [name for name in self.content_modalities if name not in item_features.vectors]:
-            raise HafvtError(
-                f"no features {', '.join(missing)}: encode them, or leave them out of modalities"
-            )
         self.sequence_names = (*(domain.name for domain in self.domains), "all domains")
         self.items = TrainedItems(item_features)
         if "id" in self.modalities:
@@ -109,9 +104,14 @@ class HafVtPaper(Model):
             for name in self.modalities
         ]
 
+    def sequence_masks(self, batch: Batch) -> list[Tensor]:
+        """Return which items of each history are in each of the D + 1 sequences, (B, T) each."""
+        is_item = valid_mask(batch.lengths, batch.items.shape[1])
+        return [*(is_item & in_domain(batch.items, domain) for domain in self.domains), is_item]
+
     def sequences(self, batch: Batch) -> list[Batch]:
         """Return the D + 1 sequences of each history: S^X, S^Y, ... and S^{X+Y}."""
-        return [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
+        return [*(select_items(batch, mask) for mask in self.sequence_masks(batch)[:-1]), batch]
 
     def loss(self, batch: Batch) -> Tensor:
         """Return (9), averaged over every domain as X."""
@@ -170,18 +170,10 @@ class HafVtPaper(Model):
 
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
         """Return how each branch contributes to the scores, see `Model.explain`."""
-        history_width, num_modalities = batch.items.shape[1], len(self.modalities)
-        scores, attention = [], []
-        for branch, (score, branch_attention) in enumerate(self.branch_scores(batch, domain, candidates)):
-            mask = valid_mask(batch.lengths, history_width)
-            if branch // num_modalities < len(self.domains):
-                mask = mask & in_domain(batch.items, self.domains[branch // num_modalities])
-            positions = selected_first(mask)[:, : branch_attention.shape[1]]
-            attention.append(
-                torch.zeros(mask.shape, device=mask.device).scatter(1, positions, branch_attention.float())
-            )
-            scores.append(score)
-        shape = len(self.sequence_names), num_modalities  # S, M
-        shares = torch.stack(scores, dim=2).view(*candidates.shape, *shape)
-        shares = shares / shares.sum((2, 3), keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
-        return BranchContributions(shares, torch.stack(attention, dim=1).view(-1, *shape, history_width))
+        shape, masks = (len(self.sequence_names), len(self.modalities)), self.sequence_masks(batch)  # S, M
+        scores, weights = zip(*self.branch_scores(batch, domain, candidates), strict=True)
+        shares = normalize_shares(torch.stack(scores, dim=2).view(*candidates.shape, *shape))
+        attention = [scatter_selected(w, masks[branch // shape[1]]) for branch, w in enumerate(weights)]
+        return BranchContributions(
+            shares, torch.stack(attention, dim=1).view(-1, *shape, batch.items.shape[1])
+        )

@@ -113,12 +113,8 @@ class ItemEmbeddings(TrainedItems):
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__(item_features)
-        names = config.modalities or ("id", *sorted(item_features.vectors))
+        names = config.choose_modalities(item_features.vectors)
         self.content_modalities = tuple(name for name in names if name != "id")
-        if missing := [name for name in self.content_modalities if name not in item_features.vectors]:
-            raise HafvtError(
-                f"no features {', '.join(missing)}: encode them, or leave them out of modalities"
-            )
         if not config.modality_branches and "id" not in names:
             raise HafvtError('modality_branches false needs "id" among the modalities')
         self.modalities = names if config.modality_branches else ("id",)
@@ -149,9 +145,9 @@ class ItemEmbeddings(TrainedItems):
         for name in self.content_modalities if uses_shrinkage and config.cluster_sizes else ():
             if name not in item_features.clusters:
                 raise HafvtError(f"no clusters by {name}: call HafVt.prepare_item_features first")
-            numbers, num_clusters = item_features.clusters[name]
-            present = item_features.vectors[name].present
-            self._set_links(name, build_links(numbers, present[:, None].expand_as(numbers), num_clusters))
+            cluster_rows, num_clusters = item_features.clusters[name]
+            weights = item_features.vectors[name].present[:, None].expand_as(cluster_rows)
+            self._set_links(name, build_links(cluster_rows, weights, num_clusters))
             self.clusters[name] = nn.Parameter(torch.zeros(num_clusters, config.id_width))
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self._cache: dict[str, Any] = {}

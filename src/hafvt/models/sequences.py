@@ -99,6 +99,15 @@ def selected_first(mask: Tensor) -> Tensor:
     return torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
 
 
+def scatter_selected(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the values of the items of `select_items(batch, mask)`, (B, T'), at their positions, (B, T).
+
+    Values of padding must be 0. Positions that were not selected have the value 0.
+    """
+    positions = selected_first(mask)[:, : values.shape[1]]
+    return torch.zeros(mask.shape, device=mask.device).scatter(1, positions, values.float())
+
+
 def first_occurrences(batch: Batch) -> Tensor:
     """Return the positions whose item is at no earlier position of the history, (B, T)."""
     is_same = batch.items[:, :, None] == batch.items[:, None, :]  # (B, T, T)

@@ -22,16 +22,10 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
-from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmaxes, Dropout, ResetFirstGru, blend, init_xavier, split_layer
+from hafvt.models.blocks import blend, split_layer
 from hafvt.models.configs import PiNetConfig
-from hafvt.models.sequences import (
-    last_states,
-    next_items,
-    require_two_domains,
-    split_two_domains,
-    states_after,
-)
+from hafvt.models.sequences import last_states, next_items, states_after
+from hafvt.models.shared_account import SharedAccountModel
 
 
 class SharedAccountFilter(nn.Module):
@@ -69,34 +63,19 @@ class SharedAccountFilter(nn.Module):
         return torch.stack(states, dim=1)
 
 
-class PiNet(Model):
+class PiNet(SharedAccountModel):
     """Two encoders, two filter and transfer units, a softmax over each domain."""
 
     def __init__(self, item_features: ItemFeatures, config: PiNetConfig) -> None:
-        super().__init__()
-        require_two_domains("pi-Net", item_features.domains)
-        self.config, self.domains = config, item_features.domains
-        self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(item_features), d)  # of both domains
-        self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
+        super().__init__("pi-Net", item_features, config)
         self.filters = nn.ModuleList(SharedAccountFilter(config) for _ in range(2))
-        self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.outputs = DomainSoftmaxes(2 * d, self.domains)
-        self.dropout = Dropout(config.dropout)
-        nn.init.xavier_normal_(self.items.weight)
-        for output in self.outputs:
-            init_xavier(output)
 
     def states(self, batch: Batch) -> list[Tensor]:
         """Return, for each domain, [t; h] after each merged position, (B, T, 2 d) each.
 
         h is the state of the domain, t the state transferred from the other domain.
         """
-        sequences = split_two_domains(batch, self.domains)
-        h = [
-            encoder(self.dropout(self.items(s.batch.items)))
-            for encoder, s in zip(self.encoders, sequences, strict=True)
-        ]
+        sequences, h = self.encode_domains(batch)
         t, states = [], []
         for n in range(2):
             h_other = states_after(h[1 - n], sequences[n].other_counts)

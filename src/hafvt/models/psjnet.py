@@ -21,17 +21,10 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
-from hafvt.models.base import Model
-from hafvt.models.blocks import DomainSoftmaxes, Dropout, ResetFirstGru, init_xavier, split_layer
+from hafvt.models.blocks import split_layer
 from hafvt.models.configs import PsjNetConfig
-from hafvt.models.sequences import (
-    DomainSequence,
-    masked_softmax,
-    next_items,
-    require_two_domains,
-    split_two_domains,
-    states_after,
-)
+from hafvt.models.sequences import DomainSequence, masked_softmax, next_items, states_after
+from hafvt.models.shared_account import SharedAccountModel
 
 EPSILON = 1e-10  # of the authors' code
 
@@ -100,33 +93,18 @@ class TrilinearMatch(nn.Module):
         return match
 
 
-class PsjNet(Model):
+class PsjNet(SharedAccountModel):
     """Two encoders, two splits, two joins, a softmax over each domain."""
 
     def __init__(self, item_features: ItemFeatures, config: PsjNetConfig) -> None:
-        super().__init__()
-        require_two_domains("PSJNet", item_features.domains)
-        self.config, self.domains = config, item_features.domains
-        self.max_length, d = config.max_length, config.width
-        self.items = nn.Embedding(len(item_features), d)  # of both domains
-        self.encoders = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
+        super().__init__("PSJNet", item_features, config)
         self.splits = nn.ModuleList(SplitUnit(config) for _ in range(2))
-        self.transfers = nn.ModuleList(ResetFirstGru(d, d) for _ in range(2))
-        self.over_time = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
-        self.over_users = nn.ModuleList(TrilinearMatch(d) for _ in range(2))
-        self.outputs = DomainSoftmaxes(2 * d, self.domains)
-        self.dropout = Dropout(config.dropout)
-        nn.init.xavier_normal_(self.items.weight)
-        for output in self.outputs:
-            init_xavier(output)
+        self.over_time = nn.ModuleList(TrilinearMatch(config.width) for _ in range(2))
+        self.over_users = nn.ModuleList(TrilinearMatch(config.width) for _ in range(2))
 
     def encode(self, batch: Batch) -> PsjNetStates:
         """Encode merged histories, for the predictions in both domains."""
-        sequences, transferred = split_two_domains(batch, self.domains), []
-        h = [
-            encoder(self.dropout(self.items(s.batch.items)))
-            for encoder, s in zip(self.encoders, sequences, strict=True)
-        ]
+        (sequences, h), transferred = self.encode_domains(batch), []
         for n in range(2):
             split = self.splits[n](h[n], states_after(h[1 - n], sequences[n].other_counts))
             transferred.append(self.transfers[n](split.flatten(0, 1)).view_as(split))  # (B, K, T_d, d)

@@ -13,7 +13,7 @@ from hafvt.data.origin import Origin
 from hafvt.data.readers import Quoting, read_columns
 from hafvt.data.times import is_imprecise, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import ArgumentError, HafvtError, InputError
 
 COLUMNS = {"interactions": ("user_id", "item_id", "timestamp", "domain"), "items": ITEM_COLUMNS}
 REQUIRED = {"interactions": ("user_id", "item_id", "timestamp"), "items": ("item_id",)}
@@ -88,7 +88,7 @@ def read_items(
 def _check_column_names(columns: dict[str, str], known: tuple[str, ...]) -> None:
     """Raise HafvtError if `columns` maps a name that is not in `known`."""
     if unknown := [name for name in columns if name not in known]:
-        raise HafvtError(f"--columns: {unknown[0]!r} is not a column of hafvt: use {', '.join(known)}")
+        raise ArgumentError(f"--columns: {unknown[0]!r} is not a column of hafvt: use {', '.join(known)}")
 
 
 def _check_mapped_columns(columns: dict[str, str], tables: list[Table]) -> None:

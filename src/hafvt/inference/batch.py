@@ -201,11 +201,11 @@ def parse_time(text: str | int) -> int:
     """Return a date, a date with a time, or seconds since 1970, as seconds since 1970.
 
     Raises:
-        HafvtError: it is something else.
+        ArgumentError: it is something else.
     """
     values, ticks_per_second = parse_times(pl.Series([str(text)]))
     if values[0] is None:
-        raise HafvtError(f"--time {text}: give a date such as 2026-12-24, or seconds since 1970")
+        raise ArgumentError(f"--time {text}: give a date such as 2026-12-24, or seconds since 1970")
     return int(values[0] // ticks_per_second)
 
 

@@ -24,7 +24,7 @@ from hafvt.data.order import sort_histories
 from hafvt.data.sources.amazon_dumps import PRODUCT_SCHEMA, DumpFile, find_dumps, read_products, review_parser
 from hafvt.data.sources.base import PreparedSource, SourceTables, dataset_source, domain_names, prepare_source
 from hafvt.data.sources.checks import SECONDS_PER_DAY, sequence_checks, table1_checks
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.progress import Advance, progress
 from hafvt.settings import Count, OutFolder, Seed, check_arguments
 
@@ -80,7 +80,7 @@ def prepare_amazon(
     folder = Path(folder)
     domains = dict(zip(domain_names(domains), domain_names(domains.values()), strict=True))
     if not domains:
-        raise HafvtError("--domains needs NAME=CATEGORY for each domain")
+        raise ArgumentError("--domains needs NAME=CATEGORY for each domain")
     dumps = {name: find_dumps(folder, category) for name, category in domains.items()}
     files = [file for pair in dumps.values() for file in pair if file]
     with progress("prepare-amazon", sum(file.path.stat().st_size >> 20 for file in files), "MiB") as advance:

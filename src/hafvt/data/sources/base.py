@@ -16,7 +16,7 @@ from hafvt.data.order import user_offsets
 from hafvt.data.prepare import write_log
 from hafvt.data.sources.checks import Check, checks_table
 from hafvt.data.splits import published_split
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.folders import check_output_folder, folder_lock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -77,7 +77,7 @@ def domain_names(names: Iterable[object]) -> list[str]:
     """Return names of domains as text without blanks around them; raise HafvtError if two are the same."""
     texts = [name.strip() for name in id_texts(list(names), "--domains")]
     if len(set(texts)) < len(texts):
-        raise HafvtError(f"--domains {' '.join(texts)}: give each domain a name of its own")
+        raise ArgumentError(f"--domains {' '.join(texts)}: give each domain a name of its own")
     return texts
 
 

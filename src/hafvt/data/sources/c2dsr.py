@@ -23,7 +23,7 @@ from hafvt.data.lines import read_lines
 from hafvt.data.readers import read_columns
 from hafvt.data.sources.base import PreparedSource, SourceTables, dataset_source, domain_names, prepare_source
 from hafvt.data.sources.checks import SCENARIOS, sequence_checks, table1_checks
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import ArgumentError, InputError
 from hafvt.files import sha256
 from hafvt.settings import OutFolder, Seed, check_arguments
 
@@ -69,7 +69,7 @@ def prepare_c2dsr(
     scenario = next((s for s in SCENARIOS if s.items == sizes), None)
     names = domain_names(domains or (scenario.domains if scenario else ("x", "y")))
     if len(names) != 2:
-        raise HafvtError(f"--domains {' '.join(names)}: a release has two domains: give two names")
+        raise ArgumentError(f"--domains {' '.join(names)}: a release has two domains: give two names")
     files = dict.fromkeys(_training_files(folder), "train")
     files |= {_find_file(folder, "validdata_new"): "valid", _find_file(folder, "testdata_new"): "test"}
     sequences = pl.DataFrame(

@@ -280,28 +280,13 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
 def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> RawTable:
     """Read columns of a JSONL file, see `read_columns`."""
     check_text(path)
-    # Polars makes text of lists, objects, booleans and fractions; it changes long numbers and lone surrogates
-    # (pairs of surrogates are fine); of a repeated field it takes the first.
-    keys = {
-        name: f"(?:{'|'.join(re.escape(json.dumps(name, ensure_ascii=a)) for a in (True, False))})"
-        for name in names
-    }
-    text_keys = "|".join(keys[name] for name in names if name not in numeric)
-    odd_value = rf'(?:{text_keys})\s*:\s*(?:[^"\s\dn-]|-?\d+[.eE])|\d{{16}}\.|\d[eE]\+?1'
-    repeated_key = "|".join(rf"{key}\s*:.*{key}\s*:" for key in keys.values())
-    odd_line = rf"{odd_value}|{repeated_key}|{ODD_ESCAPE}"
-    is_odd = pl.col("line").str.contains(odd_line)
-    is_still_odd = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(odd_line)
+    pattern = _pattern_misread_by_polars(names, numeric)
+    is_misread = pl.col("line").str.contains(pattern)
+    is_misread_without_pairs = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(pattern)
+    misread_lines = scan_lines(path).filter(is_misread).filter(is_misread_without_pairs)
     frame = None
     try:
-        if (
-            scan_lines(path)
-            .filter(is_odd)
-            .filter(is_still_odd)
-            .head(1)
-            .collect(engine="streaming")
-            .is_empty()
-        ):
+        if misread_lines.head(1).collect(engine="streaming").is_empty():
             scan = pl.scan_ndjson(glob.escape(str(path)), schema=dict.fromkeys(names, pl.String))
             frame = scan.collect(engine="streaming")
     except pl.exceptions.PolarsError:
@@ -311,6 +296,29 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
     _, first = next(read_jsonl(path), (1, {}))
     columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
     return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
+
+
+def _pattern_misread_by_polars(names: Sequence[str], numeric: Container[str]) -> str:
+    """Return a regular expression for JSON lines that Polars may read otherwise than Python's json module.
+
+    Polars makes text of lists, objects, booleans and fractions; it changes long numbers and lone surrogates
+    (pairs of surrogates are fine); of a repeated field it takes the first.
+    """
+    keys = {
+        name: f"(?:{'|'.join(re.escape(json.dumps(name, ensure_ascii=a)) for a in (True, False))})"
+        for name in names
+    }
+    text_keys = "|".join(keys[name] for name in names if name not in numeric)
+    list_or_boolean, fraction = r'[^"\s\dn-]', r"-?\d+[.eE]"
+    return "|".join(
+        [
+            rf"(?:{text_keys})\s*:\s*(?:{list_or_boolean}|{fraction})",  # as a value of a text column
+            r"\d{16}\.",  # digits that are lost
+            r"\d[eE]\+?1",  # 1e10 and above
+            *(rf"{key}\s*:.*{key}\s*:" for key in keys.values()),  # a repeated field
+            ODD_ESCAPE,
+        ]
+    )
 
 
 def _json_rows(path: Path, names: Sequence[str], numeric: Container[str]) -> Iterator[list[str | None]]:

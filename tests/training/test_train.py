@@ -259,6 +259,15 @@ def test_train_into_a_finished_run_is_refused(sasrec_run, training_data):
         train("sasrec", training_data, sasrec_run.folder, params=SMALL_SASREC, epochs=6, batch_size=8)
 
 
+def test_train_resumed_with_fewer_epochs_than_trained_is_refused(sasrec_run, training_data):
+    before = (sasrec_run.folder / "config.yaml").read_text()
+    num_epochs = len(read_log(sasrec_run.folder))
+    settings = {"params": SMALL_SASREC, "batch_size": 8, "resume": True}
+    with pytest.raises(HafvtError, match=f"has trained {num_epochs} epochs already: resume with --epochs"):
+        train("sasrec", training_data, sasrec_run.folder, epochs=num_epochs - 1, **settings)
+    assert (sasrec_run.folder / "config.yaml").read_text() == before
+
+
 def test_train_resumed_with_another_seed_is_refused(sasrec_run, training_data):
     settings = {"params": SMALL_SASREC, "epochs": 6, "batch_size": 8, "resume": True}
     with pytest.raises(HafvtError, match=r"\(seed was 0\): resume with"):

@@ -113,7 +113,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
     A resumed run may differ in the dataset's path, `epochs` and `patience`.
 
     Raises:
-        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings.
+        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of more
+            epochs.
     """
     path = folder / "config.yaml"
     if path.exists():
@@ -129,6 +130,12 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
             raise HafvtError(
                 f"{folder} holds a run of other settings ({', '.join(changes)}): resume with those, or "
                 "choose another folder"
+            )
+        log = folder / "metrics.jsonl"  # one line per epoch
+        num_epochs = log.read_bytes().count(b"\n") if log.exists() else 0
+        if num_epochs > settings["epochs"]:
+            raise HafvtError(
+                f"{folder} has trained {num_epochs} epochs already: resume with --epochs {num_epochs} or more"
             )
     elif folder.exists() and not all(map(is_temporary, folder.iterdir())):
         raise HafvtError(f"{folder} is not empty and holds no run: choose another folder")

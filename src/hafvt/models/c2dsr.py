@@ -37,7 +37,15 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import DomainSoftmaxes, Dropout, PositionEmbedding, SasRecBlock
 from hafvt.models.configs import C2dsrConfig
-from hafvt.models.sequences import in_domain, last_states, next_items, select_items, states_after, valid_mask
+from hafvt.models.sequences import (
+    in_domain,
+    last_states,
+    next_items,
+    select_items,
+    states_after,
+    valid_mask,
+    with_min_width,
+)
 from hafvt.ops.catalog_softmax import catalog_nll
 from hafvt.ops.collectives import total_count
 
@@ -132,7 +140,7 @@ class C2dsr(Model):
         cross: mean of -log softmax(W_d h + b_d) at the next item, d its domain, h the merged state.
         single: the same of h + h_d, with the latest state h_d of the domain.
         """
-        inputs, mask, targets = next_items(batch)
+        inputs, mask, targets = next_items(with_min_width(batch, 2))  # at least one input
         table = self.merged.table()
         h = self.merged(table, inputs)  # (B, T, d)
         prediction = infomax = h.new_zeros(())

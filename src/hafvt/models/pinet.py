@@ -24,7 +24,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.blocks import blend, split_layer
 from hafvt.models.configs import PiNetConfig
-from hafvt.models.sequences import last_states, next_items, states_after
+from hafvt.models.sequences import last_states, next_items, states_after, with_min_width
 from hafvt.models.shared_account import SharedAccountModel
 
 
@@ -87,7 +87,7 @@ class PiNet(SharedAccountModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
-        inputs, mask, targets = next_items(batch)
+        inputs, mask, targets = next_items(with_min_width(batch, 2))  # recurrences need an input
         states = [self.dropout(x)[mask] for x in self.states(inputs)]  # (N, 2 d) each
         return self.outputs.mean_nll(states, targets)
 

@@ -23,7 +23,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.blocks import split_layer
 from hafvt.models.configs import PsjNetConfig
-from hafvt.models.sequences import DomainSequence, masked_softmax, next_items, states_after
+from hafvt.models.sequences import DomainSequence, masked_softmax, next_items, states_after, with_min_width
 from hafvt.models.shared_account import SharedAccountModel
 
 EPSILON = 1e-10  # of the authors' code
@@ -132,7 +132,7 @@ class PsjNet(SharedAccountModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
-        inputs, mask, targets = next_items(batch)
+        inputs, mask, targets = next_items(with_min_width(batch, 2))  # recurrences need an input
         encoded = self.encode(inputs)
         # Joining at all positions and then selecting is faster than joining at selected positions.
         positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)

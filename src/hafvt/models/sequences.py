@@ -26,6 +26,12 @@ def in_domain(items: Tensor, domain: Domain) -> Tensor:
     return (items >= domain.start) & (items < domain.stop)
 
 
+def with_min_width(batch: Batch, width: int) -> Batch:
+    """Return a batch with padding up to a width, where it is narrower."""
+    padding = max(0, width - batch.items.shape[1])
+    return Batch(F.pad(batch.items, (0, padding)), batch.lengths)
+
+
 def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     """Split sequences into inputs and the items that follow them.
 

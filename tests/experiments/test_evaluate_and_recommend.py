@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -83,3 +84,30 @@ def test_evaluate_with_other_candidates_writes_its_own_folder(tmp_path):
     assert evaluation.by_novelty["new targets"]["all"]["MRR"].value > evaluation.results["all"]["MRR"].value
     assert "repeats, which the history contains: " in str(evaluation)
     assert "without those of the history" in (evaluation.folder / "results.json").read_text()
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "time"])
+@pytest.mark.parametrize("model", ["item-knn", "recent-popularity", "seasonal-popularity"])
+def test_rank_by_a_baseline_is_its_place_in_the_list_at_the_time_of_request(tmp_path, model, split):
+    random = np.random.default_rng(0)
+    times = 1_500_000_000 + random.integers(0, 3 * 365 * 86_400, (40, 9))
+    rows = [(f"u{user}", f"i{random.integers(30)}", int(time)) for user in range(40) for time in times[user]]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = prepare(frame, out=tmp_path / "data", split=split)
+    run = train(model, data, tmp_path / "run", candidates="unseen")
+    evaluation = evaluate(run.folder)
+    recommender, ids, ranks = Recommender.open(run.folder), data.item_table["item_id"], evaluation.ranks
+    for position, rank, request_time in zip(
+        ranks.positions, ranks.ranks, data.request_times(ranks.positions), strict=True
+    ):
+        start = data.offsets[data.users_at(np.array([position]))[0]]
+        history = [ids[int(item)] for item in data.items[start:position]]
+        (listed,) = recommender.recommend([history], "all", k=30, time=int(request_time))
+        scores = {one.item.item_id: one.score for one in listed.items}
+        target = ids[int(data.items[position])]
+        if math.isinf(rank):
+            assert target not in scores
+        else:
+            others = np.array([score for item_id, score in scores.items() if item_id != target])
+            own = scores[target]
+            assert rank == 1 + (others > own).sum() + (others == own).sum() / 2

@@ -123,7 +123,6 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         tie_counts = TimeTies(stored["adjacent_pairs"], stored["tied_pairs"], data.manifest["duplicates"])
     else:
         tie_counts = count_ties(users.astype(np.int32), np.asarray(data.items), np.asarray(data.times))
-    times, targets = np.asarray(data.times), np.concatenate([data.valid, data.test])
     groups = [*combinations(range(num_domains), 2)] + [tuple(range(num_domains))] * (num_domains > 2)
     return DatasetInfo(
         users=data.num_users,
@@ -137,11 +136,23 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         tie_counts=tie_counts,
         tie_order=stored["order"] if stored else "unknown",
         time_span=(int(data.times.min()), int(data.times.max())),
-        same_time_targets=int((times[targets] == times[targets - 1]).sum()),
+        same_time_targets=count_same_time_targets(data),
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
         removed=_removed_counts(data.manifest),
     )
+
+
+def same_time_line(num_same_time: int, num_targets: int) -> str:
+    """Return the line on targets at the time of the interaction before them, often of the same basket."""
+    share = num_same_time / max(num_targets, 1)
+    return f"targets at the time of the last item of their history: {num_same_time:,} of {num_targets:,} ({share:.1%})"
+
+
+def count_same_time_targets(data: Dataset) -> int:
+    """Return how many validation and test targets have the time of the interaction before them."""
+    times, targets = np.asarray(data.times), np.concatenate([data.valid, data.test])
+    return int((times[targets] == times[targets - 1]).sum())
 
 
 def _removed_counts(manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -235,8 +246,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         f"equal times: {tie_counts.tied_pairs:,} of {tie_counts.adjacent_pairs:,} adjacent pairs "
         f"({tied_share:.1%}), "
         f"{TIE_ORDER.get(dataset.tie_order, 'in unknown order')}",
-        f"targets at the time of the last item of their history: {dataset.same_time_targets:,} of "
-        f"{num_targets:,} ({dataset.same_time_targets / max(num_targets, 1):.1%})",
+        same_time_line(dataset.same_time_targets, num_targets),
         f"duplicates (interactions with the user, item and time of another): {tie_counts.duplicates:,}",
     ]
     lines += [f"removed by {step}" for step in dataset.removed]

@@ -109,6 +109,8 @@ def test_prepare_c2dsr_training_in_parts_with_titles_is_checked(release, tmp_pat
     }
     assert [d.name for d in prepared.dataset.domains] == ["food", "pots"]
     report = str(prepared)
+    assert "repeats (next items that the history contains): " in report
+    assert "targets at the time of the last item of their history: " in report
     assert "2 of 70 items have a title, 0 a picture" in report
     assert re.search(r"training sequences +- +40", report)
     assert re.search(r"repeated items in one +0 +0 +ok", report)

@@ -11,6 +11,7 @@ import polars as pl
 
 from hafvt.data.dataset import DATASET, Dataset
 from hafvt.data.ids import id_texts
+from hafvt.data.info import count_same_time_targets, same_time_line
 from hafvt.data.interaction_log import number_ids_in_order
 from hafvt.data.order import user_offsets
 from hafvt.data.prepare import write_log
@@ -51,8 +52,15 @@ class PreparedSource(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the checks, the notes and the folder of the dataset."""
-        return "\n".join([checks_table(self.checks), *self.notes, f"wrote {self.dataset.folder}"])
+        """Return the checks, the notes, the shares of repeats and of baskets, and the folder of the dataset."""
+        data = self.dataset
+        pairs = zip(data.domains, data.repeats, strict=True)
+        shares = ", ".join(f"{domain.name} {counts.share:.1%}" for domain, counts in pairs)
+        lines = [
+            f"repeats (next items that the history contains): {shares}",
+            same_time_line(count_same_time_targets(data), len(data.valid) + len(data.test)),
+        ]
+        return "\n".join([checks_table(self.checks), *self.notes, *lines, f"wrote {data.folder}"])
 
 
 def dataset_source(function: Function) -> Function:

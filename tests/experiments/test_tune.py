@@ -148,7 +148,7 @@ def test_tune_by_default_trains_16_trials_or_more_to_convergence():
 def test_tune_model_without_weights_searches_its_hyperparameters(small, tmp_path):
     space = {"num_neighbors": [2, 100], "shrinkage": [1.0, 50.0, "log"]}
     result = tune("item-knn", small, tmp_path / "out", space=space, trials=2, jobs=1)
-    assert set(result.best.params) == {"num_neighbors", "shrinkage"}
+    assert set(result.best.params) == {"num_neighbors", "shrinkage", "decay"}
     best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
     assert "learning_rate" not in best
     comparison = compare(

@@ -50,10 +50,12 @@ from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import (
     CONTENT_WIDTH,
     ItemEmbeddings,
+    StepItems,
     content_chunk_rows,
     saved_clusters,
 )
 from hafvt.models.sequences import (
+    TrainTargets,
     first_occurrences,
     in_domain,
     scatter_selected,
@@ -138,35 +140,43 @@ class HafVt(Model):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss (9), averaged over every domain as X."""
-        domains = self.domains if self.config.hierarchy else ()
-        sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in domains), batch]
-        weights = [1 / len(self.domains)] * len(domains) + [self.config.lambda2]  # 1 / D, lambda2 of (9)
+        sequences, weights = self.train_sequences(batch)
         targets = [train_targets(sequence, self.items.is_cold) for sequence in sequences]
         counts = total_counts([len(t.targets) for t in targets])  # of all processes
-        samples = self.sample_negatives(batch.items.device)
-        items = self.items.step_items(targets, samples)
+        items = self.items.step_items(targets, self.sample_negatives(batch.items.device))
         table, histories = embedding_lookup(items.embeddings, *items.inputs)  # (V, d), S (B, T, d)
-        loss = torch.zeros((), device=table.device)
-        queries: list[list[SoftmaxQuery]] = [[] for _ in self.modalities]  # M lists of S
+        loss, queries = torch.zeros((), device=table.device), []  # S lists of M
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
             weight = weights[s] / max(counts[s], 1)  # (8) as a mean
             loss = loss - weight * self.log_repeat_factors()[0] * t.is_repeat.sum()  # r of repeated targets
-            states = self.encoders[s](history)  # (B, T, d)
-            for m, name in enumerate(self.modalities):
-                h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
-                content = None if name == "id" else F.embedding(items.inputs[s], items.content[name])
-                vectors = F.normalize(history.float(), dim=2) if content is None else content  # (B, T, d)
-                logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
-                excluded = self.log_excluded_mass(logits, t.is_seen)
-                query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], weight)
-                queries[m].append(query._replace(log_excluded_mass=excluded))
+            queries.append([q._replace(weight=weight) for q in self.train_queries(s, t, items, history)])
+        by_modality = list(map(list, zip(*queries, strict=True)))  # M lists of S
         tables = [table if name == "id" else items.content[name] for name in self.modalities]
-        if samples:
+        if items.samples:
             seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)]
-            return loss + self.sampled_nll(queries, tables, items.samples, seen)
+            return loss + self.sampled_nll(by_modality, tables, items.samples, seen)
         if not self.items.all_trained:  # (V', d) each; index_select is much faster than an index
             tables = [table.index_select(0, self.items.trained_items) for table in tables]
-        return loss + self.mixture_nll(queries, tables)
+        return loss + self.mixture_nll(by_modality, tables)
+
+    def train_sequences(self, batch: Batch) -> tuple[list[Batch], list[float]]:
+        """Return the S sequences of each history, and their weights in (9): 1 / D, and last lambda2."""
+        domains = self.domains if self.config.hierarchy else ()
+        sequences = [select_items(batch, in_domain(batch.items, domain)) for domain in domains]
+        return [*sequences, batch], [1 / len(self.domains)] * len(domains) + [self.config.lambda2]
+
+    def train_queries(self, s: int, t: TrainTargets, items: StepItems, x: Tensor) -> list[SoftmaxQuery]:
+        """Return M softmaxes at the targets of sequence s; x has its input embeddings, (B, T, d)."""
+        states, queries = self.encoders[s](x), []  # (B, T, d)
+        for m, name in enumerate(self.modalities):
+            h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
+            content = None if name == "id" else F.embedding(items.inputs[s], items.content[name])
+            vectors = F.normalize(x.float(), dim=2) if content is None else content  # (B, T, d)
+            logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
+            excluded = self.log_excluded_mass(logits, t.is_seen)
+            query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], log_excluded_mass=excluded)
+            queries.append(query)
+        return queries
 
     def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
         """Return the weighted negative log-likelihood of the mixtures (7), without log r of repeats."""
@@ -241,15 +251,13 @@ class HafVt(Model):
         for s in self.scoring_sequences(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
             sequence = batch if is_merged else select_items(batch, is_in_domain)
-            sequence_weight = torch.tensor(
-                self.config.lambda2 if is_merged else 1.0, device=log_weights.device
-            )
+            weight = torch.tensor(self.config.lambda2 if is_merged else 1.0, device=log_weights.device)
             inputs = self.items.embed(sequence.items)  # (B, T, id_width)
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
             for m, head in enumerate(self.output_projections[s]):
                 h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
                 excluded = self.log_excluded_mass((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
-                log_weight = log_weights[s, m] + sequence_weight.log()
+                log_weight = log_weights[s, m] + weight.log()
                 yield BranchQuery(m, h, log_weight, sequence.lengths == 0, excluded)
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:

@@ -58,6 +58,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/tuned.py --shared "$(SHARED)" --work "$(WORK)/tuned"
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/million.py --work "$(WORK)/million"
 	$(BIN)/python benchmarks/external.py --shared "$(SHARED)" --work "$(WORK)/external"

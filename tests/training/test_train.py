@@ -21,7 +21,6 @@ import torch
 import yaml
 
 from hafvt import files
-from hafvt.data.batches import Batch, TrainBatches
 from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.target_ranking import rank_positions
@@ -31,7 +30,6 @@ from hafvt.training import session
 from hafvt.training.checkpoint import load_checkpoint
 from hafvt.training.run import open_run
 from hafvt.training.train import train
-from hafvt.training.trainer import step_seed
 from tests.conftest import SMALL_PARAMS
 from tests.crash import crash_before_each_operation
 from tests.training.conftest import SMALL_HAFVT, SMALL_SASREC
@@ -337,33 +335,6 @@ def test_train_without_extras_ends_well(training_data, tmp_path):
     folder = tmp_path / "run"
     subprocess.run([sys.executable, "-c", script, str(training_data.folder), str(folder)], check=True)
     assert open_run(folder).about["best"]["epochs"] == 1
-
-
-@pytest.mark.parametrize(("batch_size", "num_processes"), [(4, 3), (2, 3), (7, 2)])
-def test_train_batches_of_several_processes_share_each_batch(training_data, batch_size, num_processes):
-    """Together the processes have the rows of one process; a process without rows gets no target."""
-
-    def histories(batch: Batch) -> list[tuple[int, ...]]:
-        lengths = batch.lengths.tolist()
-        return [tuple(row[:n]) for row, n in zip(batch.items.tolist(), lengths, strict=True) if n > 1]
-
-    single = TrainBatches(training_data, batch_size, 50, seed=0)
-    parts = [
-        TrainBatches(training_data, batch_size, 50, seed=0, process_index=n, num_processes=num_processes)
-        for n in range(num_processes)
-    ]
-    assert {len(part) for part in parts} == {len(single)}
-    for epoch in (0, 1):
-        for batch, *shares in zip(single.epoch(epoch), *(p.epoch(epoch) for p in parts), strict=True):
-            rows = [history for share in shares for history in histories(share)]
-            assert sorted(rows) == sorted(histories(batch))
-            assert all(len(share.items) > 0 for share in shares)
-
-
-def test_step_seed_of_processes_and_steps_is_distinct():
-    seeds = {step_seed(seed, step, process) for seed in (0, 1) for step in range(3) for process in range(2)}
-    assert len(seeds) == 12
-    assert step_seed(7, 5, 0) == (7 << 32) + 5
 
 
 def test_train_longer_killed_before_the_model_file_is_replaced_leaves_a_run(

@@ -23,10 +23,12 @@ from hafvt.settings import check_arguments
 EXTRAS = ("encode", "compare", "serve", "tune", "export", "index", "track")
 
 
-BASE_BYTES = 2**30
+BASE_BYTES = 2**29
 """Memory of a training process beside its tables: Python, torch, one step."""
 TABLE_COPIES = 8
 """Most copies of a learned item table in a step: weights, gradient, two moments, average, three temporary ones."""
+LOADED_COPIES = 1.75
+"""Most copies of the frozen vectors, as float32, while their principal components are computed."""
 LARGE_CATALOG = 200_000
 """Items from which softmaxes over samples are recommended."""
 THREADS_PER_PROCESS = 4
@@ -85,11 +87,12 @@ def _describe_training(data: Dataset) -> list[str]:
     """Return lines about the memory of a HAF-VT training of a dataset, and commands that fit this machine."""
     num_items, width = data.domains[-1].stop, configure("hafvt").id_width
     modalities = {name: FeatureTable.open(data.folder / "features" / name) for name in data.feature_names}
-    content = sum(CONTENT_WIDTH + 3 * table.rows.shape[1] for table in modalities.values())
-    needed = BASE_BYTES + 4 * num_items * (TABLE_COPIES * width + content)
+    components = CONTENT_WIDTH * len(modalities)
+    loaded = sum(LOADED_COPIES * table.rows.shape[1] for table in modalities.values())
+    needed = BASE_BYTES + 4 * num_items * (components + max(TABLE_COPIES * width, loaded))
     gpus = [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
     memory = min(gpus, default=available_bytes())
-    fits = len(gpus) or max(min((os.cpu_count() or 1) // THREADS_PER_PROCESS, memory // needed), 1)
+    fits = len(gpus) or max(min((os.cpu_count() or 1) // THREADS_PER_PROCESS, int(memory // needed)), 1)
     features = ", ".join(f"{name} ({table.rows.shape[1]})" for name, table in modalities.items())
     options = f"{data.folder} --out runs/hafvt"
     options += " --params.num_negatives 4096" if num_items >= LARGE_CATALOG else ""

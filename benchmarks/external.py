@@ -184,7 +184,16 @@ def write() -> str:
     for data in LENGTHS:
         trials = read(data)
         if trials:
-            text += [f"## {data}", "", *table(trials), f"![time to quality](external-{data}.svg)", ""]
+            made, planned = (sum(map(len, part)) for part in (trials.values(), planned_trials(data)))
+            text += [
+                f"## {data}",
+                "",
+                f"{made} of {planned} trials are made.",
+                "",
+                *table(trials),
+                f"![time to quality](external-{data}.svg)",
+                "",
+            ]
             machines = {f"{sentence(t.facts['machine'])}" for part in trials.values() for t in part}
             text += [*sorted(machines), "", "All trials:", "", all_trials(trials)]
             best = {name: best_trial(part) for name, part in trials.items()}
@@ -195,6 +204,11 @@ def write() -> str:
     tables = "\n".join(text)
     record("external", tables, {"data": facts})
     return tables
+
+
+def planned_trials(data: str) -> list[list[dict[str, Any]]]:
+    """Return the settings of all trials on a data set, by model."""
+    return [rival.trials[data] for rival in RIVALS.values()]
 
 
 def best_trial(trials: list[FinishedTrial]) -> FinishedTrial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -188,10 +189,55 @@ def test_tune_with_a_full_disk_or_a_damaged_study_fails_in_one_line(small, tmp_p
     tune("sasrec", small, out, trials=1, epochs=1, jobs=1)
     (out / "study.db").write_bytes(b"x" * 10_000)
     with pytest.raises(
-        HafvtError, match=r"study\.db: file is not a database: check its permissions, or restore"
+        HafvtError, match=r"study\.db: file is not a database: check its permissions and the free space"
     ) as raised:
         tune("sasrec", small, out, trials=2, epochs=1, jobs=1)
     assert "\n" not in str(raised.value)
     (out / "settings.json").write_text("[]")
     with pytest.raises(HafvtError, match=r"settings\.json is damaged: restore it"):
         tune("sasrec", small, out, trials=2, epochs=1, jobs=1)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from hafvt.errors import HafvtError
+from hafvt.experiments import comparison_runner, training_pool
+from hafvt.experiments.compare import compare
+from hafvt.experiments.tune import tune
+command, data, root, *training_pool.TRAIN_COMMAND = sys.argv[1:]
+comparison_runner.BUDGETS["small"] = comparison_runner.{budget!r}
+run = {{
+    "tune": lambda out: tune("sasrec", data, out, trials=1, epochs=1, jobs=1),
+    "compare": lambda out: compare(data, out, models=["gru4rec", "popularity"], budget="small", jobs=1),
+}}[command]
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+for size in {sizes!r}:
+    out = Path(root) / str(size)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        run(out)
+    except HafvtError as error:
+        print(error, flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    run(out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["tune", "compare"])
+def test_full_disk_is_one_line_and_the_repeated_command_ends_well(compared, small, tmp_path, command):
+    script, (data, out, _) = tmp_path / "script.py", compared
+    script.write_text({"tune": FAKE_TRIAL, "compare": COPY_RUN.format(runs=str(out / "runs"))}[command])
+    sizes = {"tune": (0, 200, 50_000), "compare": (0, 200, 5_000)}[command]
+    source = FULL_DISK.format(budget=QUICK_BUDGET, sizes=sizes)
+    folder = {"tune": small, "compare": data}[command].folder
+    result = subprocess.run(
+        [sys.executable, "-c", source, command, folder, tmp_path / "full", sys.executable, "-S", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stdout
+    assert len(result.stdout.splitlines()) == len(sizes), result.stdout

@@ -60,7 +60,9 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if cause is None or isinstance(error, HafvtError):
             raise
         reason = str(getattr(cause, "orig", cause)).splitlines()[0]
-        remedy = "make room" if "full" in reason else "check its permissions, or restore it"
+        remedy = (
+            "make room" if "full" in reason else "check its permissions and the free space, or restore it"
+        )
         raise HafvtError(
             f"{folder / 'study.db'}: {reason}: {remedy}, and repeat the command, which keeps finished trials"
         ) from None

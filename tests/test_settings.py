@@ -46,6 +46,7 @@ def example(
         ({"out": "file"}, r"--out file: .*/file is a file: name a folder"),
         ({"out": Path("file/below")}, r"--out file/below: .*/file is a file: name a folder"),
         ({"out": "x" * 300}, r"File name too long: name another folder"),
+        ({"table": "x" * 300}, r"--table: File name too long: name another path"),
     ],
 )
 def test_check_arguments_wrong_value_is_refused_in_one_line(settings, message, tmp_path, monkeypatch):

@@ -79,10 +79,13 @@ def check_arguments(function: Function) -> Function:
     signature = inspect.signature(function)
 
     @cache
+    def hints() -> dict[str, Any]:
+        return parameter_types(function)
+
+    @cache
     def adapters() -> dict[str, TypeAdapter[Any]]:
         config = ConfigDict(strict=True, allow_inf_nan=False)
-        hints = parameter_types(function)
-        return {name: TypeAdapter(_checked_type(hint), config=config) for name, hint in hints.items()}
+        return {name: TypeAdapter(_checked_type(hint), config=config) for name, hint in hints().items()}
 
     @wraps(function)
     def check_and_call(*args: Any, **kwargs: Any) -> Any:
@@ -91,10 +94,17 @@ def check_arguments(function: Function) -> Function:
             value = value.item() if isinstance(value, np.generic) else value
             if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
                 raise ArgumentError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
+            if isinstance(value, str | Path) and Path in get_args(hints().get(name)):
+                try:
+                    Path(value).exists()
+                except OSError as error:  # the name is too long, or a folder above may not be read
+                    raise ArgumentError(
+                        f"--{name.replace('_', '-')}: {error.strerror}: name another path"
+                    ) from None
             try:
                 arguments.arguments[name] = adapters()[name].validate_python(value)
             except ValidationError as error:
-                raise ArgumentError(_explain(name, value, parameter_types(function)[name], error)) from None
+                raise ArgumentError(_explain(name, value, hints()[name], error)) from None
         return function(*arguments.args, **arguments.kwargs)
 
     return cast(Function, check_and_call)

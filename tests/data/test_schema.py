@@ -195,3 +195,29 @@ def test_read_tables_strip_removes_what_cannot_be_seen(tmp_path: Path) -> None:
     assert interactions(path).frame["user_id"].to_list() == ["u ", "u"]
     table, _ = read_tables(path, None, {}, strip=True)
     assert table.frame.rows() == [("u", "a", 1), ("u", "a", 2)]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pl.Series([["a"]]),
+        pl.Series([[1]], dtype=pl.Array(pl.Int64, 1)),
+        pl.Series([{"a": 1}]),
+        pl.Series([object()], dtype=pl.Object),
+    ],
+)
+def test_read_tables_nested_times_are_refused(times: pl.Series) -> None:
+    fails(pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": times}), "row 1", "not a time")
+
+
+def test_read_tables_least_integer_is_a_time() -> None:
+    times = pl.DataFrame({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": [-(2**63), 1]})
+    assert interactions(times).frame["timestamp"].to_list() == [-(2**63), 1]
+
+
+def test_read_tables_types_that_polars_cannot_read_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    times = pa.array([1], pa.decimal256(40, 0))
+    fails(pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": times}), "'timestamp'", "cannot be read")
+    query = pl.LazyFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": ["1"]})
+    fails(query.with_columns(pl.col("timestamp").str.to_date("%Y")), "cannot be read", "Correct the query")
+    assert capfd.readouterr().err == ""

@@ -191,3 +191,11 @@ def test_encode_precomputed_with_false_headers_is_refused_unread(pictured: Datas
     assert b"2000000000" in (tmp_path / "lies.npz").read_bytes()
     with pytest.raises(HafvtError, match="not as long as its header says"):
         encode(pictured, precomputed={"image": tmp_path / "lies.npz"})
+
+
+@pytest.mark.parametrize("code_point", [0xD800, 0x110000, 0xFFFFFFFF])
+def test_read_precomputed_ids_that_are_not_unicode_are_refused(tmp_path, code_point):
+    ids = np.array([ord("a"), code_point], dtype=np.uint32).view("U1")
+    np.savez(tmp_path / "v.npz", ids=ids, embeddings=np.ones((2, 3), np.float32))
+    with pytest.raises(HafvtError, match=r"v.npz: an id is not Unicode text: write it as UTF-8"):
+        read_precomputed(tmp_path / "v.npz")

@@ -25,6 +25,7 @@ from hafvt.data.lines import (
     READ_ERRORS,
     ZSTD,
     check_text,
+    hidden_panics,
     read_jsonl,
     read_lines,
     scan_lines,
@@ -360,15 +361,20 @@ def _read_frame(source: Any, names: Sequence[str]) -> RawTable:
         wanted = [name for name in columns if name in names]
         frame = nw.from_native(source.select(wanted) if hasattr(source, "column_names") else source[wanted])
     if isinstance(frame, nw.LazyFrame):
-        frame = frame.select(name for name in columns if name in names).collect("polars")
+        try:
+            frame = frame.select(name for name in columns if name in names).collect("polars")
+        except Exception as error:  # the query raises what its engine raises
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"cannot be read ({reason})", "Correct the query") from None
     native_names = {str(name): name for name in columns}
     series = []
     for name in names:
         if name not in native_names:
             continue
         try:
-            series.append(frame.get_column(native_names[name]).to_polars().alias(name))
-        except Exception as error:  # pandas and pyarrow raise many types for a column of mixed types
+            with hidden_panics():
+                series.append(frame.get_column(native_names[name]).to_polars().alias(name))
+        except (Exception, pl.exceptions.PanicException) as error:  # many types, for a column of mixed types
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             problem = f"cannot be read ({reason})"
             raise InputError(problem, "Give all its values one type", column=name) from None

@@ -154,7 +154,8 @@ def _with_times(table: Table) -> Table:
     column = table.frame["timestamp"]
     times, ticks_per_second = parse_times(column)
     if (is_wrong := times.is_null()).any():
-        problem = "an empty timestamp" if column.filter(is_wrong)[0] in (None, "") else "not a time"
+        value = column.filter(is_wrong)[0]
+        problem = "an empty timestamp" if value is None or str(value) == "" else "not a time"
         remedy = "Give numbers, or times as 2024-12-31 or 2024-12-31T23:59:59Z, one kind in all rows"
         raise table.error(is_wrong, "timestamp", problem, remedy)
     if (is_wrong := is_imprecise(column, times)).any():

@@ -120,7 +120,7 @@ def other_unit(times: pl.Series) -> tuple[pl.Series, str, str] | None:
         Mask of the times in the rarer unit, its name, and the name of the other unit; None if there is one
         unit, or if times between the two units show that the numbers are of neither.
     """
-    digits = (times.abs().cast(pl.Float64) + 0.5).log10().floor().cast(pl.Int64)  # 9: from 10**9 on
+    digits = (times.cast(pl.Float64).abs() + 0.5).log10().floor().cast(pl.Int64)  # 9: from 10**9 on
     counts = [digits.is_in([8 + 3 * n, 9 + 3 * n]).sum() for n in range(len(UNITS))]
     between = [(digits == 10 + 3 * n).any() for n in range(len(UNITS))]
     present = [n for n, count in enumerate(counts) if count]

@@ -82,8 +82,12 @@ def _read_npz(path: Path) -> tuple[pl.Series, Float32]:
         raise HafvtError(
             f"{path}: embeddings have shape {rows.shape} and type {rows.dtype}: give (n, e) numbers"
         )
+    try:
+        id_series = pl.Series(ids)
+    except (UnicodeError, SystemError):  # numpy stores any code point
+        raise HafvtError(f"{path}: an id is not Unicode text: write it as UTF-8") from None
     with np.errstate(over="ignore"):  # values beyond float32 become infinite; they are reported per item
-        return pl.Series(ids), rows.astype(np.float32)
+        return id_series, rows.astype(np.float32)
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hafvt.data.dataset import Dataset, replace_item_table
+from hafvt.data import dataset
+from hafvt.data.dataset import Dataset, load_array, replace_item_table
 from hafvt.data.prepare import prepare
 from hafvt.errors import HafvtError
 from hafvt.folders import folder_lock
@@ -95,3 +96,13 @@ replace_item_table(data.folder, data.item_table.with_columns(image=pl.lit("a.png
 """
     crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check)
     assert (images[0], images[-1]) == (None, "a.png")
+
+
+def test_open_dataset_maps_only_large_arrays(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset.open(small.folder)
+    (small.folder / "items.npy").write_bytes(b"")  # a map would end the process
+    assert data.train_counts().sum() > 0
+    monkeypatch.setattr(dataset, "MAX_READ_BYTES", 100)
+    assert isinstance(load_array(small.folder / "times.npy"), np.memmap)
+    for array in (data.items, load_array(small.folder / "times.npy")):
+        assert not array.flags.writeable

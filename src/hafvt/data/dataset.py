@@ -28,6 +28,7 @@ from hafvt.files import (
 from hafvt.folders import FolderKind, atomic_folder, recover_folder
 
 FORMAT = 2
+MAX_READ_BYTES = 2**26  # larger arrays are memory-mapped
 SECONDS_PER_DAY = 86_400
 CONTENT_COLUMNS = ("title", "image")
 """Optional text columns of the item table, which `hafvt.features.modalities` turns into vectors."""
@@ -102,7 +103,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open a dataset folder after comparing its files with their hashes; its arrays are memory-mapped.
+        """Open a dataset folder after comparing its files with their hashes; large arrays are memory-mapped.
 
         Raises:
             HafvtError: the folder is missing, damaged, or of another format.
@@ -130,7 +131,7 @@ class Dataset:
         arrays = {}
         for name in names:
             with explained_read_errors(folder / f"{name}.npy", REMEDY):
-                arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                arrays[name] = load_array(folder / f"{name}.npy")
         is_contiguous = [d.start for d in domains] == [0, *(d.stop for d in domains[:-1])]
         if (len(arrays["items"]), len(arrays["offsets"]) - 1) != counts or not domains or not is_contiguous:
             raise HafvtError(f"{folder}: its arrays and its manifest disagree: {REMEDY}")
@@ -246,6 +247,17 @@ class Dataset:
         if self.manifest.get("settings", {}).get("split") == "time":
             times = np.maximum(times, self.seconds[positions] // SECONDS_PER_DAY * SECONDS_PER_DAY)
         return times
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """Return the array in an .npy file, read-only; a large one is memory-mapped.
+
+    A process with a memory map dies if the file is cut short, so that small files are read at once.
+    """
+    is_large = path.stat().st_size > MAX_READ_BYTES
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if is_large else None, allow_pickle=False)
+    array.flags.writeable = False
+    return array
 
 
 def write_dataset(

@@ -146,9 +146,11 @@ def load_item_features(
                 f"{table.folder} has {len(table.rows)} rows for {num_items} items: "
                 f"run hafvt encode for {name} again"
             )
-        mapped = np.load(folder / name / "rows.npy", mmap_mode="c", allow_pickle=False)  # not written to
-        rows = torch.from_numpy(mapped if memory_map else np.array(mapped, dtype=np.float32))
-        vectors[name] = Vectors(rows, torch.from_numpy(np.array(table.present)))
+        if memory_map:  # "c" writes to memory only, and torch wants arrays that it may write to
+            rows = np.load(folder / name / "rows.npy", mmap_mode="c", allow_pickle=False)
+        else:
+            rows = np.array(table.rows, dtype=np.float32)
+        vectors[name] = Vectors(torch.from_numpy(rows), torch.from_numpy(np.array(table.present)))
     train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
     return ItemFeatures(
         data.domains,

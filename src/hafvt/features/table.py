@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from hafvt.data.dataset import Bool
+from hafvt.data.dataset import Bool, load_array
 from hafvt.files import atomic_file, explained_read_errors, read_manifest, write_manifest
 from hafvt.folders import FolderKind
 
@@ -31,7 +31,7 @@ class FeatureTable:
 
     Attributes:
         folder: rows.npy, present.npy, about.json, problems.csv and, of fitted encoders, fitted_arrays.npz.
-        rows: (items, e) float16, memory-mapped; unit length where present, zero elsewhere.
+        rows: (items, e) float16, memory-mapped if large; unit length where present, zero elsewhere.
         present: (items,) whether the item has a vector.
         metadata: contents of about.json: encoder, settings, source, package versions and counts.
     """
@@ -56,7 +56,7 @@ class FeatureTable:
         folder = Path(folder)
         metadata = read_manifest(folder / "about.json", FORMAT, _remedy(folder))
         with explained_read_errors(folder, _remedy(folder)):
-            rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
+            rows = load_array(folder / "rows.npy")
             present = np.load(folder / "present.npy", allow_pickle=False)
         return cls(folder, rows, present, metadata)
 

@@ -78,11 +78,13 @@ def measure(model_name: str, items: int, width: int, steps: int) -> dict[str, fl
     features = ItemFeatures(
         (Domain("x", 0, items // 2), Domain("y", items // 2, items)), {}, torch.ones(items)
     )
+    rows = None
     if "titles" in model_name:
         rows = functional.normalize(torch.randn(items, CONTENT_WIDTH), dim=1)
         features.vectors["title"] = Vectors(rows, torch.ones(items, dtype=torch.bool))
     params = {"num_negatives": NEGATIVES, "id_width" if name == "hafvt" else "width": width}
     model = build_model(name, features, configure(name, params=params | MODELS[model_name])).train()
+    del features, rows
     optimizer, ema = RowAdam(model.parameters(), lr=1e-3, fused=True), EmaWeights(model, 0.995)
     start = 0.0
     for step in range(WARMUP_STEPS + steps):
@@ -95,10 +97,11 @@ def measure(model_name: str, items: int, width: int, steps: int) -> dict[str, fl
         ema.update(step + 1)
     seconds = time.process_time() - start
     table = items * width * 4 / 2**30
+    content = sum(values.nbytes for key, values in model.named_buffers() if "content" in key) / 2**30
     return {
         "per_second": steps * BATCH / seconds,
         "ms": 1e3 * seconds / steps,
-        "tables_gib": 4 * table,  # weights, two moments and average
+        "tables_gib": 4 * table + content,  # weights, two moments and average; frozen vectors
         "resident_gib": memory_gib() - before,
     }
 
@@ -135,7 +138,7 @@ def write(results: list[dict[str, Any]]) -> None:
         sentence(machine),
         f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians; the "
         "third figure is the median ratio of measurements in turns. Resident: memory of the process after the steps, "
-        "beyond its start. Tables: weights, both moments and average of the ids.",
+        "beyond its start. Tables: weights, both moments and average of the ids, and frozen vectors.",
         "",
         markdown_table(header, rows),
         "",

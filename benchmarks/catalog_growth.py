@@ -56,16 +56,20 @@ def main() -> None:
         turns: list[list[dict[str, float]]] = [[] for _ in sizes]
         for _ in range(arguments.turns):
             for size, (items, width) in enumerate(sizes):
-                case = [model, str(items), str(width), str(arguments.steps)]
+                command = [model, str(items), str(width), str(arguments.steps)]
                 process = subprocess.run(
-                    [sys.executable, __file__, "--one", *case], check=True, stdout=subprocess.PIPE, text=True
+                    [sys.executable, __file__, "--one", *command],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
                 turns[size].append(json.loads(process.stdout.splitlines()[-1]))
-                print(*case, turns[size][-1], flush=True)
+                print(*command, turns[size][-1], flush=True)
         ratios = [b["per_second"] / a["per_second"] for a, b in zip(*turns, strict=True)]
         for (items, width), measured in zip(sizes, turns, strict=True):
             medians = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-            results.append({"model": model, "items": items, "width": width, **medians})
+            case = {"model": model, "items": items, "width": width, "turns": len(measured)}
+            results.append({**case, **medians})
         results[-1]["ratio"] = statistics.median(ratios)
     write(results)
 
@@ -113,6 +117,7 @@ def write(results: list[dict[str, Any]]) -> None:
         "model",
         "items",
         "width",
+        "turns",
         "histories per CPU-second",
         "of 30,000 items'",
         "resident, GiB",
@@ -123,6 +128,7 @@ def write(results: list[dict[str, Any]]) -> None:
             row["model"],
             f"{row['items']:,}",
             str(row["width"]),
+            str(row["turns"]),
             f"{row['per_second']:.0f}",
             f"{row['ratio']:.2f}" if "ratio" in row else "1",
             f"{row['resident_gib']:.2f}",
@@ -136,8 +142,8 @@ def write(results: list[dict[str, Any]]) -> None:
         "`python benchmarks/catalog_growth.py --large`",
         "",
         sentence(machine),
-        f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians; the "
-        "third figure is the median ratio of measurements in turns. Resident: memory of the process after the steps, "
+        f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians of "
+        "measurements in turns, and of their ratios. Resident: memory of the process after the steps, "
         "beyond its start. Tables: weights, both moments and average of the ids, and frozen vectors.",
         "",
         markdown_table(header, rows),

@@ -184,10 +184,10 @@ def test_recommend_failure_keeps_existing_file(run, histories, tmp_path, name, m
 
     recommend_batch = batch.recommend_batch
 
-    def stop_at_second_batch(recommender, requests, exclude_seen):
+    def stop_at_second_batch(recommender, requests, *options):
         if requests[0].domain == "d1":
             raise KeyboardInterrupt
-        return recommend_batch(recommender, requests, exclude_seen)
+        return recommend_batch(recommender, requests, *options)
 
     with monkeypatch.context() as patch:
         patch.setattr(batch, "recommend_batch", stop_at_second_batch)

@@ -24,8 +24,8 @@ def some_vectors() -> tuple[Vectors, ItemFeatures]:
 @pytest.mark.parametrize("width", [0, 8])
 def test_prepare_vectors_by_chunks_equals_the_whole_table(width: int) -> None:
     (rows, present), features = some_vectors()
-    whole = prepare_vectors(Vectors(rows.float(), present), features, width)
-    torch.testing.assert_close(prepare_vectors(Vectors(rows, present), features, width, 64), whole)
+    expected = prepare_vectors(Vectors(rows.float(), present), features, width)
+    torch.testing.assert_close(prepare_vectors(Vectors(rows, present), features, width, 64), expected)
 
 
 def test_prepare_vectors_by_chunks_keeps_a_large_table_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

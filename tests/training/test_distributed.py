@@ -92,7 +92,8 @@ def test_train_by_torchrun_writes_the_same_ranks_once(training_data, tmp_path):
         n: run(*train_options(training_data, tmp_path / str(n)), "--params.dropout=0", processes=n)
         for n in (1, 2)
     }
-    assert outputs[2] == outputs[1].replace(str(tmp_path / "1"), str(tmp_path / "2"))
+    assert outputs[2].count("best epoch 3 of 3") == 1
+    assert len(outputs[2].splitlines()) == len(outputs[1].splitlines())
     about = [json.loads((tmp_path / str(n) / "model.json").read_text()) for n in (1, 2)]
     assert [content["processes"] for content in about] == [1, 2]
     names = [sorted(path.name for path in (tmp_path / str(n)).rglob("*")) for n in (1, 2)]

@@ -118,7 +118,8 @@ def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists() and process.poll() is None:
+    """Waits until a process has written a file that is not empty."""
+    while not (path.exists() and path.stat().st_size) and process.poll() is None:
         time.sleep(0.05)
     assert path.exists(), process.communicate()
 

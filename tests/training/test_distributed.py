@@ -168,11 +168,12 @@ def test_train_with_devices_stopped_by_ctrl_c_writes_a_checkpoint(training_data,
 
 
 def test_train_with_an_error_in_all_processes_prints_one_line(training_data, tmp_path):
-    options = train_options(training_data, tmp_path / "run")
-    process = start(*options, "--params.max-length=0", "--devices=2")
+    options = ["--out", tmp_path / "run", "--params.modalities=[id, smell]", "--device=cpu", "--devices=2"]
+    process = start("hafvt", "train", "hafvt", training_data.folder, *options)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert len(errors.splitlines()) == 1
+    assert "has no features smell" in errors
 
 
 def test_compare_by_torchrun_is_refused_in_one_line(training_data, tmp_path):

@@ -2,10 +2,10 @@
 
     python benchmarks/catalog_growth.py [--large]
 
-Histories of 51 uniformly drawn items, batches of 64, 4,096 negatives for each softmax, one thread. A step is the
-trainer's: loss, gradients, average and optimizer. Each size runs in a process of its own; small and large catalogs
-take turns, so that other work on the machine slows both. Processor time counts. With --large, 10,000,000 items of
-width 64 are measured, too; they need 12 GiB. Writes results/catalog_growth.md and .json.
+Histories of 51 uniformly drawn items, batches of 64, 4,096 negatives for each softmax, one thread. A step is
+the trainer's: loss, gradients, average and optimizer. Each size runs in a process of its own; small and large
+catalogs take turns, so that other work on the machine slows both. Processor time counts. With --large,
+10,000,000 items of width 64 are measured, too; they need 12 GiB. Writes results/catalog_growth.md and .json.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def write(results: list[dict[str, Any]]) -> None:
         "`python benchmarks/catalog_growth.py --large`",
         "",
         sentence(machine),
-        f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians of "
+        f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians "
+        "of "
         "measurements in turns, and of their ratios. Resident: memory of the process after the steps, "
         "beyond its start. Tables: weights, both moments and average of the ids, and frozen vectors.",
         "",

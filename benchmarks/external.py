@@ -3,10 +3,10 @@
     python benchmarks/external.py --shared ../shared/data --work DIR [--only TEXT] [--trials 3] [--jobs 2]
 
 Each library has a virtual environment of its own, which the first call makes. A trial is a process with one
-thread: it reads the training interactions alone, has the validation targets ranked by `hafvt.evaluation` after
-each epoch, ends when their MRR no longer rises, and ranks the test targets once, by the weights of its best
-epoch. All models have equally many trials of settings (rivals.py); the best by validation MRR enters the table.
-Candidates are all items of the target's domain that the user has not had.
+thread: it reads the training interactions alone, has the validation targets ranked by `hafvt.evaluation`
+after each epoch, ends when their MRR no longer rises, and ranks the test targets once, by the weights of its
+best epoch. All models have equally many trials of settings (rivals.py); the best by validation MRR enters the
+table. Candidates are all items of the target's domain that the user has not had.
 
 What a trial found is kept in results/external/DATA/MODEL-NUMBER.json, the ranks of the test targets beside it
 in .npz, and a trial that is there is not made again. The tables results/external.md and .json and the charts
@@ -170,13 +170,15 @@ def write() -> str:
         "`python benchmarks/external.py --shared ../shared/data --work DIR`: each model with the best of its "
         "trials by validation MRR, trained with one thread until "
         + " or ".join(f"{limits.patience} epochs ({data})" for data, limits in LIMITS.items())
-        + " bring no higher one. Candidates: all items of the domain that the user has not had. Metrics in %, "
+        + " bring no higher one. Candidates: all items of the domain that the user has not had. Metrics in "
+        "%, "
         "mean of the domains, one seed. CPU: processor seconds of training until the best epoch, without "
         "validation. A star marks trainings that used up their processor time ("
         + ", ".join(f"{limits.cpu_s:.0f} s, {data}" for data, limits in LIMITS.items())
         + ") or epochs before they converged. p: that the difference to hafvt is chance, by bootstrap or "
         "Wilcoxon over users, the larger, after Holm's correction. "
-        "Last columns: processor seconds in which hafvt reaches the validation MRR of the model's best epoch, "
+        "Last columns: processor seconds in which hafvt reaches the validation MRR of the model's best "
+        "epoch, "
         "and their ratio to the model's own.",
         "",
     ]

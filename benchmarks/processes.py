@@ -2,9 +2,10 @@
 
     python benchmarks/processes.py [--items 64000] [--steps 12] [--repeats 3]
 
-Histories of 20 items, width 64, 64 users per step, float32, one thread per process. Runs of one and of two processes alternate. A
-process takes turns with other programs on a busy machine, so the table has processor seconds beside wall-clock time: the speed-up by
-processor seconds is what an idle machine with a core for each process gives at best. Writes results/processes.md and .json.
+Histories of 20 items, width 64, 64 users per step, float32, one thread per process. Runs of one and of two
+processes alternate. A process takes turns with other programs on a busy machine, so the table has processor
+seconds beside wall-clock time: the speed-up by processor seconds is what an idle machine with a core for each
+process gives at best. Writes results/processes.md and .json.
 """
 
 from __future__ import annotations
@@ -114,9 +115,12 @@ def write(seconds: dict[int, list[list[float]]], num_items: int) -> None:
     text = [
         "# Training with two processes",
         "",
-        f"`python benchmarks/processes.py`: SASRec, exact softmax over {num_items:,} items, width {WIDTH}, histories of {LENGTH} items, "
-        f"{BATCH} users per step over all processes, float32, one thread per process; the best of {len(seconds[1])} alternating runs, "
-        "each the median of its steps. Processor seconds are those of the process that needs more, waiting excluded.",
+        f"`python benchmarks/processes.py`: SASRec, exact softmax over {num_items:,} items, width {WIDTH}, "
+        f"histories of {LENGTH} items, "
+        f"{BATCH} users per step over all processes, float32, one thread per process; the best of "
+        f"{len(seconds[1])} alternating runs, "
+        "each the median of its steps. Processor seconds are those of the process that needs more, waiting "
+        "excluded.",
         "",
         sentence(machine),
         "",

@@ -18,9 +18,9 @@ class Rival:
 
     Attributes:
         library: name of its environment, and of its script `contestants/LIBRARY_converged.py`.
-        trials: by data set, the settings of each trial: width 64 with a learning rate that converges soon, the
-            published settings, and width 128 with more dropout. What is published is that of the nearest data
-            set in the model's repository, or else the library's defaults.
+        trials: by data set, the settings of each trial: width 64 with a learning rate that converges soon,
+            the published settings, and width 128 with more dropout. What is published is that of the nearest
+            data set in the model's repository, or else the library's defaults.
     """
 
     library: str
@@ -40,8 +40,8 @@ def _rectools(base: Settings, published: Settings, large: Settings) -> list[Sett
     return [first, first | {"lr": 0.001} | published, first | {"n_factors": 128, "dropout_rate": 0.3} | large]
 
 
-# eSASRec (Tikhonovich et al., RecSys 2025): LiGR blocks and sampled softmax with 256 negatives. Among the 2,321
-# films the softmax over all items costs no more than the sampled one, which estimates it.
+# eSASRec (Tikhonovich et al., RecSys 2025): LiGR blocks and sampled softmax with 256 negatives. Among the
+# 2,321 films the softmax over all items costs no more than the sampled one, which estimates it.
 _SOFTMAX: Settings = {"loss": "softmax"}
 _SAMPLED: Settings = {"loss": "sampled_softmax", "n_negatives": 256, "n_blocks": 1, "n_heads": 1}
 _LIGR: Settings = {"ligr": True, "n_heads": 1}

@@ -2,12 +2,12 @@
 
     python benchmarks/tuned.py --shared ../shared/data --work DIR [--only TEXT] [--jobs 2]
 
-For each model and data set `hafvt tune` searches on validation data: the same number of trials for all models,
-the default settings first, the default ranges, batch sizes included, each trial until its validation MRR no
-longer rises. `hafvt train` then trains the best settings and the default settings with every seed, and the
-test targets are ranked, among the items of their domain (`full`) and among 999 that the user never had
-(`sampled-unseen`). Where the default settings have the better mean validation MRR, the table is refused. Parts
-of HAF-VT are trained with its settings, without a search of their own.
+For each model and data set `hafvt tune` searches on validation data: the same number of trials for all
+models, the default settings first, the default ranges, batch sizes included, each trial until its validation
+MRR no longer rises. `hafvt train` then trains the best settings and the default settings with every seed, and
+the test targets are ranked, among the items of their domain (`full`) and among 999 that the user never had
+(`sampled-unseen`). Where the default settings have the better mean validation MRR, the table is refused.
+Parts of HAF-VT are trained with its settings, without a search of their own.
 
 It takes many hours, so it is done in pieces: what a model found is kept in results/tuned/DATA/MODEL.json, the
 rank of every test target under each seed beside it in MODEL.npz, and a piece that is there is not made again.
@@ -213,7 +213,8 @@ def write() -> str:
         "# Tuned models",
         "",
         "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
-        f"{TRIALS} settings by validation MRR (`hafvt tune` with its default ranges, the default settings first), "
+        f"{TRIALS} settings by validation MRR (`hafvt tune` with its default ranges, the default settings "
+        "first), "
         f"{SEEDS} seeds, each until the validation MRR no longer rises. Test MRR in %, mean of the domains, "
         "± standard deviation over the seeds: among all items of the domain and "
         "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or "

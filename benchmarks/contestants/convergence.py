@@ -1,6 +1,7 @@
 """Training to convergence: validation MRR over processor time, for models of any library.
 
-It needs hafvt, whose evaluation ranks the scores of all, but none of the packages that hafvt only trains with.
+It needs hafvt, whose evaluation ranks the scores of all, but none of the packages that hafvt only trains
+with.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def read_trial() -> Trial:
 
 
 def train_histories(data: Dataset) -> list[np.ndarray]:
-    """Return the training items of each user, the oldest first; validation and test targets are not in them."""
+    """Return the training items of each user, oldest first, without validation and test targets."""
     starts = np.asarray(data.offsets[:-1])
     return [
         np.asarray(data.items[start : start + length])
@@ -78,7 +79,7 @@ def train_histories(data: Dataset) -> list[np.ndarray]:
 
 
 def content_vectors(data: Dataset) -> np.ndarray:
-    """Return the frozen vectors of all items, those of each modality side by side, zero where there are none."""
+    """Return the frozen vectors of all items, all modalities side by side, zero where there are none."""
     tables = [FeatureTable.open(data.folder / "features" / name).rows for name in data.feature_names]
     return np.concatenate(tables, axis=1).astype(np.float32)
 

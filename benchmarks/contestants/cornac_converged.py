@@ -1,7 +1,7 @@
 """VBPR of Cornac on the frozen vectors of pictures and titles, by its own loop.
 
-Settings: arguments of the library's class, and `epochs_per_fit`: so many epochs the library trains before each
-validation. Its next call goes on with the weights; Adam's moments start anew.
+Settings: arguments of the library's class, and `epochs_per_fit`: so many epochs the library trains before
+each validation. Its next call goes on with the weights; Adam's moments start anew.
 """
 
 from __future__ import annotations

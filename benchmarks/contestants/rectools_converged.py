@@ -1,7 +1,7 @@
 """SASRec and BERT4Rec of RecTools, by its own trainer.
 
-Settings: `model` ("sasrec" or "bert4rec"), `ligr` (whether the blocks are LiGR's), `max_length`, and arguments
-of the library's class, such as `n_factors`, `loss` and `lr`.
+Settings: `model` ("sasrec" or "bert4rec"), `ligr` (whether the blocks are LiGR's), `max_length`, and
+arguments of the library's class, such as `n_factors`, `loss` and `lr`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def build(
 ) -> SasRec:
     """Return the library's model; item number `items` is padding.
 
-    With a `content_width`, a projection of the items' frozen vectors is added to the embeddings of its inputs.
+    With a `content_width`, a projection of the items' frozen vectors is added to the embeddings of its
+    inputs.
     """
     sequence = {"is_seq": True, "embedding_dim": width}
     features = [

@@ -11,7 +11,7 @@ class HafvtError(Exception):
 
 
 class ArgumentError(HafvtError):
-    """A wrong argument, whatever the files hold. The exit status of the command line is 2; of others, it is 1."""
+    """A wrong argument, whatever the files hold. The command line ends with status 2, else with 1."""
 
 
 class HafvtWarning(UserWarning):

@@ -50,7 +50,7 @@ PARITY: dict[str, tuple[str, dict[str, Any], int]] = {
     "pinet": ("pinet", {"dropout": 0.0}, 7),
     "psjnet": ("psjnet", {"dropout": 0.0}, 2),
 }
-"""Model, hyperparameters and batch size of each case whose losses do not depend on the number of processes."""
+"""Model, hyperparameters and batch size of cases whose losses do not depend on the processes."""
 OTHERS = ("srgnn", "mifn", "tricdr", "c2dsr", "hafvt-paper", "popularity")
 FEW_STEPS = ("pinet", "psjnet")  # slow models
 STEPS, OTHER_STEPS = 50, 4

@@ -100,8 +100,8 @@ class TrainBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield this process's rows of the batches of an epoch from batch number `first` on.
 
-        Where a batch has fewer rows than there are processes, some get its first row with a length of one item,
-        so without a target.
+        Where a batch has fewer rows than there are processes, some get its first row with a length of one
+        item, so without a target.
         """
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.starts))

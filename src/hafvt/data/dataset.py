@@ -112,7 +112,8 @@ class Dataset:
         recover_folder(folder)
         if (folder / "config.yaml").exists() and not (folder / "manifest.json").exists():
             raise HafvtError(
-                f"{folder} is a run, not a dataset: hafvt evaluate {folder} prints its results, and data in its "
+                f"{folder} is a run, not a dataset: hafvt evaluate {folder} prints its results, and data in "
+                "its "
                 "config.yaml names its dataset"
             )
         manifest = read_json(folder / "manifest.json", REMEDY)

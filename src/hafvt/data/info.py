@@ -146,7 +146,8 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
 def same_time_line(num_same_time: int, num_targets: int) -> str:
     """Return the line on targets at the time of the interaction before them, often of the same basket."""
     share = num_same_time / max(num_targets, 1)
-    return f"targets at the time of the last item of their history: {num_same_time:,} of {num_targets:,} ({share:.1%})"
+    counts = f"{num_same_time:,} of {num_targets:,} ({share:.1%})"
+    return f"targets at the time of the last item of their history: {counts}"
 
 
 def count_same_time_targets(data: Dataset) -> int:

@@ -40,8 +40,8 @@ def sort_histories(
         users: (n,) user of each interaction.
         items: (n,) item of each interaction.
         times: (n,) time of each interaction.
-        tie_order: order of interactions with equal user and time: "random", which does not depend on the order of
-            the input, or the order of the "input".
+        tie_order: order of interactions with equal user and time: "random", which does not depend on the
+            order of the input, or the order of the "input".
         random: generator of the random order.
     """
     if tie_order == "input":

@@ -34,8 +34,8 @@ def paired_test(
 ) -> PairedTest:
     """Test whether the users' differences are centered at 0.
 
-    With several targets per user, as in a split by time, the bootstrap draws users with all their targets, and
-    its mean is that over targets, as in tables. Wilcoxon's test ranks the users' mean differences.
+    With several targets per user, as in a split by time, the bootstrap draws users with all their targets,
+    and its mean is that over targets, as in tables. Wilcoxon's test ranks the users' mean differences.
 
     Args:
         differences: (users,) differences of a metric, each a mean over the targets of the user.

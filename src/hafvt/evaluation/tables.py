@@ -61,7 +61,7 @@ def results_markdown(results: Mapping[str, Results]) -> str:
 
 
 def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> str:
-    """Return a table for the terminal: values in %, below each its 95 % interval, a star at the best of a domain.
+    """Return a table for the terminal: values in %, 95 % intervals below, a star at the best of a domain.
 
     Args:
         results: by model: by domain and "overall", each metric.

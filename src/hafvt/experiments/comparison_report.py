@@ -101,7 +101,8 @@ def _other_candidates_table(domains: Sequence[str], model_results: Sequence[Mode
                 cells.append(percent(float(np.mean(values))))
         rows.append(cells)
     note = (
-        "Some targets are repeats, so the other candidates matter as well: items of the history are candidates "
+        "Some targets are repeats, so the other candidates matter as well: items of the history are "
+        "candidates "
         "below where they are none above, and the reverse."
     )
     return f"{note}\n\n{markdown_table(header, rows)}"

@@ -323,7 +323,8 @@ def require_tuned_is_best(label: str, tuned_mrrs: Sequence[float], default_mrrs:
     tuned, default = float(np.mean(tuned_mrrs)), float(np.mean(default_mrrs))
     if tuned < default:
         raise HafvtError(
-            f"{label}: the tuned settings have a validation MRR of {tuned:.2%}, the default settings {default:.2%}: "
+            f"{label}: the tuned settings have a validation MRR of {tuned:.2%}, the default settings "
+            f"{default:.2%}: "
             "tune it with more trials, or use its default settings"
         )
 

@@ -26,7 +26,7 @@ EXTRAS = ("encode", "compare", "serve", "tune", "export", "index", "track")
 BASE_BYTES = 2**29
 """Memory of a training process beside its tables: Python, torch, one step."""
 TABLE_COPIES = 8
-"""Most copies of a learned item table in a step: weights, gradient, two moments, average, three temporary ones."""
+"""Most copies of a learned item table in a step: weights, gradient, moments, average, three temporary."""
 LOADED_COPIES = 1.75
 """Most copies of the frozen vectors, as float32, while their principal components are computed."""
 LARGE_CATALOG = 200_000
@@ -103,7 +103,8 @@ def _describe_training(data: Dataset) -> list[str]:
         f"dataset   {num_items:,} items, {len(data.user_ids):,} users, vectors: {features or 'none'}",
         f"memory    hafvt needs about {needed / 2**30:,.1f} GiB per process {is_enough}",
         f"command   hafvt train hafvt {options}{f' --devices {fits}' if fits > 1 else ''}",
-        f"machines  on each of M: torchrun --nnodes M --nproc-per-node {fits} {rendezvous} -m hafvt train hafvt "
+        f"machines  on each of M: torchrun --nnodes M --nproc-per-node {fits} {rendezvous} -m hafvt train "
+        "hafvt "
         f"{options}",
     ]
 

@@ -85,9 +85,10 @@ def tune(
     """Search for the hyperparameters with the best validation MRR; the test targets are not read.
 
     The first trial has the default settings, also those that `space` leaves out. A trial trains until its
-    validation MRR no longer rises, so that the number of epochs suits each setting. Optuna's TPE sampler draws the settings of the others, and a
-    median pruner stops a trial early that falls behind. Several calls on one folder share the work. A call
-    that was stopped or killed resumes when it is repeated. With one job, equal seeds try equal settings.
+    validation MRR no longer rises, so that the number of epochs suits each setting. Optuna's TPE sampler
+    draws the settings of the others, and a median pruner stops a trial early that falls behind. Several calls
+    on one folder share the work. A call that was stopped or killed resumes when it is repeated. With one job,
+    equal seeds try equal settings.
 
     Example: hafvt tune sasrec data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
 
@@ -104,7 +105,8 @@ def tune(
         epochs: maximum number of epochs of a trial.
         validate_every: epochs between two validations; default: as in train.
         patience: validations in a row without improvement that end a trial; default: as in train.
-        validate_users: number of users whose validation targets are ranked, always the same ones; default: all.
+        validate_users: number of users whose validation targets are ranked, always the same ones; default:
+            all.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
         candidates: items that targets are ranked among, see evaluate.
         seed: of the sampler and of every training.

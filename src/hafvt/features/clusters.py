@@ -36,7 +36,8 @@ def with_clusters(
     Args:
         item_features: the items with their frozen vectors.
         cluster_sizes: see `cluster_items`; empty for no clusters.
-        content_width, chunk_rows: how the vectors are reduced before the comparison; see `prepare_vectors`.
+        content_width: width to which the vectors are reduced; see `prepare_vectors`.
+        chunk_rows: rows that are reduced at a time; see `prepare_vectors`.
 
     Raises:
         HafvtError: the saved results belong to other items or another number of cluster sizes.

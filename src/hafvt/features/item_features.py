@@ -41,8 +41,9 @@ class ItemClusters(NamedTuple):
     """The clusters of V items in one modality.
 
     Attributes:
-        cluster_rows: (V, L) int64, the cluster of each item in each of L clusterings, as a row of the table of
-            all clusters; -1 for an item that is not assigned yet, meaningless for an item without a vector.
+        cluster_rows: (V, L) int64, the cluster of each item in each of L clusterings, as a row of the table
+            of all clusters; -1 for an item that is not assigned yet, meaningless for an item without a
+            vector.
         num_clusters: number of clusters of all clusterings together.
     """
 

@@ -52,7 +52,8 @@ class Scorer(Protocol):
             items: (B, T) item indices, right-padded; T is at most `max_length`.
             lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
-            time: of the request, in seconds since 1970; default: now. Only models of popularity in a time use it.
+            time: of the request, in seconds since 1970; default: now. Only models of popularity in a time use
+                it.
         """
         ...
 

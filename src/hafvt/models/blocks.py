@@ -317,8 +317,8 @@ class DomainSoftmaxes(nn.ModuleList):
     def mean_nll(self, states: Sequence[Tensor], targets: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Return the mean of -log softmax at target items, (N,), each over the items of its domain.
 
-        `states` has the states of each domain, (N, width); `dropout` acts on those before its targets. The mean
-        is over the targets of all processes, see `ops.collectives`.
+        `states` has the states of each domain, (N, width); `dropout` acts on those before its targets. The
+        mean is over the targets of all processes, see `ops.collectives`.
         """
         count = max(total_count(len(targets)), 1)
         total = states[0].float().sum() * 0  # has a gradient without targets, too

@@ -84,8 +84,8 @@ class Gru4Rec(Model):
     def sampled_loss(self, inputs: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy with log-q correction, or BPR-max, against sampled negatives.
 
-        `mask`, (B, T), states which of the items `inputs`, (B, T), have a next item, those in `targets`, (B, T).
-        Negatives are the targets of the batches of all processes.
+        `mask`, (B, T), states which of the items `inputs`, (B, T), have a next item, those in `targets`, (B,
+        T). Negatives are the targets of the batches of all processes.
         """
         config, catalog = self.config, slice(0, len(self.cumulative_weights))
         samples = sample_items(self.cumulative_weights, catalog, config.num_negatives, targets.device).items

@@ -208,7 +208,7 @@ class HafVt(Model):
         samples: list[ItemSample],
         seen_items: list[Tensor],
     ) -> Tensor:
-        """Return `mixture_nll` with softmaxes over samples; `seen_items` has the items in `is_seen`, or -1."""
+        """Return `mixture_nll` over samples; `seen_items` has the items in `is_seen`, or -1."""
         log_repeat, log_complement = self.log_repeat_factors()
         seen = [SeenItems(items, log_repeat - log_complement) for items in seen_items]
         scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]

@@ -1,9 +1,9 @@
 """Item-based nearest neighbors.
 
-Deshpande and Karypis, Item-Based Top-N Recommendation Algorithms, TOIS 2004. The similarity of items i and j is
-the cosine of the sets of users who chose them, with shrinkage: n_ij / (sqrt(n_i n_j) + shrinkage), where n_ij
-users chose both. Each item keeps its most similar items in every domain. The score of an item is the sum of
-its similarities to the items of the history, older ones weighing less: decay^a at age a. Items without
+Deshpande and Karypis, Item-Based Top-N Recommendation Algorithms, TOIS 2004. The similarity of items i and j
+is the cosine of the sets of users who chose them, with shrinkage: n_ij / (sqrt(n_i n_j) + shrinkage), where
+n_ij users chose both. Each item keeps its most similar items in every domain. The score of an item is the sum
+of its similarities to the items of the history, older ones weighing less: decay^a at age a. Items without
 similarity are ordered by popularity.
 """
 

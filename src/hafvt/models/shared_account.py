@@ -13,7 +13,7 @@ from hafvt.models.sequences import DomainSequence, require_two_domains, split_tw
 
 
 class SharedAccountModel(Model):
-    """Two domains, each with a GRU that encodes histories and a GRU that transfers states to the other domain.
+    """Two domains, each with a GRU over histories and a GRU that transfers states to the other domain.
 
     Args:
         name: of the model, for messages.

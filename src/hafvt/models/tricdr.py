@@ -199,8 +199,8 @@ class TriCdr(Model):
     def prefix_loss(self, batch: Batch, row: Tensor, position: Tensor) -> Tensor:
         """Return the mean of -log softmax(cos(u, E) / temperature) at the next item, plus the mean TCL loss.
 
-        Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending. TCL
-        contrasts the users of this process.
+        Each prefix has the number of its sequence and its last merged position, (N,) each, both ascending.
+        TCL contrasts the users of this process.
         """
         total = self.mixed.items.weight.sum() * 0
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]

@@ -75,8 +75,8 @@ def catalog_nll(
 def mean_nll(h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets; 0 if there are none.
 
-    The queries h are (N, d), the targets (N,) int64 row numbers of `table`. The mean is over the targets of all
-    processes, see `ops.collectives`.
+    The queries h are (N, d), the targets (N,) int64 row numbers of `table`. The mean is over the targets of
+    all processes, see `ops.collectives`.
     """
     weight = 1 / max(total_count(len(h)), 1)
     return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), weight)], table, scale)

@@ -89,7 +89,8 @@ def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
             if num_processes() == 1 or "memory" in str(error):
                 raise
             raise HafvtError(
-                "another process was killed, failed or does not answer, so all end: see other messages, and start "
+                "another process was killed, failed or does not answer, so all end: see other messages, and "
+                "start "
                 "the command again (train: with --resume, which continues from the last checkpoint)"
             ) from error
 

@@ -47,7 +47,8 @@ def process_device(name: str) -> torch.device:
         raise HafvtError(f"--device {name} has one process: leave it out, or choose cuda or cpu for several")
     if num_local_processes() > torch.cuda.device_count():
         raise HafvtError(
-            f"{num_local_processes()} processes for {torch.cuda.device_count()} CUDA devices: start one process "
+            f"{num_local_processes()} processes for {torch.cuda.device_count()} CUDA devices: start one "
+            "process "
             "per device"
         )
     torch.cuda.set_device(local_process_index())

@@ -183,7 +183,7 @@ def num_scoring_threads() -> int:
 
 
 def collect_and_freeze() -> None:
-    """Free the replaced model, return its memory to the system, and exclude all objects from later collections.
+    """Free the replaced model, return its memory to the system, and exclude all objects from collections.
 
     Under load, the collector would scan the objects, mainly torch's modules, every 2 seconds and block all
     requests for 0.1 seconds. Without `malloc_trim`, glibc keeps the freed memory.

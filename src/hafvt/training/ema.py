@@ -5,8 +5,8 @@ where a constant learning rate keeps the weights moving around a minimum, their 
 
 Tables with sparse gradients change in few rows per step. The average of a row is brought up to date only when
 the row is about to change and when the average is read. This is exact: between steps s and t the row w stays
-the same, so its average a becomes `w + remaining * (a - w)`, where `remaining` is the product of the decays of steps
-s + 1 to t.
+the same, so its average a becomes `w + remaining * (a - w)`, where `remaining` is the product of the decays
+of steps s + 1 to t.
 """
 
 from __future__ import annotations

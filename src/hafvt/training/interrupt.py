@@ -14,9 +14,9 @@ from hafvt.processes import num_processes
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C or SIGTERM arrived, which do not interrupt the block.
 
-    A second signal raises KeyboardInterrupt at once, but not in one of several processes: torchrun repeats the
-    signal that the terminal has sent, and the processes write a checkpoint together. Outside the main thread, where Python cannot handle
-    signals, the function always returns False.
+    A second signal raises KeyboardInterrupt at once, but not in one of several processes: torchrun repeats
+    the signal that the terminal has sent, and the processes write a checkpoint together. Outside the main
+    thread, where Python cannot handle signals, the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

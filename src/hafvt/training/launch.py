@@ -1,4 +1,4 @@
-"""`hafvt train --devices N`: N processes on this machine train together, under the agent that torchrun runs."""
+"""`hafvt train --devices N`: N processes on this machine train together, under torchrun's agent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _explain(error: ChildFailedError) -> HafvtError:
             "as when the memory runs out" if -failure.exitcode == signal.SIGKILL else "see messages above"
         )
         return HafvtError(
-            f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: start the "
+            f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: start "
+            "the "
             "command again with --resume, which continues from the last checkpoint"
         )
     content: Any = failure.message  # a dictionary if the process has recorded an exception

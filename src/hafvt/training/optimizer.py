@@ -1,7 +1,8 @@
 """Adam that costs what its rows cost where gradients are sparse.
 
-Sampled losses read few rows of an item table (`nn.Embedding(..., sparse=True)`), so that its gradient is sparse.
-`RowAdam` then reads and writes these rows of the table and of its moments alone, as `torch.optim.SparseAdam`
+Sampled losses read few rows of an item table (`nn.Embedding(..., sparse=True)`), so that its gradient is
+sparse. `RowAdam` then reads and writes these rows of the table and of its moments alone, as
+`torch.optim.SparseAdam`
 does: the moments of other rows do not decay. All other weights get Adam's dense update.
 """
 

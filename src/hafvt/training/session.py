@@ -113,8 +113,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
     A resumed run may differ in the dataset's path, `epochs` and `patience`.
 
     Raises:
-        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of more
-            epochs.
+        HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of
+            more epochs.
     """
     path = folder / "config.yaml"
     if path.exists():

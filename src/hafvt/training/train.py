@@ -62,8 +62,8 @@ def train(
     Example: hafvt train hafvt data/movies --out runs/hafvt --epochs 100 --seed 0
 
     Args:
-        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr, item-knn, popularity,
-            recent-popularity or seasonal-popularity.
+        model: hafvt, hafvt-paper, gru4rec, sasrec, srgnn, pinet, psjnet, mifn, tricdr, c2dsr, item-knn,
+            popularity, recent-popularity or seasonal-popularity.
         data: a dataset folder, written by prepare; image and title vectors are added by encode.
         out: folder to write the run to.
         preset: name of a set of hyperparameters of the model, such as default or paper.
@@ -90,8 +90,8 @@ def train(
         resume: continue the run in `out`, or start it if there is none.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
         tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
-        checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint. There
-            are fewer if checkpoints would take more than 3 % of the time.
+        checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint.
+            There are fewer if checkpoints would take more than 3 % of the time.
 
     Returns:
         The finished run.

@@ -73,8 +73,8 @@ class TrainingState:
 class Trainer:
     """Trains a model, validates it, and saves its best weights. Resumes from the last checkpoint in `folder`.
 
-    Several processes hold the same weights. Each has its part of `batches`, and their gradients are summed. Each
-    ranks its part of the validation targets of `data` by `protocol`. Process 0 writes the files.
+    Several processes hold the same weights. Each has its part of `batches`, and their gradients are summed.
+    Each ranks its part of the validation targets of `data` by `protocol`. Process 0 writes the files.
     The model moves to `device`, and multiplies matrices in `dtype`.
     """
 
@@ -248,7 +248,7 @@ class Trainer:
 
 
 def share_state(model: nn.Module) -> None:
-    """Give all processes the weights of process 0, and clusters, which another machine may compute otherwise."""
+    """Give all processes the weights and clusters of process 0; machines may compute other clusters."""
     if not is_distributed():
         return
     state = model.state_dict()
@@ -258,7 +258,7 @@ def share_state(model: nn.Module) -> None:
 
 
 def merge_counters(model: nn.Module) -> None:
-    """Take the maxima over processes of the single whole numbers in a model's state, such as its longest history."""
+    """Take the maxima over processes of single whole numbers in a model's state, as the longest history."""
     max_in_place([t for t in model.state_dict().values() if t.ndim == 0 and not t.is_floating_point()])
 
 

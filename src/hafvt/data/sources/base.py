@@ -52,7 +52,7 @@ class PreparedSource(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the checks, the notes, the shares of repeats and of baskets, and the folder of the dataset."""
+        """Return checks, notes, shares of repeats and of baskets, and the folder of the dataset."""
         data = self.dataset
         pairs = zip(data.domains, data.repeats, strict=True)
         shares = ", ".join(f"{domain.name} {counts.share:.1%}" for domain, counts in pairs)

@@ -21,7 +21,7 @@ import polars as pl
 from hafvt.data.dataset import Bool, Int64
 from hafvt.data.sources.checks import SECONDS_PER_DAY
 from hafvt.data.sources.demo_art import BRANDS, MOTIFS, PALETTES, SHOPS, THEMES, draw_picture, write_title
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError
 from hafvt.files import write_json
 from hafvt.folders import FolderKind, atomic_folder, check_output_folder
 from hafvt.progress import progress
@@ -91,7 +91,7 @@ def generate_world(
     """
     folder = Path(folder)
     if users < 1 or not MAX_PURCHASES <= items_per_shop <= MAX_PER_SHOP:
-        raise HafvtError(
+        raise ArgumentError(
             f"a demo world needs at least 1 user and {MAX_PURCHASES} to {MAX_PER_SHOP} items per shop: "
             "choose such numbers"
         )

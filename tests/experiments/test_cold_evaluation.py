@@ -67,7 +67,8 @@ def test_evaluate_cold_with_informative_pictures_beats_a_random_order(folder) ->
     assert evaluation.results["overall"]["MRR"].value > 1.5 * evaluation.random_order["overall"]["MRR"].value
     text = str(evaluation)
     assert "a random order" in text
-    assert "times overall" in text
+    assert "as a multiple of that of a random order: " in text
+    assert " (overall)" in text
     content = json.loads((folder / "hafvt" / "cold" / "results.json").read_text())
     assert content["chance"]["first"]["MRR"]["value"] == pytest.approx((1 / np.arange(1, 41)).mean())
     data = Dataset.open(folder / "data")

@@ -215,7 +215,7 @@ def test_run_comparison_with_a_failing_training_names_the_model(make_small, tmp_
     monkeypatch.setattr("hafvt.experiments.comparison_runner.configure", lambda *_: object())
     monkeypatch.setitem(MODELS, "nonsense", MODELS["gru4rec"])  # the process of the training lacks it
     compared_models = [ComparedModel("label", "nonsense")]
-    with pytest.raises(HafvtError, match=r"label ended with 1: .*nonsense"):
+    with pytest.raises(HafvtError, match=r"label ended with 2: .*nonsense"):
         run_comparison(make_small(), tmp_path / "out", compared_models, QUICK_BUDGET, FULL, 1)
 
 

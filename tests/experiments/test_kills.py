@@ -56,10 +56,10 @@ def train_command(tmp_path, monkeypatch):
     def replace(source):
         script = tmp_path / "script.py"
         script.write_text(source)
-        monkeypatch.setattr(training_pool, "TRAIN_COMMAND", [sys.executable, "-S", str(script)])
+        monkeypatch.setattr(training_pool, "HAFVT", [sys.executable, "-S", str(script)])
         monkeypatch.setattr(training_pool, "POLL_S", 0.02)
         monkeypatch.setattr(tune_module, "POLL_S", 0.02)
-        return training_pool.TRAIN_COMMAND
+        return training_pool.HAFVT
 
     return replace
 
@@ -78,7 +78,7 @@ def test_compare_killed_anywhere_ends_as_without_a_kill_when_repeated(compared, 
         "from hafvt.experiments import comparison_runner, training_pool\n"
         "from hafvt.experiments.compare import compare\n"
         f"comparison_runner.BUDGETS['small'] = comparison_runner.{QUICK_BUDGET!r}\n"
-        f"training_pool.TRAIN_COMMAND, training_pool.POLL_S = {command!r}, 0.02\n"
+        f"training_pool.HAFVT, training_pool.POLL_S = {command!r}, 0.02\n"
     )
     settings = "models=['gru4rec', 'popularity'], budget='small', jobs=1"
 
@@ -111,7 +111,7 @@ def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path
         "from hafvt.experiments import study\n"
         "module = __import__('sys').modules['hafvt.experiments.tune']\n"
         "study.HEARTBEAT_S, study.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
-        f"training_pool.TRAIN_COMMAND, training_pool.POLL_S = {command!r}, 0.02\n"
+        f"training_pool.HAFVT, training_pool.POLL_S = {command!r}, 0.02\n"
     )
 
     def check(step):
@@ -205,7 +205,7 @@ from hafvt.errors import HafvtError
 from hafvt.experiments import comparison_runner, training_pool
 from hafvt.experiments.compare import compare
 from hafvt.experiments.tune import tune
-command, data, root, *training_pool.TRAIN_COMMAND = sys.argv[1:]
+command, data, root, *training_pool.HAFVT = sys.argv[1:]
 comparison_runner.BUDGETS["small"] = comparison_runner.{budget!r}
 run = {{
     "tune": lambda out: tune("sasrec", data, out, trials=1, epochs=1, jobs=1),

@@ -57,8 +57,8 @@ def fake_training(tmp_path, monkeypatch):
     def configure(pause=0.0, max_rate=1.0):
         path = tmp_path / "fake.py"
         path.write_text(FAKE_TRAINING.format(pause=pause, max_rate=max_rate))
-        monkeypatch.setattr(training_pool, "TRAIN_COMMAND", [sys.executable, "-S", str(path)])
-        return training_pool.TRAIN_COMMAND
+        monkeypatch.setattr(training_pool, "HAFVT", [sys.executable, "-S", str(path)])
+        return training_pool.HAFVT
 
     monkeypatch.setattr("hafvt.experiments.tune.POLL_S", 0.02)
     return configure
@@ -70,7 +70,7 @@ def start_search(command, data, out, **settings):
         "from hafvt.experiments import study, training_pool\n"
         "from hafvt.experiments.tune import tune\n"
         "study.HEARTBEAT_S, study.GRACE_S = 1, 2\n"
-        f"training_pool.TRAIN_COMMAND = {command!r}\n"
+        f"training_pool.HAFVT = {command!r}\n"
         f"tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{settings!r})\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)

@@ -186,11 +186,11 @@ def write() -> str:
     for data in LENGTHS:
         trials = read(data)
         if trials:
-            made, planned = (sum(map(len, part)) for part in (trials.values(), planned_trials(data)))
+            finished, planned = (sum(map(len, part)) for part in (trials.values(), planned_trials(data)))
             text += [
                 f"## {data}",
                 "",
-                f"{made} of {planned} trials are made.",
+                f"{finished} of {planned} trials are finished.",
                 "",
                 *table(trials),
                 f"![time to quality](external-{data}.svg)",

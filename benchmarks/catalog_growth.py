@@ -143,8 +143,7 @@ def write(results: list[dict[str, Any]]) -> None:
         "",
         sentence(machine),
         f"Batches of {BATCH} histories of {LENGTH} items, {NEGATIVES:,} negatives for each softmax. Medians "
-        "of "
-        "measurements in turns, and of their ratios. Resident: memory of the process after the steps, "
+        "of measurements in turns, and of their ratios. Resident: memory of the process after the steps, "
         "beyond its start. Tables: weights, both moments and average of the ids, and frozen vectors.",
         "",
         markdown_table(header, rows),

@@ -171,15 +171,13 @@ def write() -> str:
         "trials by validation MRR, trained with one thread until "
         + " or ".join(f"{limits.patience} epochs ({data})" for data, limits in LIMITS.items())
         + " bring no higher one. Candidates: all items of the domain that the user has not had. Metrics in "
-        "%, "
-        "mean of the domains, one seed. CPU: processor seconds of training until the best epoch, without "
+        "%, mean of the domains, one seed. CPU: processor seconds of training until the best epoch, without "
         "validation. A star marks trainings that used up their processor time ("
         + ", ".join(f"{limits.cpu_s:.0f} s, {data}" for data, limits in LIMITS.items())
         + ") or epochs before they converged. p: that the difference to hafvt is chance, by bootstrap or "
         "Wilcoxon over users, the larger, after Holm's correction. "
         "Last columns: processor seconds in which hafvt reaches the validation MRR of the model's best "
-        "epoch, "
-        "and their ratio to the model's own.",
+        "epoch, and their ratio to the model's own.",
         "",
     ]
     facts: dict[str, Any] = {}

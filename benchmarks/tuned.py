@@ -214,9 +214,8 @@ def write() -> str:
         "",
         "`python benchmarks/tuned.py --shared ../shared/data --work DIR`: each model with the best of "
         f"{TRIALS} settings by validation MRR (`hafvt tune` with its default ranges, the default settings "
-        "first), "
-        f"{SEEDS} seeds, each until the validation MRR no longer rises. Test MRR in %, mean of the domains, "
-        "± standard deviation over the seeds: among all items of the domain and "
+        f"first), {SEEDS} seeds, each until the validation MRR no longer rises. Test MRR in %, mean of the "
+        "domains, ± standard deviation over the seeds: among all items of the domain and "
         "under the protocol `sampled-unseen`. Rare: targets with fewer than five training interactions, or "
         "the rarest tenth. p: "
         "that the difference to `hafvt` is chance, by bootstrap or Wilcoxon over users, the larger, after "

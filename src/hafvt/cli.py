@@ -24,7 +24,7 @@ from cyclopts.config import Dict
 from hafvt.data.sources import SOURCES
 from hafvt.errors import ArgumentError, HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters
-from hafvt.processes import num_processes, process_index, record_error, reports_errors
+from hafvt.processes import is_launched, num_processes, process_index, record_error, reports_errors
 from hafvt.progress import console
 from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
 
@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("the memory of this machine is not enough: choose smaller settings or a larger machine")
         return 1
     except KeyboardInterrupt:
-        if reports_errors():
+        if reports_errors() and not is_launched():  # else the launching process knows why it was stopped
             console.print("stopped; start the command again to continue where it was (train: with --resume)")
         return 130
     except BrokenPipeError:

@@ -44,9 +44,14 @@ def reports_errors() -> bool:
     return process_index() == 0 if _reports_errors is None else _reports_errors
 
 
+def is_launched() -> bool:
+    """Return whether a process with `--devices` launched this one, and prints its errors."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCH_ID
+
+
 def record_error(error: Exception) -> bool:
     """Pass an error to the process that launched this one with `--devices`; return False without one."""
-    if os.environ.get("TORCHELASTIC_RUN_ID") != LAUNCH_ID:
+    if not is_launched():
         return False
     from torch.distributed.elastic.multiprocessing.errors import (
         get_error_handler,  # `hafvt` starts without torch

@@ -113,8 +113,7 @@ class Dataset:
         if (folder / "config.yaml").exists() and not (folder / "manifest.json").exists():
             raise HafvtError(
                 f"{folder} is a run, not a dataset: hafvt evaluate {folder} prints its results, and data in "
-                "its "
-                "config.yaml names its dataset"
+                "its config.yaml names its dataset"
             )
         manifest = read_json(folder / "manifest.json", REMEDY)
         with explained_read_errors(folder / "manifest.json", REMEDY):

@@ -102,8 +102,7 @@ def _other_candidates_table(domains: Sequence[str], model_results: Sequence[Mode
         rows.append(cells)
     note = (
         "Some targets are repeats, so the other candidates matter as well: items of the history are "
-        "candidates "
-        "below where they are none above, and the reverse."
+        "candidates below where they are none above, and the reverse."
     )
     return f"{note}\n\n{markdown_table(header, rows)}"
 

@@ -104,8 +104,7 @@ def _describe_training(data: Dataset) -> list[str]:
         f"memory    hafvt needs about {needed / 2**30:,.1f} GiB per process {is_enough}",
         f"command   hafvt train hafvt {options}{f' --devices {fits}' if fits > 1 else ''}",
         f"machines  on each of M: torchrun --nnodes M --nproc-per-node {fits} {rendezvous} -m hafvt train "
-        "hafvt "
-        f"{options}",
+        f"hafvt {options}",
     ]
 
 

@@ -90,8 +90,7 @@ def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
                 raise
             raise HafvtError(
                 "another process was killed, failed or does not answer, so all end: see other messages, and "
-                "start "
-                "the command again (train: with --resume, which continues from the last checkpoint)"
+                "start the command again (train: with --resume, which continues from the last checkpoint)"
             ) from error
 
     return run

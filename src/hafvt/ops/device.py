@@ -48,8 +48,7 @@ def process_device(name: str) -> torch.device:
     if num_local_processes() > torch.cuda.device_count():
         raise HafvtError(
             f"{num_local_processes()} processes for {torch.cuda.device_count()} CUDA devices: start one "
-            "process "
-            "per device"
+            "process per device"
         )
     torch.cuda.set_device(local_process_index())
     return torch.device("cuda", local_process_index())

@@ -65,8 +65,7 @@ def _explain(error: ChildFailedError) -> HafvtError:
         )
         return HafvtError(
             f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: start "
-            "the "
-            "command again with --resume, which continues from the last checkpoint"
+            "the command again with --resume, which continues from the last checkpoint"
         )
     content: Any = failure.message  # a dictionary if the process has recorded an exception
     message = content["message"] if isinstance(content, dict) else ""

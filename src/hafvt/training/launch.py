@@ -58,7 +58,9 @@ def _explain(error: ChildFailedError) -> HafvtError:
         for index, failure in error.failures.items()
         if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM  # which the agent sends to the others
     ]
-    index, failure = killed[0] if killed else error.get_first_failure()
+    failed = [(index, failure) for index, failure in error.failures.items() if failure.exitcode > 0]
+    failed.sort(key=lambda item: not isinstance(item[1].message, dict))  # those with a recorded error first
+    index, failure = (killed or failed or [error.get_first_failure()])[0]
     if failure.exitcode < 0:
         reason = (
             "as when the memory runs out" if -failure.exitcode == signal.SIGKILL else "see messages above"

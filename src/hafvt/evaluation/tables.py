@@ -19,7 +19,7 @@ def interval(metric_value: MetricValue) -> str:
     return f"[{percent(metric_value.low)}, {percent(metric_value.high)}]"
 
 
-def domains_of(results: Mapping[str, Results]) -> list[str]:
+def domains_of(results: Mapping[str, Results | ListResults]) -> list[str]:
     """Return the domains of all models, with "overall" last."""
     return sorted(dict.fromkeys(chain.from_iterable(results.values())), key=lambda name: name == "overall")
 

@@ -164,8 +164,7 @@ def _results_view(results: Mapping[str, Results], subset_results: Mapping[str, R
 def _lists_view(list_results: Mapping[str, ListResults]) -> dict[str, Any]:
     """Return heading and rows of the table of recommended lists, domain by domain."""
     metrics = list_metric_names(list_results)
-    names = dict.fromkeys(d for rows in list_results.values() for d in rows)  # unlike a set, in order
-    domains = sorted(names, key=lambda name: name == "overall")
+    domains = domains_of(list_results)
     return {
         "list_header": list_header(metrics),
         "list_domains": {

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from hafvt import progress
@@ -34,3 +37,21 @@ def test_available_bytes_smallest_limit_is_used(
     monkeypatch.setattr(progress, "_read_lines", lambda path: content.get(str(path), []))
     monkeypatch.setattr(progress.os, "sysconf", lambda name: 2**31, raising=False)
     assert progress.available_bytes() == (2**62 if expected is None else expected)
+
+
+def test_progress_in_a_notebook_replaces_one_line(monkeypatch):
+    texts = []
+
+    class Line:
+        def update(self, content, raw):
+            texts.append(content["text/plain"])
+
+    display = SimpleNamespace(display=lambda content, raw, display_id: Line())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(progress.console, "is_jupyter", True)
+    monkeypatch.setattr(progress, "NOTEBOOK_S", 0.0)
+    with progress.progress("prepare", 4, "steps") as advance:
+        advance(3, "read")
+    assert texts[0].startswith("prepare: 3/4 steps")
+    assert texts[-1].startswith("prepare: 3 steps in")

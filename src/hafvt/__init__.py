@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hafvt.experiments.demo import demo as demo
     from hafvt.experiments.doctor import doctor as doctor
     from hafvt.experiments.evaluate import evaluate as evaluate
+    from hafvt.experiments.fit import fit as fit
     from hafvt.experiments.paper import paper as paper
     from hafvt.experiments.tune import tune as tune
     from hafvt.features.encode import encode as encode
@@ -52,6 +53,7 @@ MODULES = {
     "explain": "hafvt.inference.explain",
     "export": "hafvt.inference.onnx_export",
     "fetch": "hafvt.data.sources.fetch",
+    "fit": "hafvt.experiments.fit",
     "index": "hafvt.inference.ann",
     "info": "hafvt.data.info",
     "paper": "hafvt.experiments.paper",

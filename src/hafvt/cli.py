@@ -75,6 +75,7 @@ def _format_run(run: Any) -> str:
 
 COMMANDS = {
     "demo": Command("hafvt.experiments.demo:demo", "Generate two shops, train three models, write a report."),
+    "fit": Command("hafvt.experiments.fit:fit", "Turn tables into a trained, evaluated model in one step."),
     "prepare": Command(
         "hafvt.data.prepare:prepare",
         "Turn tables of interactions and items into a dataset.",

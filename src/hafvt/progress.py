@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from hafvt.processes import process_index
 
 console = Console(stderr=True)
+
+NOTEBOOK_S = 0.5  # seconds between two changes of a line in a notebook
 
 Advance = Callable[..., None]
 """`advance(n, note="")` reports that n more units are done; the note appears at the end of the line."""
@@ -71,7 +74,7 @@ def _status_gib(field: str) -> float:
 
 @contextmanager
 def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float = 10.0) -> Iterator[Advance]:
-    """Show a bar on a terminal, and elsewhere a plain line every `every_s` seconds, both on stderr.
+    """Show a bar on a terminal, a line in a notebook, and elsewhere a line every `every_s` seconds on stderr.
 
     Args:
         title: name of the work.
@@ -113,6 +116,9 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
             yield advance
         return
 
+    show = _notebook_line() if console.is_jupyter else partial(print, file=sys.stderr, flush=True)
+    every_s = NOTEBOOK_S if console.is_jupyter else every_s
+
     def advance_plain(n: int = 1, note: str = "") -> None:
         nonlocal done, last_print
         done += n
@@ -120,10 +126,20 @@ def progress(title: str, total: int, unit: str, *, done: int = 0, every_s: float
         if now - last_print >= every_s:
             last_print = now
             remaining_s = (now - start) / max(done - done_before, 1) * max(total - done, 0)
-            print(
-                f"{title}: {done:,}/{total:,} {unit}  {remaining_s:,.0f} s left  {state(note)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            show(f"{title}: {done:,}/{total:,} {unit}  {remaining_s:,.0f} s left  {state(note)}")
 
     yield advance_plain
+    if console.is_jupyter:
+        show(f"{title}: {done:,} {unit} in {time.monotonic() - start:,.0f} s")
+
+
+def _notebook_line() -> Callable[[str], None]:
+    """Show a line below a notebook's cell, and return the function that replaces its text."""
+    from IPython.display import display  # only a notebook has it
+
+    line = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def replace_text(text: str) -> None:
+        line.update({"text/plain": text}, raw=True)
+
+    return replace_text

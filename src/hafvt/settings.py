@@ -36,6 +36,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Devices = Annotated[int, Field(ge=1, le=1024)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveNumber = Annotated[float, Field(gt=0, le=1_000_000)]
+Folder = str | os.PathLike[str]
+"""A path, or what knows its folder: a dataset, a run, a recommender."""
 
 
 def _check_device(name: str) -> str:
@@ -92,9 +94,11 @@ def check_arguments(function: Function) -> Function:
         arguments = signature.bind(*args, **kwargs)
         for name, value in arguments.arguments.items():
             value = value.item() if isinstance(value, np.generic) else value
+            if isinstance(value, os.PathLike) and os.PathLike[str] in get_args(hints().get(name)):
+                value = arguments.arguments[name] = Path(value)
             if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
                 raise ArgumentError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
-            if isinstance(value, str | Path) and Path in get_args(hints().get(name)):
+            if isinstance(value, str | Path) and {Path, os.PathLike[str]} & {*get_args(hints().get(name))}:
                 try:
                     Path(value).exists()
                 except OSError as error:  # the name is too long, or a folder above may not be read
@@ -131,6 +135,8 @@ def _checked_type(hint: Any) -> Any:
         return Annotated[
             dict, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)
         ]
+    if origin is os.PathLike:
+        return Path
     is_simple = origin in (Annotated, Literal) or hint in (int, float, bool, str, Path, NoneType)
     return hint if is_simple else Any
 
@@ -172,7 +178,7 @@ def allowed_values(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) 
             return f"a list, each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)} entries, each {allowed_values(arguments[0])}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-    words |= {list: "a list", dict: "names with values"}
+    words |= {list: "a list", dict: "names with values", os.PathLike: "a path"}
     limits = {
         name: getattr(c, name) for c in metadata for name in ("ge", "gt", "le", "lt") if hasattr(c, name)
     }

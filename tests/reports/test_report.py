@@ -59,7 +59,7 @@ def test_user_examples_list_and_rank_as_evaluation(run, exclude_seen) -> None:
 def test_write_run_report_without_pillow_says_so(run, monkeypatch) -> None:
     monkeypatch.setattr("hafvt.reports.report.find_spec", lambda name: None)
     monkeypatch.setattr(Dataset, "image_root", Path("pictures"), raising=False)
-    assert "pip install &#39;hafvt[encode]&#39;" in write_run_report(run).read_text(encoding="utf-8")
+    assert "pip install &#39;hafvt[classic]&#39;" in write_run_report(run).read_text(encoding="utf-8")
 
 
 def test_read_curve_of_a_missing_file_is_empty(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -127,3 +129,16 @@ def test_serve_invalid_options_are_refused(served_run, monkeypatch):
     monkeypatch.setenv("HAFVT_API_KEY", "")
     with pytest.raises(HafvtError, match="HAFVT_API_KEY"):
         serve(served_run)
+
+
+def test_serve_in_a_notebook_or_thread_says_what_to_do(served_run):
+    async def in_notebook():
+        serve(served_run)
+
+    with pytest.raises(HafvtError, match=f"a notebook cannot serve: run hafvt serve {served_run} in a term"):
+        asyncio.run(in_notebook())
+    with (
+        ThreadPoolExecutor() as threads,
+        pytest.raises(HafvtError, match=f"a thread cannot serve: run hafvt serve {served_run} in a term"),
+    ):
+        threads.submit(serve, served_run).result()

@@ -137,6 +137,10 @@ class Dataset:
             raise HafvtError(f"{folder}: its arrays and its manifest disagree: {REMEDY}")
         return cls(folder=folder, manifest=manifest, domains=domains, **arrays)
 
+    def __fspath__(self) -> str:
+        """Return the folder: functions that take the folder of a dataset take the dataset, too."""
+        return str(self.folder)
+
     @property
     def num_users(self) -> int:
         """The number of users."""

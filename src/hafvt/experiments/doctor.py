@@ -20,7 +20,7 @@ from hafvt.processes import num_processes
 from hafvt.progress import available_bytes
 from hafvt.settings import check_arguments
 
-EXTRAS = ("encode", "compare", "serve", "tune", "export", "index", "track")
+EXTRAS = ("classic", "encode", "compare", "serve", "tune", "export", "index", "track")
 
 
 BASE_BYTES = 2**29

@@ -30,7 +30,7 @@ from hafvt.ops.device import process_device
 from hafvt.processes import process_index
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
-from hafvt.settings import Device, check_arguments
+from hafvt.settings import Device, Folder, check_arguments
 from hafvt.training.run import open_run
 
 TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, gives no warning
@@ -102,7 +102,7 @@ class Evaluation:
 @check_arguments
 @process_group()
 def evaluate(
-    run: str | Path,
+    run: Folder,
     *,
     protocol: str = "full",
     split: Literal["test", "valid"] = "test",

@@ -12,7 +12,7 @@ from hafvt.data.sources.checks import checks_table, find_scenario, table1_checks
 from hafvt.errors import ArgumentError
 from hafvt.experiments.compare import BudgetName, ablate, compare
 from hafvt.progress import console
-from hafvt.settings import Jobs, OutFolder, check_arguments
+from hafvt.settings import Folder, Jobs, OutFolder, check_arguments
 
 TABLE_DOMAINS = {"table2": ("food", "kitchen"), "table3": ("movie", "book"), "table4": ("movie", "book")}
 
@@ -20,7 +20,7 @@ TABLE_DOMAINS = {"table2": ("food", "kitchen"), "table3": ("movie", "book"), "ta
 @check_arguments
 def paper(
     table: Literal["table1", "table2", "table3", "table4"],
-    data: str | Path,
+    data: Folder,
     *,
     out: OutFolder | None = None,
     budget: BudgetName = "full",

@@ -71,7 +71,7 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
     try:
         from PIL import Image, UnidentifiedImageError, features
     except ImportError:
-        raise missing_package("encode", "pillow") from None
+        raise missing_package("classic", "pillow") from None
     formats = FORMATS if features.check("avif") else FORMATS[:-1]
     try:
         return _decode(data, formats, side)

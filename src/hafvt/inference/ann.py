@@ -28,7 +28,7 @@ from hafvt.inference.histories import user_history
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.progress import peak_memory_gib, progress
-from hafvt.settings import PositiveCount, check_arguments
+from hafvt.settings import Folder, PositiveCount, check_arguments
 from hafvt.training.run import open_run
 
 # Items of a domain; in smaller ones, candidates would be a large part of all items.
@@ -79,7 +79,7 @@ class IndexSummary:
 
 @check_arguments
 def index(
-    run: str | Path, *, histories: PositiveCount = 500, data: str | Path | Dataset | None = None
+    run: Folder, *, histories: PositiveCount = 500, data: str | Path | Dataset | None = None
 ) -> IndexSummary:
     """Build an index of a large catalog, so that recommending does not score every item.
 

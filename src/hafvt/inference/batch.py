@@ -19,7 +19,7 @@ from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
-from hafvt.settings import PositiveCount, check_arguments
+from hafvt.settings import Folder, PositiveCount, check_arguments
 
 MAX_BATCH_SIZE = 1024  # histories that are read, ranked and written together
 MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
@@ -94,7 +94,7 @@ def _quoted(item_ids: tuple[str, ...]) -> str:
 
 @check_arguments
 def recommend(
-    run: str | Path,
+    run: Folder,
     *,
     histories: str | Path | Any | None = None,
     history: list[str] | list[int] | None = None,

@@ -22,7 +22,7 @@ from hafvt.inference.added_items import (
     added_items_folder,
     content_modalities,
 )
-from hafvt.settings import Device, check_arguments
+from hafvt.settings import Device, Folder, check_arguments
 from hafvt.training.run import Run, open_run
 
 
@@ -56,7 +56,7 @@ class AddedItemsSummary:
 @check_arguments
 def catalog(
     action: Literal["add"],
-    run: str | Path,
+    run: Folder,
     items: str | Path | Any,
     *,
     columns: dict[str, str] | None = None,

@@ -9,12 +9,12 @@ from hafvt.errors import ArgumentError
 from hafvt.inference.histories import history_of
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
-from hafvt.settings import check_arguments
+from hafvt.settings import Folder, check_arguments
 
 
 @check_arguments
 def explain(
-    run: str | Path,
+    run: Folder,
     item: str | int,
     *,
     history: list[str] | list[int] | None = None,

@@ -16,6 +16,7 @@ from hafvt.data.readers import Quoting, file_kind
 from hafvt.data.schema import read_tables
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json
+from hafvt.settings import Folder
 
 MAX_LINE_BYTES = 2**24  # more than a million ids take
 FIELDS = ("user_id", "history", "domain", "k", "exclude")  # of a JSONL file of histories
@@ -125,7 +126,7 @@ def _parse_line(
     return HistoryRequest(user_id, ids("history", fields.get("history")), domain, k, exclude)
 
 
-def history_of(run: str | Path, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
+def history_of(run: Folder, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
     """Return the whole history of a user of a dataset, by default that of a run: item ids, oldest first.
 
     Raises:

@@ -39,7 +39,7 @@ from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
 from hafvt.models.base import Model
 from hafvt.progress import progress
-from hafvt.settings import OutFolder, check_arguments
+from hafvt.settings import Folder, OutFolder, check_arguments
 from hafvt.training.run import open_run
 
 TOLERANCE = 1e-4  # largest permitted difference from torch, of scores, shares and attention
@@ -92,7 +92,7 @@ class ExplainGraph(ScoreGraph):
 
 @check_arguments
 def export(
-    run: str | Path,
+    run: Folder,
     *,
     out: OutFolder,
     item_tables: Literal["baked", "inputs"] = "baked",

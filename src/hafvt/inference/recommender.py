@@ -21,6 +21,7 @@ from hafvt.inference.onnx_scorer import is_export, open_export
 from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.ops.top_k import top_k_columns
+from hafvt.settings import Folder
 
 if TYPE_CHECKING:
     from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
@@ -44,6 +45,7 @@ class Recommender:
         catalog: the items that `scorer` scores.
         exclude_seen: whether items of the history are left out by default, for each domain.
         candidate_generator: selects the items to score in large domains; None scores all items.
+        folder: of the run or export.
     """
 
     def __init__(
@@ -52,16 +54,18 @@ class Recommender:
         catalog: ItemCatalog,
         exclude_seen: Sequence[bool],
         candidate_generator: FaissCandidateGenerator | None = None,
+        *,
+        folder: Path | None = None,
     ) -> None:
         self.scorer, self.catalog, self.exclude_seen = scorer, catalog, tuple(exclude_seen)
-        self.candidate_generator = candidate_generator
+        self.candidate_generator, self.folder = candidate_generator, folder
 
     @classmethod
-    def open(cls, folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
+    def open(cls, folder: Folder, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
         """Open a run or an export.
 
         Args:
-            folder: a folder that `train` or `export` wrote.
+            folder: a folder that `train` or `export` wrote, or the run that `train` returned.
             data: the dataset or its folder, if the folder has moved since training; unused for an export.
             threads: number of threads for scoring; 0 keeps the current number. If `folder` is a run, this
                 applies to torch in the whole process.
@@ -70,13 +74,34 @@ class Recommender:
             HafvtError: there is no finished run, its added items or its index are out of date, or a file is
                 damaged.
         """
-        recover_folder(folder)
-        if is_export(folder):
-            return cls(*read_folder(folder, lambda: open_export(folder, threads=threads)))
+        path = Path(folder)
+        recover_folder(path)
+        if is_export(path):
+            return cls(*read_folder(path, lambda: open_export(path, threads=threads)), folder=path)
         # Imports torch, which an export does not need.
         from hafvt.inference.torch_scorer import open_trained_run
 
-        return cls(*open_trained_run(folder, data, threads=threads))
+        return cls(*open_trained_run(path, data, threads=threads), folder=path)
+
+    def __fspath__(self) -> str:
+        """Return the folder: functions that take the folder of a run take the recommender, too."""
+        if self.folder is None:
+            raise HafvtError("this recommender was not opened from a folder: use Recommender.open")
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        """Return name, catalog and folder and, of a run with test results, their table."""
+        sizes = ", ".join(f"{domain.name} {len(domain):,}" for domain in self.catalog.domains)
+        lines = [f"{self.scorer.name} recommends items of {sizes}"]
+        if self.folder is not None and (self.folder / "results.json").exists():
+            # Imports torch, which an export does not need.
+            from hafvt.evaluation.results import read_notes, read_results
+            from hafvt.evaluation.tables import plain_table
+
+            lines += [plain_table({self.scorer.name: read_results(self.folder)}), *read_notes(self.folder)]
+        return "\n".join([*lines, *([f"hafvt serve {self.folder}"] if self.folder else [])])
+
+    __repr__ = __str__
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ NUM_USERS = 6
 NUM_RECOMMENDATIONS = 10
 THUMBNAIL_PIXELS = 112  # longest side
 
-NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[encode]'"
+NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[classic]'"
 
 
 def write_run_report(run: Run, folder: Path | None = None, candidates: CandidateRule | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -9,12 +10,14 @@ import re
 import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hafvt.errors import ArgumentError, HafvtError, missing_package
 from hafvt.progress import console
-from hafvt.settings import Port, PositiveCount, PositiveNumber, check_arguments
+from hafvt.settings import Folder, Port, PositiveCount, PositiveNumber, check_arguments
 
 if TYPE_CHECKING:
     import uvicorn
@@ -24,14 +27,14 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 @check_arguments
 def serve(
-    run: str | Path,
+    run: Folder,
     *,
     host: str = "127.0.0.1",
     port: Port = 8000,
     queue: PositiveCount = 1024,
     timeout: PositiveNumber = 10.0,
     cors_origins: list[str] | None = None,
-    data: str | Path | None = None,
+    data: Folder | None = None,
 ) -> str:
     """Serve a model over HTTP: recommendations, explanations, items, and a page to try the model with.
 
@@ -60,6 +63,7 @@ def serve(
         from hafvt.server.middleware import API_KEY_VARIABLE
     except ModuleNotFoundError as error:
         raise missing_package("serve", error.name or "fastapi") from None
+    _check_process(Path(run))
     api_key = os.environ.get(API_KEY_VARIABLE)
     if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
         raise HafvtError(f"{API_KEY_VARIABLE} is empty or not ASCII without blanks: unset or change it")
@@ -84,6 +88,18 @@ def serve(
             console.print(f"all who reach {address} can read the histories of users: set {API_KEY_VARIABLE}")
         run_until_stopped(make_server(app, stop_timeout=int(timeout) + 5), listener)
     return "stopped"
+
+
+def _check_process(run: Path) -> None:
+    """Raise HafvtError in a notebook or a thread, where a server cannot wait for the signals that stop it."""
+    with suppress(RuntimeError):  # no event loop is running
+        asyncio.get_running_loop()
+        raise HafvtError(f"a notebook cannot serve: run hafvt serve {run} in a terminal")
+    if threading.current_thread() is not threading.main_thread():
+        raise HafvtError(
+            f"a thread cannot serve: run hafvt serve {run} in a terminal, or start it with "
+            f'subprocess.Popen(["hafvt", "serve", "{run}"])'
+        )
 
 
 def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:

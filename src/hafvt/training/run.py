@@ -26,6 +26,7 @@ from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.models.item_embeddings import saved_clusters
+from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
 
 FORMAT = 2
@@ -53,6 +54,10 @@ class Run:
     models: tuple[Model, ...]
     data: Dataset
     about: dict[str, Any]
+
+    def __fspath__(self) -> str:
+        """Return the folder: functions that take the folder of a run take the run, too."""
+        return str(self.folder)
 
     @property
     def model(self) -> Model:
@@ -139,7 +144,7 @@ def check_format(folder: Path, content: dict[str, Any]) -> None:
         )
 
 
-def open_run(folder: str | Path, data: str | Path | Dataset | None = None) -> Run:
+def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
     """Open a finished run.
 
     Args:

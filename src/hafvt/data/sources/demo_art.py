@@ -141,7 +141,7 @@ def draw_picture(kind: Kind, palette: int, motif: int, random: np.random.Generat
     try:
         from PIL import Image, ImageColor
     except ImportError:
-        raise missing_package("encode", "pillow") from None
+        raise missing_package("classic", "pillow") from None
     rotation, scale, tilt = random.uniform(-0.08, 0.08), random.uniform(5.5, 6.5), random.uniform(-4, 4)
     down, right = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
     x = 3 + scale * (right * np.cos(rotation) + down * np.sin(rotation)) + random.uniform(-0.15, 0.15)

@@ -20,7 +20,7 @@ from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import atomic_file
 from hafvt.folders import folder_lock, recover_folder
 from hafvt.progress import progress
-from hafvt.settings import Jobs, OutFolder, PositiveNumber, check_arguments
+from hafvt.settings import Folder, Jobs, OutFolder, PositiveNumber, check_arguments
 from hafvt.tables import without_formulas
 
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
@@ -103,7 +103,7 @@ class FetchResult(NamedTuple):
 @check_arguments
 def fetch(
     resource: str,
-    data: str | Path | None = None,
+    data: Folder | None = None,
     *,
     out: OutFolder,
     categories: list[str] | None = None,

@@ -158,4 +158,4 @@ def _check(argument: str, *packages: str) -> None:
         raise HafvtError(f"the encoder classic takes no argument, got {argument!r}: give classic alone")
     for package in packages:
         if find_spec(package) is None:
-            raise missing_package("encode", package)
+            raise missing_package("classic", package)

@@ -1,0 +1,114 @@
+"""`hafvt fit`: from tables to a trained, evaluated model in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hafvt.data.dataset import Dataset
+from hafvt.data.prepare import prepare
+from hafvt.errors import HafvtError
+from hafvt.experiments.demo import remove_run
+from hafvt.features.encode import encode
+from hafvt.features.modalities import MODALITIES
+from hafvt.features.table import FeatureTable
+from hafvt.files import explained_write_errors, sha256
+from hafvt.inference.recommender import Recommender
+from hafvt.models import configure
+from hafvt.reports.report import write_run_report
+from hafvt.settings import OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.training.run import fingerprint
+from hafvt.training.train import train
+
+
+@check_arguments
+def fit(
+    interactions: str | Path | Any,
+    items: str | Path | Any | None = None,
+    out: OutFolder = "hafvt",
+    *,
+    columns: dict[str, str] | None = None,
+    model: str = "hafvt",
+    image: str | None = "classic",
+    title: str | None = "classic",
+    epochs: PositiveCount = 100,
+    seed: Seed = 0,
+    overwrite: bool = False,
+) -> Recommender:
+    """Prepare tables, encode pictures and titles, train a model, evaluate it, and return its recommender.
+
+    The steps are those of prepare, encode, train and evaluate with default settings. The dataset is written
+    to `out`/data, the run with its report to `out`/run, which all commands that take a run accept. No user
+    and no item is left out. If the call is interrupted, repeat it: it continues where it stopped.
+
+    Example: hafvt fit interactions.csv items.csv --out shop
+
+    Args:
+        interactions: table with the columns user_id, item_id, timestamp and, optionally, domain: a path to
+            CSV, JSONL (both also as .gz or .zst) or Parquet, or a data frame.
+        items: table with the columns item_id and, optionally, domain, title and image: a path or data frame;
+            default: the items of the interactions.
+        out: the folder to write.
+        columns: your names of the columns above, for both tables, such as user_id=customer.
+        model: name of the model, see train.
+        image: encoder of the pictures, see encode; none leaves them out.
+        title: encoder of the titles, see encode; none leaves them out.
+        epochs: maximum number of passes over the training histories; training stops early when the
+            validation no longer improves.
+        seed: seed of all random choices.
+        overwrite: replace the dataset and the run of an earlier call.
+
+    Returns:
+        The recommender; as text, its test results.
+
+    Raises:
+        InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
+        HafvtError: a setting is wrong, a package is missing, or `out` holds a call with other arguments.
+    """
+    configure(model, "default", None)  # reports a wrong name before any work
+    folder, run_folder = Path(out), Path(out) / "run"
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    data = _prepare_once(interactions, items, folder, overwrite, columns=columns, seed=seed)
+    if overwrite:
+        remove_run(run_folder)
+    for name, spec in (("image", image), ("title", title)):
+        has_content = data.item_table[MODALITIES[name].column].count() > 0
+        if has_content and spec not in (None, "none") and not _is_encoded(data, name, spec):
+            encode(data, encoders={name: spec}, seed=seed)
+    run = train(model, data, run_folder, epochs=epochs, seed=seed, resume=True)
+    if (run_folder / "results.json").exists():
+        write_run_report(run)
+    return Recommender.open(run, data)
+
+
+def _prepare_once(interactions: Any, items: Any, folder: Path, overwrite: bool, **options: Any) -> Dataset:
+    """Return the dataset `folder`/data, which an earlier call may have prepared from the same tables.
+
+    Raises:
+        HafvtError: the folder has a dataset of other tables or options, and `overwrite` is false.
+    """
+    target = folder / "data"
+    if overwrite or not (target / "manifest.json").exists():
+        return prepare(interactions, items, target, min_per_domain=0, overwrite=True, **options)
+    earlier = Dataset.open(target)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
+        data = prepare(interactions, items, Path(temporary) / "data", min_per_domain=0, **options)
+        is_same = fingerprint(data) == fingerprint(earlier) and data.image_root == earlier.image_root
+    if not is_same:
+        raise HafvtError(
+            f"{folder} holds the data of other tables or options: choose another folder, or replace it with "
+            "--overwrite"
+        )
+    return earlier
+
+
+def _is_encoded(data: Dataset, name: str, spec: str) -> bool:
+    """Return whether a dataset has vectors of a modality by an encoder."""
+    folder = data.folder / "features" / name
+    if not folder.exists():
+        return False
+    metadata = FeatureTable.open(folder).metadata
+    source = metadata["source"].get("sha256")
+    return bool(metadata["encoder"] == spec and source == sha256(data.folder / "items.parquet"))

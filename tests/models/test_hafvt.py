@@ -81,7 +81,7 @@ def reference_weights(model) -> reference.Weights:
             return [reference.attention(table[items], layer)[-1] for table, layer in rows]
 
         weights = dict.fromkeys(range(count + 1), np.full(number, 1 / number))
-        shared = {"temperature": 1.0, "lambda1": model.config.lambda1, "repeat_weight": 1.0}
+        shared = {"temperature": 1.0, "lambda1": model.config.lambda1, "discount_factor": 1.0}
         shared |= {"renormalized": False, "cold_boost": [0.0 if unit else 1.0 for unit in is_id]}
         sequences = list(range(count + 1))
         normalize = partial(torch.nn.functional.normalize, dim=1)
@@ -104,9 +104,9 @@ def reference_weights(model) -> reference.Weights:
         of_rows = to_numpy(model.log_modality_weights().exp())
         weights = {s: of_rows[n] for s, n in row.items()}
         shared = {"temperature": config.temperature, "lambda1": 0.0, "renormalized": True}
-        shared |= {"repeat_weight": model.log_repeat_factors()[0].exp().item()}
+        shared |= {"discount_factor": model.log_discount_factors()[0].exp().item()}
         shared |= {"cold_boost": [config.cold_item_boost if model.content_modalities else 0.0] * number}
-        embeddings = model.items.candidate_tables()
+        embeddings = model.items.scoring_vectors()
     return reference.Weights(
         domains=[(d.start, d.stop) for d in model.domains],
         embeddings=[to_numpy(table) for table in embeddings],
@@ -134,7 +134,7 @@ def test_loss_and_scores_match_the_equations(make_small, name, sizes):
     for domain, (start, stop) in enumerate(weights.domains):
         rows = np.stack([reference.scores(history, domain, weights) for history in histories])
         seen = [np.isin(np.arange(start, stop), history) for history in histories]
-        floor = np.where(seen, 1e-30 * weights.repeat_weight, 1e-30)
+        floor = np.where(seen, 1e-30 * weights.discount_factor, 1e-30)
         scores = to_numpy(model.scores(batch, domain))
         np.testing.assert_allclose(scores, np.log(np.maximum(rows, floor)), atol=2e-5)
 
@@ -283,7 +283,7 @@ def test_merged_sequence_has_the_same_weight_in_a_small_domain(make_small):
     batch = Batch(torch.tensor([[1, 41, 50, 2]]), torch.tensor([4]))
     model = build(data, SMALL)
     with torch.no_grad():
-        model.repeat_logit.fill_(1.0)  # no repeat penalty
+        model.repeat_logit.fill_(1.0)  # no repeat discount
     for domain in range(3):
         trained = ~model.items.is_cold[model.domains[domain].start : model.domains[domain].stop]
         merged = torch.stack(list(model.branch_scores(batch, domain)))[-3:, 0, trained]
@@ -331,7 +331,7 @@ def test_repeat_logit_learns_how_often_items_repeat(small, items, low, high):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
-    assert low <= model.log_repeat_factors()[0].exp().item() <= high
+    assert low <= model.log_discount_factors()[0].exp().item() <= high
 
 
 @pytest.mark.parametrize("name", ["default", "odd", "paper"])

@@ -23,7 +23,7 @@ class Weights:
         temperature: divides cosines.
         lambda1: weight of other domains' sequences.
         lambda2: weight of the merged sequence.
-        repeat_weight: factor r of items in the history.
+        discount_factor: factor r on items of the history.
         renormalized: whether (10) takes the merged sequence's softmax over the ranked domain.
         cold_boost: by modality, the factor on probabilities of cold items.
     """
@@ -37,7 +37,7 @@ class Weights:
     temperature: float
     lambda1: float
     lambda2: float
-    repeat_weight: float
+    discount_factor: float
     renormalized: bool
     cold_boost: list[float]
 
@@ -87,7 +87,7 @@ def split(history, domains):
 def probabilities(h, w, m, items, history):
     """(2), (4) to (6) of one branch over items: the partition is that of trained items."""
     cosine = w.embeddings[m][items] @ (h / np.linalg.norm(h))
-    e = np.exp(cosine / w.temperature) * np.where(np.isin(items, history), w.repeat_weight, 1.0)
+    e = np.exp(cosine / w.temperature) * np.where(np.isin(items, history), w.discount_factor, 1.0)
     return e / e[~w.is_cold[items]].sum()
 
 

@@ -18,7 +18,7 @@ from hafvt.evaluation.protocols import FULL, Protocol
 from hafvt.evaluation.ranks import Ranks, concat_ranks
 from hafvt.models.base import Model
 from hafvt.ops import ranking
-from hafvt.ops.collectives import barrier, is_distributed, sum_in_place
+from hafvt.ops.collectives import all_reduce_sum_, barrier, is_distributed
 from hafvt.ops.top_k import top_k_columns
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import Advance
@@ -190,7 +190,7 @@ def rank_positions(
                 report_progress(len(rows))
     model.train(was_training)
     for column in (half_ties, by_protocol, num_candidates, lists, other_ranks, other_candidates):
-        sum_in_place(torch.from_numpy(column))  # zeros in the rows of other processes
+        all_reduce_sum_(torch.from_numpy(column))  # zeros in the rows of other processes
     ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates, is_repeat)
     if with_lists:
         ranks = replace(ranks, lists=lists - 1)

@@ -76,10 +76,10 @@ def compare(
     Args:
         data: a dataset folder; run encode first, so that HAF-VT can use pictures and titles.
         out: folder to write the runs, compare.md, compare.tex and compare.json to.
-        models: names of the models; default: all that support the dataset; a remark below the tables names
+        models: names of the models; default: all that support the dataset; a note below the tables names
             each model that does not. A model that you name must support the dataset.
         tuned: for a model's name, a folder written by tune (--tuned sasrec=tune/sasrec hafvt=tune/hafvt). Its
-            best settings replace the search for a learning rate; a remark below the tables says so. The
+            best settings replace the search for a learning rate; a note below the tables says so. The
             default settings are trained as well, to refuse a table where they are better in validation.
         budget: small (1 seed, 12 epochs, last 20 items of a history) or full (3 seeds, 100 epochs, 50 items).
         protocol: full, c2dsr or sampled-unseen, see evaluate.
@@ -99,7 +99,7 @@ def compare(
         if name not in names:
             raise ArgumentError(f"--tuned {name}: choose among the compared models, {', '.join(names)}")
     tuned_models = {name: _tuned_model(dataset, name, Path(folder)) for name, folder in tuned.items()}
-    remarks = [
+    notes = [
         f"{name}: settings of the search in {folder}. {_read_tuning_budget(Path(folder))}"
         for name, folder in tuned.items()
     ]
@@ -107,14 +107,14 @@ def compare(
     for name in names:
         compared = tuned_models.get(name, ComparedModel(name, name))
         try:
-            remarks += [f"{name}: {note}" for note in _model_notes(dataset, compared)]
+            notes += [f"{name}: {note}" for note in _model_notes(dataset, compared)]
         except HafvtError as error:
             if models:
                 raise
-            remarks.append(f"{name} is left out: {error}")
+            notes.append(f"{name} is left out: {error}")
         else:
             compared_models.append(compared)
-    return _compare(dataset, Path(out), compared_models, budget, ranking, jobs, remarks)
+    return _compare(dataset, Path(out), compared_models, budget, ranking, jobs, notes)
 
 
 @check_arguments
@@ -168,12 +168,12 @@ def _compare(
     budget_name: str,
     protocol: Protocol,
     jobs: int | None,
-    remarks: Sequence[str],
+    notes: Sequence[str],
 ) -> Comparison:
     """Train and evaluate the models and write the tables."""
     budget = BUDGETS[budget_name]
     model_results = run_comparison(data, out, compared_models, budget, protocol, jobs)
-    text = write_comparison(data, out, model_results, budget, protocol, remarks)
+    text = write_comparison(data, out, model_results, budget, protocol, notes)
     return Comparison(tuple(model_results), text, out)
 
 
@@ -222,7 +222,7 @@ def _read_tuning_budget(folder: Path) -> str:
 
 
 def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:
-    """Build a model to check that it supports the dataset, and return its remarks for the report.
+    """Build a model to check that it supports the dataset, and return its notes for the report.
 
     Raises:
         HafvtError: the model does not support the dataset.

@@ -35,7 +35,7 @@ def write_comparison(
     model_results: Sequence[ModelResult],
     budget: Budget,
     protocol: Protocol,
-    remarks: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     """Write the three files of a comparison and return the text of compare.md.
 
@@ -45,7 +45,7 @@ def write_comparison(
         model_results: one per model, in the order of the rows.
         budget: of each model.
         protocol: ranked the targets.
-        remarks: lines below the tables.
+        notes: lines below the tables.
     """
     tests = compare_with_best_other(model_results)
     domains = [domain.name for domain in data.domains if domain.name in model_results[0].seed_results[0]]
@@ -64,12 +64,12 @@ def write_comparison(
         "better than the best other by bootstrap and Wilcoxon over users, p < .05 after Holm's correction."
     )
     table = comparison_markdown(domains, METRIC_COLUMNS, rows)
-    remark_lines = "".join(f"\n\n{remark}" for remark in remarks)
+    note_lines = "".join(f"\n\n{note}" for note in notes)
     more_tables = "\n".join([_other_candidates_table(domains, model_results), _list_table(model_results)])
     cost_table = _cost_table(model_results)
     text = (
         f"Budget of each model: {budget}.\n\n{description}\n\n{table}\n{more_tables.lstrip()}"
-        f"{cost_table}{remark_lines}"
+        f"{cost_table}{note_lines}"
     )
     models = [_model_json(result, tests, columns) for result in model_results]
     with atomic_file(out / "compare.md") as temporary:

@@ -113,7 +113,7 @@ def index(
         with progress("index", len(domains) * len(modalities), "tables") as advance, torch.inference_mode():
             for domain in domains:
                 indexes[domain] = []
-                for table, _ in models[domain].branch_tables(domain):
+                for table, _ in models[domain].branch_vectors(domain):
                     indexes[domain].append(build_index(table.numpy()))
                     advance()
         seconds = time.monotonic() - start_time

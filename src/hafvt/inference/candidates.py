@@ -61,7 +61,7 @@ class FaissCandidateGenerator:
             their scores, (B, C), -inf where the column is -1.
         """
         model, batch = self.models[domain], Batch(torch.from_numpy(items), torch.from_numpy(lengths))
-        tables = model.branch_tables(domain)
+        tables = model.branch_vectors(domain)
         queries: list[list[BranchQuery]] = [[] for _ in tables]  # by modality and sequence
         for query in model.branch_queries(batch, domain):
             queries[query.modality].append(query)
@@ -75,11 +75,11 @@ class FaissCandidateGenerator:
             # All sequences together: reading the table takes most of the time of a small batch.
             log_partitions = log_partition(h.flatten(0, 1), softmax_table).view(h.shape[:2])  # (B, S)
             for sequence, query in enumerate(of_modality):
-                offset = log_subtract_exp(log_partitions[:, sequence], query.log_excluded_mass)
+                offset = log_subtract_exp(log_partitions[:, sequence], query.log_repeat_discount)
                 offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
                 total += (logits[:, sequence] - offset[:, None]).exp_()
         candidates = rows + model.domains[domain].start
-        scores = model.apply_item_factors(total, batch, domain, candidates).numpy()
+        scores = model.apply_score_multipliers(total, batch, domain, candidates).numpy()
         return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
 
     def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:

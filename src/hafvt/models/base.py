@@ -38,13 +38,13 @@ class BranchQuery(NamedTuple):
 
     modality: int
     h: Tensor
-    """(B, d) last state, scaled so that its products with the vectors of `branch_tables` are logits."""
+    """(B, d) last state, scaled so that its products with the vectors of `branch_vectors` are logits."""
     log_weight: Tensor
     """() log of the sequence's weight times the modality's weight."""
     is_empty: Tensor
     """(B,) whether the sequence has no items; such a branch scores 0."""
-    log_excluded_mass: Tensor
-    """(B,) log of the mass that the softmax's denominator leaves out, such as that of repeated items."""
+    log_repeat_discount: Tensor
+    """(B,) log of the amount to subtract from the softmax's denominator for items of the history."""
 
 
 class Model(nn.Module, ABC):
@@ -57,7 +57,7 @@ class Model(nn.Module, ABC):
     """The longest history that the model reads, in items; callers cut older items."""
     domains: tuple[Domain, ...]
     notes: tuple[str, ...] = ()
-    """Remarks for a report on this model."""
+    """Sentences that a report shows below its tables, such as what the model lacks."""
     sequence_names: tuple[str, ...] = ()
     """Names of the S sequences of `explain`."""
     modalities: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Model(nn.Module, ABC):
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
     can_index: ClassVar[bool] = False
-    """Whether `branch_tables` to `apply_item_factors`, from which an index is built, are available."""
+    """Whether `branch_vectors` to `apply_score_multipliers`, from which an index is built, are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
@@ -120,7 +120,7 @@ class Model(nn.Module, ABC):
         """
         raise HafvtError(f"{type(self).__name__} cannot score added items: use hafvt with pictures or titles")
 
-    def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
+    def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class Model(nn.Module, ABC):
         """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items."""
         raise NotImplementedError
 
-    def apply_item_factors(
+    def apply_score_multipliers(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
         """Turn the sum of the branches, (B, C), into scores, in place; arguments as for `scores`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hafvt.data.dataset import Domain
 from hafvt.models.sequences import in_domain, last_states, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 
 
 class Dropout(nn.Module):
@@ -320,7 +320,7 @@ class DomainSoftmaxes(nn.ModuleList):
         `states` has the states of each domain, (N, width); `dropout` acts on those before its targets. The
         mean is over the targets of all processes, see `ops.collectives`.
         """
-        count = max(total_count(len(targets)), 1)
+        count = max(global_count(len(targets)), 1)
         total = states[0].float().sum() * 0  # has a gradient without targets, too
         output: Any
         for output, h in zip(self, states, strict=True):

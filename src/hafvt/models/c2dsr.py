@@ -47,7 +47,7 @@ from hafvt.models.sequences import (
     with_min_width,
 )
 from hafvt.ops.catalog_softmax import catalog_nll
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 
 
 class TransitionGraph(nn.Module):
@@ -159,7 +159,7 @@ class C2dsr(Model):
             merged, others = (h, self.merged(table, corrupted)), mask & ~in_history
             infomax = infomax + self.infomax(number, states, counts[:, -1], merged, others)
         weight = self.config.prediction_weight
-        count = max(total_count(len(targets)), 1)
+        count = max(global_count(len(targets)), 1)
         total: Tensor = weight * prediction / count + (1 - weight) * infomax
         return total
 
@@ -173,7 +173,7 @@ class C2dsr(Model):
         `others`, (B, T).
         """
         cross_domain = (counts > 0) & others.any(1)
-        count = max(total_count(int(cross_domain.sum())), 1)
+        count = max(global_count(int(cross_domain.sum())), 1)
         s = masked_mean(states, valid_mask(counts, states.shape[1]))[cross_domain].float()
         true, false = (  # in float32, as autocast does not cover bilinear forms
             self.discriminators[number](s, masked_mean(h, others)[cross_domain].float()) for h in merged

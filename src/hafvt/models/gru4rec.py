@@ -26,7 +26,7 @@ from hafvt.models.blocks import Dropout
 from hafvt.models.configs import Gru4RecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import gather_histories, total_count
+from hafvt.ops.collectives import all_gather_histories, global_count
 from hafvt.ops.embedding import distinct_rows
 from hafvt.ops.sampled_softmax import cumulative_weights, sample_items
 
@@ -74,7 +74,7 @@ class Gru4Rec(Model):
         # The bias is one more column of the table, multiplied by a 1 in the state.
         table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
-        softmax_queries, weight = [], 1 / max(total_count(len(targets)), 1)
+        softmax_queries, weight = [], 1 / max(global_count(len(targets)), 1)
         for domain in self.domains:
             mine = in_domain(targets, domain)
             items = slice(domain.start, domain.stop)
@@ -89,9 +89,9 @@ class Gru4Rec(Model):
         """
         config, catalog = self.config, slice(0, len(self.cumulative_weights))
         samples = sample_items(self.cumulative_weights, catalog, config.num_negatives, targets.device).items
-        count = max(total_count(int(mask.sum())), 1)
+        count = max(global_count(int(mask.sum())), 1)
         # B' histories of all processes, (B', T), -1 in the place of missing targets
-        all_targets, first = gather_histories(targets.masked_fill(~mask, -1))
+        all_targets, first = all_gather_histories(targets.masked_fill(~mask, -1))
         mask, targets = mask.T, all_targets.clamp(min=0).T  # (T, B), (T, B')
         rows, (inputs, target_rows, sample_rows) = distinct_rows(inputs, targets, samples)
         items, bias = self.items(rows), self.bias(rows)[:, 0]  # (U, d), (U,)

@@ -20,9 +20,9 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
 * L^X and L^{X+Y} are means over all next items of a batch, not sums. In (10), the merged sequence's softmax
   runs over the items of X alone. Over all items, its probabilities would be too small in a small domain.
-* Repeats: for items i of the history, every softmax has r exp(z_i) in place of exp(z_i), with a learned r in
-  (0, 1). Without r, a model can lower the scores of these items only by turning h away from them, and so
-  from similar items, which are often next.
+* Repeat discount: for items i of the history, every softmax has r exp(z_i) in place of exp(z_i), with a
+  learned discount factor r in (0, 1). Without r, a model can lower the scores of these items only by turning
+  h away from them, and so from similar items, which are often next.
 * Cold items (without training interactions): softmax denominators sum over trained items only, so that a new
   item changes no other score. A cold item is divided by the same sum, and multiplied by `cold_item_boost`.
 * An item without a picture or title has the mean vector of its domain, so that it gets the mean cosine.
@@ -65,7 +65,7 @@ from hafvt.models.sequences import (
 )
 from hafvt.ops import catalog_softmax as softmax
 from hafvt.ops.catalog_softmax import SoftmaxQuery
-from hafvt.ops.collectives import total_counts
+from hafvt.ops.collectives import all_reduce_sum
 from hafvt.ops.embedding import embedding_lookup
 from hafvt.ops.sampled_softmax import (
     ItemSample,
@@ -126,14 +126,14 @@ class HafVt(Model):
         """Return the logs of the weights of (7), (S, M)."""
         return torch.log_softmax(self.modality_logits, dim=1)
 
-    def log_repeat_factors(self) -> tuple[Tensor, Tensor]:
-        """Return log r and log(1 - r) of the repeat factor r (see the module's docstring), () each."""
+    def log_discount_factors(self) -> tuple[Tensor, Tensor]:
+        """Return log r and log(1 - r) of the discount factor r (see the module's docstring), () each."""
         logit = REPEAT_LOGIT_SCALE * self.repeat_logit
         return F.logsigmoid(logit), F.logsigmoid(-logit)
 
-    def log_excluded_mass(self, logits: Tensor, is_seen: Tensor) -> Tensor:
+    def log_repeat_discount(self, logits: Tensor, is_seen: Tensor) -> Tensor:
         """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N,), from logits and a mask, (N, T)."""
-        _, log_complement = self.items.cached_in_eval("log_repeat_factors", self.log_repeat_factors)
+        _, log_complement = self.items.cached_in_eval("log_discount_factors", self.log_discount_factors)
         return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_complement
 
     # Training: equations (8) and (9)
@@ -142,16 +142,16 @@ class HafVt(Model):
         """Return the loss (9), averaged over every domain as X."""
         sequences, weights = self.train_sequences(batch)
         targets = [train_targets(sequence, self.items.is_cold) for sequence in sequences]
-        counts = total_counts([len(t.targets) for t in targets])  # of all processes
+        counts = all_reduce_sum([len(t.targets) for t in targets])
         items = self.items.step_items(targets, self.sample_negatives(batch.items.device))
         table, histories = embedding_lookup(items.embeddings, *items.inputs)  # (V, d), S (B, T, d)
         loss, queries = torch.zeros((), device=table.device), []  # S lists of M
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
             weight = weights[s] / max(counts[s], 1)  # (8) as a mean
-            loss = loss - weight * self.log_repeat_factors()[0] * t.is_repeat.sum()  # r of repeated targets
+            loss = loss - weight * self.log_discount_factors()[0] * t.is_repeat.sum()  # r of repeated targets
             queries.append([q._replace(weight=weight) for q in self.train_queries(s, t, items, history)])
         by_modality = list(map(list, zip(*queries, strict=True)))  # M lists of S
-        tables = [table if name == "id" else items.content[name] for name in self.modalities]
+        tables = [table if name == "id" else items.content_vectors[name] for name in self.modalities]
         if items.samples:
             seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)]
             return loss + self.sampled_nll(by_modality, tables, items.samples, seen)
@@ -170,11 +170,11 @@ class HafVt(Model):
         states, queries = self.encoders[s](x), []  # (B, T, d)
         for m, name in enumerate(self.modalities):
             h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
-            content = None if name == "id" else F.embedding(items.inputs[s], items.content[name])
+            content = None if name == "id" else F.embedding(items.inputs[s], items.content_vectors[name])
             vectors = F.normalize(x.float(), dim=2) if content is None else content  # (B, T, d)
             logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
-            excluded = self.log_excluded_mass(logits, t.is_seen)
-            query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], log_excluded_mass=excluded)
+            excluded = self.log_repeat_discount(logits, t.is_seen)
+            query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], log_repeat_discount=excluded)
             queries.append(query)
         return queries
 
@@ -209,14 +209,14 @@ class HafVt(Model):
         seen_items: list[Tensor],
     ) -> Tensor:
         """Return `mixture_nll` over samples; `seen_items` has the items in `is_seen`, or -1."""
-        log_repeat, log_complement = self.log_repeat_factors()
-        seen = [SeenItems(items, log_repeat - log_complement) for items in seen_items]
+        log_r, log_complement = self.log_discount_factors()
+        seen = [SeenItems(items, log_r - log_complement) for items in seen_items]
         scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
         log_p = [  # M lists of S (N,)
             sampled_log_probabilities(q, samples, table, scale, normalize_rows=unit, seen_items=seen)
             for q, table, unit in zip(queries, tables, is_id, strict=True)
         ]
-        loss = torch.zeros((), device=log_repeat.device)
+        loss = torch.zeros((), device=log_r.device)
         for s, (query, log_weights) in enumerate(zip(queries[0], self.log_modality_weights(), strict=True)):
             mixture = (log_weights + torch.stack([p[s] for p in log_p], dim=1)).logsumexp(1)  # (7), (N,)
             loss = loss - query.weight * mixture.sum()
@@ -230,23 +230,23 @@ class HafVt(Model):
         total = next(branches)
         for branch in branches:
             total += branch
-        return self.apply_item_factors(total, batch, domain, candidates)
+        return self.apply_score_multipliers(total, batch, domain, candidates)
 
     def scoring_sequences(self, domain: int) -> list[int]:
         """Return the sequences of (10) for a domain: its own and the merged one."""
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
 
-    def branch_tables(self, domain: int) -> list[tuple[Tensor, Tensor]]:
+    def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the embeddings of a domain's items, and of those in its softmaxes."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
-        tables = zip(self.items.candidate_tables(), self.items.trained_tables(), strict=True)
+        tables = zip(self.items.scoring_vectors(), self.items.trained_scoring_vectors(), strict=True)
         return [(table[items.start : items.stop], rows[trained]) for table, rows in tables]
 
     def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
         """Yield the branches of (10): all modalities of one sequence, then those of the next."""
         is_in_domain = in_domain(batch.items, self.domains[domain])  # (B, T)
         is_seen = first_occurrences(batch) & is_in_domain & ~self.items.is_cold[batch.items]
-        vectors = [F.embedding(batch.items, table) for table in self.items.candidate_tables()]  # (B, T, d)
+        vectors = [F.embedding(batch.items, table) for table in self.items.scoring_vectors()]  # (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
         for s in self.scoring_sequences(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
@@ -256,15 +256,15 @@ class HafVt(Model):
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
             for m, head in enumerate(self.output_projections[s]):
                 h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
-                excluded = self.log_excluded_mass((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
+                excluded = self.log_repeat_discount((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
                 log_weight = log_weights[s, m] + weight.log()
                 yield BranchQuery(m, h, log_weight, sequence.lengths == 0, excluded)
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield each branch's term of (10), (B, C), without `cold_item_boost` and repeat factors."""
+        """Yield each branch's term of (10), (B, C), without `cold_item_boost` and discount factors."""
         items, trained = self.domains[domain], self.items.trained_ranges[domain]
         for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
-            table = self.items.candidate_tables()[m]
+            table = self.items.scoring_vectors()[m]
             if candidates is None:
                 logits = h @ table[items.start : items.stop].T  # (B, C)
             else:
@@ -276,11 +276,11 @@ class HafVt(Model):
                 terms = exponentials if self.items.all_trained else exponentials.index_select(1, columns)
                 log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
-                log_partition = softmax.log_partition(h, self.items.trained_tables()[m][trained])
+                log_partition = softmax.log_partition(h, self.items.trained_scoring_vectors()[m][trained])
             log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_excluded)
             yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
-    def apply_item_factors(
+    def apply_score_multipliers(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
         """Multiply summed branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
@@ -291,14 +291,14 @@ class HafVt(Model):
             boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
             total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
-        log_repeat, _ = self.items.cached_in_eval("log_repeat_factors", self.log_repeat_factors)
+        log_r, _ = self.items.cached_in_eval("log_discount_factors", self.log_discount_factors)
         if candidates is None:
             is_seen = first_occurrences(batch) & in_domain(batch.items, items)  # (B, T)
             history_columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
-            return total.scatter_add_(1, history_columns, torch.where(is_seen, log_repeat, 0.0))
+            return total.scatter_add_(1, history_columns, torch.where(is_seen, log_r, 0.0))
         valid = valid_mask(batch.lengths, batch.items.shape[1])[:, None, :]
         is_seen = ((candidates[:, :, None] == batch.items[:, None, :]) & valid).any(2)  # (B, C)
-        return total.add_(torch.where(is_seen, log_repeat, 0.0))
+        return total.add_(torch.where(is_seen, log_r, 0.0))
 
     # Capabilities
 

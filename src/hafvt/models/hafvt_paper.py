@@ -53,7 +53,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 
 
 class AttentionLayer(nn.Module):
@@ -132,7 +132,7 @@ class HafVtPaper(Model):
                 rows = table.index_select(0, self.items.trained_items)
                 log_p += target_log_probabilities([query], rows, normalize_rows=name == "id")  # (4) to (6)
             mixture = torch.stack(log_p).logsumexp(0) - torch.tensor(len(log_p)).log()  # (7), (N,)
-            loss = loss - lambdas[s] * mixture.sum() / max(total_count(len(targets)), 1)  # (8)
+            loss = loss - lambdas[s] * mixture.sum() / max(global_count(len(targets)), 1)  # (8)
         return loss
 
     def branch_scores(

@@ -78,7 +78,7 @@ class StepItems(NamedTuple):
 
     embeddings: Tensor
     """(R, d) input embeddings."""
-    content: dict[str, Tensor]
+    content_vectors: dict[str, Tensor]
     """(R, d) frozen vectors by modality."""
     inputs: list[Tensor]
     """S (B, T) the inputs, as positions among the items."""
@@ -164,25 +164,25 @@ class ItemEmbeddings(TrainedItems):
         """Return the links from items to the clusters of a modality."""
         return SparseLinks(*(getattr(self, f"cluster_{field}_{name}") for field in SparseLinks._fields))
 
-    def content(self, name: str) -> Tensor:
+    def content_vectors(self, name: str) -> Tensor:
         """Return the frozen vectors of a modality, (V, d); an item without one has its domain's mean."""
         rows: Tensor = getattr(self, f"content_{name}")
         return rows
 
-    def content_rows(self, name: str, items: Tensor) -> Tensor:
-        """Return the rows of `content` of items, (N,) -> (N, d)."""
-        return self.content(name)[items]
+    def content_vectors_of(self, name: str, items: Tensor) -> Tensor:
+        """Return the `content_vectors` of items, (N,) -> (N, d)."""
+        return self.content_vectors(name)[items]
 
     def step_items(self, targets: Sequence[TrainTargets], samples: Sequence[ItemSample]) -> StepItems:
         """Return the items that a training step reads; without samples, these are all items."""
         inputs, next_items = [t.inputs.items for t in targets], [t.targets for t in targets]
         if not samples:
-            content = {name: self.content(name) for name in self.content_modalities}
+            content = {name: self.content_vectors(name) for name in self.content_modalities}
             positions = [self.trained_positions[items] for items in next_items]
             ranges = self.trained_ranges[-len(targets) :]
             return StepItems(self.input_embeddings(), content, inputs, positions, ranges, [])
         rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
-        content = {name: self.content_rows(name, rows) for name in self.content_modalities}
+        content = {name: self.content_vectors_of(name, rows) for name in self.content_modalities}
         parts = [self.content_embeddings(name, rows, vectors) for name, vectors in content.items()]
         if "id" in self.modalities:
             parts.insert(0, self.ids(rows) * self.id_weight[rows])
@@ -201,7 +201,7 @@ class ItemEmbeddings(TrainedItems):
         ids = self._weighted_ids()
         total = ids.clone() if self.content_modalities else ids  # the loop adds in place
         for name, project in self.projections.items():
-            total += project(self.content(name))
+            total += project(self.content_vectors(name))
             if name in self.clusters:
                 total = add_weighted_rows(total, self.clusters[name], self.links(name), self.cluster_weight)
         return total
@@ -216,7 +216,7 @@ class ItemEmbeddings(TrainedItems):
     def content_embeddings(self, name: str, items: Tensor, content: Tensor) -> Tensor:
         """Return what a content modality adds to the input embeddings of items, (N, id_width).
 
-        `items` is (N,); `content`, (N, d), has their `content_rows`.
+        `items` is (N,); `content`, (N, d), has their `content_vectors_of`.
         """
         total: Tensor = self.projections[name](content)
         if name in self.clusters:
@@ -232,7 +232,7 @@ class ItemEmbeddings(TrainedItems):
         """
         shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
-            content = self.content_embeddings(name, items, self.content_rows(name, items))
+            content = self.content_embeddings(name, items, self.content_vectors_of(name, items))
             shares[:, self.modalities.index(name)] = content.norm(dim=1)
         return F.normalize(shares, p=1, dim=1)
 
@@ -243,17 +243,18 @@ class ItemEmbeddings(TrainedItems):
         rows: Tensor = self.ids(items) * self.id_weight[items]  # no copy of the whole table
         return rows
 
-    def candidate_tables(self) -> list[Tensor]:
+    def scoring_vectors(self) -> list[Tensor]:
         """Return for each modality the embeddings of all items, (V, d).
 
         Those of the id are the input embeddings. Their products with unit vectors are the cosines. Rows have
         norm 1, or are a mean of such rows.
         """
-        return self.cached_in_eval("candidate_tables", self._candidate_tables)
+        return self.cached_in_eval("scoring_vectors", self._scoring_vectors)
 
-    def _candidate_tables(self) -> list[Tensor]:
+    def _scoring_vectors(self) -> list[Tensor]:
         return [
-            self._unit_input_embeddings() if name == "id" else self.content(name) for name in self.modalities
+            self._unit_input_embeddings() if name == "id" else self.content_vectors(name)
+            for name in self.modalities
         ]
 
     def _unit_input_embeddings(self) -> Tensor:
@@ -265,12 +266,12 @@ class ItemEmbeddings(TrainedItems):
             rows.copy_(F.normalize(ids * weight, dim=1))
         return table
 
-    def trained_tables(self) -> list[Tensor]:
-        """Return the rows of the trained items in `candidate_tables`, (V', d)."""
+    def trained_scoring_vectors(self) -> list[Tensor]:
+        """Return the rows of the trained items in `scoring_vectors`, (V', d)."""
         if self.all_trained:
-            return self.candidate_tables()
+            return self.scoring_vectors()
         return self.cached_in_eval(
-            "trained_tables", lambda: [table[self.trained_items] for table in self.candidate_tables()]
+            "trained_scoring_vectors", lambda: [table[self.trained_items] for table in self.scoring_vectors()]
         )
 
     def cached_in_eval(self, name: str, compute: Callable[[], T]) -> T:

@@ -49,7 +49,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import target_log_probabilities
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 
 EPSILON = 1e-30
 
@@ -296,7 +296,7 @@ class Mifn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        count = max(total_count(len(row)), 1)  # of all processes
+        count = max(global_count(len(row)), 1)  # of all processes
         if len(row) == 0:
             return self.items.weight.sum() * 0
         return self.prefix_loss(batch, row, position + 1) * (

@@ -29,7 +29,7 @@ from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRec
 from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 from hafvt.ops.embedding import distinct_rows, embedding_lookup
 from hafvt.ops.sampled_softmax import (
     cumulative_weights,
@@ -83,7 +83,7 @@ class SasRec(Model):
         negatives = sample_unseen_items(batch, batch.items[:, 1:], self.domains)[mask]
         positive, negative = ((h * table[items]).sum(1) for items in (targets, negatives))  # (N,)
         total = (F.softplus(-positive) + F.softplus(negative)).sum()
-        return total / max(total_count(len(positive)), 1)
+        return total / max(global_count(len(positive)), 1)
 
     def sampled_loss(self, inputs: Batch, mask: Tensor, targets: Tensor) -> Tensor:
         """Return the loss "catalog" estimated from a sample; it reads the rows of the items at hand only."""
@@ -93,7 +93,7 @@ class SasRec(Model):
         table, (history,) = embedding_lookup(self.items(rows), items)  # (U, d), (B, T, d)
         query = SoftmaxQuery(self.states(history, inputs.lengths)[mask], targets, slice(0, len(rows)))
         (log_p,) = sampled_log_probabilities([query], [sample._replace(items=sampled)], table)
-        return -log_p.sum() / max(total_count(len(log_p)), 1)
+        return -log_p.sum() / max(global_count(len(log_p)), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""

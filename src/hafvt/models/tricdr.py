@@ -52,7 +52,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 from hafvt.ops.embedding import embedding_lookup
 
 
@@ -204,7 +204,7 @@ class TriCdr(Model):
         """
         total = self.mixed.items.weight.sum() * 0
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]
-        weight = 1 / max(total_count(len(targets)), 1)
+        weight = 1 / max(global_count(len(targets)), 1)
         for n, (domain, table) in enumerate(zip(self.domains, encoded.tables, strict=True)):
             mine = in_domain(targets, domain)
             rows = row[mine]
@@ -215,7 +215,7 @@ class TriCdr(Model):
             nll = catalog_nll([query], table, 1 / self.config.temperature, normalize_rows=True)
             is_latest = rows != F.pad(rows, (0, 1), value=-1)[1:]  # of each sequence
             users = [x[is_latest & has_both] for x in triple]
-            share = len(users[0]) / max(total_count(len(users[0])), 1)  # of this process in the mean
+            share = len(users[0]) / max(global_count(len(users[0])), 1)  # of this process in the mean
             total = total + nll + share * self.directions[n].contrast(users) / len(self.domains)
         return total
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hafvt.ops.collectives import total_count
+from hafvt.ops.collectives import global_count
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
 
 MIN_REMAINING_MASS = 0.01
@@ -47,8 +47,8 @@ class SoftmaxQuery(NamedTuple):
     """Factor of each target's term in `catalog_nll`; 1 / N gives a mean."""
     log_other_components: Tensor | None = None
     """(N,) log of the other mixture components' weighted probability of the target (`catalog_nll` only)."""
-    log_excluded_mass: Tensor | None = None
-    """(N,) log of an amount to subtract from the partition (the softmax's sum of exponentials)."""
+    log_repeat_discount: Tensor | None = None
+    """(N,) log of the amount to subtract from the partition for items of the query's history."""
 
 
 def catalog_nll(
@@ -66,7 +66,7 @@ def catalog_nll(
     h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
     parts = [(query.targets, query.candidates, query.weight) for query in queries]
     log_terms = [_widened(query.log_other_components, table) for query in queries]
-    log_terms += [_widened(query.log_excluded_mass, table) for query in queries]
+    log_terms += [_widened(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
     return loss
@@ -78,7 +78,7 @@ def mean_nll(h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 
     The queries h are (N, d), the targets (N,) int64 row numbers of `table`. The mean is over the targets of
     all processes, see `ops.collectives`.
     """
-    weight = 1 / max(total_count(len(h)), 1)
+    weight = 1 / max(global_count(len(h)), 1)
     return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), weight)], table, scale)
 
 
@@ -89,14 +89,14 @@ def target_log_probabilities(
     *,
     normalize_rows: bool = False,
 ) -> list[Tensor]:
-    """Return target logits minus log(partition - exp(log_excluded_mass)), with exact gradients.
+    """Return target logits minus log(partition - exp(log_repeat_discount)), with exact gradients.
 
     One (N,) tensor for each query, float32 (float64 for a table in float64). `weight` and
     `log_other_components` of queries are ignored.
     """
     h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_excluded = [_widened(query.log_excluded_mass, table) for query in queries]
+    log_excluded = [_widened(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
 
@@ -161,7 +161,7 @@ def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Te
 class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
-    `inputs` are h of all queries, then all log_other_components, then all log_excluded_mass.
+    `inputs` are h of all queries, then all log_other_components, then all log_repeat_discount.
     """
 
     @staticmethod
@@ -227,7 +227,7 @@ class _LogProbability(torch.autograd.Function):
     """Log-probabilities of targets by tiles; without targets, negative log-partitions.
 
     The forward pass computes all gradients except that of the table. `inputs` are h of all parts, then all
-    log_excluded_mass.
+    log_repeat_discount.
     """
 
     @staticmethod

@@ -1,11 +1,12 @@
 """Communication between the processes of a training or evaluation, by torch.distributed.
 
-Each process trains on its users of a batch. Its loss is its part of the batch's loss: models divide sums over
-the targets of the process by the number of targets of all processes, see `total_count`. The sum of all losses
-is then the loss of one process with the whole batch, and the same holds for gradients.
+Each process trains on its users of a batch. Its loss is its part of the batch's loss: models divide sums
+over the targets of the process by the number of targets of all processes, see `global_count`. The sum of all
+losses is then the loss of one process with the whole batch, and the same holds for gradients.
 
 All processes must call these functions equally often and in the same order. Outside of `process_group`, or
-with one process, the functions return what they are given.
+with one process, the functions return what they are given. Names are as in torch.distributed; functions whose
+names end with an underscore replace the values of a tensor, as in torch.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ STEP_TIMEOUT = timedelta(seconds=60)
 LONG_TIMEOUT = timedelta(hours=6)
 """Longest wait for a process that works alone, such as one that writes a checkpoint."""
 BUCKET_ELEMENTS = 2**20
-"""Gradients with fewer elements share one message."""
+"""Gradients with fewer elements are summed in one message, as in the buckets of DistributedDataParallel."""
 
-_long_group: Any = None
-_parent_process = 0
+_long_timeout_group: Any = None
+_launcher_pid = 0
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def process_group() -> Iterator[None]:
 
     If the block fails in several processes, the first of them reports the error.
     """
-    global _long_group, _parent_process
+    global _long_timeout_group, _launcher_pid
     if num_processes() == 1 or is_distributed():
         yield
         return
@@ -54,7 +55,8 @@ def process_group() -> Iterator[None]:
         "cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=STEP_TIMEOUT
     )
     store = dist.distributed_c10d._get_default_store()  # of torchrun's agent, which outlives the processes
-    _long_group, _parent_process = _with_clear_error(dist.new_group)(timeout=LONG_TIMEOUT), os.getppid()
+    _long_timeout_group = _with_clear_error(dist.new_group)(timeout=LONG_TIMEOUT)
+    _launcher_pid = os.getppid()
     try:
         yield
     except BaseException:
@@ -64,7 +66,7 @@ def process_group() -> Iterator[None]:
             set_reports_errors(True)
         raise
     finally:
-        _long_group = None
+        _long_timeout_group = None
         dist.destroy_process_group()
 
 
@@ -75,7 +77,7 @@ def is_distributed() -> bool:
 
 def is_orphan() -> bool:
     """Return whether torchrun's agent, which started this process, has ended."""
-    return is_distributed() and os.getppid() != _parent_process
+    return is_distributed() and os.getppid() != _launcher_pid
 
 
 def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
@@ -98,55 +100,50 @@ def _with_clear_error(function: Callable[P, T]) -> Callable[P, T]:
 
 @_with_clear_error
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes call this function, for `LONG_TIMEOUT` at most."""
     if is_distributed():
-        dist.all_reduce(torch.zeros(1), group=_long_group)
+        dist.all_reduce(torch.zeros(1), group=_long_timeout_group)
 
 
 @_with_clear_error
-def totals(values: Sequence[float], *, long_wait: bool = False) -> list[float]:
-    """Return the sums of values over all processes; with `long_wait`, others may come hours later."""
+def all_reduce_sum(values: Sequence[float], *, long_timeout: bool = False) -> list[float]:
+    """Return the sum of each value over all processes; `long_timeout` waits for them up to `LONG_TIMEOUT`."""
     if not is_distributed():
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums, group=_long_group if long_wait else None)
+    dist.all_reduce(sums, group=_long_timeout_group if long_timeout else None)
     return sums.tolist()
 
 
-def total_counts(counts: Sequence[int]) -> list[int]:
-    """Return the sums of counts over all processes."""
-    return [int(total) for total in totals(counts)]
-
-
-def total_count(count: int) -> int:
+def global_count(count: int) -> int:
     """Return the sum of a count over all processes."""
-    return total_counts([count])[0]
+    return int(all_reduce_sum([count])[0])
 
 
 @_with_clear_error
-def sum_in_place(tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes, of which others may come hours later."""
+def all_reduce_sum_(tensor: Tensor) -> None:
+    """Replace a tensor by its sum over all processes; wait for them for `LONG_TIMEOUT`."""
     if is_distributed():
-        dist.all_reduce(tensor, group=_long_group)
+        dist.all_reduce(tensor, group=_long_timeout_group)
 
 
 @_with_clear_error
-def max_in_place(tensors: Sequence[Tensor]) -> None:
+def all_reduce_max_(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its maximum over all processes."""
     for tensor in tensors if is_distributed() else ():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
 
 
 @_with_clear_error
-def from_first_process(tensor: Tensor) -> Tensor:
-    """Return the tensor of process 0, in place of one of the same shape."""
+def broadcast_(tensor: Tensor) -> Tensor:
+    """Replace the values of a tensor by those in process 0, and return it."""
     if is_distributed():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 @_with_clear_error
-def gather_rows(rows: Tensor) -> list[Tensor]:
+def all_gather_rows(rows: Tensor) -> list[Tensor]:
     """Return the rows of each process, which may have different numbers of them."""
     if not is_distributed():
         return [rows]
@@ -159,21 +156,21 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
 
 
-def gather_histories(items: Tensor) -> tuple[Tensor, int]:
-    """Return the histories of all processes, (B, T) -> (B', T), -1 in the place of missing columns.
+def all_gather_histories(items: Tensor) -> tuple[Tensor, int]:
+    """Return the histories of all processes, (B, T) -> (B', T), and how many rows come before this process's.
 
-    Longer histories of other processes are cut. The second value is the number of rows before this process's.
+    Rows shorter than T are padded with -1, and longer ones are cut.
     """
     if not is_distributed():
         return items, 0
     width = torch.tensor(items.shape[1])
-    max_in_place([width])
-    parts = gather_rows(functional.pad(items, (0, int(width) - items.shape[1]), value=-1))
+    all_reduce_max_([width])
+    parts = all_gather_rows(functional.pad(items, (0, int(width) - items.shape[1]), value=-1))
     return torch.cat(parts)[:, : items.shape[1]], sum(map(len, parts[: process_index()]))
 
 
 @_with_clear_error
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace the gradient of each parameter by its sum over all processes.
 
     A gradient is None if it is None in all processes, and sparse if it is sparse in any.
@@ -181,11 +178,11 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     if not is_distributed():
         return
     kinds = torch.tensor([0 if p.grad is None else 1 + p.grad.is_sparse for p in parameters])
-    max_in_place([kinds])
+    all_reduce_max_([kinds])
     bucket: list[Tensor] = []
     for parameter, kind in zip(parameters, kinds.tolist(), strict=True):
         if kind == 2:
-            parameter.grad = _sum_sparse(parameter.grad, parameter)
+            parameter.grad = _all_reduce_sparse(parameter.grad, parameter)
         elif kind == 1:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             if parameter.numel() < BUCKET_ELEMENTS:
@@ -199,7 +196,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
             grad.copy_(part.view_as(grad))
 
 
-def _sum_sparse(grad: Tensor | None, parameter: Tensor) -> Tensor:
+def _all_reduce_sparse(grad: Tensor | None, parameter: Tensor) -> Tensor:
     """Return the sum of gradients that are sparse in their first dimension; None is a zero gradient."""
     if grad is None:
         rows, values = (
@@ -209,5 +206,5 @@ def _sum_sparse(grad: Tensor | None, parameter: Tensor) -> Tensor:
     else:
         grad = grad.coalesce()
         rows, values = grad.indices()[0], grad.values()
-    rows, values = torch.cat(gather_rows(rows)), torch.cat(gather_rows(values))
+    rows, values = torch.cat(all_gather_rows(rows)), torch.cat(all_gather_rows(values))
     return torch.sparse_coo_tensor(rows[None], values, parameter.shape, check_invariants=False).coalesce()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafvt.ops.catalog_softmax import SoftmaxQuery
-from hafvt.ops.collectives import from_first_process
+from hafvt.ops.collectives import broadcast_
 
 POPULARITY_POWER = 0.75
 """Sampling weight is (popularity + 1) to this power: 0 is uniform, 1 proportional."""
@@ -35,7 +35,7 @@ class ItemSample(NamedTuple):
 
 
 class SeenItems(NamedTuple):
-    """The history items behind `SoftmaxQuery.log_excluded_mass`, which subtracts a share of their weight."""
+    """The history items of `SoftmaxQuery.log_repeat_discount`, which subtracts a share of their weight."""
 
     items: Tensor
     """(N, T) row numbers of the whole table; -1 for none."""
@@ -69,7 +69,7 @@ def sample_items(
     """
     before = cumulative[candidates.start - 1] if candidates.start else cumulative.new_zeros(())
     total = cumulative[candidates.stop - 1] - before
-    points = before + total * from_first_process(torch.rand(count, dtype=torch.float64))
+    points = before + total * broadcast_(torch.rand(count, dtype=torch.float64))
     items = torch.searchsorted(cumulative, points, right=True).clamp(candidates.start, candidates.stop - 1)
     weights = cumulative[items] - torch.where(items > 0, cumulative[items - 1], 0.0)
     return ItemSample(items.to(device), (count * weights / total).log().float().to(device))
@@ -86,8 +86,8 @@ def sampled_log_probabilities(
 ) -> list[Tensor]:
     """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
-    `samples` has a sample of each query's candidates, `seen_items` the items behind its `log_excluded_mass`;
-    the other arguments are those of the functions of `catalog_softmax`.
+    `samples` has a sample of each query's candidates, `seen_items` the items of its `log_repeat_discount`; the
+    other arguments are those of the functions of `catalog_softmax`.
     """
     log_probabilities = []
     for query, sample, seen in zip(queries, samples, seen_items or [None] * len(queries), strict=True):
@@ -99,10 +99,10 @@ def sampled_log_probabilities(
         target_logit = (h * target_rows).sum(1).float()  # (N,)
         exact_items = query.targets[:, None]  # (N, 1 + T) items that enter the partition exactly
         exact_logits = [target_logit[:, None]]
-        if query.log_excluded_mass is not None and seen is not None:
+        if query.log_repeat_discount is not None and seen is not None:
             is_repeat = (seen.items == exact_items).any(1)  # the target is counted among the seen items
             exact_items = torch.cat([exact_items, seen.items], dim=1)
-            log_seen_mass = (query.log_excluded_mass + seen.log_odds).float()
+            log_seen_mass = (query.log_repeat_discount + seen.log_odds).float()
             exact_logits = [target_logit.masked_fill(is_repeat, -torch.inf)[:, None], log_seen_mass[:, None]]
         z = z.masked_fill(_is_in_row(sample.items, exact_items, len(table)), -torch.inf)
         log_probabilities.append(target_logit - torch.cat([*exact_logits, z], dim=1).logsumexp(1))

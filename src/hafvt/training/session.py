@@ -21,7 +21,7 @@ from hafvt.files import atomic_file, explained_read_errors, is_temporary, read_j
 from hafvt.folders import folder_lock
 from hafvt.models import build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
-from hafvt.ops.collectives import barrier, max_in_place, process_group
+from hafvt.ops.collectives import all_reduce_max_, barrier, process_group
 from hafvt.ops.device import compute_dtype, process_device
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
@@ -37,7 +37,7 @@ from hafvt.training.run import (
     open_run,
     weight_files,
 )
-from hafvt.training.trainer import Trainer
+from hafvt.training.trainer import RETRAIN_REMEDY, Trainer
 
 
 @process_group()
@@ -122,7 +122,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
             raise HafvtError(
                 f"{folder} holds a run already: continue it with --resume, or choose another folder"
             )
-        with explained_read_errors(path, "train the model again in another folder"):
+        with explained_read_errors(path, RETRAIN_REMEDY):
             saved = yaml.safe_load(path.read_text(encoding="utf-8"))
             check_format(folder, saved)
             changes = changed_settings(saved, settings)
@@ -164,7 +164,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     state, device, folder = trainer.state, trainer.device, trainer.folder
     peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
     greatest_peak_gib = torch.tensor(peak_gib)
-    max_in_place([greatest_peak_gib])
+    all_reduce_max_([greatest_peak_gib])
     if process_index() > 0:
         return
     files = dict(zip(weight_files(len(trainer.best_paths)), trainer.best_paths, strict=True))

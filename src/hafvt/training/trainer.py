@@ -21,13 +21,13 @@ from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import explained_read_errors
 from hafvt.models.base import Model
 from hafvt.ops.collectives import (
+    all_reduce_gradients,
+    all_reduce_max_,
+    all_reduce_sum,
     barrier,
-    from_first_process,
+    broadcast_,
     is_distributed,
     is_orphan,
-    max_in_place,
-    sum_gradients,
-    totals,
 )
 from hafvt.processes import process_index
 from hafvt.progress import Advance, progress
@@ -38,9 +38,10 @@ from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
 from hafvt.training.optimizer import RowAdam
 
-MAX_SAVE_SHARE = 0.03
-"""Largest share of the time for checkpoints, so that those of large models are written less often."""
-REMEDY = "train the model again in another folder"
+MAX_CHECKPOINT_TIME_SHARE = 0.03
+"""Largest share of the training time spent on checkpoints, so that large models write fewer of them."""
+RETRAIN_REMEDY = "train the model again in another folder"
+"""End of the messages about files that cannot be used: what the user can do."""
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Trainer:
         self.model, self.data, self.batches, self.device, self.dtype = model, data, batches, device, dtype
         self.folder, self.config, self.protocol = folder, config, protocol
         model.to(device)
-        share_state(model)
+        broadcast_weights(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # A model without parameters, such as popularity, has one epoch, in which nothing is trained.
         self.epochs, self.validate_every = (config.epochs, config.validate_every) if parameters else (1, 1)
@@ -109,12 +110,12 @@ class Trainer:
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if has_checkpoint(self.last_path):
-            tensors, state = load_checkpoint(self.last_path, REMEDY)
-            with explained_read_errors(self.last_path, REMEDY):
+            tensors, state = load_checkpoint(self.last_path, RETRAIN_REMEDY)
+            with explained_read_errors(self.last_path, RETRAIN_REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.state)
                 self.state = TrainingState(**state)
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        self.last_checkpoint_at, self.checkpoint_seconds = time.monotonic(), 0.0
 
     def fit(self, title: str, *, tensorboard: bool = False) -> None:
         """Train until the last epoch, or until `patience` validations in a row bring no improvement.
@@ -147,11 +148,10 @@ class Trainer:
                 if log is not None:
                     log.write({**metrics, "seconds": round(state.seconds, 2)})
                 state.batch, state.loss_sum = 0, 0.0
-                (is_due,) = totals(
-                    [self.is_save_due(0.0)], long_wait=True
-                )  # process 0 may have saved weights
+                # With the long timeout, as process 0 may have written the best weights.
+                (is_due,) = all_reduce_sum([self.is_checkpoint_due(0.0)], long_timeout=True)
                 if is_due or self.is_finished():
-                    self.save()
+                    self.write_checkpoint()
 
     def is_finished(self) -> bool:
         """Return whether all epochs are done or `patience` validations in a row brought no improvement."""
@@ -175,10 +175,10 @@ class Trainer:
                 self.config.batch_size,
                 f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{mrr_note}",
             )
-            is_due = self.is_save_due(self.config.checkpoint_every)
-            interrupted, is_due = map(bool, totals([is_interrupted() or is_orphan(), is_due]))
+            is_due = self.is_checkpoint_due(self.config.checkpoint_every)
+            interrupted, is_due = map(bool, all_reduce_sum([is_interrupted() or is_orphan(), is_due]))
             if interrupted or is_due:
-                self.save()
+                self.write_checkpoint()
             if interrupted:
                 raise KeyboardInterrupt
 
@@ -193,12 +193,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss = self.model.loss(batch.to(self.device))
-        (value,) = totals([float(loss.detach())])
+        (value,) = all_reduce_sum([float(loss.detach())])
         if not math.isfinite(value):
             step, rate = self.state.step, self.config.learning_rate
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
         loss.backward()  # type: ignore[no-untyped-call]
-        sum_gradients(self.parameters)
+        all_reduce_gradients(self.parameters)
         self.ema.update_rows(self.state.step)
         self.optimizer.step()
         return value
@@ -210,7 +210,7 @@ class Trainer:
             The mean of the domains' MRRs.
         """
         state, models = self.state, [self.model] * len(self.data.domains)
-        merge_counters(self.model)
+        all_reduce_counters(self.model)
         with self.ema.applied(state.step):
             ranks = rank_targets(
                 models,
@@ -230,36 +230,43 @@ class Trainer:
                         save_checkpoint(self.best_paths[index], pack(self.model), metadata)
         return mrr
 
-    def is_save_due(self, seconds: float) -> bool:
-        """Return, in process 0, whether the last save is `seconds` ago, and so long that saves take few %."""
-        interval = max(seconds, self.save_seconds / MAX_SAVE_SHARE)
-        return process_index() == 0 and time.monotonic() - self.last_save > interval
+    def is_checkpoint_due(self, min_interval: float) -> bool:
+        """Return whether process 0 wants to write a checkpoint; False in other processes.
 
-    def save(self) -> None:
+        It does `min_interval` seconds after the last one, or later if checkpoints would take more than
+        `MAX_CHECKPOINT_TIME_SHARE` of the time.
+        """
+        interval = max(min_interval, self.checkpoint_seconds / MAX_CHECKPOINT_TIME_SHARE)
+        return process_index() == 0 and time.monotonic() - self.last_checkpoint_at > interval
+
+    def write_checkpoint(self) -> None:
         """Write the checkpoint from which a resumed training continues."""
         started_at = time.monotonic()
-        merge_counters(self.model)
+        all_reduce_counters(self.model)
         if process_index() == 0:
             tensors = pack(self.model, self.optimizer, self.ema.state)
             save_checkpoint(self.last_path, tensors, asdict(self.state))
         barrier()
-        self.save_seconds = time.monotonic() - started_at
-        self.last_save = time.monotonic()
+        self.checkpoint_seconds = time.monotonic() - started_at
+        self.last_checkpoint_at = time.monotonic()
 
 
-def share_state(model: nn.Module) -> None:
-    """Give all processes the weights and clusters of process 0; machines may compute other clusters."""
+def broadcast_weights(model: nn.Module) -> None:
+    """Replace the weights and clusters by those of process 0, as clusters may differ between machines."""
     if not is_distributed():
         return
     state = model.state_dict()
     for tensor in state.values():
-        from_first_process(tensor)
+        broadcast_(tensor)
     model.load_state_dict(state)  # recomputes what depends on the tensors
 
 
-def merge_counters(model: nn.Module) -> None:
-    """Take the maxima over processes of single whole numbers in a model's state, as the longest history."""
-    max_in_place([t for t in model.state_dict().values() if t.ndim == 0 and not t.is_floating_point()])
+def all_reduce_counters(model: nn.Module) -> None:
+    """Replace each counter of a model, such as that of `TrainedPositions`, by its maximum over processes.
+
+    Counters are the integer scalars of the model's state.
+    """
+    all_reduce_max_([t for t in model.state_dict().values() if t.ndim == 0 and not t.is_floating_point()])
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -269,7 +276,7 @@ def has_checkpoint(path: Path) -> bool:
         HafvtError: it exists only on the machines of some processes.
     """
     exists = path.exists()
-    if exists != bool(from_first_process(torch.tensor(int(exists)))):
+    if exists != bool(broadcast_(torch.tensor(int(exists)))):
         raise HafvtError(f"{path} is not on all machines: choose a folder on a disk that they share")
     return exists
 

@@ -160,11 +160,12 @@ def test_input_embeddings_add_ids_content_and_clusters(small):
         links = items.links(name)
         assert links.rows.shape == (50, 3)
         assert 0 < int((links.weights == 0).sum()) < 3 * 25  # items without this content
-        expected = expected + items.content(name) @ items.projections[name].weight.T
+        expected = expected + items.content_vectors(name) @ items.projections[name].weight.T
         expected = expected + shared * (items.clusters[name][links.rows] * links.weights[..., None]).sum(1)
     torch.testing.assert_close(items.input_embeddings(), expected)
     content = sum(
-        items.content_embeddings(name, torch.arange(50), items.content(name)) for name in ("image", "title")
+        items.content_embeddings(name, torch.arange(50), items.content_vectors(name))
+        for name in ("image", "title")
     )
     torch.testing.assert_close(ids + content, expected)
 

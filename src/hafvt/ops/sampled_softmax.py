@@ -86,8 +86,8 @@ def sampled_log_probabilities(
 ) -> list[Tensor]:
     """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
-    `samples` has a sample of each query's candidates, `seen_items` the items of its `log_repeat_discount`; the
-    other arguments are those of the functions of `catalog_softmax`.
+    `samples` has a sample of each query's candidates, `seen_items` the items of its `log_repeat_discount`.
+    Other arguments are those of the functions of `catalog_softmax`.
     """
     log_probabilities = []
     for query, sample, seen in zip(queries, samples, seen_items or [None] * len(queries), strict=True):

@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 # Linux, and with TORCH set to something else, pip's own choice is taken.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-all lint format bench clean
+EXTRAS := encode,compare,serve,export,index,track,tune
+
+.PHONY: demo test test-all test-lowest test-newest lint format docs linkcheck figures dist bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[encode,compare,serve,export,index,track,tune,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]" --group dev
 	touch $@
 
 demo: $(VENV)/.ready
@@ -25,19 +27,57 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadf
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not browser and not distributed"
 
+# The lowest versions that pyproject.toml names, and the newest of all, each in an environment of its own. torch has
+# variables of its own, as only some indexes have its old CPU builds.
+LOWEST_TORCH ?= $(TORCH)
+NEWEST_TORCH ?= $(TORCH)
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-$*/bin/python -m pip install --quiet "$(if $(filter lowest,$*),$(LOWEST_TORCH),$(NEWEST_TORCH))"
+	.venv-$*/bin/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > .venv-$*/torch.txt
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --upgrade --override .venv-$*/torch.txt \
+		--resolution $(if $(filter lowest,$*),lowest-direct,highest) --editable ".[$(EXTRAS)]" --group test
+	$(MAKE) test-with VENV=.venv-$*
+
+.PHONY: test-with
+test-with:
+	$(PYTEST) -m "not slow and not browser and not distributed"
+
 test-all: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
 	$(PYTEST) --cov --cov-report=term
 
+LINTED := src tests benchmarks docs
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.ready
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+# The site, in build/docs. Every warning is an error: a broken link within the site, to a file of the repository, or to a heading.
+docs: $(VENV)/.ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+# Links to other sites; needs a network.
+linkcheck: $(VENV)/.ready
+	$(BIN)/python -m sphinx --quiet --builder linkcheck docs build/linkcheck
+
+# The tables of README and docs, from benchmarks/results.
+figures: $(VENV)/.ready
+	$(BIN)/python benchmarks/figures.py
+
+# Builds wheel and sdist, and tries the wheel in a clean environment without extras, outside of this folder.
+dist: $(VENV)/.ready
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)" dist/*.whl
+	cd build/wheel && bin/python -I ../../tests/try_wheel.py
 
 # The peers get environments of their own under WORK; SHARED holds the real data. Takes a day, of which
 # study.py and tuned.py make only what is not among their committed results.
@@ -64,4 +104,4 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/external.py --shared "$(SHARED)" --work "$(WORK)/external"
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist demo

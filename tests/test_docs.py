@@ -1,4 +1,4 @@
-"""The example of docs/models.md adds a model that works."""
+"""The page of models lists them all, and the example of docs/how-to/extend.md adds a model that works."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import hafvt
 from hafvt.models import MODELS, ModelEntry
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-FILE, LINE = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+TEXT = (ROOT / "docs" / "explanation" / "models.md").read_text(encoding="utf-8")
+SECTION = (ROOT / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8").split("\n## ")[1]
+FILE, LINE = re.findall(r"^```python\n(.*?)^```", SECTION, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_models_page_lists_every_model_and_switch():

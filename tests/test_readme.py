@@ -20,7 +20,7 @@ from hafvt.data.sources.demo import generate_world
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+TEXTS = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCKS = [block for text in TEXTS for block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)]
 SMALL = ["--epochs", "1", "--params.max_length", "6"]
 

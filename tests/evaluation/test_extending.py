@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md add a protocol and a metric that work."""
+"""The examples of docs/how-to/extend.md add a protocol and a metric that work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import hafvt
 from hafvt.evaluation import metrics, negatives, protocols
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
 
 
 def code_blocks(section: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The encoder and modality that docs/extending.md adds work as the page says."""
+"""The encoder and modality that docs/how-to/extend.md adds work as the page says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.fixture
 def words_modality(monkeypatch: pytest.MonkeyPatch) -> None:
     """Add the modality `words` to the table, from the two code blocks of the page."""
-    page = (DOCS / "extending.md").read_text(encoding="utf-8")
+    page = (DOCS / "how-to" / "extend.md").read_text(encoding="utf-8")
     section = page.split("## A new encoder or modality\n")[1].split("\n## ")[0]
     file, line = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
     assert len(line.splitlines()) == 1

@@ -250,7 +250,7 @@ def test_openapi_needs_no_other_host(client):
 
 
 def test_documentation_names_every_route_and_field(client):
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
     description = client.get("/openapi.json").json()
     for path, methods in description["paths"].items():
         for method in methods:
@@ -262,9 +262,9 @@ def test_documentation_names_every_route_and_field(client):
 
 
 def test_documentation_example_adds_a_route(served_run, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
     namespace = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], namespace)
+    exec(re.search(r"```python\n(.*?)```", text.partition("## A new route\n")[2], re.DOTALL)[1], namespace)
     monkeypatch.setattr(app, "ROUTERS", (*app.ROUTERS, namespace["router"]))
     with client_of(served_run) as client:
         assert client.get("/domains").json() == ["d0", "d1"]

@@ -1,6 +1,6 @@
 """Metrics of recommended lists beyond accuracy: coverage, popularity, novelty and diversity.
 
-`docs/evaluation.md` defines each. They need no target, so they have no interval over users.
+`docs/explanation/evaluation.md` defines each. They need no target, so they have no interval over users.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def _list_table(model_results: Sequence[ModelResult]) -> str:
         return ""
     rows = [[label, *list_cells(result[""], metrics)] for label, result in results.items()]
     return (
-        "Recommended lists of 10 items, mean of the domains (docs/evaluation.md defines the columns):\n\n"
+        "Recommended lists of 10 items, mean of the domains "
+        "(docs/explanation/evaluation.md defines the columns):\n\n"
         f"{markdown_table(['model', *list_header(metrics)], rows)}\n"
     )
 

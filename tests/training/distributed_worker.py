@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.evaluation.protocols import FULL
 from hafvt.models import build_model, configure, resolve_modalities
 from hafvt.ops.collectives import process_group
+from hafvt.ops.shards import Shard, iter_table
 from hafvt.processes import num_processes, process_index
 from hafvt.training.config import TrainingConfig
 from hafvt.training.run import model_item_features
@@ -47,6 +49,9 @@ PARITY: dict[str, tuple[str, dict[str, Any], int]] = {
         {"dropout_embed": 0.0, "dropout_hidden": 0.0, "loss": "bpr-max", "num_negatives": 12},
         2,
     ),
+    "sasrec-sharded": ("sasrec", {"dropout": 0.0}, 7),
+    "sasrec-small-batch-sharded": ("sasrec", {"dropout": 0.0}, 2),
+    "sasrec-sampled-sharded": ("sasrec", {"dropout": 0.0, "num_negatives": 12}, 7),
     "pinet": ("pinet", {"dropout": 0.0}, 7),
     "psjnet": ("psjnet", {"dropout": 0.0}, 2),
 }
@@ -67,6 +72,11 @@ def train_case(
     """Returns the loss of each step, and writes the gradients of the first."""
     config = configure(model, "default", {**SMALL_PARAMS.get(model, {}), **params})
     features = model_item_features(data, model, config)
+    shard = None
+    if case.endswith("-sharded") and num_processes() > 1:
+        ranges = [(domain.start, domain.stop) for domain in data.domains]
+        shard = Shard.of_ranges(ranges, process_index(), num_processes())
+        features = replace(features, shard=shard)
     torch.manual_seed(0)
     network = build_model(model, features, resolve_modalities(config, features))
     shares = {"process_index": process_index(), "num_processes": num_processes()}
@@ -78,8 +88,10 @@ def train_case(
 
     def keep_gradients(*_: object) -> None:
         for name, weight in network.named_parameters():
-            if weight.grad is not None and trainer.state.step == 0:
-                gradients.setdefault(name, weight.grad.to_dense().clone().contiguous())
+            if weight.grad is not None and trainer.state.step == 0 and name not in gradients:
+                grad = weight.grad.to_dense().clone().contiguous()
+                is_slice = shard is not None and name in network.sharded_names
+                gradients[name] = torch.cat(list(iter_table(grad, shard))) if is_slice else grad
 
     assert trainer.optimizer is not None
     trainer.optimizer.register_step_pre_hook(keep_gradients)

@@ -190,7 +190,7 @@ def rank_positions(
                 report_progress(len(rows))
     model.train(was_training)
     for column in (half_ties, by_protocol, num_candidates, lists, other_ranks, other_candidates):
-        all_reduce_sum_(torch.from_numpy(column))  # zeros in the rows of other processes
+        all_reduce_sum_(torch.from_numpy(column), long_timeout=True)  # zeros in the rows of other processes
     ranks = Ranks(positions, data.users_at(positions), domains, half_ties, num_candidates, is_repeat)
     if with_lists:
         ranks = replace(ranks, lists=lists - 1)

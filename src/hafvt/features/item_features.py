@@ -20,6 +20,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.modalities import encode_option
 from hafvt.features.table import FeatureTable
 from hafvt.files import check_space, explained_write_errors
+from hafvt.ops.shards import Shard
 
 MIN_MAPPED_BYTES = 2**28
 """Size from which a table of vectors that is computed by chunks is kept in a file."""
@@ -76,6 +77,7 @@ class ItemFeatures:
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
         clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
         interactions: for models that count them; None for others, and where a finished run is opened.
+        shard: the rows of item tables that this process holds in training; None for all.
     """
 
     domains: tuple[Domain, ...]
@@ -84,6 +86,7 @@ class ItemFeatures:
     relations: Mapping[str, Tensor] = field(default_factory=dict)
     clusters: Mapping[str, ItemClusters] = field(default_factory=dict)
     interactions: TrainInteractions | None = None
+    shard: Shard | None = None
 
     def __len__(self) -> int:
         """Return the number of items of all domains."""

@@ -14,6 +14,7 @@ from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.hyperparameters import ModelConfig
+from hafvt.ops.shards import Shard
 
 __all__ = ["BranchContributions", "BranchQuery", "Model", "ModelConfig"]
 
@@ -26,10 +27,6 @@ class BranchContributions(NamedTuple):
     attention: Tensor
     """(B, S, M, T) weight of each item of the merged history in each branch; sums to 1 over the history, or
     to 0 where the branch's sequence is empty."""
-
-
-ID_TABLES = ("ids", "items.ids", "items")
-"""Submodules of which one holds the learned vectors of the items' ids, if the model has any."""
 
 
 def normalize_shares(scores: Tensor) -> Tensor:
@@ -68,6 +65,10 @@ class Model(nn.Module, ABC):
     """Names of the M modalities of `explain`."""
     content_modalities: tuple[str, ...] = ()
     """The frozen features, such as image and title, that the model reads."""
+    shard: Shard | None = None
+    """The rows of item tables that this process holds in training; None for all."""
+    sharded_names: tuple[str, ...] = ()
+    """Names of the item tables in the state dict, which are slices if the model has a shard."""
     uses_relations: ClassVar[bool] = False
     """Whether the model needs the relations between items."""
     uses_interactions: ClassVar[bool] = False
@@ -76,6 +77,8 @@ class Model(nn.Module, ABC):
     """Whether scores depend on the times of a batch."""
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False
+    can_shard_catalog: ClassVar[bool] = False
+    """Whether several processes can hold slices of the item tables, see `ItemFeatures.shard`."""
     can_index: ClassVar[bool] = False
     """Whether `branch_vectors` to `apply_score_multipliers`, from which an index is built, are available."""
 
@@ -123,13 +126,6 @@ class Model(nn.Module, ABC):
             HafvtError: the model cannot score items that it was not built with.
         """
         raise HafvtError(f"{type(self).__name__} cannot score added items: use hafvt with pictures or titles")
-
-    @property
-    def id_vectors(self) -> Tensor | None:
-        """The learned vectors of the items' ids, (V, d); None for a model without any."""
-        modules = dict(self.named_modules())
-        tables = (modules[name] for name in ID_TABLES if isinstance(modules.get(name), nn.Embedding))
-        return next((table.weight.detach() for table in tables), None)
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""

@@ -28,7 +28,7 @@ from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRecBlock
 from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
-from hafvt.ops.catalog_softmax import SoftmaxQuery, mean_nll
+from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.collectives import global_count
 from hafvt.ops.embedding import distinct_rows, embedding_lookup
 from hafvt.ops.sampled_softmax import (
@@ -37,17 +37,26 @@ from hafvt.ops.sampled_softmax import (
     sample_items,
     sampled_log_probabilities,
 )
+from hafvt.ops.sharded_softmax import sharded_catalog_nll
+from hafvt.ops.shards import fetch_rows, init_normal, make_embedding, mapped_table, sharded_lookup
 
 
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is its dot product with the last state."""
+
+    can_shard_catalog = True
+    sharded_names = ("items.weight",)
+    whole_table: Tensor | None
 
     def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
         super().__init__()
         self.config, self.domains = config, item_features.domains
         self.max_length = config.max_length
         self.cumulative_weights = cumulative_weights(popularity_weights(item_features.train_counts))
-        self.items = nn.Embedding(len(item_features), config.width, sparse=config.num_negatives > 0)
+        self.shard, self.whole_table = item_features.shard, None
+        self.items = make_embedding(
+            len(item_features), config.width, self.shard, sparse=config.num_negatives > 0
+        )
         self.positions = PositionEmbedding(config.max_length, config.width)
         self.enter = nn.Identity() if config.paper_blocks else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
@@ -56,7 +65,7 @@ class SasRec(Model):
             block(config.width, config.heads, config.dropout) for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-8 if config.paper_blocks else 1e-5)
-        nn.init.normal_(self.items.weight, std=0.02)
+        init_normal(self.items.weight, self.shard, std=0.02)
 
     def states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the state after each item, from the item embeddings of histories, (B, T, d) -> (B, T, d)."""
@@ -76,12 +85,14 @@ class SasRec(Model):
         inputs, mask, targets = next_items(batch)
         if self.config.num_negatives:
             return self.sampled_loss(inputs, mask, targets)
-        table, (items,) = embedding_lookup(self.items.weight, inputs.items)  # (V, d), (B, T, d)
+        table, (items,) = sharded_lookup(self.items.weight, self.shard, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
         if self.config.loss == "catalog":
-            return mean_nll(h, table, targets)
+            query = SoftmaxQuery(h, targets, slice(0, len(table)), 1 / max(global_count(len(h)), 1))
+            return sharded_catalog_nll([query], table, self.shard)
         negatives = sample_unseen_items(batch, batch.items[:, 1:], self.domains)[mask]
-        positive, negative = ((h * table[items]).sum(1) for items in (targets, negatives))  # (N,)
+        rows = [fetch_rows(table.__getitem__, self.shard, items) for items in (targets, negatives)]  # (N, d)
+        positive, negative = ((h * item_rows).sum(1) for item_rows in rows)  # (N,)
         total = (F.softplus(-positive) + F.softplus(negative)).sum()
         return total / max(global_count(len(positive)), 1)
 
@@ -90,15 +101,24 @@ class SasRec(Model):
         weights, count = self.cumulative_weights, self.config.num_negatives
         sample = sample_items(weights, slice(0, len(weights)), count, targets.device)
         rows, (items, targets, sampled) = distinct_rows(inputs.items, targets, sample.items)
-        table, (history,) = embedding_lookup(self.items(rows), items)  # (U, d), (B, T, d)
+        table, (history,) = embedding_lookup(fetch_rows(self.items, self.shard, rows), items)  # (U, d)
         query = SoftmaxQuery(self.states(history, inputs.lengths)[mask], targets, slice(0, len(rows)))
         (log_p,) = sampled_log_probabilities([query], [sample._replace(items=sampled)], table)
         return -log_p.sum() / max(global_count(len(log_p)), 1)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""
-        h = last_states(self.states(self.items(batch.items), batch.lengths), batch.lengths)  # (B, d)
-        return dot_scores(h.float(), self.items.weight, self.domains[domain], candidates)
+        table = self.items.weight if self.whole_table is None else self.whole_table
+        states = self.states(F.embedding(batch.items, table), batch.lengths)  # (B, T, d)
+        return dot_scores(last_states(states, batch.lengths).float(), table, self.domains[domain], candidates)
+
+    def train(self, mode: bool = True) -> SasRec:
+        """Set training or evaluation mode; a sharded model reads the whole table for evaluation."""
+        super().train(mode)
+        self.whole_table = None
+        if self.shard is not None and not mode:
+            self.whole_table = mapped_table(self.items.weight, self.shard)
+        return self
 
 
 def sample_unseen_items(batch: Batch, targets: Tensor, domains: tuple[Domain, ...]) -> Tensor:

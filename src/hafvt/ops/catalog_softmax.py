@@ -63,10 +63,10 @@ def catalog_nll(
     The value is the sum over all queries of `-weight * log(exp(log_other_components) + softmax(target))`.
     Call `backward` on it at most once: the stored gradient of the table is scaled in place.
     """
-    h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
+    h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates, query.weight) for query in queries]
-    log_terms = [_widened(query.log_other_components, table) for query in queries]
-    log_terms += [_widened(query.log_repeat_discount, table) for query in queries]
+    log_terms = [widen(query.log_other_components, table) for query in queries]
+    log_terms += [widen(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
     return loss
@@ -94,9 +94,9 @@ def target_log_probabilities(
     One (N,) tensor for each query, float32 (float64 for a table in float64). `weight` and
     `log_other_components` of queries are ignored.
     """
-    h = [_scaled_query(query.h, query.candidates, table, scale) for query in queries]
+    h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_excluded = [_widened(query.log_repeat_discount, table) for query in queries]
+    log_excluded = [widen(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
 
@@ -107,7 +107,7 @@ def log_partition(h: Tensor, table: Tensor, scale: float | Tensor = 1.0) -> Tens
     Pass `h`, (N, d), in float32: `scale * h` is then rounded only once, to the dtype of the products.
     """
     candidates = slice(0, len(table))
-    q = _scaled_query(h, candidates, table, scale)
+    q = scale_query(h, table, scale, candidates)
     if torch.compiler.is_exporting():  # tiles cannot be traced
         return (q @ table.T).logsumexp(1)
     with torch.autocast(table.device.type, enabled=False):
@@ -125,7 +125,7 @@ def log_subtract_exp(log_total: Tensor, log_excluded: Tensor | None) -> Tensor:
     return log_total + (1 - (log_excluded - log_total).exp()).clamp(min=MIN_REMAINING_MASS).log()
 
 
-def _log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> tuple[Tensor, Tensor]:
+def log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return d/d log_total and -d/d log_excluded of `log_subtract_exp`, (N,) each."""
     if log_excluded is None:
         return torch.ones_like(log_total), torch.zeros_like(log_total)
@@ -135,21 +135,22 @@ def _log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> t
     return torch.where(in_bounds, 1 / remaining, 1.0), torch.where(in_bounds, excluded / remaining, 0.0)
 
 
-def _widened(log_term: Tensor | None, table: Tensor) -> Tensor | None:
+def widen(log_term: Tensor | None, table: Tensor) -> Tensor | None:
     """Return a term of queries in the dtype in which values of the table are summed."""
     return None if log_term is None else log_term.to(accumulation_dtype(table.dtype))
 
 
-def _scaled_query(h: Tensor, candidates: slice, table: Tensor, scale: float | Tensor) -> Tensor:
-    """Return `scale * h` in the dtype of the matrix products; autograd differentiates it."""
-    if (
-        h.ndim != 2
-        or table.ndim != 2
-        or h.shape[1] != table.shape[1]
-        or not 0 <= candidates.start < candidates.stop <= len(table)
-    ):
+def scale_query(h: Tensor, table: Tensor, scale: float | Tensor, candidates: slice | None = None) -> Tensor:
+    """Return `scale * h` in the dtype of the matrix products; autograd differentiates it.
+
+    Raises:
+        ValueError: the shapes do not fit, or `candidates` is empty or not within the table.
+    """
+    part = slice(0, len(table)) if candidates is None else candidates
+    is_empty = candidates is not None and not 0 <= part.start < part.stop <= len(table)
+    if h.ndim != 2 or table.ndim != 2 or h.shape[1] != table.shape[1] or is_empty:
         raise ValueError(
-            f"queries {tuple(h.shape)} and rows {candidates.start}:{candidates.stop} of "
+            f"queries {tuple(h.shape)} and rows {part.start}:{part.stop} of "
             f"{tuple(table.shape)}: expected (N, d) and (V > 0, d)"
         )
     dtype, device = table.dtype, table.device.type
@@ -194,7 +195,7 @@ class _CatalogNll(torch.autograd.Function):
             ):
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
                 excluded = None if log_excluded is None else log_excluded[chunk]
-                by_partition, by_excluded = _log_subtract_exp_grads(tile.log_partition, excluded)
+                by_partition, by_excluded = log_subtract_exp_grads(tile.log_partition, excluded)
                 log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, excluded)
                 grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
                 if log_others is not None and grad_others is not None:
@@ -251,9 +252,7 @@ class _LogProbability(torch.autograd.Function):
                 q, rows[candidates], logits_are_bounded, with_means=needs_query_grad, store_exponentials=False
             ):
                 excluded = None if log_excluded is None else log_excluded[chunk]
-                by_partition[chunk], by_excluded[chunk] = _log_subtract_exp_grads(
-                    tile.log_partition, excluded
-                )
+                by_partition[chunk], by_excluded[chunk] = log_subtract_exp_grads(tile.log_partition, excluded)
                 log_p[chunk] = -log_subtract_exp(tile.log_partition, excluded)
                 if grad_q is not None:
                     grad_q[chunk] = -by_partition[chunk][:, None] * tile.mean

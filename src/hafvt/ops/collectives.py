@@ -121,10 +121,10 @@ def global_count(count: int) -> int:
 
 
 @_with_clear_error
-def all_reduce_sum_(tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes; wait for them for `LONG_TIMEOUT`."""
+def all_reduce_sum_(tensor: Tensor, *, long_timeout: bool = False) -> None:
+    """Replace a tensor by its sum over all processes; with `long_timeout`, others may come hours later."""
     if is_distributed():
-        dist.all_reduce(tensor, group=_long_timeout_group)
+        dist.all_reduce(tensor, group=_long_timeout_group if long_timeout else None)
 
 
 @_with_clear_error
@@ -135,25 +135,36 @@ def all_reduce_max_(tensors: Sequence[Tensor]) -> None:
 
 
 @_with_clear_error
-def broadcast_(tensor: Tensor) -> Tensor:
-    """Replace the values of a tensor by those in process 0, and return it."""
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """Replace the values of a tensor by those in the process `source`, and return it."""
     if is_distributed():
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor, src=source)
     return tensor
 
 
 @_with_clear_error
-def all_gather_rows(rows: Tensor) -> list[Tensor]:
-    """Return the rows of each process, which may have different numbers of them."""
+def all_to_all_rows(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send `sent[p]` of the rows to each process p, in order, and return the `received[p]` rows of each."""
+    if not is_distributed():
+        return rows
+    result = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(result, rows.contiguous(), received, sent)
+    return result
+
+
+@_with_clear_error
+def all_gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> list[Tensor]:
+    """Return the rows of each process; `counts` are their numbers, which are exchanged if None."""
     if not is_distributed():
         return [rows]
-    counts = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)]))
-    longest = max(int(count) for count in counts)
-    padded = functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, longest - len(rows)])
+    if counts is None:
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        dist.all_gather(lengths, torch.tensor([len(rows)]))
+        counts = [int(length) for length in lengths]
+    padded = functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(counts) - len(rows)])
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
 
 def all_gather_histories(items: Tensor) -> tuple[Tensor, int]:

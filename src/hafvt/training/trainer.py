@@ -101,7 +101,10 @@ class Trainer:
         self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
         self.optimizer: torch.optim.Optimizer | None = None
-        self.parameters = parameters
+        sharded = model.sharded_names if model.shard else ()
+        self.replicated = [
+            p for name, p in model.named_parameters() if p.requires_grad and name not in sharded
+        ]
         if parameters:  # fused=True: other implementations allocate temporary copies of the item table
             self.optimizer = RowAdam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -198,7 +201,7 @@ class Trainer:
             step, rate = self.state.step, self.config.learning_rate
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
         loss.backward()  # type: ignore[no-untyped-call]
-        all_reduce_gradients(self.parameters)
+        all_reduce_gradients(self.replicated)
         self.ema.update_rows(self.state.step)
         self.optimizer.step()
         return value
@@ -251,13 +254,18 @@ class Trainer:
         self.last_checkpoint_at = time.monotonic()
 
 
-def broadcast_weights(model: nn.Module) -> None:
-    """Replace the weights and clusters by those of process 0, as clusters may differ between machines."""
+def broadcast_weights(model: Model) -> None:
+    """Replace the weights and clusters by those of process 0, as clusters may differ between machines.
+
+    Slices of tables stay as they are.
+    """
     if not is_distributed():
         return
     state = model.state_dict()
-    for tensor in state.values():
-        broadcast_(tensor)
+    sharded = model.sharded_names if model.shard else ()
+    for name, tensor in state.items():
+        if name not in sharded:
+            broadcast_(tensor)
     model.load_state_dict(state)  # recomputes what depends on the tensors
 
 

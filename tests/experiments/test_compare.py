@@ -304,9 +304,7 @@ def test_compare_with_best_other_tests_against_the_best_of_the_others():
 
 
 def test_best_valid_mrr_reads_only_the_first_epochs(tmp_path):
-    lines = [{"epoch": 1, "valid_mrr": 0.2}, {"epoch": 2}, {"epoch": 3, "valid_mrr": 0.1}]
-    lines.append({"epoch": 6, "valid_mrr": 0.9})
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_json(tmp_path / "model.json", {"format": 2, "valid_mrrs": {"1": 0.2, "3": 0.1, "6": 0.9}})
     assert best_valid_mrr(tmp_path, 3) == 0.2
 
 

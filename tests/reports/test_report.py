@@ -8,6 +8,7 @@ import pytest
 
 from hafvt import train
 from hafvt.data.dataset import Dataset
+from hafvt.errors import HafvtError
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.reports.report import read_curve, user_examples, write_run_report
@@ -64,3 +65,11 @@ def test_write_run_report_without_pillow_says_so(run, monkeypatch) -> None:
 
 def test_read_curve_of_a_missing_file_is_empty(tmp_path) -> None:
     assert read_curve(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"3\n", b'{"epoch": 1}\n', b'{"epoch": [], "loss": 1}'])
+def test_read_curve_of_a_damaged_file_names_the_remedy(tmp_path, content) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(HafvtError, match=r"metrics.jsonl is damaged .*: remove it, and the report") as raised:
+        read_curve(tmp_path / "metrics.jsonl")
+    assert "\n" not in str(raised.value)

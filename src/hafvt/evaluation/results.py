@@ -15,10 +15,11 @@ from hafvt.evaluation.metrics import MetricValue, Results, summarize
 from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
-from hafvt.files import explained_read_errors, read_json, write_json
+from hafvt.files import explained_read_errors, read_json, sha256, verify_files, verify_json, write_json
 from hafvt.processes import process_index
 
 NOVELTY = ("new targets", "repeats")
+RANKS = "ranks.parquet"
 OTHER_CANDIDATES = "other candidates"
 REMEDY = "evaluate the run again with hafvt evaluate"
 
@@ -33,7 +34,7 @@ def write_results(
     results, notes = summarize(ranks, [domain.name for domain in data.domains]), _notes(ranks, data, protocol)
     if process_index() > 0:
         return results
-    ranks.write(folder / "ranks.parquet", data)
+    ranks.write(folder / RANKS, data)
     description = (
         f"{len(ranks.ranks):,} {targets} of {len(np.unique(ranks.users)):,} users, each ranked among "
         f"{protocol.describe(data)}; intervals: 95 % bootstrap over users"
@@ -46,12 +47,13 @@ def write_results(
         "results": results_to_json(results),
         **{name: results_to_json(part) for name, part in _results_by_novelty(ranks, data).items()},
         "lists": summarize_lists(ranks, data),
+        "sha256": {RANKS: sha256(folder / RANKS)},
     }
     if (other := ranks.by_other_rule()) is not None:
         content[OTHER_CANDIDATES] = results_to_json(
             summarize(other, [domain.name for domain in data.domains])
         )
-    write_json(folder / "results.json", content)
+    write_json(folder / "results.json", content, checksum=True)
     return results
 
 
@@ -96,10 +98,27 @@ def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:
     return notes
 
 
+def _read_content(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's results.json after a check for damage."""
+    content: dict[str, Any] = read_json(folder / "results.json", REMEDY)
+    verify_json(folder / "results.json", content, REMEDY)
+    return content
+
+
+def verify_ranks(folder: Path) -> None:
+    """Check that a folder's ranks.parquet is the one that its results.json was computed from.
+
+    Raises:
+        HafvtError: it is missing or damaged, or results.json is.
+    """
+    with explained_read_errors(folder / "results.json", REMEDY):
+        verify_files(folder, _read_content(folder).get("sha256", {}), REMEDY)
+
+
 def read_results(folder: Path) -> Results:
     """Return the metrics in a folder's results.json."""
     with explained_read_errors(folder / "results.json", REMEDY):
-        return results_from_json(read_json(folder / "results.json", REMEDY)["results"])
+        return results_from_json(_read_content(folder)["results"])
 
 
 def read_results_by_novelty(folder: Path) -> dict[str, Results]:
@@ -108,33 +127,33 @@ def read_results_by_novelty(folder: Path) -> dict[str, Results]:
     Repeats are targets that the history contains. Without repeats, nothing is returned.
     """
     with explained_read_errors(folder / "results.json", REMEDY):
-        content = read_json(folder / "results.json", REMEDY)
+        content = _read_content(folder)
         return {name: results_from_json(content[name]) for name in NOVELTY if name in content}
 
 
 def read_other_results(folder: Path) -> Results:
     """Return the metrics by the other rule for items of the history, empty without repeats."""
     with explained_read_errors(folder / "results.json", REMEDY):
-        return results_from_json(read_json(folder / "results.json", REMEDY).get(OTHER_CANDIDATES, {}))
+        return results_from_json(_read_content(folder).get(OTHER_CANDIDATES, {}))
 
 
 def read_list_results(folder: Path) -> ListResults:
     """Return the metrics of the recommended lists in a folder's results.json; empty where there are none."""
     with explained_read_errors(folder / "results.json", REMEDY):
-        results: ListResults = read_json(folder / "results.json", REMEDY).get("lists", {})
+        results: ListResults = _read_content(folder).get("lists", {})
         return results
 
 
 def read_description(folder: Path) -> str:
     """Return the sentence in a folder's results.json that says what was ranked, and how."""
     with explained_read_errors(folder / "results.json", REMEDY):
-        return str(read_json(folder / "results.json", REMEDY)["description"])
+        return str(_read_content(folder)["description"])
 
 
 def read_notes(folder: Path) -> list[str]:
     """Return what a reader of the metrics in a folder's results.json must know beside the protocol."""
     with explained_read_errors(folder / "results.json", REMEDY):
-        return list(read_json(folder / "results.json", REMEDY).get("notes", ()))
+        return list(_read_content(folder).get("notes", ()))
 
 
 def results_to_json(results: Results) -> dict[str, Any]:

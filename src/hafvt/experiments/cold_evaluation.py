@@ -79,5 +79,6 @@ def rank_cold_targets(run: Run, device: torch.device) -> tuple[Ranks, Results, R
     results = write_results(folder, view, ranks, FULL, description)
     if process_index() == 0:
         content = read_json(folder / "results.json")
-        write_json(folder / "results.json", {**content, "chance": results_to_json(random_order)})
+        content["chance"] = results_to_json(random_order)
+        write_json(folder / "results.json", content, checksum=True)
     return ranks, results, random_order

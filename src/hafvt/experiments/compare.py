@@ -14,13 +14,15 @@ from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.experiments.comparison_report import write_comparison
 from hafvt.experiments.comparison_runner import BUDGETS, ComparedModel, ModelResult, run_comparison
 from hafvt.experiments.search_space import TRAINING_OPTIONS, TUNING_FORMAT, default_settings
+from hafvt.experiments.training_pool import read_settings
 from hafvt.features.item_features import load_item_features
-from hafvt.files import atomic_file, explained_read_errors, read_json
+from hafvt.files import atomic_file, explained_read_errors, verify_files
 from hafvt.models import MODELS, build_model, configure
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.settings import Jobs, OutFolder, check_arguments, parse_yaml
 from hafvt.training.run import fingerprint, model_item_features
 
+TUNING_REMEDY = "repeat the search, which writes it again"
 BudgetName = Literal["small", "full"]
 
 ABLATION_VARIANTS: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -194,9 +196,8 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
     Raises:
         HafvtError: the folder holds no search for this model on this dataset, or no trial has finished.
     """
-    settings = read_json(folder / "settings.json")
-    is_search = isinstance(settings, dict) and settings.get("model") == name
-    if not is_search or settings.get("dataset") != fingerprint(data):
+    settings = read_settings(folder)
+    if settings.get("model") != name or settings.get("dataset") != fingerprint(data):
         raise HafvtError(f"{folder} holds no search for {name} on {data.folder}: tune it there first")
     if settings.get("format") != TUNING_FORMAT:
         raise HafvtError(
@@ -204,7 +205,8 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
         )
     if not (folder / "best.yaml").exists():
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
-    with explained_read_errors(folder / "best.yaml", "repeat the search, which writes it again"):
+    with explained_read_errors(folder / "best.yaml", TUNING_REMEDY):
+        verify_files(folder, settings.get("sha256", {}), TUNING_REMEDY)
         best = parse_yaml((folder / "best.yaml").read_text(encoding="utf-8"))
         training = {option: best[option] for option in TRAINING_OPTIONS if option in best}
         preset, fixed = best["preset"], settings["params"]
@@ -216,9 +218,8 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
 
 def _read_tuning_budget(folder: Path) -> str:
     """Return what a `tune` search cost, in words."""
-    path = folder / "settings.json"
-    with explained_read_errors(path, "repeat the search, which writes it again"):
-        return str(read_json(path)["budget"])
+    with explained_read_errors(folder / "settings.json", TUNING_REMEDY):
+        return str(read_settings(folder)["budget"])
 
 
 def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:

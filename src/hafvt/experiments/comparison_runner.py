@@ -18,15 +18,16 @@ from hafvt.evaluation.list_metrics import ListResults
 from hafvt.evaluation.metrics import METRICS, Results
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Float64
-from hafvt.evaluation.results import read_list_results, read_other_results, read_results
+from hafvt.evaluation.results import read_list_results, read_other_results, read_results, verify_ranks
 from hafvt.evaluation.significance import PairedTest, holm, paired_test
 from hafvt.experiments.training_pool import TrainingPool, save_or_check_settings
-from hafvt.files import explained_read_errors, explained_write_errors, read_json
+from hafvt.files import explained_read_errors, explained_write_errors
 from hafvt.folders import folder_lock
 from hafvt.models import MODELS, configure
 from hafvt.progress import Advance, progress
-from hafvt.training.run import fingerprint
+from hafvt.training.run import fingerprint, read_model_file
 
+RUN_REMEDY = "remove its folder and repeat the command, which trains the model again"
 METRIC_COLUMNS = ("MRR", "NDCG@5", "NDCG@10")  # the metrics of the paper's tables
 
 
@@ -189,8 +190,10 @@ class ComparisonRunner:
             advance(1, compared.label)
         if compared.default_model is not None:
             self.check_tuned_model(compared.label, folders, compared.default_model, advance)
-        with explained_read_errors(folders[0].parent, "remove this folder and repeat the command"):
-            infos = [read_json(folder / "model.json") for folder in folders]
+        with explained_read_errors(folders[0].parent, RUN_REMEDY):
+            infos = [read_model_file(folder, RUN_REMEDY) for folder in folders]
+            for folder in folders:
+                verify_ranks(folder)
             user_metrics, user_targets = read_user_metrics(folders)
             return ModelResult(
                 compared,
@@ -233,11 +236,14 @@ class ComparisonRunner:
         if hasattr(configure(compared.model, compared.preset), "max_length"):
             params.setdefault("max_length", self.budget.max_length)
         if (folder / "model.json").exists():
-            info = read_json(folder / "model.json")
+            info = read_model_file(folder, RUN_REMEDY)
             config = configure(compared.model, compared.preset, params).model_dump()
-            _check_same_settings(folder, info["config"], config)
-            _check_same_settings(folder, info["training"], compared.training)
-            is_long_enough = info["training"]["epochs"] >= epochs
+            with explained_read_errors(folder / "model.json", RUN_REMEDY):
+                _check_same_settings(folder, info["config"], config)
+                training = {"model": compared.model, "dataset": fingerprint(self.data), "seed": seed}
+                training |= {"learning_rate": learning_rate, **compared.training}
+                _check_same_settings(folder, info["training"], training)
+                is_long_enough = info["training"]["epochs"] >= epochs
             if is_long_enough and (not test or (folder / "results.json").exists()):
                 return folder
         options = {
@@ -336,9 +342,9 @@ def slug(label: str) -> str:
 
 def best_valid_mrr(folder: Path, epochs: int) -> float:
     """Return the best validation MRR of a run's first `epochs` epochs; a finished run may have more."""
-    with explained_read_errors(folder / "metrics.jsonl", "remove its folder and repeat the command"):
-        metrics = pl.read_ndjson(folder / "metrics.jsonl", infer_schema_length=None)
-        return float(metrics.filter(pl.col("epoch") <= epochs)["valid_mrr"].max())  # type: ignore[arg-type]
+    with explained_read_errors(folder / "model.json", RUN_REMEDY):
+        mrrs = read_model_file(folder, RUN_REMEDY)["valid_mrrs"]
+        return max(float(mrr) for epoch, mrr in mrrs.items() if int(epoch) <= epochs)
 
 
 def read_user_metrics(

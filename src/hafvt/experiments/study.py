@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hafvt.errors import HafvtError, missing_package
 from hafvt.experiments.search_space import Range, SearchSpace, storable
 from hafvt.experiments.tune_report import TrialResult, TuningTask
+from hafvt.files import explained_read_errors
 
 try:
     import optuna
@@ -87,10 +92,70 @@ def open_study(task: TuningTask) -> optuna.Study:
         ),
         load_if_exists=True,
     )
+    verify_study(study, task)
     if not study.get_trials(deepcopy=False):
         searched = {n: storable(value) for n, value in task.first_settings.items() if value in task.space[n]}
         study.enqueue_trial(searched, user_attrs={IS_FIRST: True})
     return study
+
+
+def verify_study(study: optuna.Study, task: TuningTask) -> None:
+    """Check the file of a study, and its trials against config.yaml and metrics.jsonl of their runs.
+
+    Raises:
+        HafvtError: the file is damaged, or a setting or a validation differs from that of the run.
+    """
+    path, remedy = task.out / "study.db", "restore it, or search in another folder"
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            (problem,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if problem != "ok":
+            raise ValueError(problem)
+        trials = counted_trials(study)
+        if not trials and any((task.out / "trials").glob("*")):
+            raise HafvtError(f"{path} does not hold the trials of {task.out / 'trials'}: {remedy}")
+        for trial in trials:
+            run = trial_folder(task, trial)
+            if (
+                trial.state.is_finished()
+                and (run / "config.yaml").exists()
+                and is_different(trial, task, run)
+            ):
+                raise HafvtError(f"{path} or {run} is damaged, as they disagree: {remedy}")
+    except (HafvtError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        raise
+    except Exception as error:  # Optuna raises many types for damaged values
+        raise HafvtError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {remedy}") from None
+
+
+def is_different(trial: FrozenTrial, task: TuningTask, run: Path) -> bool:
+    """Return whether a setting or a validation of a trial differs from that in the folder of its run."""
+    remedy = "remove the folder of the search, and search again"
+    with explained_read_errors(run / "config.yaml", remedy):
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        saved = {**config, **config["config"]}
+    with explained_read_errors(run / "metrics.jsonl", remedy):
+        validations = {epoch: valid_mrr for epoch, valid_mrr, _ in read_validations(run)}
+    mrrs = trial.intermediate_values
+    settings = json.loads(json.dumps(trial_settings(trial, task)))
+    return (
+        any(value is not None and saved[name] != value for name, value in settings.items())
+        or any(validations.get(epoch) != valid_mrr for epoch, valid_mrr in mrrs.items())
+        or (trial.state == TrialState.COMPLETE and trial.value != max(mrrs.values()))
+    )
+
+
+def trial_folder(task: TuningTask, trial: optuna.Trial | FrozenTrial) -> Path:
+    """Return the folder of the run of a trial that has begun."""
+    return task.out / "trials" / f"{trial.user_attrs.get('number', trial.number):04d}"
+
+
+def read_validations(folder: Path) -> list[tuple[int, float, float]]:
+    """Return epoch, validation MRR and seconds of training of each validation in a run's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be incomplete
+    return [(row["epoch"], row["valid_mrr"], row["seconds"]) for row in rows if "valid_mrr" in row]
 
 
 def mark_as_begun(study: optuna.Study, trial: optuna.Trial) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hafvt.errors import HafvtError
-from hafvt.files import read_json, write_json
+from hafvt.files import read_json, verify_json, write_json
 from hafvt.folders import folder_lock
 from hafvt.training.config import train_arguments
 
@@ -120,6 +120,20 @@ def is_in_use(folder: Path) -> bool:
         return True
 
 
+def read_settings(out: Path) -> dict[str, Any]:
+    """Return what `save_or_check_settings` wrote into a folder.
+
+    Raises:
+        HafvtError: settings.json is missing or damaged.
+    """
+    path, remedy = out / "settings.json", "restore it, or choose another folder"
+    settings = read_json(path, remedy)
+    if not isinstance(settings, dict):
+        raise HafvtError(f"{path} is damaged: {remedy}")
+    verify_json(path, settings, remedy)
+    return settings
+
+
 def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str) -> None:
     """Write settings.json into a new folder; in an existing one, require equal settings.
 
@@ -135,10 +149,8 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
     if not path.exists():
         if out.exists() and any(file.name[0] != "." for file in out.iterdir()):
             raise HafvtError(f"{out} is not empty and does not hold {content}: choose another folder")
-        write_json(path, wanted)
-    saved = read_json(path)
-    if not isinstance(saved, dict):
-        raise HafvtError(f"{path} is damaged: restore it, or choose another folder")
+        write_json(path, wanted, checksum=True)
+    saved = read_settings(out)
     different = [name for name in wanted if saved.get(name) != wanted[name]]
     if different:
         names = " and ".join(different)

@@ -7,7 +7,6 @@ again, and the worker that takes it resumes the training in the folder of the tr
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -34,8 +33,10 @@ from hafvt.experiments.study import (
     mark_as_begun,
     open_study,
     queue_unfinished_trials,
+    read_validations,
     setting_importances,
     storage_errors,
+    trial_folder,
     trial_result,
     trial_settings,
 )
@@ -205,9 +206,10 @@ class _Tuner:
 
     def write_report(self) -> TuningResult | None:
         """Write the files of the search so far."""
-        trials = [trial_result(trial, self.task) for trial in counted_trials(self.study)]
-        begun = sorted((trial for trial in trials if trial.params), key=lambda trial: trial.number)
-        return write_tuning_report(self.task, begun, setting_importances(self.study, self.task.space))
+        with self.lock:  # best.yaml and its hash in settings.json are of one process
+            trials = [trial_result(trial, self.task) for trial in counted_trials(self.study)]
+            begun = sorted((trial for trial in trials if trial.params), key=lambda trial: trial.number)
+            return write_tuning_report(self.task, begun, setting_importances(self.study, self.task.space))
 
     def work(self) -> None:
         """Run one trial after the other."""
@@ -252,7 +254,7 @@ class _Tuner:
     def train(self, trial: optuna.Trial) -> float:
         """Train one trial, report each validation to Optuna, and return the best validation MRR."""
         number = trial.user_attrs["number"]
-        folder = self.task.out / "trials" / f"{number:04d}"
+        folder = trial_folder(self.task, trial)
         log = folder.with_suffix(".log")
         params = trial_settings(trial, self.task)
         training = {name: params.pop(name) for name in TRAINING_OPTIONS if name in params}
@@ -279,11 +281,3 @@ class _Tuner:
 
 class _TrialFailed(Exception):
     """The trial ended without a result; the search goes on."""
-
-
-def read_validations(folder: Path) -> list[tuple[int, float, float]]:
-    """Return epoch, validation MRR and seconds of training of each validation in a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be incomplete
-    return [(row["epoch"], row["valid_mrr"], row["seconds"]) for row in rows if "valid_mrr" in row]

@@ -19,7 +19,8 @@ from hafvt.experiments.search_space import (
     format_value,
     storable,
 )
-from hafvt.files import atomic_file, read_json, write_json
+from hafvt.experiments.training_pool import read_settings
+from hafvt.files import atomic_file, sha256, write_json
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.tables import markdown_table, percent
 
@@ -124,8 +125,8 @@ def write_tuning_report(
     for name, content in contents.items():
         with atomic_file(task.out / name) as path:
             path.write_text(content, encoding="utf-8")
-    settings = task.out / "settings.json"
-    write_json(settings, {**read_json(settings), "budget": budget})
+    results = {"budget": budget, "sha256": {"best.yaml": sha256(task.out / "best.yaml")}}
+    write_json(task.out / "settings.json", {**read_settings(task.out), **results}, checksum=True)
     return TuningResult(task.out, best, tuple(trials), importances, text)
 
 

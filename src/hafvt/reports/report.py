@@ -25,6 +25,7 @@ from hafvt.evaluation.results import (
 )
 from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
+from hafvt.files import explained_read_errors
 from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.ops.top_k import top_k_columns
@@ -97,8 +98,14 @@ def read_curve(path: Path) -> list[CurvePoint]:
     """Return the epochs in a metrics.jsonl; none where the file does not exist."""
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [CurvePoint(row["epoch"], row["loss"], row.get("valid_mrr")) for row in rows]
+    with explained_read_errors(path, "remove it, and the report has no training curve"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            CurvePoint(
+                int(row["epoch"]), float(row["loss"]), float(row["valid_mrr"]) if "valid_mrr" in row else None
+            )
+            for row in rows
+        ]
 
 
 def user_examples(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hafvt.errors import missing_package
-from hafvt.files import atomic_file, explained_read_errors, explained_write_errors
+from hafvt.files import atomic_file, explained_write_errors
 
 
 class MetricsLog:
@@ -16,14 +17,14 @@ class MetricsLog:
 
     Args:
         folder: of the run.
-        epoch: epochs that are done; lines of later epochs, which a resumed run trains again, are removed.
+        lines: of the epochs that are done; a resumed run writes those of later epochs again.
         tensorboard: also write TensorBoard events into the folder.
 
     Raises:
         HafvtError: `tensorboard` without the package.
     """
 
-    def __init__(self, folder: Path, epoch: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, lines: Sequence[Mapping[str, float]], tensorboard: bool) -> None:
         self.path = folder / "metrics.jsonl"
         self.writer: Any = None
         if tensorboard:
@@ -32,19 +33,10 @@ class MetricsLog:
             except ImportError:
                 raise missing_package("track", "tensorboard") from None
             self.writer = SummaryWriter(str(folder / "tensorboard"))
-        complete = []
-        with explained_read_errors(self.path, "move it away"):
-            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        for line in lines:
-            try:
-                if json.loads(line)["epoch"] <= epoch:
-                    complete.append(line + b"\n")
-            except (ValueError, KeyError, TypeError):
-                break  # an incomplete line: the process was killed while it wrote
         with atomic_file(self.path) as temporary:
-            temporary.write_bytes(b"".join(complete))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, values: Mapping[str, float]) -> None:
         """Append one line and wait until it is on disk."""
         with explained_write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")

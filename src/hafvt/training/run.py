@@ -144,6 +144,20 @@ def check_format(folder: Path, content: dict[str, Any]) -> None:
         )
 
 
+def read_model_file(folder: Path, remedy: str = REMEDY) -> dict[str, Any]:
+    """Return the content of a run's model.json.
+
+    Raises:
+        HafvtError: it is missing, damaged or of another format.
+    """
+    path = folder / "model.json"
+    about: dict[str, Any] = read_json(path, remedy)
+    with explained_read_errors(path, remedy):
+        check_format(folder, about)
+        verify_json(path, about, remedy)
+    return about
+
+
 def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
     """Open a finished run.
 
@@ -159,9 +173,8 @@ def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
     path = folder / "model.json"
     if not path.exists():
         raise HafvtError(f"{folder} {_reason_without_model(folder)}")
-    about = read_json(path, REMEDY)
+    about = read_model_file(folder)
     with explained_read_errors(path, REMEDY):
-        check_format(folder, about)
         name, values = about["model"], about["config"]
         features, dataset, hashes = about["training"]["features"], about["dataset"], about.get("sha256", {})
         config_class = MODELS[name].config_class
@@ -182,7 +195,6 @@ def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
     except ArgumentError as error:  # of the folder, not of a command
         raise HafvtError(str(error)) from None
     item_features = model_item_features(data, name, config, interactions=False)
-    verify_json(path, about, REMEDY)
     verify_files(folder, hashes, REMEDY)
     models = []
     for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):

@@ -193,6 +193,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "training": settings,
         "best": best | {"peak_gib": round(float(greatest_peak_gib), 3)},
+        "valid_mrrs": {str(line["epoch"]): line["valid_mrr"] for line in state.log if "valid_mrr" in line},
         "processes": num_processes(),
         "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
         "sha256": hashes,

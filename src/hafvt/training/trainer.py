@@ -55,6 +55,7 @@ class TrainingState:
         best_epochs: epoch with the highest validation MRR: one entry for all domains together, or one per
             domain; 0 before the first validation.
         best_mrrs: validation MRR at each of `best_epochs`; -1 before the first validation.
+        log: the lines of metrics.jsonl, one per finished epoch.
     """
 
     epoch: int = 0
@@ -64,6 +65,7 @@ class TrainingState:
     seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
     best_mrrs: list[float] = field(default_factory=list)
+    log: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def best_mrr(self) -> float:
@@ -129,7 +131,7 @@ class Trainer:
             HafvtError: the loss is not finite.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the current step and a checkpoint.
         """
-        log = MetricsLog(self.folder, self.state.epoch, tensorboard) if process_index() == 0 else None
+        log = MetricsLog(self.folder, self.state.log, tensorboard) if process_index() == 0 else None
         state, batch_size = self.state, self.config.batch_size
         num_histories = self.epochs * len(self.batches) * batch_size
         with (
@@ -148,8 +150,9 @@ class Trainer:
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
                     mrr = metrics["valid_mrr"] = self.validate()
                 state.seconds = time.monotonic() - self.started_at
+                state.log.append({**metrics, "seconds": round(state.seconds, 2)})
                 if log is not None:
-                    log.write({**metrics, "seconds": round(state.seconds, 2)})
+                    log.write(state.log[-1])
                 state.batch, state.loss_sum = 0, 0.0
                 # With the long timeout, as process 0 may have written the best weights.
                 (is_due,) = all_reduce_sum([self.is_checkpoint_due(0.0)], long_timeout=True)

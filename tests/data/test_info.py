@@ -10,6 +10,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.info import HistoryLengths, info
 from hafvt.data.order import TimeTies
 from hafvt.data.prepare import prepare
+from hafvt.errors import HafvtError
 from hafvt.features.table import write_table
 
 ITEMS = pl.DataFrame(
@@ -86,6 +87,21 @@ def test_info_path_with_features_counts_items_with_a_vector(tmp_path: Path) -> N
     result = info(str(data.folder))
     assert [domain.with_features for domain in result.domains] == [{"title": 1}, {"title": 1}]
     assert "with title features" in str(result)
+
+
+def test_info_of_damaged_vectors_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    data = make(tmp_path / "a")
+    folder = data.folder / "features" / "title"
+    write_table(folder, np.zeros((5, 4), np.float16), np.array([True] * 4 + [False]), {"encoder": "test"})
+    np.save(folder / "present.npy", np.array([True] * 5))
+    with pytest.raises(HafvtError, match=r"present.npy is damaged .*: run hafvt encode for title again"):
+        info(data)
+
+
+def test_info_without_equal_times_names_no_order(tmp_path: Path) -> None:
+    log = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "x"], "timestamp": [1, 2, 3]})
+    text = str(info(prepare(log, ITEMS, tmp_path / "a", min_per_domain=0)))
+    assert "equal times: 0 of 2 adjacent pairs (0.0%)\n" in text
 
 
 def test_info_text_is_an_aligned_table_with_a_summary(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from hafvt.data.batches import Batch, history_batch
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.features.item_features import load_item_features
 from hafvt.inference.onnx_export import export
 from hafvt.inference.recommender import Recommender
@@ -115,6 +116,15 @@ def test_request_time_is_that_of_the_last_item_or_the_start_of_the_targets_day(s
     np.testing.assert_array_equal(by_time.request_times(test), times)
     assert (by_time.request_times(test) <= small.times[test]).all()
     assert (by_time.request_times(test) > small.times[test - 1]).any()
+
+
+def test_recent_popularity_at_a_time_before_the_data_warns(small, tmp_path):
+    recommender = Recommender.open(train("recent-popularity", small, tmp_path / "run").folder)
+    with pytest.warns(HafvtWarning, match="^recent-popularity counts no training interaction at the time"):
+        recommender.recommend([["i3"], ["i5"]], "d0", time=1_400_000_000)
+    with warnings.catch_warnings(action="error"):
+        recommender.recommend([["i3"], []], "d0")
+        recommender.recommend([[]], "d0", time=1_400_000_000)  # by popularity, whatever the time
 
 
 def test_seasonal_popularity_recommends_and_exports_by_the_time_of_request(make_small, tmp_path):

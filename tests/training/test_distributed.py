@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
+from hafvt.folders import folder_lock
+from hafvt.training.launch import launch_processes
 from hafvt.training.run import open_run
 from hafvt.training.train import train
 from tests.training.conftest import SMALL_SASREC
@@ -152,6 +155,44 @@ def test_train_after_a_killed_process_ends_in_one_line_and_resumes_with_another_
     finished = open_run(tmp_path / "run")
     assert finished.about["processes"] == 3
     assert finished.about["best"]["epochs"] == epochs
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("target", ["launcher", "process 1"])
+def test_train_with_devices_terminated_writes_a_checkpoint_and_one_line(training_data, tmp_path, target):
+    process = start(*train_options(training_data, tmp_path / "run", epochs=4000), "--devices=2")
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    os.kill(process.pid if target == "launcher" else workers(process)[1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    lines = [line for line in errors.splitlines() if not line.startswith("train sasrec")]
+    assert lines == ["stopped; start the command again to continue where it was (train: with --resume)"]
+    assert (tmp_path / "run" / "checkpoint" / "last.safetensors").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_train_with_devices_whose_launcher_is_killed_ends_without_a_trace(training_data, tmp_path):
+    process = start(*train_options(training_data, tmp_path / "run", epochs=4000), "--devices=2")
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    process.kill()
+    _, errors = process.communicate(timeout=TIMEOUT)  # until the processes have ended, too
+    assert all(line.startswith("train sasrec") for line in errors.splitlines()), errors
+    with folder_lock(tmp_path / "run"):
+        pass
+
+
+def test_explain_of_a_process_killed_after_the_training_names_evaluate(tmp_path, monkeypatch):
+    def launch(*arguments):
+        (tmp_path / "model.json").write_text("{}")
+        raise ChildFailedError("", {1: ProcessFailure(1, 1, -9, "")})
+
+    monkeypatch.setattr("hafvt.training.launch.elastic_launch", lambda config, program: launch)
+    with pytest.raises(
+        HafvtError, match=r"^process 1 was killed .*: the training had finished; hafvt evalua"
+    ):
+        launch_processes([], 2, tmp_path)
+    with pytest.raises(HafvtError, match="start the command again with --resume"):
+        launch_processes([], 2, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

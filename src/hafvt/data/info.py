@@ -14,7 +14,7 @@ from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.data.repeats import RepeatCounts
 from hafvt.data.times import unix_ticks
-from hafvt.files import explained_read_errors
+from hafvt.files import explained_read_errors, read_json, verify_files
 from hafvt.settings import check_arguments
 from hafvt.tables import align_columns
 
@@ -199,7 +199,10 @@ def _feature_masks(data: Dataset) -> dict[str, Bool]:
     masks = {}
     for name in data.feature_names:
         path = data.folder / "features" / name / "present.npy"
-        with explained_read_errors(path, f"run hafvt encode for {name} again"):
+        remedy = f"run hafvt encode for {name} again"
+        with explained_read_errors(path, remedy):
+            about = read_json(path.with_name("about.json"), remedy)
+            verify_files(path.parent, {path.name: about["sha256"][path.name]}, remedy)
             masks[name] = np.load(path, allow_pickle=False)
     return masks
 
@@ -234,6 +237,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
     """Return the lines on overlap, histories, times and cold items."""
     lengths, tie_counts = dataset.lengths, dataset.tie_counts
     tied_share = tie_counts.tied_pairs / max(tie_counts.adjacent_pairs, 1)
+    tie_order = TIE_ORDER.get(dataset.tie_order, "in unknown order")
     num_targets = sum(domain.valid_targets + domain.test_targets for domain in dataset.domains)
     first, last = (_format_time(time, dataset.time_span) for time in dataset.time_span)
     lines = [
@@ -245,8 +249,7 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         f"median {lengths.median:g}, mean {lengths.mean:.1f}",
         f"times: {first} to {last}",
         f"equal times: {tie_counts.tied_pairs:,} of {tie_counts.adjacent_pairs:,} adjacent pairs "
-        f"({tied_share:.1%}), "
-        f"{TIE_ORDER.get(dataset.tie_order, 'in unknown order')}",
+        f"({tied_share:.1%})" + (f", {tie_order}" if tie_counts.tied_pairs else ""),
         same_time_line(dataset.same_time_targets, num_targets),
         f"duplicates (interactions with the user, item and time of another): {tie_counts.duplicates:,}",
     ]

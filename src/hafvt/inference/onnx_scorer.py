@@ -99,6 +99,7 @@ class OnnxScorer:
                 raise HafvtError(f"table {name!r} is {table.dtype} {table.shape}: give float32 {shape}")
             self.item_tables[name] = np.ascontiguousarray(table)
         self._score_sessions = [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
+        self.uses_times = "times" in {value.name for value in self._score_sessions[0].get_inputs()}
 
     @cached_property
     def _weights(self) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.data.ids import id_text, id_texts
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, warn
 from hafvt.folders import read_folder, recover_folder
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.onnx_scorer import is_export, open_export
@@ -158,6 +158,14 @@ class Recommender:
         best = self._top_items(
             [items for items, _ in known_and_unknown], domain_index, k, excluded_columns, time
         )
+        by_model = [
+            scores for (items, _), (_, scores) in zip(known_and_unknown, best, strict=True) if len(items)
+        ]
+        if self.scorer.uses_times and by_model and not np.concatenate(by_model).any():
+            warn(
+                f"{self.scorer.name} counts no training interaction at the time of the request, so all "
+                "scores are 0 and the order is arbitrary: name another time"
+            )
         return [
             Recommendations(
                 tuple(

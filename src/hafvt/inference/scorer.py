@@ -33,6 +33,7 @@ class Scorer(Protocol):
         name: name of the model.
         domains: contiguous slices of the item indices.
         max_length: the longest history that `scores` reads, in items.
+        uses_times: whether the scores depend on the time of the request.
         can_explain: whether `explain` works.
         sequence_names: the sequences of a `ScoreBreakdown`: domains and "all domains"; else empty.
         modalities: the modalities of a `ScoreBreakdown`: "id" and names of features; else empty.
@@ -41,6 +42,7 @@ class Scorer(Protocol):
     name: str
     domains: tuple[Domain, ...]
     max_length: int
+    uses_times: bool
     can_explain: bool
     sequence_names: tuple[str, ...]
     modalities: tuple[str, ...]

@@ -23,7 +23,7 @@ class TorchScorer:
     def __init__(self, run: Run) -> None:
         self.models, model = run.models, run.model
         self.name, self.domains, self.max_length = run.name, model.domains, model.max_length
-        self.can_explain = model.can_explain
+        self.uses_times, self.can_explain = model.uses_times, model.can_explain
         self.sequence_names = model.sequence_names if model.can_explain else ()
         self.modalities = model.modalities if model.can_explain else ()
 

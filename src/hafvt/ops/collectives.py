@@ -60,8 +60,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        try:
-            set_reports_errors(store.add("hafvt_errors", 1) == 1)
+        try:  # without the agent, torch would print a trace in C++
+            set_reports_errors(is_orphan() or store.add("hafvt_errors", 1) == 1)
         except RuntimeError:  # the agent ended, too
             set_reports_errors(True)
         raise

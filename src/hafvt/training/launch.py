@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -18,20 +19,33 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hafvt.errors import HafvtError
 from hafvt.processes import LAUNCH_ID
 
+STOPPED = 130  # exit status of a process that Ctrl-C or SIGTERM stopped
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by the agent
 
 
-def launch_processes(arguments: list[str], count: int) -> None:
-    """Run `hafvt` with the same arguments in several processes, which torch.distributed connects.
+def launch_processes(arguments: list[str], count: int, folder: Path) -> None:
+    """Run `hafvt train` with the same arguments in several processes, which torch.distributed connects.
 
     Progress and warnings of process 0 go to stderr; what it prints goes nowhere.
 
+    Args:
+        arguments: of `hafvt`.
+        count: number of processes.
+        folder: of the run.
+
     Raises:
         HafvtError: a process failed or was killed; the others have ended, too.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the processes have written a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM reached this process or one of them; all have ended.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # errors are reported below
-    with tempfile.TemporaryDirectory() as logs, _own_threads(count), _restored_signal_handlers():
+    for name in logging.root.manager.loggerDict:  # each has a level of its own; errors are reported below
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    environment = {
+        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)),  # an equal share of the processors
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # no traces of lost connections when a process is killed
+    }
+    earlier_model = _read_model(folder)
+    with tempfile.TemporaryDirectory() as logs, _environment(environment), _restored_signal_handlers():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -48,11 +62,23 @@ def launch_processes(arguments: list[str], count: int) -> None:
         except SignalException:
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
-            raise _explain(error) from None
+            codes = {failure.exitcode for failure in error.failures.values()}
+            if STOPPED in codes <= {STOPPED, -signal.SIGTERM}:
+                raise KeyboardInterrupt from None
+            remedy = "start the command again with --resume, which continues from the last checkpoint"
+            if _read_model(folder) != earlier_model:
+                remedy = f"the training had finished; hafvt evaluate {folder} ranks its test targets"
+            raise _explain(error, remedy) from None
 
 
-def _explain(error: ChildFailedError) -> HafvtError:
-    """Return one line for the process that failed first, or for the one that was killed."""
+def _read_model(folder: Path) -> bytes:
+    """Return the content of the model.json of a run; empty if there is none."""
+    path = folder / "model.json"
+    return path.read_bytes() if path.exists() else b""
+
+
+def _explain(error: ChildFailedError, remedy: str) -> HafvtError:
+    """Return one line for the process that failed first, or for the one that was killed, with the remedy."""
     killed = [
         (index, failure)
         for index, failure in error.failures.items()
@@ -66,8 +92,7 @@ def _explain(error: ChildFailedError) -> HafvtError:
             "as when the memory runs out" if -failure.exitcode == signal.SIGKILL else "see messages above"
         )
         return HafvtError(
-            f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: start "
-            "the command again with --resume, which continues from the last checkpoint"
+            f"process {index} was killed ({failure.signal_name()}, {reason}), and the others ended: {remedy}"
         )
     content: Any = failure.message  # a dictionary if the process has recorded an exception
     message = content["message"] if isinstance(content, dict) else ""
@@ -77,16 +102,15 @@ def _explain(error: ChildFailedError) -> HafvtError:
 
 
 @contextmanager
-def _own_threads(count: int) -> Iterator[None]:
-    """Give each process an equal share of the processors, unless OMP_NUM_THREADS is set."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // count, 1))
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set those environment variables that are not set while the block runs."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def train(
         from hafvt.training.run import open_run
 
         options["data"] = data.folder if isinstance(data, Dataset) else data
-        launch_processes(train_arguments(model, options, params or {}), devices)
+        launch_processes(train_arguments(model, options, params or {}), devices, Path(out))
         return open_run(out, data)
     return run_training(
         model, model_config, config, data, Path(out), resume=resume, test=test, tensorboard=tensorboard

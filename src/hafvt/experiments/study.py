@@ -111,10 +111,9 @@ def verify_study(study: optuna.Study, task: TuningTask) -> None:
             (problem,) = connection.execute("PRAGMA integrity_check").fetchone()
         if problem != "ok":
             raise ValueError(problem)
-        trials = counted_trials(study)
-        if not trials and any((task.out / "trials").glob("*")):
+        if not study.get_trials(deepcopy=False) and any((task.out / "trials").glob("*")):
             raise HafvtError(f"{path} does not hold the trials of {task.out / 'trials'}: {remedy}")
-        for trial in trials:
+        for trial in counted_trials(study):
             run = trial_folder(task, trial)
             if (
                 trial.state.is_finished()

@@ -251,7 +251,7 @@ def write() -> str:
         ]
         text += [markdown_table(["model", "settings", "search"], settings, text_columns=3)]
     entry = "\n".join(text)
-    record("tuned", entry, {"machine": machine, "data": facts})
+    record("tuned", entry, {"machine": machine, "candidates": "unseen", "data": facts})
     return entry
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hafvt.inference.explain import explain as explain
     from hafvt.inference.onnx_export import export as export
     from hafvt.inference.recommender import Recommender as Recommender
+    from hafvt.inference.similar import similar_items as similar_items
     from hafvt.server.serve import serve as serve
     from hafvt.training.train import train as train
 
@@ -62,6 +63,7 @@ MODULES = {
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
     "recommend": "hafvt.inference.batch",
     "serve": "hafvt.server.serve",
+    "similar_items": "hafvt.inference.similar",
     "train": "hafvt.training.train",
     "tune": "hafvt.experiments.tune",
 }

@@ -94,6 +94,7 @@ COMMANDS = {
     "evaluate": Command("hafvt.experiments.evaluate:evaluate", "Rank the test targets of a trained model."),
     "recommend": Command("hafvt.inference.batch:recommend", "Recommend items to one or many histories."),
     "explain": Command("hafvt.inference.explain:explain", "Explain the score of an item."),
+    "similar-items": Command("hafvt.inference.similar:similar_items", "List items that resemble others."),
     "catalog": Command("hafvt.inference.catalog_add:catalog", "Add new items to a trained model."),
     "index": Command("hafvt.inference.ann:index", "Build an index for large catalogs."),
     "serve": Command("hafvt.server.serve:serve", "Serve a trained model over HTTP, with a page."),

@@ -124,6 +124,12 @@ def test_catalog_add_copy_of_item_gets_its_content_score(folder: Path, run: Path
     with torch.inference_mode():
         parts = torch.stack(list(model.branch_scores(batch, 1)), 1)[0].unflatten(0, (2, 3))  # (2, M, C)
     assert model.modalities == ("id", "image", "title")
+    recommender = Recommender.open(run)
+    for by in ("image", "title", "all"):
+        (similar,) = recommender.similar_items(["n5"], k=1, by=by)
+        assert (similar.items[0].item.item_id, similar.by) == ("b5", by)
+        assert similar.items[0].score == pytest.approx(1, abs=1e-3)
+    assert recommender.similar_items(["n5"], by="id")[0].items == ()
     torch.testing.assert_close(parts[:, 1:, new - start], parts[:, 1:, old - start], rtol=5e-3, atol=1e-6)
 
 

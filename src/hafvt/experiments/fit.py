@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hafvt.experiments.demo import remove_run
 from hafvt.features.encode import encode
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.table import FeatureTable
-from hafvt.files import explained_write_errors, sha256
+from hafvt.files import sha256
 from hafvt.inference.recommender import Recommender
 from hafvt.models import configure
 from hafvt.reports.report import write_run_report
@@ -68,8 +69,6 @@ def fit(
     """
     configure(model, "default", None)  # reports a wrong name before any work
     folder, run_folder = Path(out), Path(out) / "run"
-    with explained_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     data = _prepare_once(interactions, items, folder, overwrite, columns=columns, seed=seed)
     if overwrite:
         remove_run(run_folder)
@@ -91,7 +90,14 @@ def _prepare_once(interactions: Any, items: Any, folder: Path, overwrite: bool, 
     """
     target = folder / "data"
     if overwrite or not (target / "manifest.json").exists():
-        return prepare(interactions, items, target, min_per_domain=0, overwrite=True, **options)
+        is_new = not folder.exists()
+        try:
+            return prepare(interactions, items, target, min_per_domain=0, overwrite=True, **options)
+        except HafvtError:
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
     earlier = Dataset.open(target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
         data = prepare(interactions, items, Path(temporary) / "data", min_per_domain=0, **options)

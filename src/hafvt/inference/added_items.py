@@ -17,6 +17,7 @@ from hafvt.features.table import FeatureTable, Float16
 from hafvt.files import explained_read_errors, read_manifest, write_manifest
 from hafvt.folders import FolderKind, atomic_folder, read_folder
 from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.item_vectors import ItemVectors, unit_vectors
 from hafvt.models.base import Model
 from hafvt.training.run import Run, model_item_features
 
@@ -117,6 +118,26 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     roots = {index: Path(root) for index, root in image_roots if root is not None}
     catalog = ItemCatalog(table, domains, train_counts, data.image_root, roots)
     return replace(run, models=tuple(extended[model] for model in run.models)), catalog
+
+
+def feature_vectors(run: Run, catalog: ItemCatalog) -> dict[str, ItemVectors]:
+    """Return the vectors of all items of a catalog by modality, those of added items included.
+
+    Args:
+        run: as it was opened, without the added items.
+        catalog: see `with_added_items`.
+    """
+    indices, _ = catalog.indices(run.data.item_table["item_id"])
+    added = AddedItems.read(run) if len(catalog) > len(indices) else None
+    vectors = {}
+    for name in run.data.feature_names:
+        table = FeatureTable.open(run.data.folder / "features" / name)
+        rows = np.zeros((len(catalog), table.rows.shape[1]), dtype=np.float32)
+        rows[indices] = table.rows
+        if added is not None and name in added.vectors:
+            rows[catalog.indices(added.table["item_id"])[0]] = added.vectors[name]
+        vectors[name] = unit_vectors(rows, np.ones(len(rows), dtype=np.bool_))
+    return vectors
 
 
 def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tuple[Int64, tuple[Domain, ...]]:

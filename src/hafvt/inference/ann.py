@@ -25,6 +25,7 @@ from hafvt.inference.candidates import (
     model_state,
 )
 from hafvt.inference.histories import user_history
+from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.progress import peak_memory_gib, progress
@@ -203,7 +204,7 @@ def sample_histories(data: Dataset, count: int) -> list[list[str]]:
 
 def best_ids(recommender: Recommender, histories: list[list[str]], domain: str, title: str) -> list[set[str]]:
     """Return the ids of the `K` best items for each history, with progress: a million items take a while."""
-    results = []
+    results: list[Recommendations] = []
     with progress(f"{title}, {domain}", len(histories), "histories") as advance:
         for start in range(0, len(histories), 32):
             results += recommender.recommend(histories[start : start + 32], domain, K)

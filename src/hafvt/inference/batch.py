@@ -14,7 +14,8 @@ from hafvt.data.ids import id_text, id_texts
 from hafvt.data.readers import Quoting
 from hafvt.data.times import parse_times
 from hafvt.errors import ArgumentError, HafvtError
-from hafvt.inference.batch_writer import SUFFIXES, open_writer
+from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
+from hafvt.inference.frames import frame_like, is_frame
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
@@ -109,7 +110,7 @@ def recommend(
     quoting: Quoting = "auto",
     strip: bool = False,
     data: str | Path | Dataset | None = None,
-) -> BatchSummary:
+) -> BatchSummary | Any:
     """Recommend the k best items of a domain for each history.
 
     Histories may mix domains and may be of users that the dataset does not have. Ids are text: "007" differs
@@ -135,7 +136,8 @@ def recommend(
         user: instead of a file, a user of the dataset, with all interactions.
         domain: the domain to recommend from; not needed if each history names one or there is only one.
         k: number of items for each history.
-        out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file.
+        out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file, or
+            for a data frame of histories a data frame of its kind as result, with the columns of CSV.
         exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, such as user_id=customer.
@@ -178,7 +180,8 @@ def recommend(
     else:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
 
-    summary = BatchSummary(target)
+    summary, rows = BatchSummary(target), list[dict[str, Any]]()
+    returns_frame = target is None and is_frame(histories)
     total = sum(1 for _ in requests())
     with open_writer(target) as write, progress("recommend", total, "histories") as advance:
         for batch in batches(requests()):
@@ -187,14 +190,18 @@ def recommend(
             if histories is None and target is None:
                 print(results[0])
             else:
-                write([to_json(*row) for row in zip(numbers, batch, results, strict=True)])
+                new_rows = [to_json(*row) for row in zip(numbers, batch, results, strict=True)]
+                if returns_frame:
+                    rows += new_rows
+                else:
+                    write(new_rows)
             for recommendations in results:
                 summary.add(recommendations)
             advance(len(batch))
     if histories is not None or target is not None:
         for warning in summary.warnings:
             console.print(warning, markup=False, highlight=False, soft_wrap=True)
-    return summary
+    return frame_like(histories, result_table(rows)) if returns_frame else summary
 
 
 def parse_time(text: str | int) -> int:
@@ -238,20 +245,3 @@ def recommend_batch(
         )
         results.update(zip(rows, recommendations, strict=True))
     return [results[row] for row in range(len(batch))]
-
-
-def to_json(history_number: int, request: HistoryRequest, recommendations: Recommendations) -> dict[str, Any]:
-    """Return the JSON object of the recommendations for one history."""
-    items = [
-        {"rank": rank, "item_id": one.item.item_id, "title": one.item.title, "score": one.score}
-        for rank, one in enumerate(recommendations.items, start=1)
-    ]
-    return {
-        "history_number": history_number,
-        "user_id": request.user_id,
-        "domain": request.domain,
-        "ranked_by": recommendations.ranked_by,
-        "items": items,
-        "unknown_ids": list(recommendations.unknown_ids),
-        "unknown_excluded_ids": list(recommendations.unknown_excluded_ids),
-    }

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import polars as pl
 
 from hafvt.files import atomic_file
+from hafvt.inference.histories import HistoryRequest
+from hafvt.inference.recommendations import Recommendations, SimilarItems
 from hafvt.tables import without_formulas
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
@@ -27,6 +29,14 @@ SCHEMA = {
     "score": pl.Float64,
     "ranked_by": pl.String,
     "num_unknown_ids": pl.Int64,
+}
+SIMILAR_SCHEMA = {
+    "item_id": pl.String,
+    "rank": pl.Int64,
+    "similar_item_id": pl.String,
+    "domain": pl.String,
+    "title": pl.String,
+    "similarity": pl.Float64,
 }
 CONTROL = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # can control a terminal or end a line
 
@@ -50,7 +60,7 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
 
             def write(rows: Rows) -> None:
                 parts.append(folder / f"{len(parts)}.parquet")
-                _table(rows).write_parquet(parts[-1])
+                result_table(rows).write_parquet(parts[-1])
 
             folder.mkdir()
             try:
@@ -61,7 +71,7 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
         elif out.suffix.lower() == ".csv":
             with temporary.open("wb") as file:
                 pl.DataFrame(schema=SCHEMA).write_csv(file)
-                yield lambda rows: without_formulas(_table(rows)).write_csv(file, include_header=False)
+                yield lambda rows: without_formulas(result_table(rows)).write_csv(file, include_header=False)
         else:
             with temporary.open("w", encoding="utf-8") as lines:
                 yield lambda rows: lines.writelines(map(_line, rows))
@@ -73,7 +83,7 @@ def _line(row: dict[str, Any]) -> str:
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
-def _table(rows: Rows) -> pl.DataFrame:
+def result_table(rows: Rows) -> pl.DataFrame:
     """Return objects as a table with one row per recommended item."""
     return pl.DataFrame(
         [
@@ -83,3 +93,30 @@ def _table(rows: Rows) -> pl.DataFrame:
         ],
         schema=SCHEMA,
     )
+
+
+def similar_table(results: Iterable[SimilarItems]) -> pl.DataFrame:
+    """Return results as a table with one row per pair of items."""
+    rows = [
+        (result.item.item_id, rank, one.item.item_id, one.item.domain, one.item.title, one.score)
+        for result in results
+        for rank, one in enumerate(result.items, start=1)
+    ]
+    return pl.DataFrame(rows, schema=SIMILAR_SCHEMA, orient="row")
+
+
+def to_json(history_number: int, request: HistoryRequest, recommendations: Recommendations) -> dict[str, Any]:
+    """Return the JSON object of the recommendations for one history."""
+    items = [
+        {"rank": rank, "item_id": one.item.item_id, "title": one.item.title, "score": one.score}
+        for rank, one in enumerate(recommendations.items, start=1)
+    ]
+    return {
+        "history_number": history_number,
+        "user_id": request.user_id,
+        "domain": request.domain,
+        "ranked_by": recommendations.ranked_by,
+        "items": items,
+        "unknown_ids": list(recommendations.unknown_ids),
+        "unknown_excluded_ids": list(recommendations.unknown_excluded_ids),
+    }

@@ -22,8 +22,9 @@ class Item:
         item_id: the user's own id of the item.
         domain: name of its domain.
         title: its title; None without one.
-        image: path of its picture, relative to `ItemCatalog.image_folder`; None without one.
+        image: path of its picture, relative to `image_folder`; None without one.
         train_count: its number of training interactions; 0 for a cold item.
+        image_folder: the folder that the path of its picture starts from.
     """
 
     item_id: str
@@ -31,6 +32,7 @@ class Item:
     title: str | None
     image: str | None
     train_count: int
+    image_folder: Path | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class ItemCatalog:
     def item(self, index: int) -> Item:
         """Return the item with an index."""
         item_id, domain, title, image = (column[int(index)] for column in self._columns)
-        return Item(item_id, domain, title, image, int(self.train_counts[index]))
+        train_count = int(self.train_counts[index])
+        return Item(item_id, domain, title, image, train_count, self.image_folder(int(index)))
 
     def image_folder(self, index: int) -> Path | None:
         """Return the folder that the picture path of an item starts from."""

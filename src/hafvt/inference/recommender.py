@@ -6,19 +6,25 @@ Here, a row is the index of a history in a batch, and a column is the index of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.data.ids import id_text, id_texts
+from hafvt.data.schema import read_items
 from hafvt.errors import HafvtError, warn
 from hafvt.folders import read_folder, recover_folder
+from hafvt.inference.batch_writer import result_table, similar_table, to_json
 from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.frames import frame_like, is_frame
+from hafvt.inference.histories import HistoryRequest, read_requests
+from hafvt.inference.item_vectors import ItemVectors, VectorReader, similarities
 from hafvt.inference.onnx_scorer import is_export, open_export
-from hafvt.inference.recommendations import Explanation, Recommendations, ScoredItem
+from hafvt.inference.recommendations import Explanation, Recommendations, Results, ScoredItem, SimilarItems
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.ops.top_k import top_k_columns
 from hafvt.settings import Folder
@@ -45,6 +51,7 @@ class Recommender:
         catalog: the items that `scorer` scores.
         exclude_seen: whether items of the history are left out by default, for each domain.
         candidate_generator: selects the items to score in large domains; None scores all items.
+        read_vectors: reads the vectors for `similar_items`; None without any.
         folder: of the run or export.
     """
 
@@ -54,11 +61,13 @@ class Recommender:
         catalog: ItemCatalog,
         exclude_seen: Sequence[bool],
         candidate_generator: FaissCandidateGenerator | None = None,
+        read_vectors: VectorReader | None = None,
         *,
         folder: Path | None = None,
     ) -> None:
         self.scorer, self.catalog, self.exclude_seen = scorer, catalog, tuple(exclude_seen)
-        self.candidate_generator, self.folder = candidate_generator, folder
+        self.candidate_generator, self.read_vectors = candidate_generator, read_vectors
+        self.folder = folder
 
     @classmethod
     def open(cls, folder: Folder, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
@@ -110,36 +119,56 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str | int]],
-        domain: str,
+        histories: Sequence[Sequence[str | int]] | Any,
+        domain: str | None = None,
         k: int = 10,
         *,
+        columns: dict[str, str] | None = None,
         exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool | None = None,
         time: int | None = None,
-    ) -> list[Recommendations]:
+    ) -> Results[Recommendations] | Any:
         """Return the k best items of a domain for each history.
 
         Scores all items of the domain or, in a large domain with an index (`hafvt index`), the items that the
         index proposes. Items with equal scores are sorted by the order of the catalog, which is random.
 
         Args:
-            histories: item ids, oldest first. A history without known ids gets the most popular items.
-            domain: name of the domain to recommend from.
+            histories: item ids, oldest first. A history without known ids gets the most popular items. Or a
+                data frame of interactions (user_id, item_id, timestamp).
+            domain: name of the domain to recommend from; not needed if there is only one.
             k: number of items for each history; the result has fewer if no others remain.
+            columns: your names of the columns of a data frame, as for `prepare`.
             exclude: for each history, ids of items not to recommend.
             exclude_seen: exclude the items of the history, too; None does so where the evaluation of the
                 training did: by default, in domains where users rarely choose an item again.
             time: of the request, in seconds since 1970; default: now. Only recent-popularity and
                 seasonal-popularity use it.
 
+        Returns:
+            The recommendations for each history, in order. For a data frame, one of the same kind, with a row
+            for each user and item: user_id, rank, item_id, title, score and others.
+
         Raises:
             HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, or a
                 history is not a list of ids.
         """
+        if domain is None and len(self.domains) > 1:
+            raise HafvtError(f"no domain: choose one of {', '.join(self.domains)}")
+        domain = self.domains[0] if domain is None else domain
         domain_index = self.catalog.domain_index(domain)
         if not isinstance(k, int | np.integer) or k < 1:
             raise HafvtError(f"k is {k!r}: give 1 or more")
+        if is_frame(histories):
+            if exclude is not None:
+                raise HafvtError("exclude is for lists of histories, not for a data frame: leave it out")
+            users = HistoryRequest(None, [], domain, k, [])
+            requests = list(read_requests(histories, users, self.domains, columns)())
+            ids = [request.history for request in requests]
+            results = self.recommend(ids, domain, k, exclude_seen=exclude_seen, time=time)
+            numbers = range(1, len(requests) + 1)
+            rows = [to_json(*row) for row in zip(numbers, requests, results, strict=True)]
+            return frame_like(histories, result_table(rows))
         id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
         exclude = [()] * len(id_lists) if exclude is None else exclude
         exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]
@@ -166,7 +195,7 @@ class Recommender:
                 f"{self.scorer.name} counts no training interaction at the time of the request, so all "
                 "scores are 0 and the order is arbitrary: name another time"
             )
-        return [
+        return Results(
             Recommendations(
                 tuple(
                     ScoredItem(self.catalog.item(start + column), score)
@@ -179,7 +208,63 @@ class Recommender:
             for (history, unknown_ids), (_, unknown_excluded_ids), (columns, scores) in zip(
                 known_and_unknown, excluded_and_unknown, best, strict=True
             )
-        ]
+        )
+
+    def similar_items(
+        self,
+        items: Sequence[str | int] | Any,
+        k: int = 10,
+        *,
+        domain: str | None = None,
+        by: str = "all",
+    ) -> Results[SimilarItems] | Any:
+        """Return the k most similar items of each item, by the cosines of their vectors.
+
+        Args:
+            items: ids of the items, or a data frame with the column item_id.
+            k: number of similar items of each item; fewer if no others have a vector.
+            domain: name of the domain of the similar items; default: all domains.
+            by: "id", the vectors that the model has learned from interactions; "image", "title" or another
+                modality, the vectors of `encode`; "all", the mean of the cosines by all of these, where a
+                vector that the similar item lacks counts as 0.
+
+        Returns:
+            The similar items of each item, in order. For a data frame, one of the same kind, with a row for
+            each pair: item_id, rank, similar_item_id, domain, title, similarity.
+
+        Raises:
+            HafvtError: an item or the domain is unknown, there are no vectors of `by`, or this is an export.
+        """
+        if is_frame(items):
+            ids = read_items(items, {}).frame["item_id"].unique(maintain_order=True).to_list()
+            return frame_like(items, similar_table(self.similar_items(ids, k, domain=domain, by=by)))
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise HafvtError(f"k is {k!r}: give 1 or more")
+        start, stop = 0, len(self.catalog)
+        if domain is not None:
+            items_of_domain = self.catalog.domains[self.catalog.domain_index(domain)]
+            start, stop = items_of_domain.start, items_of_domain.stop
+        indices, unknown_ids = self.catalog.indices(id_texts(items, "items"))
+        if unknown_ids:
+            raise HafvtError(f"no item {unknown_ids[0][:80]!r} in the catalog: give ids of its items")
+        results = Results[SimilarItems]()
+        batch_size = max(1, MAX_SCORES // len(self.catalog))
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            for item, cosines in zip(batch.tolist(), similarities(self._vectors, batch, by), strict=True):
+                excluded = np.array([item - start] if start <= item < stop else [], dtype=np.int64)
+                columns = top_k_columns(cosines[start:stop], k, excluded)
+                similar = [(start + column, float(cosines[start + column])) for column in columns.tolist()]
+                scored = tuple(ScoredItem(self.catalog.item(index), cosine) for index, cosine in similar)
+                results.append(SimilarItems(self.catalog.item(item), scored, by))
+        return results
+
+    @cached_property
+    def _vectors(self) -> dict[str, ItemVectors]:
+        """The vectors of all items, see `VectorReader`."""
+        if self.read_vectors is None:
+            raise HafvtError("an export has no vectors for similar items: open the run that it was made from")
+        return self.read_vectors()
 
     def explain(self, history: Sequence[str | int], item_id: str | int) -> Explanation:
         """Return how each branch of the model contributes to the score of an item for a history.

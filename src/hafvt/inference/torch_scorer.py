@@ -10,9 +10,10 @@ import torch
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.folders import read_folder
-from hafvt.inference.added_items import with_added_items
+from hafvt.inference.added_items import feature_vectors, with_added_items
 from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
 from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.item_vectors import ItemVectors, VectorReader, unit_vectors
 from hafvt.inference.scorer import Float32, ScoreBreakdown, request_times
 from hafvt.training.run import Run, open_run
 
@@ -47,14 +48,23 @@ class TorchScorer:
 
 def open_trained_run(
     folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
-) -> tuple[TorchScorer, ItemCatalog, tuple[bool, ...], FaissCandidateGenerator | None]:
+) -> tuple[TorchScorer, ItemCatalog, tuple[bool, ...], FaissCandidateGenerator | None, VectorReader]:
     """Open a run with its added items and its index; return the arguments of `Recommender`.
 
     Args and Raises are those of `Recommender.open`.
     """
-    run, catalog = with_added_items(open_run(folder, data))
+    trained_run = open_run(folder, data)
+    run, catalog = with_added_items(trained_run)
     if threads:
         torch.set_num_threads(threads)
     exclude_seen = run.data.exclude_seen(run.candidates)
     generator = read_folder(run.folder / "index", lambda: open_candidate_generator(run))
-    return TorchScorer(run), catalog, exclude_seen, generator
+    id_vectors = run.model.id_vectors
+
+    def read_vectors() -> dict[str, ItemVectors]:
+        vectors = feature_vectors(trained_run, catalog)
+        if id_vectors is None:
+            return vectors
+        return {"id": unit_vectors(id_vectors.float().numpy(), catalog.train_counts > 0), **vectors}
+
+    return TorchScorer(run), catalog, exclude_seen, generator, read_vectors

@@ -29,6 +29,10 @@ class BranchContributions(NamedTuple):
     to 0 where the branch's sequence is empty."""
 
 
+ID_TABLES = ("ids", "items.ids", "items")
+"""Submodules of which one holds the learned vectors of the items' ids, if the model has any."""
+
+
 def normalize_shares(scores: Tensor) -> Tensor:
     """Return the scores of branches, (B, C, S, M), divided by their sum over branches; 0 where that is 0."""
     return scores / scores.sum((2, 3), keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
@@ -126,6 +130,13 @@ class Model(nn.Module, ABC):
             HafvtError: the model cannot score items that it was not built with.
         """
         raise HafvtError(f"{type(self).__name__} cannot score added items: use hafvt with pictures or titles")
+
+    @property
+    def id_vectors(self) -> Tensor | None:
+        """The learned vectors of the items' ids, (V, d); None for a model without any."""
+        modules = dict(self.named_modules())
+        tables = (modules[name] for name in ID_TABLES if isinstance(modules.get(name), nn.Embedding))
+        return next((table.weight.detach() for table in tables), None)
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""

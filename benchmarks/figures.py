@@ -85,9 +85,9 @@ def tuned() -> str:
     note = (
         "In the columns `full`, candidates are the items of the domain without those of the history."
         if load("tuned").get("candidates") == "unseen"
-        else "In the columns `full`, items of the history are candidates, and much of HAF-VT's lead comes from its "
-        "repeat penalty: compare the columns `sampled-unseen`. HAF-VT was measured before it was simplified "
-        "(CHANGELOG, version 0.2.0)."
+        else "In the columns `full`, items of the history are candidates, and much of HAF-VT's lead "
+        "comes from its repeat penalty: compare the columns `sampled-unseen`. HAF-VT was measured before "
+        "it was simplified (CHANGELOG, version 0.2.0)."
     )
     return f"{_tuned_table(lambda label: not label.startswith('hafvt,'))}\n\n{note}"
 
@@ -169,10 +169,11 @@ def million() -> str:
     recall = " and ".join(f"{percent(share, 1)} %" for share in results["index"]["recall"].values())
     return (
         f"{markdown_table(['', 'all items scored', 'with an index'], rows)}\n"
-        f"Building the index took {results['index']['seconds']:.0f} s; it has {results['index']['mib']:.0f} MiB and a "
-        f"recall@10 of {recall} in the two domains. `hafvt serve` answered {served['per_second']:.0f} requests per "
-        f"second from {served['clients']} clients, 99 % of them within "
-        f"{served['milliseconds']['p99'] / 1000:.1f} s."
+        f"Building the index took {results['index']['seconds']:.0f} s; it has "
+        f"{results['index']['mib']:.0f} MiB and a recall@10 of {recall} in the two domains. "
+        f"`hafvt serve` answered {served['per_second']:.0f} requests per second "
+        f"from {served['clients']} clients, "
+        f"99 % of them within {served['milliseconds']['p99'] / 1000:.1f} s."
     )
 
 
@@ -182,8 +183,8 @@ def processes() -> str:
     one, two = (min(processor for _, processor in results["seconds"][n]) for n in ("1", "2"))
     return (
         f"With an exact softmax over {results['items']:,} items, each of two processes with one thread needs "
-        f"{two / one:.2f} of the processor seconds per step that a single process needs. With a core of its own for "
-        f"each, they are {one / two:.2f} times as fast."
+        f"{two / one:.2f} of the processor seconds per step that a single process needs. "
+        f"With a core of its own for each, they are {one / two:.2f} times as fast."
     )
 
 
@@ -192,8 +193,8 @@ def load_test() -> str:
     results = load("load")
     return (
         f"On {results['machine']['cores']} cores, which the clients share, a server answers "
-        f"{results['per_second']:.0f} requests per second from {results['clients']} clients, 99 % of them within "
-        f"{results['milliseconds']['p99']:.0f} ms, with histories of up to "
+        f"{results['per_second']:.0f} requests per second from {results['clients']} clients, 99 % of them "
+        f"within {results['milliseconds']['p99']:.0f} ms, with histories of up to "
         f"{results['run']['config']['max_length']} items and a reload in the middle."
     )
 
@@ -231,14 +232,11 @@ def export() -> str:
         "onnxruntime, baked": "export",
         "onnxruntime, given": "export, `--item-tables inputs`",
     }
-    rows = [
-        [
-            {"movielens": "965 films", "64,000 items": "32,000 items"}[entry["items"]],
-            ways.get(entry["way"], entry["way"]),
-        ]
-        + [f"{entry['one_ms']:.1f}", f"{entry['many_ms']:.0f}"]
-        for entry in load("export")["found"]
-    ]
+    sizes = {"movielens": "965 films", "64,000 items": "32,000 items"}
+    rows = []
+    for entry in load("export")["found"]:
+        row = [sizes[entry["items"]], ways.get(entry["way"], entry["way"])]
+        rows.append([*row, f"{entry['one_ms']:.1f}", f"{entry['many_ms']:.0f}"])
     return markdown_table(
         ["items of the domain", "computed by", "one history, ms", "64 histories, ms"], rows
     ).rstrip()

@@ -104,7 +104,7 @@ def places(model: HafVt, run: Run) -> float:
     with torch.inference_mode():
         for number, domain in enumerate(model.domains):
             best = model.scores(batch, number).topk(10, dim=1).indices + domain.start
-            measured.append(float(model.items.is_cold[best].float().mean()))
+            measured.append(float(model.trained.is_cold[best].float().mean()))
     return sum(measured) / len(measured)
 
 

@@ -50,12 +50,12 @@ class PlainHafVt(HafVt):
         sequences = [*(select_items(batch, in_domain(batch.items, domain)) for domain in self.domains), batch]
         embeddings, loss = self.items.input_embeddings(), torch.zeros(())
         for s, sequence in enumerate(sequences):
-            t, candidates = train_targets(sequence, self.items.is_cold), self.items.trained_ranges[s]
-            trained = self.items.trained_items[candidates]  # (V',)
+            t, candidates = train_targets(sequence, self.trained.is_cold), self.trained.ranges[s]
+            trained = self.trained.indices[candidates]  # (V',)
             seen = torch.zeros(len(t.targets), len(trained))  # (N, V')
-            columns = self.items.trained_positions[t.seen_items(t.inputs.items)] - candidates.start
+            columns = self.trained.positions[t.seen_items(t.inputs.items)] - candidates.start
             seen.scatter_add_(1, columns.clamp(0, len(trained) - 1), t.is_seen.float())
-            targets = self.items.trained_positions[t.targets] - candidates.start
+            targets = self.trained.positions[t.targets] - candidates.start
             states = self.encoders[s](F.embedding(t.inputs.items, embeddings))
             log_p = []
             for m, table in enumerate(self.items.scoring_vectors()):

@@ -110,7 +110,7 @@ def reference_weights(model) -> reference.Weights:
     return reference.Weights(
         domains=[(d.start, d.stop) for d in model.domains],
         embeddings=[to_numpy(table) for table in embeddings],
-        is_cold=model.items.is_cold.numpy(),
+        is_cold=model.trained.is_cold.numpy(),
         state=state,
         sequences=sequences,
         modality_weights=weights,
@@ -154,7 +154,7 @@ def test_input_embeddings_add_ids_content_and_clusters(small):
         torch.nn.init.normal_(table)
     counts = load_item_features(small).train_counts[:, None]
     ids, shared = items.ids.weight * counts / (counts + 20), 20 / (counts + 20)
-    shared[items.is_cold] = (shared * counts).sum() / counts.sum()
+    shared[items.trained.is_cold] = (shared * counts).sum() / counts.sum()
     expected = ids
     for name in ("image", "title"):
         links = items.links(name)
@@ -190,7 +190,7 @@ def test_loss_does_not_depend_on_ids_of_cold_items(make_small, name):
     loss = model.loss(batch)
     loss.backward()
     ids = model.ids if "paper" in name else model.items.ids
-    is_cold = model.items.is_cold
+    is_cold = model.trained.is_cold
     assert is_cold.any()
     assert ids.weight.grad[is_cold].abs().max() == 0
     with torch.no_grad():
@@ -286,7 +286,7 @@ def test_merged_sequence_has_the_same_weight_in_a_small_domain(make_small):
     with torch.no_grad():
         model.repeat_logit.fill_(1.0)  # no repeat discount
     for domain in range(3):
-        trained = ~model.items.is_cold[model.domains[domain].start : model.domains[domain].stop]
+        trained = ~model.trained.is_cold[model.domains[domain].start : model.domains[domain].stop]
         merged = torch.stack(list(model.branch_scores(batch, domain)))[-3:, 0, trained]
         assert merged.sum().item() == pytest.approx(3.0, rel=1e-4)
 
@@ -316,7 +316,7 @@ def test_repeat_logit_lowers_seen_items_and_raises_others(small):
         neutral = model.eval().scores(batch, 0)[0]
         model.repeat_logit.fill_(-1.0)
         penalized = model.eval().scores(batch, 0)[0]
-    others = torch.tensor([item not in (1, 2) for item in range(30)]) & ~model.items.is_cold[:30]
+    others = torch.tensor([item not in (1, 2) for item in range(30)]) & ~model.trained.is_cold[:30]
     assert (penalized[~others] < neutral[~others] - 20)[:2].all()
     assert (penalized[others] > neutral[others]).all()
 

@@ -73,8 +73,8 @@ from hafvt.ops.sampled_softmax import (
     cumulative_weights,
     popularity_weights,
     sample_items,
-    sampled_log_probabilities,
 )
+from hafvt.ops.softmax_mixture import mixture_nll
 
 NEGATIVE_INFINITY_LOGIT = -1e4
 """Logit of masked items in a logsumexp; unlike -inf, it keeps gradients finite if all items are masked."""
@@ -97,6 +97,7 @@ class HafVt(Model):
         super().__init__()
         self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
         self.items = ItemEmbeddings(item_features, config)
+        self.trained = self.items.trained
         self.modalities, self.content_modalities = self.items.modalities, self.items.content_modalities
         self.sequence_names = (*(d.name for d in self.domains if config.hierarchy), MERGED_SEQUENCE)
         heads = 2 if config.id_width % 2 == 0 else 1
@@ -113,8 +114,10 @@ class HafVt(Model):
         )
         self.modality_logits = nn.Parameter(torch.zeros(len(self.sequence_names), len(self.modalities)))
         self.repeat_logit = nn.Parameter(torch.zeros(()))
-        weights = popularity_weights(item_features.train_counts) * item_features.is_trained
-        self.cumulative_weights = cumulative_weights(weights)
+        self.cumulative_weights: Tensor | None = None
+        if config.num_negatives:
+            weights = popularity_weights(item_features.train_counts) * item_features.is_trained
+            self.cumulative_weights = cumulative_weights(weights)
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
@@ -141,23 +144,18 @@ class HafVt(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss (9), averaged over every domain as X."""
         sequences, weights = self.train_sequences(batch)
-        targets = [train_targets(sequence, self.items.is_cold) for sequence in sequences]
+        targets = [train_targets(sequence, self.trained.is_cold) for sequence in sequences]
         counts = all_reduce_sum([len(t.targets) for t in targets])
         items = self.items.step_items(targets, self.sample_negatives(batch.items.device))
-        table, histories = embedding_lookup(items.embeddings, *items.inputs)  # (V, d), S (B, T, d)
-        loss, queries = torch.zeros((), device=table.device), []  # S lists of M
+        embeddings, histories = embedding_lookup(items.embeddings, *items.inputs)  # (R, d), S (B, T, d)
+        loss, queries = torch.zeros((), device=embeddings.device), []  # S lists of M
         for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
             weight = weights[s] / max(counts[s], 1)  # (8) as a mean
             loss = loss - weight * self.log_discount_factors()[0] * t.is_repeat.sum()  # r of repeated targets
             queries.append([q._replace(weight=weight) for q in self.train_queries(s, t, items, history)])
-        by_modality = list(map(list, zip(*queries, strict=True)))  # M lists of S
-        tables = [table if name == "id" else items.content_vectors[name] for name in self.modalities]
-        if items.samples:
-            seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)]
-            return loss + self.sampled_nll(by_modality, tables, items.samples, seen)
-        if not self.items.all_trained:  # (V', d) each; index_select is much faster than an index
-            tables = [table.index_select(0, self.items.trained_items) for table in tables]
-        return loss + self.mixture_nll(by_modality, tables)
+        tables = [embeddings if name == "id" else items.content_vectors[name] for name in self.modalities]
+        seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)] if items.samples else []
+        return loss + self.negative_log_likelihood(queries, tables, items.samples, seen)
 
     def train_sequences(self, batch: Batch) -> tuple[list[Batch], list[float]]:
         """Return the S sequences of each history, and their weights in (9): 1 / D, and last lambda2."""
@@ -168,59 +166,58 @@ class HafVt(Model):
     def train_queries(self, s: int, t: TrainTargets, items: StepItems, x: Tensor) -> list[SoftmaxQuery]:
         """Return M softmaxes at the targets of sequence s; x has its input embeddings, (B, T, d)."""
         states, queries = self.encoders[s](x), []  # (B, T, d)
+        candidates = slice(0, len(items.embeddings))
         for m, name in enumerate(self.modalities):
             h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
             content = None if name == "id" else F.embedding(items.inputs[s], items.content_vectors[name])
             vectors = F.normalize(x.float(), dim=2) if content is None else content  # (B, T, d)
             logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
-            excluded = self.log_repeat_discount(logits, t.is_seen)
-            query = SoftmaxQuery(h[t.mask], items.targets[s], items.ranges[s], log_repeat_discount=excluded)
+            discount = self.log_repeat_discount(logits, t.is_seen)
+            query = SoftmaxQuery(h[t.mask], items.targets[s], candidates, log_repeat_discount=discount)
             queries.append(query)
         return queries
 
-    def mixture_nll(self, queries: list[list[SoftmaxQuery]], tables: list[Tensor]) -> Tensor:
-        """Return the weighted negative log-likelihood of the mixtures (7), without log r of repeats."""
-        log_weights, scale = self.log_modality_weights(), 1 / self.config.temperature
-        # Ids come last, as only their table needs a gradient: `catalog_nll` computes both in one pass, by
-        # log sum_m w_m p_m = log w_id + log(p_id + sum of w_m p_m / w_id over the other modalities).
-        *others, last = sorted(range(len(tables)), key=lambda m: self.modalities[m] == "id")
-        log_p = {m: softmax.target_log_probabilities(queries[m], tables[m], scale) for m in others}
-        loss, last_queries = torch.zeros((), device=log_weights.device), []
-        for s, query in enumerate(queries[last]):
-            if others:
-                log_terms = torch.stack([log_weights[s, m] + log_p[m][s] for m in others])  # (M - 1, N)
-                query = query._replace(log_other_components=log_terms.logsumexp(0) - log_weights[s, last])
-            loss = loss - query.weight * len(query.targets) * log_weights[s, last]
-            last_queries.append(query)
-        is_id = self.modalities[last] == "id"
-        return loss + softmax.catalog_nll(last_queries, tables[last], scale, normalize_rows=is_id)
-
-    def sample_negatives(self, device: torch.device) -> list[ItemSample]:
-        """Return the `num_negatives` sampled items for the softmax of each sequence; none for exact ones."""
-        domains = [slice(d.start, d.stop) for d in self.domains if self.config.hierarchy]
-        parts, count = [*domains, slice(0, self.domains[-1].stop)], self.config.num_negatives
-        return [sample_items(self.cumulative_weights, part, count, device) for part in parts if count]
-
-    def sampled_nll(
+    def negative_log_likelihood(
         self,
         queries: list[list[SoftmaxQuery]],
         tables: list[Tensor],
         samples: list[ItemSample],
         seen_items: list[Tensor],
     ) -> Tensor:
-        """Return `mixture_nll` over samples; `seen_items` has the items in `is_seen`, or -1."""
+        """Return the weighted sum of -log (7) over all targets, without log r of repeated ones.
+
+        Args:
+            queries: S lists of M, with items as positions in the tables.
+            tables: Embeddings of each modality, M (R, d).
+            samples: Items of sampled softmaxes, S; empty for exact ones, over the trained items.
+            seen_items: With samples, the items of the histories before each target, S (N, T); -1 for none.
+        """
         log_r, log_complement = self.log_discount_factors()
-        seen = [SeenItems(items, log_r - log_complement) for items in seen_items]
-        scale, is_id = 1 / self.config.temperature, [name == "id" for name in self.modalities]
-        log_p = [  # M lists of S (N,)
-            sampled_log_probabilities(q, samples, table, scale, normalize_rows=unit, seen_items=seen)
-            for q, table, unit in zip(queries, tables, is_id, strict=True)
-        ]
-        loss = torch.zeros((), device=log_r.device)
-        for s, (query, log_weights) in enumerate(zip(queries[0], self.log_modality_weights(), strict=True)):
-            mixture = (log_weights + torch.stack([p[s] for p in log_p], dim=1)).logsumexp(1)  # (7), (N,)
-            loss = loss - query.weight * mixture.sum()
-        return loss
+        if not samples:
+            ranges = self.trained.ranges[-len(queries) :]
+            tables = [self.trained.select(table) for table in tables]  # (V', d)
+            queries = [
+                [q._replace(targets=self.trained.positions[q.targets], candidates=candidates) for q in row]
+                for row, candidates in zip(queries, ranges, strict=True)
+            ]
+        return mixture_nll(
+            queries,
+            tables,
+            self.log_modality_weights(),
+            1 / self.config.temperature,
+            normalize_rows=[name == "id" for name in self.modalities],
+            samples=samples,
+            seen_items=[SeenItems(items, log_r - log_complement) for items in seen_items],
+        )
+
+    def sample_negatives(self, device: torch.device) -> list[ItemSample]:
+        """Return the `num_negatives` sampled items for the softmax of each sequence; none for exact ones."""
+        if self.cumulative_weights is None:
+            return []
+        domains = [slice(d.start, d.stop) for d in self.domains if self.config.hierarchy]
+        ranges = [*domains, slice(0, self.domains[-1].stop)]
+        count = self.config.num_negatives
+        return [sample_items(self.cumulative_weights, candidates, count, device) for candidates in ranges]
 
     # Scores: equation (10)
 
@@ -238,14 +235,14 @@ class HafVt(Model):
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the embeddings of a domain's items, and of those in its softmaxes."""
-        items, trained = self.domains[domain], self.items.trained_ranges[domain]
+        items, trained = self.domains[domain], self.trained.ranges[domain]
         tables = zip(self.items.scoring_vectors(), self.items.trained_scoring_vectors(), strict=True)
         return [(table[items.start : items.stop], rows[trained]) for table, rows in tables]
 
     def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
         """Yield the branches of (10): all modalities of one sequence, then those of the next."""
         is_in_domain = in_domain(batch.items, self.domains[domain])  # (B, T)
-        is_seen = first_occurrences(batch) & is_in_domain & ~self.items.is_cold[batch.items]
+        is_seen = first_occurrences(batch) & is_in_domain & ~self.trained.is_cold[batch.items]
         vectors = [F.embedding(batch.items, table) for table in self.items.scoring_vectors()]  # (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
         for s in self.scoring_sequences(domain):
@@ -262,7 +259,7 @@ class HafVt(Model):
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yield each branch's term of (10), (B, C), without `cold_item_boost` and discount factors."""
-        items, trained = self.domains[domain], self.items.trained_ranges[domain]
+        items, trained = self.domains[domain], self.trained.ranges[domain]
         for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
             table = self.items.scoring_vectors()[m]
             if candidates is None:
@@ -272,8 +269,8 @@ class HafVt(Model):
             max_logit = logits.amax(1)
             exponentials = logits.sub_(max_logit[:, None]).exp_()  # in place
             if candidates is None:
-                columns = self.items.trained_items[trained] - items.start
-                terms = exponentials if self.items.all_trained else exponentials.index_select(1, columns)
+                columns = self.trained.indices[trained] - items.start
+                terms = exponentials.index_select(1, columns) if self.trained.has_cold else exponentials
                 log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
                 log_partition = softmax.log_partition(h, self.items.trained_scoring_vectors()[m][trained])
@@ -285,9 +282,9 @@ class HafVt(Model):
     ) -> Tensor:
         """Multiply summed branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
         items = self.domains[domain]
-        if not self.items.all_trained:
+        if self.trained.has_cold:
             scored = slice(items.start, items.stop) if candidates is None else candidates
-            is_cold = self.items.is_cold[scored]  # (C,) or (B, C)
+            is_cold = self.trained.is_cold[scored]  # (C,) or (B, C)
             boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
             total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
@@ -313,8 +310,9 @@ class HafVt(Model):
         for (s, m), score in zip(branches, self.branch_scores(batch, domain, candidates), strict=True):
             shares[:, :, s, m] = score
         shares = normalize_shares(shares)
-        if "id" in self.modalities and count > 1 and not self.items.all_trained:
-            m, is_cold = self.modalities.index("id"), self.items.is_cold[candidates][..., None]  # (B, C, 1)
+        if "id" in self.modalities and count > 1 and self.trained.has_cold:
+            m = self.modalities.index("id")
+            is_cold = self.trained.is_cold[candidates][..., None]  # (B, C, 1)
             content_shares = self.items.content_shares(candidates.flatten()).view(*candidates.shape, 1, count)
             shares = shares + (shares[..., m] * is_cold)[..., None] * content_shares
             shares[..., m].masked_fill_(is_cold, 0.0)

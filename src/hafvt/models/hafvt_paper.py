@@ -43,7 +43,6 @@ from hafvt.features.item_features import ItemFeatures, prepare_vectors
 from hafvt.models.base import BranchContributions, Model, normalize_shares
 from hafvt.models.blocks import Dropout
 from hafvt.models.configs import HafVtPaperConfig
-from hafvt.models.item_embeddings import TrainedItems
 from hafvt.models.sequences import (
     in_domain,
     last_states,
@@ -52,6 +51,7 @@ from hafvt.models.sequences import (
     select_items,
     valid_mask,
 )
+from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
 from hafvt.ops.collectives import global_count
 
@@ -83,7 +83,7 @@ class HafVtPaper(Model):
         self.modalities = config.choose_modalities(item_features.vectors)
         self.content_modalities = tuple(name for name in self.modalities if name != "id")
         self.sequence_names = (*(domain.name for domain in self.domains), "all domains")
-        self.items = TrainedItems(item_features)
+        self.trained = TrainedItems(item_features)
         if "id" in self.modalities:
             self.ids = nn.Embedding(len(item_features), config.width)
             nn.init.normal_(self.ids.weight, std=config.width**-0.5)
@@ -98,7 +98,7 @@ class HafVtPaper(Model):
     def embeddings(self) -> list[Tensor]:
         """Return E_m, the embeddings of all items, for each modality, (V, d) each."""
         return [
-            self.ids.weight.masked_fill(self.items.is_cold[:, None], 0.0)
+            self.ids.weight.masked_fill(self.trained.is_cold[:, None], 0.0)
             if name == "id"
             else getattr(self, f"content_{name}")
             for name in self.modalities
@@ -119,17 +119,17 @@ class HafVtPaper(Model):
         # Coefficient of each L_s: a domain is X once, and Y for each of the D - 1 other domains.
         domain_lambda = (1 + self.config.lambda1 * (num_domains - 1)) / num_domains
         lambdas = [domain_lambda] * num_domains + [self.config.lambda2]
-        loss = torch.zeros((), device=self.items.is_cold.device)
+        loss = torch.zeros((), device=self.trained.is_cold.device)
         for s, sequence in enumerate(self.sequences(batch)):
             inputs, mask, _ = next_items(sequence)
-            mask = mask & ~self.items.is_cold[sequence.items[:, 1:]]  # (B, T)
-            targets = self.items.trained_positions[sequence.items[:, 1:][mask]]  # (N,)
+            mask = mask & ~self.trained.is_cold[sequence.items[:, 1:]]  # (B, T)
+            targets = self.trained.positions[sequence.items[:, 1:][mask]]  # (N,)
             log_p = []
             for name, table, layer in zip(self.modalities, embeddings, self.layers[s], strict=True):
                 h, _ = layer(F.embedding(inputs.items, table))
                 h = F.normalize(h.float(), dim=2)[mask]  # (N, d)
-                query = SoftmaxQuery(h, targets, self.items.trained_ranges[s])
-                rows = table.index_select(0, self.items.trained_items)
+                query = SoftmaxQuery(h, targets, self.trained.ranges[s])
+                rows = self.trained.select(table)
                 log_p += target_log_probabilities([query], rows, normalize_rows=name == "id")  # (4) to (6)
             mixture = torch.stack(log_p).logsumexp(0) - torch.tensor(len(log_p)).log()  # (7), (N,)
             loss = loss - lambdas[s] * mixture.sum() / max(global_count(len(targets)), 1)  # (8)
@@ -143,11 +143,11 @@ class HafVtPaper(Model):
         The order is all modalities of one sequence, then those of the next.
         """
         domain_rows = slice(self.domains[domain].start, self.domains[domain].stop)
-        is_cold = self.items.is_cold[domain_rows if candidates is None else candidates]  # (C,) or (B, C)
+        is_cold = self.trained.is_cold[domain_rows if candidates is None else candidates]  # (C,) or (B, C)
         merged = len(self.domains)
         for s, sequence in enumerate(self.sequences(batch)):
             weight = {domain: 1.0, merged: self.config.lambda2}.get(s, self.config.lambda1)
-            softmax_range = self.items.trained_ranges[merged if s == merged else domain]
+            softmax_range = self.trained.ranges[merged if s == merged else domain]
             for m, table in enumerate(self.embeddings()):
                 h, attention = self.layers[s][m](F.embedding(sequence.items, table))
                 h = F.normalize(last_states(h, sequence.lengths).float(), dim=1)  # (B, d)
@@ -156,7 +156,7 @@ class HafVtPaper(Model):
                     cosine = h @ table[domain_rows].T  # (2), (B, C)
                 else:
                     cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
-                rows = table.index_select(0, self.items.trained_items)[softmax_range]
+                rows = self.trained.select(table)[softmax_range]
                 p = (cosine - log_partition(h, rows)[:, None]).exp()  # (4) to (6)
                 if self.modalities[m] == "id":
                     p = p.masked_fill(is_cold, 0.0)

@@ -26,6 +26,7 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vectors
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.sequences import TrainTargets
+from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.embedding import (
     SparseLinks,
     add_weighted_rows,
@@ -46,51 +47,25 @@ CHUNK_ROWS = 16_384
 T = TypeVar("T")
 
 
-class TrainedItems(nn.Module):
-    """Which of V items are cold, and the positions of the V' trained items among themselves.
+class StepItems(NamedTuple):
+    """The R items that a training step reads, and its S sequences, in which an item is its position among R.
 
-    Attributes:
-        all_trained: Whether no item is cold.
-        trained_ranges: Range of each domain in `trained_items`, and last that of the whole catalog.
+    For exact softmaxes, these are all items, so that positions are item indices.
     """
 
-    is_cold: Tensor
-    """(V,) bool, whether the item has no training interactions."""
-    trained_items: Tensor
-    """(V',) the trained items, ascending."""
-    trained_positions: Tensor
-    """(V,) the position of each trained item in `trained_items`; undefined for cold items."""
-
-    def __init__(self, item_features: ItemFeatures) -> None:
-        super().__init__()
-        is_trained = item_features.is_trained
-        self.all_trained = bool(is_trained.all())
-        self.register_buffer("is_cold", ~is_trained, persistent=False)
-        self.register_buffer("trained_items", is_trained.nonzero()[:, 0], persistent=False)
-        self.register_buffer("trained_positions", is_trained.cumsum(0) - 1, persistent=False)
-        trained_before = F.pad(is_trained.cumsum(0), (1, 0)).tolist()
-        ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(is_trained))]
-        self.trained_ranges = [slice(trained_before[start], trained_before[stop]) for start, stop in ranges]
-
-
-class StepItems(NamedTuple):
-    """The R items that the S sequences of a training step read: all, or the distinct ones at hand."""
-
     embeddings: Tensor
-    """(R, d) input embeddings."""
+    """(R, id_width) input embeddings."""
     content_vectors: dict[str, Tensor]
     """(R, d) frozen vectors by modality."""
     inputs: list[Tensor]
-    """S (B, T) the inputs, as positions among the items."""
+    """S (B, T) the items of the sequences."""
     targets: list[Tensor]
-    """S (N,) the targets, as positions in the table of candidates: the trained items of all, or the items."""
-    ranges: list[slice]
-    """S ranges of candidates in that table."""
+    """S (N,) the next items."""
     samples: list[ItemSample]
-    """S samples of items, as positions; none for exact softmaxes."""
+    """S samples of items for the softmaxes; none for exact ones."""
 
 
-class ItemEmbeddings(TrainedItems):
+class ItemEmbeddings(nn.Module):
     """Embeddings of all items.
 
     Args:
@@ -112,7 +87,8 @@ class ItemEmbeddings(TrainedItems):
     """(V, 1) weight of an item's clusters; for a cold item, the mean over all training interactions."""
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
-        super().__init__(item_features)
+        super().__init__()
+        self.trained = TrainedItems(item_features)
         names = config.choose_modalities(item_features.vectors)
         self.content_modalities = tuple(name for name in names if name != "id")
         if not config.modality_branches and "id" not in names:
@@ -135,12 +111,11 @@ class ItemEmbeddings(TrainedItems):
             nn.init.normal_(weight, std=INITIAL_STD)
         counts = item_features.train_counts
         uses_shrinkage = "id" in names and len(names) > 1 and config.id_shrinkage > 0
-        id_weight = counts / (counts + config.id_shrinkage) if uses_shrinkage else (~self.is_cold).float()
+        is_cold = self.trained.is_cold
+        id_weight = counts / (counts + config.id_shrinkage) if uses_shrinkage else (~is_cold).float()
         self._add_buffer("id_weight", id_weight[:, None])
         mean_cluster_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
-        self._add_buffer(
-            "cluster_weight", torch.where(self.is_cold, mean_cluster_weight, 1 - id_weight)[:, None]
-        )
+        self._add_buffer("cluster_weight", torch.where(is_cold, mean_cluster_weight, 1 - id_weight)[:, None])
         self.clusters = nn.ParameterDict()
         for name in self.content_modalities if uses_shrinkage and config.cluster_sizes else ():
             if name not in item_features.clusters:
@@ -178,20 +153,16 @@ class ItemEmbeddings(TrainedItems):
         inputs, next_items = [t.inputs.items for t in targets], [t.targets for t in targets]
         if not samples:
             content = {name: self.content_vectors(name) for name in self.content_modalities}
-            positions = [self.trained_positions[items] for items in next_items]
-            ranges = self.trained_ranges[-len(targets) :]
-            return StepItems(self.input_embeddings(), content, inputs, positions, ranges, [])
+            return StepItems(self.input_embeddings(), content, inputs, next_items, [])
         rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
         content = {name: self.content_vectors_of(name, rows) for name in self.content_modalities}
         parts = [self.content_embeddings(name, rows, vectors) for name, vectors in content.items()]
         if "id" in self.modalities:
             parts.insert(0, self.ids(rows) * self.id_weight[rows])
         embeddings = torch.stack(parts).sum(0)
-        count, ranges = len(targets), [slice(0, len(rows))] * len(targets)
+        count = len(targets)
         sampled = [s._replace(items=i) for s, i in zip(samples, positions[2 * count :], strict=True)]
-        return StepItems(
-            embeddings, content, positions[:count], positions[count : 2 * count], ranges, sampled
-        )
+        return StepItems(embeddings, content, positions[:count], positions[count : 2 * count], sampled)
 
     def input_embeddings(self) -> Tensor:
         """Return the input embeddings of all items, (V, id_width); see the module's docstring."""
@@ -268,18 +239,16 @@ class ItemEmbeddings(TrainedItems):
 
     def trained_scoring_vectors(self) -> list[Tensor]:
         """Return the rows of the trained items in `scoring_vectors`, (V', d)."""
-        if self.all_trained:
-            return self.scoring_vectors()
         return self.cached_in_eval(
-            "trained_scoring_vectors", lambda: [table[self.trained_items] for table in self.scoring_vectors()]
+            "trained_scoring_vectors", lambda: list(map(self.trained.select, self.scoring_vectors()))
         )
 
     def cached_in_eval(self, name: str, compute: Callable[[], T]) -> T:
         """Return `compute()`, a function of the weights; in inference, compute it once and cache it."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return compute()
-        if self._cache.get("device") != self.is_cold.device:
-            self._cache = {"device": self.is_cold.device}
+        if self._cache.get("device") != self.trained.is_cold.device:
+            self._cache = {"device": self.trained.is_cold.device}
         if name not in self._cache:
             self._cache[name] = compute()
         value: T = self._cache[name]

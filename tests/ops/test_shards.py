@@ -67,3 +67,17 @@ def test_embedding_of_a_shard_has_the_weights_of_the_whole_one(num_rows, monkeyp
             assert torch.rand(()) == after_first
             init_normal(part.weight, shard, std=0.02)
             assert part.weight.equal(shard.rows(whole.weight))
+
+
+def test_shard_rows_of_parts_return_to_their_place_in_the_whole_table():
+    table, copy = torch.arange(80).view(40, 2), torch.zeros(40, 2, dtype=torch.int64)
+    whole = Shard.of_ranges(RANGES, 0, 1)
+    for shard in all_shards(3):
+        assert shard.overlaps(whole)
+        assert shard.overlaps(shard)
+        rows = shard.rows(table)
+        for first in range(0, len(rows), 5):
+            for start, part in shard.global_rows(first, rows[first : first + 5]):
+                shards.copy_rows(copy, whole, start, part)
+    assert copy.equal(table)
+    assert not all_shards(3)[0].overlaps(all_shards(3)[1])

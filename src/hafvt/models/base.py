@@ -72,7 +72,7 @@ class Model(nn.Module, ABC):
     shard: Shard | None = None
     """The rows of item tables that this process holds in training; None for all."""
     sharded_names: tuple[str, ...] = ()
-    """Names of the item tables in the state dict, which are slices if the model has a shard."""
+    """Names of the tensors in the state dict that are slices of item tables; none without a shard."""
     uses_relations: ClassVar[bool] = False
     """Whether the model needs the relations between items."""
     uses_interactions: ClassVar[bool] = False

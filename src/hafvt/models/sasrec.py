@@ -45,7 +45,6 @@ class SasRec(Model):
     """Self-attention over the merged history; an item's score is its dot product with the last state."""
 
     can_shard_catalog = True
-    sharded_names = ("items.weight",)
     whole_table: Tensor | None
 
     def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
@@ -54,6 +53,7 @@ class SasRec(Model):
         self.max_length = config.max_length
         self.cumulative_weights = cumulative_weights(popularity_weights(item_features.train_counts))
         self.shard, self.whole_table = item_features.shard, None
+        self.sharded_names = ("items.weight",) if self.shard else ()
         self.items = make_embedding(
             len(item_features), config.width, self.shard, sparse=config.num_negatives > 0
         )

@@ -63,21 +63,18 @@ class Shard:
     @property
     def ranges(self) -> list[slice]:
         """The range of each domain in this process's slice, and last the whole slice."""
-        stops = [0]
-        for piece, process in self.pieces():
-            if process == self.process:
-                stops.append(stops[-1] + piece.stop - piece.start)
-        return [slice(*bounds) for bounds in pairwise(stops)] + [slice(0, stops[-1])]
+        parts = [slice(before, before + piece.stop - piece.start) for piece, before in self.own_pieces()]
+        return [*parts, slice(0, parts[-1].stop)]
 
     @property
     def num_rows(self) -> int:
         """The number of rows that this process holds."""
-        return sum(piece.stop - piece.start for piece, process in self.pieces() if process == self.process)
+        num_rows: int = self.ranges[-1].stop
+        return num_rows
 
     def rows(self, table: Tensor) -> Tensor:
         """Return this process's rows of a whole table, a copy."""
-        parts = [table[piece] for piece, process in self.pieces() if process == self.process]
-        return torch.cat(parts)
+        return torch.cat([table[piece] for piece, _ in self.own_pieces()])
 
     def locate(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Return the process that holds each row of the whole table, and the row's number in its slice."""
@@ -94,6 +91,36 @@ class Shard:
         """Return the shard of a table that has only the rows in a mask, (V,) bool, numbered anew."""
         counts = functional.pad(mask.cumsum(0), (1, 0))
         return replace(self, starts=tuple(int(counts[start]) for start in self.starts))
+
+    def own_pieces(self) -> list[tuple[slice, int]]:
+        """Return the pieces of this process, each with the number of the slice's rows before it."""
+        stops, pieces = 0, []
+        for piece, process in self.pieces():
+            if process == self.process:
+                pieces.append((piece, stops))
+                stops += piece.stop - piece.start
+        return pieces
+
+    def global_rows(self, first: int, rows: Tensor) -> list[tuple[int, Tensor]]:
+        """Cut rows of this process's slice, from its row `first` on, where the whole table has others between.
+
+        Return each part's first row in the whole table, and the part.
+        """
+        parts = []
+        for piece, before in self.own_pieces():
+            start = max(before, first)
+            stop = min(before + piece.stop - piece.start, first + len(rows))
+            if start < stop:
+                parts.append((piece.start + start - before, rows[start - first : stop - first]))
+        return parts
+
+    def overlaps(self, other: Shard) -> bool:
+        """Return whether another process, of the same or another number of them, holds some of the rows."""
+        return any(
+            max(a.start, b.start) < min(a.stop, b.stop)
+            for a, _ in self.own_pieces()
+            for b, _ in other.own_pieces()
+        )
 
 
 class RowExchange:
@@ -178,7 +205,7 @@ def init_normal(weight: Tensor, shard: Shard | None, std: float) -> None:
     num_rows = shard.starts[-1]
     starts = list(range(0, max(num_rows - 16, 1), CHUNK_ROWS))  # torch draws fewer than 16 values differently
     for start, stop in zip(starts, [*starts[1:], num_rows], strict=True):
-        _copy_rows(weight, shard, start, torch.empty(stop - start, weight.shape[1]).normal_(std=std))
+        copy_rows(weight, shard, start, torch.empty(stop - start, weight.shape[1]).normal_(std=std))
 
 
 def distribute_rows(table: Tensor | None, shard: Shard, dtype: torch.dtype) -> Tensor:
@@ -191,20 +218,17 @@ def distribute_rows(table: Tensor | None, shard: Shard, dtype: torch.dtype) -> T
         chunk = torch.empty(stop - start, width, dtype=dtype)
         if table is not None:
             chunk.copy_(table[start:stop])
-        _copy_rows(rows, shard, start, broadcast_(chunk))
+        copy_rows(rows, shard, start, broadcast_(chunk))
     return rows
 
 
-def _copy_rows(rows: Tensor, shard: Shard, start: int, chunk: Tensor) -> None:
+def copy_rows(rows: Tensor, shard: Shard, start: int, chunk: Tensor) -> None:
     """Copy this process's rows among those of a chunk of the whole table, which begins at row `start`."""
-    position = 0
-    for piece, process in shard.pieces():
-        if process == shard.process:
-            first, last = max(piece.start, start), min(piece.stop, start + len(chunk))
-            if first < last:
-                target = position + first - piece.start
-                rows[target : target + last - first] = chunk[first - start : last - start]
-            position += piece.stop - piece.start
+    for piece, before in shard.own_pieces():
+        first, last = max(piece.start, start), min(piece.stop, start + len(chunk))
+        if first < last:
+            target = before + first - piece.start
+            rows[target : target + last - first] = chunk[first - start : last - start]
 
 
 def iter_table(rows: Tensor, shard: Shard) -> Iterator[Tensor]:
@@ -214,7 +238,7 @@ def iter_table(rows: Tensor, shard: Shard) -> Iterator[Tensor]:
         for start in range(piece.start, piece.stop, CHUNK_ROWS):
             count = min(CHUNK_ROWS, piece.stop - start)
             if process == shard.process:
-                chunk = rows[position : position + count].contiguous()
+                chunk = rows[position : position + count].detach().contiguous()
                 position += count
             else:
                 chunk = rows.new_empty(count, *rows.shape[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +29,10 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Data types by their names in safetensors files."""
+CHUNK_BYTES = 2**26
+"""Bytes of a tensor that are read at a time."""
+UNKNOWN_HASH = "0" * 64
+"""Hash in the header of a file whose tensors are not written yet."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -50,15 +54,65 @@ def load_checkpoint(path: Path, remedy: str = "train the model again") -> tuple[
     Raises:
         HafvtError: the file is missing, or not what was written.
     """
-    with explained_read_errors(path, remedy):
-        with path.open("rb") as file:
-            header = json.loads(_read_bytes(file, int.from_bytes(_read_bytes(file, 8), "little")))
-            metadata, start = header.pop("__metadata__", {}), file.tell()
-            tensors = {name: _read_tensor(file, start, entry) for name, entry in header.items()}
-        state = json.loads(metadata["state"])
-        if "sha256" in metadata and metadata["sha256"] != _hash(tensors, metadata["state"]):
+    tensors: dict[str, Tensor] = {}
+    for name, shape, first, rows in iter_checkpoint(path, remedy):
+        tensor = tensors.setdefault(name, torch.empty(shape, dtype=rows.dtype))
+        tensor.view(shape or (1,))[first : first + len(rows)] = rows
+    return tensors, read_state(path, remedy)
+
+
+def read_state(path: Path, remedy: str) -> Any:
+    """Return the state of a checkpoint.
+
+    Raises:
+        HafvtError: the file is missing or damaged; `remedy` is what to do then.
+    """
+    with explained_read_errors(path, remedy), path.open("rb") as file:
+        return json.loads(_read_header(file)["__metadata__"]["state"])
+
+
+def iter_checkpoint(
+    path: Path, remedy: str, digest: Any = None
+) -> Iterator[tuple[str, tuple[int, ...], int, Tensor]]:
+    """Yield the tensors of a checkpoint in parts, so that large ones need little memory.
+
+    A part is the name and shape of a tensor, the number of the part's first row, and its rows, (1,) of a
+    scalar. `digest` is updated to the hash of the tensors and the state.
+
+    Raises:
+        HafvtError: the file is missing or, after the last part, not what was written; see `read_state`.
+    """
+    digest = hashlib.sha256() if digest is None else digest
+    with explained_read_errors(path, remedy), path.open("rb") as file:
+        header = _read_header(file)
+        metadata, position = header.pop("__metadata__", {}), file.tell()
+        digest.update(metadata["state"].encode())
+        for name, entry in sorted(header.items()):
+            dtype, shape, start = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"][0]
+            digest.update(_describe(name, dtype, shape))
+            num_rows, row_shape = shape[0] if shape else 1, shape[1:]
+            row_bytes = torch.empty(row_shape, dtype=dtype).nbytes
+            chunk_rows = max(CHUNK_BYTES // max(row_bytes, 1), 1)
+            for first in range(0, max(num_rows, 1), chunk_rows):
+                count = min(chunk_rows, num_rows - first)
+                file.seek(position + start + first * row_bytes)
+                content = _read_bytes(file, count * row_bytes)
+                digest.update(content)
+                values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+                yield name, shape, first, values.reshape(count, *row_shape)
+        if metadata.get("sha256", UNKNOWN_HASH) not in (UNKNOWN_HASH, digest.hexdigest()):
             raise ValueError("its content is not what was written")
-        return tensors, state
+
+
+def verify_checkpoint(path: Path, remedy: str = "train the model again") -> None:
+    """Raise HafvtError if a checkpoint is missing, or not what was written."""
+    for _ in iter_checkpoint(path, remedy):
+        pass
+
+
+def _read_header(file: BinaryIO) -> Any:
+    """Return the JSON header of a safetensors file, whose data come next."""
+    return json.loads(_read_bytes(file, int.from_bytes(_read_bytes(file, 8), "little")))
 
 
 def _read_bytes(file: BinaryIO, num_bytes: int) -> bytearray:
@@ -74,20 +128,16 @@ def _read_bytes(file: BinaryIO, num_bytes: int) -> bytearray:
     return content
 
 
-def _read_tensor(file: BinaryIO, start: int, entry: dict[str, Any]) -> Tensor:
-    """Return the tensor with an entry in the header of a safetensors file, whose data start at `start`."""
-    first, stop = entry["data_offsets"]
-    file.seek(start + first)
-    content, dtype = _read_bytes(file, stop - first), DTYPES[entry["dtype"]]
-    tensor = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-    return tensor.reshape(entry["shape"])
+def _describe(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    """Return what the hash of a tensor begins with."""
+    return f"{name} {dtype} {shape}".encode()
 
 
 def _hash(tensors: Mapping[str, Tensor], state: str) -> str:
     """Return the SHA-256 of tensors on the CPU with their names, types and shapes, and of a state."""
     digest = hashlib.sha256(state.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_describe(name, tensor.dtype, tuple(tensor.shape)))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

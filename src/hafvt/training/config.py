@@ -38,6 +38,7 @@ class TrainingConfig(ModelConfig):
     device: str = "auto"
     checkpoint_every: Seconds = 300.0
     validate_users: PositiveUsers | None = None
+    shard_catalog: bool = False
 
 
 def train_arguments(model: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:

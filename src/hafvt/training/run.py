@@ -26,6 +26,7 @@ from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.models.item_embeddings import saved_clusters
+from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
 
@@ -43,7 +44,8 @@ class Run:
         name: of the model.
         config: hyperparameters of the model.
         models: the model of each domain with its best weights, in evaluation mode. All domains share one
-            model, except under a protocol where each domain keeps its own best checkpoint.
+            model, except under a protocol where each domain keeps its own best checkpoint. Those that
+            `train` returns after a training with a sharded catalog score in all processes together.
         data: the dataset.
         about: content of model.json.
     """
@@ -116,23 +118,26 @@ def weight_files(count: int) -> list[str]:
 
 
 def model_item_features(
-    data: Dataset, model: str, config: ModelConfig, *, interactions: bool = True
+    data: Dataset, model: str, config: ModelConfig, *, interactions: bool = True, shard: Shard | None = None
 ) -> ItemFeatures:
     """Load the features of a dataset's items that a model, by name, uses with its hyperparameters.
 
-    Without `interactions`, a model that counts them gets tables of zeros, to be loaded from a run.
+    Without `interactions`, a model that counts them gets tables of zeros, to be loaded from a run. With a
+    `shard`, this process holds slices of the tables.
 
     Raises:
         HafvtError: a modality is not encoded.
     """
     model_class = MODELS[model].model_class
-    return load_item_features(
+    item_features = load_item_features(
         data,
         config_modalities(config),
         relations=model_class.uses_relations,
         interactions=interactions and model_class.uses_interactions,
-        memory_map=getattr(config, "num_negatives", 0) > 0,  # sampled softmaxes read few rows
+        # Sampled softmaxes and slices read few rows.
+        memory_map=shard is not None or getattr(config, "num_negatives", 0) > 0,
     )
+    return replace(item_features, shard=shard)
 
 
 def check_format(folder: Path, content: dict[str, Any]) -> None:
@@ -158,12 +163,15 @@ def read_model_file(folder: Path, remedy: str = REMEDY) -> dict[str, Any]:
     return about
 
 
-def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
+def open_run(
+    folder: Folder, data: str | Path | Dataset | None = None, models: Sequence[Model] | None = None
+) -> Run:
     """Open a finished run.
 
     Args:
         folder: that `train` wrote.
         data: the dataset, if it is no longer where it was during the training.
+        models: those of the domains with the run's weights, where they are in memory.
 
     Raises:
         HafvtError: the run is unfinished, damaged or of another format, or the dataset is not the one that
@@ -194,9 +202,10 @@ def open_run(folder: Folder, data: str | Path | Dataset | None = None) -> Run:
         config = validate_config(f"{folder}: {name}", config_class, values)
     except ArgumentError as error:  # of the folder, not of a command
         raise HafvtError(str(error)) from None
-    item_features = model_item_features(data, name, config, interactions=False)
     verify_files(folder, hashes, REMEDY)
-    models = []
+    if models is not None:
+        return Run(folder, name, config, tuple(models), data, about)
+    item_features, models = model_item_features(data, name, config, interactions=False), []
     for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         tensors, _ = load_checkpoint(folder / file, REMEDY)
         prefix = "model.items."

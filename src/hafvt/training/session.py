@@ -14,18 +14,19 @@ import yaml
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import atomic_file, explained_read_errors, is_temporary, read_json, sha256, write_json
 from hafvt.folders import folder_lock
-from hafvt.models import build_model, resolve_modalities
+from hafvt.models import MODELS, build_model, resolve_modalities
 from hafvt.models.hyperparameters import ModelConfig
-from hafvt.ops.collectives import all_reduce_max_, barrier, process_group
+from hafvt.ops.collectives import all_reduce_max_, barrier, global_count, process_group
 from hafvt.ops.device import compute_dtype, process_device
+from hafvt.ops.shards import Shard
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
-from hafvt.training.checkpoint import load_checkpoint
+from hafvt.training.checkpoint import verify_checkpoint
 from hafvt.training.config import TrainingConfig
 from hafvt.training.run import (
     FORMAT,
@@ -60,7 +61,8 @@ def run_training(
     dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
     dtype = dtypes[config.precision]
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
-    item_features = model_item_features(dataset, model, model_config)
+    shard = catalog_shard(model, dataset, protocol) if config.shard_catalog else None
+    item_features = model_item_features(dataset, model, model_config, shard=shard)
     model_config = resolve_modalities(model_config, item_features)
     settings = {
         "format": FORMAT,
@@ -69,7 +71,8 @@ def run_training(
         "data": str(dataset.folder),
         "dataset": fingerprint(dataset),
         "features": feature_hashes(dataset, tuple(item_features.vectors)),
-        **config.model_dump(exclude={"device", "checkpoint_every"}),  # they do not change the result
+        # Others do not change the result, or only by rounding.
+        **config.model_dump(exclude={"device", "checkpoint_every", "shard_catalog"}),
         "precision": str(dtype).removeprefix("torch."),
     }
     torch.manual_seed(config.seed)
@@ -97,14 +100,36 @@ def run_training(
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
         save_run(trainer, settings)
+        models = trainer.load_best() if shard else None
         del trainer, network  # frees memory for the model of the run
         barrier()
-        run = open_run(folder, dataset)
+        run = open_run(folder, dataset, models)
         if test and len(dataset.test) > 0:
             test_ranks = rank_targets(run.models, dataset, "test", protocol, with_lists=True).by_protocol
             write_results(folder, dataset, test_ranks, protocol)
         barrier()
     return run
+
+
+def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None:
+    """Return the rows of item tables that this process holds; None in a training of one process.
+
+    Raises:
+        HafvtError: the model or the protocol needs whole tables.
+    """
+    if not MODELS[model].model_class.can_shard_catalog:
+        names = [name for name, entry in MODELS.items() if entry.model_class.can_shard_catalog]
+        raise HafvtError(
+            f"--shard-catalog: {model} keeps its item tables whole in every process: leave it out, or train "
+            f"{' or '.join(names)}"
+        )
+    if protocol.checkpoint_per_domain:
+        raise HafvtError(
+            f"--shard-catalog: the protocol {protocol.name} keeps whole weights for each domain: leave it "
+            "out, or choose --protocol full"
+        )
+    ranges = [(domain.start, domain.stop) for domain in data.domains]
+    return Shard.of_ranges(ranges, process_index(), num_processes()) if num_processes() > 1 else None
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -163,13 +188,16 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     """
     state, device, folder = trainer.state, trainer.device, trainer.folder
     peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
+    numbers = {name: weight.numel() for name, weight in trainer.model.named_parameters()}
+    num_sharded = global_count(sum(numbers.get(name, 0) for name in trainer.model.sharded_names))
+    num_parameters = num_sharded + sum(p.numel() for p in trainer.replicated)
     greatest_peak_gib = torch.tensor(peak_gib)
     all_reduce_max_([greatest_peak_gib])
     if process_index() > 0:
         return
     files = dict(zip(weight_files(len(trainer.best_paths)), trainer.best_paths, strict=True))
     for path in files.values():
-        load_checkpoint(path)  # raises if it is damaged
+        verify_checkpoint(path)
     hashes = {name: sha256(path) for name, path in files.items()}
     # There may be no earlier model.json, or a damaged one.
     with suppress(HafvtError, LookupError, TypeError, AttributeError):
@@ -190,7 +218,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "config": settings["config"],
         "data": str(Path(settings["data"]).resolve()),
         "dataset": settings["dataset"],
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": num_parameters,
         "training": settings,
         "best": best | {"peak_gib": round(float(greatest_peak_gib), 3)},
         "valid_mrrs": {str(line["epoch"]): line["valid_mrr"] for line in state.log if "valid_mrr" in line},

@@ -48,6 +48,7 @@ def train(
     precision: Precision = "auto",
     device: Device = "auto",
     devices: Devices = 1,
+    shard_catalog: bool = False,
     resume: bool = False,
     test: bool = True,
     tensorboard: bool = False,
@@ -87,6 +88,8 @@ def train(
         device: cpu, cuda, cuda:N, mps, or auto, which is cuda if available.
         devices: processes that train together on this machine, with cuda each on a GPU of its own; for
             several machines see torchrun in the documentation.
+        shard_catalog: with several processes, each holds a slice of the item tables, their moments, averages
+            and vectors, in place of all; hafvt and sasrec only.
         resume: continue the run in `out`, or start it if there is none.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
         tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
@@ -123,6 +126,7 @@ def train(
         device=device,
         checkpoint_every=checkpoint_every,
         validate_users=validate_users,
+        shard_catalog=shard_catalog,
     )
     if devices > 1:
         from hafvt.training.launch import launch_processes

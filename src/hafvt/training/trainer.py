@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
@@ -31,12 +32,13 @@ from hafvt.ops.collectives import (
 )
 from hafvt.processes import process_index
 from hafvt.progress import Advance, progress
-from hafvt.training.checkpoint import load_checkpoint, pack, save_checkpoint, unpack
+from hafvt.training.checkpoint import pack, save_checkpoint, unpack
 from hafvt.training.config import TrainingConfig
 from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
 from hafvt.training.optimizer import RowAdam
+from hafvt.training.sharded_checkpoint import load_slices, packed_tables, save_slices, save_whole
 
 MAX_CHECKPOINT_TIME_SHARE = 0.03
 """Largest share of the training time spent on checkpoints, so that large models write fewer of them."""
@@ -103,19 +105,19 @@ class Trainer:
         self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
         self.optimizer: torch.optim.Optimizer | None = None
-        sharded = model.sharded_names if model.shard else ()
         self.replicated = [
-            p for name, p in model.named_parameters() if p.requires_grad and name not in sharded
+            weight for name, weight in model.named_parameters() if name not in model.sharded_names
         ]
         if parameters:  # fused=True: other implementations allocate temporary copies of the item table
             self.optimizer = RowAdam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
+        self.tables = packed_tables(model, model.sharded_names, self.optimizer)
         checkpoints = folder / "checkpoint"
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if has_checkpoint(self.last_path):
-            tensors, state = load_checkpoint(self.last_path, RETRAIN_REMEDY)
+            tensors, state = self.load(self.last_path)
             with explained_read_errors(self.last_path, RETRAIN_REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.state)
                 self.state = TrainingState(**state)
@@ -232,9 +234,25 @@ class Trainer:
                 if value > state.best_mrrs[index]:
                     state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
                     metadata = {"epoch": state.epoch, "valid_mrr": value}
-                    if process_index() == 0:
-                        save_checkpoint(self.best_paths[index], pack(self.model), metadata)
+                    self.save_best(self.best_paths[index], metadata)
         return mrr
+
+    def save_best(self, path: Path, metadata: dict[str, Any]) -> None:
+        """Write the weights of the model, with whole tables."""
+        if self.model.shard is not None:
+            save_whole(path, pack(self.model), self.tables, self.model.shard, metadata)
+        elif process_index() == 0:
+            save_checkpoint(path, pack(self.model), metadata)
+
+    def load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+        """Return the tensors and the state of a checkpoint; of tables, only the rows of this process."""
+        ranges = [(domain.start, domain.stop) for domain in self.model.domains]
+        return load_slices(path, self.tables, ranges, self.model.shard, RETRAIN_REMEDY)
+
+    def load_best(self) -> list[Model]:
+        """Return the model of each domain, on the CPU, with its best weights; they are one model."""
+        unpack(self.load(self.best_paths[0])[0], self.model.cpu())
+        return [self.model] * len(self.data.domains)
 
     def is_checkpoint_due(self, min_interval: float) -> bool:
         """Return whether process 0 wants to write a checkpoint; False in other processes.
@@ -249,9 +267,9 @@ class Trainer:
         """Write the checkpoint from which a resumed training continues."""
         started_at = time.monotonic()
         all_reduce_counters(self.model)
-        if process_index() == 0:
+        if self.model.shard is not None or process_index() == 0:
             tensors = pack(self.model, self.optimizer, self.ema.state)
-            save_checkpoint(self.last_path, tensors, asdict(self.state))
+            save_slices(self.last_path, tensors, self.tables, asdict(self.state))
         barrier()
         self.checkpoint_seconds = time.monotonic() - started_at
         self.last_checkpoint_at = time.monotonic()
@@ -265,9 +283,8 @@ def broadcast_weights(model: Model) -> None:
     if not is_distributed():
         return
     state = model.state_dict()
-    sharded = model.sharded_names if model.shard else ()
     for name, tensor in state.items():
-        if name not in sharded:
+        if name not in model.sharded_names:
             broadcast_(tensor)
     model.load_state_dict(state)  # recomputes what depends on the tensors
 

@@ -107,6 +107,29 @@ def test_train_by_torchrun_writes_the_same_ranks_once(training_data, tmp_path):
         assert (tmp_path / "1" / "ranks.parquet").read_bytes() == ranks
 
 
+@pytest.mark.parametrize("model", ["sasrec"])
+def test_train_with_a_sharded_catalog_equals_whole_tables_and_resumes_with_another_number(
+    model, training_data, tmp_path
+):
+    out, params = tmp_path / model, [f"--params.{name}=8" for name in ("width",)]
+    options = ["hafvt", "train", model, training_data.folder, *params, "--params.dropout=0"]
+    options += "--batch-size=7 --validate-every=1 --precision=fp32 --device=cpu --resume".split()
+    run(*options, "--out", out, "--epochs=2", "--shard-catalog", processes=2)
+    ranks = (out / "ranks.parquet").read_bytes()
+    run("hafvt", "evaluate", out)
+    assert (out / "ranks.parquet").read_bytes() == ranks
+    run(*options, "--out", out, "--epochs=3", "--shard-catalog", "--no-test", processes=3)
+    run(*options, "--out", out, "--epochs=4", "--no-test")
+    run(*options, "--out", tmp_path / "whole", "--epochs=4", "--no-test")
+    losses, expected = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (out, tmp_path / "whole")
+    )
+    assert losses == pytest.approx(expected, rel=1e-4)
+    abouts = [json.loads((folder / "model.json").read_text()) for folder in (out, tmp_path / "whole")]
+    assert abouts[0]["parameters"] == abouts[1]["parameters"]
+
+
 def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)

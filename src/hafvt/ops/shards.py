@@ -102,7 +102,7 @@ class Shard:
         return pieces
 
     def global_rows(self, first: int, rows: Tensor) -> list[tuple[int, Tensor]]:
-        """Cut rows of this process's slice, from its row `first` on, where the whole table has others between.
+        """Cut rows of the slice, from its row `first` on, where the whole table has others between.
 
         Return each part's first row in the whole table, and the part.
         """

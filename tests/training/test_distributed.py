@@ -113,7 +113,7 @@ def test_train_with_a_sharded_catalog_equals_whole_tables_and_resumes_with_anoth
 ):
     out, params = tmp_path / model, [f"--params.{name}=8" for name in ("width",)]
     options = ["hafvt", "train", model, training_data.folder, *params, "--params.dropout=0"]
-    options += "--batch-size=7 --validate-every=1 --precision=fp32 --device=cpu --resume".split()
+    options += ["--batch-size=7", "--validate-every=1", "--precision=fp32", "--device=cpu", "--resume"]
     run(*options, "--out", out, "--epochs=2", "--shard-catalog", processes=2)
     ranks = (out / "ranks.parquet").read_bytes()
     run("hafvt", "evaluate", out)

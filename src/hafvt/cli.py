@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from pkgutil import resolve_name
@@ -47,7 +48,8 @@ def _format_dataset(data: Any) -> str:
     """Return the text that `prepare` prints."""
     from hafvt.data.info import info  # a command's modules are imported only when it runs
 
-    return f"{info(data)}\nwrote {data.folder}"
+    counts = replace(info(data), removed=())  # `prepare` has reported what it removed
+    return f"{counts}\nwrote {data.folder}"
 
 
 def _format_vectors(tables: dict[str, Any]) -> str:

@@ -23,6 +23,12 @@ Advance = Callable[..., None]
 """`advance(n, note="")` reports that n more units are done; the note appears at the end of the line."""
 
 
+def report(message: str) -> None:
+    """Print a remark on what a function does, such as a guess, on stderr; of several processes, the first."""
+    if process_index() == 0:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
 def memory_gib() -> float:
     """Return the resident memory of this process in GiB (0 if the system does not report it)."""
     return _status_gib("VmRSS")

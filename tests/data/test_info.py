@@ -150,11 +150,11 @@ def test_info_lists_what_prepare_removed(tmp_path: Path) -> None:
     log = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
     result = info(prepare(log, ITEMS, tmp_path / "out", domains=["tea"], min_per_item=2, last=1))
     assert result.removed == (
-        "domains=tea: 3 interactions",
-        "min_per_domain=1, min_per_item=2: 2 items, 1 interactions",
-        "last=1: 1 interactions",
+        "domains=tea: 2 of 5 items, 3 of 8 interactions",
+        "min_per_domain=0, min_per_item=2: 2 of 3 items, 1 of 5 interactions",
+        "last=1: 1 of 4 interactions",
     )
-    assert "removed by last=1: 1 interactions" in str(result)
+    assert "removed by last=1: 1 of 4 interactions" in str(result)
     assert info(make(tmp_path / "all")).removed == ()
 
 

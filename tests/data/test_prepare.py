@@ -145,7 +145,7 @@ def test_prepare_domains_selects_and_orders_them(tmp_path: Path) -> None:
     data = prepare(log, items, tmp_path / "out", domains=["tea", "cups"])
     assert [(d.name, len(d)) for d in data.domains] == [("tea", 2), ("cups", 2)]
     assert histories(data) == {"u": [("a", 1), ("x", 2)], "v": [("a", 1), ("b", 2), ("y", 3)]}
-    assert [c["interactions"] for c in data.manifest["counts"]] == [5, 5]
+    assert [c["interactions"] for c in data.manifest["counts"]] == [6, 5, 5]
     assert data.manifest["inputs"]["interactions"]["rows"] == 6
     only = prepare(log, items, tmp_path / "only", domains=["pans"])
     assert histories(only) == {"u": [("p", 3)]}
@@ -160,12 +160,12 @@ def test_prepare_filters_users_and_items(tmp_path: Path) -> None:
         *[("v", item, time) for time, item in enumerate("axaxa")],
         *[("w", item, time) for time, item in enumerate("abab")],
     )
-    everyone = prepare(log, items, tmp_path / "everyone", min_per_domain=0)
+    everyone = prepare(log, items, tmp_path / "everyone")
     assert (everyone.num_users, everyone.domains[-1].stop) == (3, 6)
-    shared = prepare(log, items, tmp_path / "shared")
+    shared = prepare(log, items, tmp_path / "shared", min_per_domain=1)
     assert set(histories(shared)) == {"u", "v"}
     assert shared.domains[-1].stop == 6  # never met, still candidates
-    frequent = prepare(log, items, tmp_path / "frequent", min_per_item=2, last=3)
+    frequent = prepare(log, items, tmp_path / "frequent", min_per_domain=1, min_per_item=2, last=3)
     assert sorted(frequent.item_table["item_id"]) == ["a", "x"]
     assert {user: [i for i, _ in h] for user, h in histories(frequent).items()} == {
         "u": list("axx"),

@@ -70,11 +70,11 @@ def test_prepare_empty_domain_names_the_filter(tmp_path: Path) -> None:
         HafvtError,
         match=r"no user has interactions in every domain .*cups 2 users, tea 1 users.*ids of users",
     ):
-        prepare(apart, ITEMS, tmp_path / "out")
+        prepare(apart, ITEMS, tmp_path / "out", min_per_domain=1)
     with pytest.raises(HafvtError, match=r"no user has 2 interactions in every domain .*4 interactions"):
         prepare(LOG, ITEMS, tmp_path / "out", min_per_domain=2)
     with pytest.raises(HafvtError, match=r"--min-per-domain 1 and --min-per-item 3 together"):
-        prepare(LOG, ITEMS, tmp_path / "out", min_per_item=3)
+        prepare(LOG, ITEMS, tmp_path / "out", min_per_domain=1, min_per_item=3)
     with pytest.raises(HafvtError, match=r"--min-per-domain 0 and --min-per-item 2 together"):
         prepare(pl.concat([LOG, LOG.head(1)]), ITEMS, tmp_path / "out", min_per_domain=0, min_per_item=2)
     with pytest.raises(HafvtError, match=r"domain 'pans' has items but no interactions.*--domains"):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hafvt.data import readers
 from hafvt.data.lines import read_jsonl, read_lines
 from hafvt.data.schema import read_tables
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtError, HafvtWarning, InputError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write, zstd
 
@@ -93,12 +94,13 @@ def test_read_tables_malformed_json_line_is_refused_with_the_row(tmp_path: Path,
 
 
 def test_read_tables_text_that_is_not_utf8_is_refused_with_the_row(tmp_path: Path) -> None:
-    log = HEADER.encode() + b"u,a,1\nu,caf\xe9,2\n"
-    assert fails(write(tmp_path / "log.csv", log), "not UTF-8", "'item_id'", "Save it as UTF-8").row == 3
-    assert fails(write(tmp_path / "log.csv.gz", gzip.compress(log)), "not UTF-8").row == 3
+    for log in (b"u,\xc3\xa9,1\nu,caf\xe9,2\n", b"u,a,1\nu,\xff,2\n"):  # a damaged file; no letter of cp1252
+        log = HEADER.encode() + log
+        assert fails(write(tmp_path / "log.csv", log), "not UTF-8", "'item_id'", "Save it as UTF-8").row == 3
+        assert fails(write(tmp_path / "log.csv.gz", gzip.compress(log)), "not UTF-8").row == 3
     lines = b'{"user_id":"u","item_id":"a","timestamp":1}\n{"user_id":"\xe9","item_id":"a","timestamp":1}\n'
     assert fails(write(tmp_path / "log.jsonl", lines), "not UTF-8").row == 2
-    fails(write(tmp_path / "utf16.csv", (HEADER + "u,a,1\n").encode("utf-16")), "not UTF-8")
+    fails(write(tmp_path / "utf16.csv", (HEADER + "u,a,1\n").encode("utf-16-le")), "not UTF-8")
 
 
 def test_read_tables_missing_misnamed_or_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_read_jsonl_wrong_line_is_refused_with_the_row(tmp_path: Path, packer: s
 
 
 def items_of_csv(path: Path, **settings: Any) -> list[Any]:
-    return read_tables(path, None, {}, **settings)[0].frame["item_id"].to_list()
+    return read_tables(path, None, {}, TableOptions(**settings))[0].frame["item_id"].to_list()
 
 
 STRAY_QUOTES = [

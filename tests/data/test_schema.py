@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from hafvt.data.schema import read_tables
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtError
 from tests.data.helpers import FRAME, HEADER, fails, interactions, write
 
@@ -193,7 +194,7 @@ def test_read_tables_blank_id_is_missing(tmp_path: Path, blank: str) -> None:
 def test_read_tables_strip_removes_what_cannot_be_seen(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", HEADER + "u ,\u200ba,1\nu, a,2\n")
     assert interactions(path).frame["user_id"].to_list() == ["u ", "u"]
-    table, _ = read_tables(path, None, {}, strip=True)
+    table, _ = read_tables(path, None, {}, TableOptions(strip=True))
     assert table.frame.rows() == [("u", "a", 1), ("u", "a", 2)]
 
 

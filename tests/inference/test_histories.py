@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hafvt.data.readers import Quoting
+from hafvt.data.table_options import Quoting, TableOptions
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import histories
 from hafvt.inference.histories import HistoryRequest, history_of, read_requests
@@ -31,7 +31,9 @@ def read_twice(
     **columns: str,
 ) -> list[HistoryRequest]:
     """Returns the requests of a source, after checking that a second pass yields the same."""
-    requests = read_requests(source, defaults, ("d0", "d1"), columns, quoting=quoting, strip=strip)
+    requests = read_requests(
+        source, defaults, ("d0", "d1"), columns, TableOptions(quoting=quoting, strip=strip)
+    )
     first = list(requests())
     assert list(requests()) == first
     return first

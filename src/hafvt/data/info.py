@@ -79,7 +79,7 @@ class DatasetInfo:
         same_time_targets: validation and test targets at the time of the interaction before them.
         cold_items: items held out of training.
         cold_targets: targets among them.
-        removed: what each step of `prepare` removed, such as "last=50: 3 interactions".
+        removed: what each step of `prepare` removed, such as "last=50: 3 of 90 interactions".
     """
 
     users: int
@@ -139,7 +139,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         same_time_targets=count_same_time_targets(data),
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
-        removed=_removed_counts(data.manifest),
+        removed=removed_counts(data.manifest),
     )
 
 
@@ -156,14 +156,14 @@ def count_same_time_targets(data: Dataset) -> int:
     return int((times[targets] == times[targets - 1]).sum())
 
 
-def _removed_counts(manifest: dict[str, Any]) -> tuple[str, ...]:
+def removed_counts(manifest: dict[str, Any]) -> tuple[str, ...]:
     """Return what the steps of `prepare` removed, see `DatasetInfo.removed`."""
     steps, lines = manifest.get("counts", []), []
     num_rows = manifest.get("inputs", {}).get("interactions", {}).get("rows", 0)
     for before, after in pairwise([{"interactions": num_rows}, *steps]):
         counts = {key: before.get(key, after[key]) - after[key] for key in ("users", "items", "interactions")}
         if any(counts.values()):
-            names = ", ".join(f"{count:,} {key}" for key, count in counts.items() if count)
+            names = ", ".join(f"{n:,} of {before[key]:,} {key}" for key, n in counts.items() if n)
             lines.append(f"{after['step']}: {names}")
     return tuple(lines)
 

@@ -178,7 +178,7 @@ def _item_codes(interactions: Table, table: pl.DataFrame) -> Int32:
     codes = interactions.frame["item_id"].cast(pl.Enum(table["item_id"]), strict=False)
     if count := codes.null_count():
         problem = f"unknown item; {count:,} of {len(codes):,} interactions have items that the table lacks"
-        remedy = "Add the items or remove their interactions"
+        remedy = "Add the items, or leave out their interactions by --unknown-items drop"
         unknown = visible_text(interactions.frame["item_id"].filter(codes.is_null()).unique())
         if unknown.is_in(visible_text(table["item_id"]).implode()).any():
             remedy = "Some only differ by outer blanks or invisible characters: use --strip"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import polars as pl
 
+from hafvt.data.table_options import UTF8
 from hafvt.errors import InputError
 from hafvt.progress import available_bytes
 
@@ -23,11 +26,22 @@ MAX_ZSTD_BLOCK_BYTES = 2**17
 MAX_LINE_BYTES = 2**24
 BYTES_PER_ROW = 64  # memory of a row while a table is read, besides twice its text
 READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
+SURROGATE = re.compile("[\ud800-\udfff]")
+NOT_ASCII = re.compile("[^\0-\x7f\udc80-\udcff]")
+# The letters and signs of cp1252 that texts of Western Europe have, and hardly any other text.
+WESTERN = frozenset(
+    "€‚„…‰Š‹ŒŽ‘’“”•–—™š›œžŸ\xa0¡£§©«®°±²³´µ·»¼½¾¿ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖ×ØÙÚÛÜß"
+    "àáâãäåæçèéêëìíîïñòóôõöøùúûü".encode("cp1252")
+)
 NOT_UTF8 = ("not UTF-8 text", "Save it as UTF-8")  # problem and remedy
 
 
 def read_lines(
-    path: Path, *, max_bytes: int = MAX_LINE_BYTES, advance: Callable[[int], None] | None = None
+    path: Path,
+    *,
+    max_bytes: int = MAX_LINE_BYTES,
+    advance: Callable[[int], None] | None = None,
+    encoding: str = UTF8,
 ) -> Iterator[tuple[int, bytes]]:
     """Yield row number (from 1) and bytes of each line of a text file: plain, gzip or zstd.
 
@@ -37,13 +51,14 @@ def read_lines(
         path: the file; its first bytes decide whether it is compressed.
         max_bytes: a longer line is cut, but stays longer than `max_bytes`, so that callers can refuse it.
         advance: receives how many MiB of the file, as stored, have been read since its last call.
+        encoding: of the file; the lines become UTF-8.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or not of this encoding.
     """
     row, rest = 1, b""
     try:
-        for chunk in _chunks(path, advance):
+        for chunk in _chunks(path, advance, encoding):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 yield row, line.removesuffix(b"\r")
@@ -55,8 +70,13 @@ def read_lines(
         raise unreadable(path, error, row) from None
 
 
-def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def _chunks(
+    path: Path, advance: Callable[[int], None] | None = None, encoding: str = UTF8
+) -> Iterator[bytes]:
     """Yield the text of a file in pieces, unpacked and without a byte order mark, see `read_lines`."""
+    if encoding != UTF8:
+        yield from _utf8_chunks(path, advance, encoding)
+        return
     with path.open("rb") as stored:
         magic = stored.read(4)
         stored.seek(0)
@@ -66,16 +86,41 @@ def _chunks(path: Path, advance: Callable[[int], None] | None = None) -> Iterato
                 text = text.replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
                 yield from (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
             return
-        text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
-        mib, is_first, is_mac = 0, True, False
-        while chunk := text_file.read(CHUNK_BYTES):
-            if advance:
-                advance((stored.tell() >> 20) - mib)
-                mib = stored.tell() >> 20
+        is_first, is_mac = True, False
+        for chunk in _stored_chunks(stored, magic, advance):
             if is_first:
                 chunk, is_mac = chunk.removeprefix(BOM), b"\r" in chunk and b"\n" not in chunk
                 is_first = False
             yield chunk.replace(b"\r", b"\n") if is_mac else chunk
+
+
+def _stored_chunks(stored: BinaryIO, magic: bytes, advance: Callable[[int], None] | None) -> Iterator[bytes]:
+    """Yield the bytes of a plain or gzip file in pieces."""
+    text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
+    mib = 0
+    while chunk := text_file.read(CHUNK_BYTES):
+        if advance:
+            advance((stored.tell() >> 20) - mib)
+            mib = stored.tell() >> 20
+        yield chunk
+
+
+def _utf8_chunks(path: Path, advance: Callable[[int], None] | None, encoding: str) -> Iterator[bytes]:
+    """Yield the text of a file of another encoding as UTF-8, see `_chunks`."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with path.open("rb") as stored:
+        magic = stored.read(4)
+        stored.seek(0)
+        if magic == ZSTD:
+            raise InputError(
+                f"a .zst file of encoding {encoding}", "Unpack it, or save it as UTF-8", file=path
+            )
+        try:
+            for chunk in _stored_chunks(stored, magic, advance):
+                yield decoder.decode(chunk).encode()
+            yield decoder.decode(b"", final=True).encode()
+        except UnicodeError:
+            raise InputError(f"not {encoding} text", "Name its encoding by --encoding", file=path) from None
 
 
 def _zstd_lines(path: Path) -> Iterator[pl.Series]:
@@ -166,8 +211,31 @@ def read_jsonl(
         yield row, fields
 
 
-def check_text(path: Path) -> tuple[bool, bool]:
-    """Return whether a text file has quotes, and whether it has carriage returns that no line feed follows.
+class TextTraits(NamedTuple):
+    """What a text file holds.
+
+    Attributes:
+        has_quotes: quotes.
+        has_returns: carriage returns that no line feed follows.
+        is_western: bytes that are not UTF-8, but letters and signs of cp1252, and none that only UTF-8 has.
+    """
+
+    has_quotes: bool
+    has_returns: bool
+    is_western: bool
+
+
+def has_utf16_mark(path: Path) -> bool:
+    """Return whether a file begins with the byte order mark of UTF-16."""
+    with path.open("rb") as stored:
+        magic = stored.read(4)
+        stored.seek(0)
+        file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
+    """Return what a text file holds.
 
     Raises:
         InputError: a line is too long or has a null character, or the table does not fit into memory.
@@ -175,8 +243,13 @@ def check_text(path: Path) -> tuple[bool, bool]:
     zstd_bytes = _zstd_bytes(path)
     check_memory(path, zstd_bytes, 0)
     num_bytes = num_lines = line_bytes = 0
-    has_quotes = has_returns = ends_in_return = False
-    for chunk in _chunks(path):
+    has_quotes = has_returns = ends_in_return = has_utf8 = False
+    decoder, wrong_bytes = codecs.getincrementaldecoder(UTF8)("surrogateescape"), set[str]()
+    for chunk in _chunks(path, encoding=encoding):
+        if not chunk.isascii() and len(wrong_bytes) < len(WESTERN):
+            text = decoder.decode(chunk)
+            wrong_bytes |= set(SURROGATE.findall(text))
+            has_utf8 |= NOT_ASCII.search(text) is not None
         if (position := chunk.find(b"\0")) >= 0:
             row = num_lines + chunk.count(b"\n", 0, position) + 1
             raise InputError(*NOT_UTF8, file=path, row=row)
@@ -196,7 +269,8 @@ def check_text(path: Path) -> tuple[bool, bool]:
     check_memory(path, num_bytes, num_lines)
     if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
         raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
-    return has_quotes, has_returns or ends_in_return
+    has_western = bool(wrong_bytes) and {ord(letter) & 0xFF for letter in wrong_bytes} <= WESTERN
+    return TextTraits(has_quotes, has_returns or ends_in_return, has_western and not has_utf8)
 
 
 def _zstd_bytes(path: Path) -> int:

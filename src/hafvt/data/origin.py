@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hafvt.data.lines import read_lines
+from hafvt.data.table_options import UTF8
 from hafvt.errors import InputError
 
 OPEN_QUOTE = "Close the quote, or double it if it is part of the text (or use --quoting none)"
@@ -25,12 +26,14 @@ class Origin:
         kind: "csv", "jsonl", "parquet" or "frame".
         delimiter: between the fields of a CSV file.
         is_quoted: whether quotes around a field of a CSV file are not part of its text.
+        encoding: of a CSV file.
     """
 
     file: Path | None
     kind: str
     delimiter: str = ","
     is_quoted: bool = True
+    encoding: str = UTF8
 
     def row(self, index: int) -> int | None:
         """Return the row number in the file of the data row with this index, None if it cannot be located.
@@ -58,7 +61,7 @@ class Origin:
 
         def lines() -> Iterator[str]:
             nonlocal is_at_end
-            for _, line in read_lines(file):
+            for _, line in read_lines(file, encoding=self.encoding):
                 text = line.decode(errors="surrogateescape") + "\n"
                 # A carriage return alone ends a line, too, unless it is in quotes.
                 yield from re.split("(?<=\r)(?!\n)", text) if "\r" in text else (text,)

@@ -11,17 +11,28 @@ import numpy as np
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
 from hafvt.data.dataset import DATASET, Dataset, Domain, Int64, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
+from hafvt.data.image_paths import locate_images
+from hafvt.data.info import removed_counts
 from hafvt.data.interaction_log import InteractionLog, number_ids
 from hafvt.data.order import count_ties, sort_histories, user_offsets
-from hafvt.data.readers import Quoting
 from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
+from hafvt.data.table_options import (
+    Condition,
+    Decimal,
+    Encoding,
+    Quoting,
+    Separator,
+    TableOptions,
+    TimeFormat,
+    TimeZone,
+)
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, warn
 from hafvt.files import sha256
 from hafvt.folders import check_output_folder, folder_lock
-from hafvt.progress import progress
-from hafvt.settings import Count, OutFolder, PositiveCount, Seed, Share, check_arguments
+from hafvt.progress import progress, report
+from hafvt.settings import Count, Folder, OutFolder, PositiveCount, Seed, Share, check_arguments
 
 INPUTS_AND_OUTPUT = ("interactions", "items", "out", "overwrite")
 """Arguments of `prepare` that are no settings in the manifest."""
@@ -35,7 +46,7 @@ def prepare(
     *,
     columns: dict[str, str] | None = None,
     domains: list[str] | None = None,
-    min_per_domain: Count = 1,
+    min_per_domain: Count = 0,
     min_per_item: Count = 0,
     last: PositiveCount | None = None,
     split: Literal["leave-one-out", "time"] = "leave-one-out",
@@ -43,6 +54,14 @@ def prepare(
     test_share: Share = 0.1,
     hold_out_items: Share = 0.0,
     ties: Literal["random", "input"] = "random",
+    keep: Condition | None = None,
+    unknown_items: Literal["error", "drop"] = "error",
+    image_root: Folder | None = None,
+    separator: Separator | None = None,
+    encoding: Encoding | None = None,
+    decimal: Decimal = "auto",
+    time_format: TimeFormat | None = None,
+    time_zone: TimeZone = "UTC",
     quoting: Quoting = "auto",
     strip: bool = False,
     seed: Seed = 0,
@@ -50,8 +69,10 @@ def prepare(
 ) -> Dataset:
     """Turn tables of interactions and items into a dataset folder.
 
-    Ids are text: the number 7 is "7", but not "007". Times are numbers of any unit, or ISO 8601 dates and
-    times, which become seconds since 1970 (UTC unless they name a zone). Fractional times decide the order of
+    Ids are text: the number 7 is "7", but not "007". Times are numbers of any unit, or dates and times, which
+    become seconds since 1970. Separator, encoding, decimal commas, forms of dates such as 31.12.2025 14:05
+    and the folder of the pictures are found where they are plain; guesses, and what each filter removes, are
+    reported. Fractional times decide the order of
     interactions; the dataset stores them rounded down. Titles are stored as Unicode NFC without HTML
     entities. Other columns are ignored. An item's domain comes from the items table, or else from the
     interactions. If both tables have a domain column, they must agree; if neither has one, all items form one
@@ -62,6 +83,9 @@ def prepare(
     the rows matters only if `ties` is "input".
 
     Example: hafvt prepare --interactions log.csv.gz --items items.csv --out data/movies
+
+    Example: hafvt prepare orders.csv articles.csv data/shop --columns user_id=Kunde item_id=Artikel
+    timestamp=Datum domain=Gruppe title=Text --keep "Menge > 0" --unknown-items drop --time-zone Europe/Berlin
 
     Args:
         interactions: table with the columns user_id, item_id, timestamp and, optionally, domain: a path to
@@ -83,6 +107,17 @@ def prepare(
             histories; `evaluate --cold` ranks the removed interactions that are later than the user's
             training interactions.
         ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
+        keep: keep the interactions that meet this condition in SQL over columns of their table, such as
+            "qty > 0 and status = 'paid'"; default: all.
+        unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
+        image_root: the folder that paths of pictures start from; default: the folder of the items table, or
+            the folder beside it that has them. Without a column image, files named ITEM_ID.jpg.
+        separator: sign between the fields of CSV files, such as ; or tab; default: comma, semicolon, tab or
+            bar, as in the header.
+        encoding: encoding of CSV files, such as cp1252; default: UTF-8, UTF-16 or cp1252, as the bytes show.
+        decimal: decimal sign of numbers, "." or ","; "auto" takes the comma where numbers need it.
+        time_format: form of dates, such as "%d.%m.%Y %H:%M"; default: numbers, ISO 8601 or a plain guess.
+        time_zone: zone of dates that name none, such as Europe/Berlin.
         quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
             of the text; "auto" is "none" for a tab-separated file whose header has no quotes.
         strip: remove outer blanks and invisible characters from ids and domains.
@@ -104,16 +139,28 @@ def prepare(
         )
     settings = {name: value for name, value in arguments.items() if name not in INPUTS_AND_OUTPUT}
     settings["columns"] = columns or {}
+    settings["image_root"] = None if image_root is None else str(image_root)
     if split != "time":
         settings |= {"valid_share": None, "test_share": None}
     with folder_lock(out), progress("prepare", 5, "steps") as advance:
-        interaction_table, item_table = read_tables(
-            interactions, items, columns or {}, quoting=quoting, strip=strip
-        )
+        options = TableOptions(separator, encoding, quoting, decimal, time_format, time_zone, keep, strip)
+        interaction_table, item_table = read_tables(interactions, items, columns or {}, options)
         inputs = {"interactions": _provenance(interaction_table)}
+        image_folder = None
         if item_table:
             inputs["items"] = _provenance(item_table)
-        image_root = item_table.origin.file.parent if item_table and item_table.origin.file else None
+            frame, image_folder = locate_images(item_table, None if image_root is None else Path(image_root))
+            item_table = replace(item_table, frame=frame)
+        step_counts: list[dict[str, int | str]] = []
+        if keep:
+            counts = interaction_table.input_counts | ({"items": len(item_table.frame)} if item_table else {})
+            step_counts.append({"step": "read", **counts})
+        if keep or domains or unknown_items == "drop":
+            step = f"keep={keep}" if keep else "read"
+            step_counts.append(_table_counts(step, interaction_table, item_table))
+        if item_table and unknown_items == "drop":
+            interaction_table = _drop_unknown_items(interaction_table, item_table)
+            step_counts.append(_table_counts("unknown_items=drop", interaction_table, item_table))
         advance(note="read")
 
         log = number_ids(interaction_table, item_table, domains)
@@ -121,7 +168,9 @@ def prepare(
         del interaction_table, item_table  # frees memory: ids as text are large
         advance(note="numbered")
 
-        step_counts = [_step_counts("read" if domains is None else f"domains={','.join(domains)}", log)]
+        if domains or not step_counts:
+            step = f"domains={','.join(domains)}" if domains else "read"
+            step_counts.append(_step_counts(step, log))
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
         step_counts.append(_step_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
         log = _shuffle_ids(log, seed)
@@ -150,7 +199,7 @@ def prepare(
             split_parts,
             cold_targets=cold_targets,
             tie_order=ties,
-            image_root=image_root,
+            image_root=image_folder,
             metadata={
                 "settings": settings,
                 "inputs": inputs,
@@ -160,6 +209,8 @@ def prepare(
             overwrite=overwrite,
         )
         advance(note="written")
+    for line in removed_counts(data.manifest):
+        report(f"removed by {line}")
     return data
 
 
@@ -214,10 +265,31 @@ def write_log(
 
 def _provenance(table: Table) -> dict[str, Any]:
     """Return name, size, checksum and number of rows of an input, for the manifest."""
-    file, rows = table.origin.file, len(table.frame)
+    file, counts = table.origin.file, table.input_counts
+    rows = counts["interactions"] if "interactions" in counts else counts["items"]
     if file is None:
         return {"file": None, "rows": rows}
     return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file), "rows": rows}
+
+
+def _drop_unknown_items(interactions: Table, items: Table) -> Table:
+    """Return the interactions with items that the items table has.
+
+    Raises:
+        HafvtError: there are none.
+    """
+    is_known = interactions.frame["item_id"].is_in(items.frame["item_id"].implode())
+    if not is_known.any():
+        raise HafvtError("no interaction has an item of the items table: check that both have the same ids")
+    return interactions.filter(is_known)
+
+
+def _table_counts(step: str, interactions: Table, items: Table | None) -> dict[str, int | str]:
+    """Return the numbers of users, items and interactions in tables, see `_step_counts`."""
+    frame = interactions.frame
+    num_items = len(items.frame) if items else frame["item_id"].n_unique()
+    num_users = frame["user_id"].n_unique()
+    return {"step": step, "users": num_users, "items": num_items, "interactions": len(frame)}
 
 
 def _step_counts(step: str, log: InteractionLog) -> dict[str, int | str]:

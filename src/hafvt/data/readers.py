@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator, Sequence
 from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import narwhals as nw
 import polars as pl
@@ -23,8 +23,10 @@ from hafvt.data.lines import (
     GZIP,
     NOT_UTF8,
     READ_ERRORS,
+    SURROGATE,
     ZSTD,
     check_text,
+    has_utf16_mark,
     hidden_panics,
     read_jsonl,
     read_lines,
@@ -33,19 +35,19 @@ from hafvt.data.lines import (
 )
 from hafvt.data.origin import Origin
 from hafvt.data.parquet import read_parquet_columns
+from hafvt.data.table_options import DEFAULT_OPTIONS, UTF8, TableOptions
 from hafvt.errors import HafvtError, InputError, warn
+from hafvt.progress import report
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+UTF16, WESTERN_ENCODING = "utf-16", "cp1252"
 COMPRESSED = (".gz", ".zst")
 MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
 ROWS_PER_CHUNK = 100_000
 IS_BLANK = pl.all_horizontal(pl.all().fill_null("") == "")
-SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_PAIR = r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"  # an escaped character of JSON
 ODD_ESCAPE = r"\\u(?:[dD][89a-fA-F]|00[4-7])"  # half a surrogate pair, or a letter that needs no escape
 JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
-
-Quoting = Literal["auto", "standard", "none"]
 
 
 class RawTable(NamedTuple):
@@ -63,17 +65,20 @@ class RawTable(NamedTuple):
 
 
 def read_columns(
-    source: Any, names: Sequence[str], *, numeric: Container[str] = (), quoting: Quoting = "auto"
+    source: Any,
+    names: Sequence[str],
+    *,
+    numeric: Container[str] = (),
+    options: TableOptions = DEFAULT_OPTIONS,
 ) -> RawTable:
     """Read columns of a file or a data frame.
 
     Args:
-        source: a path to CSV (delimiter `,`, `;` or tab), JSONL (both also as .gz or .zst) or Parquet, or
+        source: a path to CSV, JSONL (both also as .gz or .zst) or Parquet, or
             any data frame that narwhals supports.
         names: names of columns in the input; those that the table lacks are left out.
         numeric: names among them whose values may be fractions; those of others are text or whole numbers.
-        quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
-            of the text. "auto" is "none" for a tab-separated file whose header has no quotes.
+        options: separator, encoding and quoting of a CSV file.
 
     Raises:
         InputError: the file is missing, misnamed, damaged, malformed or too large; names the row if known.
@@ -85,7 +90,7 @@ def read_columns(
     kind = file_kind(path)
     try:
         if kind == "csv":
-            return _read_csv(path, names, quoting)
+            return _read_csv(path, names, options)
         if kind == "jsonl":
             return _read_jsonl(path, names, numeric)
         return RawTable(*read_parquet_columns(path, names), Origin(path, "parquet"))
@@ -123,16 +128,22 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
+def _read_csv(path: Path, names: Sequence[str], options: TableOptions) -> RawTable:
     """Read columns of a CSV file, see `read_columns`."""
-    has_quotes, has_returns = check_text(path)
-    _, first_line = next(read_lines(path), (1, b""))
+    quoting, encoding = options.quoting, options.encoding or (UTF16 if has_utf16_mark(path) else UTF8)
+    has_quotes, has_returns, is_western = check_text(path, encoding)
+    if is_western and options.encoding is None:
+        encoding = WESTERN_ENCODING
+        report(f"{path}: not UTF-8, read as {encoding}: if its titles look wrong, name it by --encoding")
+    _, first_line = next(read_lines(path, encoding=encoding), (1, b""))
     first = first_line.decode(errors="replace")
     if first.startswith("{"):
         raise InputError("its name says CSV but its content is JSON", "Rename it to .jsonl", file=path, row=1)
-    delimiter = max(",;\t", key="".join(first.split('"')[::2]).count)
+    delimiter = options.separator or max(",;\t|", key="".join(first.split('"')[::2]).count)
+    if options.separator is None and delimiter in ";|":
+        report(f"{path}: the separator is {delimiter}")
     is_quoted = quoting == "standard" or (quoting == "auto" and (delimiter != "\t" or '"' in first))
-    origin = Origin(path, "csv", delimiter, is_quoted)
+    origin = Origin(path, "csv", delimiter, is_quoted, encoding)
     _, header = next(origin.records(), (1, [])) if first.strip() else (1, [])
     names = [name for name in names if name in header]
     if repeated := [name for name in names if header.count(name) > 1]:
@@ -140,8 +151,10 @@ def _read_csv(path: Path, names: Sequence[str], quoting: Quoting) -> RawTable:
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
-    frame = None if has_returns else _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
-    if frame is None and has_quotes and is_quoted and not has_returns:
+    is_fast, frame = not has_returns and encoding == UTF8, None  # Polars reads UTF-8
+    if is_fast:
+        frame = _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
+    if frame is None and has_quotes and is_quoted and is_fast:
         frame = _read_one_line_records(origin, header, names)
     if frame is None:
         frame = _rows_frame(_csv_rows(origin, header, names), names)

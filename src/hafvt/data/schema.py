@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
+from hafvt.data.conditions import condition_columns, rows_that_meet
 from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS
 from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
-from hafvt.data.readers import Quoting, read_columns
+from hafvt.data.readers import RawTable, read_columns
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.times import is_imprecise, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, InputError
+from hafvt.progress import report
 
 COLUMNS = {"interactions": ("user_id", "item_id", "timestamp", "domain"), "items": ITEM_COLUMNS}
 REQUIRED = {"interactions": ("user_id", "item_id", "timestamp"), "items": ("item_id",)}
+DECIMAL_COMMA = r"^\d+,\d+$"
 RELATION_COLUMNS = ("also_bought", "also_viewed", "bought_together", "buy_after_viewing")
 """Further columns that the items of a data source may have: lists of the ids of related items."""
 
@@ -31,27 +35,37 @@ class Table:
         names: name of `COLUMNS` -> name in the input.
         origin: the file or data frame.
         ticks_per_second: see `Times`.
+        rows: index in the input of each row of `frame`; None if `frame` has all rows.
+        input_counts: the number of interactions or items in the input and, before rows are left out by
+            `TableOptions.keep`, of users and items: "users", "items", "interactions".
     """
 
     frame: pl.DataFrame
     names: dict[str, str]
     origin: Origin
     ticks_per_second: int = 1
+    rows: pl.Series | None = None
+    input_counts: dict[str, int] = field(default_factory=dict)
 
     def error(self, is_wrong: pl.Series, column: str, problem: str, remedy: str) -> InputError:
         """Return the error for the first row where the mask `is_wrong` is true."""
         index = is_wrong.arg_true()[0]
-        row, name, value = self.origin.row(index), self.names.get(column, column), self.frame[column][index]
+        row = self.origin.row(index if self.rows is None else self.rows[index])
+        name, value = self.names.get(column, column), self.frame[column][index]
         return InputError(problem, remedy, file=self.origin.file, row=row, column=name, value=value)
+
+    def filter(self, mask: pl.Series) -> Table:
+        """Return the table with the rows of a mask."""
+        rows = mask.arg_true()
+        rows = rows if self.rows is None else self.rows[rows]
+        return replace(self, frame=self.frame.filter(mask), rows=rows)
 
 
 def read_tables(
     interactions: Any,
     items: Any,
     columns: dict[str, str],
-    *,
-    quoting: Quoting = "auto",
-    strip: bool = False,
+    options: TableOptions = DEFAULT_OPTIONS,
 ) -> tuple[Table, Table | None]:
     """Read and check interactions and, unless None, items.
 
@@ -60,33 +74,41 @@ def read_tables(
         items: a path or data frame with item_id and, optionally, domain, title and image; or None.
         columns: name of `COLUMNS` -> name in the input, for both tables; a table without a column of the
             second name may have one of the first.
-        quoting: see `read_columns`.
-        strip: remove outer blanks and invisible characters from ids and domains.
+        options: how the tables are read.
 
     Raises:
         InputError: a table or a value in it is wrong.
         HafvtError: `columns` has a name that is not in `COLUMNS`, or one that no table has.
     """
-    _check_column_names(columns, tuple(dict.fromkeys(COLUMNS["interactions"] + COLUMNS["items"])))
-    interaction_table = _read_table(interactions, "interactions", columns, quoting, strip)
-    item_table = None if items is None else _read_table(items, "items", columns, quoting, strip)
+    _check_column_names(columns)
+    interaction_table = _read_table(interactions, "interactions", columns, options)
+    item_table = None if items is None else _read_table(items, "items", columns, options)
     _check_mapped_columns(columns, [table for table in (interaction_table, item_table) if table])
     return interaction_table, item_table
 
 
-def read_items(
-    items: Any, columns: dict[str, str], *, quoting: Quoting = "auto", strip: bool = False
-) -> Table:
-    """Read and check a table of items alone, and normalize its titles; see `read_tables`."""
-    _check_column_names(columns, COLUMNS["items"])
-    table = _read_table(items, "items", columns, quoting, strip)
-    _check_mapped_columns(columns, [table])
+def read_interactions(interactions: Any, columns: dict[str, str], options: TableOptions) -> Table:
+    """Read and check a table of interactions alone; `columns` may name those of items, too."""
+    _check_column_names(columns)
+    table = _read_table(interactions, "interactions", columns, options)
+    num_rows = table.input_counts["interactions"]
+    if num_removed := num_rows - len(table.frame):
+        report(f"removed by keep={options.keep}: {num_removed:,} of {num_rows:,} interactions")
+    return table
+
+
+def read_items(items: Any, columns: dict[str, str], options: TableOptions = DEFAULT_OPTIONS) -> Table:
+    """Read and check a table of items alone, and normalize its titles; `columns` may name others, too."""
+    _check_column_names(columns)
+    table = _read_table(items, "items", columns, options)
+    _check_mapped_columns({name: columns[name] for name in columns if name in COLUMNS["items"]}, [table])
     titles = [normalize_titles(table.frame["title"])] if "title" in table.names else []
     return replace(table, frame=table.frame.with_columns(titles))
 
 
-def _check_column_names(columns: dict[str, str], known: tuple[str, ...]) -> None:
-    """Raise HafvtError if `columns` maps a name that is not in `known`."""
+def _check_column_names(columns: dict[str, str]) -> None:
+    """Raise HafvtError if `columns` maps a name that is not in `COLUMNS`."""
+    known = tuple(dict.fromkeys(COLUMNS["interactions"] + COLUMNS["items"]))
     if unknown := [name for name in columns if name not in known]:
         raise ArgumentError(f"--columns: {unknown[0]!r} is not a column of hafvt: use {', '.join(known)}")
 
@@ -100,11 +122,18 @@ def _check_mapped_columns(columns: dict[str, str], tables: list[Table]) -> None:
             )
 
 
-def _read_table(source: Any, role: str, columns: dict[str, str], quoting: Quoting, strip: bool) -> Table:
+def _read_table(source: Any, role: str, columns: dict[str, str], options: TableOptions) -> Table:
     """Read and check a table; `role` is "interactions" or "items"."""
     candidates = {name: (columns.get(name, name), name) for name in COLUMNS[role]}
     input_names = list(dict.fromkeys(name for pair in candidates.values() for name in pair))
-    raw = read_columns(source, input_names, numeric=candidates.get("timestamp", ()), quoting=quoting)
+    condition = options.keep if role == "interactions" else None
+    others = condition_columns(condition)
+    raw = read_columns(
+        source,
+        list(dict.fromkeys(input_names + others)),
+        numeric=[*candidates.get("timestamp", ()), *others],
+        options=options,
+    )
     file = raw.origin.file
     if raw.frame.is_empty() and set(raw.frame.columns).issuperset(REQUIRED[role]):
         raise InputError(f"no {role} in it", "Use a table with rows", file=file)
@@ -119,11 +148,28 @@ def _read_table(source: Any, role: str, columns: dict[str, str], quoting: Quotin
             problem = f"no column {pair[0]!r} among {present}"
             raise InputError(problem, f"Say which column it is: --columns {name}=NAME", file=file)
     frame = raw.frame.select(pl.col(input_name).alias(name) for name, input_name in names.items())
-    table = Table(frame, names, raw.origin)
-    text_columns = [_text(table, name, strip) for name in names if name != "timestamp"]
+    table = Table(frame, names, raw.origin, input_counts={role: len(frame)})
+    if condition:
+        table = _keep_rows(table, raw, condition, options)
+    text_columns = [_text(table, name, options.strip) for name in names if name != "timestamp"]
     if "timestamp" in names:
-        table = _with_times(table)
+        table = _with_times(table, options)
     return replace(table, frame=table.frame.with_columns(text_columns))
+
+
+def _keep_rows(table: Table, raw: RawTable, condition: str, options: TableOptions) -> Table:
+    """Return the interactions that meet a condition.
+
+    Raises:
+        HafvtError: the condition is wrong, or no interaction meets it.
+    """
+    mask = rows_that_meet(raw, condition, options)
+    if not mask.any():
+        raise HafvtError(f"--keep {condition}: no interaction meets it: correct the condition")
+    counts = table.input_counts | {
+        key: table.frame[f"{key[:-1]}_id"].n_unique() for key in ("users", "items")
+    }
+    return replace(table.filter(mask), input_counts=counts)
 
 
 def _text(table: Table, name: str, strip: bool) -> pl.Series:
@@ -145,18 +191,25 @@ def _text(table: Table, name: str, strip: bool) -> pl.Series:
     return visible_text(text) if strip else text
 
 
-def _with_times(table: Table) -> Table:
+def _with_times(table: Table, options: TableOptions) -> Table:
     """Return a table of interactions with parsed times.
 
     Raises:
         InputError: a value is not a time, has lost digits, or is of another unit than most.
     """
     column = table.frame["timestamp"]
-    times, ticks_per_second = parse_times(column)
+    if column.dtype == pl.String and options.decimal != "." and column.str.contains(DECIMAL_COMMA).all():
+        column = column.str.replace(",", ".", literal=True)
+    times, ticks_per_second, time_format = parse_times(column, options.time_format, options.time_zone)
+    if time_format:
+        report(
+            f"column {table.names['timestamp']!r}: times such as {column[0]!r} are read as {time_format}, in "
+            f"{options.time_zone}: if they are others, give --time-format and --time-zone"
+        )
     if (is_wrong := times.is_null()).any():
         value = column.filter(is_wrong)[0]
         problem = "an empty timestamp" if value is None or str(value) == "" else "not a time"
-        remedy = "Give numbers, or times as 2024-12-31 or 2024-12-31T23:59:59Z, one kind in all rows"
+        remedy = "Give numbers, or times as 2024-12-31T23:59:59Z; name other forms by --time-format"
         raise table.error(is_wrong, "timestamp", problem, remedy)
     if (is_wrong := is_imprecise(column, times)).any():
         dtype = column.dtype if column.dtype.is_float() else times.dtype

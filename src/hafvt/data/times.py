@@ -6,7 +6,14 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from hafvt.errors import ArgumentError
+
 DATE = r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?$"
+LOCAL_DATE = (
+    r"^(\d{1,4})([./-])(\d{1,2})[./-](\d{4}|\d{1,2})"
+    r"(?:[T ,]+(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?(?: ?([AaPp])\.?[Mm]\.?)?)?$"
+)
+"""A date such as 31.12.2025, with or without a time such as 14:05, 14:05:59 or 2:05 PM."""
 MAX_TIME = 9e18  # so that times fit 64 bits
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 TICKS_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -22,10 +29,12 @@ class Times(NamedTuple):
     Attributes:
         values: Int64, or Float64 if any has a fraction; null where a value is not a time.
         ticks_per_second: 1, or for dates and decimals with fractions of seconds the unit of `values`.
+        time_format: the format of dates that was guessed; empty for numbers and ISO 8601.
     """
 
     values: pl.Series
     ticks_per_second: int = 1
+    time_format: str = ""
 
 
 def unix_ticks(first: int, last: int) -> int | None:
@@ -35,32 +44,45 @@ def unix_ticks(first: int, last: int) -> int | None:
     return next((ticks for ticks in units if low * ticks <= first and last <= high * ticks), None)
 
 
-def parse_times(column: pl.Series) -> Times:
-    """Parse times: numbers keep their unit, dates become seconds since 1970, UTC unless they name a zone."""
+def parse_times(column: pl.Series, time_format: str | None = None, time_zone: str = "UTC") -> Times:
+    """Parse times: numbers keep their unit, dates become seconds since 1970.
+
+    Args:
+        column: numbers, dates, or text of one of these.
+        time_format: of dates in text; None takes ISO 8601, or the format of `guess_time_format`.
+        time_zone: of dates that name no zone.
+    """
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
-        return _parse_text(column.cast(pl.String).str.strip_chars())
+        return _parse_text(column.cast(pl.String).str.strip_chars(), time_format, time_zone)
     if column.dtype.is_integer() or (isinstance(column.dtype, pl.Decimal) and not column.dtype.scale):
         return Times(column.cast(pl.Int64, strict=False))
     if column.dtype.is_float() or column.dtype.is_decimal():
         exact = _nanoseconds(column) if column.dtype.is_decimal() else None
         return exact or Times(_finite(column.cast(pl.Float64)))
     if column.dtype == pl.Date:
-        return _whole_or_ticks(column.cast(pl.Datetime("us")))
+        return _whole_or_ticks(_in_zone(column.cast(pl.Datetime("us")), time_zone))
     if isinstance(column.dtype, pl.Datetime):
-        return _whole_or_ticks(column)
+        return _whole_or_ticks(column if column.dtype.time_zone else _in_zone(column, time_zone))
     return Times(pl.repeat(None, len(column), dtype=pl.Int64, eager=True).alias(column.name))
 
 
-def _parse_text(column: pl.Series) -> Times:
+def _parse_text(column: pl.Series, time_format: str | None, time_zone: str) -> Times:
     """Parse text as the kind of time that fits most rows, so that an odd row is the error."""
+    if time_format is not None:
+        return _whole_or_ticks(_formatted(column, time_format, time_zone))
     integers = column.cast(pl.Int64, strict=False)
     if integers.null_count() == 0:
         return Times(integers)
     if (column.str.len_bytes() > FLOAT_DIGITS).any() and (exact := _nanoseconds(column)):
         return exact
     floats = _finite(column.cast(pl.Float64, strict=False))
-    kinds = [Times(integers), Times(floats), _whole_or_ticks(_datetimes(column))]
-    return min(kinds, key=lambda times: times.values.null_count())
+    kinds = [Times(integers), Times(floats), _whole_or_ticks(_datetimes(column, time_zone))]
+    best = min(kinds, key=lambda times: times.values.null_count())
+    if best.values.null_count() and (guess := guess_time_format(column)):
+        local = _whole_or_ticks(_in_zone(_local_datetimes(column, guess), time_zone))
+        if local.values.null_count() < best.values.null_count():
+            return local._replace(time_format=str(guess))
+    return best
 
 
 def _nanoseconds(column: pl.Series) -> Times | None:
@@ -83,7 +105,101 @@ def _finite(column: pl.Series) -> pl.Series:
     return column.set(~(column.abs() < MAX_TIME).fill_null(False), None)
 
 
-def _datetimes(column: pl.Series) -> pl.Series:
+def _in_zone(times: pl.Series, time_zone: str) -> pl.Series:
+    """Return naive datetimes of a zone in UTC: of two equal ones the first, in a gap one hour later."""
+    if time_zone == "UTC":
+        return times
+    zoned = times.dt.replace_time_zone(time_zone, ambiguous="earliest", non_existent="null")
+    later = times.dt.offset_by("1h").dt.replace_time_zone(
+        time_zone, ambiguous="earliest", non_existent="null"
+    )
+    zoned = zoned.zip_with(zoned.is_not_null() | times.is_null(), later)
+    return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+
+
+def _formatted(column: pl.Series, time_format: str, time_zone: str) -> pl.Series:
+    """Return text of a format as UTC datetimes, null where it has another."""
+    try:
+        times = column.str.to_datetime(time_format, strict=False, time_unit="us")
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"--time-format {time_format}: {reason}: write it as %d.%m.%Y %H:%M") from None
+    return times if times.dtype.time_zone else _in_zone(times, time_zone)  # type: ignore[attr-defined]
+
+
+class TimeFormat(NamedTuple):
+    """The order of year, month and day in a date such as 31.12.2025; the time of the day may follow."""
+
+    order: Literal["dmy", "mdy", "ymd"]
+    separator: str
+
+    def __str__(self) -> str:
+        """Return the format as that of `strptime`."""
+        parts = {"d": "%d", "m": "%m", "y": "%Y"}
+        return self.separator.join(parts[part] for part in self.order)
+
+
+def guess_time_format(column: pl.Series) -> TimeFormat | None:
+    """Return the format of dates in text, such as 31.12.2025 14:05; None if most of them have none.
+
+    Raises:
+        ArgumentError: the first number of all dates may be the day or the month, as in 01/02/2025.
+    """
+    parts = _date_parts(column)
+    first, second, separator = parts["first"], parts["second"], parts["separator"].drop_nulls()
+    if 2 * len(separator) < len(column):
+        return None
+    sign = separator.mode().sort()[0]
+    if (first > 31).sum() * 2 > len(separator):
+        return TimeFormat("ymd", sign)
+    if sign != ".":  # with points, the day is first
+        day_first, month_first = (second <= 12).sum(), (first <= 12).sum()
+        if day_first == month_first == len(separator) and (first != second).any():
+            month_format, day_format = TimeFormat("mdy", sign), TimeFormat("dmy", sign)
+            raise ArgumentError(
+                f"{column.drop_nulls()[0]!r} in column {column.name!r} may begin with the day or the month: "
+                f"give --time-format '{day_format}' or '{month_format}', with %H:%M if it has a time"
+            )
+        return TimeFormat("mdy" if month_first > day_first else "dmy", sign)
+    return TimeFormat("dmy", sign)
+
+
+def _date_parts(column: pl.Series) -> pl.DataFrame:
+    """Return the numbers of dates such as 31.12.2025 14:05 as columns, null where text is no such date."""
+    names = ("first", "separator", "second", "third", "hour", "minute", "second_of", "fraction", "half")
+    groups = column.to_frame("text").select(pl.col("text").str.extract_groups(LOCAL_DATE)).to_series().struct
+    frame = groups.unnest().rename(dict(zip(map(str, range(1, 10)), names, strict=True)))
+    return frame.with_columns(pl.col("first", "second", "third", "hour").cast(pl.Int32, strict=False))
+
+
+def _local_datetimes(column: pl.Series, time_format: TimeFormat) -> pl.Series:
+    """Return text of a guessed format as naive datetimes, null where it has another."""
+    day, month, year = ({"d": "dmy", "m": "mdy", "y": "ymd"}[time_format.order[0]].index(p) for p in "dmy")
+    numbers = [pl.col(name) for name in ("first", "second", "third")]
+    short_year = pl.when(numbers[year] < 100).then(numbers[year] + 2000).otherwise(numbers[year])
+    noon = pl.col("half").str.to_lowercase()
+    hour = pl.col("hour").fill_null(0)
+    hour = pl.when(noon == "p").then(hour % 12 + 12).when(noon == "a").then(hour % 12).otherwise(hour)
+    two = [part.cast(pl.String).str.zfill(2) for part in (numbers[month], numbers[day], hour)]
+    text = pl.concat_str(
+        short_year.cast(pl.String),
+        pl.lit("-"),
+        two[0],
+        pl.lit("-"),
+        two[1],
+        pl.lit("T"),
+        two[2],
+        pl.lit(":"),
+        pl.col("minute").fill_null("00"),
+        pl.lit(":"),
+        pl.col("second_of").fill_null("00"),
+        pl.lit(".") + pl.col("fraction").fill_null("0"),
+    )
+    parsed = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
+    return _date_parts(column).select(parsed.alias(column.name)).to_series()
+
+
+def _datetimes(column: pl.Series, time_zone: str) -> pl.Series:
     """Return ISO 8601 text as UTC datetimes, null where it is not ISO 8601."""
     parts = pl.col(column.name).str.extract_groups(DATE)
     day, minute, second, fraction, zone = (parts.struct.field(str(n)) for n in range(1, 6))
@@ -99,7 +215,12 @@ def _datetimes(column: pl.Series) -> pl.Series:
     has_nanoseconds = is_nanosecond_range and column.str.contains(r"\.\d{7}").any()
     unit: Literal["ns", "us"] = "ns" if has_nanoseconds else "us"
     parsed = full.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit=unit, strict=False)
-    return column.to_frame().select(parsed.alias(column.name))[column.name]
+    times = column.to_frame().select(parsed.alias(column.name))[column.name]
+    if time_zone == "UTC":
+        return times
+    has_zone = column.str.contains("(Z|[+-]\\d\\d:?\\d\\d)$").fill_null(False)
+    local = _in_zone(times.dt.replace_time_zone(None), time_zone)
+    return times.zip_with(has_zone, local.dt.replace_time_zone("UTC"))
 
 
 def is_imprecise(column: pl.Series, times: pl.Series) -> pl.Series:

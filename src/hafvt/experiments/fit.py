@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
+from hafvt.data.table_options import Condition, Decimal, Encoding, Separator, TimeFormat, TimeZone
 from hafvt.errors import HafvtError
 from hafvt.experiments.demo import remove_run
 from hafvt.features.encode import encode
@@ -18,7 +19,7 @@ from hafvt.files import sha256
 from hafvt.inference.recommender import Recommender
 from hafvt.models import configure
 from hafvt.reports.report import write_run_report
-from hafvt.settings import OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.settings import Folder, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.run import fingerprint
 from hafvt.training.train import train
 
@@ -30,6 +31,15 @@ def fit(
     out: OutFolder = "hafvt",
     *,
     columns: dict[str, str] | None = None,
+    domains: list[str] | None = None,
+    keep: Condition | None = None,
+    unknown_items: Literal["error", "drop"] = "error",
+    image_root: Folder | None = None,
+    separator: Separator | None = None,
+    encoding: Encoding | None = None,
+    decimal: Decimal = "auto",
+    time_format: TimeFormat | None = None,
+    time_zone: TimeZone = "UTC",
     model: str = "hafvt",
     image: str | None = "classic",
     title: str | None = "classic",
@@ -52,6 +62,16 @@ def fit(
             default: the items of the interactions.
         out: the folder to write.
         columns: your names of the columns above, for both tables, such as user_id=customer.
+        domains: the domains to keep; default: all.
+        keep: keep the interactions that meet this condition in SQL over columns of their table, such as
+            "qty > 0 and status = 'paid'"; default: all.
+        unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
+        image_root: the folder that paths of pictures start from, as for prepare; default: a guess.
+        separator: sign between the fields of CSV files, such as ; or tab; default: as in the header.
+        encoding: encoding of CSV files, such as cp1252; default: UTF-8, UTF-16 or cp1252, as the bytes show.
+        decimal: decimal sign of numbers, "." or ","; "auto" takes the comma where numbers need it.
+        time_format: form of dates, such as "%d.%m.%Y %H:%M"; default: numbers, ISO 8601 or a plain guess.
+        time_zone: zone of dates that name none, such as Europe/Berlin.
         model: name of the model, see train.
         image: encoder of the pictures, see encode; none leaves them out.
         title: encoder of the titles, see encode; none leaves them out.
@@ -69,7 +89,23 @@ def fit(
     """
     configure(model, "default", None)  # reports a wrong name before any work
     folder, run_folder = Path(out), Path(out) / "run"
-    data = _prepare_once(interactions, items, folder, overwrite, columns=columns, seed=seed)
+    data = _prepare_once(
+        interactions,
+        items,
+        folder,
+        overwrite,
+        columns=columns,
+        domains=domains,
+        keep=keep,
+        unknown_items=unknown_items,
+        image_root=image_root,
+        separator=separator,
+        encoding=encoding,
+        decimal=decimal,
+        time_format=time_format,
+        time_zone=time_zone,
+        seed=seed,
+    )
     if overwrite:
         remove_run(run_folder)
     for name, spec in (("image", image), ("title", title)):

@@ -11,7 +11,16 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
-from hafvt.data.readers import Quoting
+from hafvt.data.table_options import (
+    Condition,
+    Decimal,
+    Encoding,
+    Quoting,
+    Separator,
+    TableOptions,
+    TimeFormat,
+    TimeZone,
+)
 from hafvt.data.times import parse_times
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
@@ -107,6 +116,12 @@ def recommend(
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
     time: str | int | None = None,
+    keep: Condition | None = None,
+    separator: Separator | None = None,
+    encoding: Encoding | None = None,
+    decimal: Decimal = "auto",
+    time_format: TimeFormat | None = None,
+    time_zone: TimeZone = "UTC",
     quoting: Quoting = "auto",
     strip: bool = False,
     data: str | Path | Dataset | None = None,
@@ -140,9 +155,15 @@ def recommend(
             for a data frame of histories a data frame of its kind as result, with the columns of CSV.
         exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
-        columns: our column names and the table's names where they differ, such as user_id=customer.
+        columns: our column names and the table's names where they differ, as for prepare.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
             default: now. Only recent-popularity and seasonal-popularity use it.
+        keep: keep the interactions that meet this condition, as for prepare, such as "qty > 0".
+        separator: sign between the fields of a CSV file, as for prepare.
+        encoding: encoding of a CSV file, as for prepare.
+        decimal: decimal sign of numbers, as for prepare.
+        time_format: form of dates, as for prepare.
+        time_zone: zone of dates that name none, as for prepare.
         quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
         strip: remove outer blanks and invisible characters from the ids of the file or data frame.
         data: the dataset, if it has moved since training.
@@ -172,7 +193,8 @@ def recommend(
     user_id = None if user is None else id_text(user)
     defaults = HistoryRequest(user_id, [], domain, k, exclude_ids)
     if histories is not None:
-        requests = read_requests(histories, defaults, domains, columns, quoting=quoting, strip=strip)
+        options = TableOptions(separator, encoding, quoting, decimal, time_format, time_zone, keep, strip)
+        requests = read_requests(histories, defaults, domains, columns, options)
     elif domain:
         if user_id is not None:
             one_history = history_of(run, user_id, data)
@@ -210,7 +232,7 @@ def parse_time(text: str | int) -> int:
     Raises:
         ArgumentError: it is something else.
     """
-    values, ticks_per_second = parse_times(pl.Series([str(text)]))
+    values, ticks_per_second, _ = parse_times(pl.Series([str(text)]))
     if values[0] is None:
         raise ArgumentError(f"--time {text}: give a date such as 2026-12-24, or seconds since 1970")
     return int(values[0] // ticks_per_second)

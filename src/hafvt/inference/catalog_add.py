@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
-from hafvt.data.readers import Quoting
+from hafvt.data.image_paths import locate_images
 from hafvt.data.schema import Table, read_items
+from hafvt.data.table_options import Encoding, Quoting, Separator, TableOptions
 from hafvt.errors import HafvtError
 from hafvt.features.new_items import encode_new_items
 from hafvt.folders import check_output_folder, folder_lock, recover_folder
@@ -61,6 +62,9 @@ def catalog(
     *,
     columns: dict[str, str] | None = None,
     precomputed: dict[str, str | Path] | None = None,
+    image_root: Folder | None = None,
+    separator: Separator | None = None,
+    encoding: Encoding | None = None,
     quoting: Quoting = "auto",
     strip: bool = False,
     overwrite: bool = False,
@@ -80,8 +84,11 @@ def catalog(
         run: the folder that train wrote.
         items: a table with item_id, domain, title and image, as for prepare, or a data frame; relative
             picture paths start from the table's folder.
-        columns: our column names and the table's names where they differ, such as item_id=asin.
+        columns: our column names and the table's names where they differ, as for prepare.
         precomputed: files of vectors by modality, if the dataset's vectors came from files.
+        image_root: the folder that picture paths start from, as for prepare.
+        separator: sign between the fields of a CSV file, as for prepare.
+        encoding: encoding of a CSV file, as for prepare.
         quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
         strip: remove outer blanks and invisible characters from ids and domains.
         overwrite: replace items that were added before.
@@ -102,15 +109,14 @@ def catalog(
     recover_folder(added_items_folder(opened))
     with folder_lock(added_items_folder(opened)):
         check_output_folder(added_items_folder(opened), ADDED_ITEMS, overwrite=True)
-        previous, table = (
-            AddedItems.read(opened),
-            read_items(items, columns or {}, quoting=quoting, strip=strip),
-        )
-        frame = _checked_items(table, opened, previous, overwrite)
-        image_root = table.origin.file.resolve().parent if table.origin.file else None
+        options = TableOptions(separator, encoding, quoting, strip=strip)
+        previous, table = AddedItems.read(opened), read_items(items, columns or {}, options)
+        located, root = locate_images(table, None if image_root is None else Path(image_root))
+        frame = _checked_items(replace(table, frame=located), opened, previous, overwrite)
+        image_folder = root.resolve() if root else None
         encoded = {
             name: encode_new_items(
-                opened.data, name, frame, image_root, precomputed=precomputed.get(name), device=device
+                opened.data, name, frame, image_folder, precomputed=precomputed.get(name), device=device
             )
             for name in names
         }
@@ -126,7 +132,7 @@ def catalog(
                 f"such as {item_id[:80]!r} ({reason}): add them to the table"
             )
         unchanged = ~previous.table["item_id"].is_in(frame["item_id"].implode()).to_numpy()
-        root_column = pl.lit(None if image_root is None else str(image_root), dtype=pl.String)
+        root_column = pl.lit(None if image_folder is None else str(image_folder), dtype=pl.String)
         new = frame.with_columns(root_column.alias("image_root")).select(COLUMNS).filter(has_vector)
         added = AddedItems(
             pl.concat([previous.table.filter(unchanged), new]),

@@ -12,8 +12,9 @@ import polars as pl
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, visible_text
 from hafvt.data.lines import read_jsonl
-from hafvt.data.readers import Quoting, file_kind
-from hafvt.data.schema import read_tables
+from hafvt.data.readers import file_kind
+from hafvt.data.schema import read_interactions
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json
 from hafvt.settings import Folder
@@ -45,9 +46,7 @@ def read_requests(
     defaults: HistoryRequest,
     domains: tuple[str, ...],
     columns: dict[str, str] | None = None,
-    *,
-    quoting: Quoting = "auto",
-    strip: bool = False,
+    options: TableOptions = DEFAULT_OPTIONS,
 ) -> Callable[[], Iterator[HistoryRequest]]:
     """Return a function that yields the requests of a file or a data frame, from the first one at each call.
 
@@ -58,8 +57,7 @@ def read_requests(
         defaults: domain and k of a history without them; its `exclude` is added to that of each history.
         domains: names of the domains of the model.
         columns: names of the table's columns, as in `prepare`.
-        quoting: see `read_tables`; only for a table.
-        strip: remove outer blanks and invisible characters from ids.
+        options: how a table is read; `strip` acts on the ids of JSONL, too.
 
     Raises:
         InputError: a table is wrong. The returned function raises the errors of lines.
@@ -71,8 +69,9 @@ def read_requests(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
                 "history, domain, k and exclude: leave out --columns"
             )
+        strip = options.strip
         return lambda: (_parse_line(path, *line, defaults, domains, strip) for line in _lines(path))
-    log, _ = read_tables(source, None, columns or {}, quoting=quoting, strip=strip)
+    log = read_interactions(source, columns or {}, options)
     if not defaults.domain:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
     users = log.frame.group_by("user_id", maintain_order=True).agg(

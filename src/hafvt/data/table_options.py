@@ -1,0 +1,134 @@
+"""How tables are read: separator, encoding, numbers, times, conditions."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+import polars as pl
+from pydantic import AfterValidator
+
+from hafvt.errors import ArgumentError
+
+UTF8 = "utf-8"
+
+
+def _check_separator(text: str) -> str:
+    separator = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(separator) != 1 or not separator.isascii() or separator.isalnum() or separator in '\r\n"':
+        raise ValueError("name one sign, such as ; or | or tab")
+    return separator
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        codec = codecs.lookup(name)
+        is_text = codec._is_text_encoding  # what open() checks
+    except LookupError:
+        is_text = False
+    if not is_text:
+        raise ValueError("name an encoding such as utf-8, cp1252 or utf-16")
+    return UTF8 if codec.name in ("utf-8", "utf-8-sig", "ascii") else codec.name
+
+
+def _check_time_format(text: str) -> str:
+    if "%" not in text:
+        raise ValueError("write it as %d.%m.%Y %H:%M")
+    return text
+
+
+def _check_time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+        pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(name)
+    except (ValueError, OSError, LookupError, pl.exceptions.PolarsError):
+        raise ValueError("name a time zone such as Europe/Berlin or UTC") from None
+    return name
+
+
+def _check_condition(text: str) -> str:
+    parse_condition(text)
+    return text
+
+
+def parse_condition(text: str) -> pl.Expr:
+    """Return a condition over columns, such as "qty > 0 and status = 'paid'", as an expression of Polars.
+
+    Raises:
+        ValueError: it is not a condition in SQL.
+    """
+    try:
+        return pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"not a condition such as \"qty > 0 and status = 'paid'\" ({reason})") from None
+
+
+Separator = Annotated[str, AfterValidator(_check_separator)]
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
+Decimal = Literal["auto", ".", ","]
+TimeFormat = Annotated[str, AfterValidator(_check_time_format)]
+TimeZone = Annotated[str, AfterValidator(_check_time_zone)]
+Condition = Annotated[str, AfterValidator(_check_condition)]
+Quoting = Literal["auto", "standard", "none"]
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How tables are read; by default, what is plain is guessed and reported.
+
+    Attributes:
+        separator: between the fields of a CSV file; None guesses comma, semicolon, tab or bar.
+        encoding: of a CSV file; None is UTF-8, or UTF-16 or cp1252 where the bytes show it.
+        quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
+            of the text; "auto" is "none" for a tab-separated file whose header has no quotes.
+        decimal: the decimal sign of numbers in text; "auto" takes the comma where numbers need it.
+        time_format: of times in text, such as "%d.%m.%Y %H:%M"; None guesses.
+        time_zone: of times that name no zone.
+        keep: condition in SQL that the interactions meet, such as "qty > 0"; None keeps all.
+        strip: remove outer blanks and invisible characters from ids and domains.
+    """
+
+    separator: Separator | None = None
+    encoding: Encoding | None = None
+    quoting: Quoting = "auto"
+    decimal: Decimal = "auto"
+    time_format: TimeFormat | None = None
+    time_zone: TimeZone = "UTC"
+    keep: Condition | None = None
+    strip: bool = False
+
+
+DEFAULT_OPTIONS = TableOptions()
+
+
+def parse_numbers(column: pl.Series, decimal: Decimal = "auto") -> pl.Series | None:
+    """Return text as numbers, null where it is empty; None if a value is no number.
+
+    A comma is the decimal sign, and a point between thousands, if `decimal` says so or, by default, if the
+    numbers are none otherwise, such as "1.234,50".
+
+    Raises:
+        ArgumentError: with `decimal` "auto", the commas may stand between thousands, as in "1,234".
+    """
+    text = column.str.strip_chars().replace("", None)
+    if decimal != ",":
+        numbers = text.cast(pl.Float64, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers
+    is_english = text.str.contains(r"^[+-]?\d{1,3}(,\d{3})*(\.\d+)?$").all()
+    is_german = text.str.contains(r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d*)?$").all()
+    if decimal == "auto" and is_english and is_german:
+        value = text.filter(text.str.contains(",").fill_null(False))[0]
+        raise ArgumentError(
+            f"column {column.name!r}: {value!r} has thousands or a decimal comma: choose --decimal . or ,"
+        )
+    if is_german and decimal != ".":
+        text = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    elif is_english and decimal != ",":
+        text = text.str.replace_all(",", "", literal=True)
+    else:
+        return None
+    return text.cast(pl.Float64, strict=False)

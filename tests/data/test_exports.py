@@ -251,7 +251,7 @@ def test_parse_numbers_that_may_have_thousands_or_decimals_are_refused() -> None
 
 
 @pytest.mark.parametrize(
-    ("condition", "kept"),
+    ("condition", "items"),
     [
         ("qty > 0", ["a", "c"]),
         ("qty > 0 and status = 'paid'", ["a"]),
@@ -261,7 +261,7 @@ def test_parse_numbers_that_may_have_thousands_or_decimals_are_refused() -> None
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "frame"])
-def test_read_tables_keep_conditions(tmp_path: Path, condition: str, kept: list[str], kind: str) -> None:
+def test_read_tables_keep_conditions(tmp_path: Path, condition: str, items: list[str], kind: str) -> None:
     frame = pl.DataFrame(
         {
             "user_id": ["u"] * 4,
@@ -275,7 +275,7 @@ def test_read_tables_keep_conditions(tmp_path: Path, condition: str, kept: list[
     frame.write_csv(tmp_path / "log.csv")
     frame.write_ndjson(tmp_path / "log.jsonl")
     source = frame.to_pandas() if kind == "frame" else tmp_path / f"log.{kind}"
-    assert read(source, keep=condition)["item_id"].to_list() == kept
+    assert read(source, keep=condition)["item_id"].to_list() == items
 
 
 def test_read_tables_keep_names_columns_values_and_rows(tmp_path: Path) -> None:

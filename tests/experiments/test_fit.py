@@ -45,8 +45,8 @@ def test_fit_again_repeats_neither_preparation_nor_encoding_nor_training(world, 
     monkeypatch.setattr(fit_module, "encode", None)
     hafvt.fit(*world, shop, epochs=1)
     assert [path.stat().st_mtime_ns for path in paths] == before
-    again = load_file(shop / "run" / "model.safetensors")
-    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    repeated = load_file(shop / "run" / "model.safetensors")
+    assert all(torch.equal(tensor, repeated[name]) for name, tensor in weights.items())
     assert not [path for path in shop.iterdir() if path.name not in ("data", "run")]
 
 

@@ -12,13 +12,13 @@ EXTRAS := encode,compare,serve,export,index,track,tune
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]" --group dev
-	touch $@
+	@$(BIN)/python scripts/install.py --upgrade pip
+	@$(BIN)/python scripts/install.py --constraint constraints.txt "$(TORCH)"
+	@$(BIN)/python scripts/install.py --constraint constraints.txt --editable ".[$(EXTRAS)]" --group dev
+	@touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/hafvt demo --out demo
+	@$(BIN)/hafvt demo --out demo
 
 # Two processes share the tests, file by file, as many tests wait for processes of their own. `make test` leaves
 # out what is slow, needs a browser or several processes; `make test-all`, which .ci/run calls, runs everything and prints the coverage.

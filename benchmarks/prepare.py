@@ -28,7 +28,7 @@ PREPARE = """
 import json, resource, sys, time
 from hafvt.data.prepare import prepare
 start = time.perf_counter()
-data = prepare(sys.argv[1], sys.argv[2], sys.argv[3], last=50)
+data = prepare(sys.argv[1], sys.argv[2], sys.argv[3], min_per_domain=1, last=50)
 print(json.dumps({
     "wall_s": round(time.perf_counter() - start, 1),
     "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -127,14 +128,26 @@ def test_readme_python_example_runs_on_generated_shops(tmp_path, monkeypatch, ca
     interactions, _ = generate_world(tmp_path, users=150, items_per_shop=40)
     monkeypatch.chdir(tmp_path)
     Path("interactions.csv.gz").write_bytes(gzip.compress(interactions.read_bytes()))
-    train = hafvt.train
+    monkeypatch.setattr(hafvt, "fit", partial(hafvt.fit, epochs=1))
+    first, second = pl.read_csv("items.csv")["item_id"][:2]
+    block = block_with('similar_items(["a101"]').replace("a101", first).replace("b205", second)
+    exec(compile(block, "README.md", "exec"), {})
+    output = capsys.readouterr().out
+    assert "garments" in output
+    assert f"similar to {first}" in output
 
-    def train_one_epoch(*positional, **options):
-        return train(*positional, **{**options, "epochs": 1, "params": {"max_length": 6}})
 
-    monkeypatch.setattr(hafvt, "train", train_one_epoch)
-    exec(compile(block_with("data = hafvt.prepare"), "README.md", "exec"), {})
-    assert "garments" in capsys.readouterr().out
+def test_documented_data_frames_are_fitted_and_returned(tmp_path, monkeypatch):
+    interactions, items = generate_world(tmp_path, users=60, items_per_shop=30)
+    monkeypatch.chdir(tmp_path)
+    log = pl.read_csv(interactions).rename({"user_id": "customer"}).with_columns(qty=1)
+    log.write_csv("orders.csv")
+    pl.read_csv(items).write_csv("articles.csv")
+    monkeypatch.setattr(hafvt, "fit", partial(hafvt.fit, model="popularity"))
+    names = {}
+    exec(compile(block_with("pd.read_csv"), "own_data.md", "exec"), names)
+    assert set(names["top"]["user_id"]) == set(log["customer"])
+    assert set(names["similar"]["item_id"]) <= set(pl.read_csv("articles.csv")["item_id"])
 
 
 def test_readme_figures_equal_the_committed_results():

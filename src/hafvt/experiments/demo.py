@@ -45,9 +45,10 @@ class Demo:
 
     def __str__(self) -> str:
         return (
-            f"{plain_table(self.results)}\n{self.seconds:.0f} s in all\n"
-            f"open {self.folder / 'report.html'}\n"
-            f"hafvt serve {self.folder / 'runs' / 'hafvt'}"
+            f"{plain_table(self.results)}\n{self.seconds:.0f} s in all\n\n"
+            f"The report:     open {self.folder / 'report.html'}\n"
+            f"The page:       hafvt serve {self.folder / 'runs' / 'hafvt'}\n"
+            "Your own data:  hafvt fit interactions.csv items.csv --out shop"
         )
 
 

@@ -83,7 +83,7 @@ COMMANDS = {
         "Turn tables of interactions and items into a dataset.",
         _format_dataset,
     ),
-    "fetch": Command("hafvt.data.sources.fetch:fetch", "Download public reviews or a dataset's pictures."),
+    "fetch": Command("hafvt.data.sources.fetch:fetch", "Download films, reviews or a dataset's pictures."),
     **{
         f"prepare-{name}": Command(target, f"Turn {name}'s published files into a dataset.")
         for name, target in SOURCES.items()
@@ -140,6 +140,8 @@ def argument_type(hint: Any) -> Any:
     if get_origin(hint) not in (Union, UnionType):
         return hint
     members = get_args(hint)
+    if members[0] == list[str]:
+        return list[str] | None if NoneType in members else list[str]
     accepted = str if str in members else argument_type(members[0])
     return accepted | None if NoneType in members else accepted
 

@@ -62,7 +62,7 @@ def test_amazon_dump_is_fetched_prepared_encoded_and_trained(year, tmp_path, mon
         server.files = dump(year, base)
         get = partial(fetch, allow_private=True, requests_per_second=1e6)
         categories = list(CATEGORIES.values())
-        get(f"amazon-{year}", out=tmp_path / "raw", categories=categories, base_url=base)
+        get(f"amazon-{year}", out=tmp_path / "raw", names=categories, base_url=base)
         prepared = prepare_amazon(tmp_path / "raw", tmp_path / "data", **EASY)
         pictures = get("pictures", tmp_path / "data", out=tmp_path / "pictures")
     assert str(prepared).count("1 malformed (row 12)") == 2

@@ -7,15 +7,19 @@ import inspect
 import shutil
 from contextlib import closing
 from functools import partial
+from io import BytesIO
 from unittest.mock import Mock
+from zipfile import ZipFile
 
 import polars as pl
 import pytest
 
+from hafvt.cli import main
 from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.http_client import HttpClient
 from hafvt.data.prepare import prepare
 from hafvt.data.sources import fetch as fetch_module
+from hafvt.data.sources import movielens
 from hafvt.data.sources.fetch import DUMPS, FetchResult, fetch, safe_name
 from hafvt.errors import HafvtError
 from hafvt.files import read_json
@@ -91,7 +95,7 @@ def read_csv_rows(path):
 def test_fetch_reviews_uses_the_urls_of_the_publisher(resource, urls, tmp_path, monkeypatch):
     download_all = Mock(side_effect=lambda jobs, *_, **options: (result for result in ()))
     monkeypatch.setattr(fetch_module, "download_all", download_all)
-    fetch(resource, out=tmp_path, categories=["Books"])
+    fetch(resource, out=tmp_path, names=["Books"])
     (jobs, _), _ = download_all.call_args
     assert [job.url for job in jobs] == urls
     assert [job.path for job in jobs] == [tmp_path / url.rpartition("/")[2] for url in urls]
@@ -99,16 +103,18 @@ def test_fetch_reviews_uses_the_urls_of_the_publisher(resource, urls, tmp_path, 
 
 def test_fetch_second_run_downloads_only_missing_files(server, tmp_path):
     get = partial(fetch, "amazon-2014", out=tmp_path, base_url=server.url("truncated"), allow_private=True)
-    result = get(categories=["Books"])
-    assert result == FetchResult(
+    result = get(names=["Books"])
+    assert result._replace(next_command="") == FetchResult(
         tmp_path, num_downloaded=2, num_existing=0, num_failed=0, num_without_url=0, num_bytes=2 * len(BODY)
     )
     assert relative_paths(tmp_path) == ["meta_Books.json.gz", "reviews_Books.json.gz"]
     assert (tmp_path / "meta_Books.json.gz").read_bytes() == BODY
-    second_result = get(categories=["Books", "Baby"])
+    second_result = get(names=["Books", "Baby"])
     assert (second_result.num_downloaded, second_result.num_existing) == (2, 2)
     assert len(server.requests) == 8
-    assert str(second_result) == f"downloaded 2 files (0.6 MiB), 2 existed\nwrote {tmp_path}"
+    assert str(second_result) == f"downloaded 2 files (0.6 MiB), 2 existed\nwrote {tmp_path}\n" + (
+        f"next: hafvt prepare-amazon {tmp_path} --domains books=Books baby=Baby --out data/{tmp_path.name}"
+    )
 
 
 def test_fetch_reviews_failed_downloads_are_listed(server, tmp_path):
@@ -122,7 +128,7 @@ def test_fetch_reviews_failed_downloads_are_listed(server, tmp_path):
         with pytest.raises(
             HafvtError, match=rf"2 of 2 files cannot be downloaded \(.*{message}.*; .*{message}"
         ) as error_info:
-            fetch("amazon-2023", out=tmp_path, categories=["Baby"], base_url=url, allow_private=True, **limit)
+            fetch("amazon-2023", out=tmp_path, names=["Baby"], base_url=url, allow_private=True, **limit)
         assert DUMPS["amazon-2023"].page_url in str(error_info.value)
         assert "\n" not in str(error_info.value)
     assert relative_paths(tmp_path) == []
@@ -130,7 +136,7 @@ def test_fetch_reviews_failed_downloads_are_listed(server, tmp_path):
 
 def test_fetch_private_address_is_refused_unless_allowed(server, tmp_path, write_dataset):
     with pytest.raises(HafvtError, match="not a public address"):
-        fetch("amazon-2014", out=tmp_path, categories=["Books"], base_url=server.url("good"))
+        fetch("amazon-2014", out=tmp_path, names=["Books"], base_url=server.url("good"))
     data = write_dataset([("a", server.url("picture?is=jpg"))])
     assert fetch("pictures", data, out=tmp_path / "out").num_failed == 1
     assert "not a public address" in read_csv_rows(tmp_path / "out" / "problems.csv")[0][2]
@@ -145,9 +151,7 @@ def test_fetch_after_ctrl_c_resumes(server, tmp_path, write_dataset, resource):
         get = partial(fetch, resource, data, out=out, allow_private=True, parallel=1)
     else:
         base = server.url("interrupts")
-        get = partial(
-            fetch, resource, out=out, categories=["Baby"], base_url=base, allow_private=True, parallel=1
-        )
+        get = partial(fetch, resource, out=out, names=["Baby"], base_url=base, allow_private=True, parallel=1)
     with pytest.raises(KeyboardInterrupt):
         get()
     (partial_path,) = out.rglob("*.part")
@@ -225,31 +229,31 @@ def test_fetch_failed_pictures_are_listed_and_retried(server, tmp_path, write_da
 @pytest.mark.parametrize(
     ("resource", "options", "message"),
     [
-        ("netflix", {}, "amazon-2014, .*, movie-book or pictures"),
-        ("amazon-2014", {}, "needs --categories"),
-        ("amazon-2014", {"categories": []}, "needs --categories"),
-        ("amazon-2014", {"categories": ["../x"]}, "is not a category"),
-        ("amazon-2014", {"categories": ["A"], "data": "x"}, "takes no dataset"),
+        ("netflix", {}, "movielens-1m, amazon-2014, .*, movie-book, pictures"),
+        ("amazon-2014", {}, "needs names of categories"),
+        ("amazon-2014", {"names": []}, "needs names of categories"),
+        ("amazon-2014", {"names": ["../x"]}, "is not a category"),
         (
             "amazon-2014",
-            {"categories": ["A"], "parallel": 0},
+            {"names": ["A"], "parallel": 0},
             "--parallel is 0: choose a whole number from 1",
         ),
         (
             "amazon-2014",
-            {"categories": ["A"], "requests_per_second": 0},
+            {"names": ["A"], "requests_per_second": 0},
             "--requests-per-second is 0: choose a number from 0.001",
         ),
-        ("amazon-2014", {"categories": ["A"], "parallel": 10**9}, "choose a whole number from 1 to 1000"),
-        ("amazon-2014", {"categories": ["A"], "requests_per_second": 1e-300}, "choose a number from 0.001"),
-        ("amazon-2014", {"categories": ["A"], "max_file_gib": 1e308}, r"--max-file-gib is 1e\+308: choose"),
-        ("amazon-2014", {"categories": ["A"], "max_file_gib": float("nan")}, "--max-file-gib is nan: choose"),
-        ("amazon-2014", {"categories": ["A"], "max_picture_mib": -3}, "--max-picture-mib is -3: choose"),
-        ("amazon-2014", {"categories": [3]}, "3 is not a category"),
-        ("movie-book", {"categories": ["A"]}, "takes no --categories"),
-        ("pictures", {}, "takes a DATASET"),
-        ("pictures", {"data": "x", "base_url": "http://a.org"}, "neither"),
-        ("pictures", {"data": "nowhere"}, "does not exist"),
+        ("amazon-2014", {"names": ["A"], "parallel": 10**9}, "choose a whole number from 1 to 1000"),
+        ("amazon-2014", {"names": ["A"], "requests_per_second": 1e-300}, "choose a number from 0.001"),
+        ("amazon-2014", {"names": ["A"], "max_file_gib": 1e308}, r"--max-file-gib is 1e\+308: choose"),
+        ("amazon-2014", {"names": ["A"], "max_file_gib": float("nan")}, "--max-file-gib is nan: choose"),
+        ("amazon-2014", {"names": ["A"], "max_picture_mib": -3}, "--max-picture-mib is -3: choose"),
+        ("amazon-2014", {"names": [3]}, "3 is not a category"),
+        ("movie-book", {"names": ["A"]}, "takes no names"),
+        ("movielens-1m", {"names": ["A"]}, "takes no names"),
+        ("pictures", {}, "takes one DATASET"),
+        ("pictures", {"names": "x", "base_url": "http://a.org"}, "no --base-url"),
+        ("pictures", {"names": ["nowhere"]}, "does not exist"),
     ],
 )
 def test_fetch_wrong_option_is_refused(server, tmp_path, resource, options, message):
@@ -280,9 +284,8 @@ def test_fetch_pictures_with_urls_in_the_image_column_downloads_them(server, tmp
 
 
 def test_fetch_docstring_has_examples():
-    assert (
-        "\n\nExample: hafvt fetch food-kitchen --out raw\n\nExample: hafvt fetch pictures"
-        in inspect.getdoc(fetch)
+    assert "\n\nExample: hafvt fetch movielens-1m\n\nExample: hafvt fetch amazon-2023" in inspect.getdoc(
+        fetch
     )
 
 
@@ -292,7 +295,7 @@ def hidden_and_partial_paths(folder):
 
 def test_fetch_reviews_killed_anywhere_resumes(server, tmp_path):
     out = tmp_path / "out"
-    options = {"categories": ["Baby"], "base_url": server.url("good"), "allow_private": True}
+    options = {"names": ["Baby"], "base_url": server.url("good"), "allow_private": True}
     options |= {"requests_per_second": 1e6, "parallel": 1}
 
     def reset():
@@ -339,7 +342,7 @@ def test_fetch_into_a_folder_in_use_is_refused(server, tmp_path, write_dataset):
     data = write_dataset([("a", server.url("picture?is=png"))])
     out = tmp_path / "out"
     with folder_lock(out), pytest.raises(HafvtError, match="out is in use by another process"):
-        fetch("amazon-2014", out=out, categories=["A"], base_url=server.url("good"), allow_private=True)
+        fetch("amazon-2014", out=out, names=["A"], base_url=server.url("good"), allow_private=True)
     with folder_lock(data), pytest.raises(HafvtError, match="data is in use by another process"):
         fetch("pictures", data, out=out, allow_private=True)
     assert server.requests == []
@@ -357,3 +360,66 @@ def test_fetch_pictures_on_a_full_disk_names_the_file_and_keeps_the_others(serve
     (tmp_path / "out" / "images" / "b.part").unlink()
     result = get()
     assert (result.num_downloaded, result.num_existing) == (1, 1)
+
+
+def zip_of(**members):
+    buffer = BytesIO()
+    with ZipFile(buffer, "w") as file:
+        for name, text in members.items():
+            file.writestr(f"ml-1m/{name}.dat", text.encode("latin-1"))
+    return buffer.getvalue()
+
+
+MOVIES = (
+    "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Heat (1995)::Action|Crime\n"
+    "3::Café (1995)::Drama\n4::War (1995)::Action|War\n"
+)
+RATINGS = (
+    "7::2::5::978300760\n7::3::4::978300761\n7::1::4::978300762\n8::4::1::978300763\n8::3::1::978300764\n"
+)
+
+
+def test_fetch_movielens_writes_tables_that_prepare_reads(server, tmp_path, monkeypatch, capsys):
+    server.files["ml-1m.zip"] = zip_of(movies=MOVIES, ratings=RATINGS)
+    monkeypatch.chdir(tmp_path)
+    options = ["--base-url", server.url("files"), "--allow-private"]
+    assert main(["fetch", "movielens-1m", *options]) == 0
+    output = capsys.readouterr()
+    assert "3 of 5 interactions with 2 of 4 films" in output.err
+    command = output.out.splitlines()[-1].removeprefix("next: hafvt ")
+    assert command == (
+        "fit raw/movielens-1m/interactions.csv raw/movielens-1m/items.csv --out movielens-1m-run"
+    )
+    data = prepare(*command.split()[1:3], tmp_path / "data")
+    assert sorted(data.item_table.rows()) == [
+        ("2", "action", "Heat (1995)", None),
+        ("3", "drama", "Café (1995)", None),
+    ]
+    assert sorted(data.times.tolist()) == [978300760, 978300761, 978300764]
+    assert main(["fetch", "movielens-1m", *options]) == 0
+    assert "downloaded 0 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zip_of(movies=MOVIES), "There is no item named 'ml-1m/ratings.dat'"),
+        (zip_of(movies=MOVIES, ratings=RATINGS)[:-30], "it cannot be read"),
+        (zip_of(movies=MOVIES, ratings="1::2::3::4::5\n"), "is not a table of user_id"),
+        (zip_of(movies=MOVIES, ratings="1" * 2**17), "ratings.dat has more than"),
+        (b"no archive", "not a zip file: perhaps an error page"),
+    ],
+)
+def test_fetch_movielens_damaged_archive_is_refused(server, tmp_path, content, message, monkeypatch):
+    monkeypatch.setattr(movielens, "MAX_MEMBER_BYTES", 2**16)
+    server.files["ml-1m.zip"] = content
+    with pytest.raises(HafvtError, match=message):
+        fetch("movielens-1m", out=tmp_path, base_url=server.url("files"), allow_private=True)
+    assert not (tmp_path / "items.csv").exists()
+
+
+def test_fetch_amazon_categories_prints_the_next_command(server, tmp_path, capsys):
+    options = ["--base-url", server.url("good"), "--allow-private", "--out", str(tmp_path / "raw")]
+    assert main(["fetch", "amazon-2023", "All_Beauty", "Video_Games", *options]) == 0
+    domains = "all_beauty=All_Beauty video_games=Video_Games"
+    assert f"next: hafvt prepare-amazon {tmp_path / 'raw'} --domains {domains}" in capsys.readouterr().out

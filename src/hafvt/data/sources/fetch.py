@@ -16,14 +16,16 @@ from pydantic import Field
 from hafvt.data.dataset import Dataset, replace_item_table
 from hafvt.data.download import MIB, DownloadError, DownloadJob, FileType, download_all
 from hafvt.data.http_client import HttpClient
+from hafvt.data.sources.movielens import ARCHIVE, BASE_URL, write_movielens_tables
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import atomic_file
 from hafvt.folders import folder_lock, recover_folder
-from hafvt.progress import progress
+from hafvt.progress import progress, report
 from hafvt.settings import Folder, Jobs, OutFolder, PositiveNumber, check_arguments
 from hafvt.tables import without_formulas
 
 GZIP = FileType("gzip file", {"": rb"\x1f\x8b\x08"})
+ZIP = FileType("zip file", {"": rb"PK\x03\x04"})
 PICTURE = FileType(
     "picture (JPEG, PNG, GIF, WebP, AVIF)",
     {
@@ -79,7 +81,8 @@ SCENARIO_DUMPS = {  # the paper's scenarios: dump and categories
 class FetchResult(NamedTuple):
     """Numbers of files in the folder `out` that `fetch` downloaded, that existed before, and that failed.
 
-    `num_without_url` is the number of items without the URL of a picture, `num_bytes` what was downloaded.
+    `num_without_url` is the number of items without the URL of a picture, `num_bytes` what was downloaded,
+    `next_command` what may follow.
     """
 
     out: Path
@@ -88,6 +91,7 @@ class FetchResult(NamedTuple):
     num_failed: int
     num_without_url: int
     num_bytes: int
+    next_command: str = ""
 
     def __str__(self) -> str:
         """Return the numbers as text."""
@@ -97,16 +101,15 @@ class FetchResult(NamedTuple):
             text += f", {self.num_failed:,} failed, see {self.out / 'problems.csv'}"
         if self.num_without_url:
             text += f", {self.num_without_url:,} items have no URL"
-        return f"{text}\nwrote {self.out}"
+        return f"{text}\nwrote {self.out}" + f"\nnext: {self.next_command}" * bool(self.next_command)
 
 
 @check_arguments
 def fetch(
     resource: str,
-    data: Folder | None = None,
+    names: list[str] | Folder | None = None,
     *,
-    out: OutFolder,
-    categories: list[str] | None = None,
+    out: OutFolder | None = None,
     base_url: str | None = None,
     parallel: Jobs = 4,
     requests_per_second: Annotated[float, Field(ge=0.001, le=1_000_000)] = 4.0,
@@ -114,27 +117,32 @@ def fetch(
     max_picture_mib: PositiveNumber = 10.0,
     allow_private: bool = False,
 ) -> FetchResult:
-    """Download reviews and metadata, or the pictures of a dataset's items.
+    """Download films, reviews and metadata, or the pictures of a dataset's items.
 
     After Ctrl-C or a failure, run `fetch` again to resume; complete files are not downloaded again. `fetch`
     connects to public addresses only, ignores proxy settings, and refuses files above the size limits. The
     first bytes of a file decide its type: reviews and metadata must be gzip, pictures JPEG, PNG, GIF, WebP or
     AVIF.
 
+    `fetch movielens-1m` writes interactions.csv and items.csv: films of two domains, action and drama, with
+    titles, as GroupLens publishes them for research.
+
     `fetch pictures` reads the URL of each picture from the item's image_url, or from its image if that is a
     URL. It writes the pictures to `out`/images and their paths to the dataset's item table.
     `out`/problems.csv lists failed downloads (item_id, url, problem).
 
-    Example: hafvt fetch food-kitchen --out raw
+    Example: hafvt fetch movielens-1m
+
+    Example: hafvt fetch amazon-2023 All_Beauty Video_Games
 
     Example: hafvt fetch pictures data/dumps --out pictures
 
     Args:
-        resource: amazon-2014, amazon-2018, amazon-2023 (reviews and metadata), food-kitchen, movie-book (the
-            paper's categories of 2014), or pictures.
-        data: the dataset folder, for pictures.
-        out: folder for the downloaded files.
-        categories: the publisher's names of product categories, such as Home_and_Kitchen.
+        resource: movielens-1m; amazon-2014, amazon-2018, amazon-2023 (reviews and metadata); food-kitchen,
+            movie-book (the paper's categories of 2014); or pictures.
+        names: for amazon, the publisher's names of product categories, such as Home_and_Kitchen; for
+            pictures, the dataset folder.
+        out: folder for the downloaded files; default: raw/RESOURCE.
         base_url: URL of a mirror of the publisher's files; default: the publisher's own URL.
         parallel: number of simultaneous downloads.
         requests_per_second: largest rate of requests to one host.
@@ -145,29 +153,28 @@ def fetch(
     Raises:
         HafvtError: an option is wrong, or reviews or metadata cannot be downloaded.
     """
-    out = Path(out)
-    if resource in SCENARIO_DUMPS:
-        if categories:
-            raise ArgumentError(f"fetch {resource} takes no --categories: it has those of the paper")
-        resource, categories = SCENARIO_DUMPS[resource]
-    if resource not in (*DUMPS, "pictures"):
-        raise ArgumentError(
-            f"unknown {resource!r}: choose {', '.join((*DUMPS, *SCENARIO_DUMPS))} or pictures"
-        )
+    resources = ("movielens-1m", *DUMPS, *SCENARIO_DUMPS, "pictures")
+    if resource not in resources:
+        raise ArgumentError(f"unknown {resource!r}: choose one of {', '.join(resources)}")
+    out = Path(out or Path("raw", resource))
+    names = names if isinstance(names, list) else [] if names is None else [str(names)]
+    if resource in (*SCENARIO_DUMPS, "movielens-1m") and names:
+        raise ArgumentError(f"fetch {resource} takes no names, such as {names[0]}: leave them out")
+    resource, categories = SCENARIO_DUMPS.get(resource, (resource, names))
     if resource == "pictures":
-        if data is None or categories is not None or base_url is not None:
-            raise ArgumentError("fetch pictures takes a DATASET, and neither --categories nor --base-url")
+        if len(names) != 1 or base_url is not None:
+            raise ArgumentError("fetch pictures takes one DATASET, and no --base-url")
         max_bytes = int(max_picture_mib * MIB)
         client = HttpClient(
             max_bytes, requests_per_second, allow_private, max_attempts=3, stall_timeout_s=20.0
         )
-        return _fetch_pictures(Path(data), out, client, parallel)
-    if not categories or data is not None:
-        page_url = DUMPS[resource].page_url
-        raise ArgumentError(
-            f"fetch {resource} needs --categories, named as on {page_url}, and takes no dataset"
-        )
+        return _fetch_pictures(Path(names[0]), out, client, parallel)
     client = HttpClient(int(max_file_gib * 2**30), requests_per_second, allow_private)
+    if resource == "movielens-1m":
+        return _fetch_movielens(base_url or BASE_URL, out, client)
+    if not categories:
+        page_url = DUMPS[resource].page_url
+        raise ArgumentError(f"fetch {resource} needs names of categories, as on {page_url}")
     return _fetch_dump(DUMPS[resource], categories, base_url, out, client, parallel)
 
 
@@ -205,7 +212,26 @@ def _fetch_dump(
             "command again to resume. If the error remains, compare the names with "
             f"{dump.page_url} or choose a mirror with --base-url. The other files are in {out}"
         )
-    return result
+    domains = " ".join(f"{category.lower()}={category}" for category in categories)
+    return result._replace(
+        next_command=f"hafvt prepare-amazon {out} --domains {domains} --out data/{out.name}"
+    )
+
+
+def _fetch_movielens(base_url: str, out: Path, client: HttpClient) -> FetchResult:
+    """Download MovieLens-1M and write its tables."""
+    url = f"{base_url.rstrip('/')}/{ARCHIVE}"
+    job, failures = DownloadJob(url, out / ARCHIVE, ZIP), dict[DownloadJob, str]()
+    with folder_lock(out):
+        result = _download_missing([job], client, 1, failures, out)
+        if failures:
+            raise HafvtError(
+                f"{url} cannot be downloaded ({failures[job]}): run the command again to resume, or choose a "
+                "mirror with --base-url"
+            )
+        report(write_movielens_tables(job.path, out))
+    tables = f"{out / 'interactions.csv'} {out / 'items.csv'}"
+    return result._replace(next_command=f"hafvt fit {tables} --out {out.name}-run")
 
 
 def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) -> FetchResult:
@@ -233,7 +259,8 @@ def _fetch_pictures(data: Path, out: Path, client: HttpClient, parallel: int) ->
             with atomic_file(out / "problems.csv") as temporary:
                 frame = pl.DataFrame(rows, schema=["item_id", "url", "problem"], orient="row")
                 without_formulas(frame).write_csv(temporary)
-    return result._replace(num_without_url=len(table) - len(urls))
+    command = f"hafvt encode {data} --image classic --title classic"
+    return result._replace(num_without_url=len(table) - len(urls), next_command=command)
 
 
 def _download_missing(

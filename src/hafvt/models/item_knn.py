@@ -57,10 +57,6 @@ class ItemKnn(Model):
                 self.neighbors[index] = target[is_kept].int()
                 self.similarities[index] = similarity[is_kept].float()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return 0: the model has no trained parameters."""
-        return torch.zeros((), device=self.popularity.device)
-
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return the sum of the similarities to the history, see `Model.scores`."""
         age = batch.lengths[:, None] - 1 - torch.arange(batch.items.shape[1], device=batch.items.device)

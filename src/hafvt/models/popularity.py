@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +24,6 @@ class Popularity(Model):
         self.max_length = 1  # the scores do not depend on the history
         self.domains = item_features.domains
         self.register_buffer("counts", item_features.train_counts.clone())
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return 0: the model has no parameters."""
-        return torch.zeros((), device=self.counts.device)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return the train count of each item, see `Model.scores`."""
@@ -65,6 +63,44 @@ class IntervalCounts(nn.Module):
         return torch.stack(
             [torch.bincount(self.items[first:last], minlength=self.num_items) for first, last in bounds]
         ).float()[rows]
+
+
+class TimedPopularity(Model):
+    """Scores an item by its training interactions in an interval of time that depends on the request.
+
+    Args:
+        name: name of the model, for messages.
+        item_features: the items, with the training interactions.
+        period: seconds after which times repeat, such as those of a year; None: they do not.
+    """
+
+    uses_interactions = True
+    uses_times = True
+    end: Tensor
+    """(1,) time of the last training interaction."""
+
+    def __init__(self, name: str, item_features: ItemFeatures, period: int | None = None) -> None:
+        super().__init__()
+        self.max_length = 1  # the scores do not depend on the history
+        self.domains = item_features.domains
+        times, items = train_times(name, item_features)
+        self.register_buffer("end", times.max()[None])
+        if period is not None:
+            # Each interaction counts in two periods in a row, as an interval may span the turn of a period.
+            times, items = torch.cat([times % period, times % period + period]), items.repeat(2)
+        self.counts = IntervalCounts(times, items, len(item_features))
+
+    @abstractmethod
+    def interval(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Return start and end of the intervals for requests at some times, (B,) -> (B,) each.
+
+        Interactions at the start are outside, those at the end inside.
+        """
+
+    def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
+        """Return the number of interactions of each item in the interval, see `Model.scores`."""
+        times = self.end.expand(batch.lengths.shape[0]) if batch.times is None else batch.times
+        return select_columns(self.counts(*self.interval(times)), self, domain, candidates)
 
 
 def train_times(model: str, item_features: ItemFeatures) -> tuple[Tensor, Tensor]:

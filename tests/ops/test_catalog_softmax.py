@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hafvt.ops import tiles
 from hafvt.ops.catalog_softmax import (
-    MIN_REMAINING_MASS,
+    MIN_REMAINING,
     SoftmaxQuery,
     catalog_nll,
     log_partition,
@@ -41,7 +41,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.TILE_SHAPE, "cpu", (64, 100))
-    monkeypatch.setattr(tiles, "FLASH_ROWS", 500)
+    monkeypatch.setattr(tiles, "FLASH_GROUP_ITEMS", 500)
 
 
 def unit(rows: int, d: int, seed: int) -> Tensor:
@@ -370,7 +370,7 @@ def test_log_excluded_mass_above_the_partition_leaves_the_minimum(kernel: None) 
     (complete,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9))], table, 2.0)
     expected = (
         complete.detach()
-        - torch.tensor([MIN_REMAINING_MASS, MIN_REMAINING_MASS, 1.0], dtype=torch.float64).log()
+        - torch.tensor([MIN_REMAINING, MIN_REMAINING, 1.0], dtype=torch.float64).log()
     )
     torch.testing.assert_close(log_p.detach(), expected)
     log_p.sum().backward()
@@ -436,7 +436,7 @@ def test_target_log_probabilities_memory_does_not_grow_with_the_catalog(
 ) -> None:
     monkeypatch.setitem(tiles.MAX_STORED_EXPONENTIALS, "cpu", 2**19)
     monkeypatch.setitem(tiles.TILE_SHAPE, "cpu", (64, 2000))
-    monkeypatch.setattr(tiles, "FLASH_ROWS", 2000)
+    monkeypatch.setattr(tiles, "FLASH_GROUP_ITEMS", 2000)
     n, d, v = 300, 16, (8_000, 64_000)
 
     def extra(v: int) -> int:

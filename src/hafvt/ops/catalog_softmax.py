@@ -1,17 +1,23 @@
 """Softmax cross-entropy over a whole item catalog, without storing the logits.
 
-N queries h and a table of V items have logits `z[i, j] = scale * h[i] . table[j]`. The *partition* of query i
-is `sum_j exp(z[i, j])`, the denominator of its softmax. A loss needs only the logit of each target, the log
-of each partition, and their gradients. They are computed for a few hundred queries and a few thousand items
-at a time (`ops.tiles`), so that logits stay in the processor's cache until they are used up.
+N queries h, (N, d), choose among the items of a table, (V, d), or of a contiguous part of it, the candidates:
 
-`catalog_nll` is a complete loss: its forward pass also computes the gradients, from the same exponentials.
-`target_log_probabilities` returns single log-probabilities, for mixtures of softmaxes; its backward pass
-computes the logits a second time if the table needs a gradient.
+    z[i, j]      = scale * h[i] . table[j]                              logit of item j for query i
+    partition[i] = sum over candidates j of exp(z[i, j])                denominator of the softmax
+    log_p[i]     = z[i, target[i]] - log(partition[i] - discount[i])    log-probability of the target
+    nll          = -sum over i of weight * log(other[i] + exp(log_p[i]))
 
-Common arguments: `table` is (V, d), the item vectors; `scale` is the factor of the logits, a number
-or a scalar tensor, which may be learned; `normalize_rows` first normalizes the rows of the table to length 1.
-ValueError is raised if queries, table and candidates do not fit each other or a part of the table is empty.
+The *repeat discount* lowers the partition where items of the query's history weigh less than others (0 if
+omitted); *other* is the probability that the other components of a mixture give to the target (0 if omitted).
+
+`target_log_probabilities` returns log_p; if the table needs a gradient, its backward pass computes the logits
+a second time. `catalog_nll` returns nll; its forward pass also computes the gradients, from the same
+exponentials. Both process a few hundred queries and a few thousand items at a time (`ops.tiles`), so that
+logits stay in the processor's cache until they are used up.
+
+Common arguments: `scale` is a number or a scalar tensor, which may be learned; `normalize_rows` first
+normalizes the rows of the table to length 1. ValueError is raised if queries, table and candidates do not fit
+each other or a part of the table is empty.
 
 Precision: matrix products run in the table's dtype or autocast's, sums in float32 at least. The rounding of
 bfloat16 logits, by up to 2**-8 of their size, dominates the error. On a CPU, equal inputs give bitwise equal
@@ -30,25 +36,25 @@ from torch.autograd.function import once_differentiable
 from hafvt.ops.collectives import global_count
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
 
-MIN_REMAINING_MASS = 0.01
+MIN_REMAINING = 0.01
 """Least share of the total that `log_subtract_exp` leaves; by rounding, a difference could be negative."""
 
 
 class SoftmaxQuery(NamedTuple):
-    """N queries for the softmax over one contiguous part of an item table."""
+    """N queries with their targets and candidates, in the terms of the module's docstring."""
 
     h: Tensor
     """(N, d) query vectors."""
     targets: Tensor
     """(N,) int64 row numbers in the whole table, each within `candidates`."""
     candidates: slice
-    """Rows start:stop that the softmax normalizes over."""
+    """Rows start:stop of the table, over which the partition sums."""
     weight: float = 1.0
-    """Factor of each target's term in `catalog_nll`; 1 / N gives a mean."""
+    """Factor of the queries in `catalog_nll`; 1 / N gives a mean."""
     log_other_components: Tensor | None = None
-    """(N,) log of the other mixture components' weighted probability of the target (`catalog_nll` only)."""
+    """(N,) log of `other`; only `catalog_nll` uses it."""
     log_repeat_discount: Tensor | None = None
-    """(N,) log of the amount to subtract from the partition for items of the query's history."""
+    """(N,) log of `discount`."""
 
 
 def catalog_nll(
@@ -58,15 +64,14 @@ def catalog_nll(
     *,
     normalize_rows: bool = False,
 ) -> Tensor:
-    """Return the weighted negative log-likelihood of all targets, a scalar.
+    """Return the sum of the weighted negative log-likelihoods of all targets, a scalar.
 
-    The value is the sum over all queries of `-weight * log(exp(log_other_components) + softmax(target))`.
     Call `backward` on it at most once: the stored gradient of the table is scaled in place.
     """
     h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates, query.weight) for query in queries]
-    log_terms = [widen(query.log_other_components, table) for query in queries]
-    log_terms += [widen(query.log_repeat_discount, table) for query in queries]
+    log_terms = [to_accumulation_dtype(query.log_other_components, table) for query in queries]
+    log_terms += [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
     return loss
@@ -89,16 +94,15 @@ def target_log_probabilities(
     *,
     normalize_rows: bool = False,
 ) -> list[Tensor]:
-    """Return target logits minus log(partition - exp(log_repeat_discount)), with exact gradients.
+    """Return the log-probability of each target, (N,) for each of `queries`, with exact gradients.
 
-    One (N,) tensor for each query, float32 (float64 for a table in float64). `weight` and
-    `log_other_components` of queries are ignored.
+    The results are float32 (float64 for a table in float64). `weight` and `log_other_components` are ignored.
     """
     h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_excluded = [widen(query.log_repeat_discount, table) for query in queries]
+    log_discount = [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
-        return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
+        return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_discount))  # type: ignore[no-untyped-call]
 
 
 def log_partition(h: Tensor, table: Tensor, scale: float | Tensor = 1.0) -> Tensor:
@@ -115,28 +119,29 @@ def log_partition(h: Tensor, table: Tensor, scale: float | Tensor = 1.0) -> Tens
     return -log_p  # type: ignore[no-any-return]
 
 
-def log_subtract_exp(log_total: Tensor, log_excluded: Tensor | None) -> Tensor:
-    """Return `log(exp(log_total) - exp(log_excluded))`, (N,).
+def log_subtract_exp(log_total: Tensor, log_subtrahend: Tensor | None) -> Tensor:
+    """Return `log(exp(log_total) - exp(log_subtrahend))`, (N,); without subtrahend, `log_total`.
 
-    At least `MIN_REMAINING_MASS` of the total remains; where that bound acts, `log_excluded` has no gradient.
+    At least the share `MIN_REMAINING` of the total remains; where that bound acts, `log_subtrahend` has no
+    gradient.
     """
-    if log_excluded is None:
+    if log_subtrahend is None:
         return log_total
-    return log_total + (1 - (log_excluded - log_total).exp()).clamp(min=MIN_REMAINING_MASS).log()
+    return log_total + (1 - (log_subtrahend - log_total).exp()).clamp(min=MIN_REMAINING).log()
 
 
-def log_subtract_exp_grads(log_total: Tensor, log_excluded: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return d/d log_total and -d/d log_excluded of `log_subtract_exp`, (N,) each."""
-    if log_excluded is None:
+def log_subtract_exp_grads(log_total: Tensor, log_subtrahend: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the derivative of `log_subtract_exp` by log_total, and minus that by the other, (N,) each."""
+    if log_subtrahend is None:
         return torch.ones_like(log_total), torch.zeros_like(log_total)
-    excluded = (log_excluded - log_total).exp()
-    remaining = (1 - excluded).clamp(min=MIN_REMAINING_MASS)
-    in_bounds = remaining > MIN_REMAINING_MASS
-    return torch.where(in_bounds, 1 / remaining, 1.0), torch.where(in_bounds, excluded / remaining, 0.0)
+    share = (log_subtrahend - log_total).exp()
+    remaining = (1 - share).clamp(min=MIN_REMAINING)
+    in_bounds = remaining > MIN_REMAINING
+    return torch.where(in_bounds, 1 / remaining, 1.0), torch.where(in_bounds, share / remaining, 0.0)
 
 
-def widen(log_term: Tensor | None, table: Tensor) -> Tensor | None:
-    """Return a term of queries in the dtype in which values of the table are summed."""
+def to_accumulation_dtype(log_term: Tensor | None, table: Tensor) -> Tensor | None:
+    """Return log terms of queries, such as discounts, in the dtype in which the table's values are summed."""
     return None if log_term is None else log_term.to(accumulation_dtype(table.dtype))
 
 
@@ -162,7 +167,8 @@ def scale_query(h: Tensor, table: Tensor, scale: float | Tensor, candidates: sli
 class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
-    `inputs` are h of all queries, then all log_other_components, then all log_repeat_discount.
+    `parts` has targets, candidates and weight of each query. `inputs` are the scaled vectors of all queries,
+    then all log_other_components, then all log_repeat_discount.
     """
 
     @staticmethod
@@ -180,12 +186,12 @@ class _CatalogNll(torch.autograd.Function):
         table_grad = torch.zeros_like(table, dtype=dtype) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=dtype, device=table.device)
         gradients = []
-        for q, log_others, log_excluded, (targets, candidates, weight) in zip(
+        for q, log_others, log_discount, (targets, candidates, weight) in zip(
             h, inputs[count : 2 * count], inputs[2 * count :], parts, strict=True
         ):
             grad_q = torch.zeros_like(q, dtype=dtype)
             grad_others = None if log_others is None else torch.zeros_like(log_others)
-            grad_excluded = None if log_excluded is None else torch.zeros_like(log_excluded)
+            grad_discount = None if log_discount is None else torch.zeros_like(log_discount)
             for chunk, tile in iter_tiles(
                 q,
                 rows[candidates],
@@ -194,9 +200,9 @@ class _CatalogNll(torch.autograd.Function):
                 store_exponentials=table_grad is not None,
             ):
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
-                excluded = None if log_excluded is None else log_excluded[chunk]
-                by_partition, by_excluded = log_subtract_exp_grads(tile.log_partition, excluded)
-                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, excluded)
+                discounts = None if log_discount is None else log_discount[chunk]
+                d_partition, d_discount = log_subtract_exp_grads(tile.log_partition, discounts)
+                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, discounts)
                 grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
                 if log_others is not None and grad_others is not None:
                     mixture = torch.logaddexp(log_others[chunk], log_p)
@@ -204,13 +210,13 @@ class _CatalogNll(torch.autograd.Function):
                     grad *= (log_p - mixture).exp()
                     log_p = mixture
                 loss -= weight * log_p.sum()
-                grad_q[chunk] = grad[:, None] * (target_rows - by_partition[:, None] * tile.mean)
-                if grad_excluded is not None:
-                    grad_excluded[chunk] = grad * by_excluded
+                grad_q[chunk] = grad[:, None] * (target_rows - d_partition[:, None] * tile.mean)
+                if grad_discount is not None:
+                    grad_discount[chunk] = grad * d_discount
                 if table_grad is not None:
-                    tile.add_table_grad(table_grad[candidates], -grad * by_partition, q_chunk)
+                    tile.add_table_grad(table_grad[candidates], -grad * d_partition, q_chunk)
                     table_grad.index_add_(0, targets[chunk], grad[:, None] * q_chunk)
-            gradients.append((grad_q.to(q.dtype), grad_others, grad_excluded))
+            gradients.append((grad_q.to(q.dtype), grad_others, grad_discount))
         if table_grad is not None:
             table_grad = normalize_backward(table_grad, table, normalize_rows).to(table.dtype)
         ctx.save_for_backward(table_grad, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
@@ -219,16 +225,16 @@ class _CatalogNll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        table_grad, *others = ctx.saved_tensors
+        table_grad, *input_grads = ctx.saved_tensors
         table_grad = None if table_grad is None else table_grad.mul_(grad)  # in place: no copy of the table
-        return table_grad, None, None, *(None if other is None else other * grad for other in others)
+        return table_grad, None, None, *(None if g is None else g * grad for g in input_grads)
 
 
 class _LogProbability(torch.autograd.Function):
     """Log-probabilities of targets by tiles; without targets, negative log-partitions.
 
-    The forward pass computes all gradients except that of the table. `inputs` are h of all parts, then all
-    log_repeat_discount.
+    The forward pass computes all gradients except that of the table. `parts` has targets and candidates of
+    each query. `inputs` are the scaled vectors of all queries, then all log_repeat_discount.
     """
 
     @staticmethod
@@ -243,28 +249,28 @@ class _LogProbability(torch.autograd.Function):
         needs_query_grad = any(ctx.needs_input_grad[3:])
         h: Any = inputs[: len(parts)]
         rows, logits_are_bounded = prepare_rows(table, h, normalize_rows)
-        results, grads_q, grads_partition, grads_excluded = [], [], [], []
-        for q, log_excluded, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
+        results, grads_q, all_d_partition, all_d_discount = [], [], [], []
+        for q, log_discount, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=accumulation_dtype(q.dtype), device=q.device)
             grad_q = torch.zeros_like(q, dtype=log_p.dtype) if needs_query_grad else None
-            by_partition, by_excluded = torch.ones_like(log_p), torch.zeros_like(log_p)
+            d_partition, d_discount = torch.ones_like(log_p), torch.zeros_like(log_p)
             for chunk, tile in iter_tiles(
                 q, rows[candidates], logits_are_bounded, with_means=needs_query_grad, store_exponentials=False
             ):
-                excluded = None if log_excluded is None else log_excluded[chunk]
-                by_partition[chunk], by_excluded[chunk] = log_subtract_exp_grads(tile.log_partition, excluded)
-                log_p[chunk] = -log_subtract_exp(tile.log_partition, excluded)
+                discounts = None if log_discount is None else log_discount[chunk]
+                d_partition[chunk], d_discount[chunk] = log_subtract_exp_grads(tile.log_partition, discounts)
+                log_p[chunk] = -log_subtract_exp(tile.log_partition, discounts)
                 if grad_q is not None:
-                    grad_q[chunk] = -by_partition[chunk][:, None] * tile.mean
+                    grad_q[chunk] = -d_partition[chunk][:, None] * tile.mean
             if targets is not None:
                 target_rows = rows[targets].to(log_p.dtype)  # (N, d)
                 log_p += (q.to(log_p.dtype) * target_rows).sum(1)
                 grad_q = None if grad_q is None else grad_q.add_(target_rows)
             results.append(log_p)
             grads_q.append(grad_q)
-            grads_partition.append(by_partition)
-            grads_excluded.append(by_excluded)
-        ctx.save_for_backward(table, *h, *grads_q, *grads_partition, *grads_excluded)
+            all_d_partition.append(d_partition)
+            all_d_discount.append(d_discount)
+        ctx.save_for_backward(table, *h, *grads_q, *all_d_partition, *all_d_discount)
         return tuple(results)
 
     @staticmethod
@@ -272,29 +278,34 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
         count = len(grads)
-        h, by_q, by_partition, by_excluded = (saved[n * count : (n + 1) * count] for n in range(4))
+        h, log_p_grads_q, all_d_partition, all_d_discount = (
+            saved[n * count : (n + 1) * count] for n in range(4)
+        )
         needs_grad = ctx.needs_input_grad[3:]
         grads_q = [
-            (grad[:, None] * by).to(q.dtype) if needed else None
-            for q, by, grad, needed in zip(h, by_q, grads, needs_grad[:count], strict=True)
+            (grad[:, None] * grad_q).to(q.dtype) if needed else None
+            for q, grad_q, grad, needed in zip(h, log_p_grads_q, grads, needs_grad[:count], strict=True)
         ]
-        grads_excluded = [
-            grad * by if needed else None
-            for by, grad, needed in zip(by_excluded, grads, needs_grad[count:], strict=True)
+        grads_discount = [
+            grad * d_discount if needed else None
+            for d_discount, grad, needed in zip(all_d_discount, grads, needs_grad[count:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, *grads_q, *grads_excluded
+            return None, None, None, *grads_q, *grads_discount
         rows, logits_are_bounded = prepare_rows(table, h, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
-        for q, grad, by, (targets, candidates) in zip(h, grads, by_partition, ctx.parts, strict=True):
+        for q, grad, d_partition, (targets, candidates) in zip(
+            h, grads, all_d_partition, ctx.parts, strict=True
+        ):
+            grad_partition = -grad * d_partition
             with torch.autocast(q.device.type, enabled=False):
                 for chunk, tile in iter_tiles(
                     q, rows[candidates], logits_are_bounded, with_means=False, store_exponentials=True
                 ):
                     tile.add_table_grad(
-                        table_grad[candidates], (grad * by)[chunk], -q[chunk].to(table_grad.dtype)
+                        table_grad[candidates], grad_partition[chunk], q[chunk].to(table_grad.dtype)
                     )
             if targets is not None:
                 table_grad.index_add_(0, targets, grad[:, None] * q.to(table_grad.dtype))
         table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
-        return table_grad, None, None, *grads_q, *grads_excluded
+        return table_grad, None, None, *grads_q, *grads_discount

@@ -25,7 +25,7 @@ from hafvt.ops.catalog_softmax import (
     log_subtract_exp_grads,
     scale_query,
     target_log_probabilities,
-    widen,
+    to_accumulation_dtype,
 )
 from hafvt.ops.collectives import all_gather_rows, all_reduce_max_, all_reduce_sum_
 from hafvt.ops.shards import Shard
@@ -47,7 +47,7 @@ def sharded_catalog_nll(
     log_p = sharded_log_probabilities(queries, table, shard, scale, normalize_rows=normalize_rows)
     loss = torch.zeros((), dtype=accumulation_dtype(table.dtype), device=table.device)
     for query, values in zip(queries, log_p, strict=True):
-        others = widen(query.log_other_components, table)
+        others = to_accumulation_dtype(query.log_other_components, table)
         mixture = values if others is None else torch.logaddexp(others, values)
         loss = loss - query.weight * mixture.sum()
     return loss
@@ -66,7 +66,7 @@ def sharded_log_probabilities(
         return target_log_probabilities(queries, table, scale, normalize_rows=normalize_rows)
     h = [scale_query(query.h, table, scale) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_excluded = [widen(query.log_repeat_discount, table) for query in queries]
+    log_excluded = [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         return list(_ShardedLogProbability.apply(table, shard, parts, normalize_rows, *h, *log_excluded))  # type: ignore[no-untyped-call]
 

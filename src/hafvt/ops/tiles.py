@@ -1,10 +1,18 @@
 """Compute the softmax of queries over an item table in tiles of logits that fit the processor's cache.
 
-`ops.catalog_softmax` builds its losses from `iter_tiles`. For a range of queries, each tile holds the
-log-partitions (logs of the softmax denominators) and the mean item vectors under the softmax, which are the
-gradients of the log-partitions by the queries. Its method `add_table_grad` adds the gradient of the table.
-A tile is a `LogitTile` (matrix products and exponentials in one reused buffer) or, where the
-processor does that faster, a `FlashTile` (PyTorch's fused attention for the CPU).
+For queries q, (N, d), and item vectors, the rows of a table, (V, d):
+
+    z[i, j]          = q[i] . rows[j]                          logit
+    log_partition[i] = log(sum over j of exp(z[i, j]))         log of the softmax's denominator
+    p[i, j]          = exp(z[i, j] - log_partition[i])         softmax
+    mean[i]          = sum over j of p[i, j] rows[j]           gradient of log_partition[i] by q[i]
+
+`iter_tiles` yields a tile for each range of queries, with `log_partition` and `mean`. If grad[i] is the
+gradient of a loss by log_partition[i], then the tile's method `add_table_grad` adds the loss's gradient by
+rows[j], the sum over i of grad[i] p[i, j] q[i]. `ops.catalog_softmax` builds its losses from these.
+
+A tile is a `LogitTile` (matrix products and exponentials in one reused buffer) or, where the processor does
+that faster, a `FlashTile` (PyTorch's fused attention for the CPU).
 """
 
 from __future__ import annotations
@@ -31,9 +39,9 @@ QUERY_MULTIPLE = 64
 """Queries are padded to a multiple of this: for each new shape, oneDNN keeps another kernel in memory."""
 ROW_CHUNK = 4096
 """Rows of a table to normalize or convert at a time."""
-FLASH_ROWS = 8192
+FLASH_GROUP_ITEMS = 8192
 """Most items of one group; fused attention processes items in groups."""
-FLASH_BATCH = 4
+FLASH_GROUPS = 4
 """Most groups of items in one call of fused attention, which processes them in parallel."""
 MAX_SAFE_LOGIT = 60.0
 """Below this logit, a sum of millions of exponentials does not overflow float32 or bfloat16."""
@@ -45,19 +53,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class LogitTile(NamedTuple):
-    """Softmax of n queries over V items: `p[i, j] = exponentials[i, j] * exp(log_factor[i])`."""
+    """The softmax of n queries over V items, by stored exponentials."""
 
     exponentials: list[tuple[slice, Tensor]]
     """Ranges of items with their exponentials, (n or more with padding, items); empty if not stored."""
     log_factor: Tensor
-    """(n,) log of the factor that turns a row of exponentials into probabilities."""
+    """(n,) log of the factor of probabilities, `p[i, j] = exponentials[i, j] * exp(log_factor[i])`."""
     log_partition: Tensor
-    """(n,) log of the sum of exp(logit) over all items."""
+    """(n,) logs of the softmax's denominators."""
     mean: Tensor
-    """(n, d) mean item vector under the softmax; zeros unless requested."""
+    """(n, d) mean item vectors under the softmax; zeros unless requested."""
 
     def add_table_grad(self, table_grad: Tensor, grad: Tensor, q: Tensor) -> None:
-        """Add the gradient of the log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `table_grad`, (V, d)."""
+        """Add the gradient of the table to `table_grad`, (V, d); see the module's docstring."""
         weighted = ((grad * self.log_factor.exp())[:, None] * q).to(self.exponentials[0][1].dtype)  # (n, d)
         weighted = functional.pad(weighted, (0, 0, 0, len(self.exponentials[0][1]) - len(weighted)))
         for items, exponentials in self.exponentials:
@@ -68,27 +76,27 @@ class LogitTile(NamedTuple):
 
 
 class FlashTile(NamedTuple):
-    """Softmax of all N queries over V items, `p[i, j] = exp(q[i] . rows[j] - log_partition[i])`."""
+    """The softmax of all N queries over V items, by fused attention."""
 
     q: Tensor
     """(N or more, d) queries, padded with zeros."""
     rows: Tensor
     """(V, d) item vectors."""
     log_partition: Tensor
-    """(N,) log of the sum of exp(logit) over all items."""
+    """(N,) logs of the softmax's denominators."""
     mean: Tensor
-    """(N, d) mean item vector under the softmax."""
+    """(N, d) mean item vectors under the softmax."""
 
     def add_table_grad(self, table_grad: Tensor, grad: Tensor, q: Tensor) -> None:
-        """Add the gradient of the log-partitions, `sum_i p[i, j] grad[i] q[i]`, to `table_grad`, (V, d).
+        """Add the gradient of the table to `table_grad`, (V, d); see the module's docstring.
 
         Attention with items as queries and `q` as keys returns that sum divided by
         `sum_i exp(q[i] . rows[j])`, and the log of this divisor.
         """
         weighted = ((grad * (-self.log_partition).exp())[:, None] * q).to(self.q.dtype)  # (N, d)
         weighted = functional.pad(weighted, (0, 0, 0, len(self.q) - len(q)))
-        for start in range(0, len(self.rows), FLASH_ROWS):
-            items = slice(start, start + FLASH_ROWS)
+        for start in range(0, len(self.rows), FLASH_GROUP_ITEMS):
+            items = slice(start, start + FLASH_GROUP_ITEMS)
             (mean,), (log_partition,) = _attention(self.rows[items], self.q[None], weighted[None])
             table_grad[items].addcmul_(mean.to(table_grad.dtype), log_partition.exp()[:, None])
 
@@ -102,8 +110,8 @@ def iter_tiles(
         q: (N, d) queries, multiplied by the scale of the logits.
         rows: (V, d) item vectors.
         logits_are_bounded: All logits are below `MAX_SAFE_LOGIT`; if not, each query's maximum is subtracted.
-        with_means: Compute the mean item vectors.
-        store_exponentials: Keep the exponentials, which `add_table_grad` needs.
+        with_means: Compute `mean`, the gradients by the queries.
+        store_exponentials: Keep the exponentials until the next tile, which `add_table_grad` needs.
     """
     use_flash = uses_flash_attention(q, with_means=with_means, store_exponentials=store_exponentials)
     if use_flash and logits_are_bounded and len(q):  # the kernel crashes on an empty batch
@@ -171,10 +179,10 @@ def _flash_tile(q: Tensor, rows: Tensor) -> FlashTile:
     padded = functional.pad(q, (0, 0, 0, -len(q) % QUERY_MULTIPLE))
     partition = padded.new_zeros(len(padded), 1, dtype=accumulation_dtype(q.dtype))
     mean = padded.new_zeros(padded.shape, dtype=partition.dtype)
-    num_groups = -(-len(rows) // FLASH_ROWS)
+    num_groups = -(-len(rows) // FLASH_GROUP_ITEMS)
     even_rows = len(rows) // num_groups * num_groups
     # Groups of equal size, (P, J, d) for each call; the remaining rows come last, as one small group.
-    groups = torch.split(rows[:even_rows].reshape(num_groups, -1, rows.shape[1]), FLASH_BATCH)
+    groups = torch.split(rows[:even_rows].reshape(num_groups, -1, rows.shape[1]), FLASH_GROUPS)
     for group in (*groups, rows[None, even_rows:]) if even_rows < len(rows) else groups:
         _add_attention(padded, group, partition, mean)
     mean.div_(partition)
@@ -205,7 +213,10 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
 
 
 def prepare_rows(table: Tensor, queries: Sequence[Tensor], normalize_rows: bool) -> tuple[Tensor, bool]:
-    """Return the table as it enters the matrix products, and whether logits stay below `MAX_SAFE_LOGIT`."""
+    """Return the table, normalized if requested, in the queries' dtype, and whether logits are bounded.
+
+    They are if none can exceed `MAX_SAFE_LOGIT`, by the norms of queries and rows.
+    """
     rows = table
     if normalize_rows or queries[0].dtype != table.dtype:
         rows = torch.empty_like(table, dtype=queries[0].dtype, memory_format=torch.contiguous_format)

@@ -80,6 +80,15 @@ def comparison() -> str:
     return f"{markdown_table(header, by_first_column(rows))}\n{notes}"
 
 
+def charts() -> str:
+    """Return the charts of quality over processor time."""
+    return "\n\n".join(
+        f"![Validation MRR over processor seconds of training, {DATA[data]}]"
+        f"(../benchmarks/results/external-{data}.svg)"
+        for data in load("external")["data"]
+    )
+
+
 def tuned() -> str:
     """Return the table of the baselines, tuned with the same budget."""
     note = (
@@ -245,7 +254,7 @@ def export() -> str:
 FIGURES = {
     function.__name__: function
     for function in (
-        comparison, tuned, parts, defaults, cold, million, processes, load_test, steps, peers, export,
+        comparison, charts, tuned, parts, defaults, cold, million, processes, load_test, steps, peers, export,
     )
 }  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", re.DOTALL)

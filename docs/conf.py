@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import version as installed_version
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from generate import write_pages  # noqa: E402
 project = "hafvt"
 author = "the hafvt authors"
 project_copyright = "2026, the hafvt authors"
-release = version = installed_version("hafvt")
+release = version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_generated"]
@@ -55,13 +55,13 @@ def link_repository_files(app: Any, page: str, source: list[str]) -> None:
     folder = (HERE / page).parent
 
     def replace(match: re.Match[str]) -> str:
-        path, _, anchor = match[1].partition("#")
+        path, _, anchor = match[2].partition("#")
         target = (folder / path).resolve()
-        if target.is_relative_to(HERE) or not target.exists():
+        if match[1].startswith("!") or target.is_relative_to(HERE) or not target.exists():
             return match[0]
-        return f"]({REPOSITORY}/{target.relative_to(ROOT).as_posix()}{'#' * bool(anchor)}{anchor})"
+        return f"{match[1]}({REPOSITORY}/{target.relative_to(ROOT).as_posix()}{'#' * bool(anchor)}{anchor})"
 
-    source[0] = re.sub(r"\]\((\.\./[^)\s]+)\)", replace, source[0])
+    source[0] = re.sub(r"(!?\[[^\]]*\])\((\.\./[^)\s]+)\)", replace, source[0])
 
 
 def format_examples(app: Any, kind: str, name: str, item: Any, options: Any, lines: list[str]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import shlex
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,14 +12,21 @@ from pkgutil import resolve_name
 
 import polars as pl
 import pytest
+import yaml
 
 import hafvt
 from hafvt.cli import COMMANDS, main, make_app, normalize_arguments
 from hafvt.data.sources.demo import generate_world
+from hafvt.models import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from figures import BLOCK, FIGURES, replace_figures  # noqa: E402
+
+DOCS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.parent.name != "_generated"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+TEXTS = [path.read_text(encoding="utf-8") for path in PAGES]
+README = TEXTS[0]
 BLOCKS = [block for text in TEXTS for block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)]
 SMALL = ["--epochs", "1", "--params.max_length", "6"]
 
@@ -71,7 +76,7 @@ def project(tmp_path, shared_data):
 
 def quick(step: list[str]) -> list[str]:
     """Return a command with a training shortened to one epoch of short histories."""
-    if step[0] != "train":
+    if step[0] != "train" or not MODELS[step[1]].has_weights:
         return step
     if "--epochs" in step:
         position = step.index("--epochs")
@@ -84,18 +89,113 @@ def block_with(text: str) -> str:
     return block_text
 
 
+@pytest.fixture
+def shops(tmp_path, monkeypatch):
+    """The working folder, with the tables and pictures that README and the tutorial of own tables name."""
+    interactions, items = generate_world(tmp_path / "world", users=150, items_per_shop=40)
+    table = pl.read_csv(items, infer_schema=False)
+    domains = {"garments": "books", "homeware": "games"}
+    places = table.with_row_index("place").group_by("domain", maintain_order=True).agg("item_id")
+    ids = {
+        item_id: f"{'ab'[shop]}{100 * (shop + 1) + place}"
+        for shop, items_of_shop in enumerate(places["item_id"])
+        for place, item_id in enumerate(items_of_shop.to_list())
+    }
+    log = pl.read_csv(interactions, infer_schema=False)
+    users = {user: f"u{number}" for number, user in enumerate(log["user_id"].unique(maintain_order=True), 1)}
+    log.with_columns(pl.col("item_id").replace(ids), pl.col("user_id").replace(users)).write_csv(
+        tmp_path / "interactions.csv"
+    )
+    table.with_columns(pl.col("item_id").replace(ids), pl.col("domain").replace(domains)).write_csv(
+        tmp_path / "items.csv"
+    )
+    (tmp_path / "world" / "pictures").rename(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Trainings of one epoch with short histories."""
+    train = hafvt.train
+
+    def train_one_epoch(*positional, **options):
+        return train(*positional, **{**options, "epochs": 1, "params": {"max_length": 6}})
+
+    monkeypatch.setattr(hafvt, "train", train_one_epoch)
+    monkeypatch.setattr("hafvt.experiments.fit.train", train_one_epoch)
+
+
+def run_python(page: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Run the Python of a page, block by block, and return what each block prints."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    outputs = []
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
+        exec(compile(block, page, "exec"), {})
+        outputs.append(capsys.readouterr().out)
+    return outputs
+
+
 @pytest.mark.slow
-def test_readme_own_data_steps_each_in_a_process_succeed(tmp_path):
-    interactions, _ = generate_world(tmp_path, users=150, items_per_shop=40)
-    (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress(interactions.read_bytes()))
-    output = ""
-    for step in lines_of(block_with("--out data/shops")):
-        call = [sys.executable, "-m", "hafvt", *quick(step)]
-        ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, f"{step}: {ended.stderr}"
-        output += ended.stdout
-    assert "garments" in output
-    assert (tmp_path / "runs" / "hafvt" / "report.html").exists()
+@pytest.mark.usefixtures("shops", "short_training")
+def test_readme_python_on_own_frames_prints_recommendations_and_similar_items(capsys):
+    assert len(re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)[0].splitlines()) <= 7
+    (output,) = run_python("README.md", capsys)
+    assert "rank" in output
+    assert "a1" in output
+    for step in lines_of(block_with("hafvt fit interactions.csv items.csv --out shop\nhafvt rec"))[1:-1]:
+        assert main(step) == 0, step
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_training")
+def test_tutorial_of_own_tables_runs_as_printed(shops, capsys):
+    text = (ROOT / "docs" / "tutorials" / "your_tables.md").read_text(encoding="utf-8")
+    Path("histories.jsonl").write_text(block_with('"exclude": ["b206"]}'), encoding="utf-8")
+    for _, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S):
+        for step in lines_of(block):
+            if step[0] != "serve":
+                assert main(quick(step)) == 0, step
+    assert "attention in %" in capsys.readouterr().out
+    fitted, stepwise = run_python("docs/tutorials/your_tables.md", capsys)
+    assert "hafvt serve shop" in fitted
+    assert "books" in stepwise
+    top = pl.read_parquet(shops / "top.parquet")
+    assert top.group_by("user_id", "domain", maintain_order=True).len().rows() == [
+        ("u1", "books", 10),
+        ("u2", "games", 5),
+    ]
+    assert (shops / "shop" / "run" / "report.html").exists()
+    assert (shops / "runs" / "hafvt" / "report.html").exists()
+
+
+def test_documented_data_frames_are_fitted_and_returned(tmp_path, monkeypatch):
+    interactions, items = generate_world(tmp_path, users=60, items_per_shop=30)
+    monkeypatch.chdir(tmp_path)
+    log = pl.read_csv(interactions).rename({"user_id": "customer"}).with_columns(qty=1)
+    log.write_csv("orders.csv")
+    pl.read_csv(items).write_csv("articles.csv")
+    monkeypatch.setattr(hafvt, "fit", partial(hafvt.fit, model="popularity"))
+    names = {}
+    exec(compile(block_with('pd.read_csv("articles.csv")'), "own_data.md", "exec"), names)
+    assert set(names["top"]["user_id"]) == set(log["customer"])
+    assert set(names["similar"]["item_id"]) <= set(pl.read_csv("articles.csv")["item_id"])
+
+
+@pytest.mark.slow
+def test_tutorial_of_two_shops_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "tutorials" / "two_shops.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+    commands = [step for _, block in blocks for step in lines_of(block)]
+    assert [step[0] for step in commands] == ["demo", "info", "serve"]
+    assert main([*commands[0], "--users", "150", "--items-per-shop", "40"]) == 0
+    assert main(commands[1]) == 0
+    capsys.readouterr()
+    (output,) = run_python("docs/tutorials/two_shops.md", capsys)
+    assert "attention in %" in output
+    for folder in re.findall(r"^\| `(demo/[\w/]+)` \|", text, flags=re.M):
+        assert (tmp_path / folder).is_dir()
 
 
 @pytest.mark.slow
@@ -124,61 +224,45 @@ def recommending():
         assert main(step) == 0, step
 
 
-def test_readme_python_example_runs_on_generated_shops(tmp_path, monkeypatch, capsys):
-    interactions, _ = generate_world(tmp_path, users=150, items_per_shop=40)
-    monkeypatch.chdir(tmp_path)
-    Path("interactions.csv.gz").write_bytes(gzip.compress(interactions.read_bytes()))
-    monkeypatch.setattr(hafvt, "fit", partial(hafvt.fit, epochs=1))
-    first, second = pl.read_csv("items.csv")["item_id"][:2]
-    block = block_with('similar_items(["a101"]').replace("a101", first).replace("b205", second)
-    exec(compile(block, "README.md", "exec"), {})
-    output = capsys.readouterr().out
-    assert "garments" in output
-    assert f"similar to {first}" in output
+def test_readme_has_at_most_600_words():
+    assert len(README.split()) <= 600
 
 
-def test_documented_data_frames_are_fitted_and_returned(tmp_path, monkeypatch):
-    interactions, items = generate_world(tmp_path, users=60, items_per_shop=30)
-    monkeypatch.chdir(tmp_path)
-    log = pl.read_csv(interactions).rename({"user_id": "customer"}).with_columns(qty=1)
-    log.write_csv("orders.csv")
-    pl.read_csv(items).write_csv("articles.csv")
-    monkeypatch.setattr(hafvt, "fit", partial(hafvt.fit, model="popularity"))
-    names = {}
-    exec(compile(block_with("pd.read_csv"), "own_data.md", "exec"), names)
-    assert set(names["top"]["user_id"]) == set(log["customer"])
-    assert set(names["similar"]["item_id"]) <= set(pl.read_csv("articles.csv")["item_id"])
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if BLOCK.search(path.read_text(encoding="utf-8"))], ids=str
+)
+def test_figures_equal_the_committed_results(path):
+    text = path.read_text(encoding="utf-8")
+    assert replace_figures(text) == text, "run make figures"
 
 
-def test_readme_figures_equal_the_committed_results():
-    measured = json.loads((ROOT / "benchmarks" / "results" / "tuned.json").read_text())["data"]
-    labels = {
-        "hafvt": "HAF-VT",
-        "hafvt, unmixed": "HAF-VT, unmixed",
-        "hafvt, merged history alone": "HAF-VT, merged sequence only",
-        "hafvt, ids only": "HAF-VT, ids only",
-        "c2dsr": "C2DSR",
-        "sasrec": "SASRec",
-        "gru4rec": "GRU4Rec",
-        "psjnet": "PSJNet",
-        "tricdr": "Tri-CDR",
-        "pinet": "pi-Net",
-        "srgnn": "SR-GNN",
-        "mifn": "MIFN",
-    }
-    table = [line.replace("*", "") for line in README.splitlines() if line.startswith("| ")]
-    for label, name in labels.items():
-        row = [name]
-        for data in ("amazon-food-kitchen", "movielens-posters"):
-            results = measured[data].get(label)
-            row += [f"{100 * results[p]['mrr']:.2f}" if results else "" for p in ("full", "sampled-unseen")]
-        assert f"| {' | '.join(row)} |".replace("  |", " |") in table
-    runs = json.loads((ROOT / "benchmarks" / "results" / "real_data.json").read_text())["runs"]
-    overall = {(r["data"], r["run"]): f"{100 * r['results']['overall']['MRR']['value']:.2f} %" for r in runs}
-    text = README.replace("\n", " ")
-    goods, films = "amazon-food-kitchen", "movielens-posters"
-    assert f"{overall[films, 'hafvt']} on films and {overall[goods, 'hafvt']} on goods" in text
-    assert f"reach {overall[films, 'hafvt paper']} and {overall[goods, 'hafvt paper']}" in text
+def test_all_figures_are_in_a_page():
+    assert {name for text in TEXTS for name in BLOCK.findall(text)} == set(FIGURES)
+
+
+def test_generated_reference_has_every_command_model_and_route():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import generate
+
+    commands = generate.command_line()
+    assert re.findall(r"^## (.+)$", commands, flags=re.M) == list(COMMANDS)
+    assert "[required]" in commands
+    hyperparameters = generate.hyperparameters()
+    assert re.findall(r"^## (.+)$", hyperparameters, flags=re.M) == list(MODELS)
+    assert "| `temperature` | float | a number from 0.001 to 100 | `0.1` |" in hyperparameters
+    assert "| `POST /recommend` |" in generate.http()
+
+
+def test_python_reference_names_every_public_name():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    assert set(re.findall(r":: hafvt\.(\w+)$", page, flags=re.M)) == set(hafvt.__all__)
+
+
+def test_kubernetes_example_probes_a_route_without_key():
+    (text,) = [block for _, block in BLOCKS if "kind: Deployment" in block]
+    (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": 8000}
 
 
 def test_main_is_the_entry_point_of_the_program(capsys):

@@ -69,7 +69,7 @@ def format_examples(app: Any, kind: str, name: str, item: Any, options: Any, lin
     result = []
     for line in lines:
         if example := re.fullmatch(r"Example: (.+)", line):
-            result += ["Example::", "", f"    {example[1]}"]
+            result += ["Example::", "", f"    {example[1]}", ""]
         else:
             result.append("Example::" if line == "Example:" else line)
             result += [""] * (line == "Example:")

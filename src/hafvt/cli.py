@@ -266,18 +266,20 @@ def read_options(file: Path) -> dict[str, Any]:
         HafvtError: the file cannot be read, or does not hold options in YAML, each once.
     """
 
-    def as_text(node: yaml.Node, *, is_nested: bool = True) -> Any:
+    def as_text(node: yaml.Node, depth: int = 0) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return node.value
-        if isinstance(node, yaml.SequenceNode):  # in `params` and `space`, a list stays YAML, such as "[id]"
-            return yaml.serialize(node) if is_nested else [as_text(part) for part in node.value]
-        values = {str(key.value): value for key, value in node.value}
+        if depth == 2:  # in `params` and `space`, a list stays YAML, such as "[id]"
+            return yaml.serialize(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [as_text(part, 2) for part in node.value]
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise HafvtError("an option's name is not a text: write lines such as seed: 1")
+        values = {key.value: value for key, value in node.value}
         if len(values) < len(node.value):
             raise HafvtError("an option is there twice: keep one")
-        if node is not root:
-            return {name: as_text(value) for name, value in values.items()}
-        options = {name: value for name, value in values.items() if not value.tag.endswith(":null")}
-        return {name: as_text(value, is_nested=False) for name, value in options.items()}
+        is_null = {name for name, value in values.items() if depth == 0 and value.tag.endswith(":null")}
+        return {name: as_text(values[name], depth + 1) for name in values if name not in is_null}
 
     try:
         if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from hafvt.errors import ArgumentError, HafvtError
 
 MAX_YAML_VALUES = 100_000  # in a YAML text, with the values of aliases counted each time
+YAML_TYPES = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -210,12 +211,14 @@ def compose_yaml(text: str) -> yaml.Node | None:
     """Return the root node of a YAML text; None for an empty text.
 
     Raises:
-        HafvtError: the text is not YAML, or has more than `MAX_YAML_VALUES` values.
+        HafvtError: the text is not YAML, has a tag, or has more than `MAX_YAML_VALUES` values.
     """
     sizes: dict[int, float] = {}
 
     def count(node: yaml.Node) -> float:
         if id(node) not in sizes:
+            if node.tag.removeprefix("tag:yaml.org,2002:") not in YAML_TYPES:
+                raise HafvtError(f"line {node.start_mark.line + 1} has the tag {node.tag}: remove it")
             sizes[id(node)] = math.inf  # until the end of the next lines: the size of a node within itself
             parts = node.value if isinstance(node, yaml.CollectionNode) else ()
             nodes = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]

@@ -359,8 +359,30 @@ def test_read_tables_zstd_bomb_is_refused_before_it_is_unpacked(
     monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**24)
     monkeypatch.setattr("hafvt.data.lines.scan_lines", lambda path: pytest.fail("unpacked"))
     line = HEADER.encode() + b'u,"' + b"a" * 2**23
-    for content in (zstd(line), zstd(line[:100]) + zstd(line), zstd(line)[:-1]):
+    skippable = b"\x5f\x2a\x4d\x18\4\0\0\0text"  # a frame that decoders skip
+    small = zstd(line[:100])
+    for content in (zstd(line), small + zstd(line), small + skippable + zstd(line), zstd(line)[:-1]):
         fails(write(tmp_path / "log.csv.zst", content), "GiB of memory or more, but 0.0 GiB are free")
+
+
+def test_read_tables_zstd_frames_without_text_are_skipped_but_not_as_the_first(tmp_path: Path) -> None:
+    content, skippable = csv_of(FRAME), b"\x50\x2a\x4d\x18\4\0\0\0text"
+    parts = zstd(content[:40]) + skippable + zstd(content[40:]) + skippable
+    path = write(tmp_path / "log.csv.zst", parts)
+    assert len(interactions(path).frame) == len(FRAME)
+    fails(
+        write(path, skippable + zstd(content)), "it starts with a frame without text", "Compress it with zstd"
+    )
+
+
+def test_read_lines_zstd_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hafvt.data.lines.available_bytes", lambda: 2**24)
+    monkeypatch.setattr("hafvt.data.lines.scan_lines", lambda path: pytest.fail("unpacked"))
+    path = write(tmp_path / "histories.jsonl.zst", zstd(b'{"history": ["' + b"a" * 2**23))
+    with pytest.raises(InputError, match=r"its text takes .* GiB of memory or more"):
+        list(read_jsonl(path))
 
 
 def test_read_tables_zstd_panic_is_refused_without_its_traceback(

@@ -166,6 +166,9 @@ def test_encode_precomputed_from_parquet_larger_than_the_memory_is_refused_unrea
     monkeypatch.setattr("hafvt.features.encoders.precomputed.available_bytes", lambda: 5_000_000)
     with pytest.raises(HafvtError, match=r"its vectors need .* GiB of memory"):
         encode(pictured, precomputed={"image": path})
+    pl.DataFrame({"item_id": ["a1", "a2"], "embedding": [[1.0], [0.0] * 500_000]}).write_parquet(path)
+    with pytest.raises(HafvtError, match=r"its vectors need .* GiB of memory"):
+        encode(pictured, precomputed={"image": path})
 
 
 def test_read_precomputed_of_a_damaged_npz_reads_it_or_names_it_in_one_line(tmp_path: Path) -> None:

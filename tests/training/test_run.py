@@ -166,6 +166,32 @@ except HafvtError as error:
     assert result.stdout == f"{path} is damaged (it is cut short): train the model again\n"
 
 
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"a": ("F32", [4], [0, 16]), "b": ("F32", [4], [8, 24])}, "its tensors overlap, or have gaps"),
+        ({f"t{n}": ("U8", [64], [0, 64]) for n in range(9)}, "its tensors overlap, or have gaps"),
+        ({"a": ("F32", [4], [8, 24])}, "its tensors overlap, or have gaps"),
+        ({"a": ("F32", [4], [0, 16])}, "it is not as long as its tensors"),
+        ({"a": ("F32", [-1], [0, 64])}, "its tensors overlap, or have gaps or negative"),
+        ({"a": ("F32", [2**60], [0, 2**62])}, "it is not as long as its tensors"),
+        ({"a": ("F32", [2], [0, 64])}, "a tensor has another size than its shape"),
+        ({"a": ("F8_E5M2", [64], [0, 64])}, "it lacks 'F8_E5M2'"),
+    ],
+)
+def test_load_checkpoint_with_a_wrong_header_is_refused(tmp_path, entries, reason):
+    names = ("dtype", "shape", "data_offsets")
+    header = {name: dict(zip(names, entry, strict=True)) for name, entry in entries.items()}
+    text = json.dumps({"__metadata__": {"state": "{}"}, **header}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    with pytest.raises(HafvtError, match=rf"x.safetensors is damaged \({reason}.*: train the model again"):
+        load_checkpoint(path)
+    path.write_bytes((2**63).to_bytes(8, "little") + text)
+    with pytest.raises(HafvtError, match="it is cut short"):
+        load_checkpoint(path)
+
+
 def test_load_checkpoint_equals_safetensors_for_every_type(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES.values()}

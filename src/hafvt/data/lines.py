@@ -20,6 +20,7 @@ from hafvt.errors import InputError
 from hafvt.progress import available_bytes
 
 ZSTD, GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"  # the first bytes of compressed files
+SKIPPABLE = b"\x2a\x4d\x18"  # after one byte: the start of a zstd frame without text
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
 MAX_ZSTD_BLOCK_BYTES = 2**17
@@ -125,6 +126,7 @@ def _utf8_chunks(path: Path, advance: Callable[[int], None] | None, encoding: st
 
 def _zstd_lines(path: Path) -> Iterator[pl.Series]:
     """Yield the lines of a zstd file, some at a time."""
+    check_memory(path, _zstd_bytes(path), 0)
     batches = iter(scan_lines(path).collect_batches(chunk_size=1024))
     while True:
         try:
@@ -280,7 +282,10 @@ def _zstd_bytes(path: Path) -> int:
     """
     num_bytes = 0
     with path.open("rb") as file:
-        while file.read(4) == ZSTD:
+        while (magic := file.read(4)) == ZSTD or magic[1:] == SKIPPABLE:
+            if magic != ZSTD:
+                file.seek(int.from_bytes(file.read(4), "little"), 1)
+                continue
             descriptor = int.from_bytes(file.read(1))
             is_one_segment, size_code = descriptor >> 5 & 1, descriptor >> 6
             file.seek(

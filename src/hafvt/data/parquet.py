@@ -37,7 +37,7 @@ def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame
         num_rows, num_bytes = scan.select(pl.len()).collect().item(), 0
         row_counts = {num_rows}
         with suppress(LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-            counts, num_bytes = _row_counts_and_bytes(path, names)
+            counts, num_bytes, _ = _read_footer(path, names)
             row_counts |= counts
         check_memory(path, num_bytes, num_rows)
         frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
@@ -48,8 +48,15 @@ def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame
     return frame, columns
 
 
-def _row_counts_and_bytes(path: Path, names: Container[str]) -> tuple[set[int], int]:
-    """Return the counts of rows in the footer of a Parquet file, and the unpacked size of the named columns.
+def count_values(path: Path, name: str) -> int:
+    """Return how many values a column of a Parquet file has, those within lists each; 0 if damaged."""
+    with suppress(LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return _read_footer(path, (name,))[2]
+    return 0
+
+
+def _read_footer(path: Path, names: Container[str]) -> tuple[set[int], int, int]:
+    """Return counts of rows in the footer of a Parquet file, and unpacked size and values of named columns.
 
     The counts are that of the file, the sum of its row groups, and the sum of each named column that is flat.
 
@@ -62,15 +69,15 @@ def _row_counts_and_bytes(path: Path, names: Container[str]) -> tuple[set[int], 
         file.seek(-min(footer_bytes + 8, path.stat().st_size), os.SEEK_END)
         footer = BytesIO(file.read(footer_bytes))
     metadata = _thrift_value(footer, THRIFT_STRUCT)
-    counts, num_bytes = Counter[bytes](), 0
+    counts, num_bytes, num_values = Counter[bytes](), 0, 0
     for group in metadata[4]:
         counts[b""] += group[3]
         for column in (chunk[3] for chunk in group[1]):
             if column[3][0].decode(errors="replace") in names:
-                num_bytes += column[6]
+                num_bytes, num_values = num_bytes + column[6], num_values + column[5]
                 if len(column[3]) == 1:
                     counts[column[3][0]] += column[5]
-    return {metadata[3], *counts.values()}, num_bytes
+    return {metadata[3], *counts.values()}, num_bytes, num_values
 
 
 THRIFT_BINARY, THRIFT_LISTS, THRIFT_MAP, THRIFT_STRUCT = 8, (9, 10), 11, 12

@@ -23,6 +23,7 @@ from hafvt.data.lines import (
     GZIP,
     NOT_UTF8,
     READ_ERRORS,
+    SKIPPABLE,
     SURROGATE,
     ZSTD,
     check_text,
@@ -121,6 +122,8 @@ def file_kind(path: Path) -> str:
         raise unreadable(path, error) from None
     if not head:
         raise InputError("the file is empty", "Write it again", file=path)
+    if suffix == ".zst" and head[1:4] == SKIPPABLE:
+        raise InputError("it starts with a frame without text", "Compress it with zstd", file=path)
     content = next((name for magic, name in MAGIC.items() if head.startswith(magic)), "text")
     if content != (suffix if is_compressed or kind == "parquet" else "text"):
         problem = f"its name says {suffix} but its content is {content}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,8 +112,20 @@ def verify_checkpoint(path: Path, remedy: str = "train the model again") -> None
 
 
 def _read_header(file: BinaryIO) -> Any:
-    """Return the JSON header of a safetensors file, whose data come next."""
-    return json.loads(_read_bytes(file, int.from_bytes(_read_bytes(file, 8), "little")))
+    """Return the JSON header of a safetensors file, whose data come next; it fits the length of the file."""
+    header = json.loads(_read_bytes(file, int.from_bytes(_read_bytes(file, 8), "little")))
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
+        (first, stop), shape = entry["data_offsets"], entry["shape"]
+        if first != end or min(shape, default=0) < 0:
+            raise ValueError("its tensors overlap, or have gaps or negative sizes")
+        if stop - first != prod(shape) * DTYPES[entry["dtype"]].itemsize:
+            raise ValueError("a tensor has another size than its shape")
+        end = stop
+    if end != os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError("it is not as long as its tensors")
+    return header
 
 
 def _read_bytes(file: BinaryIO, num_bytes: int) -> bytearray:

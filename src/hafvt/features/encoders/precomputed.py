@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.ids import id_column
+from hafvt.data.parquet import count_values
 from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import Float32
 from hafvt.features.table import EncodedItems, normalize_rows
@@ -123,9 +124,8 @@ def _read_parquet(path: Path) -> tuple[pl.Series, Float32]:
         dtype = scan.collect_schema()["embedding"]
         if not isinstance(dtype, pl.List) or not (dtype.inner.is_numeric() or dtype.inner == pl.Boolean):
             raise HafvtError(f"{path}: column 'embedding' is {dtype}: give a list of floats for each id")
-        # The size of the file tells little, as repeated values take no space: count rows and the first width.
-        width = scan.select(pl.col("embedding").list.len()).head(1).collect().sum().item() or 0
-        _check_memory(path, 12 * width * scan.select(pl.len()).collect().item())
+        # The size of the file tells little, as repeated values take no space.
+        _check_memory(path, 12 * count_values(path, "embedding"))
         frame = scan.select(name, "embedding").collect()
     lists, values = frame["embedding"], frame["embedding"].explode()
     widths = lists.list.len().unique()

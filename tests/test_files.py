@@ -205,6 +205,21 @@ def test_atomic_file_and_folder_on_a_full_disk_say_so_in_one_line(tmp_path, erro
     assert names_in(tmp_path) == ["box"]
 
 
+def test_atomic_folder_with_a_file_that_finds_a_full_disk_names_the_folder(tmp_path):
+    write_box(tmp_path, "old")
+    words = (
+        r"box cannot be written .No space left.*: it needs at least 5 KiB, .* the earlier box is unchanged"
+    )
+    with (  # noqa: PT012
+        pytest.raises(HafvtError, match=words) as line,
+        atomic_folder(tmp_path / "box", BOX, overwrite=True) as folder,
+        atomic_file(folder / "a.txt") as temporary,
+    ):
+        temporary.write_bytes(bytes(5000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert ".tmp" not in str(line.value)
+
+
 def test_atomic_file_with_a_size_that_the_disk_lacks_is_refused_before_it_is_written(tmp_path):
     with (
         pytest.raises(HafvtError, match=r"it needs at least 9,536,743,164.1 MiB"),

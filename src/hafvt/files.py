@@ -23,6 +23,14 @@ DISK_FULL = re.compile("no space left|not enough free space|requested and .* wri
 """What numpy, polars and safetensors report on a full disk; their errors have no error number."""
 
 
+class DiskFullError(HafvtError):
+    """The disk has no room for the file or folder `path`, which needs at least `num_bytes`."""
+
+    def __init__(self, message: str, path: Path, num_bytes: int) -> None:
+        super().__init__(message)
+        self.path, self.num_bytes = path, num_bytes
+
+
 @contextmanager
 def atomic_file(path: str | Path, num_bytes: int = 0) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
@@ -96,19 +104,25 @@ def explained_write_errors(
     """
     try:
         yield
-    except HafvtError:
-        raise
     except Exception as error:
+        part_bytes = None  # of a file in the folder that is written
+        if isinstance(error, DiskFullError) and temporary in error.path.parents:
+            part_bytes = error.num_bytes
+        elif isinstance(error, HafvtError):
+            raise
         number, error_path = getattr(error, "errno", None), getattr(error, "filename", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error).lower()):
+        is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error).lower())
+        if part_bytes is not None or is_full:
             existing_parent = next(parent for parent in path.absolute().parents if parent.exists())
             free = shutil.disk_usage(existing_parent).free
-            needed = max(num_bytes, _size(temporary or path))
-            size = f"it needs at least {needed / 2**20:,.1f} MiB, " if needed else ""
+            needed = max(num_bytes, _size(temporary or path) + (part_bytes or 0))
+            size = f"it needs at least {_format_size(needed)}, " if needed else ""
             unchanged = f"the earlier {path.name} is unchanged" if path.exists() else "nothing was written"
-            raise HafvtError(
-                f"{path} cannot be written (No space left on device): {size}{free / 2**20:,.1f} MiB free, "
-                f"{preserved or unchanged}. Make room or choose another folder, and start the command again"
+            raise DiskFullError(
+                f"{path} cannot be written (No space left on device): {size}{_format_size(free)} free, "
+                f"{preserved or unchanged}. Make room or choose another folder, and start the command again",
+                path,
+                needed,
             ) from None
         if number is not None and error_path:
             folder, failed = path.resolve().parent, Path(os.fsdecode(error_path)).resolve()
@@ -118,6 +132,13 @@ def explained_write_errors(
                     f"{path} cannot be written ({reason}): check the path and its permissions"
                 ) from None
         raise
+
+
+def _format_size(num_bytes: int) -> str:
+    """Return a size in MiB or, below 1 MiB, in KiB."""
+    if num_bytes < 2**20:
+        return f"{-(-num_bytes // 2**10)} KiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _size(path: Path) -> int:

@@ -32,6 +32,7 @@ def with_clusters(
 
     What `item_features.clusters` holds already, such as the saved results of a training, is reused: on
     another processor, the nearest of two nearly equal centers could differ. Only missing items are assigned.
+    With a shard, process 0 computes the clusters.
 
     Args:
         item_features: the items with their frozen vectors.
@@ -42,7 +43,8 @@ def with_clusters(
     Raises:
         HafvtError: the saved results belong to other items or another number of cluster sizes.
     """
-    if not cluster_sizes:
+    shard = item_features.shard
+    if not cluster_sizes or (shard is not None and shard.process > 0):
         return item_features
     clusters = {}
     for name, vectors in item_features.vectors.items():

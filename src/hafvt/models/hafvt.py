@@ -91,13 +91,14 @@ class HafVt(Model):
         config: Hyperparameters.
     """
 
-    can_explain = can_extend_catalog = can_index = True
+    can_explain = can_extend_catalog = can_index = can_shard_catalog = True
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
         self.config, self.domains, self.max_length = config, item_features.domains, config.max_length
         self.items = ItemEmbeddings(item_features, config)
-        self.trained = self.items.trained
+        self.trained, self.shard = self.items.trained, self.items.shard
+        self.sharded_names = tuple(f"items.{name}" for name in self.items.sharded_names)
         self.modalities, self.content_modalities = self.items.modalities, self.items.content_modalities
         self.sequence_names = (*(d.name for d in self.domains if config.hierarchy), MERGED_SEQUENCE)
         heads = 2 if config.id_width % 2 == 0 else 1
@@ -153,7 +154,7 @@ class HafVt(Model):
             weight = weights[s] / max(counts[s], 1)  # (8) as a mean
             loss = loss - weight * self.log_discount_factors()[0] * t.is_repeat.sum()  # r of repeated targets
             queries.append([q._replace(weight=weight) for q in self.train_queries(s, t, items, history)])
-        tables = [embeddings if name == "id" else items.content_vectors[name] for name in self.modalities]
+        tables = items.softmax_tables(embeddings, self.modalities)
         seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)] if items.samples else []
         return loss + self.negative_log_likelihood(queries, tables, items.samples, seen)
 
@@ -194,11 +195,10 @@ class HafVt(Model):
         """
         log_r, log_complement = self.log_discount_factors()
         if not samples:
-            ranges = self.trained.ranges[-len(queries) :]
-            tables = [self.trained.select(table) for table in tables]  # (V', d)
+            ranges, tables = self.trained.softmax_candidates(tables)  # (V', d)
             queries = [
                 [q._replace(targets=self.trained.positions[q.targets], candidates=candidates) for q in row]
-                for row, candidates in zip(queries, ranges, strict=True)
+                for row, candidates in zip(queries, ranges[-len(queries) :], strict=True)
             ]
         return mixture_nll(
             queries,
@@ -208,6 +208,7 @@ class HafVt(Model):
             normalize_rows=[name == "id" for name in self.modalities],
             samples=samples,
             seen_items=[SeenItems(items, log_r - log_complement) for items in seen_items],
+            shard=self.trained.shard,
         )
 
     def sample_negatives(self, device: torch.device) -> list[ItemSample]:

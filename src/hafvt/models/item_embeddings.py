@@ -16,6 +16,7 @@ factor over all training interactions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,14 +28,17 @@ from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vec
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.sequences import TrainTargets
 from hafvt.models.trained_items import TrainedItems
+from hafvt.ops.collectives import broadcast_
 from hafvt.ops.embedding import (
     SparseLinks,
     add_weighted_rows,
     build_links,
     distinct_rows,
+    embedding_lookup,
     weighted_row_sums,
 )
 from hafvt.ops.sampled_softmax import ItemSample
+from hafvt.ops.shards import RowExchange, Shard, distribute_rows, init_normal, make_embedding, mapped_table
 
 CONTENT_WIDTH = 128
 """Principal components kept of the frozen vectors; 64 and 128 are equally accurate, all components less."""
@@ -63,10 +67,21 @@ class StepItems(NamedTuple):
     """S (N,) the next items."""
     samples: list[ItemSample]
     """S samples of items for the softmaxes; none for exact ones."""
+    slices: dict[str, Tensor] | None = None
+    """For exact softmaxes with a shard, this process's slices of the tables of all items, by modality."""
+
+    def softmax_tables(self, embeddings: Tensor, modalities: Sequence[str]) -> list[Tensor]:
+        """Return the tables of the softmaxes, M (R, d) or slices, with `embeddings` for the id."""
+        if self.slices is not None:
+            return [self.slices[name] for name in modalities]
+        return [embeddings if name == "id" else self.content_vectors[name] for name in modalities]
 
 
 class ItemEmbeddings(nn.Module):
     """Embeddings of all items.
+
+    With a shard, tables of V items are this process's slices. In evaluation mode, the embeddings
+    that scores need are whole; all processes enter this mode together.
 
     Args:
         item_features: The items; with `clusters` if the model has ids, content and `cluster_sizes`.
@@ -76,6 +91,8 @@ class ItemEmbeddings(nn.Module):
         content_modalities: Names of the frozen modalities, such as image and title.
         modalities: Names of the modalities that have a branch (only the id without `modality_branches`).
         widths: Embedding width of each of `modalities`.
+        shard: The items that this process holds in training; None for all.
+        sharded_names: Names of the slices in the state dict.
 
     Raises:
         HafvtError: If a modality is not encoded, or clusters are missing.
@@ -88,7 +105,7 @@ class ItemEmbeddings(nn.Module):
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
-        self.trained = TrainedItems(item_features)
+        self.trained, self.shard = TrainedItems(item_features), item_features.shard
         names = config.choose_modalities(item_features.vectors)
         self.content_modalities = tuple(name for name in names if name != "id")
         if not config.modality_branches and "id" not in names:
@@ -96,11 +113,12 @@ class ItemEmbeddings(nn.Module):
         self.modalities = names if config.modality_branches else ("id",)
         widths = {"id": config.id_width}
         if "id" in names:
-            self.ids = nn.Embedding(len(item_features), config.id_width, sparse=config.num_negatives > 0)
-            nn.init.normal_(self.ids.weight, std=INITIAL_STD)
+            sparse = config.num_negatives > 0
+            self.ids = make_embedding(len(item_features), config.id_width, self.shard, sparse=sparse)
+            init_normal(self.ids.weight, self.shard, std=INITIAL_STD)
         for name in self.content_modalities:
-            vectors, chunk_rows = item_features.vectors[name], content_chunk_rows(config)
-            rows = prepare_vectors(vectors, item_features, CONTENT_WIDTH, chunk_rows)
+            arguments = item_features.vectors[name], item_features, CONTENT_WIDTH, content_chunk_rows(config)
+            rows = distribute_rows(partial(prepare_vectors, *arguments), self.shard, torch.float32)
             self._add_buffer(f"content_{name}", rows)
             widths[name] = rows.shape[1]
         self.widths = [widths[name] for name in self.modalities]
@@ -113,19 +131,29 @@ class ItemEmbeddings(nn.Module):
         uses_shrinkage = "id" in names and len(names) > 1 and config.id_shrinkage > 0
         is_cold = self.trained.is_cold
         id_weight = counts / (counts + config.id_shrinkage) if uses_shrinkage else (~is_cold).float()
-        self._add_buffer("id_weight", id_weight[:, None])
+        self._add_buffer("id_weight", self._slice(id_weight[:, None]))
         mean_cluster_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
-        self._add_buffer("cluster_weight", torch.where(is_cold, mean_cluster_weight, 1 - id_weight)[:, None])
+        cluster_weight = torch.where(is_cold, mean_cluster_weight, 1 - id_weight)[:, None]
+        self._add_buffer("cluster_weight", self._slice(cluster_weight))
         self.clusters = nn.ParameterDict()
         for name in self.content_modalities if uses_shrinkage and config.cluster_sizes else ():
-            if name not in item_features.clusters:
+            clusters = item_features.clusters.get(name)
+            if clusters is None and (self.shard is None or self.shard.process == 0):
                 raise HafvtError(f"no clusters by {name}: call HafVt.prepare_item_features first")
-            cluster_rows, num_clusters = item_features.clusters[name]
-            weights = item_features.vectors[name].present[:, None].expand_as(cluster_rows)
-            self._set_links(name, build_links(cluster_rows, weights, num_clusters))
+            cluster_rows, num_clusters = distribute_clusters(clusters, self.shard)
+            present = self._slice(item_features.vectors[name].present[:, None])
+            self._set_links(name, build_links(cluster_rows, present.expand_as(cluster_rows), num_clusters))
             self.clusters[name] = nn.Parameter(torch.zeros(num_clusters, config.id_width))
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self.sharded_names: tuple[str, ...] = ()
+        if self.shard is not None:
+            ids = ("ids.weight",) if "id" in names else ()
+            self.sharded_names = (*ids, *(f"cluster_rows_{name}" for name in self.clusters))
         self._cache: dict[str, Any] = {}
+        self._whole_content: dict[str, Tensor] = {}
+
+    def _slice(self, table: Tensor) -> Tensor:
+        return table if self.shard is None else self.shard.rows(table)
 
     def _add_buffer(self, name: str, value: Tensor, persistent: bool = False) -> None:
         self.register_buffer(name, value, persistent=persistent)
@@ -151,18 +179,35 @@ class ItemEmbeddings(nn.Module):
     def step_items(self, targets: Sequence[TrainTargets], samples: Sequence[ItemSample]) -> StepItems:
         """Return the items that a training step reads; without samples, these are all items."""
         inputs, next_items = [t.inputs.items for t in targets], [t.targets for t in targets]
+        if not samples and self.shard is not None:
+            return self._step_slices(self.shard, inputs, next_items)
         if not samples:
             content = {name: self.content_vectors(name) for name in self.content_modalities}
             return StepItems(self.input_embeddings(), content, inputs, next_items, [])
         rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
+        exchange = None if self.shard is None else RowExchange(self.shard, rows)
+        rows = rows if exchange is None else exchange.requested  # in the slice
         content = {name: self.content_vectors_of(name, rows) for name in self.content_modalities}
         parts = [self.content_embeddings(name, rows, vectors) for name, vectors in content.items()]
         if "id" in self.modalities:
             parts.insert(0, self.ids(rows) * self.id_weight[rows])
         embeddings = torch.stack(parts).sum(0)
+        if exchange is not None:
+            embeddings = exchange.fetch(embeddings)
+            content = {name: exchange.fetch(content[name]) for name in self.modalities if name != "id"}
         count = len(targets)
         sampled = [s._replace(items=i) for s, i in zip(samples, positions[2 * count :], strict=True)]
         return StepItems(embeddings, content, positions[:count], positions[count : 2 * count], sampled)
+
+    def _step_slices(self, shard: Shard, inputs: list[Tensor], next_items: list[Tensor]) -> StepItems:
+        """Return `step_items` of exact softmaxes over slices; targets are item indices."""
+        rows, positions = distinct_rows(*inputs)
+        exchange = RowExchange(shard, rows)
+        table, (embeddings,) = embedding_lookup(self._input_embeddings(), exchange.requested)
+        slices = {name: self.content_vectors(name) for name in self.modalities if name != "id"}
+        content = {name: exchange.fetch(vectors[exchange.requested]) for name, vectors in slices.items()}
+        slices["id"] = table
+        return StepItems(exchange.fetch(embeddings), content, positions, next_items, [], slices)
 
     def input_embeddings(self) -> Tensor:
         """Return the input embeddings of all items, (V, id_width); see the module's docstring."""
@@ -209,7 +254,7 @@ class ItemEmbeddings(nn.Module):
 
     def embed(self, items: Tensor) -> Tensor:
         """Return the input embeddings of items, (...) -> (..., id_width)."""
-        if self.content_modalities or torch.compiler.is_exporting():
+        if self.content_modalities or self.shard is not None or torch.compiler.is_exporting():
             return F.embedding(items, self.input_embeddings())
         rows: Tensor = self.ids(items) * self.id_weight[items]  # no copy of the whole table
         return rows
@@ -258,12 +303,40 @@ class ItemEmbeddings(nn.Module):
         """Set training or evaluation mode, and clear the cache."""
         self._cache = {}
         super().train(mode)
+        if self.shard is not None and not mode:
+            self._cache = self._whole_tables(self.shard)
         return self
+
+    @torch.no_grad()
+    def _whole_tables(self, shard: Shard) -> dict[str, Any]:
+        """Return what `cached_in_eval` caches of tables, for all items."""
+        rows = self._input_embeddings()
+        scoring = []
+        for name in self.modalities:
+            if name != "id" and name not in self._whole_content:
+                self._whole_content[name] = mapped_table(self.content_vectors(name), shard)
+            unit = mapped_table(F.normalize(rows, dim=1), shard) if name == "id" else None
+            scoring.append(self._whole_content[name] if unit is None else unit)
+        tables = {"input_embeddings": mapped_table(rows, shard), "scoring_vectors": scoring}
+        return {"device": rows.device, **tables}
 
 
 def content_chunk_rows(config: HafVtConfig) -> int | None:
     """Return how many frozen vectors are reduced at a time; all, unless softmaxes are sampled."""
     return CHUNK_ROWS if config.num_negatives else None
+
+
+def distribute_clusters(clusters: ItemClusters | None, shard: Shard | None) -> ItemClusters:
+    """Return process 0's clusters, with the rows of this process's slice; without a shard, `clusters`."""
+    if shard is None and clusters is not None:
+        return clusters
+
+    def cluster_rows() -> Tensor:
+        assert clusters is not None
+        return clusters.cluster_rows
+
+    rows = distribute_rows(cluster_rows, shard, torch.int64)
+    return ItemClusters(rows, int(broadcast_(torch.tensor(clusters.num_clusters if clusters else 0))))
 
 
 def saved_clusters(weights: Mapping[str, Tensor]) -> dict[str, ItemClusters]:

@@ -13,6 +13,7 @@ class TrainedItems(nn.Module):
 
     Attributes:
         has_cold: whether some items are cold.
+        shard: the positions that this process holds in training; None for all.
         ranges: by domain, the positions of its trained items; last, those of all trained items.
     """
 
@@ -22,6 +23,9 @@ class TrainedItems(nn.Module):
     """(V',) item indices of the trained items, ascending."""
     positions: Tensor
     """(V,) position of each trained item in `indices`; undefined for cold items."""
+
+    slice_indices: Tensor
+    """With a shard, (V'_r,) the rows of this process's slice of the catalog that are trained items."""
 
     def __init__(self, item_features: ItemFeatures) -> None:
         super().__init__()
@@ -33,6 +37,17 @@ class TrainedItems(nn.Module):
         trained_before = F.pad(is_trained.cumsum(0), (1, 0)).tolist()
         ranges = [(domain.start, domain.stop) for domain in item_features.domains] + [(0, len(is_trained))]
         self.ranges = [slice(trained_before[start], trained_before[stop]) for start, stop in ranges]
+        self.shard = None
+        if item_features.shard is not None:
+            self.shard = item_features.shard.subset(is_trained)
+            is_trained = item_features.shard.rows(is_trained)
+            self.register_buffer("slice_indices", is_trained.nonzero()[:, 0], persistent=False)
+
+    def softmax_candidates(self, tables: list[Tensor]) -> tuple[list[slice], list[Tensor]]:
+        """Return the trained items' rows of tables and, as `ranges`, their ranges; of slices with a shard."""
+        if self.shard is None:
+            return self.ranges, [self.select(table) for table in tables]
+        return self.shard.ranges, [table.index_select(0, self.slice_indices) for table in tables]
 
     def select(self, table: Tensor) -> Tensor:
         """Return the rows of the trained items, (V, d) -> (V', d): the table itself if no item is cold."""

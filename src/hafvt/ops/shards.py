@@ -208,9 +208,12 @@ def init_normal(weight: Tensor, shard: Shard | None, std: float) -> None:
         copy_rows(weight, shard, start, torch.empty(stop - start, weight.shape[1]).normal_(std=std))
 
 
-def distribute_rows(table: Tensor | None, shard: Shard, dtype: torch.dtype) -> Tensor:
-    """Return this process's slice of a table, (V, d), that process 0 has; it may be None in others."""
-    barrier()  # process 0 may have computed the table for a long time
+def distribute_rows(compute: Callable[[], Tensor], shard: Shard | None, dtype: torch.dtype) -> Tensor:
+    """Return this process's slice of a table, (V, d), that process 0 computes; without a shard, all of it."""
+    if shard is None:
+        return compute()
+    table = compute() if shard.process == 0 else None
+    barrier()  # process 0 may compute for a long time
     width = int(broadcast_(torch.tensor(0 if table is None else table.shape[1])))
     rows = torch.empty(shard.num_rows, width, dtype=dtype)
     for start in range(0, shard.starts[-1], CHUNK_ROWS):

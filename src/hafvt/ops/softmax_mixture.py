@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll, target_log_probabilities
+from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.sampled_softmax import ItemSample, SeenItems, sampled_log_probabilities
+from hafvt.ops.sharded_softmax import sharded_catalog_nll, sharded_log_probabilities
+from hafvt.ops.shards import Shard
 
 
 def mixture_nll(
@@ -26,6 +28,7 @@ def mixture_nll(
     normalize_rows: Sequence[bool],
     samples: Sequence[ItemSample] = (),
     seen_items: Sequence[SeenItems] = (),
+    shard: Shard | None = None,
 ) -> Tensor:
     """Return the value of the module's docstring, a scalar.
 
@@ -37,10 +40,11 @@ def mixture_nll(
         normalize_rows: for each table, whether to normalize its rows to length 1 first.
         samples: S samples of the queries' candidates, for sampled softmaxes; none for exact ones.
         seen_items: with samples, the S groups of items of the queries' `log_repeat_discount`.
+        shard: of the tables, for exact softmaxes over slices, see `ops.sharded_softmax`; None for whole ones.
     """
     by_table = [list(column) for column in zip(*queries, strict=True)]  # M lists of S
     if not samples:
-        return _exact_nll(by_table, tables, log_weights, scale, normalize_rows)
+        return _exact_nll(by_table, tables, log_weights, scale, normalize_rows, shard)
     log_p = [  # M lists of S (N,)
         sampled_log_probabilities(column, samples, table, scale, normalize_rows=unit, seen_items=seen_items)
         for column, table, unit in zip(by_table, tables, normalize_rows, strict=True)
@@ -58,6 +62,7 @@ def _exact_nll(
     log_weights: Tensor,
     scale: float,
     normalize_rows: Sequence[bool],
+    shard: Shard | None,
 ) -> Tensor:
     """Return `mixture_nll` with exact softmaxes; `by_table` has M lists of S queries.
 
@@ -66,7 +71,7 @@ def _exact_nll(
     """
     *others, last = sorted(range(len(tables)), key=lambda m: tables[m].requires_grad)
     log_p = {
-        m: target_log_probabilities(by_table[m], tables[m], scale, normalize_rows=normalize_rows[m])
+        m: sharded_log_probabilities(by_table[m], tables[m], shard, scale, normalize_rows=normalize_rows[m])
         for m in others
     }
     loss, last_queries = torch.zeros((), device=log_weights.device), []
@@ -76,4 +81,5 @@ def _exact_nll(
             query = query._replace(log_other_components=log_terms.logsumexp(0) - log_weights[s, last])
         loss = loss - query.weight * len(query.targets) * log_weights[s, last]
         last_queries.append(query)
-    return loss + catalog_nll(last_queries, tables[last], scale, normalize_rows=normalize_rows[last])
+    unit = normalize_rows[last]
+    return loss + sharded_catalog_nll(last_queries, tables[last], shard, scale, normalize_rows=unit)

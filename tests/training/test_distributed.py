@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
+from hafvt.experiments.evaluate import evaluate
 from hafvt.folders import folder_lock
 from hafvt.training.launch import launch_processes
 from hafvt.training.run import open_run
@@ -107,27 +108,30 @@ def test_train_by_torchrun_writes_the_same_ranks_once(training_data, tmp_path):
         assert (tmp_path / "1" / "ranks.parquet").read_bytes() == ranks
 
 
-@pytest.mark.parametrize("model", ["sasrec"])
+@pytest.mark.parametrize("model", ["sasrec", "hafvt"])
 def test_train_with_a_sharded_catalog_equals_whole_tables_and_resumes_with_another_number(
     model, training_data, tmp_path
 ):
-    out, params = tmp_path / model, [f"--params.{name}=8" for name in ("width",)]
-    options = ["hafvt", "train", model, training_data.folder, *params, "--params.dropout=0"]
-    options += ["--batch-size=7", "--validate-every=1", "--precision=fp32", "--device=cpu", "--resume"]
-    run(*options, "--out", out, "--epochs=2", "--shard-catalog", processes=2)
-    ranks = (out / "ranks.parquet").read_bytes()
-    run("hafvt", "evaluate", out)
-    assert (out / "ranks.parquet").read_bytes() == ranks
-    run(*options, "--out", out, "--epochs=3", "--shard-catalog", "--no-test", processes=3)
-    run(*options, "--out", out, "--epochs=4", "--no-test")
-    run(*options, "--out", tmp_path / "whole", "--epochs=4", "--no-test")
+    params = {"sasrec": {"width": 8}, "hafvt": {"id_width": 8}}[model] | {"dropout": 0}
+    options = ["hafvt", "train", model, training_data.folder, "--out", tmp_path / "run", "--resume"]
+    options += [f"--params.{name}={value}" for name, value in params.items()]
+    options += ["--batch-size=7", "--validate-every=1", "--precision=fp32", "--device=cpu"]
+    run(*options, "--epochs=2", "--shard-catalog", processes=2)
+    ranks = (tmp_path / "run" / "ranks.parquet").read_bytes()
+    evaluate(tmp_path / "run")
+    assert (tmp_path / "run" / "ranks.parquet").read_bytes() == ranks
+    if model == "hafvt":
+        run(*options, "--epochs=3", "--shard-catalog", "--no-test", processes=3)
+    settings = {"params": params, "batch_size": 7, "validate_every": 1, "precision": "fp32", "test": False}
+    settings |= {"device": "cpu", "resume": True, "epochs": 4}
+    runs = [train(model, training_data, tmp_path / name, **settings) for name in ("run", "whole")]
     losses, expected = (
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (out, tmp_path / "whole")
+        [json.loads(line)["loss"] for line in (one.folder / "metrics.jsonl").read_text().splitlines()]
+        for one in runs
     )
     assert losses == pytest.approx(expected, rel=1e-4)
-    abouts = [json.loads((folder / "model.json").read_text()) for folder in (out, tmp_path / "whole")]
-    assert abouts[0]["parameters"] == abouts[1]["parameters"]
+    assert len(losses) == 4
+    assert runs[0].about["parameters"] == runs[1].about["parameters"]
 
 
 def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch):

@@ -44,8 +44,8 @@ class Run:
         name: of the model.
         config: hyperparameters of the model.
         models: the model of each domain with its best weights, in evaluation mode. All domains share one
-            model, except under a protocol where each domain keeps its own best checkpoint. Those that
-            `train` returns after a training with a sharded catalog score in all processes together.
+            model, except under a protocol where each domain keeps its own best checkpoint. Empty in
+            processes other than 0 after a training with a sharded catalog.
         data: the dataset.
         about: content of model.json.
     """

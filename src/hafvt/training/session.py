@@ -108,6 +108,9 @@ def run_training(
             test_ranks = rank_targets(run.models, dataset, "test", protocol, with_lists=True).by_protocol
             write_results(folder, dataset, test_ranks, protocol)
         barrier()
+        if shard is not None:
+            del run, models  # frees memory for the whole model
+            run = open_run(folder, dataset, None if is_first else ())
     return run
 
 

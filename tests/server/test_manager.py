@@ -24,7 +24,7 @@ BODY = {"history": ["i3"], "domain": "d0"}
 @pytest.fixture
 def client(writable_run, monkeypatch):
     """A client of a server of `writable_run` that looks for new models 20 times a second."""
-    monkeypatch.setattr(manager, "POLL_S", 0.05)
+    monkeypatch.setattr(manager, "CHECK_INTERVAL_S", 0.05)
     with TestClient(create_app(ModelSource(writable_run))) as client:
         yield client
 

@@ -182,20 +182,20 @@ def prepare(
         advance(note="filtered and sorted")
 
         is_cold = draw_cold_items(log.item_domains, hold_out_items, seed)
-        warm_log = log.select(~is_cold[log.items]) if hold_out_items else log
+        log_without_cold = log.select(~is_cold[log.items]) if hold_out_items else log
         if hold_out_items:
-            step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", warm_log))
-        offsets = user_offsets(warm_log.users, len(log.user_ids))
+            step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", log_without_cold))
+        offsets = user_offsets(log_without_cold.users, len(log.user_ids))
         split_parts = leave_one_out(offsets)
         if split == "time":
             shares = {"valid_share": valid_share, "test_share": test_share}
-            split_parts = split_by_time(offsets, warm_log.times, **shares)
+            split_parts = split_by_time(offsets, log_without_cold.times, **shares)
         cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split_parts.train_lengths)
         advance(note="split")
 
         data = write_log(
             out,
-            warm_log,
+            log_without_cold,
             split_parts,
             cold_targets=cold_targets,
             tie_order=ties,

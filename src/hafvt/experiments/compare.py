@@ -116,7 +116,7 @@ def compare(
             notes.append(f"{name} is left out: {error}")
         else:
             compared_models.append(compared)
-    return _compare(dataset, Path(out), compared_models, budget, ranking, jobs, notes)
+    return _run_and_write(dataset, Path(out), compared_models, budget, ranking, jobs, notes)
 
 
 @check_arguments
@@ -155,7 +155,7 @@ def ablate(
     ]
     # If vectors are missing, this raises now, not after hours of training.
     load_item_features(dataset, ("image", "title"))
-    comparison = _compare(dataset, Path(out), variants, budget, ranking, jobs, [])
+    comparison = _run_and_write(dataset, Path(out), variants, budget, ranking, jobs, [])
     domain = dataset.domains[0].name
     bars = [_mrr_bar(result, domain) for result in comparison.model_results]
     with atomic_file(Path(out) / "ablate.svg") as temporary:
@@ -163,7 +163,7 @@ def ablate(
     return comparison
 
 
-def _compare(
+def _run_and_write(
     data: Dataset,
     out: Path,
     compared_models: Sequence[ComparedModel],
@@ -172,7 +172,7 @@ def _compare(
     jobs: int | None,
     notes: Sequence[str],
 ) -> Comparison:
-    """Train and evaluate the models and write the tables."""
+    """Train and evaluate models, and write the files of the comparison."""
     budget = BUDGETS[budget_name]
     model_results = run_comparison(data, out, compared_models, budget, protocol, jobs)
     text = write_comparison(data, out, model_results, budget, protocol, notes)

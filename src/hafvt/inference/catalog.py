@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,15 @@ class Item:
     image: str | None
     train_count: int
     image_folder: Path | None = field(default=None, repr=False, compare=False)
+
+
+class ItemIndices(NamedTuple):
+    """The items of a list of ids, as indices into the catalog."""
+
+    indices: Int64
+    """Of the known ids, in the order of the list."""
+    unknown_ids: tuple[str, ...]
+    """The ids that are not in the catalog."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,11 @@ class ItemCatalog:
         """Return the index of an item; None if the catalog does not have its id."""
         return self._index_by_id.get(item_id)
 
-    def indices(self, item_ids: Iterable[str]) -> tuple[Int64, tuple[str, ...]]:
-        """Return the indices of the known ids, in the order given, and the unknown ids."""
+    def indices(self, item_ids: Iterable[str]) -> ItemIndices:
+        """Return the indices of item ids, in their order."""
         by_id = [(item_id, self._index_by_id.get(item_id)) for item_id in item_ids]
         indices = np.array([index for _, index in by_id if index is not None], dtype=np.int64)
-        return indices, tuple(item_id for item_id, index in by_id if index is None)
+        return ItemIndices(indices, tuple(item_id for item_id, index in by_id if index is None))
 
     def domain_index(self, name: str) -> int:
         """Return the position of a domain in `domains`.

@@ -162,13 +162,7 @@ class Recommender:
         if is_frame(histories):
             if exclude is not None:
                 raise HafvtError("exclude is for lists of histories, not for a data frame: leave it out")
-            users = HistoryRequest(None, [], domain, k, [])
-            requests = list(read_requests(histories, users, self.domains, columns)())
-            ids = [request.history for request in requests]
-            results = self.recommend(ids, domain, k, exclude_seen=exclude_seen, time=time)
-            numbers = range(1, len(requests) + 1)
-            rows = [to_json(*row) for row in zip(numbers, requests, results, strict=True)]
-            return frame_like(histories, result_table(rows))
+            return self._recommend_frame(histories, domain, k, columns, exclude_seen, time)
         id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
         exclude = [()] * len(id_lists) if exclude is None else exclude
         exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]
@@ -178,18 +172,15 @@ class Recommender:
             )
         exclude_seen = self.exclude_seen[domain_index] if exclude_seen is None else exclude_seen
         start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
-        known_and_unknown = [self.catalog.indices(ids) for ids in id_lists]
-        excluded_and_unknown = [self.catalog.indices(ids) for ids in exclude_lists]
+        known = [self.catalog.indices(ids) for ids in id_lists]
+        excluded = [self.catalog.indices(ids) for ids in exclude_lists]
         excluded_columns = []
-        for (history, _), (items, _) in zip(known_and_unknown, excluded_and_unknown, strict=True):
-            items = np.concatenate([history, items]) if exclude_seen else items
-            excluded_columns.append(items[(items >= start) & (items < stop)] - start)
-        best = self._top_items(
-            [items for items, _ in known_and_unknown], domain_index, k, excluded_columns, time
-        )
-        by_model = [
-            scores for (items, _), (_, scores) in zip(known_and_unknown, best, strict=True) if len(items)
-        ]
+        for history, items in zip(known, excluded, strict=True):
+            indices = np.concatenate([history.indices, items.indices]) if exclude_seen else items.indices
+            excluded_columns.append(indices[(indices >= start) & (indices < stop)] - start)
+        known_items = [history.indices for history in known]
+        best = self._top_items(known_items, domain_index, k, excluded_columns, time)
+        by_model = [scores for items, (_, scores) in zip(known_items, best, strict=True) if len(items)]
         if self.scorer.uses_times and by_model and not np.concatenate(by_model).any():
             warn(
                 f"{self.scorer.name} counts no training interaction at the time of the request, so all "
@@ -199,16 +190,32 @@ class Recommender:
             Recommendations(
                 tuple(
                     ScoredItem(self.catalog.item(start + column), score)
-                    for column, score in zip(columns.tolist(), scores.tolist(), strict=True)
+                    for column, score in zip(best_columns.tolist(), scores.tolist(), strict=True)
                 ),
-                "model" if len(history) else "popularity",
-                unknown_ids,
-                unknown_excluded_ids,
+                "model" if len(history.indices) else "popularity",
+                history.unknown_ids,
+                items.unknown_ids,
             )
-            for (history, unknown_ids), (_, unknown_excluded_ids), (columns, scores) in zip(
-                known_and_unknown, excluded_and_unknown, best, strict=True
-            )
+            for history, items, (best_columns, scores) in zip(known, excluded, best, strict=True)
         )
+
+    def _recommend_frame(
+        self,
+        interactions: Any,
+        domain: str,
+        k: int,
+        columns: dict[str, str] | None,
+        exclude_seen: bool | None,
+        time: int | None,
+    ) -> Any:
+        """Return `recommend` for the users of a data frame of interactions, as a data frame."""
+        defaults = HistoryRequest(None, [], domain, k, [])
+        requests = list(read_requests(interactions, defaults, self.domains, columns)())
+        histories = [request.history for request in requests]
+        results = self.recommend(histories, domain, k, exclude_seen=exclude_seen, time=time)
+        numbers = range(1, len(requests) + 1)
+        rows = [to_json(*row) for row in zip(numbers, requests, results, strict=True)]
+        return frame_like(interactions, result_table(rows))
 
     def similar_items(
         self,

@@ -165,7 +165,7 @@ class HafVt(Model):
         return [*sequences, batch], [1 / len(self.domains)] * len(domains) + [self.config.lambda2]
 
     def train_queries(self, s: int, t: TrainTargets, items: StepItems, x: Tensor) -> list[SoftmaxQuery]:
-        """Return M softmaxes at the targets of sequence s; x has its input embeddings, (B, T, d)."""
+        """Return the M queries of sequence s with its targets t; x, (B, T, d), are its input embeddings."""
         states, queries = self.encoders[s](x), []  # (B, T, d)
         candidates = slice(0, len(items.embeddings))
         for m, name in enumerate(self.modalities):
@@ -235,7 +235,7 @@ class HafVt(Model):
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
-        """Return for each modality the embeddings of a domain's items, and of those in its softmaxes."""
+        """Return, by modality, the scoring vectors of a domain's items, and those of its trained items."""
         items, trained = self.domains[domain], self.trained.ranges[domain]
         tables = zip(self.items.scoring_vectors(), self.items.trained_scoring_vectors(), strict=True)
         return [(table[items.start : items.stop], rows[trained]) for table, rows in tables]
@@ -250,18 +250,18 @@ class HafVt(Model):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
             sequence = batch if is_merged else select_items(batch, is_in_domain)
             weight = torch.tensor(self.config.lambda2 if is_merged else 1.0, device=log_weights.device)
-            inputs = self.items.embed(sequence.items)  # (B, T, id_width)
+            inputs = self.items.input_embeddings_of(sequence.items)  # (B, T, id_width)
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
-            for m, head in enumerate(self.output_projections[s]):
-                h = F.normalize(head(state).float(), dim=1) / self.config.temperature  # (B, d)
-                excluded = self.log_repeat_discount((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
+            for m, project in enumerate(self.output_projections[s]):
+                h = F.normalize(project(state).float(), dim=1) / self.config.temperature  # (B, d)
+                discount = self.log_repeat_discount((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
                 log_weight = log_weights[s, m] + weight.log()
-                yield BranchQuery(m, h, log_weight, sequence.lengths == 0, excluded)
+                yield BranchQuery(m, h, log_weight, sequence.lengths == 0, discount)
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
         """Yield each branch's term of (10), (B, C), without `cold_item_boost` and discount factors."""
         items, trained = self.domains[domain], self.trained.ranges[domain]
-        for m, h, log_weight, is_empty, log_excluded in self.branch_queries(batch, domain):
+        for m, h, log_weight, is_empty, log_discount in self.branch_queries(batch, domain):
             table = self.items.scoring_vectors()[m]
             if candidates is None:
                 logits = h @ table[items.start : items.stop].T  # (B, C)
@@ -275,13 +275,13 @@ class HafVt(Model):
                 log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
                 log_partition = softmax.log_partition(h, self.items.trained_scoring_vectors()[m][trained])
-            log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_excluded)
+            log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_discount)
             yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
     def apply_score_multipliers(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
-        """Multiply summed branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
+        """Multiply sums of branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
         items = self.domains[domain]
         if self.trained.has_cold:
             scored = slice(items.start, items.stop) if candidates is None else candidates
@@ -327,7 +327,7 @@ class HafVt(Model):
             if self.sequence_names[s] != MERGED_SEQUENCE:
                 mask = mask & in_domain(batch.items, self.domains[s])
             sequence = select_items(batch, mask)
-            _, weights = encoder.last_state(self.items.embed(sequence.items), sequence.lengths)
+            _, weights = encoder.last_state(self.items.input_embeddings_of(sequence.items), sequence.lengths)
             attention.append(scatter_selected(weights, mask))
         return torch.stack(attention, dim=1)[:, :, None].expand(-1, -1, len(self.modalities), -1)
 

@@ -135,7 +135,7 @@ class ItemEmbeddings(nn.Module):
         mean_cluster_weight = ((1 - id_weight) * counts).sum() / counts.sum().clamp(min=1)
         cluster_weight = torch.where(is_cold, mean_cluster_weight, 1 - id_weight)[:, None]
         self._add_buffer("cluster_weight", self._slice(cluster_weight))
-        self.clusters = nn.ParameterDict()
+        self.clusters = nn.ParameterDict()  # by modality, the embeddings of its clusters
         for name in self.content_modalities if uses_shrinkage and config.cluster_sizes else ():
             clusters = item_features.clusters.get(name)
             if clusters is None and (self.shard is None or self.shard.process == 0):
@@ -159,7 +159,7 @@ class ItemEmbeddings(nn.Module):
         self.register_buffer(name, value, persistent=persistent)
 
     def _set_links(self, name: str, links: SparseLinks) -> None:
-        """Register links as buffers; only rows are saved, as another machine may find other clusters."""
+        """Register links to clusters as buffers; only rows are saved, the rest is recomputed from them."""
         for field, values in links._asdict().items():
             self._add_buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
 
@@ -229,12 +229,12 @@ class ItemEmbeddings(nn.Module):
         width = next(self.projections.parameters()).shape[0]
         return self.id_weight.new_zeros(len(self.id_weight), width)
 
-    def content_embeddings(self, name: str, items: Tensor, content: Tensor) -> Tensor:
+    def content_embeddings(self, name: str, items: Tensor, vectors: Tensor) -> Tensor:
         """Return what a content modality adds to the input embeddings of items, (N, id_width).
 
-        `items` is (N,); `content`, (N, d), has their `content_vectors_of`.
+        `items` is (N,); `vectors`, (N, d), are their `content_vectors_of` the modality.
         """
-        total: Tensor = self.projections[name](content)
+        total: Tensor = self.projections[name](vectors)
         if name in self.clusters:
             links = self.links(name)
             sums = weighted_row_sums(self.clusters[name], links.rows[items], links.weights[items])
@@ -248,11 +248,11 @@ class ItemEmbeddings(nn.Module):
         """
         shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
-            content = self.content_embeddings(name, items, self.content_vectors_of(name, items))
-            shares[:, self.modalities.index(name)] = content.norm(dim=1)
+            embeddings = self.content_embeddings(name, items, self.content_vectors_of(name, items))
+            shares[:, self.modalities.index(name)] = embeddings.norm(dim=1)
         return F.normalize(shares, p=1, dim=1)
 
-    def embed(self, items: Tensor) -> Tensor:
+    def input_embeddings_of(self, items: Tensor) -> Tensor:
         """Return the input embeddings of items, (...) -> (..., id_width)."""
         if self.content_modalities or self.shard is not None or torch.compiler.is_exporting():
             return F.embedding(items, self.input_embeddings())
@@ -260,10 +260,10 @@ class ItemEmbeddings(nn.Module):
         return rows
 
     def scoring_vectors(self) -> list[Tensor]:
-        """Return for each modality the embeddings of all items, (V, d).
+        """Return for each modality the vectors of all items that scores compare with states, (V, d).
 
-        Those of the id are the input embeddings. Their products with unit vectors are the cosines. Rows have
-        norm 1, or are a mean of such rows.
+        Those of the id are the normalized input embeddings, those of content its frozen vectors. A product
+        with a unit vector is a cosine, as rows have norm 1; rows of items without content are means of rows.
         """
         return self.cached_in_eval("scoring_vectors", self._scoring_vectors)
 

@@ -26,7 +26,7 @@ from hafvt.server.users import UserHistories
 
 logger = logging.getLogger("hafvt.server")
 
-POLL_S = 2.0  # seconds between two checks of the model's files
+CHECK_INTERVAL_S = 2.0  # seconds between two checks of the model's files
 
 FileStates = dict[Path, tuple[int, int]]
 """Modification time in ns and size in bytes of each file of a model."""
@@ -136,15 +136,15 @@ class ModelManager:
 
     async def _watch(self) -> None:
         """Load the model again on request, and when its files have changed and are completely written."""
-        previous = self._states_at_load
+        previous_states = self._states_at_load
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._reload_requested.wait(), POLL_S)
+                await asyncio.wait_for(self._reload_requested.wait(), CHECK_INTERVAL_S)
             is_requested = self._reload_requested.is_set()
             self._reload_requested.clear()
             states = await asyncio.to_thread(self.source.file_states)
             # Files that changed since the previous check may be incomplete.
-            if is_requested or (states != self._states_at_load and states == previous):
+            if is_requested or (states != self._states_at_load and states == previous_states):
                 self._states_at_load = states
                 try:
                     self.current = await asyncio.to_thread(self._load)
@@ -153,7 +153,7 @@ class ModelManager:
                     self.metrics.reloads.labels("failed").inc()
                     logger.error("the new model cannot be loaded, the old one stays: %s", error)
                 await asyncio.to_thread(collect_and_freeze)
-            previous = states
+            previous_states = states
 
     def _load(self) -> LoadedModel:
         """Return a model that is read from the files now.

@@ -78,9 +78,18 @@ class TrainingState:
 class Trainer:
     """Trains a model, validates it, and saves its best weights. Resumes from the last checkpoint in `folder`.
 
-    Several processes hold the same weights. Each has its part of `batches`, and their gradients are summed.
-    Each ranks its part of the validation targets of `data` by `protocol`. Process 0 writes the files.
-    The model moves to `device`, and multiplies matrices in `dtype`.
+    Several processes hold the same weights. Each has its part of the batches, and their gradients are summed.
+    Each ranks its part of the validation targets. Process 0 writes the files.
+
+    Args:
+        model: is trained in place, on `device`.
+        data: the dataset of the validation targets.
+        batches: training histories of this process.
+        folder: of the run; checkpoints are in its subfolder checkpoint.
+        config: settings of the training.
+        protocol: how validation targets are ranked.
+        device: for all computations.
+        dtype: of matrix products, float32 or bfloat16.
     """
 
     def __init__(

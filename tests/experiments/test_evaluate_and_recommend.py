@@ -15,6 +15,7 @@ from hafvt.experiments.evaluate import evaluate
 from hafvt.inference.recommender import Recommender
 from hafvt.reports.report import write_run_report
 from hafvt.training.train import train
+from tests.conftest import SMALL_PARAMS
 
 
 def make_log(tmp_path, repeat_every: int) -> Dataset:
@@ -87,22 +88,24 @@ def test_evaluate_with_other_candidates_writes_its_own_folder(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["leave-one-out", "time"])
-@pytest.mark.parametrize("model", ["item-knn", "recent-popularity", "seasonal-popularity"])
-def test_rank_by_a_baseline_is_its_place_in_the_list_at_the_time_of_request(tmp_path, model, split):
+@pytest.mark.parametrize("model", ["hafvt", "item-knn", "recent-popularity", "seasonal-popularity"])
+def test_rank_is_its_place_in_the_list_at_the_time_of_request(tmp_path, model, split):
     random = np.random.default_rng(0)
     times = 1_500_000_000 + random.integers(0, 3 * 365 * 86_400, (40, 9))
     rows = [(f"u{user}", f"i{random.integers(30)}", int(time)) for user in range(40) for time in times[user]]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     data = prepare(frame, out=tmp_path / "data", split=split)
-    run = train(model, data, tmp_path / "run", candidates="unseen")
+    run = train(model, data, tmp_path / "run", candidates="unseen", params=SMALL_PARAMS[model], epochs=1)
     evaluation = evaluate(run.folder)
     recommender, ids, ranks = Recommender.open(run.folder), data.item_table["item_id"], evaluation.ranks
+    written = pl.read_parquet(run.folder / "ranks.parquet")
+    assert written["request_time"].to_list() == data.request_times(ranks.positions).tolist()
     for position, rank, request_time in zip(
-        ranks.positions, ranks.ranks, data.request_times(ranks.positions), strict=True
+        ranks.positions, ranks.ranks, written["request_time"], strict=True
     ):
         start = data.offsets[data.users_at(np.array([position]))[0]]
         history = [ids[int(item)] for item in data.items[start:position]]
-        (listed,) = recommender.recommend([history], "all", k=30, time=int(request_time))
+        (listed,) = recommender.recommend([history], "all", k=30, time=request_time)
         scores = {one.item.item_id: one.score for one in listed.items}
         target = ids[int(data.items[position])]
         if math.isinf(rank):

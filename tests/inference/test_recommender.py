@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import polars as pl
@@ -33,7 +34,8 @@ def recommender(served_run):
 def test_recommend_known_history_returns_best_scores_of_model(recommender, served_run):
     (result,) = recommender.recommend([HISTORY], "d1", k=5)
     model = open_run(served_run).model
-    scores = model.scores(Batch(torch.tensor([[3, 41, 8]]), torch.tensor([3])), 1)[0].detach()
+    today = torch.tensor([int(time.time())])
+    scores = model.scores(Batch(torch.tensor([[3, 41, 8]]), torch.tensor([3]), today), 1)[0].detach()
     scores[41 - 30] = -torch.inf
     assert [one.item.item_id for one in result.items] == [f"i{30 + n}" for n in scores.topk(5).indices]
     assert [one.score for one in result.items] == pytest.approx(scores.topk(5).values.tolist(), abs=1e-5)

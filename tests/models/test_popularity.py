@@ -107,15 +107,12 @@ def test_seconds_of_times_in_milliseconds_are_seconds(small):
     np.testing.assert_array_equal(data.seconds, small.times)
 
 
-def test_request_time_is_that_of_the_last_item_or_the_start_of_the_targets_day(small):
+def test_request_time_is_the_start_of_the_targets_day_or_the_time_of_the_item_before(small):
     test = np.asarray(small.test)
-    np.testing.assert_array_equal(small.request_times(test), small.times[test - 1])
-    settings = {**small.manifest, "settings": {"split": "time"}}
-    by_time = replace(small, manifest=settings)
     times = [max(small.times[p - 1], small.times[p] - small.times[p] % DAY) for p in test]
-    np.testing.assert_array_equal(by_time.request_times(test), times)
-    assert (by_time.request_times(test) <= small.times[test]).all()
-    assert (by_time.request_times(test) > small.times[test - 1]).any()
+    np.testing.assert_array_equal(small.request_times(test), times)
+    assert (small.request_times(test) <= small.times[test]).all()
+    assert (small.request_times(test) > small.times[test - 1]).any()
 
 
 def test_recent_popularity_at_a_time_before_the_data_warns(small, tmp_path):

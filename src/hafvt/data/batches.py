@@ -21,16 +21,18 @@ class Batch(NamedTuple):
         items: (B, T) item indices; positions at or after a row's length are padding, item index 0.
         lengths: (B,) number of items of each history.
         times: (B,) time at which the next item is to be predicted, in seconds since 1970; None if unknown.
+        item_times: (B, T) in training, the time at which each item is to be predicted; None if unknown.
     """
 
     items: Tensor
     lengths: Tensor
     times: Tensor | None = None
+    item_times: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        times = None if self.times is None else self.times.to(device)
-        return Batch(self.items.to(device), self.lengths.to(device), times)
+        times, item_times = (None if t is None else t.to(device) for t in (self.times, self.item_times))
+        return Batch(self.items.to(device), self.lengths.to(device), times, item_times)
 
 
 def round_up_width(width: int) -> int:
@@ -38,21 +40,32 @@ def round_up_width(width: int) -> int:
     return -(-width // 8) * 8
 
 
-def collate(items: np.ndarray, starts: Int64, stops: Int64, width: int | None = None) -> Batch:
-    """Return the slices `items[start:stop]` as one batch.
+def collate(
+    items: np.ndarray,
+    starts: Int64,
+    stops: Int64,
+    width: int | None = None,
+    item_times: Int64 | None = None,
+) -> Batch:
+    """Return the slices `items[start:stop]`, and those of `item_times`, as one batch.
 
     Args:
         items: (interactions,) item indices, see `Dataset.items`.
         starts: (B,) first position of each slice.
         stops: (B,) position after each slice.
         width: T of the batch; default: the longest slice.
+        item_times: (interactions,) time at which each item is to be predicted.
     """
     lengths = stops - starts
     width = int(lengths.max(initial=1)) if width is None else width
     slots = np.arange(width)[None, :]
     is_item = slots < lengths[:, None]  # (B, T)
-    padded = np.where(is_item, items[np.where(is_item, starts[:, None] + slots, 0)], 0)  # (B, T)
-    return Batch(torch.from_numpy(padded.astype(np.int64)), torch.from_numpy(lengths.astype(np.int64)))
+    positions = np.where(is_item, starts[:, None] + slots, 0)  # (B, T)
+    padded = np.where(is_item, items[positions], 0).astype(np.int64)
+    batch = Batch(torch.from_numpy(padded), torch.from_numpy(lengths.astype(np.int64)))
+    if item_times is None:
+        return batch
+    return batch._replace(item_times=torch.from_numpy(np.where(is_item, item_times[positions], 0)))
 
 
 class TrainBatches:
@@ -69,6 +82,7 @@ class TrainBatches:
         seed: seed of the order.
         process_index: number of this process, below `num_processes`.
         num_processes: number of processes.
+        with_times: whether batches have `item_times`, if the dataset has times since 1970.
     """
 
     def __init__(
@@ -80,11 +94,13 @@ class TrainBatches:
         *,
         process_index: int = 0,
         num_processes: int = 1,
+        with_times: bool = False,
     ) -> None:
         lengths = np.minimum(np.asarray(data.train_lengths), max_length)
         users = np.flatnonzero(lengths >= 2)  # a sequence needs one input and one target
         stops = np.asarray(data.offsets[:-1]) + data.train_lengths
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
+        self.times = data.request_times(np.arange(len(data.items))) if with_times else None
         self.max_length, self.process_index, self.num_processes = max_length, process_index, num_processes
         self.starts, self.stops = (stops - lengths)[users], stops[users]
 
@@ -114,9 +130,9 @@ class TrainBatches:
             width = min(round_up_width(longest - 1) + 1, self.max_length)  # the same in all processes
             share = rows[self.process_index :: self.num_processes]
             if len(share):
-                yield collate(self.items, self.starts[share], self.stops[share], width)
+                yield collate(self.items, self.starts[share], self.stops[share], width, self.times)
             else:
-                batch = collate(self.items, self.starts[rows[:1]], self.stops[rows[:1]], width)
+                batch = collate(self.items, self.starts[rows[:1]], self.stops[rows[:1]], width, self.times)
                 yield batch._replace(lengths=torch.ones_like(batch.lengths))
 
 

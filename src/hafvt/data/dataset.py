@@ -241,16 +241,14 @@ class Dataset:
     def request_times(self, positions: Int64) -> Int64 | None:
         """Return the time at which each target is to be predicted, (n,), in seconds since 1970.
 
-        It is the time of the last item of the history. In a split by time, it is the start of the target's
-        own day (UTC) if that is later: whoever recommends knows the date, but not the next visit. None if
-        the dataset has no such times.
+        It is the start of the target's own day (UTC), or the time of the item before it if that is later:
+        whoever recommends knows the date, but not when the user will act. None if the dataset has no such
+        times.
         """
         if self.seconds is None:
             return None
-        times = self.seconds[positions - 1]
-        if self.manifest.get("settings", {}).get("split") == "time":
-            times = np.maximum(times, self.seconds[positions] // SECONDS_PER_DAY * SECONDS_PER_DAY)
-        return times
+        days = self.seconds[positions] // SECONDS_PER_DAY * SECONDS_PER_DAY
+        return np.minimum(np.maximum(days, self.seconds[positions - 1]), self.seconds[positions])
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:

@@ -47,13 +47,17 @@ class Ranks:
     other_candidates: Int64 | None = None
 
     def write(self, path: str | Path, data: Dataset) -> None:
-        """Write a Parquet table with the columns user_id, domain, item_id, rank, candidates, repeat."""
+        """Write a Parquet table: user_id, domain, item_id, request_time, rank, candidates, repeat."""
         names = np.array([domain.name for domain in data.domains])
+        times = data.request_times(self.positions)
         table = pl.DataFrame(
             {
                 "user_id": data.user_ids.gather(self.users),
                 "domain": names[self.domains],
                 "item_id": data.item_table["item_id"].gather(np.asarray(data.items)[self.positions]),
+                "request_time": pl.Series(
+                    [None] * len(self.positions) if times is None else times, dtype=pl.Int64
+                ),
                 "rank": self.ranks,
                 "candidates": self.candidates,
                 "repeat": self.is_repeat,

@@ -25,6 +25,10 @@ from hafvt.ops.shards import Shard
 MIN_MAPPED_BYTES = 2**28
 """Size from which a table of vectors that is computed by chunks is kept in a file."""
 
+NUM_TIME_KNOTS = 33
+MAX_TIMES = 1_000_000
+"""Times, evenly spread over the users, of which quantiles are computed."""
+
 
 class Vectors(NamedTuple):
     """The frozen vectors of all items in one modality.
@@ -78,6 +82,8 @@ class ItemFeatures:
         clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
         interactions: for models that count them; None for others, and where a finished run is opened.
         shard: the rows of item tables that this process holds in training; None for all.
+        time_knots: (K,) int64 quantiles of the times of training interactions, in seconds since 1970; None if
+            the dataset has times of another kind, or the model does not use them.
     """
 
     domains: tuple[Domain, ...]
@@ -87,6 +93,7 @@ class ItemFeatures:
     clusters: Mapping[str, ItemClusters] = field(default_factory=dict)
     interactions: TrainInteractions | None = None
     shard: Shard | None = None
+    time_knots: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of items of all domains."""
@@ -121,6 +128,7 @@ def load_item_features(
     *,
     relations: bool = False,
     interactions: bool = False,
+    times: bool = False,
     memory_map: bool = False,
 ) -> ItemFeatures:
     """Return the item features of a dataset, without clusters.
@@ -130,6 +138,7 @@ def load_item_features(
         modalities: names of the encoded features to read; None reads all.
         relations: whether to read the links between items as well.
         interactions: whether to read the training interactions as well.
+        times: whether to compute the knots of time as well.
         memory_map: whether the vectors are float16 in memory-mapped files, in place of float32 in memory.
 
     Raises:
@@ -162,7 +171,17 @@ def load_item_features(
         train_counts,
         read_relations(data) if relations else {},
         interactions=read_train_interactions(data) if interactions else None,
+        time_knots=time_knots(data) if times else None,
     )
+
+
+def time_knots(data: Dataset) -> Tensor | None:
+    """Return `NUM_TIME_KNOTS` quantiles of training times, (K,), or None; see `ItemFeatures`."""
+    positions = data.train_positions()
+    if data.seconds is None or not len(positions):
+        return None
+    times = np.sort(data.seconds[positions[:: -(-len(positions) // MAX_TIMES)]])
+    return torch.from_numpy(times[np.linspace(0, len(times) - 1, NUM_TIME_KNOTS).astype(np.int64)])
 
 
 def read_train_interactions(data: Dataset) -> TrainInteractions:

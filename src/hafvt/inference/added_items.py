@@ -162,4 +162,4 @@ def _merged_features(
         new_present = torch.from_numpy((added.vectors[name] != 0).any(axis=1))
         vectors[name] = Vectors(torch.cat([rows, new_rows])[order], torch.cat([present, new_present])[order])
     counts = torch.cat([features.train_counts, torch.zeros(len(added.table))])[order]
-    return ItemFeatures(domains, vectors, counts)
+    return replace(features, domains=domains, vectors=vectors, train_counts=counts)

@@ -15,7 +15,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.files import explained_read_errors, read_manifest, sha256
 from hafvt.folders import FolderKind
 from hafvt.inference.added_items import added_items_folder
-from hafvt.inference.scorer import Float32
+from hafvt.inference.scorer import Float32, request_times
 from hafvt.models.base import BranchQuery, Model
 from hafvt.ops.catalog_softmax import log_subtract_exp
 from hafvt.ops.tiles import MAX_SAFE_LOGIT
@@ -46,7 +46,7 @@ class FaissCandidateGenerator:
 
     @torch.inference_mode()
     def generate(
-        self, items: Int64, lengths: Int64, domain: int, num_per_branch: int
+        self, items: Int64, lengths: Int64, domain: int, num_per_branch: int, time: int | None = None
     ) -> tuple[Int64, Float32]:
         """Return candidates for the next item of each history, and their scores; histories as for `Scorer`.
 
@@ -55,12 +55,14 @@ class FaissCandidateGenerator:
             lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
             num_per_branch: number of items that each branch of the model proposes.
+            time: of the request, see `Scorer`.
 
         Returns:
             (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
             their scores, (B, C), -inf where the column is -1.
         """
-        model, batch = self.models[domain], Batch(torch.from_numpy(items), torch.from_numpy(lengths))
+        times = torch.from_numpy(request_times(time, len(lengths)))
+        model, batch = self.models[domain], Batch(torch.from_numpy(items), torch.from_numpy(lengths), times)
         tables = model.branch_vectors(domain)
         queries: list[list[BranchQuery]] = [[] for _ in tables]  # by modality and sequence
         for query in model.branch_queries(batch, domain):

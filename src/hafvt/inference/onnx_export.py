@@ -192,7 +192,7 @@ def trace(module: ScoreGraph) -> Any:
         "lengths": torch.ones(3, dtype=torch.int64),
     }
     shapes: dict[str, Any] = {"items": {0: batch, **length}, "lengths": {0: batch}}
-    if module.model.uses_times:
+    if module.model.uses_times and not isinstance(module, ExplainGraph):
         inputs["times"] = torch.zeros(3, dtype=torch.int64)
         shapes["times"] = {0: batch}
     if isinstance(module, ExplainGraph):

@@ -332,7 +332,7 @@ class Recommender:
 
         `histories` are item indices, `domain` is an index, and `excluded` has columns to leave out.
         """
-        best = self._top_candidates(histories, domain, k, excluded)
+        best = self._top_candidates(histories, domain, k, excluded, time)
         remaining = [row for row in range(len(histories)) if row not in best]
         batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
         for start in range(0, len(remaining), batch_size):
@@ -344,7 +344,7 @@ class Recommender:
         return [best[row] for row in range(len(histories))]
 
     def _top_candidates(
-        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64]
+        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64], time: int | None
     ) -> dict[int, tuple[Int64, Float32]]:
         """Return `_top_items` among the candidates of an index by row, if a row has at least k candidates.
 
@@ -361,7 +361,7 @@ class Recommender:
             rows = eligible[start : start + CANDIDATE_BATCH_SIZE]
             num_per_branch = CANDIDATES_PER_BRANCH + k + max(sizes[row] for row in rows)
             batch = pad_histories([histories[row][-self.scorer.max_length :] for row in rows])
-            candidates = self.candidate_generator.generate(*batch, domain, num_per_branch)
+            candidates = self.candidate_generator.generate(*batch, domain, num_per_branch, time)
             for row, columns, scores in zip(rows, *candidates, strict=True):
                 top = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
                 if len(top) == k:

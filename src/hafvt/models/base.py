@@ -77,7 +77,7 @@ class Model(nn.Module, ABC):
     """Whether the model needs the relations between items."""
     uses_interactions: ClassVar[bool] = False
     """Whether the model needs the training interactions."""
-    uses_times: ClassVar[bool] = False
+    uses_times: bool = False
     """Whether scores depend on the times of a batch."""
     can_explain: ClassVar[bool] = False
     can_extend_catalog: ClassVar[bool] = False

@@ -106,6 +106,8 @@ class HafVtConfig(ContentConfig):
     cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
     """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
     training."""
+    request_time: bool = True
+    """Whether states depend on the date of the request, where the dataset has dates."""
     num_negatives: NumNegatives = 0
     """Items sampled at each step for each softmax, with log-q correction; 0 uses all items."""
 

@@ -15,6 +15,7 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
   bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
   clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
+  Where a dataset has dates, the states depend on the date of the request, too (`request_time.py`).
 * The branch "id" compares h with the input embeddings of items, not with their ids alone.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
@@ -25,8 +26,7 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
   h away from them, and so from similar items, which are often next.
 * Cold items (without training interactions): softmax denominators sum over trained items only, so that a new
   item changes no other score. A cold item is divided by the same sum, and multiplied by `cold_item_boost`.
-* An item without a picture or title has the mean vector of its domain, so that it gets the mean cosine.
-* A sequence without items adds nothing to (10).
+* An item without a picture or title has the mean vector of its domain. An empty sequence has no score.
 
 Shapes: B histories of at most T items, N targets, C candidates, S sequences, M modalities, V items, width d.
 """
@@ -91,7 +91,7 @@ class HafVt(Model):
         config: Hyperparameters.
     """
 
-    can_explain = can_extend_catalog = can_index = can_shard_catalog = True
+    can_explain = can_extend_catalog = can_index = can_shard_catalog = uses_times = True
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
@@ -101,9 +101,10 @@ class HafVt(Model):
         self.sharded_names = tuple(f"items.{name}" for name in self.items.sharded_names)
         self.modalities, self.content_modalities = self.items.modalities, self.items.content_modalities
         self.sequence_names = (*(d.name for d in self.domains if config.hierarchy), MERGED_SEQUENCE)
+        self.uses_times = (knots := item_features.time_knots) is not None
         heads = 2 if config.id_width % 2 == 0 else 1
         self.encoders: Any = nn.ModuleList(
-            SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length)
+            SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length, knots)
             for _ in self.sequence_names
         )
         self.output_projections: Any = nn.ModuleList(  # S lists of M
@@ -166,7 +167,7 @@ class HafVt(Model):
 
     def train_queries(self, s: int, t: TrainTargets, items: StepItems, x: Tensor) -> list[SoftmaxQuery]:
         """Return the M queries of sequence s with its targets t; x, (B, T, d), are its input embeddings."""
-        states, queries = self.encoders[s](x), []  # (B, T, d)
+        states, queries = self.encoders[s](x, t.times), []  # (B, T, d)
         candidates = slice(0, len(items.embeddings))
         for m, name in enumerate(self.modalities):
             h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
@@ -251,7 +252,7 @@ class HafVt(Model):
             sequence = batch if is_merged else select_items(batch, is_in_domain)
             weight = torch.tensor(self.config.lambda2 if is_merged else 1.0, device=log_weights.device)
             inputs = self.items.input_embeddings_of(sequence.items)  # (B, T, id_width)
-            state, _ = self.encoders[s].last_state(inputs, sequence.lengths)
+            state, _ = self.encoders[s].last_state(inputs, sequence.lengths, batch.times)
             for m, project in enumerate(self.output_projections[s]):
                 h = F.normalize(project(state).float(), dim=1) / self.config.temperature  # (B, d)
                 discount = self.log_repeat_discount((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)

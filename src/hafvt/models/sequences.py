@@ -38,7 +38,8 @@ def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     Returns the inputs s_1..s_{n-1} as a batch of width T-1, the mask (B, T-1) of valid inputs, and the
     targets s_2..s_n at that mask, (N,).
     """
-    inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
+    times = None if batch.item_times is None else batch.item_times[:, :-1]
+    inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0), item_times=times)
     mask = valid_mask(inputs.lengths, inputs.items.shape[1])
     return inputs, mask, batch.items[:, 1:][mask]
 
@@ -56,6 +57,8 @@ class TrainTargets(NamedTuple):
     """(N, T) which inputs are the first occurrence of a trained item before the target."""
     is_repeat: Tensor
     """(N,) whether the target is one of the items in `is_seen`."""
+    times: Tensor | None
+    """(B, T) time at which the item after each input is to be predicted; None if unknown."""
 
     def seen_items(self, items: Tensor) -> Tensor:
         """Return the numbers of the items in `is_seen`, -1 elsewhere, (N, T); `items` numbers the inputs."""
@@ -71,7 +74,8 @@ def train_targets(sequence: Batch, is_cold: Tensor) -> TrainTargets:
     causal_mask = torch.ones_like(mask[:1].expand(mask.shape[1], -1)).tril()  # (T, T)
     is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
     is_repeat = ((next_item[:, :, None] == inputs.items[:, None, :]) & is_seen).any(2)
-    return TrainTargets(inputs, mask, next_item[mask], is_seen[mask], is_repeat[mask])
+    times = None if sequence.item_times is None else sequence.item_times[:, 1:]
+    return TrainTargets(inputs, mask, next_item[mask], is_seen[mask], is_repeat[mask], times)
 
 
 def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +98,9 @@ def select_items(batch: Batch, mask: Tensor) -> Batch:
     if not torch.compiler.is_exporting():  # the shapes of an exported graph cannot depend on the mask
         width = min(round_up_width(max(int(lengths.max()), 1)), width)
     order = selected_first(mask)[:, :width]  # (B, width)
-    return Batch(batch.items.gather(1, order).masked_fill(~valid_mask(lengths, width), 0), lengths)
+    items = batch.items.gather(1, order).masked_fill(~valid_mask(lengths, width), 0)
+    item_times = None if batch.item_times is None else batch.item_times.gather(1, order)
+    return Batch(items, lengths, batch.times, item_times)
 
 
 def selected_first(mask: Tensor) -> Tensor:

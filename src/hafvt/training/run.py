@@ -134,6 +134,7 @@ def model_item_features(
         config_modalities(config),
         relations=model_class.uses_relations,
         interactions=interactions and model_class.uses_interactions,
+        times=getattr(config, "request_time", False),
         # Sampled softmaxes and slices read few rows.
         memory_map=shard is not None or getattr(config, "num_negatives", 0) > 0,
     )

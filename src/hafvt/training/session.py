@@ -87,6 +87,7 @@ def run_training(
         config.seed,
         process_index=process_index(),
         num_processes=num_processes(),
+        with_times=network.uses_times,
     )
     if len(batches) == 0:
         raise HafvtError(

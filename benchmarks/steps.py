@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset, Domain
 from hafvt.features.item_features import load_item_features
-from hafvt.models import MODELS, build_model, configure, resolve_modalities
+from hafvt.models import MODELS, build_model, configure, resolve_config
 from hafvt.models.base import Model
 from hafvt.tables import markdown_table
 
@@ -70,7 +70,7 @@ def measure(name: str, data: Dataset, steps: int) -> dict[str, Any]:
     params = {"width": WIDTH, "max_length": LENGTH, "pretrain_steps": 0}
     config = configure(name, params={key: value for key, value in params.items() if key in names})
     catalog = load_item_features(data, relations=True)
-    model = build_model(name, catalog, resolve_modalities(config, catalog)).train()
+    model = build_model(name, catalog, resolve_config(config, catalog)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = list(TrainBatches(data, batch_size=BATCH, max_length=model.max_length, seed=0).epoch(0))
     step(model, optimizer, batches[0])

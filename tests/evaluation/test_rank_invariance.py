@@ -14,7 +14,7 @@ from hafvt.data.dataset import write_dataset
 from hafvt.evaluation.protocols import PROTOCOLS
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.features.item_features import load_item_features
-from hafvt.models import build_model, configure, resolve_modalities
+from hafvt.models import build_model, configure, resolve_config
 from hafvt.training.run import model_item_features
 from tests.conftest import SMALL_PARAMS, write_small
 
@@ -33,7 +33,7 @@ def random_model(request, ranked_data):
     name = request.param.split()[0]
     config = configure(name, "default", MODEL_PARAMS[request.param])
     item_features = model_item_features(ranked_data, name, config)
-    model = build_model(name, item_features, resolve_modalities(config, item_features)).eval()
+    model = build_model(name, item_features, resolve_config(config, item_features)).eval()
     torch.manual_seed(1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)

@@ -8,7 +8,7 @@ import torch
 
 from hafvt.data.batches import TrainBatches, target_batches
 from hafvt.features.item_features import load_item_features
-from hafvt.models import MODELS, build_model, configure, resolve_modalities
+from hafvt.models import MODELS, build_model, configure, resolve_config
 from hafvt.models.blocks import PositionEmbedding
 
 SIZES = {"width": 8, "id_width": 8, "max_length": 50, "pretrain_steps": 0, "num_prefixes": 50}
@@ -19,7 +19,7 @@ def build(name, data):
     fields = MODELS[name].config_class.model_fields
     config = configure(name, params={key: value for key, value in SIZES.items() if key in fields})
     item_features = load_item_features(data, relations=True)
-    return build_model(name, item_features, resolve_modalities(config, item_features)), item_features
+    return build_model(name, item_features, resolve_config(config, item_features)), item_features
 
 
 def used_positions(model):

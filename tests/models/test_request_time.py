@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hafvt.data.batches import TrainBatches, history_batch
+from hafvt.errors import HafvtError
 from hafvt.models import build_model, configure
 from hafvt.models.request_time import SECONDS_PER_YEAR, RequestTime, yearly_waves
 from hafvt.training.run import model_item_features
@@ -18,7 +19,7 @@ DAY = 86_400
 
 
 def build(data, **params):
-    config = configure("hafvt", params={**SMALL_PARAMS["hafvt"], **params})
+    config = configure("hafvt", params={**SMALL_PARAMS["hafvt"], "request_time": True, **params})
     return build_model("hafvt", model_item_features(data, "hafvt", config), config).eval()
 
 
@@ -69,7 +70,7 @@ def test_scores_depend_on_the_time_of_the_request_and_later_than_the_data_counts
 def test_without_dates_there_is_no_offset(small, reason):
     if reason == "no dates":
         small = replace(small, times=np.arange(len(small.items)))
-    model = build(small, **({} if reason == "no dates" else {"request_time": False}))
+    model = build(small, request_time=None if reason == "no dates" else False)
     assert not model.uses_times
     assert all(encoder.time_offset is None for encoder in model.encoders)
 
@@ -87,3 +88,8 @@ def test_training_learns_with_the_time_at_which_each_item_is_to_be_predicted(sma
     model.loss(batch).backward()
     assert all(encoder.time_offset.vectors.grad.abs().sum() > 0 for encoder in model.encoders)
     assert next(TrainBatches(small, 8, 51, 0).epoch(0)).item_times is None
+
+
+def test_dates_asked_of_a_dataset_without_them_are_refused_in_one_line(small):
+    with pytest.raises(HafvtError, match=r"has no dates or times since 1970: leave out request_time$"):
+        build(replace(small, times=np.arange(len(small.items))))

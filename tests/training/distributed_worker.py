@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.protocols import FULL
-from hafvt.models import build_model, configure, resolve_modalities
+from hafvt.models import build_model, configure, resolve_config
 from hafvt.ops.collectives import process_group
 from hafvt.ops.shards import Shard, iter_table
 from hafvt.processes import num_processes, process_index
@@ -81,7 +81,7 @@ def train_case(
         shard = Shard.of_ranges(ranges, process_index(), num_processes())
         features = replace(features, shard=shard)
     torch.manual_seed(0)
-    network = build_model(model, features, resolve_modalities(config, features))
+    network = build_model(model, features, resolve_config(config, features))
     shares = {"process_index": process_index(), "num_processes": num_processes()}
     batches = TrainBatches(data, batch_size, network.max_length + 1, 0, **shares)
     settings, device = TrainingConfig(batch_size=batch_size, learning_rate=0.003), torch.device("cpu")

@@ -136,8 +136,10 @@ def config_modalities(config: Any) -> tuple[str, ...] | None:
     return None if modalities is None else tuple(name for name in modalities if name != "id")
 
 
-def resolve_modalities(config: Any, item_features: ItemFeatures) -> Any:
-    """Return hyperparameters whose `modalities`, if None, are replaced by the names of all encoded ones."""
+def resolve_config(config: Any, item_features: ItemFeatures) -> Any:
+    """Return hyperparameters without None: `modalities` are all encoded ones, `request_time` is decided."""
     if getattr(config, "modalities", ()) is None:
-        return config.replace(modalities=("id", *sorted(item_features.vectors)))
+        config = config.replace(modalities=("id", *sorted(item_features.vectors)))
+    if hasattr(config, "request_time"):
+        config = config.replace(request_time=item_features.time_knots is not None)
     return config

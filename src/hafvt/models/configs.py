@@ -106,8 +106,9 @@ class HafVtConfig(ContentConfig):
     cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
     """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
     training."""
-    request_time: bool = True
-    """Whether states depend on the date of the request, where the dataset has dates."""
+    request_time: bool | None = None
+    """Whether states depend on the date of the request. None decides: they do if items of the last 30 days
+    explain the validation targets better than all items do."""
     num_negatives: NumNegatives = 0
     """Items sampled at each step for each softmax, with log-q correction; 0 uses all items."""
 

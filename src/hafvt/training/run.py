@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.dates import date_gain
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.protocols import Protocol, get_protocol
@@ -134,11 +135,19 @@ def model_item_features(
         config_modalities(config),
         relations=model_class.uses_relations,
         interactions=interactions and model_class.uses_interactions,
-        times=getattr(config, "request_time", False),
+        times=_uses_dates(data, config),
         # Sampled softmaxes and slices read few rows.
         memory_map=shard is not None or getattr(config, "num_negatives", 0) > 0,
     )
     return replace(item_features, shard=shard)
+
+
+def _uses_dates(data: Dataset, config: ModelConfig) -> bool:
+    """Return whether a model's states depend on the date of the request, see `HafVtConfig.request_time`."""
+    decided: bool | None = getattr(config, "request_time", False)
+    if decided and data.seconds is None:
+        raise HafvtError(f"{data.folder} has no dates or times since 1970: leave out request_time")
+    return (date_gain(data) or 0.0) > 0 if decided is None else decided
 
 
 def check_format(folder: Path, content: dict[str, Any]) -> None:

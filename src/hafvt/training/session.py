@@ -19,7 +19,7 @@ from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import atomic_file, explained_read_errors, is_temporary, read_json, sha256, write_json
 from hafvt.folders import folder_lock
-from hafvt.models import MODELS, build_model, resolve_modalities
+from hafvt.models import MODELS, build_model, resolve_config
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.ops.collectives import all_reduce_max_, barrier, global_count, process_group
 from hafvt.ops.device import compute_dtype, process_device
@@ -63,7 +63,7 @@ def run_training(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     shard = catalog_shard(model, dataset, protocol) if config.shard_catalog else None
     item_features = model_item_features(dataset, model, model_config, shard=shard)
-    model_config = resolve_modalities(model_config, item_features)
+    model_config = resolve_config(model_config, item_features)
     settings = {
         "format": FORMAT,
         "model": model,

@@ -112,7 +112,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
         "data": data,
         "run": name,
         "users": run.data.num_users,
-        "best": run.about["best"],
+        "best": run.manifest["best"],
     }
     results["items"] = {domain.name: len(domain) for domain in run.data.domains}
     for protocol in PROTOCOLS:

@@ -88,7 +88,7 @@ def measure(work: Path, data: str, name: str) -> dict[str, Any]:
         place = ["--data", str(work / data), "--out", str(out), "--resume"]
         call(["train", *RUNS[name].split(), *place], out.with_suffix(".log"), 1)
     run = open_run(out)
-    figures: dict[str, Any] = {"data": data, "run": name, "best": run.about["best"], "machine": describe()}
+    figures: dict[str, Any] = {"data": data, "run": name, "best": run.manifest["best"], "machine": describe()}
     domains = run.data.domains
     figures |= {"users": run.data.num_users, "items": {domain.name: len(domain) for domain in domains}}
     for protocol in PROTOCOLS:

@@ -142,7 +142,7 @@ def rank(work: Path, data: str, variant: str, seed: int, ranking: str, changes: 
         ranks, _ = rank_targets([model] * len(run.data.domains), run.data, "valid", get_protocol(protocol))
         of_rare = mrr(ranks, rare(counts[items[ranks.positions]]))
         figures |= {protocol: mean_mrr(ranks), f"{protocol}_rare": of_rare}
-    figures |= {"epoch": run.about["best"]["epoch"], "machine": describe()}
+    figures |= {"epoch": run.manifest["best"]["epoch"], "machine": describe()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
 

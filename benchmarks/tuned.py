@@ -156,11 +156,11 @@ def make(work: Path, data: str, label: str, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda training: one(*training), trainings))
     runs = [open_run(folder / f"seed{seed}") for seed in seeds]
-    entry["runs"] = [run.about["best"] for run in runs]
+    entry["runs"] = [run.manifest["best"] for run in runs]
     if len(trainings) > len(seeds):
-        defaults = [open_run(folder / f"default{seed}").about["best"] for seed in seeds]
+        defaults = [open_run(folder / f"default{seed}").manifest["best"] for seed in seeds]
         entry["defaults"] = [best["valid_mrr"] for best in defaults]
-    entry |= {"parameters": runs[0].about["parameters"], "machine": describe()}
+    entry |= {"parameters": runs[0].manifest["parameters"], "machine": describe()}
     results = {
         p: [rank_targets(run.models, run.data, "test", get_protocol(p)).half_ties for run in runs]
         for p in PROTOCOLS

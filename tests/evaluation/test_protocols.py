@@ -165,7 +165,7 @@ def test_rank_targets_with_a_model_per_domain_ranks_each_by_its_own(small, proto
 
 def test_train_by_c2dsr_keeps_a_checkpoint_per_domain(small, tmp_path):
     run = train("sasrec", small, tmp_path / "run", params={"width": 8}, epochs=12, protocol="c2dsr")
-    best = run.about["best"]
+    best = run.manifest["best"]
     assert best["epochs"] == 12  # nothing stops early
     assert all(epoch in (5, 10, 12) for epoch in best["per_domain"]["epochs"])
     assert len(run.models) == 2

@@ -131,7 +131,7 @@ def test_train_with_a_sharded_catalog_equals_whole_tables_and_resumes_with_anoth
     )
     assert losses == pytest.approx(expected, rel=1e-4)
     assert len(losses) == 4
-    assert runs[0].about["parameters"] == runs[1].about["parameters"]
+    assert runs[0].manifest["parameters"] == runs[1].manifest["parameters"]
 
 
 def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch
     result = train(
         "sasrec", training_data, tmp_path / "run", params=SMALL_SASREC, epochs=1, batch_size=8, devices=2
     )
-    assert result.about["processes"] == 2
+    assert result.manifest["processes"] == 2
     assert signal.getsignal(signal.SIGINT) == handler
     with pytest.raises(HafvtError, match="holds a run already: continue it with --resume"):
         train("sasrec", training_data, tmp_path / "run", params=SMALL_SASREC, epochs=1, devices=2)
@@ -180,8 +180,8 @@ def test_train_after_a_killed_process_ends_in_one_line_and_resumes_with_another_
     epochs = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) + 1
     run(*train_options(training_data, tmp_path / "run", epochs=epochs), processes=3)
     finished = open_run(tmp_path / "run")
-    assert finished.about["processes"] == 3
-    assert finished.about["best"]["epochs"] == epochs
+    assert finished.manifest["processes"] == 3
+    assert finished.manifest["best"]["epochs"] == epochs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

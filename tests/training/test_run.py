@@ -27,7 +27,7 @@ def copy_run(run: Run, folder: Path) -> Path:
     return shutil.copytree(run.folder, folder)
 
 
-def change_about(folder: Path, **changes: object) -> None:
+def change_manifest(folder: Path, **changes: object) -> None:
     """Changes model.json."""
     path = folder / "model.json"
     about = json.loads(path.read_text()) | changes
@@ -72,14 +72,14 @@ def test_open_run_without_saved_clusters_is_refused(hafvt_run, tmp_path):
     others = {name: tensor for name, tensor in tensors.items() if "cluster_rows" not in name}
     assert len(others) < len(tensors)
     save_checkpoint(folder / "model.safetensors", others, state)
-    change_about(folder, sha256={"model.safetensors": sha256(folder / "model.safetensors")})
+    change_manifest(folder, sha256={"model.safetensors": sha256(folder / "model.safetensors")})
     with pytest.raises(HafvtError, match=r"model.safetensors: .* of an earlier version: train"):
         open_run(folder)
 
 
 def test_open_run_with_an_unknown_hyperparameter_is_refused(sasrec_run, tmp_path):
     folder = copy_run(sasrec_run, tmp_path / "run")
-    change_about(folder, config={**sasrec_run.about["config"], "gone": 1})
+    change_manifest(folder, config={**sasrec_run.manifest["config"], "gone": 1})
     with pytest.raises(HafvtError, match="with gone, which this version does not know: train it again"):
         open_run(folder)
 
@@ -87,7 +87,7 @@ def test_open_run_with_an_unknown_hyperparameter_is_refused(sasrec_run, tmp_path
 @pytest.mark.parametrize("number", [None, 1, 3])
 def test_open_run_of_another_format_is_refused(sasrec_run, tmp_path, number):
     folder = copy_run(sasrec_run, tmp_path / "run")
-    change_about(folder, format=number)
+    change_manifest(folder, format=number)
     with pytest.raises(HafvtError, match="reads format 2: train the model again, or use the hafvt version"):
         open_run(folder)
 

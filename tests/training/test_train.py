@@ -70,7 +70,7 @@ def test_train_each_model_writes_a_run_and_lowers_the_loss(training_data, tmp_pa
     assert json.loads((run.folder / "model.json").read_text())["format"] == 2
     curve = read_log(run.folder)
     best = max(line["valid_mrr"] for line in curve if "valid_mrr" in line)
-    assert run.about["best"]["valid_mrr"] == best
+    assert run.manifest["best"]["valid_mrr"] == best
     valid = training_data.valid
     assert mean_mrr(rank_positions(run.model, training_data, valid).half_ties) == pytest.approx(best)
     if MODELS[model].has_weights:
@@ -110,7 +110,7 @@ def test_train_with_the_same_seed_gives_the_same_weights(hafvt_run, training_dat
 def test_train_with_the_largest_seed_ends_well(training_data, tmp_path):
     settings = {"params": SMALL_SASREC, "epochs": 1, "test": False}
     run = train("sasrec", training_data, tmp_path / "run", seed=2**32 - 1, **settings)
-    assert run.about["training"]["seed"] == 2**32 - 1
+    assert run.manifest["training"]["seed"] == 2**32 - 1
 
 
 SCRIPT = """
@@ -206,7 +206,7 @@ def test_train_with_patience_stops_early_and_keeps_the_best(training_data, tmp_p
     curve = read_log(run.folder)
     assert len(curve) < 200
     best = max(range(len(curve)), key=lambda n: curve[n]["valid_mrr"])
-    assert run.about["best"]["epoch"] == best + 1 == len(curve) - 2
+    assert run.manifest["best"]["epoch"] == best + 1 == len(curve) - 2
     assert f"\nstopped early, after {len(curve)} of at most 200 epochs: 2 validations in a row " in str(run)
 
 
@@ -335,7 +335,7 @@ def test_train_without_extras_ends_well(training_data, tmp_path):
     )
     folder = tmp_path / "run"
     subprocess.run([sys.executable, "-c", script, str(training_data.folder), str(folder)], check=True)
-    assert open_run(folder).about["best"]["epochs"] == 1
+    assert open_run(folder).manifest["best"]["epochs"] == 1
 
 
 def test_train_longer_killed_before_the_model_file_is_replaced_leaves_a_run(
@@ -356,9 +356,9 @@ def test_train_longer_killed_before_the_model_file_is_replaced_leaves_a_run(
         with pytest.raises(KeyboardInterrupt):
             train("sasrec", training_data, tmp_path / "run", resume=True, **options)
     assert not same_weights(sasrec_run.folder, tmp_path / "run")
-    assert open_run(tmp_path / "run").about["best"] == sasrec_run.about["best"]
+    assert open_run(tmp_path / "run").manifest["best"] == sasrec_run.manifest["best"]
     run = train("sasrec", training_data, tmp_path / "run", resume=True, **options)
-    assert (run.about["best"]["epochs"], len(run.about["sha256"]["model.safetensors"])) == (16, 64)
+    assert (run.manifest["best"]["epochs"], len(run.manifest["sha256"]["model.safetensors"])) == (16, 64)
 
 
 @contextmanager

@@ -26,17 +26,17 @@ def load_negatives(
         HafvtError: the stored file is damaged, or a domain has a single item.
     """
     path = data.folder / "negatives" / f"{name}-{split}.npy"
-    about = path.with_suffix(".json")
-    if not about.exists():
+    manifest_path = path.with_suffix(".json")
+    if not manifest_path.exists():
         negatives = draw(data, data.valid if split == "valid" else data.test)
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, negatives)
         targets, each = negatives.shape
-        write_json(about, {"sha256": sha256(path), "seed": SEED, "targets": targets, "each": each})
+        write_json(manifest_path, {"sha256": sha256(path), "seed": SEED, "targets": targets, "each": each})
     remedy = f"remove {path.parent}, and the next evaluation draws it again"
-    with explained_read_errors(about, remedy):
-        verify_files(path.parent, {path.name: read_json(about, remedy)["sha256"]}, remedy)
+    with explained_read_errors(manifest_path, remedy):
+        verify_files(path.parent, {path.name: read_json(manifest_path, remedy)["sha256"]}, remedy)
     with explained_read_errors(path, remedy):
         stored: Int32 = np.load(path, mmap_mode="r", allow_pickle=False)
     return stored

@@ -51,8 +51,8 @@ class AddedItems:
             empty = {n: np.zeros((0, table.rows.shape[1]), dtype=np.float16) for n, table in tables.items()}
             return cls(pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)), empty)
         remedy = f"remove {folder} and add the items again"
-        about = read_manifest(folder / ADDED_ITEMS.marker, FORMAT, remedy)
-        if about.get("features") != run.about["training"]["features"]:
+        manifest = read_manifest(folder / ADDED_ITEMS.marker, FORMAT, remedy)
+        if manifest.get("features") != run.manifest["training"]["features"]:
             raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
         with explained_read_errors(folder, remedy):
             table = read_parquet(folder / "items.parquet").select(COLUMNS)
@@ -65,7 +65,7 @@ class AddedItems:
             self.table.write_parquet(folder / "items.parquet")
             for name, rows in self.vectors.items():
                 np.save(folder / f"{name}.npy", rows, allow_pickle=False)
-            content = {"items": len(self.table), "features": run.about["training"]["features"]}
+            content = {"items": len(self.table), "features": run.manifest["training"]["features"]}
             write_manifest(folder / ADDED_ITEMS.marker, FORMAT, content)
 
 

@@ -144,8 +144,8 @@ def index(
                 content = faiss.serialize_index(of_modality).data
                 (temporary / file_name(domain, modality)).write_bytes(content)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
-        about = {"model": state, "recall": recalls, "probes": probes}
-        write_manifest(temporary / INDEX.marker, FORMAT, about)
+        manifest = {"model": state, "recall": recalls, "probes": probes}
+        write_manifest(temporary / INDEX.marker, FORMAT, manifest)
     return IndexSummary(recalls, cells, probes, len(sample), seconds, mib, peak_memory_gib(), folder)
 
 

@@ -127,8 +127,8 @@ def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
     if not folder.exists() or not run.model.can_index or not domains:
         return None
     remedy = f"build it again with hafvt index {run.folder}, or remove {folder}"
-    about = read_manifest(folder / INDEX.marker, FORMAT, remedy)
-    if about.get("model") != model_state(run):
+    manifest = read_manifest(folder / INDEX.marker, FORMAT, remedy)
+    if manifest.get("model") != model_state(run):
         raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
     indexes, faiss = {}, import_faiss()
     with explained_read_errors(folder, remedy):

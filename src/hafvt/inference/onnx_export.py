@@ -166,7 +166,7 @@ def export(
             image_root=catalog.image_root,
             added_image_roots=catalog.added_image_roots,
         )
-        provenance = {"config": opened.about["config"], "opset": opset}
+        provenance = {"config": opened.manifest["config"], "opset": opset}
         provenance["versions"] = {name: version(name) for name in PACKAGES}
         write_manifest(folder / EXPORT.marker, FORMAT, manifest.model_dump(mode="json") | provenance)
         difference = largest_difference(OnnxScorer(folder), scorer)

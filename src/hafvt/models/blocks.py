@@ -340,10 +340,10 @@ class DomainSoftmaxes(nn.ModuleList):
         total = states[0].float().sum() * 0  # has a gradient without targets, too
         output: Any
         for output, h in zip(self, states, strict=True):
-            mine = in_domain(targets, output.domain)
-            if mine.any():
-                h = h[mine] if dropout is None else dropout(h[mine])
-                total = total + catalog_nll(*output.query(h, targets[mine]))
+            is_in_domain = in_domain(targets, output.domain)
+            if is_in_domain.any():
+                h = h[is_in_domain] if dropout is None else dropout(h[is_in_domain])
+                total = total + catalog_nll(*output.query(h, targets[is_in_domain]))
         return total / count
 
     def scores(self, domain: int, h: Tensor, candidates: Tensor | None) -> Tensor:

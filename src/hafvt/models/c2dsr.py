@@ -130,9 +130,9 @@ class C2dsr(Model):
     def domain_states(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Return the states of a domain's history, (B, T_d, d), and their number so far, (B, T)."""
         encoder: GraphEncoder = self.own[number]  # type: ignore[assignment]
-        mine = in_domain(batch.items, self.domains[number])
-        mine = mine & valid_mask(batch.lengths, batch.items.shape[1])
-        return encoder(encoder.table(), select_items(batch, mine)), mine.cumsum(1)
+        is_in_domain = in_domain(batch.items, self.domains[number])
+        is_in_domain = is_in_domain & valid_mask(batch.lengths, batch.items.shape[1])
+        return encoder(encoder.table(), select_items(batch, is_in_domain)), is_in_domain.cumsum(1)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return lambda (cross + single) + (1 - lambda) sum of the domains' infomax.
@@ -146,13 +146,13 @@ class C2dsr(Model):
         prediction = infomax = h.new_zeros(())
         output: Any
         for number, (domain, output) in enumerate(zip(self.domains, self.outputs, strict=True)):
-            mine = in_domain(targets, domain)
+            is_in_domain = in_domain(targets, domain)
             states, counts = self.domain_states(inputs, number)
-            if mine.any():
-                cross = h[mask][mine]
-                single = cross + states_after(states, counts)[mask][mine]
-                both = torch.cat([cross, single])  # (2 N, d)
-                prediction = prediction + catalog_nll(*output.query(both, targets[mine].repeat(2)))
+            if is_in_domain.any():
+                cross = h[mask][is_in_domain]
+                single = cross + states_after(states, counts)[mask][is_in_domain]
+                queries = torch.cat([cross, single])  # (2 N, d)
+                prediction = prediction + catalog_nll(*output.query(queries, targets[is_in_domain].repeat(2)))
             in_history = in_domain(inputs.items, domain) & mask
             random = torch.randint(domain.start, domain.stop, inputs.items.shape, device=h.device)
             corrupted = Batch(torch.where(in_history, random, inputs.items), inputs.lengths)

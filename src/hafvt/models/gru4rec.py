@@ -76,9 +76,9 @@ class Gru4Rec(Model):
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
         softmax_queries, weight = [], 1 / max(global_count(len(targets)), 1)
         for domain in self.domains:
-            mine = in_domain(targets, domain)
+            is_in_domain = in_domain(targets, domain)
             items = slice(domain.start, domain.stop)
-            softmax_queries.append(SoftmaxQuery(h[mine], targets[mine], items, weight))
+            softmax_queries.append(SoftmaxQuery(h[is_in_domain], targets[is_in_domain], items, weight))
         return catalog_nll(softmax_queries, table)
 
     def sampled_loss(self, inputs: Tensor, mask: Tensor, targets: Tensor) -> Tensor:

@@ -188,16 +188,16 @@ class Decoder(nn.Module):
         init_xavier(self.copy_gate)
         init_xavier(self.output)
 
-    def forward(self, h: Tensor, t: Tensor, e: Tensor, mine: Tensor) -> NextItemChoice:
+    def forward(self, h: Tensor, t: Tensor, e: Tensor, node_mask: Tensor) -> NextItemChoice:
         """Return the distribution of the next item.
 
         P_G = sigmoid(w . [h; t; sum_n e'_n] + b);  g = softmax(v . tanh(h W_h + e'_n W_e)), both over the
-        nodes of the domain, `mine`, (P, N). h, (P, d), is the domain's state, t the state that the other
+        nodes of the domain, `node_mask`, (P, N). h, (P, d), is the domain's state, t the state that the other
         domain transfers, and e, (P, N, d), the nodes e' after the knowledge transfer.
         """
-        e = e * mine[:, :, None]
+        e = e * node_mask[:, :, None]
         copy_logit = self.copy_gate(torch.cat([h, t, e.sum(1)], dim=1))[:, 0].float()
-        copy_p = masked_softmax(self.pointer(h, e).float(), mine)
+        copy_p = masked_softmax(self.pointer(h, e).float(), node_mask)
         return NextItemChoice(torch.cat([h, t], dim=1), copy_logit, copy_p)
 
 
@@ -285,13 +285,13 @@ class Mifn(Model):
         h, (P, d), is the state of each domain, and t the state that it transfers.
         """
         in_second = graphs.nodes >= self.domains[1].start
-        mine = [(graphs.nodes >= 0) & ~in_second, in_second]  # (P, N) each
+        node_masks = [(graphs.nodes >= 0) & ~in_second, in_second]  # (P, N) each
         last_in_second = (last_item >= self.domains[1].start)[:, None]
-        own, other = (torch.where(last_in_second, mine[1 - n], mine[n]) for n in range(2))
+        own, other = (torch.where(last_in_second, node_masks[1 - n], node_masks[n]) for n in range(2))
         h_own, t_own = (torch.where(last_in_second, x[1], x[0]) for x in (h, t))
         e = self.items(graphs.nodes.clamp(min=0))
         e = self.knowledge(h_own, t_own, e, own, other, graphs.adjacency)
-        return [self.decoders[n](h[n], t[1 - n], e, mine[n]) for n in range(2)]
+        return [self.decoders[n](h[n], t[1 - n], e, node_masks[n]) for n in range(2)]
 
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
@@ -316,13 +316,16 @@ class Mifn(Model):
         choices = self.choices(h, t, graphs, batch.items[row, length - 1])
         is_target, total = graphs.nodes == target[:, None], h[0].new_zeros(())  # (P, N)
         for domain, decoder, choice in zip(self.domains, self.decoders, choices, strict=True):
-            mine = in_domain(target, domain)
-            query = decoder.output.query(self.dropout(choice.state[mine]), target[mine])
+            is_in_domain = in_domain(target, domain)
+            query = decoder.output.query(self.dropout(choice.state[is_in_domain]), target[is_in_domain])
             (log_s,) = target_log_probabilities(*query)
-            copy_logit, copy_p = choice.copy_logit[mine], (choice.copy_p * is_target)[mine].sum(1)
+            copy_logit, copy_p = (
+                choice.copy_logit[is_in_domain],
+                (choice.copy_p * is_target)[is_in_domain].sum(1),
+            )
             generated = log_s + F.logsigmoid(-copy_logit)
             copied = F.logsigmoid(copy_logit) + copy_p.clamp(min=EPSILON).log()
-            in_graph = is_target[mine].any(1)
+            in_graph = is_target[is_in_domain].any(1)
             missed = torch.log(torch.sigmoid(-copy_logit) + 1e-4).masked_fill(in_graph, 0.0)
             log_p = torch.where(in_graph, torch.logaddexp(generated, copied), generated)
             total = total - (log_p + missed).sum()
@@ -340,6 +343,6 @@ class Mifn(Model):
         generated = F.pad(generated, (0, 1))  # a column for nodes of the other domain
         column = (graphs.nodes - part.start).masked_fill(~in_domain(graphs.nodes, part), len(part))  # (B, N)
         copied = F.logsigmoid(choice.copy_logit)[:, None] + choice.copy_p.clamp(min=EPSILON).log()
-        both = torch.logaddexp(generated.gather(1, column), copied)
-        log_p = generated.scatter(1, column, both)[:, :-1]
+        log_sum = torch.logaddexp(generated.gather(1, column), copied)
+        log_p = generated.scatter(1, column, log_sum)[:, :-1]
         return log_p if candidates is None else log_p.gather(1, candidates - part.start)

@@ -62,12 +62,12 @@ class SplitUnit(nn.Module):
         S'_k = f_k * tanh([h; S_k] W_s + U_k V_s + b_s) + g * S_k
         `h`, (B, T, d), has the states of the domain, `h_other` the other domain's latest before each item.
         """
-        both = torch.cat([h, h_other], dim=2)
-        (f_inputs, w_f), (c_inputs, w_c) = split_layer(self.filter, both), split_layer(self.candidate, h)
+        joint = torch.cat([h, h_other], dim=2)
+        (f_inputs, w_f), (c_inputs, w_c) = split_layer(self.filter, joint), split_layer(self.candidate, h)
         w = torch.cat([w_f, w_c, self.v_n1.weight.T], dim=1)  # one product for three
         f_users, c_users = self.v_f(self.users), self.v_s(self.users)  # (K, d)
         s, states = h.new_zeros(len(h), *self.users.shape), []
-        for f_input, c_input, g_input in zip(f_inputs, c_inputs, self.no_user(both).unbind(1), strict=True):
+        for f_input, c_input, g_input in zip(f_inputs, c_inputs, self.no_user(joint).unbind(1), strict=True):
             f, c, n = (s @ w).chunk(3, dim=2)  # (B, K, d) each
             f = torch.sigmoid(f_input[:, None] + f + f_users)
             g = torch.sigmoid(g_input + (n * self.v_n2).sum(1))[:, None]  # (B, 1, d)

@@ -41,10 +41,10 @@ class ModelSource:
 
     def open_dataset(self) -> Dataset | None:
         """Return the dataset, which has the histories of users; None for an export without `data`."""
-        about = self.folder / "model.json"  # exports have none
-        if self.data is None and not about.exists():
+        manifest_path = self.folder / "model.json"  # exports have none
+        if self.data is None and not manifest_path.exists():
             return None
-        return Dataset.open(self.data or read_json(about)["data"])
+        return Dataset.open(self.data or read_json(manifest_path)["data"])
 
     def file_states(self) -> FileStates:
         """Return the states of the model's files, which differ after the model has changed.

@@ -48,7 +48,7 @@ class Run:
             model, except under a protocol where each domain keeps its own best checkpoint. Empty in
             processes other than 0 after a training with a sharded catalog.
         data: the dataset.
-        about: content of model.json.
+        manifest: content of model.json.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Run:
     config: Any
     models: tuple[Model, ...]
     data: Dataset
-    about: dict[str, Any]
+    manifest: dict[str, Any]
 
     def __fspath__(self) -> str:
         """Return the folder: functions that take the folder of a run take the run, too."""
@@ -70,23 +70,23 @@ class Run:
     @property
     def candidates(self) -> CandidateRule:
         """Which items the training ranked; runs of earlier revisions do not tell and have the default."""
-        candidates: CandidateRule = self.about["training"].get("candidates", "auto")
+        candidates: CandidateRule = self.manifest["training"].get("candidates", "auto")
         return candidates
 
     @property
     def protocol(self) -> Protocol:
         """The protocol of the training's validation and test."""
-        return get_protocol(self.about["training"]["protocol"], self.candidates)
+        return get_protocol(self.manifest["training"]["protocol"], self.candidates)
 
     def __str__(self) -> str:
         """Return the length of the training, the metrics of the test targets in percent, and the folder."""
-        best, lines = self.about["best"], []
-        if self.about["parameters"]:
+        best, lines = self.manifest["best"], []
+        if self.manifest["parameters"]:
             lines.append(
                 f"best epoch {best['epoch']} of {best['epochs']}, validation MRR {best['valid_mrr']:.2%}, "
-                f"{self.about['parameters']:,} parameters, {best['seconds']:,.0f} s"
+                f"{self.manifest['parameters']:,} parameters, {best['seconds']:,.0f} s"
             )
-            settings = self.about["training"]
+            settings = self.manifest["training"]
             if best["epochs"] < settings["epochs"]:
                 lines.append(
                     f"stopped early, after {best['epochs']} of at most {settings['epochs']} epochs: "
@@ -166,11 +166,11 @@ def read_model_file(folder: Path, remedy: str = REMEDY) -> dict[str, Any]:
         HafvtError: it is missing, damaged or of another format.
     """
     path = folder / "model.json"
-    about: dict[str, Any] = read_json(path, remedy)
+    manifest: dict[str, Any] = read_json(path, remedy)
     with explained_read_errors(path, remedy):
-        check_format(folder, about)
-        verify_json(path, about, remedy)
-    return about
+        check_format(folder, manifest)
+        verify_json(path, manifest, remedy)
+    return manifest
 
 
 def open_run(
@@ -191,12 +191,13 @@ def open_run(
     path = folder / "model.json"
     if not path.exists():
         raise HafvtError(f"{folder} {_reason_without_model(folder)}")
-    about = read_model_file(folder)
+    manifest = read_model_file(folder)
     with explained_read_errors(path, REMEDY):
-        name, values = about["model"], about["config"]
-        features, dataset, hashes = about["training"]["features"], about["dataset"], about.get("sha256", {})
+        name, values = manifest["model"], manifest["config"]
+        features, dataset = manifest["training"]["features"], manifest["dataset"]
+        hashes = manifest.get("sha256", {})
         config_class = MODELS[name].config_class
-        data = data or about["data"]
+        data = data or manifest["data"]
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     if fingerprint(data) != dataset:
         raise HafvtError(
@@ -214,7 +215,7 @@ def open_run(
         raise HafvtError(str(error)) from None
     verify_files(folder, hashes, REMEDY)
     if models is not None:
-        return Run(folder, name, config, tuple(models), data, about)
+        return Run(folder, name, config, tuple(models), data, manifest)
     item_features, models = model_item_features(data, name, config, interactions=False), []
     for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         tensors, _ = load_checkpoint(folder / file, REMEDY)
@@ -228,7 +229,7 @@ def open_run(
             raise HafvtError(f"{folder / file}: {error}") from None
         models.append(model.eval())
     models = models if len(models) > 1 else models * len(data.domains)
-    return Run(folder, name, config, tuple(models), data, about)
+    return Run(folder, name, config, tuple(models), data, manifest)
 
 
 def _reason_without_model(folder: Path) -> str:

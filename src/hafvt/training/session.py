@@ -203,12 +203,12 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     for path in files.values():
         verify_checkpoint(path)
     hashes = {name: sha256(path) for name, path in files.items()}
-    # There may be no earlier model.json, or a damaged one.
+    # There may be no previous model.json, or a damaged one.
     with suppress(HafvtError, LookupError, TypeError, AttributeError):
-        earlier = read_json(folder / "model.json")
-        # Until model.json is replaced, the earlier and the new weights are valid.
-        both = {name: f"{hashes[name]} {value}" for name, value in earlier["sha256"].items()}
-        write_json(folder / "model.json", earlier | {"sha256": both}, checksum=True)
+        previous = read_json(folder / "model.json")
+        # Until model.json is replaced, the previous and the new weights are valid.
+        valid_hashes = {name: f"{hashes[name]} {value}" for name, value in previous["sha256"].items()}
+        write_json(folder / "model.json", previous | {"sha256": valid_hashes}, checksum=True)
     for name, path in files.items():
         with atomic_file(folder / name, path.stat().st_size) as temporary:
             shutil.copyfile(path, temporary)
@@ -216,7 +216,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     if len(files) > 1:
         best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
     best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
-    about = {
+    manifest = {
         "format": FORMAT,
         "model": settings["model"],
         "config": settings["config"],
@@ -230,4 +230,4 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         "versions": {"hafvt": version("hafvt"), "torch": torch.__version__},
         "sha256": hashes,
     }
-    write_json(folder / "model.json", about, checksum=True)
+    write_json(folder / "model.json", manifest, checksum=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import hafvt
 from hafvt.cli import main
+from hafvt.data.dataset import replace_item_table
 from hafvt.data.sources.demo import generate_world
 from hafvt.errors import HafvtError
 from hafvt.experiments import fit as fit_module
@@ -83,6 +85,26 @@ def test_fit_keeps_users_of_one_domain_and_items_without_interactions(tmp_path):
     log = pl.concat([log, pl.DataFrame({"user_id": [3] * 4, "item_id": [6] * 4, "timestamp": range(4)})])
     data = hafvt.Dataset.open(hafvt.fit(log, items, tmp_path, model="popularity").folder.parent / "data")
     assert (data.num_users, data.num_items, len(data.items)) == (3, 7, 10)
+
+
+def test_fit_pictures_of_web_addresses_are_fetched_first(world, tmp_path):
+    items = pl.read_csv(world[1])
+    addresses = items.with_columns(image="https://shop.example/" + pl.col("image"))
+    fit = partial(hafvt.fit, world[0], addresses, tmp_path / "shop", epochs=1, title=None)
+    with pytest.raises(
+        HafvtError, match=f"run hafvt fetch pictures {tmp_path}/shop/data --out {tmp_path}/shop/p"
+    ):
+        fit()
+    data = hafvt.Dataset.open(tmp_path / "shop" / "data")
+    paths = dict(items.select("item_id", "image").rows())  # as `fetch` writes them
+    table = data.item_table.with_columns(
+        pl.col("image").alias("image_url"),
+        pl.col("item_id").replace_strict(paths, return_dtype=pl.String).alias("image"),
+    )
+    replace_item_table(data.folder, table, image_root=str(world[1].parent))
+    assert fit().scorer.modalities == ("id", "image")
+    with pytest.raises(HafvtError, match="data of other tables"):
+        hafvt.fit(world[0], addresses.with_columns(title=pl.lit("x")), tmp_path / "shop", epochs=1)
 
 
 def test_fit_unknown_model_raises_before_any_work(world, tmp_path):

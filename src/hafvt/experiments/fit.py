@@ -108,6 +108,8 @@ def fit(
     )
     if overwrite:
         remove_run(run_folder)
+    if image not in (None, "none"):
+        _check_images(data, folder)
     for name, spec in (("image", image), ("title", title)):
         has_content = data.item_table[MODALITIES[name].column].count() > 0
         if has_content and spec not in (None, "none") and not _is_encoded(data, name, spec):
@@ -137,13 +139,34 @@ def _prepare_once(interactions: Any, items: Any, folder: Path, overwrite: bool, 
     earlier = Dataset.open(target)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
         data = prepare(interactions, items, Path(temporary) / "data", min_per_domain=0, **options)
-        is_same = fingerprint(data) == fingerprint(earlier) and data.image_root == earlier.image_root
+        is_same = _has_same_content(data, earlier)
     if not is_same:
         raise HafvtError(
             f"{folder} holds the data of other tables or options: choose another folder, or replace it with "
             "--overwrite"
         )
     return earlier
+
+
+def _has_same_content(data: Dataset, earlier: Dataset) -> bool:
+    """Return whether two datasets agree, apart from pictures that `fetch` has downloaded."""
+    if "image_url" not in earlier.item_table.columns:
+        return fingerprint(data) == fingerprint(earlier) and data.image_root == earlier.image_root
+    arrays = ("items.npy", "train_lengths.npy")
+    hashes, earlier_hashes = data.manifest["sha256"], earlier.manifest["sha256"]
+    columns = ["item_id", "domain", "title"]
+    is_same = data.item_table.select(columns).equals(earlier.item_table.select(columns))
+    return is_same and all(hashes[name] == earlier_hashes[name] for name in arrays)
+
+
+def _check_images(data: Dataset, out: Path) -> None:
+    """Raise HafvtError if all pictures are still to be downloaded."""
+    images = data.item_table["image"].drop_nulls()
+    if len(images) and images.str.contains("^(?i)https?://").all():
+        raise HafvtError(
+            f"pictures are web addresses: run hafvt fetch pictures {data.folder} --out {out}/pictures and "
+            "repeat the command, or leave them out by --image none"
+        )
 
 
 def _is_encoded(data: Dataset, name: str, spec: str) -> bool:

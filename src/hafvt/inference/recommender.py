@@ -108,6 +108,8 @@ class Recommender:
             from hafvt.evaluation.tables import plain_table
 
             lines += [plain_table({self.scorer.name: read_results(self.folder)}), *read_notes(self.folder)]
+        if self.folder is not None and (self.folder / "report.html").exists():
+            lines.append(f"open {self.folder / 'report.html'}")
         return "\n".join([*lines, *([f"hafvt serve {self.folder}"] if self.folder else [])])
 
     __repr__ = __str__

@@ -53,17 +53,8 @@ def _format_dataset(data: Any) -> str:
 
 
 def _format_vectors(tables: dict[str, Any]) -> str:
-    """Return the text that `encode` prints: the number of vectors of each feature, and their dimension."""
-    lines = []
-    for name, table in tables.items():
-        counts = table.metadata["counts"]
-        line = f"{name}: {counts['encoded']:,} of {counts['items']:,} items, {table.rows.shape[1]} dimensions"
-        problems = [
-            f"{counts[kind]:,} {kind}" for kind in ("missing", "broken", "incomplete") if counts[kind]
-        ]
-        where = f"; {', '.join(problems)}, see {table.folder / 'problems.csv'}" if problems else ""
-        lines.append(line + where)
-    return "\n".join(lines)
+    """Return the text that `encode` prints: a line for each modality."""
+    return "\n".join(table.summary for table in tables.values())
 
 
 def _format_run(run: Any) -> str:

@@ -18,6 +18,7 @@ from hafvt.features.table import FeatureTable
 from hafvt.files import sha256
 from hafvt.inference.recommender import Recommender
 from hafvt.models import configure
+from hafvt.progress import report
 from hafvt.reports.report import write_run_report
 from hafvt.settings import Folder, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.run import fingerprint
@@ -113,7 +114,7 @@ def fit(
     for name, spec in (("image", image), ("title", title)):
         has_content = data.item_table[MODALITIES[name].column].count() > 0
         if has_content and spec not in (None, "none") and not _is_encoded(data, name, spec):
-            encode(data, encoders={name: spec}, seed=seed)
+            report(encode(data, encoders={name: spec}, seed=seed)[name].summary)
     run = train(model, data, run_folder, epochs=epochs, seed=seed, resume=True)
     if (run_folder / "results.json").exists():
         write_run_report(run)

@@ -46,6 +46,15 @@ class FeatureTable:
         """The modality, e.g. "image" or "title"."""
         return self.folder.name
 
+    @property
+    def summary(self) -> str:
+        """A line on the number of vectors, their dimension, and the items without one."""
+        counts, width = self.metadata["counts"], self.rows.shape[1]
+        line = f"{self.name}: {counts['encoded']:,} of {counts['items']:,} items, {width} dimensions"
+        kinds = [kind for kind in ("missing", "broken", "incomplete") if counts[kind]]
+        problems = ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds)
+        return line + (f"; {problems}, see {self.folder / 'problems.csv'}" if problems else "")
+
     @classmethod
     def open(cls, folder: str | Path) -> Self:
         """Open a table.

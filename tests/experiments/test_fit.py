@@ -32,7 +32,7 @@ def shop(world, tmp_path_factory) -> Path:
 
 def test_fit_reports_items_without_vectors(world, tmp_path, capsys):
     hafvt.fit(world[0], pl.read_csv(world[1]), tmp_path, model="popularity", image="none", epochs=1)
-    assert "title: 59 of 60 items, 60 dimensions; 1 missing, see" in capsys.readouterr().err
+    assert "title: 59 of 60 items, 59 dimensions; 1 missing, see" in capsys.readouterr().err
 
 
 def test_fit_files_writes_dataset_vectors_run_and_report(shop):

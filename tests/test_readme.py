@@ -57,21 +57,20 @@ def test_documented_command_parses(arguments):
 
 @pytest.fixture
 def project(tmp_path, shared_data):
-    """A folder beside which lies what 120 users did in the real data, in place of all of it."""
-    for source in (shared_data / name for name in ("movielens-posters", "amazon-food-kitchen")):
-        folder = tmp_path / "shared" / "data" / source.name
+    """A working folder that holds what 120 users did in the real data, in place of all of it."""
+    names = {"movielens-posters": "movielens-1m", "amazon-food-kitchen": "amazon-food-kitchen"}
+    for source in (shared_data / name for name in names):
+        folder = tmp_path / "raw" / names[source.name]
         folder.mkdir(parents=True)
         log = pl.read_csv(source / "interactions.csv.gz", infer_schema=False)
         log = log.filter(pl.col("user_id").is_in(log["user_id"].unique(maintain_order=True)[:120].implode()))
         items = pl.read_csv(source / "items.csv", infer_schema=False)
         items = items.filter(pl.col("item_id").is_in(log["item_id"].unique().implode()))
-        (folder / "interactions.csv.gz").write_bytes(gzip.compress(log.write_csv().encode()))
-        items.write_csv(folder / "items.csv")
-        for image in items["image"].drop_nulls() if "image" in items.columns else ():
-            (folder / image).parent.mkdir(exist_ok=True)
-            (folder / image).write_bytes((source / image).read_bytes())
-    (tmp_path / "project").mkdir()
-    return tmp_path / "project"
+        text = log.write_csv().encode()
+        (folder / "interactions.csv").write_bytes(text)
+        (folder / "interactions.csv.gz").write_bytes(gzip.compress(text))
+        items.select(pl.exclude("image")).write_csv(folder / "items.csv")
+    return tmp_path
 
 
 def quick(step: list[str]) -> list[str]:
@@ -203,6 +202,8 @@ def test_tutorial_of_two_shops_runs_as_printed(tmp_path, monkeypatch, capsys):
 def test_documented_real_data_steps_succeed(project, name, monkeypatch, capsys):
     monkeypatch.chdir(project)
     for step in lines_of(block_with(f"--out data/{name}")):
+        if step[0] == "fetch":
+            continue
         assert main(quick(step)) == 0, step
     assert "NDCG@10" in capsys.readouterr().out
     assert (project / "runs" / f"{name}-hafvt" / "report.html").exists()

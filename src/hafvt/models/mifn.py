@@ -319,10 +319,8 @@ class Mifn(Model):
             is_in_domain = in_domain(target, domain)
             query = decoder.output.query(self.dropout(choice.state[is_in_domain]), target[is_in_domain])
             (log_s,) = target_log_probabilities(*query)
-            copy_logit, copy_p = (
-                choice.copy_logit[is_in_domain],
-                (choice.copy_p * is_target)[is_in_domain].sum(1),
-            )
+            copy_logit = choice.copy_logit[is_in_domain]
+            copy_p = (choice.copy_p * is_target)[is_in_domain].sum(1)
             generated = log_s + F.logsigmoid(-copy_logit)
             copied = F.logsigmoid(copy_logit) + copy_p.clamp(min=EPSILON).log()
             in_graph = is_target[is_in_domain].any(1)

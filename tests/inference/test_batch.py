@@ -16,7 +16,7 @@ from hafvt.errors import HafvtError, InputError
 from hafvt.files import sha256, write_json
 from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
-from hafvt.inference.histories import HistoryRequest, history_of
+from hafvt.inference.histories import HistoryRequest, read_user_history
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
 
@@ -258,7 +258,7 @@ def test_recommend_command_prints_table_for_history_or_user(run, capsys):
     assert run_command("--user", "u4", "--domain", "d1").err == ""
     output = run_command("--user", "u4", "--domain", "d1", "--exclude", best.items[0].item.item_id, "i44").out
     assert "i44" not in output
-    first = recommender.recommend([history_of(run, "u4")], "d1", exclude=[["i44"]])[0].items[0]
+    first = recommender.recommend([read_user_history(run, "u4")], "d1", exclude=[["i44"]])[0].items[0]
     assert output.splitlines()[1].split()[1] == first.item.item_id
 
 

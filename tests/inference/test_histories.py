@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hafvt.data.table_options import Quoting, TableOptions
 from hafvt.errors import HafvtError, InputError
 from hafvt.inference import histories
-from hafvt.inference.histories import HistoryRequest, history_of, read_requests
+from hafvt.inference.histories import HistoryRequest, read_requests, read_user_history
 from tests.data.helpers import write, zstd
 
 DEFAULTS = HistoryRequest(None, [], "d0", 10, ["x"])
@@ -185,9 +185,13 @@ def test_read_requests_jsonl_with_columns_raises_error(tmp_path):
 def test_history_of_user_returns_all_item_ids(small):
     stop = int(small.offsets[6])
     expected = [f"i{n}" for n in small.items[small.offsets[5] : stop]]
-    assert history_of("nowhere", "u5", small) == history_of("nowhere", "u5", small.folder) == expected
+    assert (
+        read_user_history("nowhere", "u5", small)
+        == read_user_history("nowhere", "u5", small.folder)
+        == expected
+    )
     with pytest.raises(HafvtError, match="no user 'U5'"):
-        history_of("nowhere", "U5", small)
+        read_user_history("nowhere", "U5", small)
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), min_size=1).map(

@@ -143,12 +143,12 @@ def feature_vectors(run: Run, catalog: ItemCatalog) -> dict[str, ItemVectors]:
 def _merged_order(domains: tuple[Domain, ...], added_domains: list[str]) -> tuple[Int64, tuple[Domain, ...]]:
     """Return how the dataset's items followed by the added ones are ordered, and the domains after it."""
     names = [domain.name for domain in domains]
-    domain_of = [
+    item_domains = [
         *np.repeat(np.arange(len(names)), [len(d) for d in domains]),
         *map(names.index, added_domains),
     ]
-    order = np.argsort(domain_of, kind="stable").astype(np.int64)
-    stops = np.bincount(domain_of, minlength=len(names)).cumsum().tolist()
+    order = np.argsort(item_domains, kind="stable").astype(np.int64)
+    stops = np.bincount(item_domains, minlength=len(names)).cumsum().tolist()
     return order, tuple(Domain(n, a, b) for n, a, b in zip(names, [0, *stops], stops, strict=False))
 
 

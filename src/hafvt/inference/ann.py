@@ -99,15 +99,16 @@ def index(
         HafvtError: there is no finished run of hafvt or no domain that is large enough, or faiss is missing.
     """
     faiss = import_faiss()
-    opened, catalog = with_added_items(open_run(run, data))
-    folder, state = opened.folder / "index", model_state(opened)
-    models, modalities = opened.models, opened.model.modalities
-    if not opened.model.can_index:
-        raise HafvtError(f"{run}: {opened.name} has no index: it scores all items; only hafvt has one")
+    trained_run, catalog = with_added_items(open_run(run, data))
+    folder, state = trained_run.folder / "index", model_state(trained_run)
+    models, modalities = trained_run.models, trained_run.model.modalities
+    if not trained_run.model.can_index:
+        raise HafvtError(f"{run}: {trained_run.name} has no index: it scores all items; only hafvt has one")
     domains = [i for i, domain in enumerate(catalog.domains) if len(domain) >= MIN_ITEMS_TO_BUILD]
     if not domains:
         raise HafvtError(
-            f"no domain of {opened.folder} has {MIN_ITEMS_TO_BUILD:,} items: scoring all items is as fast"
+            f"no domain of {trained_run.folder} has {MIN_ITEMS_TO_BUILD:,} items: scoring all items "
+            "is as fast"
         )
     with atomic_folder(folder, INDEX, overwrite=True) as temporary:
         start_time, indexes = time.monotonic(), dict[int, list[Any]]()
@@ -119,11 +120,11 @@ def index(
                     advance()
         seconds = time.monotonic() - start_time
 
-        scorer = TorchScorer(opened)
+        scorer = TorchScorer(trained_run)
         exclude_seen = (True,) * len(catalog.domains)
         exact = Recommender(scorer, catalog, exclude_seen)
         approximate = Recommender(scorer, catalog, exclude_seen, FaissCandidateGenerator(models, indexes))
-        sample = sample_histories(opened.data, histories)
+        sample = sample_histories(trained_run.data, histories)
         recalls, cells, probes = {}, {}, {}
         for domain in domains:
             name = catalog.domains[domain].name
@@ -138,10 +139,10 @@ def index(
             cells[name] = indexes[domain][0].nlist
             probes[name] = {m: index.nprobe for m, index in zip(modalities, indexes[domain], strict=True)}
 
-        for domain, of_domain in indexes.items():
-            for modality, of_modality in enumerate(of_domain):
+        for domain, domain_indexes in indexes.items():
+            for modality, index in enumerate(domain_indexes):
                 # Python writes the bytes, as faiss does not report a full disk.
-                content = faiss.serialize_index(of_modality).data
+                content = faiss.serialize_index(index).data
                 (temporary / file_name(domain, modality)).write_bytes(content)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
         manifest = {"model": state, "recall": recalls, "probes": probes}

@@ -25,7 +25,7 @@ from hafvt.data.times import parse_times
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
 from hafvt.inference.frames import frame_like, is_frame
-from hafvt.inference.histories import HistoryRequest, history_of, read_requests
+from hafvt.inference.histories import HistoryRequest, read_requests, read_user_history
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
@@ -197,7 +197,7 @@ def recommend(
         requests = read_requests(histories, defaults, domains, columns, options)
     elif domain:
         if user_id is not None:
-            one_history = history_of(run, user_id, data)
+            one_history = read_user_history(run, user_id, data)
         requests = [defaults._replace(history=one_history)].__iter__
     else:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")

@@ -70,13 +70,13 @@ class FaissCandidateGenerator:
         columns = self.search(queries, domain, num_per_branch)
         rows = torch.from_numpy(columns.clip(min=0))  # (B, C)
         total = torch.zeros(rows.shape)
-        for (table, softmax_table), of_modality in zip(tables, queries, strict=True):
-            h = torch.stack([query.h for query in of_modality], dim=1)  # (B, S, d)
+        for (table, softmax_table), modality_queries in zip(tables, queries, strict=True):
+            h = torch.stack([query.h for query in modality_queries], dim=1)  # (B, S, d)
             # One history at a time, as the candidates' vectors of all histories take much memory.
             logits = torch.stack([x @ table[row].T for x, row in zip(h, rows, strict=True)])  # (B, S, C)
             # All sequences together: reading the table takes most of the time of a small batch.
             log_partitions = log_partition(h.flatten(0, 1), softmax_table).view(h.shape[:2])  # (B, S)
-            for sequence, query in enumerate(of_modality):
+            for sequence, query in enumerate(modality_queries):
                 offset = log_subtract_exp(log_partitions[:, sequence], query.log_repeat_discount)
                 offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
                 total += (logits[:, sequence] - offset[:, None]).exp_()
@@ -91,8 +91,8 @@ class FaissCandidateGenerator:
         """
         import_faiss().omp_set_num_threads(torch.get_num_threads())  # a setting of the calling thread
         proposals = []
-        for index, of_modality in zip(self.indexes[domain], queries, strict=True):
-            for query in of_modality:
+        for index, modality_queries in zip(self.indexes[domain], queries, strict=True):
+            for query in modality_queries:
                 labels = np.full((len(query.h), num_per_branch), -1, dtype=np.int64)
                 is_active = ~query.is_empty.numpy()
                 if is_active.any():

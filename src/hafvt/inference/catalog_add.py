@@ -102,21 +102,23 @@ def catalog(
         InputError: the table is wrong or has an item that exists; names file, row, column, value and remedy.
         HafvtError: the model reads ids only, an encoder has changed, or no item has a picture or title.
     """
-    opened = open_run(run, data)
-    names, precomputed = content_modalities(opened), precomputed or {}
+    trained_run = open_run(run, data)
+    names, precomputed = content_modalities(trained_run), precomputed or {}
     if unknown := [name for name in precomputed if name not in names]:
-        raise HafvtError(f"--precomputed: {opened.folder} has no {unknown[0]!r}: it has {', '.join(names)}")
-    recover_folder(added_items_folder(opened))
-    with folder_lock(added_items_folder(opened)):
-        check_output_folder(added_items_folder(opened), ADDED_ITEMS, overwrite=True)
+        raise HafvtError(
+            f"--precomputed: {trained_run.folder} has no {unknown[0]!r}: it has {', '.join(names)}"
+        )
+    recover_folder(added_items_folder(trained_run))
+    with folder_lock(added_items_folder(trained_run)):
+        check_output_folder(added_items_folder(trained_run), ADDED_ITEMS, overwrite=True)
         options = TableOptions(separator, encoding, quoting, strip=strip)
-        previous, table = AddedItems.read(opened), read_items(items, columns or {}, options)
+        previous, table = AddedItems.read(trained_run), read_items(items, columns or {}, options)
         located, root = locate_images(table, None if image_root is None else Path(image_root))
-        frame = _checked_items(replace(table, frame=located), opened, previous, overwrite)
+        frame = _checked_items(replace(table, frame=located), trained_run, previous, overwrite)
         image_folder = root.resolve() if root else None
         encoded = {
             name: encode_new_items(
-                opened.data, name, frame, image_folder, precomputed=precomputed.get(name), device=device
+                trained_run.data, name, frame, image_folder, precomputed=precomputed.get(name), device=device
             )
             for name in names
         }
@@ -141,13 +143,13 @@ def catalog(
                 for name, rows in previous.vectors.items()
             },
         )
-        added.write(opened)
+        added.write(trained_run)
     return AddedItemsSummary(
-        items={d.name: int((new["domain"] == d.name).sum()) for d in opened.data.domains},
+        items={d.name: int((new["domain"] == d.name).sum()) for d in trained_run.data.domains},
         encoded={name: int(modality.present.sum()) for name, modality in encoded.items()},
         skipped=skipped,
         total=len(added.table),
-        folder=added_items_folder(opened),
+        folder=added_items_folder(trained_run),
     )
 
 
@@ -160,19 +162,19 @@ def _checked_items(table: Table, run: Run, previous: AddedItems, overwrite: bool
             raise HafvtError(f"{source}: no column 'domain': add it, with {' or '.join(domains)}")
         frame = frame.with_columns(pl.lit(domains[0]).alias("domain"))
 
-    def refuse(is_wrong: pl.Series, column: str, problem: str, remedy: str) -> None:
+    def raise_if(is_wrong: pl.Series, column: str, problem: str, remedy: str) -> None:
         if is_wrong.any():
             raise table.error(is_wrong, column, problem, remedy)
 
     ids, domain_names = frame["item_id"], " or ".join(domains)
-    refuse(~ids.is_first_distinct(), "item_id", "an earlier row has this item", "Keep one row per item")
+    raise_if(~ids.is_first_distinct(), "item_id", "an earlier row has this item", "Keep one row per item")
     is_unknown = ~frame["domain"].is_in(domains)
-    refuse(is_unknown, "domain", "the run has no such domain", f"Use {domain_names}")
+    raise_if(is_unknown, "domain", "the run has no such domain", f"Use {domain_names}")
     is_trained = ids.is_in(run.data.item_table["item_id"].implode())
-    refuse(is_trained, "item_id", "the dataset of the run has this item", "Remove the row")
+    raise_if(is_trained, "item_id", "the dataset of the run has this item", "Remove the row")
     if not overwrite:
         was_added = ids.is_in(previous.table["item_id"].implode())
         remedy = "Remove the row, or use --overwrite to replace the item"
-        refuse(was_added, "item_id", "this item was added before", remedy)
+        raise_if(was_added, "item_id", "this item was added before", remedy)
     missing = [name for name in CONTENT_COLUMNS if name not in frame.columns]
     return frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)

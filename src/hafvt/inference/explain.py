@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import ArgumentError
-from hafvt.inference.histories import history_of
+from hafvt.inference.histories import read_user_history
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
 from hafvt.settings import Folder, check_arguments
@@ -42,5 +42,5 @@ def explain(
     if history is not None and user is None:
         return recommender.explain(history, item)
     if user is not None and history is None:
-        return recommender.explain(history_of(run, user, data), item)
+        return recommender.explain(read_user_history(run, user, data), item)
     raise ArgumentError("no history: give either --history ID ID ... or --user USER")

@@ -125,7 +125,7 @@ def _parse_line(
     return HistoryRequest(user_id, ids("history", fields.get("history")), domain, k, exclude)
 
 
-def history_of(run: Folder, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
+def read_user_history(run: Folder, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:
     """Return the whole history of a user of a dataset, by default that of a run: item ids, oldest first.
 
     Raises:

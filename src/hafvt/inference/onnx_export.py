@@ -122,42 +122,44 @@ def export(
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise missing_package("export", str(error.name)) from None
-    opened = open_run(run, data)
-    if opened.name in UNTRACEABLE:
+    trained_run = open_run(run, data)
+    if trained_run.name in UNTRACEABLE:
         names = ", ".join(name for name in MODELS if name not in UNTRACEABLE)
-        raise HafvtError(f"{opened.name} cannot be exported: models that can are {names}")
-    opened, catalog = with_added_items(opened)
-    scorer, tables, opset = TorchScorer(opened), dict[str, np.ndarray](), 0
+        raise HafvtError(f"{trained_run.name} cannot be exported: models that can are {names}")
+    trained_run, catalog = with_added_items(trained_run)
+    scorer, tables, opset = TorchScorer(trained_run), dict[str, np.ndarray](), 0
     graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
-    weight_bytes = sum(w.nbytes for model in set(opened.models) for w in model.state_dict().values())
+    weight_bytes = sum(w.nbytes for model in set(trained_run.models) for w in model.state_dict().values())
     num_steps = len(catalog.domains) * len(graph_types) + 1
     with (
         atomic_folder(out, EXPORT, overwrite=overwrite, num_bytes=weight_bytes) as folder,
-        progress(f"export {opened.name}", num_steps, "graphs") as advance,
+        progress(f"export {trained_run.name}", num_steps, "graphs") as advance,
     ):
         with (folder / WEIGHT_FILE).open("wb") as file:
             offsets, weights = dict[bytes, int](), dict[str, dict[str, StoredWeight]]()
-            for domain, model in enumerate(opened.models):
+            for domain, model in enumerate(trained_run.models):
                 for name, graph_type in graph_types.items():
                     program = trace(graph_type(model, domain))
                     if item_tables == "inputs":
                         # Domains with models of their own have tables of their own.
-                        suffix = f".{domain}" if model is not opened.model else ""
+                        suffix = f".{domain}" if model is not trained_run.model else ""
                         tables |= item_tables_to_inputs(program.graph, len(catalog), suffix)
                     weights[f"{name}{domain}.onnx"] = move_weights(program.graph, file, offsets)
                     onnx_ir.save(program, folder / f"{name}{domain}.onnx")
                     opset = program.opset_imports[""]
                     advance(1)
         if item_tables == "inputs" and not tables:
-            raise HafvtError(f"{opened.name} has no table over all items: leave out --item-tables inputs")
+            raise HafvtError(
+                f"{trained_run.name} has no table over all items: leave out --item-tables inputs"
+            )
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         catalog.table.write_parquet(folder / "items.parquet")
         np.save(folder / "train_counts.npy", catalog.train_counts, allow_pickle=False)
         manifest = ExportManifest(
-            model=opened.name,
+            model=trained_run.name,
             domains=list(catalog.domains),
-            exclude_seen=opened.data.exclude_seen(opened.candidates),
+            exclude_seen=trained_run.data.exclude_seen(trained_run.candidates),
             max_length=scorer.max_length,
             sequence_names=scorer.sequence_names,
             modalities=scorer.modalities,
@@ -166,13 +168,13 @@ def export(
             image_root=catalog.image_root,
             added_image_roots=catalog.added_image_roots,
         )
-        provenance = {"config": opened.manifest["config"], "opset": opset}
+        provenance = {"config": trained_run.manifest["config"], "opset": opset}
         provenance["versions"] = {name: version(name) for name in PACKAGES}
         write_manifest(folder / EXPORT.marker, FORMAT, manifest.model_dump(mode="json") | provenance)
         difference = largest_difference(OnnxScorer(folder), scorer)
         if not difference <= TOLERANCE:  # also true of NaN
             raise HafvtError(
-                f"the graphs of {opened.folder} differ from torch by {difference:.0e}, more than "
+                f"the graphs of {trained_run.folder} differ from torch by {difference:.0e}, more than "
                 f"{TOLERANCE:.0e}, so nothing was written: serve the run itself"
             )
         advance(1)

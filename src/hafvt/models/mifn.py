@@ -270,8 +270,8 @@ class Mifn(Model):
             neighbors = self.links_from(nodes, target).permute(0, 3, 2, 1).flatten(1)  # (P, K R N)
             nodes = first_distinct(torch.cat([nodes, neighbors], dim=1), self.config.max_nodes)
         links, is_node = self.links_from(nodes, target), nodes >= 0
-        at_node = ((items[:, :, None] == nodes[:, None]) & is_node[:, None]).float()  # (P, T, N)
-        steps = at_node[:, :-1].transpose(1, 2) @ at_node[:, 1:] > 0  # (P, N, N)
+        is_at_node = ((items[:, :, None] == nodes[:, None]) & is_node[:, None]).float()  # (P, T, N)
+        steps = is_at_node[:, :-1].transpose(1, 2) @ is_at_node[:, 1:] > 0  # (P, N, N)
         edges = (steps | torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device))[:, None]
         for link in links.transpose(1, 2).unbind(3):  # (P, R, N)
             edges = edges | (link[..., None] == nodes[:, None, None])

@@ -33,9 +33,9 @@ def session_graphs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     pairs count once.
     """
     valid = valid_mask(batch.lengths, batch.items.shape[1])  # (B, T)
-    same = (batch.items[:, :, None] == batch.items[:, None, :]) & valid[:, None, :]  # (B, T, T)
-    node = same.to(torch.uint8).argmax(2)  # (B, T)
-    edges = torch.zeros(same.shape, device=same.device)
+    is_same = (batch.items[:, :, None] == batch.items[:, None, :]) & valid[:, None, :]  # (B, T, T)
+    node = is_same.to(torch.uint8).argmax(2)  # (B, T)
+    edges = torch.zeros(is_same.shape, device=is_same.device)
     row, position = valid[:, 1:].nonzero(as_tuple=True)
     edges[row, node[row, position], node[row, position + 1]] = 1.0
     a_in = edges / edges.sum(1, keepdim=True).clamp(min=1)

@@ -19,6 +19,7 @@ def read(name: str) -> str:
 
 PROJECT = tomllib.loads(read("pyproject.toml"))
 GUIDES = [
+    "CHANGELOG.md",
     "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -36,10 +37,11 @@ def test_configuration_file_is_yaml_with_keys(name):
     assert isinstance(yaml.safe_load(read(name)), dict)
 
 
-def test_version_is_that_of_citation():
+def test_version_is_that_of_citation_and_changelog():
     version = PROJECT["project"]["version"]
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["version"] == version
+    assert f"\n## {version} - {citation['date-released']}\n" in read("CHANGELOG.md")
 
 
 def test_constraints_name_every_requirement_with_a_version_in_its_range():

@@ -48,7 +48,7 @@ test-all: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"
 	$(PYTEST) --cov --cov-report=term
 
-LINTED := src tests benchmarks docs
+LINTED := src tests benchmarks docs scripts
 lint: $(VENV)/.ready
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)

@@ -146,6 +146,15 @@ def read_folder(path: str | Path, read: Callable[[], Result]) -> Result:
                 return result
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; if the process is killed, the rest is hidden and removed by the next call."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        folder.replace(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 def _inode(path: str | Path) -> int | None:
     """Return a number that differs between a folder and the one that replaces it; None without a folder."""
     return Path(path).stat().st_ino if Path(path).exists() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hafvt.evaluation.metrics import Results
 from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.encode import encode
+from hafvt.folders import remove_folder
 from hafvt.progress import console
 from hafvt.reports.report import write_report
 from hafvt.settings import OutFolder, PositiveCount, Seed, check_arguments
@@ -89,19 +89,10 @@ def demo(
     results, runs = {}, {}
     for name, options in DEMO_TRAININGS.items():
         console.print(f"training {name}", style="bold")
-        remove_run(run_folders[name])
+        remove_folder(run_folders[name])
         train(name, data, run_folders[name], seed=seed, **options)
         results[name] = evaluate(run_folders[name]).results
         runs[name] = open_run(run_folders[name])
     note = f"generated data of {users:,} users, seed {seed}; targets ranked among all items of their domain"
     write_report(folder / "report.html", runs, [note])
     return Demo(results, folder, time.monotonic() - started)
-
-
-def remove_run(folder: Path) -> None:
-    """Remove a folder; if the process is killed, the rest is hidden and removed by the next call."""
-    hidden = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(hidden, ignore_errors=True)
-    if folder.exists():
-        folder.replace(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)

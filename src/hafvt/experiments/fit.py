@@ -11,11 +11,11 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
 from hafvt.data.table_options import Condition, Decimal, Encoding, Separator, TimeFormat, TimeZone
 from hafvt.errors import HafvtError
-from hafvt.experiments.demo import remove_run
 from hafvt.features.encode import encode
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.table import FeatureTable
 from hafvt.files import sha256
+from hafvt.folders import remove_folder
 from hafvt.inference.recommender import Recommender
 from hafvt.models import configure
 from hafvt.progress import report
@@ -108,7 +108,7 @@ def fit(
         seed=seed,
     )
     if overwrite:
-        remove_run(run_folder)
+        remove_folder(run_folder)
     if image not in (None, "none"):
         _check_images(data, folder)
     for name, spec in (("image", image), ("title", title)):

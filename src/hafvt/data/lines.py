@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple
 
 import polars as pl
@@ -122,6 +123,19 @@ def _utf8_chunks(path: Path, advance: Callable[[int], None] | None, encoding: st
             yield decoder.decode(b"", final=True).encode()
         except UnicodeError:
             raise InputError(f"not {encoding} text", "Name its encoding by --encoding", file=path) from None
+
+
+@contextmanager
+def utf8_file(path: Path, encoding: str) -> Iterator[Path]:
+    """Yield the path of a text file in UTF-8: its own, or that of a copy while the block runs."""
+    if encoding == UTF8:
+        yield path
+        return
+    with TemporaryDirectory(prefix="hafvt-") as folder:
+        copy = Path(folder, "table.csv")
+        with copy.open("wb") as file:
+            file.writelines(_utf8_chunks(path, None, encoding))
+        yield copy
 
 
 def _zstd_lines(path: Path) -> Iterator[pl.Series]:
@@ -250,8 +264,12 @@ def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
     for chunk in _chunks(path, encoding=encoding):
         if not chunk.isascii() and len(wrong_bytes) < len(WESTERN):
             text = decoder.decode(chunk)
-            wrong_bytes |= set(SURROGATE.findall(text))
-            has_utf8 |= NOT_ASCII.search(text) is not None
+            try:
+                text.encode()  # faster than a search
+                has_utf8 |= not text.isascii()
+            except UnicodeEncodeError:
+                wrong_bytes |= set(SURROGATE.findall(text))
+                has_utf8 |= NOT_ASCII.search(text) is not None
         if (position := chunk.find(b"\0")) >= 0:
             row = num_lines + chunk.count(b"\n", 0, position) + 1
             raise InputError(*NOT_UTF8, file=path, row=row)
@@ -271,6 +289,7 @@ def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
     check_memory(path, num_bytes, num_lines)
     if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
         raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
+    wrong_bytes |= set(decoder.decode(b"", final=True))
     has_western = bool(wrong_bytes) and {ord(letter) & 0xFF for letter in wrong_bytes} <= WESTERN
     return TextTraits(has_quotes, has_returns or ends_in_return, has_western and not has_utf8)
 

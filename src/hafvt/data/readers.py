@@ -11,6 +11,7 @@ import glob
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from hafvt.data.lines import (
     read_lines,
     scan_lines,
     unreadable,
+    utf8_file,
 )
 from hafvt.data.origin import Origin
 from hafvt.data.parquet import read_parquet_columns
@@ -138,8 +140,7 @@ def _read_csv(path: Path, names: Sequence[str], options: TableOptions) -> RawTab
     if is_western and options.encoding is None:
         encoding = WESTERN_ENCODING
         report(f"{path}: not UTF-8, read as {encoding}: if its titles look wrong, name it by --encoding")
-    _, first_line = next(read_lines(path, encoding=encoding), (1, b""))
-    first = first_line.decode(errors="replace")
+    first = next(read_lines(path, encoding=encoding), (1, b""))[1].decode(errors="replace")
     if first.startswith("{"):
         raise InputError("its name says CSV but its content is JSON", "Rename it to .jsonl", file=path, row=1)
     delimiter = options.separator or max(",;\t|", key="".join(first.split('"')[::2]).count)
@@ -154,11 +155,13 @@ def _read_csv(path: Path, names: Sequence[str], options: TableOptions) -> RawTab
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
-    is_fast, frame = not has_returns and encoding == UTF8, None  # Polars reads UTF-8
-    if is_fast:
-        frame = _read_plain_records(origin, len(header), names, has_quotes=has_quotes)
-    if frame is None and has_quotes and is_quoted and is_fast:
-        frame = _read_one_line_records(origin, header, names)
+    frame = None
+    if not has_returns:
+        with utf8_file(path, encoding) as file:  # Polars reads UTF-8
+            copy = replace(origin, file=file, encoding=UTF8)
+            frame = _read_plain_records(copy, len(header), names, has_quotes=has_quotes)
+            if frame is None and has_quotes and is_quoted:
+                frame = _read_one_line_records(copy, header, names)
     if frame is None:
         frame = _rows_frame(_csv_rows(origin, header, names), names)
     for name in names if has_quotes and not is_quoted else []:

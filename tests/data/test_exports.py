@@ -14,6 +14,7 @@ from PIL import Image
 
 import hafvt
 from hafvt.cli import main
+from hafvt.data import readers
 from hafvt.data.prepare import prepare
 from hafvt.data.schema import read_tables
 from hafvt.data.table_options import TableOptions, parse_numbers
@@ -125,6 +126,16 @@ def test_read_tables_encoding_is_decoded(tmp_path: Path, encoding: str, packer: 
     assert named.select("user_id", "item_id").rows() == [("Müller", "a\tb"), ("O", "ñ")]
     if encoding != "utf-16-le":  # without a mark, which could be anything
         assert read(path, quoting="standard").equals(named)
+
+
+def test_read_tables_of_another_encoding_do_not_need_the_slow_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_csv_rows", None)
+    path = write(tmp_path / "log.csv", 'user_id,item_id,timestamp\nMüller,a,1\nO,"é",2\n'.encode("cp1252"))
+    assert read(path)["user_id"].to_list() == ["Müller", "O"]
+    path = write(tmp_path / "end.csv", "timestamp,item_id,user_id\n1,a,café".encode("cp1252"))
+    assert read(path)["user_id"].to_list() == ["café"]
 
 
 def test_read_tables_wrong_encoding_is_refused(tmp_path: Path) -> None:

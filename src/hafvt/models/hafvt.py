@@ -196,11 +196,7 @@ class HafVt(Model):
         """
         log_r, log_complement = self.log_discount_factors()
         if not samples:
-            ranges, tables = self.trained.softmax_candidates(tables)  # (V', d)
-            queries = [
-                [q._replace(targets=self.trained.positions[q.targets], candidates=candidates) for q in row]
-                for row, candidates in zip(queries, ranges[-len(queries) :], strict=True)
-            ]
+            queries, tables = self.trained.restrict(queries, tables)
         return mixture_nll(
             queries,
             tables,

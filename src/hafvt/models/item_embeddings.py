@@ -54,7 +54,8 @@ T = TypeVar("T")
 class StepItems(NamedTuple):
     """The R items that a training step reads, and its S sequences, in which an item is its position among R.
 
-    For exact softmaxes, these are all items, so that positions are item indices.
+    For exact softmaxes, these are all items, so that positions are item indices. With a shard, they are only
+    the distinct items of `inputs`, and `targets` are item indices.
     """
 
     embeddings: Tensor

@@ -95,7 +95,7 @@ def tuned() -> str:
         "In the columns `full`, candidates are the items of the domain without those of the history."
         if load("tuned").get("candidates") == "unseen"
         else "In the columns `full`, items of the history are candidates, and much of HAF-VT's lead "
-        "comes from its repeat penalty: compare the columns `sampled-unseen`. HAF-VT was measured before "
+        "comes from its repeat discount: compare the columns `sampled-unseen`. HAF-VT was measured before "
         "it was simplified (CHANGELOG, version 0.2.0)."
     )
     return f"{_tuned_table(lambda label: not label.startswith('hafvt,'))}\n\n{note}"

@@ -80,6 +80,12 @@ def _own(model: str, width: str, rate: float) -> list[Settings]:
     return [first, defaults, first | {"params": {width: 128, "dropout": 0.3}}]
 
 
+def _counting(model: str, *params: Settings) -> list[Settings]:
+    return [{"model": model, "params": values} for values in params]
+
+
+_KNN = _counting("item-knn", {}, {"num_neighbors": 300}, {"decay": 0.8})
+
 RIVALS = {
     OURS: Rival("hafvt", dict.fromkeys(LENGTHS, _own("hafvt", "id_width", 0.003))),
     "sasrec": Rival("hafvt", dict.fromkeys(LENGTHS, _own("sasrec", "width", 0.003))),
@@ -97,6 +103,22 @@ RIVALS = {
         "rectools", {FILMS: _rectools(_SOFTMAX, _ML1M, {}), GOODS: _rectools(_SAMPLED, _BEAUTY, {})}
     ),
     "gSASRec (RecTools)": Rival("rectools", dict.fromkeys(LENGTHS, _rectools(_GBCE, _GSASREC_ML1M, {}))),
+    "item-knn": Rival("hafvt", dict.fromkeys(LENGTHS, _KNN)),
+    # The films have no dates.
+    "hafvt without dates": Rival(
+        "hafvt",
+        {
+            FILMS: [],
+            GOODS: [
+                {**settings, "params": {**settings["params"], "request_time": False}}
+                for settings in _own("hafvt", "id_width", 0.003)
+            ],
+        },
+    ),
+    "recent-popularity": Rival(
+        "hafvt",
+        {FILMS: [], GOODS: _counting("recent-popularity", {"days": 7}, {"days": 30}, {"days": 90})},
+    ),
     "BERT4Rec (RecTools)": Rival(
         "rectools",
         {

@@ -1,6 +1,7 @@
 """A model of ours, by `hafvt train`'s own loop.
 
-Settings: `model`, `params` of the model, `max_length` and arguments of `hafvt train`.
+Settings: `model`, `params` of the model, `max_length` and arguments of `hafvt train`. Models that count
+interactions read no histories or whole ones, and have no `max_length`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from importlib.metadata import version
 from convergence import TrainingCurve, read_trial
 
 from hafvt import train
+from hafvt.models import MODELS
 from hafvt.training.trainer import Trainer
 
 
 def main() -> None:
     trial = read_trial()
     settings = dict(trial.settings)
-    settings["params"] = {**settings["params"], "max_length": settings.pop("max_length")}
+    max_length = settings.pop("max_length")
+    if MODELS[settings["model"]].has_weights:
+        settings["params"] = {**settings["params"], "max_length": max_length}
     curve = TrainingCurve(trial)
     validate = Trainer.validate
 

@@ -48,7 +48,8 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def served_run(served_data: Dataset) -> Path:
     """A run of HAF-VT; tests must not change it."""
-    return train("hafvt", served_data, served_data.folder.with_name("run"), params=SIZES, epochs=1).folder
+    params = SIZES | {"request_time": True}
+    return train("hafvt", served_data, served_data.folder.with_name("run"), params=params, epochs=1).folder
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def work(case: str, sharded: bool, folder: Path, steps: int) -> None:
 def write(results: list[dict[str, Any]]) -> None:
     """Write the table."""
     machine = {**describe(), "threads": 1}
-    whole = {row["case"]: row["tables_gib"] for row in results if row["processes"] == 1}
+    unsharded_gib = {row["case"]: row["tables_gib"] for row in results if row["processes"] == 1}
     rows = [
         [
             row["case"],
@@ -152,7 +152,7 @@ def write(results: list[dict[str, Any]]) -> None:
             str(row["processes"]),
             "slices" if row["sharded"] else "whole",
             f"{row['tables_gib']:.3f}",
-            f"{row['tables_gib'] / whole[row['case']]:.2f}",
+            f"{row['tables_gib'] / unsharded_gib[row['case']]:.2f}",
             f"{row['resident_gib']:.2f}",
             f"{row['ms']:,.0f}",
             f"{row['processor_ms']:,.0f}",

@@ -34,8 +34,8 @@ def test_shard_rows_and_locations_cover_the_table_once(num_processes):
 def test_shard_ranges_are_those_of_the_domains_in_the_slice(num_processes):
     for shard in all_shards(num_processes):
         rows = shard.rows(torch.arange(40))
-        *domains, whole = shard.ranges
-        assert whole == slice(0, len(rows))
+        *domains, catalog = shard.ranges
+        assert catalog == slice(0, len(rows))
         for (start, stop), part in zip(RANGES, domains, strict=True):
             assert all(start <= row < stop for row in rows[part].tolist())
         assert sum(part.stop - part.start for part in domains) == len(rows)
@@ -59,25 +59,25 @@ def test_embedding_of_a_shard_has_the_weights_of_the_whole_one(num_rows, monkeyp
         for process in range(num_processes):
             shard = Shard.of_ranges([(0, num_rows)], process, num_processes)
             torch.manual_seed(1)
-            whole = nn.Embedding(num_rows, 3)
+            embedding = nn.Embedding(num_rows, 3)
             after_first = torch.rand(())
-            nn.init.normal_(whole.weight, std=0.02)
+            nn.init.normal_(embedding.weight, std=0.02)
             torch.manual_seed(1)
             part = make_embedding(num_rows, 3, shard, sparse=False)
             assert torch.rand(()) == after_first
             init_normal(part.weight, shard, std=0.02)
-            assert part.weight.equal(shard.rows(whole.weight))
+            assert part.weight.equal(shard.rows(embedding.weight))
 
 
 def test_shard_rows_of_parts_return_to_their_place_in_the_whole_table():
     table, copy = torch.arange(80).view(40, 2), torch.zeros(40, 2, dtype=torch.int64)
-    whole = Shard.of_ranges(RANGES, 0, 1)
+    single = Shard.of_ranges(RANGES, 0, 1)
     for shard in all_shards(3):
-        assert shard.overlaps(whole)
+        assert shard.overlaps(single)
         assert shard.overlaps(shard)
         rows = shard.rows(table)
         for first in range(0, len(rows), 5):
             for start, part in shard.global_rows(first, rows[first : first + 5]):
-                shards.copy_rows(copy, whole, start, part)
+                shards.copy_rows(copy, single, start, part)
     assert copy.equal(table)
     assert not all_shards(3)[0].overlaps(all_shards(3)[1])

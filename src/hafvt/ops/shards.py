@@ -79,10 +79,10 @@ class Shard:
     def locate(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Return the process that holds each row of the whole table, and the row's number in its slice."""
         pieces, offsets = self.pieces(), []
-        held = [0] * self.num_processes
+        num_local_rows = [0] * self.num_processes
         for piece, process in pieces:
-            offsets.append(held[process] - piece.start)
-            held[process] += piece.stop - piece.start
+            offsets.append(num_local_rows[process] - piece.start)
+            num_local_rows[process] += piece.stop - piece.start
         starts = torch.tensor(self.starts[1:], device=items.device)
         number = torch.bucketize(items, starts, right=True)  # of an empty piece: that of the next one
         return number % self.num_processes, items + torch.tensor(offsets, device=items.device)[number]

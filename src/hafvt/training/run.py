@@ -69,7 +69,7 @@ class Run:
 
     @property
     def candidates(self) -> CandidateRule:
-        """Which items the training ranked; runs of earlier revisions do not tell and have the default."""
+        """Which items the training ranked; the default where a run does not record it."""
         candidates: CandidateRule = self.manifest["training"].get("candidates", "auto")
         return candidates
 

@@ -9,7 +9,7 @@ from hafvt.errors import HafvtError
 from hafvt.ops.shards import Shard
 from hafvt.training import checkpoint, sharded_checkpoint
 from hafvt.training.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from hafvt.training.sharded_checkpoint import load_slices, save_slices, save_whole
+from hafvt.training.sharded_checkpoint import load_slices, save_slices, save_unsharded
 
 RANGES, TABLES = [(0, 7), (7, 20)], {"ids", "steps", "another model's"}
 REMEDY = "train again"
@@ -85,7 +85,7 @@ def test_a_missing_or_damaged_slice_is_named_with_the_remedy(tmp_path, monkeypat
 
 def test_whole_tables_of_slices_are_a_file_of_safetensors(tmp_path):
     tensors, shard = whole_tensors(), Shard.of_ranges(RANGES, 0, 1)
-    save_whole(tmp_path / "slices", tensors, TABLES, shard, {"epoch": 2})
+    save_unsharded(tmp_path / "slices", tensors, TABLES, shard, {"epoch": 2})
     save_checkpoint(tmp_path / "whole", tensors, {"epoch": 2})
     verify_checkpoint(tmp_path / "slices")
     (actual, state), (expected, _) = (load_checkpoint(tmp_path / name) for name in ("slices", "whole"))

@@ -194,7 +194,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
     numbers = {name: weight.numel() for name, weight in trainer.model.named_parameters()}
     num_sharded = global_count(sum(numbers.get(name, 0) for name in trainer.model.sharded_names))
-    num_parameters = num_sharded + sum(p.numel() for p in trainer.replicated)
+    num_parameters = num_sharded + sum(p.numel() for p in trainer.replicated_weights)
     greatest_peak_gib = torch.tensor(peak_gib)
     all_reduce_max_([greatest_peak_gib])
     if process_index() > 0:

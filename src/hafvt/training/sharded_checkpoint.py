@@ -23,7 +23,7 @@ from hafvt.processes import num_processes, process_index
 from hafvt.training.checkpoint import DTYPES, UNKNOWN_HASH, iter_checkpoint, read_state, save_checkpoint
 
 
-def packed_tables(
+def sharded_tensor_names(
     model: nn.Module, tables: Collection[str], optimizer: torch.optim.Optimizer | None
 ) -> set[str]:
     """Return the names that `pack` gives to tables of a model's state dict, their averages and moments."""
@@ -91,7 +91,7 @@ def load_slices(
     return tensors, state
 
 
-def save_whole(
+def save_unsharded(
     path: Path, tensors: Mapping[str, Tensor], tables: Collection[str], shard: Shard, state: dict[str, Any]
 ) -> None:
     """Write what `save_checkpoint` writes of whole tables, from slices, some rows at a time."""

@@ -38,7 +38,7 @@ from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
 from hafvt.training.optimizer import RowAdam
-from hafvt.training.sharded_checkpoint import load_slices, packed_tables, save_slices, save_whole
+from hafvt.training.sharded_checkpoint import load_slices, save_slices, save_unsharded, sharded_tensor_names
 
 MAX_CHECKPOINT_TIME_SHARE = 0.03
 """Largest share of the training time spent on checkpoints, so that large models write fewer of them."""
@@ -114,14 +114,14 @@ class Trainer:
         self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
         self.optimizer: torch.optim.Optimizer | None = None
-        self.replicated = [
+        self.replicated_weights = [
             weight for name, weight in model.named_parameters() if name not in model.sharded_names
         ]
         if parameters:  # fused=True: other implementations allocate temporary copies of the item table
             self.optimizer = RowAdam(
                 parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
             )
-        self.tables = packed_tables(model, model.sharded_names, self.optimizer)
+        self.sharded_tensors = sharded_tensor_names(model, model.sharded_names, self.optimizer)
         checkpoints = folder / "checkpoint"
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
@@ -215,7 +215,7 @@ class Trainer:
             step, rate = self.state.step, self.config.learning_rate
             raise HafvtError(f"the loss is {value} at step {step}: choose a --learning-rate below {rate}")
         loss.backward()  # type: ignore[no-untyped-call]
-        all_reduce_gradients(self.replicated)
+        all_reduce_gradients(self.replicated_weights)
         self.ema.update_rows(self.state.step)
         self.optimizer.step()
         return value
@@ -247,16 +247,16 @@ class Trainer:
         return mrr
 
     def save_best(self, path: Path, metadata: dict[str, Any]) -> None:
-        """Write the weights of the model, with whole tables."""
+        """Write the weights of the model, with the rows of all processes."""
         if self.model.shard is not None:
-            save_whole(path, pack(self.model), self.tables, self.model.shard, metadata)
+            save_unsharded(path, pack(self.model), self.sharded_tensors, self.model.shard, metadata)
         elif process_index() == 0:
             save_checkpoint(path, pack(self.model), metadata)
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
-        """Return the tensors and the state of a checkpoint; of tables, only the rows of this process."""
+        """Return the tensors and the state of a checkpoint; of sharded tables, the rows of this process."""
         ranges = [(domain.start, domain.stop) for domain in self.model.domains]
-        return load_slices(path, self.tables, ranges, self.model.shard, RETRAIN_REMEDY)
+        return load_slices(path, self.sharded_tensors, ranges, self.model.shard, RETRAIN_REMEDY)
 
     def load_best(self) -> list[Model]:
         """Return the model of each domain, on the CPU, with its best weights; they are one model."""
@@ -278,7 +278,7 @@ class Trainer:
         all_reduce_counters(self.model)
         if self.model.shard is not None or process_index() == 0:
             tensors = pack(self.model, self.optimizer, self.ema.state)
-            save_slices(self.last_path, tensors, self.tables, asdict(self.state))
+            save_slices(self.last_path, tensors, self.sharded_tensors, asdict(self.state))
         barrier()
         self.checkpoint_seconds = time.monotonic() - started_at
         self.last_checkpoint_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,9 @@ def number_ids(interactions: Table, items: Table | None, domains: list[str] | No
     counts = np.bincount(item_domains[item_codes], minlength=len(names))
     if not counts.all():
         empty = names[int(counts.argmin())]
+        others = " ".join(quote(name) for name, count in zip(names, counts, strict=True) if count)
         raise HafvtError(
-            f"domain {empty!r} has items but no interactions: name the domains to keep with --domains"
+            f"domain {empty!r} has items but no interactions: keep the others by --domains {others}"
         )
     table = table.with_columns(pl.col("domain").cast(pl.String))
     ticks = interactions.ticks_per_second

@@ -16,9 +16,10 @@ def test_doctor_of_a_dataset_prints_memory_and_commands(small, capsys, monkeypat
     output = capsys.readouterr().out
     assert "gloo (cpu)" in output
     assert "50 items, 40 users, vectors: image (12), title (8)" in output
-    assert "hafvt needs about 0.5 GiB per process of 64.0 GiB" in output
+    assert "hafvt needs about 0.5 GiB per process, of 64.0 GiB" in output
     assert f"hafvt train hafvt {small.folder} --out runs/hafvt --devices 4" in output
-    assert "torchrun --nnodes M --nproc-per-node 4" in output
+    assert "torchrun --nnodes M --nproc-per-node 4 --rdzv-id hafvt" in output
+    assert "with --shard-catalog: about 0.5 in each of 2, 0.5 in each of 4" in output
 
 
 @pytest.mark.parametrize("data", ["nowhere", ""])
@@ -30,4 +31,30 @@ def test_doctor_without_that_dataset_is_refused_in_one_line(data, capsys):
 def test_doctor_of_a_large_dataset_says_that_memory_is_not_enough(small, monkeypatch):
     monkeypatch.setattr(module, "available_bytes", lambda: 2**28)
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 0)
-    assert "NOT ENOUGH" in module.doctor(small)
+    output = module.doctor(small)
+    assert "NOT ENOUGH" in output
+    assert "none fits this machine" in output
+
+
+def test_doctor_names_the_machines_or_the_shards_that_suffice(small, monkeypatch):
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(module, "available_bytes", lambda: 8 * 2**30)
+
+    def training_bytes(num_items, widths, num_shards, *, is_gpu):
+        return whole * 2**30 / num_shards
+
+    monkeypatch.setattr(module, "training_bytes", training_bytes)
+    whole = 6
+    assert "runs/hafvt --devices 2 --shard-catalog\n" in module.doctor(small)
+    whole = 20
+    output = module.doctor(small)
+    assert "on each of 3: torchrun --nnodes 3 --nproc-per-node 2" in output
+    assert output.endswith("--shard-catalog")
+
+
+def test_training_bytes_of_shards_are_a_share_of_the_tables():
+    whole = module.training_bytes(10_000_000, [512], 1, is_gpu=False)
+    thirds = module.training_bytes(10_000_000, [512], 3, is_gpu=False)
+    assert thirds - module.BASE_BYTES < 0.7 * (whole - module.BASE_BYTES)
+    assert module.training_bytes(10_000_000, [512], 3, is_gpu=True) > thirds

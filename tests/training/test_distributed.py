@@ -147,6 +147,18 @@ def test_train_with_devices_returns_the_run(training_data, tmp_path, monkeypatch
         train("sasrec", training_data, tmp_path / "run", params=SMALL_SASREC, epochs=1, devices=2)
 
 
+def test_evaluate_with_devices_returns_what_one_process_returns(sasrec_run, monkeypatch):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    one, two = (evaluate(sasrec_run.folder, protocol="c2dsr", devices=n) for n in (1, 2))
+    assert str(two) == str(one)
+    assert two.half_tie_results == one.half_tie_results != {}
+    for name in ("positions", "users", "domains", "ranks", "candidates", "is_repeat"):
+        assert getattr(two.ranks, name).tolist() == getattr(one.ranks, name).tolist()
+    with pytest.raises(HafvtError, match="leave it out with torchrun, and with --cold"):
+        evaluate(sasrec_run.folder, cold=True, devices=2)
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     """Waits until a process has written a file that is not empty."""
     while not (path.exists() and path.stat().st_size) and process.poll() is None:

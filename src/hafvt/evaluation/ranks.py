@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import Bool, Dataset, Int64
+from hafvt.data.parquet import read_parquet
 from hafvt.files import atomic_file
 
 Float64 = npt.NDArray[np.float64]
@@ -45,6 +46,14 @@ class Ranks:
     lists: Int64 | None = None
     other_ranks: Float64 | None = None
     other_candidates: Int64 | None = None
+
+    @classmethod
+    def read(cls, path: str | Path, data: Dataset, positions: Int64) -> Ranks:
+        """Return the ranks of targets in a table that `write` wrote; it has no lists and no other ranks."""
+        table, positions = read_parquet(Path(path)), np.sort(positions)
+        columns = (table[name].to_numpy() for name in ("rank", "candidates", "repeat"))
+        domains = data.domains_of(np.asarray(data.items)[positions])
+        return cls(positions, data.users_at(positions), domains, *columns)
 
     def write(self, path: str | Path, data: Dataset) -> None:
         """Write a Parquet table: user_id, domain, item_id, request_time, rank, candidates, repeat."""

@@ -21,17 +21,25 @@ from hafvt.processes import process_index
 NOVELTY = ("new targets", "repeats")
 RANKS = "ranks.parquet"
 OTHER_CANDIDATES = "other candidates"
+HALF_TIES = "ties at half"
 REMEDY = "evaluate the run again with hafvt evaluate"
 
 
 def write_results(
-    folder: Path, data: Dataset, ranks: Ranks, protocol: Protocol, targets: str = "test targets"
+    folder: Path,
+    data: Dataset,
+    ranks: Ranks,
+    protocol: Protocol,
+    targets: str = "test targets",
+    half_ties: Ranks | None = None,
 ) -> Results:
     """Write ranks.parquet and results.json into a folder, and return the metrics per domain and overall.
 
-    `targets` says what the targets are, in words for reports. Of several processes, process 0 writes.
+    `targets` says what the targets are, in words for reports. `half_ties` are the ranks with ties at half, if
+    the protocol has another rule. Of several processes, process 0 writes.
     """
-    results, notes = summarize(ranks, [domain.name for domain in data.domains]), _notes(ranks, data, protocol)
+    names = [domain.name for domain in data.domains]
+    results, notes = summarize(ranks, names), _notes(ranks, data, protocol)
     if process_index() > 0:
         return results
     ranks.write(folder / RANKS, data)
@@ -50,9 +58,9 @@ def write_results(
         "sha256": {RANKS: sha256(folder / RANKS)},
     }
     if (other := ranks.by_other_rule()) is not None:
-        content[OTHER_CANDIDATES] = results_to_json(
-            summarize(other, [domain.name for domain in data.domains])
-        )
+        content[OTHER_CANDIDATES] = results_to_json(summarize(other, names))
+    if half_ties is not None:
+        content[HALF_TIES] = results_to_json(summarize(half_ties, names))
     write_json(folder / "results.json", content, checksum=True)
     return results
 
@@ -135,6 +143,12 @@ def read_other_results(folder: Path) -> Results:
     """Return the metrics by the other rule for items of the history, empty without repeats."""
     with explained_read_errors(folder / "results.json", REMEDY):
         return results_from_json(_read_content(folder).get(OTHER_CANDIDATES, {}))
+
+
+def read_half_tie_results(folder: Path) -> Results:
+    """Return the metrics with ties at half, empty where the protocol counts them so."""
+    with explained_read_errors(folder / "results.json", REMEDY):
+        return results_from_json(_read_content(folder).get(HALF_TIES, {}))
 
 
 def read_list_results(folder: Path) -> ListResults:

@@ -6,18 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.list_metrics import ListResults
-from hafvt.evaluation.metrics import Results, summarize
-from hafvt.evaluation.protocols import get_protocol
+from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.evaluation.results import (
     OTHER_CANDIDATES,
+    RANKS,
     read_description,
+    read_half_tie_results,
     read_list_results,
     read_other_results,
+    read_results,
     read_results_by_novelty,
     write_results,
 )
@@ -27,11 +32,12 @@ from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.files import explained_write_errors
 from hafvt.ops.collectives import barrier, process_group
 from hafvt.ops.device import process_device
-from hafvt.processes import process_index
+from hafvt.processes import num_processes, process_index
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
-from hafvt.settings import Device, Folder, check_arguments
-from hafvt.training.run import open_run
+from hafvt.settings import Device, Devices, Folder, check_arguments
+from hafvt.training.launch import launch_processes
+from hafvt.training.run import Run, open_run
 
 TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, gives no warning
 
@@ -100,7 +106,6 @@ class Evaluation:
 
 
 @check_arguments
-@process_group()
 def evaluate(
     run: Folder,
     *,
@@ -110,13 +115,14 @@ def evaluate(
     cold: bool = False,
     data: str | Path | Dataset | None = None,
     device: Device = "cpu",
+    devices: Devices = 1,
 ) -> Evaluation:
     """Rank every target of a finished run and write ranks.parquet, results.json and report.html.
 
     By default a target is ranked among the items that `recommend` may list, and a tie counts half. MRR,
     NDCG@5, NDCG@10 and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the
-    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items. Processes
-    that torchrun starts share the targets; the ranks do not depend on their number.
+    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items. Several
+    processes, by `devices` or torchrun, share the targets; the ranks do not depend on their number.
 
     Example: hafvt evaluate runs/hafvt --protocol full
 
@@ -135,6 +141,7 @@ def evaluate(
             their domain that are candidates by default; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
         device: auto, cpu, cuda, cuda:N or mps.
+        devices: processes that rank together on this machine, with cuda each on a GPU of its own.
 
     Raises:
         HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
@@ -142,14 +149,36 @@ def evaluate(
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
     if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
         raise ArgumentError("--cold ranks by its own rule: leave out --protocol, --split and --candidates")
+    if devices == 1:
+        return _evaluate(run, ranking, split, cold, data, device)
+    if cold or num_processes() > 1:
+        raise ArgumentError("--devices starts processes: leave it out with torchrun, and with --cold")
+    options = {"protocol": protocol, "split": split, "candidates": candidates, "device": device}
+    if data is not None:
+        options["data"] = str(data.folder if isinstance(data, Dataset) else data)
+    launch_processes(["evaluate", str(run), *(f"--{k}={v}" for k, v in options.items())], devices)
+    opened = open_run(run, data, models=())
+    folder = _results_folder(opened, ranking, split)
+    positions = opened.data.test if split == "test" else opened.data.valid
+    return _read_evaluation(opened, folder, Ranks.read(folder / RANKS, opened.data, np.asarray(positions)))
+
+
+@process_group()
+def _evaluate(
+    run: Folder,
+    ranking: Protocol,
+    split: Literal["test", "valid"],
+    cold: bool,
+    data: str | Path | Dataset | None,
+    device: str,
+) -> Evaluation:
+    """Return `evaluate` in this process, and in others that torchrun started."""
     target_device = process_device(device)
     opened = open_run(run, data)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order=random_order)
-    training_protocol = opened.protocol
-    if protocol == training_protocol.name and candidates == "auto":
-        ranking = training_protocol
+    ranking, folder = _training_rule(opened, ranking), _results_folder(opened, ranking, split)
     num_targets = len(opened.data.test if split == "test" else opened.data.valid)
     if num_targets == 0:
         raise HafvtError(f"{opened.data.folder} has no {split} targets: prepare it with longer histories")
@@ -165,25 +194,41 @@ def evaluate(
         )
     for model in opened.models:
         model.cpu()
-    # The folder of the run holds test results by the protocol of the training; others have a subfolder.
-    name_parts: list[str] = [] if split == "test" and ranking == training_protocol else [split]
-    name_parts += [] if protocol == training_protocol.name else [protocol]
-    name_parts += [] if candidates == "auto" else [candidates]
-    folder = opened.folder / "-".join(name_parts) if name_parts else opened.folder
     with explained_write_errors(folder):
         folder.mkdir(exist_ok=True)
-    results = write_results(folder, opened.data, ranks, ranking, f"{split} targets")
+    ties = None if ranking.ties_count_half else half_ties
+    write_results(folder, opened.data, ranks, ranking, f"{split} targets", ties)
     if process_index() == 0:
         write_run_report(opened, folder, ranking.candidates if ranking.ranks_all_items else None)
     barrier()  # all processes read what process 0 has written
-    half_tie_results = {}
-    if not ranking.ties_count_half:
-        half_tie_results = summarize(half_ties, [domain.name for domain in opened.data.domains])
+    return _read_evaluation(opened, folder, ranks)
+
+
+def _training_rule(run: Run, ranking: Protocol) -> Protocol:
+    """Return the protocol of the training in place of its namesake with default candidates."""
+    is_default = ranking.name == run.protocol.name and ranking.candidates == "auto"
+    return run.protocol if is_default else ranking
+
+
+def _results_folder(run: Run, ranking: Protocol, split: str) -> Path:
+    """Return the folder of results: that of the run for test targets by the protocol of the training.
+
+    Other results have a subfolder, named after the split, protocol and candidates that were chosen.
+    """
+    if split == "test" and _training_rule(run, ranking) == run.protocol:
+        return run.folder
+    names = [split] + ([] if ranking.name == run.protocol.name else [ranking.name])
+    names += [] if ranking.candidates == "auto" else [ranking.candidates]
+    return run.folder / "-".join(names)
+
+
+def _read_evaluation(run: Run, folder: Path, ranks: Ranks) -> Evaluation:
+    """Return the evaluation in a folder of results."""
     return Evaluation(
-        opened.name,
-        results,
+        run.name,
+        read_results(folder),
         ranks,
-        half_tie_results,
+        read_half_tie_results(folder),
         folder,
         read_results_by_novelty(folder),
         other_results=read_other_results(folder),

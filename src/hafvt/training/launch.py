@@ -23,15 +23,15 @@ STOPPED = 130  # exit status of a process that Ctrl-C or SIGTERM stopped
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by the agent
 
 
-def launch_processes(arguments: list[str], count: int, folder: Path) -> None:
-    """Run `hafvt train` with the same arguments in several processes, which torch.distributed connects.
+def launch_processes(arguments: list[str], count: int, folder: Path | None = None) -> None:
+    """Run `hafvt` with the same arguments in several processes, which torch.distributed connects.
 
     Progress and warnings of process 0 go to stderr; what it prints goes nowhere.
 
     Args:
         arguments: of `hafvt`.
         count: number of processes.
-        folder: of the run.
+        folder: of the run, for a training, which can be resumed.
 
     Raises:
         HafvtError: a process failed or was killed; the others have ended, too.
@@ -45,6 +45,7 @@ def launch_processes(arguments: list[str], count: int, folder: Path) -> None:
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # no traces of lost connections when a process is killed
     }
     earlier_model = _read_model(folder)
+    remedy = "start the command again"
     with tempfile.TemporaryDirectory() as logs, _environment(environment), _restored_signal_handlers():
         config = LaunchConfig(
             min_nodes=1,
@@ -65,16 +66,16 @@ def launch_processes(arguments: list[str], count: int, folder: Path) -> None:
             codes = {failure.exitcode for failure in error.failures.values()}
             if STOPPED in codes <= {STOPPED, -signal.SIGTERM}:
                 raise KeyboardInterrupt from None
-            remedy = "start the command again with --resume, which continues from the last checkpoint"
+            remedy += " with --resume, which continues from the last checkpoint" if folder else ""
             if _read_model(folder) != earlier_model:
                 remedy = f"the training had finished; hafvt evaluate {folder} ranks its test targets"
             raise _explain(error, remedy) from None
 
 
-def _read_model(folder: Path) -> bytes:
+def _read_model(folder: Path | None) -> bytes:
     """Return the content of the model.json of a run; empty if there is none."""
-    path = folder / "model.json"
-    return path.read_bytes() if path.exists() else b""
+    path = None if folder is None else folder / "model.json"
+    return path.read_bytes() if path is not None and path.exists() else b""
 
 
 def _explain(error: ChildFailedError, remedy: str) -> HafvtError:

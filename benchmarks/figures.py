@@ -197,6 +197,19 @@ def processes() -> str:
     )
 
 
+def sharded_catalog() -> str:
+    """Return the memory and time of training steps with whole and with sharded tables."""
+    rows, one_process = [], 0.0
+    for run in load("sharded_catalog")["results"]:
+        one_process = run["tables_gib"] if run["processes"] == 1 else one_process
+        row = [run["case"], f"{run['items']:,}", str(run["width"]), str(run["processes"])]
+        row += ["slices" if run["sharded"] else "whole", f"{run['tables_gib']:.2f}"]
+        row += [f"{run['tables_gib'] / one_process:.2f}", f"{run['resident_gib']:.2f}"]
+        rows.append([*row, f"{run['processor_ms']:,.0f}"])
+    header = ["model", "items", "width", "processes", "tables", "tables, GiB", "of one process's"]
+    return markdown_table([*header, "process, GiB", "processor ms per step"], rows).rstrip()
+
+
 def load_test() -> str:
     """Return what a server answers under load."""
     results = load("load")
@@ -254,7 +267,7 @@ def export() -> str:
 FIGURES = {
     function.__name__: function
     for function in (
-        comparison, charts, tuned, parts, defaults, cold, million, processes, load_test, steps, peers, export,
+        comparison, charts, tuned, parts, defaults, cold, million, processes, sharded_catalog, load_test, steps, peers, export,
     )
 }  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", re.DOTALL)

@@ -67,12 +67,14 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for case, (_, num_items, _) in CASES.items():
+        for case, (_, num_items, params) in CASES.items():
             data = Path(folder) / str(num_items)
             if not data.exists():
                 generate(data, num_items)
             for count, sharded in RUNS:
-                results.append({"case": case, "processes": count, "sharded": sharded})
+                width = params.get("width") or params["id_width"]
+                results.append({"case": case, "items": num_items, "width": width})
+                results[-1] |= {"processes": count, "sharded": sharded}
                 results[-1] |= measure(case, count, sharded, data, arguments.steps)
                 print(results[-1], flush=True)
     write(results)
@@ -147,8 +149,8 @@ def write(results: list[dict[str, Any]]) -> None:
     rows = [
         [
             row["case"],
-            f"{CASES[row['case']][1]:,}",
-            str(CASES[row["case"]][2].get("width", 0) or CASES[row["case"]][2]["id_width"]),
+            f"{row['items']:,}",
+            str(row["width"]),
             str(row["processes"]),
             "slices" if row["sharded"] else "whole",
             f"{row['tables_gib']:.3f}",

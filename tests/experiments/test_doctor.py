@@ -42,19 +42,19 @@ def test_doctor_names_the_machines_or_the_shards_that_suffice(small, monkeypatch
     monkeypatch.setattr(module, "available_bytes", lambda: 8 * 2**30)
 
     def training_bytes(num_items, widths, num_shards, *, is_gpu):
-        return whole * 2**30 / num_shards
+        return whole_gib * 2**30 / num_shards
 
     monkeypatch.setattr(module, "training_bytes", training_bytes)
-    whole = 6
+    whole_gib = 6
     assert "runs/hafvt --devices 2 --shard-catalog\n" in module.doctor(small)
-    whole = 20
+    whole_gib = 20
     output = module.doctor(small)
     assert "on each of 3: torchrun --nnodes 3 --nproc-per-node 2" in output
     assert output.endswith("--shard-catalog")
 
 
 def test_training_bytes_of_shards_are_a_share_of_the_tables():
-    whole = module.training_bytes(10_000_000, [512], 1, is_gpu=False)
+    total = module.training_bytes(10_000_000, [512], 1, is_gpu=False)
     thirds = module.training_bytes(10_000_000, [512], 3, is_gpu=False)
-    assert thirds - module.BASE_BYTES < 0.7 * (whole - module.BASE_BYTES)
+    assert thirds - module.BASE_BYTES < 0.7 * (total - module.BASE_BYTES)
     assert module.training_bytes(10_000_000, [512], 3, is_gpu=True) > thirds

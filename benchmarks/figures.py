@@ -267,7 +267,8 @@ def export() -> str:
 FIGURES = {
     function.__name__: function
     for function in (
-        comparison, charts, tuned, parts, defaults, cold, million, processes, sharded_catalog, load_test, steps, peers, export,
+        comparison, charts, tuned, parts, defaults, cold, million, processes, sharded_catalog, load_test,
+        steps, peers, export,
     )
 }  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", re.DOTALL)

@@ -124,13 +124,13 @@ def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None
     if not MODELS[model].model_class.can_shard_catalog:
         names = [name for name, entry in MODELS.items() if entry.model_class.can_shard_catalog]
         raise HafvtError(
-            f"--shard-catalog: {model} keeps its item tables whole in every process: leave it out, or train "
+            f"{model} keeps its item tables whole in every process: leave out --shard-catalog, or train "
             f"{' or '.join(names)}"
         )
     if protocol.checkpoint_per_domain:
         raise HafvtError(
-            f"--shard-catalog: the protocol {protocol.name} keeps whole weights for each domain: leave it "
-            "out, or choose --protocol full"
+            f"the protocol {protocol.name} keeps whole weights for each domain: leave out --shard-catalog, or "
+            "choose --protocol full"
         )
     ranges = [(domain.start, domain.stop) for domain in data.domains]
     return Shard.of_ranges(ranges, process_index(), num_processes()) if num_processes() > 1 else None

@@ -129,8 +129,8 @@ def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None
         )
     if protocol.checkpoint_per_domain:
         raise HafvtError(
-            f"the protocol {protocol.name} keeps whole weights for each domain: leave out --shard-catalog, or "
-            "choose --protocol full"
+            f"the protocol {protocol.name} keeps whole weights for each domain: leave out --shard-catalog, "
+            "or choose --protocol full"
         )
     ranges = [(domain.start, domain.stop) for domain in data.domains]
     return Shard.of_ranges(ranges, process_index(), num_processes()) if num_processes() > 1 else None

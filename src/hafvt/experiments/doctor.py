@@ -149,9 +149,11 @@ def training_bytes(num_items: int, vector_widths: Sequence[int], num_shards: int
     loading = LOADED_COPIES * sum(vector_widths) if num_items < LARGE_CATALOG else 0.0
     if num_shards == 1:
         return BASE_BYTES + 4 * num_items * (components + max(TABLE_COPIES * width, loading))
-    scoring = (components + SAVED_COPIES * width) / num_shards + (components + 2 * width if is_gpu else 0)
+    if is_gpu:
+        scoring = (components + SAVED_COPIES * width) / num_shards + components + 2 * width
+        return BASE_BYTES + 4 * num_items * max(training, scoring)
     # Process 0 prepares the vectors, and in the end opens the finished run with whole tables.
-    return BASE_BYTES + 4 * num_items * max(training, scoring, loading, components + OPEN_COPIES * width)
+    return BASE_BYTES + 4 * num_items * max(training, loading, components + OPEN_COPIES * width)
 
 
 def _with_version(package: str) -> str:

@@ -146,6 +146,15 @@ def test_open_picture_of_a_jpeg_without_its_end_gives_the_rest(
     assert thumbnail_data_uri(tmp_path, "cut", 60) is not None
 
 
+def test_open_picture_of_a_jpeg_with_endless_scans_is_refused_undecoded(tmp_path: Path) -> None:
+    content = encoded("JPEG", size=(1000, 800), progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + 3 * scan + content[-2:])
+    assert open_picture(tmp_path, "x.jpg").size == (640, 512)
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + 2000 * scan[:200] + content[-2:])
+    assert refusal(tmp_path, "x.jpg") == "too many scans"
+
+
 def test_open_picture_of_a_jpeg_without_any_pixel_is_refused(tmp_path: Path) -> None:
     data = encoded("JPEG", size=(320, 240))
     for size in range(3, data.index(b"\xff\xda") + 14):

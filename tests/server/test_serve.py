@@ -116,7 +116,7 @@ def test_serve_invalid_options_are_refused(served_run, monkeypatch):
         serve(served_run, port=other.getsockname()[1])
     with pytest.raises(HafvtError, match="--port is 99999: choose a whole number from 0 to 65535"):
         serve(served_run, port=99999)
-    for options in ({"host": "no.such.host.invalid"}, {"host": ""}):
+    for options in ({"host": "no.such.host.invalid"}, {"host": ""}, {"host": "../.."}, {"host": "a" * 999}):
         with pytest.raises(HafvtError, match="--host"):
             serve(served_run, **{"port": 0, **options})
     with pytest.raises(HafvtError, match="--cors-origins"):

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS  # a progressive JPEG has about 10 scans of all pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # AVIF only where Pillow reads it
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 LEADS_OUT = "leads outside the picture folder"
 LEADS_OUT_BY_LINK = f"a link {LEADS_OUT}: put the item table beside the real pictures, or copy them here"
 # By EXIF orientation: the method of Pillow that turns a picture upright.
@@ -105,6 +106,8 @@ def _decode(data: bytes, formats: tuple[str, ...], side: int) -> Image:
         width, height = image.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             raise PictureError(f"{width} x {height} pixels are too many")
+        if image.format == "JPEG" and width * height * data.count(JPEG_SCAN) > MAX_SCANNED_PIXELS:
+            raise PictureError("too many scans")
         image.draft("RGB", (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that is large enough
         picture, orientation = _to_rgb(image), _orientation(image)
     if orientation in TRANSPOSITIONS:

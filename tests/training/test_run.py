@@ -192,6 +192,16 @@ def test_load_checkpoint_with_a_wrong_header_is_refused(tmp_path, entries, reaso
         load_checkpoint(path)
 
 
+def test_save_checkpoint_writes_tied_weights(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": weight, "b": weight, "c": torch.zeros(0), "d": torch.zeros(0, 4)}
+    save_checkpoint(tmp_path / "x.safetensors", tensors, {"epoch": 1})
+    loaded, _ = load_checkpoint(tmp_path / "x.safetensors")
+    assert {name: tensor.tolist() for name, tensor in loaded.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+
+
 def test_load_checkpoint_equals_safetensors_for_every_type(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES.values()}

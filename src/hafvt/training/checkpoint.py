@@ -39,6 +39,10 @@ UNKNOWN_HASH = "0" * 64
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     """Write named tensors, a state of JSON values, and a hash of both, atomically."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    first_names = {tensor.data_ptr(): name for name, tensor in reversed(on_cpu.items())}
+    for name, tensor in on_cpu.items():
+        if first_names[tensor.data_ptr()] != name:  # safetensors does not write tied weights twice
+            on_cpu[name] = tensor.clone()
     text = json.dumps(state)
     with atomic_file(path, sum(tensor.nbytes for tensor in on_cpu.values())) as temporary:
         save_file(on_cpu, temporary, metadata={"state": text, "sha256": _hash(on_cpu, text)})

@@ -200,8 +200,9 @@ def trace(module: ScoreGraph) -> Any:
     if isinstance(module, ExplainGraph):
         inputs["candidates"] = torch.full((3, 2), module.model.domains[module.domain].start)
         shapes["candidates"] = {0: batch, 1: Dim("candidates", min=1)}
-    # It warns that torchvision is missing, which is not needed.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    # They warn that torchvision is missing, which is not needed, and of empty lists of axes.
+    for name in ("torch.onnx._internal.exporter._registration", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(

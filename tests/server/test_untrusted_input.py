@@ -132,6 +132,12 @@ def test_body_other_media_type_is_refused(send, media_type):
     assert send("POST", "/recommend", body_with(), {"Content-Type": media_type} if media_type else {}) == 415
 
 
+def test_body_compressed_is_refused(send):
+    for encoding, status in {"gzip": 415, "br, gzip": 415, "Identity": 200}.items():
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        assert send("POST", "/recommend", body_with(), headers) == status
+
+
 def test_body_json_with_charset_is_accepted(send):
     assert send("POST", "/recommend", body_with(), {"Content-Type": "Application/JSON; charset=utf-8"}) == 200
 

@@ -153,6 +153,8 @@ async def read_body(request: Request) -> bytes:
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, with Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(415, "send JSON as it is, without Content-Encoding")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):

@@ -181,6 +181,7 @@ FULL_DISK = [
     OSError("Not enough free space to write 80000000 bytes after offset 128"),
     OSError("10000000 requested and 4096 written"),
     pl.exceptions.ComputeError("parquet: underlying IO error: No space left on device (os error 28)"),
+    pl.exceptions.ComputeError("parquet: File out of specification: Invalid thrift: transport error"),
 ]
 
 

@@ -19,7 +19,9 @@ from typing import Any
 
 from hafvt.errors import HafvtError
 
-DISK_FULL = re.compile("no space left|not enough free space|requested and .* written|os error (27|28|122)")
+DISK_FULL = re.compile(
+    "no space left|not enough free space|requested and .* written|os error (27|28|122)|thrift: transport error"
+)
 """What numpy, polars and safetensors report on a full disk; their errors have no error number."""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from hafvt.errors import HafvtError
 
 DISK_FULL = re.compile(
-    "no space left|not enough free space|requested and .* written|os error (27|28|122)|thrift: transport error"
+    "no space left|not enough free space|requested and .* written|os error (27|28|122)|thrift: transport"
 )
 """What numpy, polars and safetensors report on a full disk; their errors have no error number."""
 

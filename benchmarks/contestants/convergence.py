@@ -162,8 +162,8 @@ class TrainingCurve:
         facts = {
             "version": version,
             "settings": self.trial.settings,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "converged": self.has_converged(),
+            "parameters": (parameters := sum(p.numel() for p in model.parameters())),
+            "converged": parameters == 0 or self.has_converged(),
             "curve": self.points,
         }
         (self.trial.out / "trial.json").write_text(json.dumps(facts))  # the last file: the trial is done

@@ -39,6 +39,8 @@ NAMES = {
     "c2dsr": "C2DSR",
     "item-knn": "item-based nearest neighbors",
     "popularity": "popularity",
+    "recent-popularity": "popularity of the last days",
+    "hafvt without dates": "HAF-VT without dates",
 }
 
 
@@ -76,6 +78,7 @@ def comparison() -> str:
         "Test figures in %, mean of two domains, one seed. A target's candidates are all items of its domain "
     )
     notes += "that the user has not chosen before. Each model has the best of its settings by validation MRR."
+    notes += " Goods have dates, which HAF-VT and the popularity of the last days use. Films have none."
     notes += " * The time limit ended this training before it converged." * stopped
     return f"{markdown_table(header, by_first_column(rows))}\n{notes}"
 

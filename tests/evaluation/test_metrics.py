@@ -155,7 +155,8 @@ def test_ranks_write_names_users_domains_and_items(small, tmp_path):
     ranks = rank_positions(TableScorer(small, torch.rand(50, 50)), small, small.test).half_ties
     ranks.write(tmp_path / "ranks.parquet", small)
     table = pl.read_parquet(tmp_path / "ranks.parquet")
-    assert table.columns == ["user_id", "domain", "item_id", "rank", "candidates", "repeat"]
+    columns = ["user_id", "domain", "item_id", "request_time", "rank", "candidates", "repeat"]
+    assert table.columns == columns
     row = table.row(3, named=True)
     item = int(small.items[small.test[3]])
     assert row["item_id"] == small.item_table["item_id"][item]

@@ -19,6 +19,10 @@ from hafvt.tables import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = {"movielens-posters": "films", "amazon-food-kitchen": "goods"}
+DESCRIPTIONS = {
+    "movielens-posters": "films: MovieLens-1M with titles and posters, split by genre",
+    "amazon-food-kitchen": "goods: Amazon's food and kitchen reviews with titles",
+}
 NAMES = {
     "hafvt": "**HAF-VT**",
     "hafvt ids only": "HAF-VT, ids only",
@@ -59,9 +63,14 @@ def by_first_column(rows: list[list[str]]) -> list[list[str]]:
     return sorted(rows, key=lambda row: -float(row[1].rstrip("* ") or -1))
 
 
+def compared() -> dict[str, Any]:
+    """Return the results beside other libraries, of data sets with at least two finished models."""
+    return {data: models for data, models in load("external")["data"].items() if len(models) > 1}
+
+
 def comparison() -> str:
     """Return the table of HAF-VT and models of other libraries, among unseen items."""
-    results = load("external")["data"]
+    results = compared()
     header = ["model"]
     for data in results:
         header += [f"{DATA[data]}: MRR", "HR@10"]
@@ -80,7 +89,8 @@ def comparison() -> str:
     notes += "that the user has not chosen before. Each model has the best of its settings by validation MRR."
     notes += " Goods have dates, which HAF-VT and the popularity of the last days use. Films have none."
     notes += " * The time limit ended this training before it converged." * stopped
-    return f"{markdown_table(header, by_first_column(rows))}\n{notes}"
+    described = "; ".join(DESCRIPTIONS[data] for data in results)
+    return f"{markdown_table(header, by_first_column(rows))}\n{described[0].upper()}{described[1:]}. {notes}"
 
 
 def charts() -> str:
@@ -88,7 +98,7 @@ def charts() -> str:
     return "\n\n".join(
         f"![Validation MRR over processor seconds of training, {DATA[data]}]"
         f"(../benchmarks/results/external-{data}.svg)"
-        for data in load("external")["data"]
+        for data in compared()
     )
 
 

@@ -197,7 +197,10 @@ def write() -> str:
             machines = {f"{sentence(t.facts['machine'])}" for part in trials.values() for t in part}
             text += [*sorted(machines), "", "All trials:", "", all_trials(trials)]
             best = {name: best_trial(part) for name, part in trials.items()}
-            facts[data] = {name: summary(trial, best.get(OURS)) for name, trial in best.items()}
+            facts[data] = {
+                name: {"trials": len(trials[name]), **summary(trial, best.get(OURS))}
+                for name, trial in best.items()
+            }
             with atomic_file(RESULTS / f"external-{data}.svg") as path:
                 curves = {name: trial.facts["curve"] for name, trial in best.items()}
                 path.write_text(chart(f"Validation MRR (%) of {data}", curves), encoding="utf-8")

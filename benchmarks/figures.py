@@ -86,7 +86,11 @@ def comparison() -> str:
     notes = (
         "Test figures in %, mean of two domains, one seed. A target's candidates are all items of its domain "
     )
-    notes += "that the user has not chosen before. Each model has the best of its settings by validation MRR."
+    trials = sorted({entry["trials"] for models in results.values() for entry in models.values()})
+    notes += (
+        "that the user has not chosen before. Tried settings of a model, of which the best by validation "
+    )
+    notes += f"MRR counts: {' or '.join(map(str, trials))}; the first has width 64."
     notes += " Goods have dates, which HAF-VT and the popularity of the last days use. Films have none."
     notes += " * The time limit ended this training before it converged." * stopped
     described = "; ".join(DESCRIPTIONS[data] for data in results)

@@ -157,7 +157,7 @@ def recommend(
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, as for prepare.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
-            default: now. Only recent-popularity and seasonal-popularity use it.
+            default: now. For models that know the date.
         keep: keep the interactions that meet this condition, as for prepare, such as "qty > 0".
         separator: sign between the fields of a CSV file, as for prepare.
         encoding: encoding of a CSV file, as for prepare.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import ArgumentError
+from hafvt.inference.batch import parse_time
 from hafvt.inference.histories import read_user_history
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
@@ -20,11 +21,12 @@ def explain(
     history: list[str] | list[int] | None = None,
     user: str | int | None = None,
     data: str | Path | Dataset | None = None,
+    time: str | int | None = None,
 ) -> Explanation:
     """Explain the score of an item by sequences, modalities and attention.
 
     The score of HAF-VT is a sum over sequences (the history in each domain, and the whole history) and
-    modalities (id, picture, title), so the shares are exact. Other models cannot explain their scores.
+    modalities (id, picture, title), so the shares are exact. Models without such parts cannot explain.
 
     Example: hafvt explain runs/hafvt 1198 --user 5988
 
@@ -34,13 +36,14 @@ def explain(
         history: item ids of any domains, oldest first.
         user: instead of a history, a user of the dataset, with all interactions.
         data: the dataset, if it has moved since training.
+        time: of the request, see `hafvt recommend`; default: now. For models that know the date.
 
     Raises:
         HafvtError: the model cannot explain scores, or the user, the item or the whole history is unknown.
     """
-    recommender = Recommender.open(run, data)
+    recommender, request_time = Recommender.open(run, data), None if time is None else parse_time(time)
     if history is not None and user is None:
-        return recommender.explain(history, item)
+        return recommender.explain(history, item, time=request_time)
     if user is not None and history is None:
-        return recommender.explain(read_user_history(run, user, data), item)
+        return recommender.explain(read_user_history(run, user, data), item, time=request_time)
     raise ArgumentError("no history: give either --history ID ID ... or --user USER")

@@ -84,9 +84,11 @@ class ScoreGraph(nn.Module):
 class ExplainGraph(ScoreGraph):
     """A model's explanations of scores in one domain, as a module to trace."""
 
-    def forward(self, items: Tensor, lengths: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, items: Tensor, lengths: Tensor, candidates: Tensor, times: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return shares, (B, C, S, M), and attention, (B, S, M, T), see `Model.explain`."""
-        shares, attention = self.model.explain(Batch(items, lengths), self.domain, candidates)
+        shares, attention = self.model.explain(Batch(items, lengths, times), self.domain, candidates)
         return shares.float(), attention.float()
 
 
@@ -194,7 +196,7 @@ def trace(module: ScoreGraph) -> Any:
         "lengths": torch.ones(3, dtype=torch.int64),
     }
     shapes: dict[str, Any] = {"items": {0: batch, **length}, "lengths": {0: batch}}
-    if module.model.uses_times and not isinstance(module, ExplainGraph):
+    if module.model.uses_times:
         inputs["times"] = torch.zeros(3, dtype=torch.int64)
         shapes["times"] = {0: batch}
     if isinstance(module, ExplainGraph):

@@ -146,11 +146,16 @@ class OnnxScorer:
         times = request_times(time, len(lengths))
         return self._run(self._score_sessions[domain], items=items, lengths=lengths, times=times)[0]
 
-    def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
+    def explain(
+        self, items: Int64, domain: int, candidates: Int64, time: int | None = None
+    ) -> ScoreBreakdown:
         """See `Scorer.explain`."""
-        lengths = np.array([len(items)])
         shares, attention = self._run(
-            self._explain_sessions[domain], items=items[None], lengths=lengths, candidates=candidates[None]
+            self._explain_sessions[domain],
+            items=items[None],
+            lengths=np.array([len(items)]),
+            candidates=candidates[None],
+            times=request_times(time, 1),
         )
         return ScoreBreakdown(shares[0], attention[0])
 

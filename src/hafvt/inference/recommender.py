@@ -144,8 +144,7 @@ class Recommender:
             exclude: for each history, ids of items not to recommend.
             exclude_seen: exclude the items of the history, too; None does so where the evaluation of the
                 training did: by default, in domains where users rarely choose an item again.
-            time: of the request, in seconds since 1970; default: now. Only recent-popularity and
-                seasonal-popularity use it.
+            time: of the request, in seconds since 1970; default: now. For models that know the date.
 
         Returns:
             The recommendations for each history, in order. For a data frame, one of the same kind, with a row
@@ -275,8 +274,12 @@ class Recommender:
             raise HafvtError("an export has no vectors for similar items: open the run that it was made from")
         return self.read_vectors()
 
-    def explain(self, history: Sequence[str | int], item_id: str | int) -> Explanation:
+    def explain(
+        self, history: Sequence[str | int], item_id: str | int, *, time: int | None = None
+    ) -> Explanation:
         """Return how each branch of the model contributes to the score of an item for a history.
+
+        The time of the request is as in `recommend`.
 
         Raises:
             HafvtError: the model cannot explain scores, or the item or the whole history is unknown.
@@ -294,9 +297,9 @@ class Recommender:
             )
         items = items[-scorer.max_length :]
         domain = next(index for index, d in enumerate(catalog.domains) if d.start <= target < d.stop)
-        scores = self.scores([items], domain)[0]
+        scores = self.scores([items], domain, time)[0]
         score = scores[target - catalog.domains[domain].start]
-        shares, attention = scorer.explain(items, domain, np.array([target]))
+        shares, attention = scorer.explain(items, domain, np.array([target]), time)
         branches = list(product(scorer.sequence_names, scorer.modalities))
         return Explanation(
             item=catalog.item(target),

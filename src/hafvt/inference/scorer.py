@@ -54,18 +54,20 @@ class Scorer(Protocol):
             items: (B, T) item indices, right-padded; T is at most `max_length`.
             lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
-            time: of the request, in seconds since 1970; default: now. Only models of popularity in a time use
-                it.
+            time: of the request, in seconds since 1970; default: now.
         """
         ...
 
-    def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
+    def explain(
+        self, items: Int64, domain: int, candidates: Int64, time: int | None = None
+    ) -> ScoreBreakdown:
         """Return how each branch contributes to the scores of candidates, for one history.
 
         Args:
             items: (T,) item indices, at least one.
             domain: index of the domain of the candidates.
             candidates: (C,) item indices.
+            time: see `scores`.
         """
         ...
 

@@ -37,9 +37,12 @@ class TorchScorer:
         return scores
 
     @torch.inference_mode()
-    def explain(self, items: Int64, domain: int, candidates: Int64) -> ScoreBreakdown:
+    def explain(
+        self, items: Int64, domain: int, candidates: Int64, time: int | None = None
+    ) -> ScoreBreakdown:
         """See `Scorer.explain`."""
-        batch = Batch(torch.from_numpy(items[None]), torch.tensor([len(items)]))
+        times = torch.from_numpy(request_times(time, 1))
+        batch = Batch(torch.from_numpy(items[None]), torch.tensor([len(items)]), times)
         (shares,), (attention,) = self.models[domain].explain(
             batch, domain, torch.from_numpy(candidates[None])
         )

@@ -15,7 +15,7 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
   bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
   clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
-  Where a dataset has dates, the states depend on the date of the request, too (`request_time.py`).
+  Where dates tell something about the next item, the states depend on the date (`request_time.py`).
 * The branch "id" compares h with the input embeddings of items, not with their ids alone.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.

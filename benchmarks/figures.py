@@ -87,10 +87,8 @@ def comparison() -> str:
         "Test figures in %, mean of two domains, one seed. A target's candidates are all items of its domain "
     )
     trials = sorted({entry["trials"] for models in results.values() for entry in models.values()})
-    notes += (
-        "that the user has not chosen before. Tried settings of a model, of which the best by validation "
-    )
-    notes += f"MRR counts: {' or '.join(map(str, trials))}; the first has width 64."
+    notes += "that the user has not chosen before. Settings tried by model, the first of width 64: "
+    notes += f"{' or '.join(map(str, trials))}."
     notes += " Goods have dates, which HAF-VT and the popularity of the last days use. Films have none."
     notes += " * The time limit ended this training before it converged." * stopped
     described = "; ".join(DESCRIPTIONS[data] for data in results)

@@ -76,7 +76,12 @@ def test_export_ranks_equal_those_of_evaluation(run, baked):
             mine = np.flatnonzero((targets >= domain.start) & (targets < domain.stop))
             if len(mine):
                 items, lengths = batch.items.numpy()[mine], batch.lengths.numpy()[mine]
-                scores = scorer.scores(items, lengths, number)
+                times = batch.times.numpy()[mine]
+                one_by_one = [
+                    scorer.scores(items[n : n + 1], lengths[n : n + 1], number, int(time))
+                    for n, time in enumerate(times)
+                ]
+                scores = np.concatenate(one_by_one)
                 some = np.take_along_axis(scores, targets[mine, None] - domain.start, axis=1)
                 ranks = 1 + (scores > some).sum(1) + ((scores == some).sum(1) - 1) / 2
                 assert ranks.tolist() == expected.ranks[rows[mine]].tolist()

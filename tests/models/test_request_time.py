@@ -91,5 +91,7 @@ def test_training_learns_with_the_time_at_which_each_item_is_to_be_predicted(sma
 
 
 def test_dates_asked_of_a_dataset_without_them_are_refused_in_one_line(small):
-    with pytest.raises(HafvtError, match=r"has no dates or times since 1970: leave out request_time$"):
+    with pytest.raises(
+        HafvtError, match=r"has no dates \(all times must lie after March 1973\): leave out request_time$"
+    ):
         build(replace(small, times=np.arange(len(small.items))))

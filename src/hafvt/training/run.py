@@ -146,7 +146,9 @@ def _uses_dates(data: Dataset, config: ModelConfig) -> bool:
     """Return whether a model's states depend on the date of the request, see `HafVtConfig.request_time`."""
     decided: bool | None = getattr(config, "request_time", False)
     if decided and data.seconds is None:
-        raise HafvtError(f"{data.folder} has no dates or times since 1970: leave out request_time")
+        raise HafvtError(
+            f"{data.folder} has no dates (all times must lie after March 1973): leave out request_time"
+        )
     return (date_gain(data) or 0.0) > 0 if decided is None else decided
 
 

@@ -114,8 +114,8 @@ def train_times(model: str, item_features: ItemFeatures) -> tuple[Tensor, Tensor
         return zeros, zeros
     if item_features.interactions.times is None:
         raise HafvtError(
-            f"{model} needs dates or times since 1970, all after March 1973, which this dataset does not have: "
-            "prepare it with those, or choose popularity"
+            f"{model} needs dates or times since 1970, all after March 1973, which this dataset does not "
+            "have: prepare it with those, or choose popularity"
         )
     return item_features.interactions.times, item_features.interactions.items
 

@@ -222,3 +222,13 @@ def test_read_tables_types_that_polars_cannot_read_are_refused(capfd: pytest.Cap
     query = pl.LazyFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": ["1"]})
     fails(query.with_columns(pl.col("timestamp").str.to_date("%Y")), "cannot be read", "Correct the query")
     assert capfd.readouterr().err == ""
+
+
+def test_a_few_times_outside_of_the_years_of_dates_are_reported(capsys):
+    dates = ["2024-03-01", "2024-04-01", "1970-01-01"]
+    frame = pl.DataFrame({"user_id": ["a"] * 3, "item_id": ["x", "y", "z"], "timestamp": dates})
+    read_tables(frame, None, {})
+    assert "1 of 3 times, such as '1970-01-01', are before March 1973" in capsys.readouterr().err
+    read_tables(frame[:2], None, {})
+    read_tables(frame.with_columns(timestamp=pl.Series([1, 2, 3])), None, {})
+    assert "March 1973" not in capsys.readouterr().err

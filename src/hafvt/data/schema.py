@@ -13,7 +13,7 @@ from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
 from hafvt.data.readers import RawTable, read_columns
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
-from hafvt.data.times import is_imprecise, other_unit, parse_times
+from hafvt.data.times import UNIX_SECONDS, is_imprecise, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.progress import report
@@ -218,5 +218,15 @@ def _with_times(table: Table, options: TableOptions) -> Table:
     if ticks_per_second == 1 and (mixed := other_unit(times)):
         is_wrong, rare, common = mixed
         problem = f"this time seems to be in {rare} and most in {common}"
-        raise table.error(is_wrong, "timestamp", problem, "Give all times in one unit")
+        raise table.error(
+            is_wrong, "timestamp", problem, "Give all times in one unit, and correct false dates"
+        )
+    first, last = (limit * ticks_per_second for limit in UNIX_SECONDS)
+    outside = column.filter(~times.is_between(first, last))
+    if 0 < len(outside) < len(times) / 2:
+        report(
+            f"column {table.names['timestamp']!r}: {len(outside):,} of {len(times):,} times, such as "
+            f"{outside[0]!r}, are before March 1973 or after 2096, so no model uses the dates: remove these "
+            "rows or correct them"
+        )
     return replace(table, frame=table.frame.with_columns(times), ticks_per_second=ticks_per_second)

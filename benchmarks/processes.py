@@ -16,14 +16,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 from generated import write_histories
 from machine import describe, record, sentence
+from step_times import step_seconds
 
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset, Domain
@@ -92,14 +91,8 @@ def work(folder: Path, steps: int) -> None:
     batches = TrainBatches(data, BATCH, LENGTH + 1, 0, **share)
     settings, cpu = TrainingConfig(batch_size=BATCH), torch.device("cpu")
     trainer = Trainer(model, data, batches, folder / "run", settings, FULL, cpu, torch.float32)
-    wall, processor = [], []
-    for batch, number in zip(batches.epoch(0), range(steps + 2), strict=False):
-        starts = time.perf_counter(), time.process_time()
-        trainer.train_step(batch)
-        trainer.ema.update(number + 1)
-        wall.append(time.perf_counter() - starts[0])
-        processor.append(time.process_time() - starts[1])
-    sys.stdout.write(json.dumps([median(wall[2:]), median(processor[2:])]) + "\n")
+    seconds = step_seconds(trainer, batches, steps, skip=2)
+    sys.stdout.write(json.dumps(seconds) + "\n")
 
 
 def write(seconds: dict[int, list[list[float]]], num_items: int) -> None:

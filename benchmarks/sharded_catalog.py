@@ -17,15 +17,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from generated import write_histories
 from machine import describe, record, sentence
+from step_times import step_seconds
 
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset, Domain
@@ -122,13 +121,7 @@ def work(case: str, sharded: bool, folder: Path, steps: int) -> None:
     batches = TrainBatches(data, BATCH, model.max_length + 1, 0, **share)
     settings, cpu = TrainingConfig(batch_size=BATCH), torch.device("cpu")
     trainer = Trainer(model, data, batches, folder / "run", settings, FULL, cpu, torch.float32)
-    wall, processor = [], []
-    for batch, number in zip(batches.epoch(0), range(steps + 1), strict=False):
-        starts = time.perf_counter(), time.process_time()
-        trainer.train_step(batch)
-        trainer.ema.update(number + 1)
-        wall.append(time.perf_counter() - starts[0])
-        processor.append(time.process_time() - starts[1])
+    wall, processor = step_seconds(trainer, batches, steps, skip=1)
     assert trainer.optimizer is not None
     moments = [t for slot in trainer.optimizer.state.values() for t in slot.values()]
     vectors = [values for name, values in model.named_buffers() if "content" in name]
@@ -136,8 +129,8 @@ def work(case: str, sharded: bool, folder: Path, steps: int) -> None:
     values = {
         "tables_gib": sum(table.nbytes for table in tables) / 2**30,
         "resident_gib": memory_gib() - before,
-        "ms": 1e3 * median(wall[1:]),
-        "processor_ms": 1e3 * median(processor[1:]),
+        "ms": 1e3 * wall,
+        "processor_ms": 1e3 * processor,
     }
     sys.stdout.write(json.dumps(values) + "\n")
 

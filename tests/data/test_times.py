@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from hafvt.data.prepare import prepare
+from hafvt.data.schema import read_interactions
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtWarning
 from tests.data.helpers import fails, interactions, log_of
 
@@ -65,6 +67,14 @@ def test_read_tables_jsonl_float_among_nanoseconds_is_refused(tmp_path: Path) ->
 def test_read_tables_small_float32_times_are_taken() -> None:
     times = np.array([1.5, 2**24], dtype=np.float32)
     assert interactions(with_times(times)).frame["timestamp"].to_list() == [1.5, 2**24]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64, str])
+def test_read_tables_numbers_of_a_time_format_are_dates(dtype: type) -> None:
+    times = pd.Series([20_261_224, 20_261_225]).astype(dtype)
+    options = TableOptions(time_format="%Y%m%d", time_zone="Europe/Berlin")
+    table = read_interactions(with_times(times), {}, options)
+    assert table.frame["timestamp"].to_list() == [1_798_070_400 - 3600, 1_798_070_400 + 86_400 - 3600]
 
 
 @pytest.mark.parametrize("factor", [10**3, 10**6, 10**9])

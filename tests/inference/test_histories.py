@@ -177,6 +177,19 @@ def test_read_requests_reads_quotes_and_blanks_as_prepare_does(tmp_path):
     assert read_twice(path)[0].history == ["a ", "7"]
 
 
+def test_read_requests_time_of_a_line_is_read_as_an_option_is(tmp_path):
+    day = 1_798_070_400
+    times = ["24/12/2026", "2026-12-24T00:00Z", day, None]
+    path = write(tmp_path / "h.jsonl", lines(*({"history": ["a"], "time": time} for time in times)))
+    options = TableOptions(time_format="%d/%m/%Y", time_zone="Europe/Berlin")
+    requests = read_requests(path, DEFAULTS._replace(time=5), ("d0",), options=options)
+    assert [request.time for request in requests()] == [day - 3600, day, day, 5]
+    fails(
+        write(tmp_path / "h.jsonl", lines({"history": [], "time": 2024})),
+        "row 1, column 'time', value '2024': '2024' is no time of a request. Give a date such as 2026-12-24",
+    )
+
+
 def test_read_requests_jsonl_with_columns_raises_error(tmp_path):
     with pytest.raises(HafvtError, match="--columns"):
         read_twice(write(tmp_path / "h.jsonl", lines({"history": []})), user_id="who")

@@ -71,6 +71,19 @@ def test_recommend_returns_the_recommenders_items(client, recommender):
         assert set(answer["items"][0]) == {"item_id", "title", "domain", "picture", "train_count", "score"}
 
 
+def test_recommend_and_explain_at_a_time_are_those_of_the_recommender(client, recommender):
+    for time in ("2018-01-10", "2018-01-10T00:00:00Z", 1_515_542_400):
+        body = {"history": HISTORY, "domain": "d0", "include_shares": True, "time": time}
+        items = client.post("/recommend", json=body).json()["items"]
+        expected = recommender.recommend([HISTORY], "d0", time="2018-01-10")[0].items
+        assert [item["score"] for item in items] == [pytest.approx(one.score, abs=1e-6) for one in expected]
+        explanation = client.post("/explain", json={"history": HISTORY, "item": "i5", "time": time}).json()
+        assert explanation["score"] == pytest.approx(recommender.explain(HISTORY, "i5", time=time).score)
+        (best,) = recommender.recommend([HISTORY], "d0", 1, time=time)
+        shares = recommender.explain(HISTORY, best.items[0].item.item_id, time=time).shares
+        assert items[0]["shares"]["d0"]["id"] == pytest.approx(shares["d0", "id"], abs=1e-5)
+
+
 def test_recommend_numbers_are_ids_and_unknown_excluded_ids_are_reported(client):
     body = {"history": ["i3", 7], "domain": "d0", "exclude": ["i5", 12, "nothing"]}
     answer = client.post("/recommend", json=body).json()
@@ -95,6 +108,9 @@ def test_recommend_field_named_twice_is_refused_by_name(client):
         ({"history": "i3"}, "history is no list: give one"),
         ({"history": ["i3", 1.5]}, "history.1 is wrong: an id cannot be of type float"),
         ({"history": ["i3"] * 10_001}, "history is too long: give a length of at most 10000"),
+        ({"time": 2024}, "time is wrong: '2024' is no time of a request: give a date such as 2026-12-24"),
+        ({"time": "01/02/2025"}, "time is wrong: '01/02/2025' may begin with the day or the month: write"),
+        ({"time": [1_515_542_400]}, "time is wrong: '[1515542400]' is no time of a request"),
         ({"other": 1}, "other is no field of this request: leave it out"),
     ],
 )

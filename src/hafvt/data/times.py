@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from hafvt.errors import ArgumentError
@@ -21,6 +23,8 @@ EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}
 """The largest number up to which a type of floats holds every whole number."""
 FLOAT_DIGITS = 17  # a 64-bit float holds no more digits
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096
+TimeLike = str | int | float | date | np.datetime64 | None
+"""The time of a request, see `parse_request_time`."""
 
 
 class Times(NamedTuple):
@@ -49,9 +53,11 @@ def parse_times(column: pl.Series, time_format: str | None = None, time_zone: st
 
     Args:
         column: numbers, dates, or text of one of these.
-        time_format: of dates in text; None takes ISO 8601, or the format of `guess_time_format`.
+        time_format: of dates in text and numbers; None takes ISO 8601, or the format of `guess_time_format`.
         time_zone: of dates that name no zone.
     """
+    if time_format is not None and column.dtype.is_numeric():  # such as 20241231 and %Y%m%d
+        column = column.cast(pl.Int64, strict=False).cast(pl.String)
     if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         return _parse_text(column.cast(pl.String).str.strip_chars(), time_format, time_zone)
     if column.dtype.is_integer() or (isinstance(column.dtype, pl.Decimal) and not column.dtype.scale):
@@ -64,6 +70,47 @@ def parse_times(column: pl.Series, time_format: str | None = None, time_zone: st
     if isinstance(column.dtype, pl.Datetime):
         return _whole_or_ticks(column if column.dtype.time_zone else _in_zone(column, time_zone))
     return Times(pl.repeat(None, len(column), dtype=pl.Int64, eager=True).alias(column.name))
+
+
+def parse_request_time(time: TimeLike, time_format: str | None = None, time_zone: str = "UTC") -> int | None:
+    """Return the time of a request as seconds since 1970; None, which stands for now, stays None.
+
+    Args:
+        time: a date, with or without a time, as text of `time_format`, of ISO 8601 or such as 31.12.2025, or
+            as an object of Python, NumPy or pandas; or seconds since 1970 within `UNIX_SECONDS`.
+        time_format: of dates in text and numbers.
+        time_zone: of dates that name no zone.
+
+    Raises:
+        ArgumentError: it is something else, such as a year or milliseconds.
+    """
+    if time is None:
+        return None
+    wrong = ArgumentError(
+        f"{str(time)[:80]!r} is no time of a request: give a date such as 2026-12-24, or seconds since 1970 "
+        "(9 or 10 digits)"
+    )
+    try:
+        value: object = time.astype("datetime64[us]").item() if isinstance(time, np.datetime64) else time
+        column = pl.Series([value])
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        raise wrong from None
+    if time_format and not column.dtype.is_temporal():
+        values, ticks_per_second, _ = parse_times(column, time_format, time_zone)
+        if values[0] is not None:
+            return int(values[0] // ticks_per_second)
+    try:
+        values, ticks_per_second, _ = parse_times(column, None, time_zone)
+    except ArgumentError:  # the guess of a format
+        raise ArgumentError(
+            f"{str(time)[:80]!r} may begin with the day or the month: write the time as 2026-12-24"
+        ) from None
+    if values[0] is not None:
+        seconds = int(values[0] // ticks_per_second)
+        is_date = column.dtype.is_temporal() or column.cast(pl.Float64, strict=False)[0] is None
+        if is_date or UNIX_SECONDS[0] <= seconds <= UNIX_SECONDS[1]:
+            return seconds
+    raise wrong
 
 
 def _parse_text(column: pl.Series, time_format: str | None, time_zone: str) -> Times:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
 from hafvt.data.table_options import (
@@ -21,7 +19,7 @@ from hafvt.data.table_options import (
     TimeFormat,
     TimeZone,
 )
-from hafvt.data.times import parse_times
+from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
 from hafvt.inference.frames import frame_like, is_frame
@@ -115,7 +113,7 @@ def recommend(
     exclude_seen: bool | None = None,
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
-    time: str | int | None = None,
+    time: TimeLike = None,
     keep: Condition | None = None,
     separator: Separator | None = None,
     encoding: Encoding | None = None,
@@ -145,8 +143,8 @@ def recommend(
         run: the folder of a finished run or of an export.
         histories: a file of histories, or a table of interactions (user_id, item_id, timestamp). A file of
             histories is JSONL, also as .gz or .zst; each object has history, a list of ids, oldest first, and
-            optionally user_id, domain, k, and exclude, ids in addition to those of --exclude. A table is of
-            any type that prepare reads, or a data frame.
+            optionally user_id, domain, k, time, and exclude, ids in addition to those of --exclude. A table
+            is of any type that prepare reads, or a data frame.
         history: instead of a file, one history: item ids, oldest first; no ids are an empty history.
         user: instead of a file, a user of the dataset, with all interactions.
         domain: the domain to recommend from; not needed if each history names one or there is only one.
@@ -157,12 +155,12 @@ def recommend(
         exclude: ids of items that are not recommended.
         columns: our column names and the table's names where they differ, as for prepare.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
-            default: now. For models that know the date.
+            default: now. For models that know the date; others ignore it.
         keep: keep the interactions that meet this condition, as for prepare, such as "qty > 0".
         separator: sign between the fields of a CSV file, as for prepare.
         encoding: encoding of a CSV file, as for prepare.
         decimal: decimal sign of numbers, as for prepare.
-        time_format: form of dates, as for prepare.
+        time_format: form of dates in the table and of --time, as for prepare.
         time_zone: zone of dates that name none, as for prepare.
         quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
         strip: remove outer blanks and invisible characters from the ids of the file or data frame.
@@ -182,7 +180,7 @@ def recommend(
             raise ArgumentError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise ArgumentError(f"--out {target} is the file of histories: name another file")
-    request_time = None if time is None else parse_time(time)
+    request_time = parse_request_time(time, time_format, time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
     recommender = Recommender.open(run, data)
@@ -191,7 +189,7 @@ def recommend(
         recommender.catalog.domain_index(domain)
     domain = domain or (domains[0] if len(domains) == 1 else "")
     user_id = None if user is None else id_text(user)
-    defaults = HistoryRequest(user_id, [], domain, k, exclude_ids)
+    defaults = HistoryRequest(user_id, [], domain, k, exclude_ids, request_time)
     if histories is not None:
         options = TableOptions(separator, encoding, quoting, decimal, time_format, time_zone, keep, strip)
         requests = read_requests(histories, defaults, domains, columns, options)
@@ -207,7 +205,7 @@ def recommend(
     total = sum(1 for _ in requests())
     with open_writer(target) as write, progress("recommend", total, "histories") as advance:
         for batch in batches(requests()):
-            results = recommend_batch(recommender, batch, exclude_seen, request_time)
+            results = recommend_batch(recommender, batch, exclude_seen)
             numbers = range(summary.num_histories + 1, summary.num_histories + len(batch) + 1)
             if histories is None and target is None:
                 print(results[0])
@@ -226,18 +224,6 @@ def recommend(
     return frame_like(histories, result_table(rows)) if returns_frame else summary
 
 
-def parse_time(text: str | int) -> int:
-    """Return a date, a date with a time, or seconds since 1970, as seconds since 1970.
-
-    Raises:
-        ArgumentError: it is something else.
-    """
-    values, ticks_per_second, _ = parse_times(pl.Series([str(text)]))
-    if values[0] is None:
-        raise ArgumentError(f"--time {text}: give a date such as 2026-12-24, or seconds since 1970")
-    return int(values[0] // ticks_per_second)
-
-
 def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]]:
     """Yield requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
     batch: list[HistoryRequest] = []
@@ -253,14 +239,14 @@ def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]
 
 
 def recommend_batch(
-    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None, time: int | None = None
+    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None
 ) -> list[Recommendations]:
-    """Return the recommendations for each request; requests of equal domain and k are ranked together."""
-    groups: dict[tuple[str, int], list[int]] = {}
+    """Return the recommendations for each request, ranked together if domain, k and time agree."""
+    groups: dict[tuple[str, int, int | None], list[int]] = {}
     for row, request in enumerate(batch):
-        groups.setdefault((request.domain, request.k), []).append(row)
+        groups.setdefault((request.domain, request.k, request.time), []).append(row)
     results: dict[int, Recommendations] = {}
-    for (domain, k), rows in groups.items():
+    for (domain, k, time), rows in groups.items():
         histories, exclude = [batch[row].history for row in rows], [batch[row].exclude for row in rows]
         recommendations = recommender.recommend(
             histories, domain, k, exclude=exclude, exclude_seen=exclude_seen, time=time

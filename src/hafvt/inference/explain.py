@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.table_options import TimeFormat, TimeZone
+from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError
-from hafvt.inference.batch import parse_time
 from hafvt.inference.histories import read_user_history
 from hafvt.inference.recommendations import Explanation
 from hafvt.inference.recommender import Recommender
@@ -21,7 +22,9 @@ def explain(
     history: list[str] | list[int] | None = None,
     user: str | int | None = None,
     data: str | Path | Dataset | None = None,
-    time: str | int | None = None,
+    time: TimeLike = None,
+    time_format: TimeFormat | None = None,
+    time_zone: TimeZone = "UTC",
 ) -> Explanation:
     """Explain the score of an item by sequences, modalities and attention.
 
@@ -37,11 +40,14 @@ def explain(
         user: instead of a history, a user of the dataset, with all interactions.
         data: the dataset, if it has moved since training.
         time: of the request, see `hafvt recommend`; default: now. For models that know the date.
+        time_format: form of --time, as for recommend.
+        time_zone: zone of --time if it names none, as for recommend.
 
     Raises:
         HafvtError: the model cannot explain scores, or the user, the item or the whole history is unknown.
     """
-    recommender, request_time = Recommender.open(run, data), None if time is None else parse_time(time)
+    request_time = parse_request_time(time, time_format, time_zone)
+    recommender = Recommender.open(run, data)
     if history is not None and user is None:
         return recommender.explain(history, item, time=request_time)
     if user is not None and history is None:

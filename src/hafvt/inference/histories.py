@@ -15,12 +15,13 @@ from hafvt.data.lines import read_jsonl
 from hafvt.data.readers import file_kind
 from hafvt.data.schema import read_interactions
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
+from hafvt.data.times import parse_request_time
 from hafvt.errors import HafvtError, InputError
 from hafvt.files import read_json
 from hafvt.settings import Folder
 
 MAX_LINE_BYTES = 2**24  # more than a million ids take
-FIELDS = ("user_id", "history", "domain", "k", "exclude")  # of a JSONL file of histories
+FIELDS = ("user_id", "history", "domain", "k", "exclude", "time")  # of a JSONL file of histories
 
 
 class HistoryRequest(NamedTuple):
@@ -32,6 +33,7 @@ class HistoryRequest(NamedTuple):
         domain: name of the domain to recommend from.
         k: number of items.
         exclude: ids of items that are not recommended.
+        time: of the request, in seconds since 1970; None is now.
     """
 
     user_id: str | None
@@ -39,6 +41,7 @@ class HistoryRequest(NamedTuple):
     domain: str
     k: int
     exclude: list[str]
+    time: int | None = None
 
 
 def read_requests(
@@ -54,10 +57,12 @@ def read_requests(
         source: JSONL whose first object has a "history", which is read line by line; or a table of
             interactions, a file or a data frame. Users of a table come in the order of their first rows, and
             rows of equal time stay in their order.
-        defaults: domain and k of a history without them; its `exclude` is added to that of each history.
+        defaults: domain, k and time of a history without them; its `exclude` is added to that of each
+            history.
         domains: names of the domains of the model.
         columns: names of the table's columns, as in `prepare`.
-        options: how a table is read; `strip` acts on the ids of JSONL, too.
+        options: how a table is read; `strip` acts on the ids of JSONL, too, `time_format` and `time_zone` on
+            the times.
 
     Raises:
         InputError: a table is wrong. The returned function raises the errors of lines.
@@ -67,10 +72,9 @@ def read_requests(
         if columns:
             raise HafvtError(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
-                "history, domain, k and exclude: leave out --columns"
+                "history, domain, k, exclude and time: leave out --columns"
             )
-        strip = options.strip
-        return lambda: (_parse_line(path, *line, defaults, domains, strip) for line in _lines(path))
+        return lambda: (_parse_line(path, *line, defaults, domains, options) for line in _lines(path))
     log = read_interactions(source, columns or {}, options)
     if not defaults.domain:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
@@ -96,7 +100,7 @@ def _parse_line(
     fields: dict[str, Any],
     defaults: HistoryRequest,
     domains: tuple[str, ...],
-    strip: bool,
+    options: TableOptions,
 ) -> HistoryRequest:
     """Return the request of a JSONL line, or raise InputError; see `read_requests`."""
 
@@ -111,7 +115,7 @@ def _parse_line(
         except HafvtError as wrong_id:
             problem, _, remedy = str(wrong_id).rpartition(": ")
             raise error(name, problem, remedy[0].upper() + remedy[1:]) from None
-        return visible_text(pl.Series(texts, dtype=pl.String)).to_list() if strip else texts
+        return visible_text(pl.Series(texts, dtype=pl.String)).to_list() if options.strip else texts
 
     fields = {name: value for name, value in fields.items() if value is not None}
     domain, k = fields.get("domain", defaults.domain), fields.get("k", defaults.k)
@@ -122,7 +126,14 @@ def _parse_line(
         raise error("k", "not a number of items", "Give a whole number from 1 on")
     user_id = ids("user_id", [fields["user_id"]])[0] if "user_id" in fields else None
     exclude = defaults.exclude + ids("exclude", fields.get("exclude", []))
-    return HistoryRequest(user_id, ids("history", fields.get("history")), domain, k, exclude)
+    try:
+        time = parse_request_time(fields.get("time"), options.time_format, options.time_zone)
+    except HafvtError as wrong_time:
+        problem, _, remedy = str(wrong_time).rpartition(": ")
+        raise error("time", problem, remedy[0].upper() + remedy[1:]) from None
+    return HistoryRequest(
+        user_id, ids("history", fields.get("history")), domain, k, exclude, time or defaults.time
+    )
 
 
 def read_user_history(run: Folder, user_id: str | int, data: str | Path | Dataset | None = None) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from hafvt.data.dataset import Dataset, Int64
 from hafvt.data.ids import id_text, id_texts
 from hafvt.data.schema import read_items
+from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import HafvtError, warn
 from hafvt.folders import read_folder, recover_folder
 from hafvt.inference.batch_writer import result_table, similar_table, to_json
@@ -128,7 +129,7 @@ class Recommender:
         columns: dict[str, str] | None = None,
         exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool | None = None,
-        time: int | None = None,
+        time: TimeLike = None,
     ) -> Results[Recommendations] | Any:
         """Return the k best items of a domain for each history.
 
@@ -144,19 +145,20 @@ class Recommender:
             exclude: for each history, ids of items not to recommend.
             exclude_seen: exclude the items of the history, too; None does so where the evaluation of the
                 training did: by default, in domains where users rarely choose an item again.
-            time: of the request, in seconds since 1970; default: now. For models that know the date.
+            time: of the request: a date, a date with a time (in UTC if it names no zone), or seconds since
+                1970; default: now. For models that know the date.
 
         Returns:
             The recommendations for each history, in order. For a data frame, one of the same kind, with a row
             for each user and item: user_id, rank, item_id, title, score and others.
 
         Raises:
-            HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, or a
-                history is not a list of ids.
+            HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, a
+                history is not a list of ids, or `time` is none.
         """
         if domain is None and len(self.domains) > 1:
             raise HafvtError(f"no domain: choose one of {', '.join(self.domains)}")
-        domain = self.domains[0] if domain is None else domain
+        domain, time = self.domains[0] if domain is None else domain, parse_request_time(time)
         domain_index = self.catalog.domain_index(domain)
         if not isinstance(k, int | np.integer) or k < 1:
             raise HafvtError(f"k is {k!r}: give 1 or more")
@@ -275,7 +277,7 @@ class Recommender:
         return self.read_vectors()
 
     def explain(
-        self, history: Sequence[str | int], item_id: str | int, *, time: int | None = None
+        self, history: Sequence[str | int], item_id: str | int, *, time: TimeLike = None
     ) -> Explanation:
         """Return how each branch of the model contributes to the score of an item for a history.
 
@@ -284,7 +286,7 @@ class Recommender:
         Raises:
             HafvtError: the model cannot explain scores, or the item or the whole history is unknown.
         """
-        scorer, catalog = self.scorer, self.catalog
+        scorer, catalog, time = self.scorer, self.catalog, parse_request_time(time)
         if not scorer.can_explain:
             raise HafvtError(f"{scorer.name} cannot explain its scores: use hafvt")
         target = catalog.index_of(id_text(item_id))
@@ -319,7 +321,7 @@ class Recommender:
         Args:
             histories: item indices, oldest first; the model reads the last `max_length` of them.
             domain: index of the domain.
-            time: see `recommend`.
+            time: of the request, in seconds since 1970; default: now.
         """
         items = self.catalog.domains[domain]
         scores = np.empty((len(histories), len(items)), dtype=np.float32)

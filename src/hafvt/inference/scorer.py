@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.data.dataset import Domain, Int64
-from hafvt.errors import HafvtError
 
-MAX_TIME = 253_402_300_799  # the end of the year 9999, in seconds since 1970
 Float32 = npt.NDArray[np.float32]
 
 
@@ -75,15 +73,7 @@ class Scorer(Protocol):
 
 
 def request_times(time: int | None, num_histories: int) -> Int64:
-    """Return the time of a request, by default now, once for each history, (B,).
-
-    Raises:
-        HafvtError: the time is not in whole seconds since 1970, or is after the year 9999.
-    """
-    if time is not None and (isinstance(time, bool) or not isinstance(time, int | np.integer)):
-        raise HafvtError(f"time is {time!r}: give whole seconds since 1970")
-    if time is not None and abs(time) > MAX_TIME:
-        raise HafvtError(f"time {time} is far outside of all years to 9999: give seconds since 1970")
+    """Return the time of a request, by default now, once for each history, (B,)."""
     return np.full(num_histories, int(clock.time()) if time is None else time, dtype=np.int64)
 
 

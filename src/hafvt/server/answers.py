@@ -19,6 +19,7 @@ class BatchKey(NamedTuple):
     domain: str | None = None
     exclude_seen: bool | None = None
     include_shares: bool = True
+    time: int | None = None
 
 
 def max_batch_size(key: BatchKey) -> int:
@@ -30,7 +31,7 @@ def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendRespon
     """Return the answers to requests of one key, or raise HafvtError if one of them has no answer."""
     recommender = key.model.recommender
     if key.domain is None:
-        explanations = (recommender.explain(request.history, request.item) for request in requests)
+        explanations = (recommender.explain(r.history, r.item, time=key.time) for r in requests)
         return [ExplainResponse.from_explanation(explanation) for explanation in explanations]
     recommendations = recommender.recommend(
         [request.history for request in requests],
@@ -38,6 +39,7 @@ def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendRespon
         max(request.k for request in requests),  # each request gets its first k of these
         exclude=[request.exclude for request in requests],
         exclude_seen=key.exclude_seen,
+        time=key.time,
     )
     return [recommend_response(key, *pair) for pair in zip(requests, recommendations, strict=True)]
 
@@ -52,7 +54,8 @@ def recommend_response(
     if key.include_shares and items and recommendations.ranked_by == "model" and scorer.can_explain:
         history = catalog.indices(request.history)[0][-scorer.max_length :]
         candidates = catalog.indices(item.item_id for item in items)[0]
-        shares, _ = scorer.explain(history, catalog.domain_index(request.domain), candidates)  # (C, S, M)
+        domain = catalog.domain_index(request.domain)
+        shares, _ = scorer.explain(history, domain, candidates, key.time)  # (C, S, M)
         for item, item_shares in zip(items, shares.tolist(), strict=True):
             item.shares = {
                 sequence: dict(zip(scorer.modalities, row, strict=True))

@@ -93,7 +93,7 @@ async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
 async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request: Request) -> Any:
     """Recommends the k best items of a domain for a history."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
-    key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares)
+    key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares, body.time)
     return await request.app.state.batcher.submit(key, body)
 
 
@@ -101,7 +101,7 @@ async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request
 async def explain(body: schemas.ExplainRequest, model: CurrentModel, request: Request) -> Any:
     """Explains the score of an item for a history."""
     item_index(model, body.item)
-    return await request.app.state.batcher.submit(BatchKey(model), body)
+    return await request.app.state.batcher.submit(BatchKey(model, time=body.time), body)
 
 
 @router.get("/items")

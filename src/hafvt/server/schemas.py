@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from hafvt.data.ids import id_text
+from hafvt.data.times import UNIX_SECONDS, parse_request_time
 from hafvt.errors import HafvtError
 from hafvt.inference.catalog import Item
 from hafvt.inference.recommendations import Explanation
@@ -22,6 +23,14 @@ def id_from_json(value: object) -> str:
     """Return an id in JSON as text, or raise ValueError if it is none."""
     try:
         return id_text(value)
+    except HafvtError as error:
+        raise ValueError(str(error)) from None
+
+
+def time_from_json(value: Any) -> int | None:
+    """Return the time of a request in JSON as seconds since 1970, or raise ValueError if it is none."""
+    try:
+        return parse_request_time(value)
     except HafvtError as error:
         raise ValueError(str(error)) from None
 
@@ -60,6 +69,24 @@ Id = Annotated[
     StringConstraints(max_length=MAX_ID_LENGTH),
     WithJsonSchema({"anyOf": [TEXT_SCHEMA, {"type": "integer"}]}),
 ]
+Time = Annotated[
+    int | None,
+    BeforeValidator(time_from_json),
+    Field(
+        description="when the items are shown: a date, a date with a time (in UTC if it names no zone), or "
+        "seconds since 1970; default: now. For models that know the date"
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "date"},
+                {"type": "string", "format": "date-time"},
+                {"type": "integer", "minimum": UNIX_SECONDS[0], "maximum": UNIX_SECONDS[1]},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
 UnknownIds = Annotated[list[str], Field(description="ids of the history that the catalog does not have")]
 Shares = Annotated[
@@ -87,6 +114,7 @@ class RecommendRequest(StrictRequest):
         None, description="whether items of the history are left out; by default, as in the evaluation"
     )
     include_shares: bool = Field(False, description="whether each item has its `shares`; slower")
+    time: Time = None
 
 
 class ExplainRequest(StrictRequest):
@@ -94,6 +122,7 @@ class ExplainRequest(StrictRequest):
 
     history: Ids = Field(description="item ids, oldest first, from any domains")
     item: Id = Field(description="id of the item to explain")
+    time: Time = None
 
 
 class ItemResponse(BaseModel):

@@ -65,9 +65,9 @@ def test_prepare_office_export_guesses_and_reports_its_form(shop: Path, capsys: 
     options = {"keep": "Menge > 0", "unknown_items": "drop", "time_zone": "Europe/Berlin"}
     data = prepare(shop / "orders.csv", shop / "articles.csv", shop / "data", columns=COLUMNS, **options)
     assert sorted(data.item_table.rows()) == [
-        ("A1", "Küche", "Käsemesser „Öland“", "A1.jpg"),
-        ("A2", "Küche", "Löffel", "A2.jpg"),
-        ("B1", "Bad", "Bürste", "B1.jpg"),
+        ("A1", "Küche", "Käsemesser „Öland“", "A1.jpg", 9.9),
+        ("A2", "Küche", "Löffel", "A2.jpg", 1.9),
+        ("B1", "Bad", "Bürste", "B1.jpg", 3.5),
     ]
     assert data.image_root == (shop / "pictures").resolve()
     assert sorted(data.times.tolist()) == [1_767_186_300, 1_767_254_400, 1_767_430_800]

@@ -29,7 +29,7 @@ def test_read_tables_ids_are_text(tmp_path: Path) -> None:
     assert interactions(numbers).frame.select("user_id", "item_id").rows() == [("1", "a"), ("2", "b")]
 
 
-def test_read_tables_columns_are_mapped_and_others_ignored(tmp_path: Path) -> None:
+def test_read_tables_columns_are_mapped_and_others_of_items_kept(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "when;who;rating;item_id\n5;u;x;a\n")
     items = write(tmp_path / "items.csv", "asin,title,price\na,,3\nb,An item,4\n")
     columns = {"user_id": "who", "timestamp": "when", "item_id": "asin"}
@@ -37,8 +37,8 @@ def test_read_tables_columns_are_mapped_and_others_ignored(tmp_path: Path) -> No
     assert table.frame.rows(named=True) == [{"user_id": "u", "item_id": "a", "timestamp": 5}]
     assert catalog is not None
     assert catalog.frame.rows(named=True) == [
-        {"item_id": "a", "title": None},
-        {"item_id": "b", "title": "An item"},
+        {"item_id": "a", "title": None, "price": 3},
+        {"item_id": "b", "title": "An item", "price": 4},
     ]
 
 

@@ -39,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "domain": [{"a": "attic", "b": "barn"}[one[0]] for one in ids],
             "title": [f"{KINDS[n % 4]} number {n}" for n in range(40)],
             "image": [f"pictures/{one}.jpg" for one in ids],
+            "brand": [f"b{n % 3}" for n in range(40)],
+            "price": list(range(40)),
         }
     )
     table.write_csv(root / "items.csv")
@@ -218,3 +220,14 @@ def test_catalog_add_reads_quotes_and_blanks_as_prepare_does(folder: Path, run: 
         catalog("add", run, new, quoting="none", strip=True)
     table = Recommender.open(run).catalog.table.filter(pl.col("item_id").str.contains("n1"))
     assert table.select("item_id", "title").rows() == [('"n1', '"9" lamp')]
+
+
+def test_catalog_add_keeps_attributes_of_the_dataset(folder: Path, run: Path) -> None:
+    new = {"item_id": ["n1", "n2"], "domain": ["attic", "barn"], "title": ["lamp", "chair"]}
+    catalog("add", run, pl.DataFrame({**new, "price": ["7", None], "other": ["x", "y"]}))
+    items = Recommender.open(run).catalog
+    known, added = (items.item(items.index_of(item_id)).attributes for item_id in ("a5", "n1"))
+    assert known == {"brand": "b2", "price": 5}
+    assert added == {"price": 7}
+    with pytest.raises(InputError, match=r"column 'price'.*the dataset of the run has Int64 here"):
+        catalog("add", run, pl.DataFrame({**new, "price": ["cheap", None]}), overwrite=True)

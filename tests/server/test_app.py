@@ -68,7 +68,9 @@ def test_recommend_returns_the_recommenders_items(client, recommender):
             (scored.item.item_id, pytest.approx(scored.score, abs=1e-6)) for scored in expected.items
         ]
         assert (answer["ranked_by"], answer["unknown_ids"]) == ("model", ["?"])
-        assert set(answer["items"][0]) == {"item_id", "title", "domain", "picture", "train_count", "score"}
+        assert set(answer["items"][0]) == {
+            *("item_id", "title", "domain", "picture", "train_count", "attributes", "score")
+        }
 
 
 def test_recommend_and_explain_at_a_time_are_those_of_the_recommender(client, recommender):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from hafvt.data.attributes import ITEM_COLUMNS
 from hafvt.data.parquet import read_parquet
 from hafvt.data.repeats import MAX_REPEAT_SHARE, CandidateRule, RepeatCounts, count_repeats, find_repeats
 from hafvt.data.times import unix_ticks
@@ -30,9 +31,6 @@ from hafvt.folders import FolderKind, atomic_folder, recover_folder
 FORMAT = 2
 MAX_READ_BYTES = 2**26  # larger arrays are memory-mapped
 SECONDS_PER_DAY = 86_400
-CONTENT_COLUMNS = ("title", "image")
-"""Optional text columns of the item table, which `hafvt.features.modalities` turns into vectors."""
-ITEM_COLUMNS = ("item_id", "domain", *CONTENT_COLUMNS)
 
 Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
@@ -153,7 +151,7 @@ class Dataset:
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
-        """One row per item, in catalog order: item_id, domain, title, image (null where unknown)."""
+        """One row per item, in catalog order: item_id, domain, title, image (null if unknown), attributes."""
         with explained_read_errors(self.folder / "items.parquet", REMEDY):
             return read_parquet(self.folder / "items.parquet")
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS, Bool, Int32, Int64
+from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS
+from hafvt.data.dataset import Bool, Int32, Int64
 from hafvt.data.ids import visible_text
 from hafvt.data.origin import Origin
 from hafvt.data.schema import Table
@@ -29,7 +30,7 @@ class InteractionLog:
         items: (interactions,) row number in `item_table`.
         times: (interactions,) Int64 or Float64, in `1 / ticks_per_second` seconds or the unit of the input.
         user_ids: ids of the users.
-        item_table: item_id, domain, title, image, domain by domain.
+        item_table: item_id, domain, title, image and attributes, domain by domain.
         item_domains: (items,) index in `domains`.
         domains: names of the domains.
     """
@@ -141,7 +142,7 @@ def _codes(column: pl.Series) -> Int32:
 
 
 def _item_table(interactions: Table, items: Table | None) -> pl.DataFrame:
-    """Return item_id, domain, title, image, one row per item in no particular order."""
+    """Return item_id, domain, title, image and attributes, one row per item in no particular order."""
     table = _distinct_items(items) if items else interactions.frame.select("item_id").unique()
     if "domain" not in table.columns and "domain" in interactions.frame.columns:
         _check_one_domain(interactions)
@@ -156,7 +157,7 @@ def _item_table(interactions: Table, items: Table | None) -> pl.DataFrame:
     table = table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
     if "domain" not in table.columns:
         table = table.with_columns(pl.lit(DEFAULT_DOMAIN).alias("domain"))
-    return table.select(ITEM_COLUMNS)
+    return table.select(*ITEM_COLUMNS, pl.exclude(ITEM_COLUMNS))
 
 
 def _distinct_items(items: Table) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from hafvt.data.attributes import stored_type
 from hafvt.data.lines import check_memory, hidden_panics
 from hafvt.errors import InputError
 
@@ -24,8 +25,12 @@ def read_parquet(path: Path) -> pl.DataFrame:
     return pl.read_parquet(BytesIO(path.read_bytes()))
 
 
-def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
+def read_parquet_columns(
+    path: Path, names: Sequence[str], *, with_others: bool = False
+) -> tuple[pl.DataFrame, list[str]]:
     """Return those of the named columns that a Parquet file has, and the names of all its columns.
+
+    With `with_others` its other columns follow, if they are attributes.
 
     Raises:
         InputError: the columns do not fit into memory, or the counts of rows in the file disagree.
@@ -33,7 +38,11 @@ def read_parquet_columns(path: Path, names: Sequence[str]) -> tuple[pl.DataFrame
     """
     with hidden_panics():
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        columns = scan.collect_schema().names()
+        schema = scan.collect_schema()
+        columns = schema.names()
+        if with_others:
+            others = [name for name in columns if name not in names and stored_type(schema[name])]
+            names = [*names, *others]
         num_rows, num_bytes = scan.select(pl.len()).collect().item(), 0
         row_counts = {num_rows}
         with suppress(LookupError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -72,11 +72,11 @@ def prepare(
     Ids are text: the number 7 is "7", but not "007". Times are numbers of any unit, or dates and times, which
     become seconds since 1970. Separator, encoding, decimal commas, forms of dates such as 31.12.2025 14:05
     and the folder of the pictures are found where they are plain; guesses, and what each filter removes, are
-    reported. Fractional times decide the order of
-    interactions; the dataset stores them rounded down. Titles are stored as Unicode NFC without HTML
-    entities. Other columns are ignored. An item's domain comes from the items table, or else from the
-    interactions. If both tables have a domain column, they must agree; if neither has one, all items form one
-    domain.
+    reported. Fractional times decide the order of interactions; the dataset stores them rounded down. Titles
+    are stored as Unicode NFC without HTML entities. All other columns of the items table, such as category
+    and price, are kept as attributes, for rules. An item's domain comes from the items table, or else from
+    the interactions. If both tables have a domain column, they must agree; if neither has one, all items form
+    one domain.
 
     Users and the items of each domain are numbered in a random order, so that a number reveals neither time
     nor popularity. The same rows, settings and seed give the same bytes for every type of input. The order of

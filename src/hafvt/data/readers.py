@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import narwhals as nw
 import polars as pl
 
+from hafvt.data.frames import read_frame_columns
 from hafvt.data.lines import (
     GZIP,
     NOT_UTF8,
@@ -29,7 +29,6 @@ from hafvt.data.lines import (
     ZSTD,
     check_text,
     has_utf16_mark,
-    hidden_panics,
     read_jsonl,
     read_lines,
     scan_lines,
@@ -39,7 +38,7 @@ from hafvt.data.lines import (
 from hafvt.data.origin import Origin
 from hafvt.data.parquet import read_parquet_columns
 from hafvt.data.table_options import DEFAULT_OPTIONS, UTF8, TableOptions
-from hafvt.errors import HafvtError, InputError, warn
+from hafvt.errors import InputError, warn
 from hafvt.progress import report
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -73,6 +72,7 @@ def read_columns(
     *,
     numeric: Container[str] = (),
     options: TableOptions = DEFAULT_OPTIONS,
+    with_others: bool = False,
 ) -> RawTable:
     """Read columns of a file or a data frame.
 
@@ -82,21 +82,22 @@ def read_columns(
         names: names of columns in the input; those that the table lacks are left out.
         numeric: names among them whose values may be fractions; those of others are text or whole numbers.
         options: separator, encoding and quoting of a CSV file.
+        with_others: read all other columns, too, with values of any type.
 
     Raises:
         InputError: the file is missing, misnamed, damaged, malformed or too large; names the row if known.
         HafvtError: `source` is neither a path nor a data frame.
     """
     if not isinstance(source, str | Path):
-        return _read_frame(source, names)
+        return RawTable(*read_frame_columns(source, names, with_others=with_others), Origin(None, "frame"))
     path = Path(source)
     kind = file_kind(path)
     try:
         if kind == "csv":
-            return _read_csv(path, names, options)
+            return _read_csv(path, names, options, with_others)
         if kind == "jsonl":
-            return _read_jsonl(path, names, numeric)
-        return RawTable(*read_parquet_columns(path, names), Origin(path, "parquet"))
+            return _read_jsonl(path, names, numeric, with_others)
+        return RawTable(*read_parquet_columns(path, names, with_others=with_others), Origin(path, "parquet"))
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
@@ -133,7 +134,7 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-def _read_csv(path: Path, names: Sequence[str], options: TableOptions) -> RawTable:
+def _read_csv(path: Path, names: Sequence[str], options: TableOptions, with_others: bool) -> RawTable:
     """Read columns of a CSV file, see `read_columns`."""
     quoting, encoding = options.quoting, options.encoding or (UTF16 if has_utf16_mark(path) else UTF8)
     has_quotes, has_returns, is_western = check_text(path, encoding)
@@ -155,6 +156,8 @@ def _read_csv(path: Path, names: Sequence[str], options: TableOptions) -> RawTab
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
         return RawTable(pl.DataFrame(), header, origin)
+    if with_others:
+        names += [name for name in header if name and name not in names and header.count(name) == 1]
     frame = None
     if not has_returns:
         with utf8_file(path, encoding) as file:  # Polars reads UTF-8
@@ -297,9 +300,14 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
         )
 
 
-def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> RawTable:
-    """Read columns of a JSONL file, see `read_columns`."""
+def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str], with_others: bool) -> RawTable:
+    """Read columns of a JSONL file, see `read_columns`; its first line has all others."""
     check_text(path)
+    _, first = next(read_jsonl(path), (1, {}))
+    if with_others:
+        others = [name for name in first if name and name not in names]
+        numeric = {*others, *(name for name in names if name in numeric)}
+        names = [*names, *others]
     pattern = _pattern_misread_by_polars(names, numeric)
     is_misread = pl.col("line").str.contains(pattern)
     is_misread_without_pairs = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(pattern)
@@ -313,7 +321,6 @@ def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str]) -> Ra
         pass
     if frame is None:
         frame = _rows_frame(_json_rows(path, names, numeric), names)
-    _, first = next(read_jsonl(path), (1, {}))
     columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
     return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
 
@@ -360,41 +367,3 @@ def _json_rows(path: Path, names: Sequence[str], numeric: Container[str]) -> Ite
             if not isinstance(value, str | None):
                 values[name] = json.dumps(value)
         yield [values.get(name) for name in names]
-
-
-def _read_frame(source: Any, names: Sequence[str]) -> RawTable:
-    """Read columns of a data frame, see `read_columns`."""
-    try:
-        frame: Any = nw.from_native(source)
-        columns = list(frame.collect_schema().names())
-    except TypeError:
-        raise HafvtError(
-            f"{type(source).__name__} is neither a path nor a data frame: pass one of these"
-        ) from None
-    except nw.exceptions.DuplicateError:
-        columns = list(getattr(source, "column_names", None) or source.columns)
-        if repeated := [name for name in names if columns.count(name) > 1]:
-            raise InputError(
-                "the data frame has this column twice", "Rename one", column=repeated[0]
-            ) from None
-        wanted = [name for name in columns if name in names]
-        frame = nw.from_native(source.select(wanted) if hasattr(source, "column_names") else source[wanted])
-    if isinstance(frame, nw.LazyFrame):
-        try:
-            frame = frame.select(name for name in columns if name in names).collect("polars")
-        except Exception as error:  # the query raises what its engine raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"cannot be read ({reason})", "Correct the query") from None
-    native_names = {str(name): name for name in columns}
-    series = []
-    for name in names:
-        if name not in native_names:
-            continue
-        try:
-            with hidden_panics():
-                series.append(frame.get_column(native_names[name]).to_polars().alias(name))
-        except (Exception, pl.exceptions.PanicException) as error:  # many types, for a column of mixed types
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            problem = f"cannot be read ({reason})"
-            raise InputError(problem, "Give all its values one type", column=name) from None
-    return RawTable(pl.DataFrame(series), list(native_names), Origin(None, "frame"))

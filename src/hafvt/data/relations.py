@@ -7,8 +7,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from hafvt.data.attributes import RELATION_COLUMNS
 from hafvt.data.dataset import Dataset, Int64
-from hafvt.data.schema import RELATION_COLUMNS
 
 TRANSITION = "transition"
 WITHIN_DOMAIN = "transition-within"

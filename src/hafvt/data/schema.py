@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
+from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS, parse_attributes
 from hafvt.data.conditions import condition_columns, rows_that_meet
-from hafvt.data.dataset import CONTENT_COLUMNS, ITEM_COLUMNS
 from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
 from hafvt.data.readers import RawTable, read_columns
@@ -20,9 +20,8 @@ from hafvt.progress import report
 
 COLUMNS = {"interactions": ("user_id", "item_id", "timestamp", "domain"), "items": ITEM_COLUMNS}
 REQUIRED = {"interactions": ("user_id", "item_id", "timestamp"), "items": ("item_id",)}
+OWN_COLUMNS = (*ITEM_COLUMNS, "image_root")  # no attributes of an items table have these names
 DECIMAL_COMMA = r"^\d+,\d+$"
-RELATION_COLUMNS = ("also_bought", "also_viewed", "bought_together", "buy_after_viewing")
-"""Further columns that the items of a data source may have: lists of the ids of related items."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Table:
     """A checked table of interactions or items.
 
     Attributes:
-        frame: columns under the names of `COLUMNS`. Ids and domains are text, never empty; titles and images
-            text or null; timestamps Int64, or Float64 if any has a fraction.
+        frame: columns under the names of `COLUMNS`, and the attributes of items. Ids and domains are text,
+            never empty; titles and images text or null; timestamps Int64, or Float64 if any has a fraction.
         names: name of `COLUMNS` -> name in the input.
         origin: the file or data frame.
         ticks_per_second: see `Times`.
@@ -128,12 +127,12 @@ def _read_table(source: Any, role: str, columns: dict[str, str], options: TableO
     input_names = list(dict.fromkeys(name for pair in candidates.values() for name in pair))
     condition = options.keep if role == "interactions" else None
     others = condition_columns(condition)
-    raw = read_columns(
-        source,
-        list(dict.fromkeys(input_names + others)),
-        numeric=[*candidates.get("timestamp", ()), *others],
-        options=options,
-    )
+    wanted, numeric = list(dict.fromkeys(input_names + others)), [*candidates.get("timestamp", ()), *others]
+    try:
+        raw = read_columns(source, wanted, numeric=numeric, options=options, with_others=role == "items")
+    except InputError as error:
+        raw = read_columns(source, wanted, numeric=numeric, options=options)
+        report(f"columns besides {', '.join(raw.frame.columns)} are left out: {error}")
     file = raw.origin.file
     if raw.frame.is_empty() and set(raw.frame.columns).issuperset(REQUIRED[role]):
         raise InputError(f"no {role} in it", "Use a table with rows", file=file)
@@ -154,7 +153,9 @@ def _read_table(source: Any, role: str, columns: dict[str, str], options: TableO
     text_columns = [_text(table, name, options.strip) for name in names if name != "timestamp"]
     if "timestamp" in names:
         table = _with_times(table, options)
-    return replace(table, frame=table.frame.with_columns(text_columns))
+    attributes = [raw.frame[name] for name in raw.frame.columns if name not in (*input_names, *OWN_COLUMNS)]
+    attributes = parse_attributes(attributes, options.decimal) if role == "items" else []
+    return replace(table, frame=table.frame.with_columns(text_columns + attributes))
 
 
 def _keep_rows(table: Table, raw: RawTable, condition: str, options: TableOptions) -> Table:

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from hafvt.data.dataset import ITEM_COLUMNS, Domain, Int64
+from hafvt.data.attributes import ITEM_COLUMNS, attribute_names
+from hafvt.data.dataset import Domain, Int64
 from hafvt.data.parquet import read_parquet
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemFeatures, Vectors
@@ -31,7 +32,8 @@ class AddedItems:
     """Items that were added to a run after training; the dataset has none of them.
 
     Attributes:
-        table: item_id, domain, title, image and image_root, the folder that the picture path starts from.
+        table: item_id, domain, title, image, image_root, the folder that the picture path starts from, and
+            attributes.
         vectors: by modality, (items, e) float16 vectors of unit length, or zero without a picture or title.
     """
 
@@ -55,7 +57,7 @@ class AddedItems:
         if manifest.get("features") != run.manifest["training"]["features"]:
             raise HafvtError(f"{folder}: the run was trained again after these items were added: {remedy}")
         with explained_read_errors(folder, remedy):
-            table = read_parquet(folder / "items.parquet").select(COLUMNS)
+            table = read_parquet(folder / "items.parquet").select(*COLUMNS, pl.exclude(COLUMNS))
             vectors = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
         return cls(table, vectors)
 
@@ -99,7 +101,8 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
         HafvtError: see `AddedItems.read`.
     """
     data = run.data
-    table, train_counts = data.item_table.select(ITEM_COLUMNS), data.train_counts()
+    table = data.item_table.select(*ITEM_COLUMNS, *attribute_names(data.item_table))
+    train_counts = data.train_counts()
     folder = added_items_folder(run)
     added = read_folder(folder, lambda: AddedItems.read(run) if folder.exists() else None)
     if added is None:
@@ -113,7 +116,7 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     for model in run.models:
         if model not in extended:
             extended[model] = model.extend_catalog(features, old_items)
-    table = pl.concat([table, added.table.select(ITEM_COLUMNS)])[order]
+    table = pl.concat([table, added.table.drop("image_root")], how="diagonal")[order]
     train_counts = np.concatenate([train_counts, np.zeros(len(added.table), train_counts.dtype)])[order]
     roots = {index: Path(root) for index, root in image_roots if root is not None}
     catalog = ItemCatalog(table, domains, train_counts, data.image_root, roots)

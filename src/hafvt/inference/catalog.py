@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from hafvt.data.attributes import attribute_names
 from hafvt.data.dataset import Domain, Int64
 from hafvt.errors import HafvtError
 
@@ -26,6 +27,7 @@ class Item:
         image: path of its picture, relative to `image_folder`; None without one.
         train_count: its number of training interactions; 0 for a cold item.
         image_folder: the folder that the path of its picture starts from.
+        attributes: its values in the other columns of the items table, without unknown ones.
     """
 
     item_id: str
@@ -34,6 +36,7 @@ class Item:
     image: str | None
     train_count: int
     image_folder: Path | None = field(default=None, repr=False, compare=False)
+    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class ItemIndices(NamedTuple):
@@ -50,7 +53,7 @@ class ItemCatalog:
     """All items that a model recommends. The index of an item is its row number in `table`.
 
     Attributes:
-        table: one row per item, with the columns item_id, domain, title and image.
+        table: one row per item, with the columns item_id, domain, title, image and attributes.
         domains: contiguous slices of the rows.
         train_counts: (items,) training interactions of each item.
         image_root: the folder that relative picture paths start from; None without pictures.
@@ -76,11 +79,21 @@ class ItemCatalog:
         """The fields of `Item`: reading single values from series is 100 times faster than reading rows."""
         return tuple(self.table[name] for name in ("item_id", "domain", "title", "image"))
 
+    @cached_property
+    def _attributes(self) -> tuple[pl.Series, ...]:
+        return tuple(self.table[name] for name in attribute_names(self.table))
+
     def item(self, index: int) -> Item:
         """Return the item with an index."""
         item_id, domain, title, image = (column[int(index)] for column in self._columns)
         train_count = int(self.train_counts[index])
-        return Item(item_id, domain, title, image, train_count, self.image_folder(int(index)))
+        values = ((column.name, column[int(index)]) for column in self._attributes)
+        attributes = {
+            name: value.to_list() if isinstance(value, pl.Series) else value
+            for name, value in values
+            if value is not None
+        }
+        return Item(item_id, domain, title, image, train_count, self.image_folder(int(index)), attributes)
 
     def image_folder(self, index: int) -> Path | None:
         """Return the folder that the picture path of an item starts from."""

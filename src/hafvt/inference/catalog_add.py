@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import CONTENT_COLUMNS, Dataset
+from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS, attribute_names
+from hafvt.data.dataset import Dataset
 from hafvt.data.image_paths import locate_images
 from hafvt.data.schema import Table, read_items
 from hafvt.data.table_options import Encoding, Quoting, Separator, TableOptions
@@ -18,7 +19,6 @@ from hafvt.features.new_items import encode_new_items
 from hafvt.folders import check_output_folder, folder_lock, recover_folder
 from hafvt.inference.added_items import (
     ADDED_ITEMS,
-    COLUMNS,
     AddedItems,
     added_items_folder,
     content_modalities,
@@ -135,9 +135,9 @@ def catalog(
             )
         unchanged = ~previous.table["item_id"].is_in(frame["item_id"].implode()).to_numpy()
         root_column = pl.lit(None if image_folder is None else str(image_folder), dtype=pl.String)
-        new = frame.with_columns(root_column.alias("image_root")).select(COLUMNS).filter(has_vector)
+        new = frame.with_columns(root_column.alias("image_root")).filter(has_vector)
         added = AddedItems(
-            pl.concat([previous.table.filter(unchanged), new]),
+            pl.concat([previous.table.filter(unchanged), new], how="diagonal"),
             {
                 name: np.concatenate([rows[unchanged], encoded[name].rows[has_vector]])
                 for name, rows in previous.vectors.items()
@@ -154,7 +154,7 @@ def catalog(
 
 
 def _checked_items(table: Table, run: Run, previous: AddedItems, overwrite: bool) -> pl.DataFrame:
-    """Return the columns of `ITEM_COLUMNS` of a table after checking that all its items may be added."""
+    """Return a table, with the attributes of the dataset, after checking that all its items may be added."""
     frame, domains = table.frame, [domain.name for domain in run.data.domains]
     if "domain" not in frame.columns:
         if len(domains) > 1:
@@ -177,4 +177,11 @@ def _checked_items(table: Table, run: Run, previous: AddedItems, overwrite: bool
         remedy = "Remove the row, or use --overwrite to replace the item"
         raise_if(was_added, "item_id", "this item was added before", remedy)
     missing = [name for name in CONTENT_COLUMNS if name not in frame.columns]
-    return frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)
+    attributes = [name for name in attribute_names(run.data.item_table) if name in frame.columns]
+    for name in attributes:
+        column = frame[name].cast(dtype := run.data.item_table.schema[name], strict=False)
+        is_wrong = column.is_null() & frame[name].is_not_null()
+        raise_if(is_wrong, name, f"the dataset of the run has {dtype} here", "Correct the value")
+        frame = frame.with_columns(column)
+    frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)
+    return frame.select(*ITEM_COLUMNS, *attributes)

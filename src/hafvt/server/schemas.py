@@ -133,6 +133,9 @@ class ItemResponse(BaseModel):
     domain: str
     picture: str | None = Field(description="path of its picture on this server; takes ?side=160 or 320")
     train_count: int = Field(description="number of training interactions with the item; 0 for a cold item")
+    attributes: dict[str, Any] = Field(
+        description="values of the other columns of the items table, such as brand and price"
+    )
 
     @classmethod
     def from_item(cls, item: Item, **fields: object) -> Self:

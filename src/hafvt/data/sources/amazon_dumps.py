@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
+from hafvt.data.attributes import RELATION_COLUMNS
 from hafvt.data.lines import check_memory, read_lines
-from hafvt.data.schema import RELATION_COLUMNS
 from hafvt.data.titles import normalize_title
 from hafvt.errors import HafvtError, InputError
 from hafvt.progress import Advance

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import CONTENT_COLUMNS
+from hafvt.data.attributes import CONTENT_COLUMNS
 from hafvt.data.lines import read_lines
 from hafvt.data.readers import read_columns
 from hafvt.data.sources.base import PreparedSource, SourceTables, dataset_source, domain_names, prepare_source

@@ -1,4 +1,4 @@
-"""Metrics of recommended lists beyond accuracy: coverage, popularity, novelty and diversity.
+"""Metrics of recommended lists beyond accuracy: coverage, Gini, popularity, novelty, diversity, calibration.
 
 `docs/explanation/evaluation.md` defines each. They need no target, so they have no interval over users.
 """
@@ -11,18 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 from hafvt.data.dataset import Dataset, Domain, Int64
+from hafvt.evaluation.calibration import LISTS_PER_CHUNK, item_attributes, mean_divergence
 from hafvt.evaluation.ranks import Float64, Ranks
 from hafvt.features.table import FeatureTable
 from hafvt.tables import ABSENT, percent
 
 LIST_LENGTH = 10
-LISTS_PER_CHUNK = 1024  # whose vectors are in memory at a time
 
 ListResults = dict[str, dict[str, float | None]]
 """Domain name or "overall" -> metric -> value; None where the metric is not defined."""
 
-FORMATS = {"coverage@10": percent, "popularity rank": "{:,.1f}".format, "novelty": "{:.2f}".format}
-"""How tables show a metric; coverage is in %. Diversity has three digits."""
+FORMATS = {
+    "coverage@10": percent,
+    "popularity rank": "{:,.1f}".format,
+    "popularity bias": "{:+.2f}".format,
+    "novelty": "{:.2f}".format,
+}
+"""How tables show a metric; coverage is in %. Others have three digits."""
 
 
 def summarize_lists(ranks: Ranks, data: Dataset) -> ListResults:
@@ -33,19 +38,26 @@ def summarize_lists(ranks: Ranks, data: Dataset) -> ListResults:
     if ranks.lists is None:
         return {}
     tables = {name: FeatureTable.open(data.folder / "features" / name) for name in data.feature_names}
+    attributes = item_attributes(data)
     train_counts, results = data.train_counts(), ListResults()
     for number, domain in enumerate(data.domains):
-        lists = ranks.lists[ranks.domains == number]
-        lists = lists[(lists >= 0).any(1)]
+        rows = (ranks.domains == number) & (ranks.lists >= 0).any(1)
+        lists, positions = ranks.lists[rows], ranks.positions[rows]
         if not len(lists):
             continue
         counts = train_counts[domain.start : domain.stop]
         shares = np.maximum(counts, 1) / max(counts.sum(), 1)
         results[domain.name] = {
             "coverage@10": len(np.unique(lists[lists >= 0])) / len(domain),
+            "Gini@10": gini(np.bincount(lists[lists >= 0] - domain.start, minlength=len(domain))),
             "popularity rank": mean_over_lists(popularity_ranks(counts), lists, domain),
+            "popularity bias": popularity_bias(counts, lists, data, positions, domain),
             "novelty": mean_over_lists(-np.log2(shares), lists, domain),
             **{f"diversity {name}": mean_diversity(table, lists) for name, table in tables.items()},
+            **{
+                f"calibration {attribute.name}": mean_divergence(attribute, data, positions, lists, domain)
+                for attribute in attributes
+            },
         }
     if len(results) > 1:
         results["overall"] = {
@@ -69,6 +81,37 @@ def mean_over_lists(values: Float64, lists: Int64, domain: Domain) -> float:
     is_listed = lists >= 0
     listed_values = np.where(is_listed, values[np.where(is_listed, lists - domain.start, 0)], 0)
     return float((listed_values.sum(1) / is_listed.sum(1)).mean())
+
+
+def gini(counts: npt.NDArray[np.integer]) -> float:
+    """Return the Gini index of counts: 0 if all are equal, towards 1 if one item has them all."""
+    places = np.arange(1, len(counts) + 1)
+    weighted = float((places * np.sort(counts)).sum())
+    return 2 * weighted / (len(counts) * float(counts.sum())) - (len(counts) + 1) / len(counts)
+
+
+def popularity_bias(
+    counts: npt.NDArray[np.integer], lists: Int64, data: Dataset, positions: Int64, domain: Domain
+) -> float | None:
+    """Return how much more popular the listed items are than those of the histories: 0 as popular, 1 twice.
+
+    It is the popularity lift of Abdollahpouri et al. (2019): g(lists) / g(histories) - 1, where g is the mean
+    over lists, or histories, of the mean number of training interactions of their items. Targets without a
+    history in the domain are left out; None where none remains.
+    """
+    items = np.asarray(data.items)
+    is_in_domain = (items >= domain.start) & (items < domain.stop)
+    values = np.where(is_in_domain, counts[np.where(is_in_domain, items - domain.start, 0)], 0)
+    starts = np.asarray(data.offsets)[data.users_at(positions)]
+    lengths, sums = (
+        totals[positions] - totals[starts]
+        for totals in (np.concatenate([[0], part.cumsum(dtype=np.int64)]) for part in (is_in_domain, values))
+    )
+    has_history = lengths > 0
+    chosen = float((sums[has_history] / lengths[has_history]).mean()) if has_history.any() else 0.0
+    if not chosen:
+        return None
+    return mean_over_lists(counts.astype(np.float64), lists[has_history], domain) / chosen - 1
 
 
 def mean_diversity(table: FeatureTable, lists: Int64) -> float | None:
@@ -105,8 +148,10 @@ def list_metric_names(results: Mapping[str, ListResults]) -> list[str]:
 
 def list_header(metrics: list[str]) -> list[str]:
     """Return the headings of the columns of a table, with units."""
-    units = {"coverage@10": " (%)", "novelty": " (bits)"}
-    return [name + units.get(name, "") for name in metrics]
+    units = {"coverage@10": " (%)", "novelty": " (bits)", "calibration": " (nats)"}
+    return [
+        name + units.get("calibration" if name.startswith("calibration ") else name, "") for name in metrics
+    ]
 
 
 def list_cells(row: Mapping[str, float | None], metrics: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.list_metrics import ListResults, summarize_lists
-from hafvt.evaluation.metrics import MetricValue, Results, summarize
+from hafvt.evaluation.metrics import Metric, MetricValue, Results, summarize
 from hafvt.evaluation.negatives import NUM_NEGATIVES
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.ranks import Ranks
@@ -32,14 +32,16 @@ def write_results(
     protocol: Protocol,
     targets: str = "test targets",
     half_ties: Ranks | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Results:
     """Write ranks.parquet and results.json into a folder, and return the metrics per domain and overall.
 
     `targets` says what the targets are, in words for reports. `half_ties` are the ranks with ties at half, if
-    the protocol has another rule. Of several processes, process 0 writes.
+    the protocol has another rule. `metrics` are those of every evaluation by default. Of several processes,
+    process 0 writes.
     """
     names = [domain.name for domain in data.domains]
-    results, notes = summarize(ranks, names), _notes(ranks, data, protocol)
+    results, notes = summarize(ranks, names, metrics=metrics), _notes(ranks, data, protocol)
     if process_index() > 0:
         return results
     ranks.write(folder / RANKS, data)
@@ -53,25 +55,29 @@ def write_results(
         "description": "; ".join([description, *notes]),
         "notes": notes,
         "results": results_to_json(results),
-        **{name: results_to_json(part) for name, part in _results_by_novelty(ranks, data).items()},
+        **{n: results_to_json(part) for n, part in _results_by_novelty(ranks, data, metrics).items()},
         "lists": summarize_lists(ranks, data),
         "sha256": {RANKS: sha256(folder / RANKS)},
     }
     if (other := ranks.by_other_rule()) is not None:
-        content[OTHER_CANDIDATES] = results_to_json(summarize(other, names))
+        content[OTHER_CANDIDATES] = results_to_json(summarize(other, names, metrics=metrics))
     if half_ties is not None:
-        content[HALF_TIES] = results_to_json(summarize(half_ties, names))
+        content[HALF_TIES] = results_to_json(summarize(half_ties, names, metrics=metrics))
     write_json(folder / "results.json", content, checksum=True)
     return results
 
 
-def _results_by_novelty(ranks: Ranks, data: Dataset) -> dict[str, Results]:
+def _results_by_novelty(
+    ranks: Ranks, data: Dataset, metrics: Mapping[str, Metric] | None
+) -> dict[str, Results]:
     """Return the metrics of new targets and of repeats, see `read_results_by_novelty`."""
     if not ranks.is_repeat.any():
         return {}
     names = [domain.name for domain in data.domains]
     parts = dict(zip(NOVELTY, (~ranks.is_repeat, ranks.is_repeat), strict=True))
-    return {name: summarize(ranks, names, rows) for name, rows in parts.items() if rows.any()}
+    return {
+        name: summarize(ranks, names, rows, metrics=metrics) for name, rows in parts.items() if rows.any()
+    }
 
 
 def _notes(ranks: Ranks, data: Dataset, protocol: Protocol) -> list[str]:

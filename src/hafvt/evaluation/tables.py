@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from hafvt.evaluation.list_metrics import ListResults, list_cells, list_header, list_metric_names
-from hafvt.evaluation.metrics import MetricValue, Results
+from hafvt.evaluation.metrics import METRICS_AT, MetricValue, Results
 from hafvt.tables import align_columns, markdown_table, percent
 
 
@@ -82,6 +82,21 @@ def plain_table(results: Mapping[str, Results], *, mark_best: bool = True) -> st
             table += [cells, intervals] if any(map(str.strip, intervals)) else [cells]
     legend = "in %, below each value its 95 % interval" + ("; * best of its domain" if mark_best else "")
     return "\n".join([*align_columns(table), legend])
+
+
+def plain_table_at(results: Results) -> str:
+    """Return a table for the terminal with a row for each domain and each k that all metrics of k have."""
+    names = list(METRICS_AT)
+    suffixes = {metric.partition("@")[2] for metric in metrics_of({"": results})}
+    ks = sorted(int(suffix) for suffix in suffixes if suffix.isdigit())
+    rows = [
+        [f"  {domain} @{k}", *(percent(row[f"{name}@{k}"].value) for name in names)]
+        for domain, row in results.items()
+        for k in ks
+        if all(f"{name}@{k}" in row for name in names)
+    ]
+    legend = "in %; results.json has the intervals"
+    return "\n".join([*align_columns([["first k items", *names], *rows]), legend])
 
 
 def plain_list_table(results: ListResults) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.list_metrics import ListResults
-from hafvt.evaluation.metrics import Results
+from hafvt.evaluation.metrics import METRICS, Metric, Results, metrics_at
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.ranks import Ranks
 from hafvt.evaluation.results import (
@@ -26,7 +27,7 @@ from hafvt.evaluation.results import (
     read_results_by_novelty,
     write_results,
 )
-from hafvt.evaluation.tables import plain_list_table, plain_table
+from hafvt.evaluation.tables import plain_list_table, plain_table, plain_table_at
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
 from hafvt.files import explained_write_errors
@@ -56,8 +57,8 @@ class Evaluation:
             repeats.
         random_order: with `cold` the expected metrics of a random order, else empty.
         other_results: the metrics by the other rule for items of the history; empty without repeats.
-        list_results: coverage, popularity, novelty and diversity of the recommended lists; empty for
-            protocols that draw negatives.
+        list_results: coverage, Gini, popularity, novelty, diversity and calibration of the recommended
+            lists; empty for protocols that draw negatives.
     """
 
     model: str
@@ -98,7 +99,9 @@ class Evaluation:
             )
         rows |= {f"{self.model}, {OTHER_CANDIDATES}": self.other_results} if self.other_results else {}
         rows |= self.by_novelty
-        table = plain_table(rows, mark_best=False)
+        table = plain_table(_select(rows, METRICS), mark_best=False)
+        if any(metric not in METRICS for row in self.results.values() for metric in row):
+            lines.insert(0, plain_table_at(self.results))
         if self.list_results:
             lines.insert(0, plain_list_table(self.list_results))
         lines.append(read_description(self.folder))
@@ -112,6 +115,7 @@ def evaluate(
     protocol: str = "full",
     split: Literal["test", "valid"] = "test",
     candidates: CandidateRule = "auto",
+    at: list[int] | None = None,
     cold: bool = False,
     data: str | Path | Dataset | None = None,
     device: Device = "cpu",
@@ -121,10 +125,11 @@ def evaluate(
 
     By default a target is ranked among the items that `recommend` may list, and a tie counts half. MRR,
     NDCG@5, NDCG@10 and HR@1/5/10 have 95 % bootstrap intervals over users, per domain and as the mean of the
-    domains. Coverage, popularity, novelty and diversity describe the recommended lists of 10 items. Several
-    processes, by `devices` or torchrun, share the targets; the ranks do not depend on their number.
+    domains. Coverage, Gini, popularity, novelty, diversity and calibration describe the recommended lists of
+    10 items. Several processes, by `devices` or torchrun, share the targets; the ranks do not depend on their
+    number.
 
-    Example: hafvt evaluate runs/hafvt --protocol full
+    Example: hafvt evaluate runs/hafvt --protocol full --at 5 10 20
 
     Args:
         run: the folder that train wrote.
@@ -137,6 +142,7 @@ def evaluate(
             the items of the history, and a target that is among them counts as missed; auto is the
             choice of the training: by default, all in domains where more than 5 % of the next items are
             repeats (see info), and unseen in others.
+        at: also give NDCG, HR, recall, precision, MAP and MRR of the first k items, for each k of a list.
         cold: rank the items that `prepare --hold-out-items` held out of training instead, among the items of
             their domain that are candidates by default; the expected metrics of a random order stand beside.
         data: the dataset, where it has moved since training.
@@ -147,16 +153,20 @@ def evaluate(
         HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
     """
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
-    if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto"):
-        raise ArgumentError("--cold ranks by its own rule: leave out --protocol, --split and --candidates")
+    metrics = metrics_at(at or [])
+    if cold and (not ranking.ranks_all_items or split != "test" or candidates != "auto" or at):
+        raise ArgumentError(
+            "--cold ranks by its own rule: leave out --protocol, --split, --candidates and --at"
+        )
     if devices == 1:
-        return _evaluate(run, ranking, split, cold, data, device)
+        return _evaluate(run, ranking, split, metrics, cold, data, device)
     if cold or num_processes() > 1:
         raise ArgumentError("--devices starts processes: leave it out with torchrun, and with --cold")
     options = {"protocol": protocol, "split": split, "candidates": candidates, "device": device}
     if data is not None:
         options["data"] = str(data.folder if isinstance(data, Dataset) else data)
-    launch_processes(["evaluate", str(run), *(f"--{k}={v}" for k, v in options.items())], devices)
+    arguments = [*(f"--{k}={v}" for k, v in options.items()), *(f"--at={k}" for k in at or [])]
+    launch_processes(["evaluate", str(run), *arguments], devices)
     opened = open_run(run, data, models=())
     folder = _results_folder(opened, ranking, split)
     positions = opened.data.test if split == "test" else opened.data.valid
@@ -168,6 +178,7 @@ def _evaluate(
     run: Folder,
     ranking: Protocol,
     split: Literal["test", "valid"],
+    metrics: Mapping[str, Metric],
     cold: bool,
     data: str | Path | Dataset | None,
     device: str,
@@ -197,11 +208,19 @@ def _evaluate(
     with explained_write_errors(folder):
         folder.mkdir(exist_ok=True)
     ties = None if ranking.ties_count_half else half_ties
-    write_results(folder, opened.data, ranks, ranking, f"{split} targets", ties)
+    write_results(folder, opened.data, ranks, ranking, f"{split} targets", ties, metrics)
     if process_index() == 0:
         write_run_report(opened, folder, ranking.candidates if ranking.ranks_all_items else None)
     barrier()  # all processes read what process 0 has written
     return _read_evaluation(opened, folder, ranks)
+
+
+def _select(rows: Mapping[str, Results], metrics: Mapping[str, Metric]) -> dict[str, Results]:
+    """Return the results of some metrics."""
+    return {
+        label: {domain: {m: v for m, v in row.items() if m in metrics} for domain, row in results.items()}
+        for label, results in rows.items()
+    }
 
 
 def _training_rule(run: Run, ranking: Protocol) -> Protocol:

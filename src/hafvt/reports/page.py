@@ -34,6 +34,9 @@ METRIC_MEANINGS = {
     "MRR": "mean reciprocal rank: 100 if the item chosen next always came first, 50 if always second",
     "NDCG": "like a hit rate, but a lower place counts less",
     "HR": "hit rate: how often, of 100 times, the item chosen next was among the first k",
+    "recall": "as the hit rate, since one item is chosen next",
+    "precision": "the hit rate divided by k",
+    "MAP": "as the MRR, but 0 where the item chosen next is not among the first k",
 }
 
 

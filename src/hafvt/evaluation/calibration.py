@@ -1,0 +1,123 @@
+"""Calibration of recommended lists: do they have the attribute shares of the histories?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from hafvt.data.dataset import ITEM_COLUMNS, Dataset, Domain, Int64
+from hafvt.data.schema import RELATION_COLUMNS
+from hafvt.evaluation.ranks import Float64
+
+NO_ATTRIBUTES = (*ITEM_COLUMNS, *RELATION_COLUMNS, "image_url")
+MAX_VALUES = 1000
+"""A column of text with more distinct values, such as a description, is no attribute."""
+SMOOTHING = 0.01  # share of the history in the list's distribution, so that the divergence is finite
+LISTS_PER_CHUNK = 1024  # lists that are in memory at a time with what belongs to them
+
+
+@dataclass(frozen=True)
+class ItemAttribute:
+    """The values of the items in one column, such as genres: none, one or several.
+
+    Attributes:
+        name: of the column.
+        offsets: (items + 1,) where the values of each item start.
+        values: (n,) numbers of values, item after item.
+        num_values: number of distinct values.
+    """
+
+    name: str
+    offsets: Int64
+    values: Int64
+    num_values: int
+
+    def shares(self, rows: Int64, items: Int64, num_rows: int) -> Float64:
+        """Return the share of each value in each of several groups of items, (num_rows, values).
+
+        An item with several values counts as a fraction of each. Without any value, a row is zero.
+
+        Args:
+            rows: (m,) number of the group of each item.
+            items: (m,) item indices.
+            num_rows: number of groups.
+        """
+        counts = (self.offsets[1:] - self.offsets[:-1])[items]
+        places = np.arange(counts.sum()) + np.repeat(self.offsets[items] - counts.cumsum() + counts, counts)
+        cells = np.repeat(rows, counts) * self.num_values + self.values[places]
+        weights = np.repeat(1 / np.maximum(counts, 1), counts)
+        sums = np.bincount(cells, weights, minlength=num_rows * self.num_values)
+        sums = sums.reshape(num_rows, self.num_values)
+        shares: Float64 = sums / np.maximum(sums.sum(1, keepdims=True), 1e-12)
+        return shares
+
+
+def item_attributes(data: Dataset) -> list[ItemAttribute]:
+    """Return the attributes in a dataset's item table: columns of text, or lists of text, with few values.
+
+    A text such as "Drama|Comedy" is two values.
+    """
+    return list(_read_attributes(data.item_table.select(pl.exclude(NO_ATTRIBUTES))))
+
+
+def _read_attributes(table: pl.DataFrame) -> Iterator[ItemAttribute]:
+    for column in table.select(pl.col(pl.String, pl.List(pl.String))).iter_columns():
+        lists = column.str.split("|") if column.dtype == pl.String else column
+        lists = lists.list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls()).list.unique()
+        values = lists.explode().drop_nulls()
+        names = values.unique().sort()
+        if 2 <= len(names) <= MAX_VALUES:
+            counts = lists.list.len().fill_null(0).to_numpy()
+            offsets = np.concatenate([[0], counts.cumsum(dtype=np.int64)])
+            codes = values.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
+            yield ItemAttribute(column.name, offsets, codes, len(names))
+
+
+def mean_divergence(
+    attribute: ItemAttribute, data: Dataset, positions: Int64, lists: Int64, domain: Domain
+) -> float | None:
+    """Return the mean Kullback-Leibler divergence of lists from histories in attribute shares, in nats.
+
+    This is the calibration metric of Steck (RecSys 2018): sum over values of p log(p / q'), where p are the
+    shares in the history, q those in the list, and q' = 0.99 q + 0.01 p. 0 means equal shares. Histories are
+    the items of the domain before the target. Targets whose history or list has no value are left out.
+
+    Args:
+        attribute: of the items.
+        data: holds the histories.
+        positions: (n,) of the targets.
+        lists: (n, k) item indices, -1 for padding.
+        domain: of the targets.
+    """
+    divergences = []
+    for start in range(0, len(lists), LISTS_PER_CHUNK):
+        part, part_positions = (
+            lists[start : start + LISTS_PER_CHUNK],
+            positions[start : start + LISTS_PER_CHUNK],
+        )
+        is_listed = part >= 0
+        listed = attribute.shares(np.nonzero(is_listed)[0], part[is_listed], len(part))
+        rows, items = domain_histories(data, part_positions, domain)
+        chosen = attribute.shares(rows, items, len(part))
+        is_defined = (listed.sum(1) > 0) & (chosen.sum(1) > 0)
+        p, q = chosen[is_defined], listed[is_defined]
+        smoothed = (1 - SMOOTHING) * q + SMOOTHING * p
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(p > 0, p * np.log(p / smoothed), 0.0)
+        divergences.append(terms.sum(1))
+    values = np.concatenate(divergences)
+    return float(values.mean()) if len(values) else None
+
+
+def domain_histories(data: Dataset, positions: Int64, domain: Domain) -> tuple[Int64, Int64]:
+    """Return the items of a domain before each target: row numbers of the targets (m,) and items (m,)."""
+    starts = np.asarray(data.offsets)[data.users_at(positions)]
+    lengths = positions - starts
+    rows = np.repeat(np.arange(len(positions)), lengths)
+    places = np.arange(len(rows)) + np.repeat(positions - lengths.cumsum(), lengths)
+    items = np.asarray(data.items)[places].astype(np.int64)
+    is_in_domain = (items >= domain.start) & (items < domain.stop)
+    return rows[is_in_domain], items[is_in_domain]

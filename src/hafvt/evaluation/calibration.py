@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import ITEM_COLUMNS, Dataset, Domain, Int64
-from hafvt.data.schema import RELATION_COLUMNS
+from hafvt.data.attributes import attribute_names
+from hafvt.data.dataset import Dataset, Domain, Int64
 from hafvt.evaluation.ranks import Float64
 
-NO_ATTRIBUTES = (*ITEM_COLUMNS, *RELATION_COLUMNS, "image_url")
 MAX_VALUES = 1000
-"""A column of text with more distinct values, such as a description, is no attribute."""
+"""An attribute with more distinct values, such as a description, has no calibration."""
 SMOOTHING = 0.01  # share of the history in the list's distribution, so that the divergence is finite
 LISTS_PER_CHUNK = 1024  # lists that are in memory at a time with what belongs to them
 
@@ -56,11 +55,11 @@ class ItemAttribute:
 
 
 def item_attributes(data: Dataset) -> list[ItemAttribute]:
-    """Return the attributes in a dataset's item table: columns of text, or lists of text, with few values.
+    """Return the attributes in a dataset's item table that are text, or lists of text, with few values.
 
     A text such as "Drama|Comedy" is two values.
     """
-    return list(_read_attributes(data.item_table.select(pl.exclude(NO_ATTRIBUTES))))
+    return list(_read_attributes(data.item_table.select(attribute_names(data.item_table))))
 
 
 def _read_attributes(table: pl.DataFrame) -> Iterator[ItemAttribute]:

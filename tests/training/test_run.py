@@ -34,9 +34,11 @@ def change_manifest(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({name: value for name, value in about.items() if name != "checksum"}))
 
 
-def test_open_run_with_another_dataset_is_refused(sasrec_run, make_small):
+def test_open_run_without_a_catalog_refuses_another_dataset(sasrec_run, make_small, tmp_path):
+    folder = copy_run(sasrec_run, tmp_path / "run")
+    shutil.rmtree(folder / "catalog")
     with pytest.raises(HafvtError, match="not the dataset"):
-        open_run(sasrec_run.folder, make_small(seed=5))
+        open_run(folder, make_small(seed=5))
 
 
 def test_open_run_with_damaged_weights_is_refused(sasrec_run, tmp_path):

@@ -47,7 +47,7 @@ ARRAYS = {
 }
 """Name and dtype of the arrays of a dataset; without held-out items there are no `cold_targets`."""
 
-DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives"))
+DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives", "relations.npz"))
 TABLES = ("items.parquet", "users.parquet")
 REMEDY = "prepare the dataset again"
 
@@ -100,8 +100,10 @@ class Dataset:
     cold_targets: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path, *, catalog: bool = False) -> Self:
         """Open a dataset folder after comparing its files with their hashes; large arrays are memory-mapped.
+
+        With `catalog`, it is the catalog of a run, see `is_catalog`.
 
         Raises:
             HafvtError: the folder is missing, damaged, or of another format.
@@ -125,6 +127,8 @@ class Dataset:
             hashes = {name: manifest["sha256"][name] for name in (*map("{}.npy".format, names), *TABLES)}
             counts = manifest["interactions"], manifest["users"]
         verify_json(folder / "manifest.json", manifest, REMEDY)
+        if not catalog and "catalog_of" in manifest:
+            raise HafvtError(f"{folder} is the catalog of a run, without histories: name a dataset")
         verify_files(folder, hashes, REMEDY)
         arrays = {}
         for name in names:
@@ -138,6 +142,11 @@ class Dataset:
     def __fspath__(self) -> str:
         """Return the folder: functions that take the folder of a dataset take the dataset, too."""
         return str(self.folder)
+
+    @property
+    def is_catalog(self) -> bool:
+        """Whether this is what a run keeps of its dataset: items, counts and vectors, without histories."""
+        return "catalog_of" in self.manifest
 
     @property
     def num_users(self) -> int:
@@ -223,11 +232,17 @@ class Dataset:
 
     def train_counts(self) -> Int64:
         """Return how often each item occurs in the training part, (items,)."""
+        if self.is_catalog:
+            return self.item_table["train_count"].to_numpy()
         starts = np.asarray(self.offsets[:-1])
         changes = np.zeros(len(self.items) + 1, dtype=np.int8)  # 1: training part starts, -1: ends
         np.add.at(changes, starts, 1)
         np.add.at(changes, starts + self.train_lengths, -1)
         return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
+
+    def item_ids_at(self, positions: Int64) -> pl.Series:
+        """Return the id of the item at each position of the flat arrays."""
+        return self.item_table["item_id"].gather(np.asarray(self.items)[positions])
 
     @cached_property
     def seconds(self) -> Int64 | None:
@@ -328,7 +343,7 @@ def write_dataset(
             "sha256": hash_files(temporary),
         }
         write_json(temporary / "manifest.json", manifest, checksum=True)
-    return Dataset.open(folder)
+    return Dataset.open(folder, catalog="catalog_of" in manifest)
 
 
 def replace_item_table(folder: Path, table: pl.DataFrame, **changes: Any) -> None:

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from hafvt.data.attributes import RELATION_COLUMNS
 from hafvt.data.dataset import Dataset, Int64
+from hafvt.files import explained_read_errors
 
 TRANSITION = "transition"
 WITHIN_DOMAIN = "transition-within"
+RELATIONS = "relations.npz"
+"""File with the links in the catalog of a run."""
 
 
 def read_relations(data: Dataset) -> dict[str, Tensor]:
@@ -22,6 +25,10 @@ def read_relations(data: Dataset) -> dict[str, Tensor]:
     `RELATION_COLUMNS` that the item table has links an item to the listed items of the catalog. Validation
     and test targets contribute no link.
     """
+    if data.is_catalog:
+        path = data.folder / RELATIONS
+        with explained_read_errors(path, "train the model again"), np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(links.astype(np.int64)) for name, links in file.items()}
     positions = data.train_positions()
     users, items = data.users_at(positions), np.asarray(data.items)[positions].astype(np.int64)
     domains = data.domains_of(items)

@@ -63,7 +63,7 @@ class Ranks:
             {
                 "user_id": data.user_ids.gather(self.users),
                 "domain": names[self.domains],
-                "item_id": data.item_table["item_id"].gather(np.asarray(data.items)[self.positions]),
+                "item_id": data.item_ids_at(self.positions),
                 "request_time": pl.Series(
                     [None] * len(self.positions) if times is None else times, dtype=pl.Int64
                 ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
@@ -30,6 +31,7 @@ from hafvt.evaluation.results import (
 from hafvt.evaluation.tables import plain_list_table, plain_table, plain_table_at
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.experiments.cold_evaluation import rank_cold_targets
+from hafvt.experiments.newer_evaluation import rank_newer_targets
 from hafvt.files import explained_write_errors
 from hafvt.ops.collectives import barrier, process_group
 from hafvt.ops.device import process_device
@@ -38,7 +40,7 @@ from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
 from hafvt.settings import Device, Devices, Folder, check_arguments
 from hafvt.training.launch import launch_processes
-from hafvt.training.run import Run, open_run
+from hafvt.training.run import Run, histories_of, open_run
 
 TIE_TOLERANCE = 0.001  # a smaller effect of the tie rule, as a fraction of 1, gives no warning
 
@@ -145,12 +147,14 @@ def evaluate(
         at: also give NDCG, HR, recall, precision, MAP and MRR of the first k items, for each k of a list.
         cold: rank the items that `prepare --hold-out-items` held out of training instead, among the items of
             their domain that are candidates by default; the expected metrics of a random order stand beside.
-        data: the dataset, where it has moved since training.
+        data: the dataset, where it has moved since training, or a newer one: its targets are ranked among the
+            items of the run, matched by their ids. Targets with other items count as missed. The results are
+            in the subfolder named after split and dataset, such as test-2026-12-07.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: processes that rank together on this machine, with cuda each on a GPU of its own.
 
     Raises:
-        HafvtError: the run is not finished, the dataset is another one, or options exclude each other.
+        HafvtError: the run is not finished, the dataset has no targets, or options exclude each other.
     """
     ranking = get_protocol(protocol, candidates)  # checks both before the run is opened
     metrics = metrics_at(at or [])
@@ -162,12 +166,14 @@ def evaluate(
         return _evaluate(run, ranking, split, metrics, cold, data, device)
     if cold or num_processes() > 1:
         raise ArgumentError("--devices starts processes: leave it out with torchrun, and with --cold")
+    opened = open_run(run, data, models=())
+    if opened.data.is_catalog:
+        raise ArgumentError(f"--devices needs the dataset that {run} was trained on: leave it out")
     options = {"protocol": protocol, "split": split, "candidates": candidates, "device": device}
     if data is not None:
         options["data"] = str(data.folder if isinstance(data, Dataset) else data)
     arguments = [*(f"--{k}={v}" for k, v in options.items()), *(f"--at={k}" for k in at or [])]
     launch_processes(["evaluate", str(run), *arguments], devices)
-    opened = open_run(run, data, models=())
     folder = _results_folder(opened, ranking, split)
     positions = opened.data.test if split == "test" else opened.data.valid
     return _read_evaluation(opened, folder, Ranks.read(folder / RANKS, opened.data, np.asarray(positions)))
@@ -186,6 +192,9 @@ def _evaluate(
     """Return `evaluate` in this process, and in others that torchrun started."""
     target_device = process_device(device)
     opened = open_run(run, data)
+    if opened.data.is_catalog:
+        newer = histories_of(opened, data)
+        return _evaluate_newer(opened, newer, ranking, split, metrics, cold, target_device)
     if cold:
         ranks, results, random_order = rank_cold_targets(opened, target_device)
         return Evaluation(opened.name, results, ranks, {}, opened.folder / "cold", random_order=random_order)
@@ -221,6 +230,32 @@ def _select(rows: Mapping[str, Results], metrics: Mapping[str, Metric]) -> dict[
         label: {domain: {m: v for m, v in row.items() if m in metrics} for domain, row in results.items()}
         for label, results in rows.items()
     }
+
+
+def _evaluate_newer(
+    opened: Run,
+    data: Dataset,
+    ranking: Protocol,
+    split: Literal["test", "valid"],
+    metrics: Mapping[str, Metric],
+    cold: bool,
+    device: torch.device,
+) -> Evaluation:
+    """Return the evaluation of a run on the targets of another dataset than that of its training."""
+    if cold or not ranking.ranks_all_items or num_processes() > 1:
+        raise ArgumentError(
+            f"{data.folder} is not the dataset that {opened.folder} was trained on, whose targets are ranked "
+            "by one process among all items: leave out --cold and --protocol, and torchrun"
+        )
+    ranking = _training_rule(opened, ranking)
+    newer_run, ranks, targets = rank_newer_targets(opened, data, split, ranking, device)
+    names = [split, data.folder.resolve().name] + [ranking.candidates] * (ranking.candidates != "auto")
+    folder = opened.folder / "-".join(names)
+    with explained_write_errors(folder):
+        folder.mkdir(exist_ok=True)
+    write_results(folder, newer_run.data, ranks, ranking, targets, metrics=metrics)
+    write_run_report(newer_run, folder, ranking.candidates)
+    return _read_evaluation(opened, folder, ranks)
 
 
 def _training_rule(run: Run, ranking: Protocol) -> Protocol:

@@ -177,6 +177,9 @@ def load_item_features(
 
 def time_knots(data: Dataset) -> Tensor | None:
     """Return `NUM_TIME_KNOTS` quantiles of training times, (K,), or None; see `ItemFeatures`."""
+    if data.is_catalog:
+        saved = data.manifest["time_knots"]
+        return None if saved is None else torch.tensor(saved)
     positions = data.train_positions()
     if data.seconds is None or not len(positions):
         return None

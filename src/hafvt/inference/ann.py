@@ -30,7 +30,7 @@ from hafvt.inference.recommender import Recommender
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.progress import peak_memory_gib, progress
 from hafvt.settings import Folder, PositiveCount, check_arguments
-from hafvt.training.run import open_run
+from hafvt.training.run import histories_of, open_run
 
 # Items of a domain; in smaller ones, candidates would be a large part of all items.
 MIN_ITEMS_TO_BUILD = 5_000
@@ -124,7 +124,7 @@ def index(
         exclude_seen = (True,) * len(catalog.domains)
         exact = Recommender(scorer, catalog, exclude_seen)
         approximate = Recommender(scorer, catalog, exclude_seen, FaissCandidateGenerator(models, indexes))
-        sample = sample_histories(trained_run.data, histories)
+        sample = sample_histories(histories_of(trained_run, data), histories)
         recalls, cells, probes = {}, {}, {}
         for domain in domains:
             name = catalog.domains[domain].name

@@ -23,6 +23,7 @@ from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
 from hafvt.files import explained_read_errors, read_json, verify_files, verify_json
+from hafvt.folders import recover_folder
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -30,6 +31,7 @@ from hafvt.models.item_embeddings import saved_clusters
 from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
+from hafvt.training.run_catalog import CATALOG
 
 FORMAT = 2
 """Number of the run format, in model.json and config.yaml; changes when older runs cannot be read."""
@@ -47,7 +49,8 @@ class Run:
         models: the model of each domain with its best weights, in evaluation mode. All domains share one
             model, except under a protocol where each domain keeps its own best checkpoint. Empty in
             processes other than 0 after a training with a sharded catalog.
-        data: the dataset.
+        data: the dataset; where it was removed or prepared again, the run's catalog, see
+            `Dataset.is_catalog`.
         manifest: content of model.json.
     """
 
@@ -103,6 +106,8 @@ class Run:
 
 def fingerprint(data: Dataset) -> str:
     """Return a hash that changes with the histories, the catalog or the split of a dataset."""
+    if data.is_catalog:
+        return str(data.manifest["catalog_of"])
     hashes = data.manifest["sha256"]
     return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_lengths.npy"))
 
@@ -145,7 +150,7 @@ def model_item_features(
 def _uses_dates(data: Dataset, config: ModelConfig) -> bool:
     """Return whether a model's states depend on the date of the request, see `HafVtConfig.request_time`."""
     decided: bool | None = getattr(config, "request_time", False)
-    if decided and data.seconds is None:
+    if decided and data.seconds is None and not data.is_catalog:
         raise HafvtError(
             f"{data.folder} has no dates (all times must lie after March 1973): leave out request_time"
         )
@@ -185,9 +190,12 @@ def open_run(
         data: the dataset, if it is no longer where it was during the training.
         models: those of the domains with the run's weights, where they are in memory.
 
+    Returns:
+        The run. Its `data` is the dataset or, where that was removed or prepared again, the run's catalog.
+
     Raises:
-        HafvtError: the run is unfinished, damaged or of another format, or the dataset is not the one that
-            it was trained on.
+        HafvtError: the run is unfinished, damaged or of another format; or it has no catalog, and the dataset
+            is not the one that it was trained on.
     """
     folder = Path(folder)
     path = folder / "model.json"
@@ -200,13 +208,7 @@ def open_run(
         hashes = manifest.get("sha256", {})
         config_class = MODELS[name].config_class
         data = data or manifest["data"]
-    data = data if isinstance(data, Dataset) else Dataset.open(data)
-    if fingerprint(data) != dataset:
-        raise HafvtError(
-            f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data"
-        )
-    if feature_hashes(data, features) != features:
-        raise HafvtError(f"{data.folder}: its features changed since {folder} was trained: train it again")
+    data = _training_data(folder, data, dataset, features)
     if unknown := set(values) - set(config_class.model_fields):
         raise HafvtError(
             f"{folder} was trained with {min(unknown)}, which this version does not know: train it again"
@@ -232,6 +234,51 @@ def open_run(
         models.append(model.eval())
     models = models if len(models) > 1 else models * len(data.domains)
     return Run(folder, name, config, tuple(models), data, manifest)
+
+
+def _training_data(
+    folder: Path, data: str | Path | Dataset, trained_on: str, features: dict[str, str]
+) -> Dataset:
+    """Return the dataset of a run if it is unchanged, or else the run's catalog.
+
+    Args:
+        folder: of the run.
+        data: the dataset.
+        trained_on: its fingerprint in the training.
+        features: its `feature_hashes` in the training.
+    """
+    has_catalog = (folder / CATALOG).exists()
+    if not isinstance(data, Dataset):
+        recover_folder(data)
+        if has_catalog and not (Path(data) / "manifest.json").exists():
+            return Dataset.open(folder / CATALOG, catalog=True)
+        data = Dataset.open(data)
+    is_same = fingerprint(data) == trained_on
+    if is_same and feature_hashes(data, list(features)) == features:
+        return data
+    if has_catalog:
+        return Dataset.open(folder / CATALOG, catalog=True)
+    if is_same:
+        raise HafvtError(f"{data.folder}: its features changed since {folder} was trained: train it again")
+    raise HafvtError(
+        f"{data.folder} is not the dataset that {folder} was trained on: name the right one with --data"
+    )
+
+
+def histories_of(run: Run, data: str | Path | Dataset | None = None) -> Dataset:
+    """Return the dataset of a run with its histories: a newer one where it was prepared again.
+
+    Args:
+        run: the opened run.
+        data: the dataset, if it is no longer where it was during the training.
+
+    Raises:
+        HafvtError: there is no dataset.
+    """
+    if not run.data.is_catalog:
+        return run.data
+    data = data or run.manifest["data"]
+    return data if isinstance(data, Dataset) else Dataset.open(data)
 
 
 def _reason_without_model(folder: Path) -> str:

@@ -38,6 +38,7 @@ from hafvt.training.run import (
     open_run,
     weight_files,
 )
+from hafvt.training.run_catalog import write_catalog
 from hafvt.training.trainer import RETRAIN_REMEDY, Trainer
 
 
@@ -209,6 +210,15 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         # Until model.json is replaced, the previous and the new weights are valid.
         valid_hashes = {name: f"{hashes[name]} {value}" for name, value in previous["sha256"].items()}
         write_json(folder / "model.json", previous | {"sha256": valid_hashes}, checksum=True)
+    model = trainer.model
+    write_catalog(
+        folder,
+        trainer.data,
+        settings["dataset"],
+        tuple(settings["features"]),
+        relations=model.uses_relations,
+        times=bool(settings["config"].get("request_time")),
+    )
     for name, path in files.items():
         with atomic_file(folder / name, path.stat().st_size) as temporary:
             shutil.copyfile(path, temporary)

@@ -125,7 +125,11 @@ def test_recommend_wrong_field_is_named_with_the_remedy(client, change, message)
 
 def test_recommend_missing_field_and_other_bodies_are_explained(client):
     send = partial(client.post, "/recommend", headers={"Content-Type": "application/json"})
-    assert send(content=b'{"domain": "d0"}').json()["error"].startswith("history is missing: give it")
+    assert send(content=b'{"history": []}').json()["error"].startswith("domain is missing: give it")
+    neither = send(content=b'{"domain": "d0"}').json()["error"]
+    assert neither.startswith("the body is wrong: history and user_id are missing: give one of them")
+    both = send(content=b'{"domain": "d0", "history": [], "user_id": "u1"}').json()["error"]
+    assert both.startswith("the body is wrong: it has both history and user_id: give one of them")
     assert send(content=b"[]").json()["error"].startswith("the body is no object: send one in JSON")
     assert send(content=b"{").json()["error"].startswith("the body is not JSON (")
     assert client.get("/items?limit=x").json()["error"].startswith("limit is no whole number: give one")
@@ -237,6 +241,17 @@ def test_users_are_listed_with_their_histories(client, served_data):
     pictures = {item["item_id"]: item["picture"] for user in page["users"] for item in user["history"]}
     assert None in pictures.values()  # the page requests no picture of these items
     assert client.get("/users/nobody").status_code == 404
+
+
+def test_recommend_and_explain_user_has_the_users_history(client):
+    history = [item["item_id"] for item in client.get("/users/u1").json()["history"]]
+    requests = {"/recommend": {"domain": "d0", "k": 5}, "/explain": {"item": "i3"}}
+    for path, fields in requests.items():
+        answer = client.post(path, json={"user_id": "u1", **fields})
+        assert answer.status_code == 200
+        assert answer.json() == client.post(path, json={"history": history, **fields}).json()
+    answer = client.post("/recommend", json={"user_id": "nobody", "domain": "d0"})
+    assert (answer.status_code, "no such user: send a history" in answer.json()["error"]) == (404, True)
 
 
 def test_metrics_label_requests_by_route_pattern(client):

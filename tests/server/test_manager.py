@@ -16,6 +16,8 @@ from hafvt.inference.recommender import Recommender
 from hafvt.server import manager
 from hafvt.server.app import create_app
 from hafvt.server.manager import LoadedModel, ModelSource
+from hafvt.training.train import train
+from tests.conftest import write_small
 from tests.served import replace_model, wait_until
 
 BODY = {"history": ["i3"], "domain": "d0"}
@@ -99,6 +101,40 @@ def test_users_without_the_dataset_are_none(served_run, monkeypatch):
         assert client.get("/model").json()["has_users"] is False
         assert client.get("/users").json() == {"users": [], "total": 0}
         assert client.get("/users/u1").status_code == 404
+        answer = client.post("/recommend", json={"user_id": "u1", "domain": "d0"})
+        assert (answer.status_code, "this server has no dataset" in answer.json()["error"]) == (404, True)
+
+
+def test_server_of_a_run_whose_dataset_was_prepared_again_has_the_new_users(tmp_path):
+    data = write_small(tmp_path / "data")
+    train("sasrec", data, tmp_path / "run", params={"width": 8}, epochs=1, test=False)
+    shutil.rmtree(data.folder)
+    with TestClient(create_app(ModelSource(tmp_path / "run"))) as client:
+        expected = client.post("/recommend", json=BODY).json()
+        assert client.get("/model").json()["has_users"] is False
+    write_small(data.folder, users=60, sizes=(31, 21), seed=1)
+    with TestClient(create_app(ModelSource(tmp_path / "run"))) as client:
+        assert client.post("/recommend", json=BODY).json() == expected
+        assert client.get("/users").json()["total"] == 60
+        assert client.post("/recommend", json={"user_id": "u59", "domain": "d0"}).json()["items"]
+
+
+def test_manager_link_to_another_run_is_followed_and_taken_back(
+    tmp_path, served_run, sasrec_run, monkeypatch
+):
+    monkeypatch.setattr(manager, "CHECK_INTERVAL_S", 0.05)
+    current = tmp_path / "current"
+    current.symlink_to(served_run)
+
+    def swap(run):
+        (tmp_path / "next").symlink_to(run)
+        (tmp_path / "next").replace(current)
+
+    with TestClient(create_app(ModelSource(current))) as client:
+        for run, name in ((sasrec_run, "sasrec"), (served_run, "hafvt")):
+            swap(run)
+            wait_until(lambda name=name: model_name(client) == name)
+            assert client.post("/recommend", json=BODY).status_code == 200
 
 
 @pytest.mark.parametrize("damage", ["zeros", "cut short", "swapped"])

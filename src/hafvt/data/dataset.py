@@ -50,6 +50,8 @@ ARRAYS = {
 DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives", "relations.npz"))
 TABLES = ("items.parquet", "users.parquet")
 REMEDY = "prepare the dataset again"
+RUN_CATALOG = "catalog"
+"""Name of the folder of a run's catalog, see `Dataset.is_catalog`."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import RUN_CATALOG, Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import read_json
+from hafvt.folders import recover_folder
 from hafvt.inference.recommender import Recommender
 from hafvt.server.pictures import PictureCache
 from hafvt.server.prometheus import ServerMetrics
@@ -40,11 +41,25 @@ class ModelSource:
     data: Path | None = None
 
     def open_dataset(self) -> Dataset | None:
-        """Return the dataset, which has the histories of users; None for an export without `data`."""
+        """Return the dataset, which has the histories of users; it may be newer than the model.
+
+        Without `data`, it is None for an export, and for a run whose dataset was removed.
+        """
+        if self.data is not None:
+            return Dataset.open(self.data)
         manifest_path = self.folder / "model.json"  # exports have none
-        if self.data is None and not manifest_path.exists():
+        folder = Path(read_json(manifest_path)["data"]) if manifest_path.exists() else None
+        if folder is None:
             return None
-        return Dataset.open(self.data or read_json(manifest_path)["data"])
+        recover_folder(folder)
+        if (self.folder / RUN_CATALOG).exists() and not folder.exists():
+            logger.info("%s does not exist, so there are no users", folder)
+            return None
+        return Dataset.open(folder)
+
+    def resolve(self) -> ModelSource:
+        """Return the source with the folders that symbolic links lead to now."""
+        return ModelSource(self.folder.resolve(), self.data and self.data.resolve())
 
     def file_states(self) -> FileStates:
         """Return the states of the model's files, which differ after the model has changed.
@@ -85,6 +100,7 @@ class LoadedModel:
         Raises:
             HafvtError: there is no model, or its scores are not finite.
         """
+        source = source.resolve()  # so that all files are of one model if a link changes meanwhile
         recommender = Recommender.open(source.folder, source.data, threads=num_scoring_threads())
         catalog = recommender.catalog
         for index, domain in enumerate(catalog.domains):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
@@ -28,6 +28,8 @@ Limit = Annotated[int, Query(ge=1, le=schemas.MAX_ITEMS)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 Side = Annotated[int, Query(json_schema_extra={"enum": [160, 320]}, description="longest side in pixels")]
 
+UserRequestType = TypeVar("UserRequestType", bound=schemas.UserRequest)
+
 router = APIRouter()
 
 
@@ -46,6 +48,21 @@ def item_index(model: LoadedModel, item_id: str) -> int:
     if index is None:
         raise HTTPException(404, f"no item {item_id[:80]!r} in the catalog: /items lists all items")
     return index
+
+
+def with_history(body: UserRequestType, model: LoadedModel) -> UserRequestType:
+    """Return a request with the history of its user, if it names one.
+
+    Raises:
+        HTTPException: there is no such user, or the dataset was damaged.
+    """
+    if body.user_id is None:
+        return body
+    user = model.users.index_of(body.user_id) if model.users is not None else None
+    if model.users is None or user is None:
+        reason = "this server has no dataset with users" if model.users is None else "no such user"
+        raise HTTPException(404, f"{reason}: send a history, which may be empty; /users lists all users")
+    return body.model_copy(update={"history": model.users.last_ids(user, schemas.MAX_HISTORY_LENGTH)})
 
 
 @router.get("/health")
@@ -91,17 +108,18 @@ async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
 
 @router.post("/recommend", response_model=schemas.RecommendResponse, response_model_exclude_unset=True)
 async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request: Request) -> Any:
-    """Recommends the k best items of a domain for a history."""
+    """Recommends the k best items of a domain for a history, or for a user of the dataset."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
     key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares, body.time)
-    return await request.app.state.batcher.submit(key, body)
+    return await request.app.state.batcher.submit(key, with_history(body, model))
 
 
 @router.post("/explain", response_model=schemas.ExplainResponse)
 async def explain(body: schemas.ExplainRequest, model: CurrentModel, request: Request) -> Any:
-    """Explains the score of an item for a history."""
+    """Explains the score of an item for a history, or for a user of the dataset."""
     item_index(model, body.item)
-    return await request.app.state.batcher.submit(BatchKey(model, time=body.time), body)
+    key = BatchKey(model, time=body.time)
+    return await request.app.state.batcher.submit(key, with_history(body, model))
 
 
 @router.get("/items")

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from hafvt.data.ids import id_text
 from hafvt.data.times import UNIX_SECONDS, parse_request_time
@@ -103,10 +111,27 @@ class StrictRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class RecommendRequest(StrictRequest):
+class UserRequest(StrictRequest):
+    """A request for a history, or for a user of the dataset in its place."""
+
+    history: Ids = Field([], description="item ids, oldest first, from any domains; may be empty")
+    user_id: Id | None = Field(
+        None, description="in place of `history`, a user of the dataset, with all interactions"
+    )
+
+    @model_validator(mode="after")
+    def _require_one_source(self) -> Self:
+        """Refuse a request with both a history and a user, or with neither."""
+        has_history, has_user = "history" in self.model_fields_set, self.user_id is not None
+        if has_history == has_user:
+            problem = "it has both history and user_id" if has_user else "history and user_id are missing"
+            raise ValueError(f"{problem}: give one of them")
+        return self
+
+
+class RecommendRequest(UserRequest):
     """The body of `POST /recommend`."""
 
-    history: Ids = Field(description="item ids, oldest first, from any domains; may be empty")
     domain: Id = Field(description="the domain whose items are recommended")
     k: int = Field(10, ge=1, le=MAX_ITEMS, description="the number of items to recommend")
     exclude: Ids = Field([], description="ids of items never to recommend")
@@ -117,10 +142,9 @@ class RecommendRequest(StrictRequest):
     time: Time = None
 
 
-class ExplainRequest(StrictRequest):
+class ExplainRequest(UserRequest):
     """The body of `POST /explain`."""
 
-    history: Ids = Field(description="item ids, oldest first, from any domains")
     item: Id = Field(description="id of the item to explain")
     time: Time = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import RUN_CATALOG, Dataset
 from hafvt.data.dates import date_gain
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import ArgumentError, HafvtError
@@ -31,7 +31,6 @@ from hafvt.models.item_embeddings import saved_clusters
 from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
-from hafvt.training.run_catalog import CATALOG
 
 FORMAT = 2
 """Number of the run format, in model.json and config.yaml; changes when older runs cannot be read."""
@@ -247,17 +246,17 @@ def _training_data(
         trained_on: its fingerprint in the training.
         features: its `feature_hashes` in the training.
     """
-    has_catalog = (folder / CATALOG).exists()
+    has_catalog = (folder / RUN_CATALOG).exists()
     if not isinstance(data, Dataset):
         recover_folder(data)
         if has_catalog and not (Path(data) / "manifest.json").exists():
-            return Dataset.open(folder / CATALOG, catalog=True)
+            return Dataset.open(folder / RUN_CATALOG, catalog=True)
         data = Dataset.open(data)
     is_same = fingerprint(data) == trained_on
     if is_same and feature_hashes(data, list(features)) == features:
         return data
     if has_catalog:
-        return Dataset.open(folder / CATALOG, catalog=True)
+        return Dataset.open(folder / RUN_CATALOG, catalog=True)
     if is_same:
         raise HafvtError(f"{data.folder}: its features changed since {folder} was trained: train it again")
     raise HafvtError(

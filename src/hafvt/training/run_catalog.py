@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import ITEM_COLUMNS, Dataset, write_dataset
+from hafvt.data.dataset import ITEM_COLUMNS, RUN_CATALOG, Dataset, write_dataset
 from hafvt.data.relations import RELATIONS, read_relations
 from hafvt.features.item_features import time_knots
 from hafvt.files import explained_write_errors
-
-CATALOG = "catalog"
-"""Name of the folder in that of a run."""
 
 
 def write_catalog(
@@ -43,7 +40,7 @@ def write_catalog(
         relations: whether the model reads the links between items.
         times: whether the model knows the date of a request.
     """
-    folder, knots = run_folder / CATALOG, time_knots(data) if times else None
+    folder, knots = run_folder / RUN_CATALOG, time_knots(data) if times else None
     table = data.item_table.select(ITEM_COLUMNS)
     write_dataset(
         folder,

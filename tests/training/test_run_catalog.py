@@ -40,7 +40,8 @@ def test_run_recommends_alike_after_its_dataset_was_prepared_again_or_removed(mo
     assert recommendations(run.folder) == expected
     write_small(data.folder, sizes=(31, 22), users=50, seed=3)
     reopened = open_run(run.folder)
-    assert reopened.data.is_catalog and reopened.data.num_items == 50
+    assert reopened.data.is_catalog
+    assert reopened.data.num_items == 50
     assert recommendations(run.folder) == expected
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, reopened.model.state_dict()[name]), name
@@ -49,10 +50,11 @@ def test_run_recommends_alike_after_its_dataset_was_prepared_again_or_removed(mo
 def test_catalog_has_counts_links_to_vectors_and_no_histories(hafvt_run):
     catalog = Dataset.open(hafvt_run.folder / "catalog", catalog=True)
     np.testing.assert_array_equal(catalog.train_counts(), hafvt_run.data.train_counts())
-    assert catalog.repeats == hafvt_run.data.repeats and len(catalog.items) == catalog.num_users == 0
+    assert catalog.repeats == hafvt_run.data.repeats
+    assert len(catalog.items) == catalog.num_users == 0
     for name in ("image", "title"):
-        paths = (data.folder / "features" / name / "rows.npy" for data in (catalog, hafvt_run.data))
-        assert os.path.samefile(*paths)
+        path, other = (data.folder / "features" / name / "rows.npy" for data in (catalog, hafvt_run.data))
+        assert path.samefile(other)
 
 
 def test_catalog_of_a_model_of_ids_has_no_vectors(sasrec_run):

@@ -14,7 +14,7 @@ from hafvt.data.dataset import Dataset, Domain, Int64
 
 @dataclass(frozen=True, kw_only=True)
 class MappedDataset(Dataset):
-    """The histories of a dataset in the item indices of a catalog; interactions with other items are left out.
+    """The histories of a dataset in the item indices of a catalog, without interactions with other items.
 
     Validation and test targets whose item the catalog lacks are at positions after all histories, where their
     item is the first one of their domain. Targets of domains that the catalog lacks are left out.

@@ -80,7 +80,7 @@ def rank_newer_targets(
     for model in run.models:
         model.cpu()
     parts.append(missed_ranks(data, positions[~is_known], parts[0].other_ranks is not None))
-    known_data = replace(data, **{split: by_model})
+    known_data = replace(data, test=by_model) if split == "test" else replace(data, valid=by_model)
     return NewerRanks(replace(run, data=known_data), concat_ranks(parts), describe_targets(data, split))
 
 

@@ -249,7 +249,7 @@ def _training_data(
     has_catalog = (folder / RUN_CATALOG).exists()
     if not isinstance(data, Dataset):
         recover_folder(data)
-        if has_catalog and not (Path(data) / "manifest.json").exists():
+        if has_catalog and not Path(data).exists():
             return Dataset.open(folder / RUN_CATALOG, catalog=True)
         data = Dataset.open(data)
     is_same = fingerprint(data) == trained_on

@@ -49,7 +49,9 @@ def test_evaluate_on_other_numbers_of_the_same_items_gives_the_same_ranks(old_ru
 
 
 def test_evaluate_on_a_newer_dataset_ranks_as_recommend_lists(old_run):
-    evaluation = evaluate(old_run.folder, data=old_run.data.folder.parent / "w5")
+    newer = old_run.data.folder.parent / "w5"
+    assert evaluate(old_run.folder, data=newer, split="valid").folder.name == "valid-w5"
+    evaluation = evaluate(old_run.folder, data=newer)
     table = pl.read_parquet(evaluation.folder / "ranks.parquet")
     known = old_run.data.item_table["item_id"]
     is_known = table["item_id"].is_in(known.implode())

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import Dataset, Domain, Int64
+from hafvt.data.dataset import Bool, Dataset, Domain, Int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +32,12 @@ class MappedDataset(Dataset):
     num_left_out: int = 0
 
     @property
-    def item_table(self) -> pl.DataFrame:  # type: ignore[override]
+    def item_table(self) -> pl.DataFrame:
         """One row per item of the catalog."""
         return self.catalog_table
 
     @property
-    def user_ids(self) -> pl.Series:  # type: ignore[override]
+    def user_ids(self) -> pl.Series:
         """The user ids of the source."""
         return self.source.user_ids
 
@@ -60,11 +58,12 @@ class MappedDataset(Dataset):
         """Return the time at which each target is to be predicted, see `Dataset.request_times`."""
         return self.source.request_times(self.source_positions[positions])
 
-    def is_known(self, positions: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_known(self, positions: Int64) -> Bool:
         """Return whether the catalog has the item at each position."""
-        return np.asarray(positions) < self.offsets[-1]
+        is_known: Bool = positions < self.offsets[-1]
+        return is_known
 
-    def has_history(self, positions: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def has_history(self, positions: Int64) -> Bool:
         """Return whether an item of the catalog comes before each position in its history."""
         return ~np.isin(positions, self.offsets)
 

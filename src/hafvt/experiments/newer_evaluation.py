@@ -27,8 +27,8 @@ class NewerRanks(NamedTuple):
     """The ranks of the targets of a newer dataset.
 
     Attributes:
-        run: the run with its added items; its `data` is the newer dataset in the items of the run, with those
-            targets that have a known item and history.
+        run: the run with its added items; its `data` is the newer dataset in the items of the run, whose test
+            targets are the ranked ones with a known item and history.
         ranks: of all targets in the domains of the run.
         targets: what the targets are, in words for reports.
     """
@@ -80,8 +80,8 @@ def rank_newer_targets(
     for model in run.models:
         model.cpu()
     parts.append(missed_ranks(data, positions[~is_known], parts[0].other_ranks is not None))
-    known_data = replace(data, test=by_model) if split == "test" else replace(data, valid=by_model)
-    return NewerRanks(replace(run, data=known_data), concat_ranks(parts), describe_targets(data, split))
+    newer_run = replace(run, data=replace(data, test=by_model))  # the report shows some of these
+    return NewerRanks(newer_run, concat_ranks(parts), describe_targets(data, split))
 
 
 def missed_ranks(data: MappedDataset, positions: Int64, with_other_rule: bool) -> Ranks:

@@ -44,8 +44,10 @@ ARRAYS = {
     "valid": np.int64,
     "test": np.int64,
     "cold_targets": np.int64,
+    "item_counts": np.int64,
 }
-"""Name and dtype of the arrays of a dataset; without held-out items there are no `cold_targets`."""
+"""Name and dtype of the arrays of a dataset; the last two are there only if needed, see `Dataset`."""
+OPTIONAL_ARRAYS = ("cold_targets", "item_counts")
 
 DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives", "relations.npz"))
 TABLES = ("items.parquet", "users.parquet")
@@ -88,6 +90,7 @@ class Dataset:
         cold_targets: (n, 3) interactions with items that `prepare` held out of all histories. Columns: user
             index, position p where the interaction belongs in the flat array, item index; its history is
             `items[offsets[user]:p]`.
+        item_counts: (items,) training interactions of each item, in the catalog of a run.
     """
 
     folder: Path
@@ -100,6 +103,7 @@ class Dataset:
     valid: Int64 = field(repr=False)
     test: Int64 = field(repr=False)
     cold_targets: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
+    item_counts: Int64 | None = field(repr=False, default=None)
 
     @classmethod
     def open(cls, folder: str | Path, *, catalog: bool = False) -> Self:
@@ -125,8 +129,9 @@ class Dataset:
                     f"{REMEDY}"
                 )
             domains = tuple(Domain(d["name"], d["start"], d["stop"]) for d in manifest["domains"])
-            names = [name for name in ARRAYS if name != "cold_targets" or manifest["cold_targets"]]
-            hashes = {name: manifest["sha256"][name] for name in (*map("{}.npy".format, names), *TABLES)}
+            files = manifest["sha256"]
+            names = [name for name in ARRAYS if name not in OPTIONAL_ARRAYS or f"{name}.npy" in files]
+            hashes = {name: files[name] for name in (*map("{}.npy".format, names), *TABLES)}
             counts = manifest["interactions"], manifest["users"]
         verify_json(folder / "manifest.json", manifest, REMEDY)
         if not catalog and "catalog_of" in manifest:
@@ -234,8 +239,8 @@ class Dataset:
 
     def train_counts(self) -> Int64:
         """Return how often each item occurs in the training part, (items,)."""
-        if self.is_catalog:
-            return self.item_table["train_count"].to_numpy()
+        if self.item_counts is not None:
+            return self.item_counts
         starts = np.asarray(self.offsets[:-1])
         changes = np.zeros(len(self.items) + 1, dtype=np.int8)  # 1: training part starts, -1: ends
         np.add.at(changes, starts, 1)
@@ -290,6 +295,7 @@ def write_dataset(
     valid: Int64,
     test: Int64,
     cold_targets: Int64 | None = None,
+    item_counts: Int64 | None = None,
     image_root: Path | None = None,
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -308,6 +314,7 @@ def write_dataset(
         valid: see `Dataset`.
         test: see `Dataset`.
         cold_targets: see `Dataset`; None or empty without held-out items.
+        item_counts: see `Dataset`; None but for the catalog of a run.
         image_root: the folder that relative image paths start from.
         metadata: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
@@ -325,6 +332,8 @@ def write_dataset(
     }
     if cold_targets is not None and len(cold_targets):
         arrays["cold_targets"] = cold_targets
+    if item_counts is not None:
+        arrays["item_counts"] = item_counts
     num_bytes = sum(array.nbytes for array in arrays.values())
     with atomic_folder(folder, DATASET, overwrite=overwrite, num_bytes=num_bytes) as temporary:
         for name, array in arrays.items():

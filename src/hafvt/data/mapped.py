@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
 import numpy as np
 import polars as pl
 
@@ -21,14 +22,12 @@ class MappedDataset(Dataset):
         source: the dataset that the histories come from.
         source_positions: (interactions,) the position of each interaction in the arrays of `source`.
         catalog_table: see `item_table`.
-        catalog_counts: see `train_counts`.
         num_left_out: how many targets belong to domains that the catalog lacks.
     """
 
     source: Dataset = field(repr=False)
     source_positions: Int64 = field(repr=False)
     catalog_table: pl.DataFrame = field(repr=False)
-    catalog_counts: Int64 = field(repr=False)
     num_left_out: int = 0
 
     @property
@@ -45,10 +44,6 @@ class MappedDataset(Dataset):
     def feature_names(self) -> list[str]:
         """The modalities with a vector for each item of the catalog: none after items were added to it."""
         return super().feature_names if self.num_items == self.manifest["domains"][-1]["stop"] else []
-
-    def train_counts(self) -> Int64:
-        """Return how often each item of the catalog occurred in the training of its model, (items,)."""
-        return self.catalog_counts
 
     def item_ids_at(self, positions: Int64) -> pl.Series:
         """Return the id of the item at each position, also where the catalog lacks the item."""
@@ -109,9 +104,9 @@ def map_dataset(
         train_lengths=known_before[offsets[:-1] + source.train_lengths] - known_before[offsets[:-1]],
         valid=np.sort(valid[valid >= 0]),
         test=np.sort(test[test >= 0]),
+        item_counts=train_counts,
         source=source,
         source_positions=source_positions,
         catalog_table=table,
-        catalog_counts=train_counts,
         num_left_out=int((missing_rows < 0).sum()),
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from hafvt.data.dataset import ITEM_COLUMNS, RUN_CATALOG, Dataset, write_dataset
+from hafvt.data.attributes import RELATION_COLUMNS
+from hafvt.data.dataset import RUN_CATALOG, Dataset, write_dataset
 from hafvt.data.relations import RELATIONS, read_relations
 from hafvt.features.item_features import time_knots
 from hafvt.files import explained_write_errors
@@ -41,11 +42,10 @@ def write_catalog(
         times: whether the model knows the date of a request.
     """
     folder, knots = run_folder / RUN_CATALOG, time_knots(data) if times else None
-    table = data.item_table.select(ITEM_COLUMNS)
     write_dataset(
         folder,
         domains=list(data.domains),
-        item_table=table.with_columns(pl.Series("train_count", data.train_counts())),
+        item_table=data.item_table.drop(RELATION_COLUMNS, strict=False),
         user_ids=pl.Series("user_id", [], dtype=pl.String),
         items=np.zeros(0, dtype=np.int32),
         times=np.zeros(0, dtype=np.int64),
@@ -53,6 +53,7 @@ def write_catalog(
         train_lengths=np.zeros(0, dtype=np.int64),
         valid=np.zeros(0, dtype=np.int64),
         test=np.zeros(0, dtype=np.int64),
+        item_counts=data.train_counts(),
         image_root=data.image_root,
         metadata={
             "catalog_of": catalog_of,

@@ -60,9 +60,7 @@ class PlainHafVt(HafVt):
             log_p = []
             for m, table in enumerate(self.items.scoring_vectors()):
                 h = F.normalize(self.output_projections[s][m](states)[t.mask], dim=1)
-                logits = (
-                    h @ table[trained].T / self.config.temperature + seen * self.log_discount_factors()[0]
-                )
+                logits = h @ table[trained].T / self.config.temperature + seen * self.log_seen_shares()[0]
                 log_p.append(torch.log_softmax(logits, 1).gather(1, targets[:, None])[:, 0])
             mixture = (self.log_modality_weights()[s] + torch.stack(log_p, dim=1)).logsumexp(1)
             weight = self.config.lambda2 if s == len(self.domains) else 1 / len(self.domains)

@@ -110,7 +110,7 @@ RIVALS = {
         {
             FILMS: [],
             GOODS: [
-                {**settings, "params": {**settings["params"], "request_time": False}}
+                {**settings, "params": {**settings["params"], "use_request_date": False}}
                 for settings in _own("hafvt", "id_width", 0.003)
             ],
         },

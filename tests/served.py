@@ -48,7 +48,7 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def served_run(served_data: Dataset) -> Path:
     """A run of HAF-VT; tests must not change it."""
-    params = SIZES | {"request_time": True}
+    params = SIZES | {"use_request_date": True}
     return train("hafvt", served_data, served_data.folder.with_name("run"), params=params, epochs=1).folder
 
 

@@ -64,5 +64,5 @@ def test_without_dates_there_is_no_gain(small):
 def test_hafvt_uses_dates_only_where_they_gain(tmp_path, choose, used):
     data = make_log(tmp_path, choose)
     run = train("hafvt", data, tmp_path / "run", params=SMALL_PARAMS["hafvt"], epochs=1)
-    assert run.config.request_time is used
+    assert run.config.use_request_date is used
     assert run.model.uses_times is used

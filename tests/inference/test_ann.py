@@ -36,7 +36,7 @@ def indexed_run(tmp_path_factory):
     for name in ("image", "title"):
         about = data.folder / "features" / name / "about.json"
         write_json(about, read_json(about) | {"encoder": "precomputed", "settings": {}}, checksum=True)
-    params = {"id_width": 8, "request_time": True}
+    params = {"id_width": 8, "use_request_date": True}
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)

@@ -33,7 +33,7 @@ HISTORIES = [["i3", "i41", "i7"], ["i2"], ["i40", "i41"], ["?", *(f"i{n}" for n 
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     # torch takes seconds to trace each block of each graph; sasrec, below, is exported with two.
-    params = {"id_width": 8, "modalities": ("id",), "max_length": 20, "blocks": 1, "request_time": True}
+    params = {"id_width": 8, "modalities": ("id",), "max_length": 20, "blocks": 1, "use_request_date": True}
     return train("hafvt", write_small(folder / "data"), folder / "run", params=params, epochs=2)
 
 

@@ -104,7 +104,7 @@ def reference_weights(model) -> reference.Weights:
         of_rows = to_numpy(model.log_modality_weights().exp())
         weights = {s: of_rows[n] for s, n in row.items()}
         shared = {"temperature": config.temperature, "lambda1": 0.0, "renormalized": True}
-        shared |= {"discount_factor": model.log_discount_factors()[0].exp().item()}
+        shared |= {"discount_factor": model.log_seen_shares()[0].exp().item()}
         shared |= {"cold_boost": [config.cold_item_boost if model.content_modalities else 0.0] * number}
         embeddings = model.items.scoring_vectors()
     return reference.Weights(
@@ -332,7 +332,7 @@ def test_repeat_logit_learns_how_often_items_repeat(small, items, low, high):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
-    assert low <= model.log_discount_factors()[0].exp().item() <= high
+    assert low <= model.log_seen_shares()[0].exp().item() <= high
 
 
 @pytest.mark.parametrize("name", ["default", "odd", "paper"])

@@ -330,12 +330,12 @@ def test_log_excluded_mass_is_subtracted_from_the_partition(
     table, candidates, targets = unit(90, 12, 1).to(dtype), slice(20, 90), 20 + torch.arange(70)
     h = (4 * unit(70, 12, 0)).to(dtype).double() / 4
     weight = torch.linspace(0.01, 0.9, 70, dtype=torch.float64)
-    log_repeat_discount = (4.0 * h @ table[candidates].double().T).logsumexp(1) + weight.log()
+    log_subtracted_mass = (4.0 * h @ table[candidates].double().T).logsumexp(1) + weight.log()
     log_other_components = torch.linspace(-9, 0, 70, dtype=torch.float64)
 
-    def ours(h: Tensor, table: Tensor, log_repeat_discount: Tensor, log_other_components: Tensor) -> Tensor:
+    def ours(h: Tensor, table: Tensor, log_subtracted_mass: Tensor, log_other_components: Tensor) -> Tensor:
         query = SoftmaxQuery(
-            h, targets, candidates, 0.5, log_other_components if joint else None, log_repeat_discount
+            h, targets, candidates, 0.5, log_other_components if joint else None, log_subtracted_mass
         )
         if joint:
             return catalog_nll([query], table, 4.0)[None]
@@ -343,18 +343,18 @@ def test_log_excluded_mass_is_subtracted_from_the_partition(
         return log_p + 0 * log_other_components
 
     def formula(
-        h: Tensor, table: Tensor, log_repeat_discount: Tensor, log_other_components: Tensor
+        h: Tensor, table: Tensor, log_subtracted_mass: Tensor, log_other_components: Tensor
     ) -> Tensor:
         z = 4.0 * h @ table[candidates].T
-        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - log_repeat_discount.exp())
+        p = z.exp()[torch.arange(70), targets - 20] / (z.exp().sum(1) - log_subtracted_mass.exp())
         return (
             -0.5 * (p + log_other_components.exp()).log().sum()[None]
             if joint
             else p.log() + 0 * log_other_components
         )
 
-    got = values_and_gradients(ours, [h, table, log_repeat_discount, log_other_components])
-    expected = values_and_gradients(formula, [h, table.double(), log_repeat_discount, log_other_components])
+    got = values_and_gradients(ours, [h, table, log_subtracted_mass, log_other_components])
+    expected = values_and_gradients(formula, [h, table.double(), log_subtracted_mass, log_other_components])
     loose = 2 * (GRADIENT[dtype] + 8 * ROUNDING[dtype])  # what is left of a sum is rounded as the sum is
     for a, b in zip(got, expected, strict=True):
         assert (a.double() - b).abs().max() <= loose * max(float(b.abs().max()), 0.1)
@@ -363,9 +363,9 @@ def test_log_excluded_mass_is_subtracted_from_the_partition(
 def test_log_excluded_mass_above_the_partition_leaves_the_minimum(kernel: None) -> None:
     h, table, targets = unit(3, 4, 0), unit(9, 4, 1).requires_grad_(), torch.arange(3)
     lse = log_partition(h, table, 2.0).detach()
-    log_repeat_discount = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
+    log_subtracted_mass = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()
     (log_p,) = target_log_probabilities(
-        [SoftmaxQuery(h, targets, slice(0, 9), log_repeat_discount=log_repeat_discount)], table, 2.0
+        [SoftmaxQuery(h, targets, slice(0, 9), log_subtracted_mass=log_subtracted_mass)], table, 2.0
     )
     (complete,) = target_log_probabilities([SoftmaxQuery(h, targets, slice(0, 9))], table, 2.0)
     expected = (
@@ -373,8 +373,8 @@ def test_log_excluded_mass_above_the_partition_leaves_the_minimum(kernel: None) 
     )
     torch.testing.assert_close(log_p.detach(), expected)
     log_p.sum().backward()
-    assert log_repeat_discount.grad is not None
-    assert log_repeat_discount.grad[:2].abs().max() == 0
+    assert log_subtracted_mass.grad is not None
+    assert log_subtracted_mass.grad[:2].abs().max() == 0
     assert table.grad is not None
     assert table.grad.isfinite().all()
 

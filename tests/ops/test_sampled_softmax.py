@@ -43,7 +43,7 @@ def test_sampled_log_probabilities_count_seen_items_exactly() -> None:
     items[::2, 2] = TARGETS[::2]
     z = ((0.5 * H)[:, None] * TABLE[items]).sum(2).masked_fill(items < 0, -torch.inf)
     seen = SeenItems(items, torch.tensor(0.1 / 0.9).log())
-    query = SoftmaxQuery(H, TARGETS, PART, log_repeat_discount=z.logsumexp(1) + torch.tensor(0.9).log())
+    query = SoftmaxQuery(H, TARGETS, PART, log_subtracted_mass=z.logsumexp(1) + torch.tensor(0.9).log())
     (exact,) = target_log_probabilities([query], TABLE, 0.5)
     every = ItemSample(torch.arange(PART.start, PART.stop), torch.zeros(30))
     (got,) = sampled_log_probabilities([query], [every], TABLE, 0.5, seen_items=[seen])

@@ -86,12 +86,28 @@ def test_open_run_with_an_unknown_hyperparameter_is_refused(sasrec_run, tmp_path
         open_run(folder)
 
 
-@pytest.mark.parametrize("number", [None, 1, 3])
+@pytest.mark.parametrize("number", [None, 1, 4])
 def test_open_run_of_another_format_is_refused(sasrec_run, tmp_path, number):
     folder = copy_run(sasrec_run, tmp_path / "run")
     change_manifest(folder, format=number)
-    with pytest.raises(HafvtError, match="reads format 2: train the model again, or use the hafvt version"):
+    with pytest.raises(HafvtError, match="reads format 3: train the model again, or use the hafvt version"):
         open_run(folder)
+
+
+def test_open_run_of_the_format_before_has_the_new_names_of_hyperparameters(writable_run):
+    run = open_run(writable_run)
+    config = dict(run.manifest["config"])
+    config["request_time"] = config.pop("use_request_date")
+    change_manifest(writable_run, format=2, config=config)
+    assert open_run(writable_run).config == run.config
+
+
+def test_open_run_takes_the_knots_of_time_from_the_weights(served_run, monkeypatch):
+    monkeypatch.setattr("hafvt.features.item_features.time_knots", None)  # a call would raise TypeError
+    run = open_run(served_run)
+    saved = load_file(served_run / "model.safetensors")
+    name = "encoders.0.time_offset.knots"
+    assert torch.equal(run.model.state_dict()[name], saved[f"model.{name}"])
 
 
 def test_open_run_of_an_export_says_so(tmp_path):

@@ -80,10 +80,12 @@ class ItemFeatures:
         train_counts: (items,) float32, number of training interactions of each item.
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
         clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
-        interactions: for models that count them; None for others, and where a finished run is opened.
+        interactions: for models that count them; None for others, and for a trained model, whose weights have
+            the counts.
         shard: the rows of item tables that this process holds in training; None for all.
         time_knots: (K,) int64 quantiles of the times of training interactions, in seconds since 1970; None if
-            the dataset has times of another kind, or the model does not use them.
+            the dataset has times of another kind, the model does not use them, or it is trained: its weights
+            have them.
     """
 
     domains: tuple[Domain, ...]

@@ -110,7 +110,8 @@ def with_added_items(run: Run) -> tuple[Run, ItemCatalog]:
     order, domains = _merged_order(data.domains, added.table["domain"].to_list())
     extended_indices = np.argsort(order)  # of each item of the dataset, then of each added item
     image_roots = zip(extended_indices[len(table) :].tolist(), added.table["image_root"], strict=True)
-    features = _merged_features(model_item_features(data, run.name, run.config), added, order, domains)
+    features = model_item_features(data, run.name, run.config, for_training=False)
+    features = _merged_features(features, added, order, domains)
     old_items = torch.from_numpy(extended_indices[: len(table)])
     extended: dict[Model, Model] = {}  # domains usually share one model
     for model in run.models:

@@ -77,11 +77,11 @@ class FaissCandidateGenerator:
             # All sequences together: reading the table takes most of the time of a small batch.
             log_partitions = log_partition(h.flatten(0, 1), softmax_table).view(h.shape[:2])  # (B, S)
             for sequence, query in enumerate(modality_queries):
-                offset = log_subtract_exp(log_partitions[:, sequence], query.log_repeat_discount)
+                offset = log_subtract_exp(log_partitions[:, sequence], query.log_subtracted_mass)
                 offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
                 total += (logits[:, sequence] - offset[:, None]).exp_()
         candidates = rows + model.domains[domain].start
-        scores = model.apply_score_multipliers(total, batch, domain, candidates).numpy()
+        scores = model.finish_scores(total, batch, domain, candidates).numpy()
         return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
 
     def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:

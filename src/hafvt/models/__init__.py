@@ -137,9 +137,9 @@ def config_modalities(config: Any) -> tuple[str, ...] | None:
 
 
 def resolve_config(config: Any, item_features: ItemFeatures) -> Any:
-    """Return hyperparameters without None: `modalities` are all encoded ones, `request_time` is decided."""
+    """Return hyperparameters without None: with all encoded `modalities`, and `use_request_date` decided."""
     if getattr(config, "modalities", ()) is None:
         config = config.replace(modalities=("id", *sorted(item_features.vectors)))
-    if hasattr(config, "request_time"):
-        config = config.replace(request_time=item_features.time_knots is not None)
+    if hasattr(config, "use_request_date"):
+        config = config.replace(use_request_date=item_features.time_knots is not None)
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -48,8 +48,8 @@ class BranchQuery(NamedTuple):
     """() log of the sequence's weight times the modality's weight."""
     is_empty: Tensor
     """(B,) whether the sequence has no items; such a branch scores 0."""
-    log_repeat_discount: Tensor
-    """(B,) log of the amount to subtract from the softmax's denominator for items of the history."""
+    log_subtracted_mass: Tensor
+    """(B,) log of what to subtract from the softmax's denominator, as items of the history weigh less."""
 
 
 class Model(nn.Module, ABC):
@@ -84,11 +84,16 @@ class Model(nn.Module, ABC):
     can_shard_catalog: ClassVar[bool] = False
     """Whether several processes can hold slices of the item tables, see `ItemFeatures.shard`."""
     can_index: ClassVar[bool] = False
-    """Whether `branch_vectors` to `apply_score_multipliers`, from which an index is built, are available."""
+    """Whether `branch_vectors` to `finish_scores`, from which an index is built, are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
         """Return a dataset's item features with what the constructor needs and is computed only once."""
+        return item_features
+
+    @classmethod
+    def restore_features(cls, item_features: ItemFeatures, weights: Mapping[str, Tensor]) -> ItemFeatures:
+        """Return item features with what training computed from the dataset, from a model's state dict."""
         return item_features
 
     def loss(self, batch: Batch) -> Tensor:
@@ -146,7 +151,7 @@ class Model(nn.Module, ABC):
         """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items."""
         raise NotImplementedError
 
-    def apply_score_multipliers(
+    def finish_scores(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
         """Turn the sum of the branches, (B, C), into scores, in place; arguments as for `scores`."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.data.dataset import Domain
-from hafvt.models.request_time import RequestTime
+from hafvt.models.request_date import RequestDateOffset
 from hafvt.models.sequences import in_domain, last_states, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 from hafvt.ops.collectives import global_count
@@ -190,7 +190,7 @@ class SequenceEncoder(nn.Module):
         heads: number of attention heads per block.
         dropout: rate on the input and in the blocks.
         max_length: length of the longest sequence.
-        time_knots: for states that depend on the time of the request; see `RequestTime`.
+        time_knots: for states that depend on the time of the request; see `RequestDateOffset`.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class SequenceEncoder(nn.Module):
         time_knots: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.time_offset = None if time_knots is None else RequestTime(time_knots, width)
+        self.time_offset = None if time_knots is None else RequestDateOffset(time_knots, width)
         self.input_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
         *earlier, self.last_block = (PreNormBlock(width, heads, dropout, max_length) for _ in range(blocks))

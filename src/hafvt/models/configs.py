@@ -106,7 +106,7 @@ class HafVtConfig(ContentConfig):
     cold_item_boost: Annotated[float, Field(gt=0, le=1000)] = 1.5
     """Factor on the scores of cold items, which are flatter than those of trained items. It does not affect
     training."""
-    request_time: bool | None = None
+    use_request_date: bool | None = None
     """Whether states depend on the date of the request. None decides: they do if items of the last 30 days
     explain the validation targets better than all items do."""
     num_negatives: NumNegatives = 0

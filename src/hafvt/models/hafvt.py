@@ -15,15 +15,15 @@ Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them lite
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
   bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
   clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
-  Where dates tell something about the next item, the states depend on the date (`request_time.py`).
+  With `use_request_date`, the states depend on the date (`request_date.py`).
 * The branch "id" compares h with the input embeddings of items, not with their ids alone.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
 * L^X and L^{X+Y} are means over all next items of a batch, not sums. In (10), the merged sequence's softmax
   runs over the items of X alone. Over all items, its probabilities would be too small in a small domain.
-* Repeat discount: for items i of the history, every softmax has r exp(z_i) in place of exp(z_i), with a
-  learned discount factor r in (0, 1). Without r, a model can lower the scores of these items only by turning
-  h away from them, and so from similar items, which are often next.
+* Repeat discount: for seen items i (those of the history), every softmax has r exp(z_i) in place of exp(z_i),
+  with a learned factor r in (0, 1). Without r, a model can lower the scores of seen items only by turning h
+  away from them, and so from similar items, which are often next.
 * Cold items (without training interactions): softmax denominators sum over trained items only, so that a new
   item changes no other score. A cold item is divided by the same sum, and multiplied by `cold_item_boost`.
 * An item without a picture or title has the mean vector of its domain. An empty sequence has no score.
@@ -33,7 +33,7 @@ Shapes: B histories of at most T items, N targets, C candidates, S sequences, M 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,13 +47,7 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import BranchContributions, BranchQuery, Model, normalize_shares
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.item_embeddings import (
-    CONTENT_WIDTH,
-    ItemEmbeddings,
-    StepItems,
-    content_chunk_rows,
-    saved_clusters,
-)
+from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, content_chunk_rows, saved_clusters
 from hafvt.models.sequences import (
     TrainTargets,
     first_occurrences,
@@ -63,17 +57,11 @@ from hafvt.models.sequences import (
     train_targets,
     valid_mask,
 )
+from hafvt.models.step_items import StepItems, make_step_reader
 from hafvt.ops import catalog_softmax as softmax
 from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.collectives import all_reduce_sum
-from hafvt.ops.embedding import embedding_lookup
-from hafvt.ops.sampled_softmax import (
-    ItemSample,
-    SeenItems,
-    cumulative_weights,
-    popularity_weights,
-    sample_items,
-)
+from hafvt.ops.sampled_softmax import SeenItems
 from hafvt.ops.softmax_mixture import mixture_nll
 
 NEGATIVE_INFINITY_LOGIT = -1e4
@@ -116,10 +104,7 @@ class HafVt(Model):
         )
         self.modality_logits = nn.Parameter(torch.zeros(len(self.sequence_names), len(self.modalities)))
         self.repeat_logit = nn.Parameter(torch.zeros(()))
-        self.cumulative_weights: Tensor | None = None
-        if config.num_negatives:
-            weights = popularity_weights(item_features.train_counts) * item_features.is_trained
-            self.cumulative_weights = cumulative_weights(weights)
+        self.step_reader = make_step_reader(self.items, item_features, config)
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: HafVtConfig) -> ItemFeatures:
@@ -127,19 +112,30 @@ class HafVt(Model):
         sizes = config.cluster_sizes if config.id_shrinkage else ()  # at 0, clusters have the weight 0
         return with_clusters(item_features, sizes, CONTENT_WIDTH, content_chunk_rows(config))
 
+    @classmethod
+    def restore_features(cls, item_features: ItemFeatures, weights: Mapping[str, Tensor]) -> ItemFeatures:
+        """Return the features with the clusters and the knots of time in a model's state dict."""
+        tables = {name.removeprefix("items."): tensor for name, tensor in weights.items()}
+        knots = weights.get("encoders.0.time_offset.knots")
+        return replace(item_features, clusters=saved_clusters(tables), time_knots=knots)
+
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""
         return torch.log_softmax(self.modality_logits, dim=1)
 
-    def log_discount_factors(self) -> tuple[Tensor, Tensor]:
-        """Return log r and log(1 - r) of the discount factor r (see the module's docstring), () each."""
+    def log_seen_shares(self) -> tuple[Tensor, Tensor]:
+        """Return log r and log(1 - r): of a seen item's exp(z_i), a share r remains, () each."""
         logit = REPEAT_LOGIT_SCALE * self.repeat_logit
         return F.logsigmoid(logit), F.logsigmoid(-logit)
 
-    def log_repeat_discount(self, logits: Tensor, is_seen: Tensor) -> Tensor:
-        """Return the log of (1 - r) sum_i exp(z_i) over seen items, (N,), from logits and a mask, (N, T)."""
-        _, log_complement = self.items.cached_in_eval("log_discount_factors", self.log_discount_factors)
-        return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_complement
+    def log_subtracted_mass(self, logits: Tensor, is_seen: Tensor) -> Tensor:
+        """Return the log of what the repeat discount subtracts from the denominator of each softmax, (N,).
+
+        This is (1 - r) sum_i exp(z_i) over seen items i; `logits` has z_i of the T items of the history, and
+        `is_seen` the mask of those to count, (N, T) each.
+        """
+        _, log_subtracted = self.items.cached_in_eval("log_seen_shares", self.log_seen_shares)
+        return logits.float().masked_fill(~is_seen, NEGATIVE_INFINITY_LOGIT).logsumexp(1) + log_subtracted
 
     # Training: equations (8) and (9)
 
@@ -148,16 +144,23 @@ class HafVt(Model):
         sequences, weights = self.train_sequences(batch)
         targets = [train_targets(sequence, self.trained.is_cold) for sequence in sequences]
         counts = all_reduce_sum([len(t.targets) for t in targets])
-        items = self.items.step_items(targets, self.sample_negatives(batch.items.device))
-        embeddings, histories = embedding_lookup(items.embeddings, *items.inputs)  # (R, d), S (B, T, d)
-        loss, queries = torch.zeros((), device=embeddings.device), []  # S lists of M
-        for s, (t, history) in enumerate(zip(targets, histories, strict=True)):
+        items = self.step_reader.read(targets)
+        loss, queries = torch.zeros((), device=batch.items.device), []  # S lists of M
+        for s, t in enumerate(targets):
             weight = weights[s] / max(counts[s], 1)  # (8) as a mean
-            loss = loss - weight * self.log_discount_factors()[0] * t.is_repeat.sum()  # r of repeated targets
-            queries.append([q._replace(weight=weight) for q in self.train_queries(s, t, items, history)])
-        tables = items.softmax_tables(embeddings, self.modalities)
-        seen = [t.seen_items(i) for t, i in zip(targets, items.inputs, strict=True)] if items.samples else []
-        return loss + self.negative_log_likelihood(queries, tables, items.samples, seen)
+            loss = loss - weight * self.log_seen_shares()[0] * t.is_repeat.sum()  # r of repeated targets
+            queries.append([query._replace(weight=weight) for query in self.train_queries(s, t, items)])
+        log_r, log_subtracted = self.log_seen_shares()
+        return loss + mixture_nll(  # without r of repeated targets
+            queries,
+            items.tables,
+            self.log_modality_weights(),
+            1 / self.config.temperature,
+            normalize_rows=[name == "id" for name in self.modalities],
+            samples=items.samples,
+            seen_items=[SeenItems(rows, log_r - log_subtracted) for rows in items.seen_items],
+            shard=items.shard,
+        )
 
     def train_sequences(self, batch: Batch) -> tuple[list[Batch], list[float]]:
         """Return the S sequences of each history, and their weights in (9): 1 / D, and last lambda2."""
@@ -165,57 +168,21 @@ class HafVt(Model):
         sequences = [select_items(batch, in_domain(batch.items, domain)) for domain in domains]
         return [*sequences, batch], [1 / len(self.domains)] * len(domains) + [self.config.lambda2]
 
-    def train_queries(self, s: int, t: TrainTargets, items: StepItems, x: Tensor) -> list[SoftmaxQuery]:
-        """Return the M queries of sequence s with its targets t; x, (B, T, d), are its input embeddings."""
-        states, queries = self.encoders[s](x, t.times), []  # (B, T, d)
-        candidates = slice(0, len(items.embeddings))
+    def train_queries(self, s: int, targets: TrainTargets, items: StepItems) -> list[SoftmaxQuery]:
+        """Return the M queries for the targets of the s-th sequence, given the items of the step."""
+        inputs, queries = items.inputs[s], []  # (B, T, id_width)
+        states = self.encoders[s](inputs, targets.times)  # (B, T, id_width)
         for m, name in enumerate(self.modalities):
-            h = F.normalize(self.output_projections[s][m](states).float(), dim=2)
-            content = None if name == "id" else F.embedding(items.inputs[s], items.content_vectors[name])
-            vectors = F.normalize(x.float(), dim=2) if content is None else content  # (B, T, d)
-            logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[t.mask]  # (N, T)
-            discount = self.log_repeat_discount(logits, t.is_seen)
-            query = SoftmaxQuery(h[t.mask], items.targets[s], candidates, log_repeat_discount=discount)
-            queries.append(query)
+            h = F.normalize(self.output_projections[s][m](states).float(), dim=2)  # (B, T, d)
+            if name == "id":
+                vectors = F.normalize(inputs.float(), dim=2)  # (B, T, d), of the history
+            else:
+                vectors = F.embedding(items.content_rows[s], items.content_vectors[name])
+            logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[targets.mask]  # (N, T)
+            log_subtracted = self.log_subtracted_mass(logits, targets.is_seen)
+            query = SoftmaxQuery(h[targets.mask], items.targets[s], items.candidates[s])
+            queries.append(query._replace(log_subtracted_mass=log_subtracted))
         return queries
-
-    def negative_log_likelihood(
-        self,
-        queries: list[list[SoftmaxQuery]],
-        tables: list[Tensor],
-        samples: list[ItemSample],
-        seen_items: list[Tensor],
-    ) -> Tensor:
-        """Return the weighted sum of -log (7) over all targets, without log r of repeated ones.
-
-        Args:
-            queries: S lists of M, with items as positions in the tables.
-            tables: Embeddings of each modality, M (R, d).
-            samples: Items of sampled softmaxes, S; empty for exact ones, over the trained items.
-            seen_items: With samples, the items of the histories before each target, S (N, T); -1 for none.
-        """
-        log_r, log_complement = self.log_discount_factors()
-        if not samples:
-            queries, tables = self.trained.restrict(queries, tables)
-        return mixture_nll(
-            queries,
-            tables,
-            self.log_modality_weights(),
-            1 / self.config.temperature,
-            normalize_rows=[name == "id" for name in self.modalities],
-            samples=samples,
-            seen_items=[SeenItems(items, log_r - log_complement) for items in seen_items],
-            shard=self.trained.shard,
-        )
-
-    def sample_negatives(self, device: torch.device) -> list[ItemSample]:
-        """Return the `num_negatives` sampled items for the softmax of each sequence; none for exact ones."""
-        if self.cumulative_weights is None:
-            return []
-        domains = [slice(d.start, d.stop) for d in self.domains if self.config.hierarchy]
-        ranges = [*domains, slice(0, self.domains[-1].stop)]
-        count = self.config.num_negatives
-        return [sample_items(self.cumulative_weights, candidates, count, device) for candidates in ranges]
 
     # Scores: equation (10)
 
@@ -225,10 +192,10 @@ class HafVt(Model):
         total = next(branches)
         for branch in branches:
             total += branch
-        return self.apply_score_multipliers(total, batch, domain, candidates)
+        return self.finish_scores(total, batch, domain, candidates)
 
-    def scoring_sequences(self, domain: int) -> list[int]:
-        """Return the sequences of (10) for a domain: its own and the merged one."""
+    def scoring_sequence_indices(self, domain: int) -> list[int]:
+        """Return the numbers of the sequences of (10) for a domain: its own and the merged one."""
         return [domain, len(self.domains)] if self.config.hierarchy else [0]
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
@@ -243,7 +210,7 @@ class HafVt(Model):
         is_seen = first_occurrences(batch) & is_in_domain & ~self.trained.is_cold[batch.items]
         vectors = [F.embedding(batch.items, table) for table in self.items.scoring_vectors()]  # (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
-        for s in self.scoring_sequences(domain):
+        for s in self.scoring_sequence_indices(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
             sequence = batch if is_merged else select_items(batch, is_in_domain)
             weight = torch.tensor(self.config.lambda2 if is_merged else 1.0, device=log_weights.device)
@@ -251,14 +218,14 @@ class HafVt(Model):
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths, batch.times)
             for m, project in enumerate(self.output_projections[s]):
                 h = F.normalize(project(state).float(), dim=1) / self.config.temperature  # (B, d)
-                discount = self.log_repeat_discount((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
+                subtracted = self.log_subtracted_mass((vectors[m] @ h[:, :, None])[:, :, 0], is_seen)
                 log_weight = log_weights[s, m] + weight.log()
-                yield BranchQuery(m, h, log_weight, sequence.lengths == 0, discount)
+                yield BranchQuery(m, h, log_weight, sequence.lengths == 0, subtracted)
 
     def branch_scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield each branch's term of (10), (B, C), without `cold_item_boost` and discount factors."""
+        """Yield each branch's term of (10), (B, C), without `cold_item_boost` and repeat discount."""
         items, trained = self.domains[domain], self.trained.ranges[domain]
-        for m, h, log_weight, is_empty, log_discount in self.branch_queries(batch, domain):
+        for m, h, log_weight, is_empty, log_subtracted in self.branch_queries(batch, domain):
             table = self.items.scoring_vectors()[m]
             if candidates is None:
                 logits = h @ table[items.start : items.stop].T  # (B, C)
@@ -272,13 +239,13 @@ class HafVt(Model):
                 log_partition = max_logit + terms.sum(1).clamp(min=torch.finfo(logits.dtype).tiny).log()
             else:
                 log_partition = softmax.log_partition(h, self.items.trained_scoring_vectors()[m][trained])
-            log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_discount)
+            log_factor = log_weight + max_logit - softmax.log_subtract_exp(log_partition, log_subtracted)
             yield exponentials.mul_(log_factor.exp().masked_fill(is_empty, 0.0)[:, None])
 
-    def apply_score_multipliers(
+    def finish_scores(
         self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
     ) -> Tensor:
-        """Multiply sums of branches, (B, C), by `cold_item_boost` and r in place, and return their log."""
+        """Turn sums of branches, (B, C), into (10) in place: `cold_item_boost`, the log, the factor r."""
         items = self.domains[domain]
         if self.trained.has_cold:
             scored = slice(items.start, items.stop) if candidates is None else candidates
@@ -286,7 +253,7 @@ class HafVt(Model):
             boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
             total.mul_(torch.where(is_cold, boost, 1.0))
         total.clamp_(min=1e-30).log_()
-        log_r, _ = self.items.cached_in_eval("log_discount_factors", self.log_discount_factors)
+        log_r, _ = self.items.cached_in_eval("log_seen_shares", self.log_seen_shares)
         if candidates is None:
             is_seen = first_occurrences(batch) & in_domain(batch.items, items)  # (B, T)
             history_columns = (batch.items - items.start).clamp(0, total.shape[1] - 1)
@@ -304,7 +271,7 @@ class HafVt(Model):
         """
         count = len(self.modalities)
         shares = torch.zeros(*candidates.shape, len(self.sequence_names), count, device=candidates.device)
-        branches = [(s, m) for s in self.scoring_sequences(domain) for m in range(count)]
+        branches = [(s, m) for s in self.scoring_sequence_indices(domain) for m in range(count)]
         for (s, m), score in zip(branches, self.branch_scores(batch, domain, candidates), strict=True):
             shares[:, :, s, m] = score
         shares = normalize_shares(shares)
@@ -330,13 +297,14 @@ class HafVt(Model):
 
     def extend_catalog(self, item_features: ItemFeatures, extended_indices: Tensor) -> HafVt:
         """Return a copy of this model with more items, see `Model.extend_catalog`."""
+        weights = self.state_dict()
+        item_features = self.restore_features(item_features, weights)
         clusters = {
             name: renumber_items(saved, extended_indices, len(item_features))
-            for name, saved in saved_clusters(self.items.state_dict()).items()
+            for name, saved in item_features.clusters.items()
         }
-        item_features = replace(item_features, clusters=clusters)
-        extended = HafVt(self.prepare_item_features(item_features, self.config), self.config)
-        weights = self.state_dict()
+        item_features = self.prepare_item_features(replace(item_features, clusters=clusters), self.config)
+        extended = HafVt(item_features, self.config)
         if "id" in self.modalities:
             ids = torch.zeros_like(extended.items.ids.weight)
             ids[extended_indices] = self.items.ids.weight

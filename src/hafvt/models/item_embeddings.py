@@ -15,9 +15,9 @@ factor over all training interactions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +26,15 @@ from torch import Tensor, nn
 from hafvt.errors import HafvtError
 from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vectors
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.sequences import TrainTargets
 from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.collectives import broadcast_
 from hafvt.ops.embedding import (
     SparseLinks,
     add_weighted_rows,
     build_links,
-    distinct_rows,
-    embedding_lookup,
     weighted_row_sums,
 )
-from hafvt.ops.sampled_softmax import ItemSample
-from hafvt.ops.shards import RowExchange, Shard, distribute_rows, init_normal, make_embedding, mapped_table
+from hafvt.ops.shards import Shard, distribute_rows, init_normal, make_embedding, mapped_table
 
 CONTENT_WIDTH = 128
 """Principal components kept of the frozen vectors; 64 and 128 are equally accurate, all components less."""
@@ -49,33 +45,6 @@ CHUNK_ROWS = 16_384
 """Rows of a table that are computed at a time."""
 
 T = TypeVar("T")
-
-
-class StepItems(NamedTuple):
-    """The R items that a training step reads, and its S sequences, in which an item is its position among R.
-
-    For exact softmaxes, these are all items, so that positions are item indices. With a shard, they are only
-    the distinct items of `inputs`, and `targets` are item indices.
-    """
-
-    embeddings: Tensor
-    """(R, id_width) input embeddings."""
-    content_vectors: dict[str, Tensor]
-    """(R, d) frozen vectors by modality."""
-    inputs: list[Tensor]
-    """S (B, T) the items of the sequences."""
-    targets: list[Tensor]
-    """S (N,) the next items."""
-    samples: list[ItemSample]
-    """S samples of items for the softmaxes; none for exact ones."""
-    slices: dict[str, Tensor] | None = None
-    """For exact softmaxes with a shard, this process's slices of the tables of all items, by modality."""
-
-    def softmax_tables(self, embeddings: Tensor, modalities: Sequence[str]) -> list[Tensor]:
-        """Return the tables of the softmaxes, M (R, d) or slices, with `embeddings` for the id."""
-        if self.slices is not None:
-            return [self.slices[name] for name in modalities]
-        return [embeddings if name == "id" else self.content_vectors[name] for name in modalities]
 
 
 class ItemEmbeddings(nn.Module):
@@ -177,38 +146,16 @@ class ItemEmbeddings(nn.Module):
         """Return the `content_vectors` of items, (N,) -> (N, d)."""
         return self.content_vectors(name)[items]
 
-    def step_items(self, targets: Sequence[TrainTargets], samples: Sequence[ItemSample]) -> StepItems:
-        """Return the items that a training step reads; without samples, these are all items."""
-        inputs, next_items = [t.inputs.items for t in targets], [t.targets for t in targets]
-        if not samples and self.shard is not None:
-            return self._step_slices(self.shard, inputs, next_items)
-        if not samples:
-            content = {name: self.content_vectors(name) for name in self.content_modalities}
-            return StepItems(self.input_embeddings(), content, inputs, next_items, [])
-        rows, positions = distinct_rows(*inputs, *next_items, *(sample.items for sample in samples))
-        exchange = None if self.shard is None else RowExchange(self.shard, rows)
-        rows = rows if exchange is None else exchange.requested  # in the slice
-        content = {name: self.content_vectors_of(name, rows) for name in self.content_modalities}
-        parts = [self.content_embeddings(name, rows, vectors) for name, vectors in content.items()]
-        if "id" in self.modalities:
-            parts.insert(0, self.ids(rows) * self.id_weight[rows])
-        embeddings = torch.stack(parts).sum(0)
-        if exchange is not None:
-            embeddings = exchange.fetch(embeddings)
-            content = {name: exchange.fetch(content[name]) for name in self.modalities if name != "id"}
-        count = len(targets)
-        sampled = [s._replace(items=i) for s, i in zip(samples, positions[2 * count :], strict=True)]
-        return StepItems(embeddings, content, positions[:count], positions[count : 2 * count], sampled)
+    def rows_of_step(self, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return input embeddings and content vectors by modality of items, (N,) -> (N, id_width) and (N, d).
 
-    def _step_slices(self, shard: Shard, inputs: list[Tensor], next_items: list[Tensor]) -> StepItems:
-        """Return `step_items` of exact softmaxes over slices; targets are item indices."""
-        rows, positions = distinct_rows(*inputs)
-        exchange = RowExchange(shard, rows)
-        table, (embeddings,) = embedding_lookup(self._input_embeddings(), exchange.requested)
-        slices = {name: self.content_vectors(name) for name in self.modalities if name != "id"}
-        content = {name: exchange.fetch(vectors[exchange.requested]) for name, vectors in slices.items()}
-        slices["id"] = table
-        return StepItems(exchange.fetch(embeddings), content, positions, next_items, [], slices)
+        Only these rows of the tables are read, in training mode, too.
+        """
+        content = {name: self.content_vectors_of(name, items) for name in self.content_modalities}
+        parts = [self.content_embeddings(name, items, vectors) for name, vectors in content.items()]
+        if "id" in self.modalities:
+            parts.insert(0, self.ids(items) * self.id_weight[items])
+        return torch.stack(parts).sum(0), content
 
     def input_embeddings(self) -> Tensor:
         """Return the input embeddings of all items, (V, id_width); see the module's docstring."""

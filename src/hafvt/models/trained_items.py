@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.features.item_features import ItemFeatures
-from hafvt.ops.catalog_softmax import SoftmaxQuery
 
 
 class TrainedItems(nn.Module):
@@ -45,28 +42,6 @@ class TrainedItems(nn.Module):
             self.shard = item_features.shard.subset(is_trained)
             is_trained = item_features.shard.rows(is_trained)
             self.register_buffer("slice_indices", is_trained.nonzero()[:, 0], persistent=False)
-
-    def restrict(
-        self, queries: Sequence[Sequence[SoftmaxQuery]], tables: Sequence[Tensor]
-    ) -> tuple[list[list[SoftmaxQuery]], list[Tensor]]:
-        """Restrict softmaxes over all items to the trained ones.
-
-        Args:
-            queries: S rows of M, with item indices as targets; row s is about all items of the s-th domain,
-                and the last row about all items. If S is 1, there is this last row alone.
-            tables: M tables, (V, d), or with a shard this process's slices of them.
-
-        Returns:
-            The queries with positions as targets and candidates, and the trained rows of the tables.
-        """
-        ranges = self.ranges if self.shard is None else self.shard.ranges
-        restricted = [
-            [q._replace(targets=self.positions[q.targets], candidates=candidates) for q in row]
-            for row, candidates in zip(queries, ranges[-len(queries) :], strict=True)
-        ]
-        if self.shard is None:
-            return restricted, [self.select(table) for table in tables]
-        return restricted, [table.index_select(0, self.slice_indices) for table in tables]
 
     def select(self, table: Tensor) -> Tensor:
         """Return the rows of the trained items, (V, d) -> (V', d): the table itself if no item is cold."""

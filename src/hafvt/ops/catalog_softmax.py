@@ -4,11 +4,11 @@ N queries h, (N, d), choose among the items of a table, (V, d), or of a contiguo
 
     z[i, j]      = scale * h[i] . table[j]                              logit of item j for query i
     partition[i] = sum over candidates j of exp(z[i, j])                denominator of the softmax
-    log_p[i]     = z[i, target[i]] - log(partition[i] - discount[i])    log-probability of the target
+    log_p[i]     = z[i, target[i]] - log(partition[i] - subtracted[i])    log-probability of the target
     nll          = -sum over i of weight * log(other[i] + exp(log_p[i]))
 
-The *repeat discount* lowers the partition where items of the query's history weigh less than others (0 if
-omitted); *other* is the probability that the other components of a mixture give to the target (0 if omitted).
+*subtracted* lowers the partition where items of the query's history weigh less than others (0 if omitted);
+*other* is the probability that the other components of a mixture give to the target (0 if omitted).
 
 `target_log_probabilities` returns log_p; if the table needs a gradient, its backward pass computes the logits
 a second time. `catalog_nll` returns nll; its forward pass also computes the gradients, from the same
@@ -53,8 +53,8 @@ class SoftmaxQuery(NamedTuple):
     """Factor of the queries in `catalog_nll`; 1 / N gives a mean."""
     log_other_components: Tensor | None = None
     """(N,) log of `other`; only `catalog_nll` uses it."""
-    log_repeat_discount: Tensor | None = None
-    """(N,) log of `discount`."""
+    log_subtracted_mass: Tensor | None = None
+    """(N,) log of `subtracted`."""
 
 
 def catalog_nll(
@@ -71,7 +71,7 @@ def catalog_nll(
     h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates, query.weight) for query in queries]
     log_terms = [to_accumulation_dtype(query.log_other_components, table) for query in queries]
-    log_terms += [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
+    log_terms += [to_accumulation_dtype(query.log_subtracted_mass, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
         loss: Tensor = _CatalogNll.apply(table, parts, normalize_rows, *h, *log_terms)  # type: ignore[no-untyped-call]
     return loss
@@ -100,9 +100,9 @@ def target_log_probabilities(
     """
     h = [scale_query(query.h, table, scale, query.candidates) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_discount = [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
+    log_subtracted = [to_accumulation_dtype(query.log_subtracted_mass, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
-        return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_discount))  # type: ignore[no-untyped-call]
+        return list(_LogProbability.apply(table, parts, normalize_rows, *h, *log_subtracted))  # type: ignore[no-untyped-call]
 
 
 def log_partition(h: Tensor, table: Tensor, scale: float | Tensor = 1.0) -> Tensor:
@@ -141,7 +141,7 @@ def log_subtract_exp_grads(log_total: Tensor, log_subtrahend: Tensor | None) -> 
 
 
 def to_accumulation_dtype(log_term: Tensor | None, table: Tensor) -> Tensor | None:
-    """Return log terms of queries, such as discounts, in the dtype in which the table's values are summed."""
+    """Return log terms of queries in the dtype in which the table's values are summed."""
     return None if log_term is None else log_term.to(accumulation_dtype(table.dtype))
 
 
@@ -168,7 +168,7 @@ class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
     `parts` has targets, candidates and weight of each query. `inputs` are the scaled vectors of all queries,
-    then all log_other_components, then all log_repeat_discount.
+    then all log_other_components, then all log_subtracted_mass.
     """
 
     @staticmethod
@@ -186,12 +186,12 @@ class _CatalogNll(torch.autograd.Function):
         table_grad = torch.zeros_like(table, dtype=dtype) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=dtype, device=table.device)
         gradients = []
-        for q, log_others, log_discount, (targets, candidates, weight) in zip(
+        for q, log_others, log_subtracted, (targets, candidates, weight) in zip(
             h, inputs[count : 2 * count], inputs[2 * count :], parts, strict=True
         ):
             grad_q = torch.zeros_like(q, dtype=dtype)
             grad_others = None if log_others is None else torch.zeros_like(log_others)
-            grad_discount = None if log_discount is None else torch.zeros_like(log_discount)
+            grad_sub = None if log_subtracted is None else torch.zeros_like(log_subtracted)
             for chunk, tile in iter_tiles(
                 q,
                 rows[candidates],
@@ -200,9 +200,9 @@ class _CatalogNll(torch.autograd.Function):
                 store_exponentials=table_grad is not None,
             ):
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
-                discounts = None if log_discount is None else log_discount[chunk]
-                d_partition, d_discount = log_subtract_exp_grads(tile.log_partition, discounts)
-                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, discounts)
+                log_part = None if log_subtracted is None else log_subtracted[chunk]
+                d_partition, d_sub = log_subtract_exp_grads(tile.log_partition, log_part)
+                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, log_part)
                 grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
                 if log_others is not None and grad_others is not None:
                     mixture = torch.logaddexp(log_others[chunk], log_p)
@@ -211,12 +211,12 @@ class _CatalogNll(torch.autograd.Function):
                     log_p = mixture
                 loss -= weight * log_p.sum()
                 grad_q[chunk] = grad[:, None] * (target_rows - d_partition[:, None] * tile.mean)
-                if grad_discount is not None:
-                    grad_discount[chunk] = grad * d_discount
+                if grad_sub is not None:
+                    grad_sub[chunk] = grad * d_sub
                 if table_grad is not None:
                     tile.add_table_grad(table_grad[candidates], -grad * d_partition, q_chunk)
                     table_grad.index_add_(0, targets[chunk], grad[:, None] * q_chunk)
-            gradients.append((grad_q.to(q.dtype), grad_others, grad_discount))
+            gradients.append((grad_q.to(q.dtype), grad_others, grad_sub))
         if table_grad is not None:
             table_grad = normalize_backward(table_grad, table, normalize_rows).to(table.dtype)
         ctx.save_for_backward(table_grad, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
@@ -234,7 +234,7 @@ class _LogProbability(torch.autograd.Function):
     """Log-probabilities of targets by tiles; without targets, negative log-partitions.
 
     The forward pass computes all gradients except that of the table. `parts` has targets and candidates of
-    each query. `inputs` are the scaled vectors of all queries, then all log_repeat_discount.
+    each query. `inputs` are the scaled vectors of all queries, then all log_subtracted_mass.
     """
 
     @staticmethod
@@ -249,17 +249,17 @@ class _LogProbability(torch.autograd.Function):
         needs_query_grad = any(ctx.needs_input_grad[3:])
         h: Any = inputs[: len(parts)]
         rows, logits_are_bounded = prepare_rows(table, h, normalize_rows)
-        results, grads_q, all_d_partition, all_d_discount = [], [], [], []
-        for q, log_discount, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
+        results, grads_q, all_d_partition, all_d_sub = [], [], [], []
+        for q, log_subtracted, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=accumulation_dtype(q.dtype), device=q.device)
             grad_q = torch.zeros_like(q, dtype=log_p.dtype) if needs_query_grad else None
-            d_partition, d_discount = torch.ones_like(log_p), torch.zeros_like(log_p)
+            d_partition, d_sub = torch.ones_like(log_p), torch.zeros_like(log_p)
             for chunk, tile in iter_tiles(
                 q, rows[candidates], logits_are_bounded, with_means=needs_query_grad, store_exponentials=False
             ):
-                discounts = None if log_discount is None else log_discount[chunk]
-                d_partition[chunk], d_discount[chunk] = log_subtract_exp_grads(tile.log_partition, discounts)
-                log_p[chunk] = -log_subtract_exp(tile.log_partition, discounts)
+                log_part = None if log_subtracted is None else log_subtracted[chunk]
+                d_partition[chunk], d_sub[chunk] = log_subtract_exp_grads(tile.log_partition, log_part)
+                log_p[chunk] = -log_subtract_exp(tile.log_partition, log_part)
                 if grad_q is not None:
                     grad_q[chunk] = -d_partition[chunk][:, None] * tile.mean
             if targets is not None:
@@ -269,8 +269,8 @@ class _LogProbability(torch.autograd.Function):
             results.append(log_p)
             grads_q.append(grad_q)
             all_d_partition.append(d_partition)
-            all_d_discount.append(d_discount)
-        ctx.save_for_backward(table, *h, *grads_q, *all_d_partition, *all_d_discount)
+            all_d_sub.append(d_sub)
+        ctx.save_for_backward(table, *h, *grads_q, *all_d_partition, *all_d_sub)
         return tuple(results)
 
     @staticmethod
@@ -278,20 +278,18 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
         count = len(grads)
-        h, log_p_grads_q, all_d_partition, all_d_discount = (
-            saved[n * count : (n + 1) * count] for n in range(4)
-        )
+        h, log_p_grads_q, all_d_partition, all_d_sub = (saved[n * count : (n + 1) * count] for n in range(4))
         needs_grad = ctx.needs_input_grad[3:]
         grads_q = [
             (grad[:, None] * grad_q).to(q.dtype) if needed else None
             for q, grad_q, grad, needed in zip(h, log_p_grads_q, grads, needs_grad[:count], strict=True)
         ]
-        grads_discount = [
-            grad * d_discount if needed else None
-            for d_discount, grad, needed in zip(all_d_discount, grads, needs_grad[count:], strict=True)
+        grads_sub = [
+            grad * d_sub if needed else None
+            for d_sub, grad, needed in zip(all_d_sub, grads, needs_grad[count:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, *grads_q, *grads_discount
+            return None, None, None, *grads_q, *grads_sub
         rows, logits_are_bounded = prepare_rows(table, h, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
         for q, grad, d_partition, (targets, candidates) in zip(
@@ -308,4 +306,4 @@ class _LogProbability(torch.autograd.Function):
             if targets is not None:
                 table_grad.index_add_(0, targets, grad[:, None] * q.to(table_grad.dtype))
         table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
-        return table_grad, None, None, *grads_q, *grads_discount
+        return table_grad, None, None, *grads_q, *grads_sub

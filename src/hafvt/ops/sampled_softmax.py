@@ -35,7 +35,7 @@ class ItemSample(NamedTuple):
 
 
 class SeenItems(NamedTuple):
-    """The history items of `SoftmaxQuery.log_repeat_discount`, which subtracts a share of their weight."""
+    """The history items of `SoftmaxQuery.log_subtracted_mass`, which subtracts a share of their weight."""
 
     items: Tensor
     """(N, T) row numbers of the whole table; -1 for none."""
@@ -86,7 +86,7 @@ def sampled_log_probabilities(
 ) -> list[Tensor]:
     """Return estimates of `target_log_probabilities`, one (N,) tensor per query, with their gradients.
 
-    `samples` has a sample of each query's candidates, `seen_items` the items of its `log_repeat_discount`.
+    `samples` has a sample of each query's candidates, `seen_items` the items of its `log_subtracted_mass`.
     Other arguments are those of the functions of `catalog_softmax`.
     """
     log_probabilities = []
@@ -99,10 +99,10 @@ def sampled_log_probabilities(
         target_logit = (h * target_rows).sum(1).float()  # (N,)
         exact_items = query.targets[:, None]  # (N, 1 + T) items that enter the partition exactly
         exact_logits = [target_logit[:, None]]
-        if query.log_repeat_discount is not None and seen is not None:
+        if query.log_subtracted_mass is not None and seen is not None:
             is_repeat = (seen.items == exact_items).any(1)  # the target is counted among the seen items
             exact_items = torch.cat([exact_items, seen.items], dim=1)
-            log_seen_mass = (query.log_repeat_discount + seen.log_odds).float()
+            log_seen_mass = (query.log_subtracted_mass + seen.log_odds).float()
             exact_logits = [target_logit.masked_fill(is_repeat, -torch.inf)[:, None], log_seen_mass[:, None]]
         z = z.masked_fill(_is_in_row(sample.items, exact_items, len(table)), -torch.inf)
         log_probabilities.append(target_logit - torch.cat([*exact_logits, z], dim=1).logsumexp(1))

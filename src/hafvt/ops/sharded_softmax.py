@@ -66,13 +66,13 @@ def sharded_log_probabilities(
         return target_log_probabilities(queries, table, scale, normalize_rows=normalize_rows)
     h = [scale_query(query.h, table, scale) for query in queries]
     parts = [(query.targets, query.candidates) for query in queries]
-    log_discount = [to_accumulation_dtype(query.log_repeat_discount, table) for query in queries]
+    log_subtracted = [to_accumulation_dtype(query.log_subtracted_mass, table) for query in queries]
     with torch.autocast(table.device.type, enabled=False):
-        return list(_ShardedLogProbability.apply(table, shard, parts, normalize_rows, *h, *log_discount))  # type: ignore[no-untyped-call]
+        return list(_ShardedLogProbability.apply(table, shard, parts, normalize_rows, *h, *log_subtracted))  # type: ignore[no-untyped-call]
 
 
 class _ShardedLogProbability(torch.autograd.Function):
-    """Log-probabilities of targets by tiles; `inputs` are h of all parts, then all log_repeat_discount."""
+    """Log-probabilities of targets by tiles; `inputs` are h of all parts, then all log_subtracted_mass."""
 
     @staticmethod
     def forward(
@@ -123,17 +123,17 @@ class _ShardedLogProbability(torch.autograd.Function):
         ctx.save_for_backward(table, *queries)
         ctx.parts, ctx.normalize_rows, ctx.own_grads = parts, normalize_rows, []
         results, offset = [], 0
-        for n, log_discount in enumerate(inputs[len(parts) :]):
+        for n, log_subtracted in enumerate(inputs[len(parts) :]):
             start = offset + sum(count[n] for count in ctx.counts[: process_index()])
             own_rows = slice(start, start + ctx.counts[process_index()][n])
             offset += len(queries[n])
-            d_partition, d_discount = log_subtract_exp_grads(total[own_rows], log_discount)
-            results.append(sums[1, own_rows] - log_subtract_exp(total[own_rows], log_discount))
+            d_partition, d_sub = log_subtract_exp_grads(total[own_rows], log_subtracted)
+            results.append(sums[1, own_rows] - log_subtract_exp(total[own_rows], log_subtracted))
             grad_q = means[own_rows]
             if needs_query_grad:
                 mean, target_row = grad_q.chunk(2, dim=1)
                 grad_q = target_row - d_partition[:, None] * mean
-            ctx.own_grads.append((grad_q, d_partition, d_discount))
+            ctx.own_grads.append((grad_q, d_partition, d_sub))
         return tuple(results)
 
     @staticmethod
@@ -141,13 +141,13 @@ class _ShardedLogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *queries = ctx.saved_tensors
         needs_grad, count = ctx.needs_input_grad[4:], len(grads)
-        grads_q, grads_discount, pairs = [], [], []
-        for n, (grad, (grad_q, d_partition, d_discount)) in enumerate(zip(grads, ctx.own_grads, strict=True)):
+        grads_q, grads_sub, pairs = [], [], []
+        for n, (grad, (grad_q, d_partition, d_sub)) in enumerate(zip(grads, ctx.own_grads, strict=True)):
             grads_q.append((grad[:, None] * grad_q).to(queries[n].dtype) if needs_grad[n] else None)
-            grads_discount.append(grad * d_discount if needs_grad[count + n] else None)
+            grads_sub.append(grad * d_sub if needs_grad[count + n] else None)
             pairs.append(torch.stack([grad, grad * d_partition], dim=1))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, *grads_q, *grads_discount
+            return None, None, None, None, *grads_q, *grads_sub
         rows, logits_are_bounded = prepare_rows(table, queries, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
         for q, pair, share, (is_local, positions), (_, candidates) in zip(
@@ -162,7 +162,7 @@ class _ShardedLogProbability(torch.autograd.Function):
                         tile.add_table_grad(table_grad[candidates], weight[chunk], -q_accumulated[chunk])
             table_grad.index_add_(0, positions, pair[is_local, :1] * q_accumulated[is_local])
         table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
-        return table_grad, None, None, None, *grads_q, *grads_discount
+        return table_grad, None, None, None, *grads_q, *grads_sub
 
 
 def _gather(parts: Sequence[Tensor], counts: list[list[int]]) -> list[Tensor]:

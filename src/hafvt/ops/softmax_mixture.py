@@ -39,7 +39,7 @@ def mixture_nll(
         scale: of the logits.
         normalize_rows: for each table, whether to normalize its rows to length 1 first.
         samples: S samples of the queries' candidates, for sampled softmaxes; none for exact ones.
-        seen_items: with samples, the S groups of items of the queries' `log_repeat_discount`.
+        seen_items: with samples, the S groups of items of the queries' `log_subtracted_mass`.
         shard: of the tables, for exact softmaxes over slices, see `ops.sharded_softmax`; None for whole ones.
     """
     by_table = [list(column) for column in zip(*queries, strict=True)]  # M lists of S

@@ -27,13 +27,14 @@ from hafvt.folders import recover_folder
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
-from hafvt.models.item_embeddings import saved_clusters
 from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
 
-FORMAT = 2
-"""Number of the run format, in model.json and config.yaml; changes when older runs cannot be read."""
+FORMAT = 3
+"""Number of the run format, in model.json and config.yaml."""
+RENAMED_PARAMETERS = {"request_time": "use_request_date"}
+"""Hyperparameters of runs of format 2 with their new names."""
 REMEDY = "continue the training with hafvt train ... --resume, or train the model again in another folder"
 
 
@@ -123,12 +124,12 @@ def weight_files(count: int) -> list[str]:
 
 
 def model_item_features(
-    data: Dataset, model: str, config: ModelConfig, *, interactions: bool = True, shard: Shard | None = None
+    data: Dataset, model: str, config: ModelConfig, *, for_training: bool = True, shard: Shard | None = None
 ) -> ItemFeatures:
     """Load the features of a dataset's items that a model, by name, uses with its hyperparameters.
 
-    Without `interactions`, a model that counts them gets tables of zeros, to be loaded from a run. With a
-    `shard`, this process holds slices of the tables.
+    Without `for_training`, what a run's weights replace is left out, see `Model.restore_features`. With
+    a `shard`, this process holds slices of the tables.
 
     Raises:
         HafvtError: a modality is not encoded.
@@ -138,8 +139,8 @@ def model_item_features(
         data,
         config_modalities(config),
         relations=model_class.uses_relations,
-        interactions=interactions and model_class.uses_interactions,
-        times=_uses_dates(data, config),
+        interactions=for_training and model_class.uses_interactions,
+        times=_uses_dates(data, config) and for_training,
         # Sampled softmaxes and slices read few rows.
         memory_map=shard is not None or getattr(config, "num_negatives", 0) > 0,
     )
@@ -147,22 +148,28 @@ def model_item_features(
 
 
 def _uses_dates(data: Dataset, config: ModelConfig) -> bool:
-    """Return whether a model's states depend on the date of the request, see `HafVtConfig.request_time`."""
-    decided: bool | None = getattr(config, "request_time", False)
+    """Return whether states depend on the date of the request, see `HafVtConfig.use_request_date`."""
+    decided: bool | None = getattr(config, "use_request_date", False)
     if decided and data.seconds is None and not data.is_catalog:
         raise HafvtError(
-            f"{data.folder} has no dates (all times must lie after March 1973): leave out request_time"
+            f"{data.folder} has no dates (all times must lie after March 1973): leave out use_request_date"
         )
     return (date_gain(data) or 0.0) > 0 if decided is None else decided
 
 
-def check_format(folder: Path, content: dict[str, Any]) -> None:
-    """Raise HafvtError if `content`, of model.json or config.yaml, has another format number."""
-    if content.get("format") != FORMAT:
+def current_format(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run's model.json or config.yaml in the current format.
+
+    Raises:
+        HafvtError: it has neither this format nor the one before.
+    """
+    if content.get("format") not in (FORMAT, FORMAT - 1):
         raise HafvtError(
             f"{folder} is a run of format {content.get('format', 1)}, this version reads format {FORMAT}: "
             "train the model again, or use the hafvt version that trained it"
         )
+    config = {RENAMED_PARAMETERS.get(name, name): value for name, value in content["config"].items()}
+    return content | {"format": FORMAT, "config": config}
 
 
 def read_model_file(folder: Path, remedy: str = REMEDY) -> dict[str, Any]:
@@ -174,9 +181,8 @@ def read_model_file(folder: Path, remedy: str = REMEDY) -> dict[str, Any]:
     path = folder / "model.json"
     manifest: dict[str, Any] = read_json(path, remedy)
     with explained_read_errors(path, remedy):
-        check_format(folder, manifest)
         verify_json(path, manifest, remedy)
-    return manifest
+        return current_format(folder, manifest)
 
 
 def open_run(
@@ -219,14 +225,13 @@ def open_run(
     verify_files(folder, hashes, REMEDY)
     if models is not None:
         return Run(folder, name, config, tuple(models), data, manifest)
-    item_features, models = model_item_features(data, name, config, interactions=False), []
+    item_features, models = model_item_features(data, name, config, for_training=False), []
     for file in weight_files(len(data.domains) if (folder / weight_files(2)[1]).exists() else 1):
         tensors, _ = load_checkpoint(folder / file, REMEDY)
-        prefix = "model.items."
-        tables = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        weights = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
         try:
-            clusters = saved_clusters(tables)  # found in training, not computed again
-            model = build_model(name, replace(item_features, clusters=clusters), config)
+            restored = MODELS[name].model_class.restore_features(item_features, weights)
+            model = build_model(name, restored, config)
             unpack(tensors, model)
         except HafvtError as error:
             raise HafvtError(f"{folder / file}: {error}") from None

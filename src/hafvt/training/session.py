@@ -31,7 +31,7 @@ from hafvt.training.config import TrainingConfig
 from hafvt.training.run import (
     FORMAT,
     Run,
-    check_format,
+    current_format,
     feature_hashes,
     fingerprint,
     model_item_features,
@@ -153,8 +153,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
                 f"{folder} holds a run already: continue it with --resume, or choose another folder"
             )
         with explained_read_errors(path, RETRAIN_REMEDY):
-            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-            check_format(folder, saved)
+            saved = current_format(folder, yaml.safe_load(path.read_text(encoding="utf-8")))
             changes = changed_settings(saved, settings)
         if changes:
             raise HafvtError(

@@ -126,7 +126,7 @@ class Trainer:
         self.last_path = checkpoints / "last.safetensors"
         self.best_paths = [checkpoints / f"best{index or ''}.safetensors" for index in range(num_checkpoints)]
         if has_checkpoint(self.last_path):
-            tensors, state = self.load(self.last_path)
+            tensors, state = self.load_checkpoint_slices(self.last_path)
             with explained_read_errors(self.last_path, RETRAIN_REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.state)
                 self.state = TrainingState(**state)
@@ -253,14 +253,14 @@ class Trainer:
         elif process_index() == 0:
             save_checkpoint(path, pack(self.model), metadata)
 
-    def load(self, path: Path) -> tuple[dict[str, Tensor], Any]:
+    def load_checkpoint_slices(self, path: Path) -> tuple[dict[str, Tensor], Any]:
         """Return the tensors and the state of a checkpoint; of sharded tables, the rows of this process."""
         ranges = [(domain.start, domain.stop) for domain in self.model.domains]
         return load_slices(path, self.sharded_tensors, ranges, self.model.shard, RETRAIN_REMEDY)
 
     def load_best(self) -> list[Model]:
         """Return the model of each domain, on the CPU, with its best weights; they are one model."""
-        unpack(self.load(self.best_paths[0])[0], self.model.cpu())
+        unpack(self.load_checkpoint_slices(self.best_paths[0])[0], self.model.cpu())
         return [self.model] * len(self.data.domains)
 
     def is_checkpoint_due(self, min_interval: float) -> bool:

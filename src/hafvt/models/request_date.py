@@ -1,4 +1,4 @@
-"""What HAF-VT knows of the date of a request: an offset of its states that is learned from training dates."""
+"""An offset that makes states of HAF-VT depend on the date of a request, learned from training dates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VECTOR_SCALE = 10.0
 """a, b and c are this times the parameters: Adam's steps are small, so the factor speeds them up."""
 
 
-class RequestTime(nn.Module):
+class RequestDateOffset(nn.Module):
     """Offsets of states by the day t at which the next item is predicted.
 
     offset(t) = sum_k w_k(t) a_k + sum_n b_n sin(2 pi n t / year) + c_n cos(2 pi n t / year), n = 1 to 3

@@ -11,7 +11,7 @@ import torch
 from hafvt.data.batches import TrainBatches, history_batch
 from hafvt.errors import HafvtError
 from hafvt.models import build_model, configure
-from hafvt.models.request_time import SECONDS_PER_YEAR, RequestTime, yearly_waves
+from hafvt.models.request_date import SECONDS_PER_YEAR, RequestDateOffset, yearly_waves
 from hafvt.training.run import model_item_features
 from tests.conftest import SMALL_PARAMS
 
@@ -19,19 +19,19 @@ DAY = 86_400
 
 
 def build(data, **params):
-    config = configure("hafvt", params={**SMALL_PARAMS["hafvt"], "request_time": True, **params})
+    config = configure("hafvt", params={**SMALL_PARAMS["hafvt"], "use_request_date": True, **params})
     return build_model("hafvt", model_item_features(data, "hafvt", config), config).eval()
 
 
 def test_weights_interpolate_between_knots_and_are_constant_outside():
     knots = torch.tensor([100, 200, 200, 400])
-    weights = RequestTime(knots, 2).knot_weights(torch.tensor([0, 100, 150, 300, 400, 10**10]))
+    weights = RequestDateOffset(knots, 2).knot_weights(torch.tensor([0, 100, 150, 300, 400, 10**10]))
     expected = [[1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0, 0, 0, 1], [0, 0, 0, 1]]
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 def test_offsets_are_those_of_the_day_and_days_of_this_century_are_told_apart():
-    offsets = RequestTime(DAY * torch.arange(0, 20_000, 1_000), 2)
+    offsets = RequestDateOffset(DAY * torch.arange(0, 20_000, 1_000), 2)
     torch.nn.init.normal_(offsets.vectors)
     morning, evening, tomorrow = offsets(19_500 * DAY + torch.tensor([60, DAY - 1, DAY]))
     torch.testing.assert_close(morning, evening)
@@ -70,7 +70,7 @@ def test_scores_depend_on_the_time_of_the_request_and_later_than_the_data_counts
 def test_without_dates_there_is_no_offset(small, reason):
     if reason == "no dates":
         small = replace(small, times=np.arange(len(small.items)))
-    model = build(small, request_time=None if reason == "no dates" else False)
+    model = build(small, use_request_date=None if reason == "no dates" else False)
     assert not model.uses_times
     assert all(encoder.time_offset is None for encoder in model.encoders)
 
@@ -92,6 +92,6 @@ def test_training_learns_with_the_time_at_which_each_item_is_to_be_predicted(sma
 
 def test_dates_asked_of_a_dataset_without_them_are_refused_in_one_line(small):
     with pytest.raises(
-        HafvtError, match=r"has no dates \(all times must lie after March 1973\): leave out request_time$"
+        HafvtError, match=r"has no dates \(all times must lie after March 1973\): leave out use_request_date$"
     ):
         build(replace(small, times=np.arange(len(small.items))))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -117,50 +118,84 @@ def iter_tiles(
     if use_flash and logits_are_bounded and len(q):  # the kernel crashes on an empty batch
         yield slice(0, len(q)), _flash_tile(q, rows)
         return
-    device = "cuda" if q.is_cuda else "cpu"
-    num_queries, max_items = TILE_SHAPE[device]
-    holds_all = store_exponentials or not logits_are_bounded  # whether the buffer holds all items at a time
-    if holds_all:
-        if device == "cpu" and q.dtype != torch.bfloat16:
-            num_queries = min(num_queries, max(MIN_QUERIES, MAX_CACHED_EXPONENTIALS // len(rows)))
-        num_queries = max(1, min(num_queries, MAX_STORED_EXPONENTIALS[device] // len(rows)))
-    multiple = min(QUERY_MULTIPLE, num_queries)
-    num_queries = min(num_queries // multiple, -(-len(q) // multiple)) * multiple
-    ranges = [slice(start, min(start + max_items, len(rows))) for start in range(0, len(rows), max_items)]
-    buffer = q.new_empty(num_queries * (len(rows) if holds_all else min(max_items, len(rows))))
+    buffer = LogitBuffer.allocate(q, len(rows), holds_all=store_exponentials or not logits_are_bounded)
+    for start in range(0, len(q), max(buffer.max_queries, 1)):
+        chunk = q[start : start + buffer.max_queries]
+        tile = _logit_tile(chunk, rows, buffer, logits_are_bounded, with_means=with_means)
+        yield slice(start, start + len(chunk)), tile
+
+
+@dataclass(frozen=True)
+class LogitBuffer:
+    """Memory for the logits of a `LogitTile`, which one tile after the other uses.
+
+    Attributes:
+        values: The memory, one-dimensional.
+        max_queries: Most queries of a tile.
+        multiple: The queries of a tile are padded to a multiple of this.
+        ranges: All items, in ranges for one matrix product each.
+        holds_all: Whether there is space for all ranges, not for one at a time.
+    """
+
+    values: Tensor
+    max_queries: int
+    multiple: int
+    ranges: list[slice]
+    holds_all: bool
+
+    @classmethod
+    def allocate(cls, q: Tensor, num_items: int, *, holds_all: bool) -> LogitBuffer:
+        """Return a buffer for as many of the queries, (N, d), at a time as stay in the processor's cache."""
+        device = "cuda" if q.is_cuda else "cpu"
+        max_queries, max_items = TILE_SHAPE[device]
+        if holds_all:
+            if device == "cpu" and q.dtype != torch.bfloat16:
+                max_queries = min(max_queries, max(MIN_QUERIES, MAX_CACHED_EXPONENTIALS // num_items))
+            max_queries = max(1, min(max_queries, MAX_STORED_EXPONENTIALS[device] // num_items))
+        multiple = min(QUERY_MULTIPLE, max_queries)
+        max_queries = min(max_queries // multiple, -(-len(q) // multiple)) * multiple
+        ranges = [slice(start, min(start + max_items, num_items)) for start in range(0, num_items, max_items)]
+        values = q.new_empty(max_queries * (num_items if holds_all else min(max_items, num_items)))
+        return cls(values, max_queries, multiple, ranges, holds_all)
+
+    def views(self, num_queries: int) -> list[Tensor]:
+        """Return the memory for the logits of each of `ranges`, (num_queries, items)."""
+        offsets = [num_queries * items.start if self.holds_all else 0 for items in self.ranges]
+        return [
+            self.values[offset : offset + num_queries * (items.stop - items.start)].view(num_queries, -1)
+            for offset, items in zip(offsets, self.ranges, strict=True)
+        ]
+
+
+def _logit_tile(
+    q: Tensor, rows: Tensor, buffer: LogitBuffer, logits_are_bounded: bool, *, with_means: bool
+) -> LogitTile:
+    """Return the tile of n queries, (n, d), at most `buffer.max_queries`; see `iter_tiles`."""
     # exp2(z / log 2) is faster than exp(z), but its factor would round a bfloat16 query once more.
     base_factor, exp_ = (1.0, Tensor.exp_) if q.dtype == torch.bfloat16 else (1 / math.log(2), Tensor.exp2_)
-    for start in range(0, len(q), max(num_queries, 1)):
-        chunk = q[start : start + num_queries]
-        count = len(chunk)
-        chunk = functional.pad(chunk, (0, 0, 0, -count % multiple)) * base_factor  # (padded_count, d)
-        padded_count = len(chunk)
-        offsets = [padded_count * items.start if holds_all else 0 for items in ranges]
-        logits = [
-            buffer[offset : offset + padded_count * (items.stop - items.start)].view(padded_count, -1)
-            for offset, items in zip(offsets, ranges, strict=True)
-        ]
-        max_logits = torch.zeros(padded_count, 1, dtype=q.dtype, device=q.device)
-        if not logits_are_bounded:
-            for items, z in zip(ranges, logits, strict=True):
-                torch.mm(chunk, rows[items].T, out=z)
-            max_logits = torch.stack([z.amax(1) for z in logits]).amax(0)[:, None]
-        total = max_logits.new_zeros(padded_count, dtype=accumulation_dtype(q.dtype))
-        mean = max_logits.new_zeros(chunk.shape, dtype=total.dtype)
-        for items, z in zip(ranges, logits, strict=True):
-            if logits_are_bounded:
-                torch.mm(chunk, rows[items].T, out=z)
-            else:
-                z.sub_(max_logits)
-            total += exp_(z).sum(1)
-            if with_means:
-                mean += torch.mm(z, rows[items])
-        log_total = total.log()
-        log_partition = log_total + max_logits[:, 0] / base_factor
-        mean.div_(total[:, None])
-        stored = list(zip(ranges, logits, strict=True)) if holds_all else []
-        tile = LogitTile(stored, -log_total[:count], log_partition[:count], mean[:count])
-        yield slice(start, start + count), tile
+    count = len(q)
+    q = functional.pad(q, (0, 0, 0, -count % buffer.multiple)) * base_factor  # (n or more, d)
+    logits = list(zip(buffer.ranges, buffer.views(len(q)), strict=True))
+    max_logits = torch.zeros(len(q), 1, dtype=q.dtype, device=q.device)
+    if not logits_are_bounded:
+        for items, z in logits:
+            torch.mm(q, rows[items].T, out=z)
+        max_logits = torch.stack([z.amax(1) for _, z in logits]).amax(0)[:, None]
+    total = max_logits.new_zeros(len(q), dtype=accumulation_dtype(q.dtype))  # sum of exponentials
+    mean = max_logits.new_zeros(q.shape, dtype=total.dtype)
+    for items, z in logits:
+        if logits_are_bounded:
+            torch.mm(q, rows[items].T, out=z)
+        else:
+            z.sub_(max_logits)
+        total += exp_(z).sum(1)
+        if with_means:
+            mean += torch.mm(z, rows[items])
+    log_total = total.log()
+    log_partition = log_total + max_logits[:, 0] / base_factor
+    mean.div_(total[:, None])
+    stored = logits if buffer.holds_all else []
+    return LogitTile(stored, -log_total[:count], log_partition[:count], mean[:count])
 
 
 def uses_flash_attention(q: Tensor, *, with_means: bool, store_exponentials: bool) -> bool:

@@ -6,6 +6,7 @@ so that what does not need torch starts without it.
 
 import os
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from hafvt.data.sources.amazon import prepare_amazon as prepare_amazon
     from hafvt.data.sources.c2dsr import prepare_c2dsr as prepare_c2dsr
     from hafvt.data.sources.fetch import fetch as fetch
+    from hafvt.data.table_options import TableOptions as TableOptions
     from hafvt.errors import HafvtError as HafvtError
     from hafvt.errors import InputError as InputError
     from hafvt.experiments.compare import ablate as ablate
@@ -33,8 +35,13 @@ if TYPE_CHECKING:
     from hafvt.inference.onnx_export import export as export
     from hafvt.inference.recommender import Recommender as Recommender
     from hafvt.inference.similar import similar_items as similar_items
+    from hafvt.models.base import Model as Model
+    from hafvt.models.hyperparameters import ModelConfig as ModelConfig
     from hafvt.server.serve import serve as serve
+    from hafvt.training.run import Run as Run
     from hafvt.training.train import train as train
+
+    __version__: str
 
 # OpenMP, which torch loads, reads this: its idle threads sleep instead of occupying processors.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,7 +50,11 @@ MODULES = {
     "Dataset": "hafvt.data.dataset",
     "HafvtError": "hafvt.errors",
     "InputError": "hafvt.errors",
+    "Model": "hafvt.models.base",
+    "ModelConfig": "hafvt.models.hyperparameters",
     "Recommender": "hafvt.inference.recommender",
+    "Run": "hafvt.training.run",
+    "TableOptions": "hafvt.data.table_options",
     "ablate": "hafvt.experiments.compare",
     "catalog": "hafvt.inference.catalog_add",
     "compare": "hafvt.experiments.compare",
@@ -74,6 +85,8 @@ __all__ = list(MODULES)
 
 def __getattr__(name: str) -> Any:
     """Import a public name."""
+    if name == "__version__":
+        return version("hafvt")
     if name not in MODULES:
         raise AttributeError(f"module 'hafvt' has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, make_dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from pkgutil import resolve_name
@@ -137,6 +137,21 @@ def argument_type(hint: Any) -> Any:
     return accepted | None if NoneType in members else accepted
 
 
+def command_line_options(options_class: Any) -> type:
+    """Return a dataclass of options with the types that the command line parses, without checks."""
+    types, options = parameter_types(options_class), fields(options_class)
+    parsed = [(option.name, _described_type(types[option.name]), option.default) for option in options]
+    namespace = {"__doc__": options_class.__doc__, "__module__": options_class.__module__}
+    return make_dataclass(options_class.__name__, parsed, frozen=True, namespace=namespace)
+
+
+def _described_type(hint: Any) -> Any:
+    """Return the type that the command line parses, with the text of the default in the help."""
+    if is_dataclass(hint):
+        return Annotated[command_line_options(hint), Parameter(name="*")]
+    return Annotated[argument_type(hint), Parameter(show_default=partial(describe_default, hint))]
+
+
 def parse_values(value: Any) -> Any:
     """Parse a text as YAML, such as 0.2 or true, and a list by element."""
     return parse_yaml(value) if isinstance(value, str) else [parse_values(part) for part in value]
@@ -146,10 +161,8 @@ def command_function(command: Command) -> Callable[..., str]:
     """Return a wrapper of a command's function that takes command-line types and returns printable text."""
     function = resolve_name(command.target)
     parameters = inspect.signature(function).parameters
-    types = {
-        name: Annotated[argument_type(hint), Parameter(show_default=partial(describe_default, hint))]
-        for name, hint in parameter_types(function).items()
-    }
+    hints = parameter_types(function)
+    types = {name: _described_type(hint) for name, hint in hints.items()}
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> str:
@@ -159,6 +172,9 @@ def command_function(command: Command) -> Callable[..., str]:
                     options[name][key] = parse_values(value)
                 except HafvtError as error:
                     raise ArgumentError(f"--{name}.{key} {value}: {error}") from None
+        for name, value in options.items():
+            if is_dataclass(hints[name]):
+                options[name] = hints[name](**vars(value))
         result = function(*arguments, **options)
         return command.format_result(result) if process_index() == 0 else ""
 

@@ -81,42 +81,57 @@ def check_arguments(function: Function) -> Function:
     """
     signature = inspect.signature(function)
 
-    @cache
-    def hints() -> dict[str, Any]:
-        return parameter_types(function)
-
-    @cache
-    def adapters() -> dict[str, TypeAdapter[Any]]:
-        config = ConfigDict(strict=True, allow_inf_nan=False)
-        return {name: TypeAdapter(_checked_type(hint), config=config) for name, hint in hints().items()}
-
     @wraps(function)
     def check_and_call(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs)
         for name, value in arguments.arguments.items():
-            value = value.item() if isinstance(value, np.generic) else value
-            if isinstance(value, os.PathLike) and os.PathLike[str] in get_args(hints().get(name)):
-                value = arguments.arguments[name] = Path(value)
-            if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
-                raise ArgumentError(f"--{name.replace('_', '-')} is not text in UTF-8: remove what is not")
-            if isinstance(value, str | Path) and {Path, os.PathLike[str]} & {*get_args(hints().get(name))}:
-                try:
-                    Path(value).exists()
-                except OSError as error:  # the name is too long, or a folder above may not be read
-                    raise ArgumentError(
-                        f"--{name.replace('_', '-')}: {error.strerror}: name another path"
-                    ) from None
-            try:
-                arguments.arguments[name] = adapters()[name].validate_python(value)
-            except ValidationError as error:
-                raise ArgumentError(_explain(name, value, hints()[name], error)) from None
+            arguments.arguments[name] = _checked_value(function, name, value)
         return function(*arguments.args, **arguments.kwargs)
 
     return cast(Function, check_and_call)
 
 
+def check_fields(options: object) -> None:
+    """Check the fields of a frozen dataclass as `check_arguments` checks arguments."""
+    for name, value in vars(options).items():
+        object.__setattr__(options, name, _checked_value(type(options), name, value))
+
+
+@cache
+def _types_and_adapters(owner: Callable[..., Any]) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+    """Return the type of each parameter of a function or field of a class, and pydantic's adapter for it."""
+    config = ConfigDict(strict=True, allow_inf_nan=False)
+    types = parameter_types(owner)
+    return {name: (hint, TypeAdapter(_checked_type(hint), config=config)) for name, hint in types.items()}
+
+
+def _checked_value(owner: Callable[..., Any], name: str, value: Any) -> Any:
+    """Return the value of a parameter or field after its check, see `check_arguments`."""
+    hint, adapter = _types_and_adapters(owner)[name]
+    option = f"--{name.replace('_', '-')}"
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, os.PathLike) and os.PathLike[str] in get_args(hint):
+        value = Path(value)
+    if isinstance(value, str | Path) and re.search("[\0\ud800-\udfff]", str(value)):
+        raise ArgumentError(f"{option} is not text in UTF-8: remove what is not")
+    if isinstance(value, str | Path) and {Path, os.PathLike[str]} & {*get_args(hint)}:
+        try:
+            Path(value).exists()
+        except OSError as error:  # the name is too long, or a folder above may not be read
+            raise ArgumentError(f"{option}: {error.strerror}: name another path") from None
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise ArgumentError(_explain(option, value, hint, error)) from None
+
+
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type of each parameter, with its range, but not the return type, which may need torch."""
+    """Return the type of each parameter or, of a class, field, with its range.
+
+    The return type is left out, as it may need torch.
+    """
+    if isinstance(function, type):
+        return get_type_hints(function, include_extras=True)
     function = inspect.unwrap(function)
     annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     namespace = SimpleNamespace(__annotations__=annotations)
@@ -142,9 +157,8 @@ def _checked_type(hint: Any) -> Any:
     return hint if is_simple else Any
 
 
-def _explain(name: str, value: Any, hint: Any, errors: ValidationError) -> str:
-    """Return the line for a wrong argument."""
-    option = f"--{name.replace('_', '-')}"
+def _explain(option: str, value: Any, hint: Any, errors: ValidationError) -> str:
+    """Return the line for a wrong value of an option."""
     reason = next(
         (error["ctx"]["error"] for error in errors.errors() if error["type"] == "value_error"), None
     )

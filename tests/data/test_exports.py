@@ -62,8 +62,14 @@ def read(path: Path, **options: Any) -> pl.DataFrame:
 
 
 def test_prepare_office_export_guesses_and_reports_its_form(shop: Path, capsys: Any) -> None:
-    options = {"keep": "Menge > 0", "unknown_items": "drop", "time_zone": "Europe/Berlin"}
-    data = prepare(shop / "orders.csv", shop / "articles.csv", shop / "data", columns=COLUMNS, **options)
+    data = prepare(
+        shop / "orders.csv",
+        shop / "articles.csv",
+        shop / "data",
+        columns=COLUMNS,
+        unknown_items="drop",
+        table_options=TableOptions(keep="Menge > 0", time_zone="Europe/Berlin"),
+    )
     assert sorted(data.item_table.rows()) == [
         ("A1", "Küche", "Käsemesser „Öland“", "A1.jpg", 9.9),
         ("A2", "Küche", "Löffel", "A2.jpg", 1.9),
@@ -148,7 +154,11 @@ def test_read_tables_wrong_encoding_is_refused(tmp_path: Path) -> None:
 def test_read_tables_separator_is_taken(tmp_path: Path, separator: str, capsys: Any) -> None:
     sign = "\t" if separator == "tab" else separator
     path = write(tmp_path / "log.csv", f"user_id{sign}item_id{sign}timestamp\nu{sign}a,b,c,d{sign}1\n")
-    (row,) = prepare(path, None, tmp_path / "out", separator=separator).item_table["item_id"].to_list()
+    (row,) = (
+        prepare(path, None, tmp_path / "out", table_options=TableOptions(separator=separator))
+        .item_table["item_id"]
+        .to_list()
+    )
     assert row == "a,b,c,d"
     assert "separator" not in capsys.readouterr().err
 
@@ -165,6 +175,16 @@ def test_read_tables_separator_is_taken(tmp_path: Path, separator: str, capsys: 
         ({"keep": "select 1"}, "not a condition such as"),
         ({"keep": "read_csv('x')"}, "not a condition such as"),
         ({"decimal": ";"}, "--decimal is ';': choose auto or . or ,"),
+    ],
+)
+def test_table_options_wrong_value_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message.replace("(", r"\(").replace(".", r"\.")):
+        hafvt.TableOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"unknown_items": "keep"}, "--unknown-items is 'keep': choose error or drop"),
         ({"image_root": "nowhere"}, "--image-root nowhere is no folder: name the folder"),
     ],

@@ -14,6 +14,7 @@ import pytest
 from hafvt.cli import main
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtError, HafvtWarning, InputError
 from tests.data.helpers import items_of, log_of
 
@@ -231,7 +232,7 @@ def test_prepare_ids_that_look_alike_are_warned_of_or_stripped(tmp_path: Path) -
     assert data.num_users == 4
     assert messages[0].startswith("user_id: 4 values only differ by outer blanks or invisible characters")
     assert re.match("domain: 2 values .*'x' and 'x ': use --strip", messages[1])
-    stripped = prepare(log, None, tmp_path / "stripped", strip=True)
+    stripped = prepare(log, None, tmp_path / "stripped", table_options=TableOptions(strip=True))
     assert set(histories(stripped)) == {"u", "v"}
     assert [domain.name for domain in stripped.domains] == ["x", "y"]
 
@@ -251,7 +252,10 @@ def test_prepare_unknown_item_that_only_differs_by_blanks_names_the_remedy(tmp_p
     log = log_of(("u", "a ", 1), ("u", "b", 2))
     with pytest.raises(InputError, match=r"row 1, .*'a ': unknown item.*use --strip"):
         prepare(log, items_of(tea="ab"), tmp_path / "out")
-    assert prepare(log, items_of(tea="ab"), tmp_path / "out", strip=True).num_items == 2
+    assert (
+        prepare(log, items_of(tea="ab"), tmp_path / "out", table_options=TableOptions(strip=True)).num_items
+        == 2
+    )
 
 
 def test_prepare_prints_nothing_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

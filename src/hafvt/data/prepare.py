@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +17,7 @@ from hafvt.data.interaction_log import InteractionLog, number_ids
 from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_by_time
-from hafvt.data.table_options import (
-    Condition,
-    Decimal,
-    Encoding,
-    Quoting,
-    Separator,
-    TableOptions,
-    TimeFormat,
-    TimeZone,
-)
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, warn
 from hafvt.files import sha256
@@ -34,6 +25,7 @@ from hafvt.folders import check_output_folder, folder_lock
 from hafvt.progress import progress, report
 from hafvt.settings import Count, Folder, OutFolder, PositiveCount, Seed, Share, check_arguments
 
+TieOrder = Literal["random", "input"]
 INPUTS_AND_OUTPUT = ("interactions", "items", "out", "overwrite")
 """Arguments of `prepare` that are no settings in the manifest."""
 
@@ -53,17 +45,10 @@ def prepare(
     valid_share: Share = 0.1,
     test_share: Share = 0.1,
     hold_out_items: Share = 0.0,
-    ties: Literal["random", "input"] = "random",
-    keep: Condition | None = None,
+    ties: TieOrder = "random",
     unknown_items: Literal["error", "drop"] = "error",
     image_root: Folder | None = None,
-    separator: Separator | None = None,
-    encoding: Encoding | None = None,
-    decimal: Decimal = "auto",
-    time_format: TimeFormat | None = None,
-    time_zone: TimeZone = "UTC",
-    quoting: Quoting = "auto",
-    strip: bool = False,
+    table_options: TableOptions = DEFAULT_OPTIONS,
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Dataset:
@@ -107,20 +92,10 @@ def prepare(
             histories; `evaluate --cold` ranks the removed interactions that are later than the user's
             training interactions.
         ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
-        keep: keep the interactions that meet this condition in SQL over columns of their table, such as
-            "qty > 0 and status = 'paid'"; default: all.
         unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
         image_root: the folder that paths of pictures start from; default: the folder of the items table, or
             the folder beside it that has them. Without a column image, files named ITEM_ID.jpg.
-        separator: sign between the fields of CSV files, such as ; or tab; default: comma, semicolon, tab or
-            bar, as in the header.
-        encoding: encoding of CSV files, such as cp1252; default: UTF-8, UTF-16 or cp1252, as the bytes show.
-        decimal: decimal sign of numbers, "." or ","; "auto" takes the comma where numbers need it.
-        time_format: form of dates, such as "%d.%m.%Y %H:%M"; default: numbers, ISO 8601 or a plain guess.
-        time_zone: zone of dates that name none, such as Europe/Berlin.
-        quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
-            of the text; "auto" is "none" for a tab-separated file whose header has no quotes.
-        strip: remove outer blanks and invisible characters from ids and domains.
+        table_options: how the tables are read.
         seed: seed of the numbering, of the random order of ties and of the choice of held-out items.
         overwrite: replace an existing dataset folder.
 
@@ -131,41 +106,33 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
-    arguments = dict(locals())
-    check_output_folder(out, DATASET, overwrite=overwrite)
-    if split == "time" and not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
-        raise ArgumentError(
-            "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
-        )
-    settings = {name: value for name, value in arguments.items() if name not in INPUTS_AND_OUTPUT}
+    settings = {name: value for name, value in locals().items() if name not in INPUTS_AND_OUTPUT}
+    settings |= asdict(settings.pop("table_options"))
     settings["columns"] = columns or {}
     settings["image_root"] = None if image_root is None else str(image_root)
     if split != "time":
         settings |= {"valid_share": None, "test_share": None}
+    elif not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
+        raise ArgumentError(
+            "--valid-share and --test-share must be above 0 and below 1 together: correct the shares"
+        )
+    check_output_folder(out, DATASET, overwrite=overwrite)
     with folder_lock(out), progress("prepare", 5, "steps") as advance:
-        options = TableOptions(separator, encoding, quoting, decimal, time_format, time_zone, keep, strip)
-        interaction_table, item_table = read_tables(interactions, items, columns or {}, options)
-        inputs = {"interactions": _provenance(interaction_table)}
-        image_folder = None
+        interaction_table, item_table = read_tables(interactions, items, columns or {}, table_options)
+        inputs, image_folder = {"interactions": _provenance(interaction_table)}, None
         if item_table:
             inputs["items"] = _provenance(item_table)
             frame, image_folder = locate_images(item_table, None if image_root is None else Path(image_root))
             item_table = replace(item_table, frame=frame)
-        step_counts: list[dict[str, int | str]] = []
-        if keep:
-            counts = interaction_table.input_counts | ({"items": len(item_table.frame)} if item_table else {})
-            step_counts.append({"step": "read", **counts})
-        if keep or domains or unknown_items == "drop":
-            step = f"keep={keep}" if keep else "read"
-            step_counts.append(_table_counts(step, interaction_table, item_table))
+        step_counts = _count_input(interaction_table, item_table, table_options.keep, domains, unknown_items)
         if item_table and unknown_items == "drop":
             interaction_table = _drop_unknown_items(interaction_table, item_table)
             step_counts.append(_table_counts("unknown_items=drop", interaction_table, item_table))
         advance(note="read")
 
         log = number_ids(interaction_table, item_table, domains)
-        _warn_of_time_scales(log)
         del interaction_table, item_table  # frees memory: ids as text are large
+        _warn_of_time_scales(log)
         advance(note="numbered")
 
         if domains or not step_counts:
@@ -173,9 +140,7 @@ def prepare(
             step_counts.append(_step_counts(step, log))
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
         step_counts.append(_step_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
-        log = _shuffle_ids(log, seed)
-        random = np.random.default_rng([seed, 2])
-        log = log.select(sort_histories(log.users, log.items, log.times, tie_order=ties, random=random))
+        log = _sort_histories(_shuffle_ids(log, seed), ties, seed)
         if last is not None:
             log = log.select(is_recent(log.users, last))
             step_counts.append(_step_counts(f"last={last}", log))
@@ -186,13 +151,15 @@ def prepare(
         if hold_out_items:
             step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", log_without_cold))
         offsets = user_offsets(log_without_cold.users, len(log.user_ids))
-        split_parts = leave_one_out(offsets)
         if split == "time":
             shares = {"valid_share": valid_share, "test_share": test_share}
             split_parts = split_by_time(offsets, log_without_cold.times, **shares)
+        else:
+            split_parts = leave_one_out(offsets)
         cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split_parts.train_lengths)
         advance(note="split")
 
+        counts = {"counts": step_counts, "cold_items": int(is_cold.sum())}
         data = write_log(
             out,
             log_without_cold,
@@ -200,12 +167,7 @@ def prepare(
             cold_targets=cold_targets,
             tie_order=ties,
             image_root=image_folder,
-            metadata={
-                "settings": settings,
-                "inputs": inputs,
-                "counts": step_counts,
-                "cold_items": int(is_cold.sum()),
-            },
+            metadata={"settings": settings, "inputs": inputs, **counts},
             overwrite=overwrite,
         )
         advance(note="written")
@@ -284,6 +246,22 @@ def _drop_unknown_items(interactions: Table, items: Table) -> Table:
     return interactions.filter(is_known)
 
 
+def _count_input(
+    interactions: Table, items: Table | None, keep: str | None, domains: list[str] | None, unknown_items: str
+) -> list[dict[str, int | str]]:
+    """Return the counts of the tables before and after `keep`, see `_step_counts`.
+
+    Empty where the log of all interactions, which is counted later, has the same counts.
+    """
+    counts: list[dict[str, int | str]] = []
+    if keep:
+        num_items = {"items": len(items.frame)} if items else {}
+        counts.append({"step": "read", **interactions.input_counts, **num_items})
+    if keep or domains or unknown_items == "drop":
+        counts.append(_table_counts(f"keep={keep}" if keep else "read", interactions, items))
+    return counts
+
+
 def _table_counts(step: str, interactions: Table, items: Table | None) -> dict[str, int | str]:
     """Return the numbers of users, items and interactions in tables, see `_step_counts`."""
     frame = interactions.frame
@@ -339,6 +317,12 @@ def _empty_domain_error(log: InteractionLog, min_per_domain: int, min_per_item: 
         f"a domain is left empty by --min-per-domain {min_per_domain} and --min-per-item {min_per_item} "
         f"together ({before_filters}): lower one of them"
     )
+
+
+def _sort_histories(log: InteractionLog, tie_order: TieOrder, seed: int) -> InteractionLog:
+    """Return the log sorted by user and time, with ties in the order `tie_order`."""
+    random = np.random.default_rng([seed, 2])
+    return log.select(sort_histories(log.users, log.items, log.times, tie_order=tie_order, random=random))
 
 
 def _shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:

@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import AfterValidator
 
 from hafvt.errors import ArgumentError
+from hafvt.settings import check_fields
 
 UTF8 = "utf-8"
 
@@ -77,28 +78,36 @@ Quoting = Literal["auto", "standard", "none"]
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How tables are read; by default, what is plain is guessed and reported.
+    """How tables of interactions and items are read; by default, what is plain is guessed and reported.
 
     Attributes:
-        separator: between the fields of a CSV file; None guesses comma, semicolon, tab or bar.
-        encoding: of a CSV file; None is UTF-8, or UTF-16 or cp1252 where the bytes show it.
+        keep: keep the interactions that meet this condition in SQL over columns of their table, such as
+            "qty > 0 and status = 'paid'"; default: all.
+        separator: sign between the fields of CSV files, such as ; or tab; default: comma, semicolon, tab or
+            bar, as in the header.
+        encoding: encoding of CSV files, such as cp1252; default: UTF-8, UTF-16 or cp1252, as the bytes show.
+        decimal: decimal sign of numbers, "." or ","; "auto" takes the comma where numbers need it.
+        time_format: form of dates, such as "%d.%m.%Y %H:%M"; default: numbers, ISO 8601 or a plain guess.
+        time_zone: zone of dates that name none, such as Europe/Berlin.
         quoting: whether fields of a CSV file may be in quotes: "standard", or "none", where quotes are part
             of the text; "auto" is "none" for a tab-separated file whose header has no quotes.
-        decimal: the decimal sign of numbers in text; "auto" takes the comma where numbers need it.
-        time_format: of times in text, such as "%d.%m.%Y %H:%M"; None guesses.
-        time_zone: of times that name no zone.
-        keep: condition in SQL that the interactions meet, such as "qty > 0"; None keeps all.
         strip: remove outer blanks and invisible characters from ids and domains.
+
+    Raises:
+        HafvtError: a value is wrong.
     """
 
+    keep: Condition | None = None
     separator: Separator | None = None
     encoding: Encoding | None = None
-    quoting: Quoting = "auto"
     decimal: Decimal = "auto"
     time_format: TimeFormat | None = None
     time_zone: TimeZone = "UTC"
-    keep: Condition | None = None
+    quoting: Quoting = "auto"
     strip: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 DEFAULT_OPTIONS = TableOptions()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
-from hafvt.data.table_options import Condition, Decimal, Encoding, Separator, TimeFormat, TimeZone
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
 from hafvt.features.modalities import MODALITIES
@@ -33,14 +33,9 @@ def fit(
     *,
     columns: dict[str, str] | None = None,
     domains: list[str] | None = None,
-    keep: Condition | None = None,
     unknown_items: Literal["error", "drop"] = "error",
     image_root: Folder | None = None,
-    separator: Separator | None = None,
-    encoding: Encoding | None = None,
-    decimal: Decimal = "auto",
-    time_format: TimeFormat | None = None,
-    time_zone: TimeZone = "UTC",
+    table_options: TableOptions = DEFAULT_OPTIONS,
     model: str = "hafvt",
     image: str | None = "classic",
     title: str | None = "classic",
@@ -64,15 +59,9 @@ def fit(
         out: the folder to write.
         columns: your names of the columns above, for both tables, such as user_id=customer.
         domains: the domains to keep; default: all.
-        keep: keep the interactions that meet this condition in SQL over columns of their table, such as
-            "qty > 0 and status = 'paid'"; default: all.
         unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
         image_root: the folder that paths of pictures start from, as for prepare; default: a guess.
-        separator: sign between the fields of CSV files, such as ; or tab; default: as in the header.
-        encoding: encoding of CSV files, such as cp1252; default: UTF-8, UTF-16 or cp1252, as the bytes show.
-        decimal: decimal sign of numbers, "." or ","; "auto" takes the comma where numbers need it.
-        time_format: form of dates, such as "%d.%m.%Y %H:%M"; default: numbers, ISO 8601 or a plain guess.
-        time_zone: zone of dates that name none, such as Europe/Berlin.
+        table_options: how the tables are read.
         model: name of the model, see train.
         image: encoder of the pictures, see encode; none leaves them out.
         title: encoder of the titles, see encode; none leaves them out.
@@ -97,14 +86,9 @@ def fit(
         overwrite,
         columns=columns,
         domains=domains,
-        keep=keep,
         unknown_items=unknown_items,
         image_root=image_root,
-        separator=separator,
-        encoding=encoding,
-        decimal=decimal,
-        time_format=time_format,
-        time_zone=time_zone,
+        table_options=table_options,
         seed=seed,
     )
     if overwrite:

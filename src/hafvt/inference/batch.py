@@ -9,16 +9,7 @@ from typing import Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
-from hafvt.data.table_options import (
-    Condition,
-    Decimal,
-    Encoding,
-    Quoting,
-    Separator,
-    TableOptions,
-    TimeFormat,
-    TimeZone,
-)
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
@@ -114,14 +105,7 @@ def recommend(
     exclude: list[str] | list[int] | None = None,
     columns: dict[str, str] | None = None,
     time: TimeLike = None,
-    keep: Condition | None = None,
-    separator: Separator | None = None,
-    encoding: Encoding | None = None,
-    decimal: Decimal = "auto",
-    time_format: TimeFormat | None = None,
-    time_zone: TimeZone = "UTC",
-    quoting: Quoting = "auto",
-    strip: bool = False,
+    table_options: TableOptions = DEFAULT_OPTIONS,
     data: str | Path | Dataset | None = None,
 ) -> BatchSummary | Any:
     """Recommend the k best items of a domain for each history.
@@ -156,14 +140,7 @@ def recommend(
         columns: our column names and the table's names where they differ, as for prepare.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
             default: now. For models that know the date; others ignore it.
-        keep: keep the interactions that meet this condition, as for prepare, such as "qty > 0".
-        separator: sign between the fields of a CSV file, as for prepare.
-        encoding: encoding of a CSV file, as for prepare.
-        decimal: decimal sign of numbers, as for prepare.
-        time_format: form of dates in the table and of --time, as for prepare.
-        time_zone: zone of dates that name none, as for prepare.
-        quoting: whether fields of a CSV file may be in quotes, as for prepare: auto, standard or none.
-        strip: remove outer blanks and invisible characters from the ids of the file or data frame.
+        table_options: how a table is read; its form and zone of dates are those of `time`, too.
         data: the dataset, if it has moved since training.
 
     Raises:
@@ -180,7 +157,7 @@ def recommend(
             raise ArgumentError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise ArgumentError(f"--out {target} is the file of histories: name another file")
-    request_time = parse_request_time(time, time_format, time_zone)
+    request_time = parse_request_time(time, table_options.time_format, table_options.time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
     recommender = Recommender.open(run, data)
@@ -191,8 +168,7 @@ def recommend(
     user_id = None if user is None else id_text(user)
     defaults = HistoryRequest(user_id, [], domain, k, exclude_ids, request_time)
     if histories is not None:
-        options = TableOptions(separator, encoding, quoting, decimal, time_format, time_zone, keep, strip)
-        requests = read_requests(histories, defaults, domains, columns, options)
+        requests = read_requests(histories, defaults, domains, columns, table_options)
     elif domain:
         if user_id is not None:
             one_history = read_user_history(run, user_id, data)

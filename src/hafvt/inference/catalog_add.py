@@ -111,7 +111,7 @@ def catalog(
     recover_folder(added_items_folder(trained_run))
     with folder_lock(added_items_folder(trained_run)):
         check_output_folder(added_items_folder(trained_run), ADDED_ITEMS, overwrite=True)
-        options = TableOptions(separator, encoding, quoting, strip=strip)
+        options = TableOptions(separator=separator, encoding=encoding, quoting=quoting, strip=strip)
         previous, table = AddedItems.read(trained_run), read_items(items, columns or {}, options)
         located, root = locate_images(table, None if image_root is None else Path(image_root))
         frame = _checked_items(replace(table, frame=located), trained_run, previous, overwrite)

@@ -24,7 +24,7 @@ from cyclopts.config import Dict
 
 from hafvt.data.sources import SOURCES
 from hafvt.errors import ArgumentError, HafvtError, HafvtWarning
-from hafvt.models import MODELS, describe_parameters
+from hafvt.models import MODELS, describe_parameters, import_models
 from hafvt.processes import is_launched, num_processes, process_index, record_error, reports_errors
 from hafvt.progress import console
 from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
@@ -212,6 +212,8 @@ def make_app(command_name: str, model: str = "", options: Mapping[str, Any] | No
             app.command(lambda: None, name=name, help=command.summary)
             continue
         epilogue = "Options may also come from a YAML file: --config FILE."
+        if not command.target.startswith(("hafvt.data.", "hafvt.features.")):
+            epilogue += " --model-module MODULE imports a module that adds models of your own."
         if model in MODELS:
             descriptions = [
                 f"--params.{h.name} ({h.type}, {h.range}, default {h.default}): {h.description}"
@@ -247,21 +249,21 @@ def normalize_arguments(arguments: Sequence[str]) -> list[str]:
     return normalized
 
 
-def split_config(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Remove `--config FILE` or `--config=FILE`; return the other arguments, and the options in the file.
+def take_option(arguments: list[str], option: str, content: str) -> tuple[list[str], str]:
+    """Remove `OPTION VALUE` or `OPTION=VALUE`; return the other arguments, and the value, "" without it.
 
     Raises:
-        HafvtError: the file cannot be read, or does not hold options in YAML.
+        HafvtError: the option has no value; the message says that it takes `content`.
     """
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--config":
+        if name == option:
             stop = position + (1 if equals else 2)
-            file = value or " ".join(arguments[position + 1 : stop])
-            if not file:
-                raise ArgumentError("--config: name a YAML file with options")
-            return arguments[:position] + arguments[stop:], read_options(Path(file))
-    return arguments, {}
+            value = value or " ".join(arguments[position + 1 : stop])
+            if not value:
+                raise ArgumentError(f"{option}: name {content}")
+            return arguments[:position] + arguments[stop:], value
+    return arguments, ""
 
 
 def read_options(file: Path) -> dict[str, Any]:
@@ -356,7 +358,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _sigterm_as_ctrl_c(), warnings.catch_warnings():
             show_other_warning = warnings.showwarning
             warnings.showwarning = show_warning  # type: ignore[assignment]
-            words, options = split_config(words)
+            words, config_file = take_option(words, "--config", "a YAML file with options")
+            options = read_options(Path(config_file)) if config_file else {}
+            words, module = take_option(words, "--model-module", "a module that adds models")
+            if module := module or options.pop("model_module", ""):
+                import_models(module)
             if num_processes() > 1 and command_name and command_name not in DISTRIBUTED_COMMANDS:
                 raise HafvtError("it runs in one process: start it without torchrun")
             has_params = command_name in ("train", "tune")

@@ -21,7 +21,8 @@ def test_sampled_loss_with_every_item_equals_exact_loss(small, name, monkeypatch
         )
 
     item_features = load_item_features(small)
-    monkeypatch.setattr(f"hafvt.models.{name}.sample_items", draw_all)
+    module = {"hafvt": "step_items", "sasrec": "sasrec"}[name]
+    monkeypatch.setattr(f"hafvt.models.{module}.sample_items", draw_all)
     batch = collate(small.items, small.offsets[:6], small.offsets[1:7])
     losses, gradients = [], []
     for num_negatives in (0, 7):

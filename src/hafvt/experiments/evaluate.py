@@ -39,6 +39,7 @@ from hafvt.processes import num_processes, process_index
 from hafvt.progress import progress
 from hafvt.reports.report import write_run_report
 from hafvt.settings import Device, Devices, Folder, check_arguments
+from hafvt.training.config import module_arguments
 from hafvt.training.launch import launch_processes
 from hafvt.training.run import Run, histories_of, open_run
 
@@ -172,7 +173,8 @@ def evaluate(
     options = {"protocol": protocol, "split": split, "candidates": candidates, "device": device}
     if data is not None:
         options["data"] = str(data.folder if isinstance(data, Dataset) else data)
-    arguments = [*(f"--{k}={v}" for k, v in options.items()), *(f"--at={k}" for k in at or [])]
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    arguments += [*(f"--at={length}" for length in at or []), *module_arguments(opened.name)]
     launch_processes(["evaluate", str(run), *arguments], devices)
     folder = _results_folder(opened, ranking, split)
     positions = opened.data.test if split == "test" else opened.data.valid

@@ -1,11 +1,14 @@
-"""The models by name. To add a model, write its file and its line in `MODELS`.
+"""The models by name. To add a model, of this package or of your own, add its entry to `MODELS`.
 
 This module imports no torch: a model's class is imported when it is used.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +40,11 @@ class ModelEntry(NamedTuple):
     """Whether the model has weights to train; else it is ready after one pass without steps."""
 
     @property
+    def module(self) -> str:
+        """Return the name of the module of the model's class."""
+        return self.path.partition(":")[0]
+
+    @property
     def model_class(self) -> type[Model]:
         """Import and return the model's class."""
         model_class: type[Model] = resolve_name(self.path)
@@ -44,9 +52,9 @@ class ModelEntry(NamedTuple):
 
     @property
     def config_class(self) -> type[ModelConfig]:
-        """Return the class of its hyperparameters, "Config" after the model's name.
+        """Return the class of its hyperparameters, "Config" after the name of the model's class.
 
-        It is in `configs.py`, or else in the model's module.
+        It is in `configs.py`, or else in the module of the model's class.
         """
         name = self.path.partition(":")[2] + "Config"
         config_class: type[ModelConfig] = getattr(configs, name, None) or resolve_name(f"{self.path}Config")
@@ -75,15 +83,45 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
+def import_models(module: str) -> None:
+    """Import a module that adds its own models to `MODELS`; it may be in the current folder.
+
+    Raises:
+        HafvtError: it cannot be imported.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        import_module(module)
+    except Exception as error:  # of code that is not ours
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ArgumentError(
+            f"--model-module {module} cannot be imported ({reason}): install it, or start the command in its "
+            "folder"
+        ) from error
+
+
+def find_model(name: str) -> ModelEntry:
+    """Return the entry of a model.
+
+    Raises:
+        HafvtError: there is no model of this name.
+    """
+    if name not in MODELS:
+        raise ArgumentError(
+            f"no model {name!r}: choose one of {', '.join(MODELS)}, or name the module that adds it with "
+            "--model-module"
+        )
+    return MODELS[name]
+
+
 def configure(name: str, preset: str = "default", params: Mapping[str, Any] | None = None) -> Any:
     """Return a model's hyperparameters, validated: those of a preset with the changes `params`.
 
     Raises:
         HafvtError: an unknown model, preset or parameter, or a value of a wrong type or range.
     """
-    if name not in MODELS:
-        raise ArgumentError(f"no model {name!r}: choose one of {', '.join(MODELS)}")
-    entry = MODELS[name]
+    entry = find_model(name)
     if preset not in entry.presets:
         raise ArgumentError(f"{name} has no preset {preset!r}: choose one of {', '.join(entry.presets)}")
     return validate_config(name, entry.config_class, {**entry.presets[preset], **(params or {})})

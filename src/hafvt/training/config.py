@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hafvt.data.repeats import CandidateRule
+from hafvt.models import find_model
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.settings import Count, PositiveCount, Seed
 
@@ -52,4 +53,10 @@ def train_arguments(model: str, options: Mapping[str, Any], params: Mapping[str,
     values = {name: value for name, value in options.items() if value is not None}
     values |= {f"params.{name}": value for name, value in params.items()}
     texts = {name: str(v) if isinstance(v, str | Path) else json.dumps(v) for name, v in values.items()}
-    return ["train", model, *(f"--{name}={text}" for name, text in texts.items())]
+    return ["train", model, *module_arguments(model), *(f"--{name}={text}" for name, text in texts.items())]
+
+
+def module_arguments(model: str) -> list[str]:
+    """Return the option by which another process knows a model that is not of this package."""
+    module = find_model(model).module
+    return [] if module.startswith("hafvt.") else [f"--model-module={module}"]

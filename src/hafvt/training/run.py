@@ -211,8 +211,13 @@ def open_run(
         name, values = manifest["model"], manifest["config"]
         features, dataset = manifest["training"]["features"], manifest["dataset"]
         hashes = manifest.get("sha256", {})
-        config_class = MODELS[name].config_class
         data = data or manifest["data"]
+    if name not in MODELS:
+        raise HafvtError(
+            f"{folder} is a run of the model {name!r}, which is not in hafvt.models.MODELS: import the "
+            "module that adds it, or name this module with --model-module"
+        )
+    config_class = MODELS[name].config_class
     data = _training_data(folder, data, dataset, features)
     if unknown := set(values) - set(config_class.model_fields):
         raise HafvtError(

@@ -160,9 +160,13 @@ def parse_values(value: Any) -> Any:
 def command_function(command: Command) -> Callable[..., str]:
     """Return a wrapper of a command's function that takes command-line types and returns printable text."""
     function = resolve_name(command.target)
-    parameters = inspect.signature(function).parameters
     hints = parameter_types(function)
     types = {name: _described_type(hint) for name, hint in hints.items()}
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_group = is_dataclass(hints[name])  # of options
+        default = get_args(types[name])[0]() if is_group else parameter.default
+        parameters.append(parameter.replace(annotation=types[name], default=default))
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> str:
@@ -178,9 +182,7 @@ def command_function(command: Command) -> Callable[..., str]:
         result = function(*arguments, **options)
         return command.format_result(result) if process_index() == 0 else ""
 
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [parameter.replace(annotation=types[name]) for name, parameter in parameters.items()]
-    )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = types
     return run
 

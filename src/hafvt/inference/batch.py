@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
@@ -19,6 +19,9 @@ from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
 from hafvt.progress import console, progress
 from hafvt.settings import Folder, PositiveCount, check_arguments
+
+if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrameT
 
 MAX_BATCH_SIZE = 1024  # histories that are read, ranked and written together
 MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
@@ -89,6 +92,41 @@ class BatchSummary:
 def _quoted(item_ids: tuple[str, ...]) -> str:
     """Return shortened ids for a message."""
     return ", ".join(repr(item_id[:80]) for item_id in item_ids)
+
+
+@overload
+def recommend(
+    run: Folder,
+    *,
+    histories: IntoDataFrameT,
+    domain: str | None = None,
+    k: PositiveCount = 10,
+    exclude_seen: bool | None = None,
+    exclude: list[str] | list[int] | None = None,
+    columns: dict[str, str] | None = None,
+    time: TimeLike = None,
+    table_options: TableOptions = DEFAULT_OPTIONS,
+    data: str | Path | Dataset | None = None,
+) -> IntoDataFrameT: ...
+
+
+@overload
+def recommend(
+    run: Folder,
+    *,
+    histories: str | Path | Any | None = None,
+    history: list[str] | list[int] | None = None,
+    user: str | int | None = None,
+    domain: str | None = None,
+    k: PositiveCount = 10,
+    out: str | Path | None = None,
+    exclude_seen: bool | None = None,
+    exclude: list[str] | list[int] | None = None,
+    columns: dict[str, str] | None = None,
+    time: TimeLike = None,
+    table_options: TableOptions = DEFAULT_OPTIONS,
+    data: str | Path | Dataset | None = None,
+) -> BatchSummary: ...
 
 
 @check_arguments

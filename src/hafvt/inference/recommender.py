@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from hafvt.ops.top_k import top_k_columns
 from hafvt.settings import Folder
 
 if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrameT
+
     from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
 
 MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
@@ -119,6 +121,30 @@ class Recommender:
     def domains(self) -> tuple[str, ...]:
         """The names of the domains."""
         return tuple(domain.name for domain in self.catalog.domains)
+
+    @overload
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str | int]],
+        domain: str | None = None,
+        k: int = 10,
+        *,
+        exclude: Sequence[Sequence[str | int]] | None = None,
+        exclude_seen: bool | None = None,
+        time: TimeLike = None,
+    ) -> Results[Recommendations]: ...
+
+    @overload
+    def recommend(
+        self,
+        histories: IntoDataFrameT,
+        domain: str | None = None,
+        k: int = 10,
+        *,
+        columns: dict[str, str] | None = None,
+        exclude_seen: bool | None = None,
+        time: TimeLike = None,
+    ) -> IntoDataFrameT: ...
 
     def recommend(
         self,
@@ -219,6 +245,16 @@ class Recommender:
         numbers = range(1, len(requests) + 1)
         rows = [to_json(*row) for row in zip(numbers, requests, results, strict=True)]
         return frame_like(interactions, result_table(rows))
+
+    @overload
+    def similar_items(
+        self, items: Sequence[str | int], k: int = 10, *, domain: str | None = None, by: str = "all"
+    ) -> Results[SimilarItems]: ...
+
+    @overload
+    def similar_items(
+        self, items: IntoDataFrameT, k: int = 10, *, domain: str | None = None, by: str = "all"
+    ) -> IntoDataFrameT: ...
 
     def similar_items(
         self,

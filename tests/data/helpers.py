@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,32 @@ def items_of(**domains: str) -> pl.DataFrame:
     """Items by domain, one letter each: items_of(tea="ab", cups="xy")."""
     rows = [(item, domain) for domain, items in domains.items() for item in items]
     return pl.DataFrame(rows, schema=["item_id", "domain"], orient="row")
+
+
+def csv_of(frame: pl.DataFrame, separator: str = ",") -> bytes:
+    return frame.write_csv(separator=separator).encode()
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame], bytes]] = {
+    "log.csv": csv_of,
+    "log.tsv": lambda frame: csv_of(frame, "\t"),
+    "semicolons.csv": lambda frame: csv_of(frame, ";"),
+    "windows.csv": lambda frame: b"\xef\xbb\xbf" + csv_of(frame).replace(b"\n", b"\r\n"),
+    "quoted.csv": lambda frame: frame.write_csv(quote_style="always").encode(),
+    "blank.csv": lambda frame: csv_of(frame).replace(b"\n", b"\n\n") + b",,\n",
+    "log.csv.gz": lambda frame: gzip.compress(csv_of(frame)),
+    "members.csv.gz": lambda frame: b"".join(
+        gzip.compress(line) for line in csv_of(frame).splitlines(keepends=True)
+    ),
+    "log.csv.zst": lambda frame: zstd(csv_of(frame)),
+    "log.jsonl": lambda frame: frame.write_ndjson().encode(),
+    "blank.ndjson": lambda frame: b"\xef\xbb\xbf" + frame.write_ndjson().replace("\n", "\r\n\r\n").encode(),
+    "log.jsonl.gz": lambda frame: gzip.compress(frame.write_ndjson().encode()),
+    "bom.jsonl.gz": lambda frame: gzip.compress(b"\xef\xbb\xbf" + frame.write_ndjson().encode()),
+    "log.jsonl.zst": lambda frame: zstd(frame.write_ndjson().encode()),
+    "g[lo*b].csv": csv_of,
+    "g[lo*b].jsonl": lambda frame: frame.write_ndjson().encode(),
+}
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"plain": bytes, "gz": gzip.compress, "zst": zstd}

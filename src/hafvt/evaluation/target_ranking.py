@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hafvt.data.batches import target_batches
-from hafvt.data.dataset import Dataset, Domain, Int32, Int64
+from hafvt.data.dataset import Bool, Dataset, Domain, Int32, Int64
 from hafvt.evaluation.list_metrics import LIST_LENGTH
 from hafvt.evaluation.negatives import load_negatives
-from hafvt.evaluation.protocols import FULL, Protocol
-from hafvt.evaluation.ranks import Ranks, concat_ranks
+from hafvt.evaluation.protocols import FULL, Protocol, TieRule
+from hafvt.evaluation.ranks import Float64, Ranks, concat_ranks
 from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.ops.collectives import all_reduce_sum_, barrier, is_distributed
@@ -171,11 +171,9 @@ def rank_positions(
                 target = target.to(device)
                 scores = model.scores(batch.to(device), number, candidates)  # (B, C)
                 is_missed = is_repeat[rows] & exclude_seen[number]
-                batch_ranks = ranking.ranks(scores, target, ignore).cpu().numpy()
-                half_ties[rows] = np.where(is_missed, np.inf, batch_ranks)
+                half_ties[rows] = ranks_or_missed(ranking.ranks, scores, target, ignore, is_missed)
                 if not protocol.ties_count_half:
-                    batch_ranks = protocol.tie_rule(scores, target, ignore).cpu().numpy()
-                    by_protocol[rows] = np.where(is_missed, np.inf, batch_ranks)
+                    by_protocol[rows] = ranks_or_missed(protocol.tie_rule, scores, target, ignore, is_missed)
                 if with_lists:
                     lists[rows] = 1 + recommended_lists(scores, ignore, domain)
                 if with_other_rule:
@@ -185,8 +183,7 @@ def rank_positions(
                         other_candidates[rows] -= (seen >= 0).sum(1).numpy()
                     ignore = None if exclude_seen[number] else seen.to(device)
                     is_missed = is_repeat[rows] & ~np.bool_(exclude_seen[number])
-                    batch_ranks = ranking.ranks(scores, target, ignore).cpu().numpy()
-                    other_ranks[rows] = np.where(is_missed, np.inf, batch_ranks)
+                    other_ranks[rows] = ranks_or_missed(ranking.ranks, scores, target, ignore, is_missed)
                 report_progress(len(rows))
     model.train(was_training)
     for column in (half_ties, by_protocol, num_candidates, lists, other_ranks, other_candidates):
@@ -197,6 +194,16 @@ def rank_positions(
     if with_other_rule:
         ranks = replace(ranks, other_ranks=other_ranks, other_candidates=other_candidates)
     return TargetRanks(ranks, ranks if protocol.ties_count_half else replace(ranks, ranks=by_protocol))
+
+
+def ranks_or_missed(
+    tie_rule: TieRule, scores: Tensor, target: Tensor, ignore: Tensor | None, is_missed: Bool
+) -> Float64:
+    """Return the ranks of targets by a rule for ties, (B,), infinite where the target is missed, (B,) bool.
+
+    Other arguments are those of `hafvt.ops.ranking.ranks`.
+    """
+    return np.where(is_missed, np.inf, tie_rule(scores, target, ignore).cpu().numpy())
 
 
 def recommended_lists(scores: Tensor, ignore: Tensor | None, domain: Domain) -> Int64:

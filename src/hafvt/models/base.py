@@ -93,7 +93,7 @@ class Model(nn.Module, ABC):
 
     @classmethod
     def restore_features(cls, item_features: ItemFeatures, weights: Mapping[str, Tensor]) -> ItemFeatures:
-        """Return item features with what training computed from the dataset, from a model's state dict."""
+        """Return item features with those that only training computes, read from a model's state dict."""
         return item_features
 
     def loss(self, batch: Batch) -> Tensor:

@@ -86,21 +86,7 @@ def prepare_amazon(
     with progress("prepare-amazon", sum(file.path.stat().st_size >> 20 for file in files), "MiB") as advance:
         log, user_ids, items, num_shared = _read_log(dumps, advance)
         item_domains = items["domain"].to_physical().cast(pl.Int32).to_numpy()
-        steps = [_summary("read", log)]
-        domain = item_domains[log["item"]]
-        is_active = is_active_in_all_domains(log["user"].to_numpy(), domain, len(domains), 1)
-        log = log.filter(is_active[log["user"]]).group_by("user", "item").agg(pl.col("time").min())
-        steps.append(_summary("users of all domains, an item once", log))
-        core = k_core(
-            log["user"].to_numpy(),
-            log["item"].to_numpy(),
-            item_domains,
-            min_per_domain=1,
-            min_per_item=min_interactions,
-            min_per_user=min_interactions,
-        )
-        log = log.filter(core.interactions)
-        steps.append(_summary(f"at least {min_interactions} reviews of each", log))
+        log, steps = _filter(log, item_domains, len(domains), min_interactions)
         log = _sort(log, item_domains, ties, seed)
         starts, stops = cut_blocks(
             log["user"].to_numpy(), log["time"].to_numpy(), WINDOW_DAYS[window], max_length
@@ -205,6 +191,27 @@ def _read_log(dumps: Dumps, advance: Advance) -> tuple[pl.DataFrame, pl.Series, 
     domains = pl.Series(np.repeat(list(dumps), np.diff(starts)), dtype=pl.Enum(list(dumps)))
     item_table = pl.DataFrame({"item_id": list(item_numbers), "domain": domains})
     return log, pl.Series(list(user_numbers), dtype=pl.String), item_table, num_shared
+
+
+def _filter(
+    log: pl.DataFrame, item_domains: Int32, num_domains: int, min_interactions: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return the reviews of frequent users and items, an item once, and a line about each step."""
+    steps = [_summary("read", log)]
+    domain = item_domains[log["item"]]
+    is_active = is_active_in_all_domains(log["user"].to_numpy(), domain, num_domains, 1)
+    log = log.filter(is_active[log["user"]]).group_by("user", "item").agg(pl.col("time").min())
+    steps.append(_summary("users of all domains, an item once", log))
+    core = k_core(
+        log["user"].to_numpy(),
+        log["item"].to_numpy(),
+        item_domains,
+        min_per_domain=1,
+        min_per_item=min_interactions,
+        min_per_user=min_interactions,
+    )
+    log = log.filter(core.interactions)
+    return log, [*steps, _summary(f"at least {min_interactions} reviews of each", log)]
 
 
 def _sort(log: pl.DataFrame, item_domains: Int32, ties: str, seed: int) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.models import configs
@@ -28,7 +28,11 @@ DEFAULT_ONLY: Mapping[str, dict[str, Any]] = MappingProxyType({"default": {}})
 
 
 class ModelEntry(NamedTuple):
-    """A model and its named presets."""
+    """A model and its named presets.
+
+    Example:
+        MODELS["mine"] = ModelEntry("my_package.my_model:Mine", {"default": {}, "small": {"width": 16}})
+    """
 
     path: str
     """The model's class, as "module:class"."""
@@ -54,11 +58,11 @@ class ModelEntry(NamedTuple):
     def config_class(self) -> type[ModelConfig]:
         """Return the class of its hyperparameters, "Config" after the name of the model's class.
 
-        It is in `configs.py`, or else in the module of the model's class.
+        It is in the module of the model's class or, of models of this package, in `configs.py`.
         """
         name = self.path.partition(":")[2] + "Config"
-        config_class: type[ModelConfig] = getattr(configs, name, None) or resolve_name(f"{self.path}Config")
-        return config_class
+        config_class = getattr(configs, name, None) if self.module.startswith("hafvt.") else None
+        return config_class or cast(type[ModelConfig], resolve_name(f"{self.path}Config"))
 
 
 MODELS: dict[str, ModelEntry] = {

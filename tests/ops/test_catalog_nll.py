@@ -89,7 +89,7 @@ def test_catalog_nll_matches_formula_and_gradients(
 
 @pytest.mark.parametrize("joint", [False, True], ids=["log-probabilities", "loss"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_log_excluded_mass_is_subtracted_from_the_partition(
+def test_log_subtracted_mass_is_subtracted_from_the_partition(
     kernel: None, dtype: torch.dtype, joint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tiles.MAX_STORED_EXPONENTIALS, "cpu", 400)
@@ -126,7 +126,7 @@ def test_log_excluded_mass_is_subtracted_from_the_partition(
         assert (a.double() - b).abs().max() <= loose * max(float(b.abs().max()), 0.1)
 
 
-def test_log_excluded_mass_above_the_partition_leaves_the_minimum(kernel: None) -> None:
+def test_log_subtracted_mass_above_the_partition_leaves_the_minimum(kernel: None) -> None:
     h, table, targets = unit(3, 4, 0), unit(9, 4, 1).requires_grad_(), torch.arange(3)
     lse = log_partition(h, table, 2.0).detach()
     log_subtracted_mass = (lse + torch.tensor([0.0, 0.5, -40.0], dtype=torch.float64)).requires_grad_()

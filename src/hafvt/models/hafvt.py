@@ -69,6 +69,7 @@ NEGATIVE_INFINITY_LOGIT = -1e4
 REPEAT_LOGIT_SCALE = 30.0
 """log(r / (1 - r)) is this times `repeat_logit`: Adam's steps are small, so the factor speeds them up."""
 MERGED_SEQUENCE = "all domains"
+"""Name of the merged sequence among `sequence_names`, the last one."""
 
 
 class HafVt(Model):
@@ -168,19 +169,19 @@ class HafVt(Model):
         sequences = [select_items(batch, in_domain(batch.items, domain)) for domain in domains]
         return [*sequences, batch], [1 / len(self.domains)] * len(domains) + [self.config.lambda2]
 
-    def train_queries(self, s: int, targets: TrainTargets, items: StepItems) -> list[SoftmaxQuery]:
-        """Return the M queries for the targets of the s-th sequence, given the items of the step."""
-        inputs, queries = items.inputs[s], []  # (B, T, id_width)
-        states = self.encoders[s](inputs, targets.times)  # (B, T, id_width)
+    def train_queries(self, sequence: int, targets: TrainTargets, items: StepItems) -> list[SoftmaxQuery]:
+        """Return the M queries for the targets of one sequence, by its number, with the items of the step."""
+        inputs, queries = items.inputs[sequence], []  # (B, T, id_width)
+        states = self.encoders[sequence](inputs, targets.times)  # (B, T, id_width)
         for m, name in enumerate(self.modalities):
-            h = F.normalize(self.output_projections[s][m](states).float(), dim=2)  # (B, T, d)
+            h = F.normalize(self.output_projections[sequence][m](states).float(), dim=2)  # (B, T, d)
             if name == "id":
                 vectors = F.normalize(inputs.float(), dim=2)  # (B, T, d), of the history
             else:
-                vectors = F.embedding(items.content_rows[s], items.content_vectors[name])
+                vectors = F.embedding(items.content_rows[sequence], items.content_vectors[name])
             logits = ((h / self.config.temperature) @ vectors.transpose(1, 2))[targets.mask]  # (N, T)
             log_subtracted = self.log_subtracted_mass(logits, targets.is_seen)
-            query = SoftmaxQuery(h[targets.mask], items.targets[s], items.candidates[s])
+            query = SoftmaxQuery(h[targets.mask], items.targets[sequence], items.candidates[sequence])
             queries.append(query._replace(log_subtracted_mass=log_subtracted))
         return queries
 
@@ -262,7 +263,7 @@ class HafVt(Model):
         is_seen = ((candidates[:, :, None] == batch.items[:, None, :]) & valid).any(2)  # (B, C)
         return total.add_(torch.where(is_seen, log_r, 0.0))
 
-    # Capabilities
+    # Explanations and added items
 
     def explain(self, batch: Batch, domain: int, candidates: Tensor) -> BranchContributions:
         """Return how each branch contributes to the scores, see `Model.explain`.

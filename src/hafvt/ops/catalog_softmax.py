@@ -168,7 +168,8 @@ class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
     `parts` has targets, candidates and weight of each query. `inputs` are the scaled vectors of all queries,
-    then all log_other_components, then all log_subtracted_mass.
+    then all log_other_components, then all log_subtracted_mass. `d_partition` and `d_sub` are the results of
+    `log_subtract_exp_grads`.
     """
 
     @staticmethod

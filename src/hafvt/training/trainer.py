@@ -90,6 +90,15 @@ class Trainer:
         protocol: how validation targets are ranked.
         device: for all computations.
         dtype: of matrix products, float32 or bfloat16.
+
+    Attributes:
+        epochs, validate_every: those of `config`, or 1 for a model without parameters.
+        state: progress of the training.
+        ema: moving averages of the weights, which are validated and saved.
+        optimizer: None for a model without parameters.
+        replicated_weights: weights that all processes hold whole; their gradients are summed.
+        sharded_tensors: names of the tensors of a checkpoint that are slices of tables.
+        last_path, best_paths: files of the last checkpoint and of the best weights, one or one per domain.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
 from hafvt.models import MODELS
 from hafvt.models.base import Model
-from hafvt.progress import progress
+from hafvt.progress import Advance, progress
 from hafvt.settings import Folder, OutFolder, check_arguments
 from hafvt.training.run import open_run
 
@@ -120,7 +120,7 @@ def export(
         HafvtError: there is no finished run, its model cannot be exported, or a graph differs from torch.
     """
     try:
-        import onnx_ir
+        import onnx_ir  # noqa: F401  `write_graphs` needs it
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise missing_package("export", str(error.name)) from None
@@ -129,7 +129,7 @@ def export(
         names = ", ".join(name for name in MODELS if name not in UNTRACEABLE)
         raise HafvtError(f"{trained_run.name} cannot be exported: models that can are {names}")
     trained_run, catalog = with_added_items(trained_run)
-    scorer, tables, opset = TorchScorer(trained_run), dict[str, np.ndarray](), 0
+    scorer = TorchScorer(trained_run)
     graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
     weight_bytes = sum(w.nbytes for model in set(trained_run.models) for w in model.state_dict().values())
     num_steps = len(catalog.domains) * len(graph_types) + 1
@@ -137,19 +137,8 @@ def export(
         atomic_folder(out, EXPORT, overwrite=overwrite, num_bytes=weight_bytes) as folder,
         progress(f"export {trained_run.name}", num_steps, "graphs") as advance,
     ):
-        with (folder / WEIGHT_FILE).open("wb") as file:
-            offsets, weights = dict[bytes, int](), dict[str, dict[str, StoredWeight]]()
-            for domain, model in enumerate(trained_run.models):
-                for name, graph_type in graph_types.items():
-                    program = trace(graph_type(model, domain))
-                    if item_tables == "inputs":
-                        # Domains with models of their own have tables of their own.
-                        suffix = f".{domain}" if model is not trained_run.model else ""
-                        tables |= item_tables_to_inputs(program.graph, len(catalog), suffix)
-                    weights[f"{name}{domain}.onnx"] = move_weights(program.graph, file, offsets)
-                    onnx_ir.save(program, folder / f"{name}{domain}.onnx")
-                    opset = program.opset_imports[""]
-                    advance(1)
+        num_items = len(catalog) if item_tables == "inputs" else None
+        weights, tables, opset = write_graphs(folder, trained_run.models, graph_types, num_items, advance)
         if item_tables == "inputs" and not tables:
             raise HafvtError(
                 f"{trained_run.name} has no table over all items: leave out --item-tables inputs"
@@ -182,6 +171,44 @@ def export(
         advance(1)
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     return ExportSummary(Path(out), difference, num_bytes)
+
+
+def write_graphs(
+    folder: Path,
+    models: Sequence[Model],
+    graph_types: Mapping[str, Callable[[Model, int], Any]],
+    num_items: int | None,
+    advance: Advance,
+) -> tuple[dict[str, dict[str, StoredWeight]], dict[str, np.ndarray], int]:
+    """Write a graph of each type for each domain, and the weights of all graphs into one file.
+
+    Args:
+        folder: where the files are written.
+        models: the model of each domain.
+        graph_types: the types of graphs, such as `ScoreGraph`, by the first part of their file names.
+        num_items: makes tables of as many rows inputs of the graphs; None stores them in the graphs.
+        advance: called after each graph.
+
+    Returns:
+        The stored weights of each graph file, the tables that are inputs, by name, and the opset.
+    """
+    import onnx_ir  # an extra, see `export`
+
+    weights, tables, opset = dict[str, dict[str, StoredWeight]](), dict[str, np.ndarray](), 0
+    offsets = dict[bytes, int]()
+    with (folder / WEIGHT_FILE).open("wb") as file:
+        for domain, model in enumerate(models):
+            for name, graph_type in graph_types.items():
+                program = trace(graph_type(model, domain))
+                if num_items is not None:
+                    # Domains with models of their own have tables of their own.
+                    suffix = f".{domain}" if model is not models[0] else ""
+                    tables |= item_tables_to_inputs(program.graph, num_items, suffix)
+                weights[f"{name}{domain}.onnx"] = move_weights(program.graph, file, offsets)
+                onnx_ir.save(program, folder / f"{name}{domain}.onnx")
+                opset = program.opset_imports[""]
+                advance(1)
+    return weights, tables, opset
 
 
 def trace(module: ScoreGraph) -> Any:

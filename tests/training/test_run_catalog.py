@@ -33,7 +33,7 @@ def recommendations(folder, **options):
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "hafvt-paper"])
 def test_run_recommends_alike_after_its_dataset_was_prepared_again_or_removed(model, tmp_path):
     data, params = write_small(tmp_path / "data"), SMALL_PARAMS[model]
-    params = params | {"request_time": True} if model == "hafvt" else params
+    params = params | {"use_request_date": True} if model == "hafvt" else params
     run = train(model, data, tmp_path / "run", params=params, epochs=1, test=False)
     expected = recommendations(run.folder)
     shutil.rmtree(data.folder)

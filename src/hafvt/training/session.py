@@ -216,7 +216,7 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
         settings["dataset"],
         tuple(settings["features"]),
         relations=model.uses_relations,
-        times=bool(settings["config"].get("request_time")),
+        times=bool(settings["config"].get("use_request_date")),
     )
     for name, path in files.items():
         with atomic_file(folder / name, path.stat().st_size) as temporary:

@@ -30,7 +30,7 @@ from hafvt.tables import markdown_table, percent
 from hafvt.training.run import Run, open_run
 
 DATA = "movielens-posters"
-PREPARE = "--min-per-domain 3 --last 50 --hold-out-items 0.1"
+PREPARE = "--min-per-domain 3 --hold-out-items 0.1"
 ENCODE = "--precomputed image={f}/mobilenet_v2_poster.npz title={f}/minilm_title.npz"
 TRAIN = "--epochs 8 --learning-rate 0.003 --batch-size 128 --params.max_length 20"
 RUNS = {"hafvt": "", "hafvt ids only": "--params.modalities [id]"}

@@ -88,7 +88,7 @@ def make_cut(shared: Path, work: Path, data: str) -> None:
         with atomic_file(out.with_name("items.csv")) as path:
             items.with_columns(domain=domain).drop("image", strict=False).write_csv(path)
         tables = f"--interactions {source}/interactions.csv.gz --items {out.with_name('items.csv')}"
-        call(["prepare", *tables.split(), "--last", "50", "--out", str(out)], log, 2)
+        call(["prepare", *tables.split(), "--out", str(out)], log, 2)
     if not (out / "features" / "title").exists():
         call(["encode", str(out), *ENCODE[name].format(f=source / "features").split()], log, 2)
 

@@ -27,8 +27,8 @@ from hafvt.files import read_json
 from hafvt.tables import markdown_table, percent
 
 PREPARE = {
-    "movielens-posters": "--min-per-domain 3 --last 50",
-    "amazon-food-kitchen": "--min-per-domain 1 --last 50",
+    "movielens-posters": "--min-per-domain 3",
+    "amazon-food-kitchen": "--min-per-domain 1",
 }
 ENCODE = {
     "movielens-posters": "--precomputed image={f}/mobilenet_v2_poster.npz title={f}/minilm_title.npz",

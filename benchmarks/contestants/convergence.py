@@ -18,7 +18,7 @@ import torch
 from common import cpu_seconds
 from torch import Tensor, nn
 
-from hafvt.data.batches import Batch
+from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.evaluation.metrics import mean_mrr
 from hafvt.evaluation.protocols import get_protocol
@@ -76,6 +76,12 @@ def train_histories(data: Dataset) -> list[np.ndarray]:
         np.asarray(data.items[start : start + length])
         for start, length in zip(starts, data.train_lengths, strict=True)
     ]
+
+
+def train_windows(data: Dataset, length: int, epoch: int = 0) -> list[np.ndarray]:
+    """Return the windows of `length` inputs and a target that our models train with in an epoch."""
+    starts, stops = TrainBatches(data, 1, length + 1, seed=0).windows(epoch)
+    return [np.asarray(data.items[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
 
 def content_vectors(data: Dataset) -> np.ndarray:

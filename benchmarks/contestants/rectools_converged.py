@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from convergence import UNKNOWN_ITEM, ExternalCurve, ExternalModel, longest_input, read_trial, train_histories
+from convergence import UNKNOWN_ITEM, ExternalCurve, ExternalModel, longest_input, read_trial, train_windows
 from pytorch_lightning import Callback, Trainer
 from rectools.models import BERT4RecModel, SASRecModel
 from rectools.models.nn.transformers.ligr import LiGRLayers
@@ -78,7 +78,7 @@ def main() -> None:
     # BERT4Rec reads one item less than its session, as the mask takes a place.
     settings |= {"get_trainer_func": trainer, "session_max_len": max_length + (name == "bert4rec")}
     model = (BERT4RecModel if name == "bert4rec" else SASRecModel)(**settings)
-    model.fit(table(train_histories(trial.data)))
+    model.fit(table(train_windows(trial.data, max_length)))  # each window as a user of its own
     watch = model.fit_trainer.callbacks[0]  # the library trains with a copy of the trainer
     watch.curve.finish(watch.model, f"RecTools {version('rectools')}")
 

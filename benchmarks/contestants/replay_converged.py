@@ -7,6 +7,7 @@ whether the model reads the frozen vectors of pictures and titles beside the ids
 from __future__ import annotations
 
 from importlib.metadata import version
+from itertools import count
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from convergence import (
     content_vectors,
     longest_input,
     read_trial,
-    train_histories,
+    train_windows,
 )
 from replay_sasrec import build, score, train_epoch
 
@@ -25,7 +26,6 @@ def main() -> None:
     trial = read_trial()
     settings, items = trial.settings, trial.data.num_items
     length = longest_input(trial.data, settings["max_length"])
-    rows = [row[-length - 1 :] for row in train_histories(trial.data) if len(row) >= 2]
     content = None
     if settings.get("content"):
         vectors = torch.from_numpy(content_vectors(trial.data))
@@ -41,8 +41,8 @@ def main() -> None:
 
     model = ExternalModel(network, score_histories, trial.data, length)
     options = {"batch": settings["batch_size"], "length": length, "padding": items, "content": content}
-    while True:
-        train_epoch(network, optimizer, rows, random, **options)
+    for epoch in count():
+        train_epoch(network, optimizer, train_windows(trial.data, length, epoch), random, **options)
         if curve.validate(model):
             break
     curve.finish(model, f"RePlay {version('replay-rec')}")

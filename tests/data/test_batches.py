@@ -12,18 +12,40 @@ def rows(batch):
     return [tuple(items[:n].tolist()) for items, n in zip(batch.items, batch.lengths, strict=True)]
 
 
-@pytest.mark.parametrize("max_length", [3, 50])
-def test_train_batches_epoch_has_every_training_sequence_once(small, max_length):
-    batches = TrainBatches(small, batch_size=7, max_length=max_length, seed=0)
+def training_sequences(data):
+    parts = zip(data.offsets[:-1], data.train_lengths, strict=True)
+    return [tuple(data.items[start : start + length].tolist()) for start, length in parts if length >= 2]
+
+
+def test_train_batches_epoch_has_every_training_sequence_once(small):
+    batches = TrainBatches(small, batch_size=7, max_length=50, seed=0)
     seen = [row for batch in batches.epoch(0) for row in rows(batch)]
-    expected = [
-        tuple(small.items[start : start + end][-max_length:].tolist())
-        for start, end in zip(small.offsets[:-1], small.train_lengths, strict=True)
-        if end >= 2
-    ]
+    expected = training_sequences(small)
     assert sorted(seen) == sorted(expected)
     assert len(list(batches.epoch(0))) == len(batches)
     assert batches.num_targets == sum(len(row) - 1 for row in expected)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 4, 5, 7])
+def test_windows_of_long_sequences_have_each_target_once(small, max_length):
+    batches = TrainBatches(small, batch_size=7, max_length=max_length, seed=0)
+    for epoch in range(3):
+        starts, stops = batches.windows(epoch)
+        assert ((stops - starts >= 2) & (stops - starts <= max_length)).all()
+        targets = [position for a, b in zip(starts, stops, strict=True) for position in range(a + 1, b)]
+        wanted = [p for a, b in zip(batches.starts, batches.stops, strict=True) for p in range(a + 1, b)]
+        assert sorted(targets) == wanted
+        assert len(targets) == batches.num_targets
+        assert len(list(batches.epoch(epoch))) == len(batches)
+
+
+def test_windows_begin_elsewhere_in_each_epoch_and_the_same_for_a_seed(small):
+    def windows(epoch, seed=0):
+        return np.stack(TrainBatches(small, 7, 4, seed).windows(epoch)).tolist()
+
+    assert windows(0) == windows(0)
+    assert windows(0) != windows(1)
+    assert windows(0) != windows(0, seed=1)
 
 
 def test_train_batches_order_depends_on_seed_and_epoch_only(small):

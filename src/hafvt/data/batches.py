@@ -71,14 +71,18 @@ def collate(
 class TrainBatches:
     """Batches of the training sequences, in a different order each epoch.
 
-    Sequences of similar length share a batch: users are shuffled, sorted by length within pools of many
-    batches and cut into batches, and the batches are shuffled. The order depends on seed and epoch only.
+    A longer sequence than `max_length` is cut into windows, so that each interaction but the first of a user
+    is a target once in an epoch. The last item of a window is the first one of the next. Where windows begin
+    is drawn anew in each epoch, so that a target has longer and shorter histories.
+
+    Windows of similar length share a batch: they are shuffled, sorted by length within pools of many batches
+    and cut into batches, and the batches are shuffled. All draws depend on seed and epoch only.
     Several processes share each batch: a process gets every `num_processes`-th row of it.
 
     Args:
         data: the dataset; the first `train_lengths` interactions of each user are used.
-        batch_size: users per batch, over all processes.
-        max_length: only the last `max_length` interactions of a sequence are used, its last target included.
+        batch_size: windows per batch, over all processes.
+        max_length: the most interactions of a window, its last target included; at least 2.
         seed: seed of the order.
         process_index: number of this process, below `num_processes`.
         num_processes: number of processes.
@@ -96,22 +100,33 @@ class TrainBatches:
         num_processes: int = 1,
         with_times: bool = False,
     ) -> None:
-        lengths = np.minimum(np.asarray(data.train_lengths), max_length)
-        users = np.flatnonzero(lengths >= 2)  # a sequence needs one input and one target
-        stops = np.asarray(data.offsets[:-1]) + data.train_lengths
+        users = np.flatnonzero(np.asarray(data.train_lengths) >= 2)  # one input and one target
+        starts = np.asarray(data.offsets)[users]
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
         self.times = data.request_times(np.arange(len(data.items))) if with_times else None
         self.max_length, self.process_index, self.num_processes = max_length, process_index, num_processes
-        self.starts, self.stops = (stops - lengths)[users], stops[users]
+        self.starts, self.stops = starts, starts + np.asarray(data.train_lengths)[users]  # of the sequences
+        self.windows_of_users = -(-(self.stops - self.starts - 1) // (max_length - 1))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-len(self.starts) // self.batch_size)
+        return -(-int(self.windows_of_users.sum()) // self.batch_size)
 
     @property
     def num_targets(self) -> int:
         """The number of next-item targets of the merged sequences in an epoch."""
         return int((self.stops - self.starts - 1).sum())
+
+    def windows(self, epoch: int) -> tuple[Int64, Int64]:
+        """Return the first position of each window of an epoch, and the position after it."""
+        random = np.random.default_rng([self.seed, epoch, 1])  # other draws than those of the order
+        num_windows, stride = self.windows_of_users, self.max_length - 1
+        spare_targets = num_windows * stride - (self.stops - self.starts - 1)
+        shifts = random.integers(0, spare_targets + 1)
+        user = np.repeat(np.arange(len(num_windows)), num_windows)
+        windows_after = np.repeat(np.cumsum(num_windows), num_windows) - np.arange(len(user)) - 1
+        stops = (self.stops + shifts)[user] - windows_after * stride
+        return np.maximum(stops - self.max_length, self.starts[user]), np.minimum(stops, self.stops[user])
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield this process's rows of the batches of an epoch from batch number `first` on.
@@ -120,19 +135,20 @@ class TrainBatches:
         item, so without a target.
         """
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.starts))
-        lengths = (self.stops - self.starts)[order]
+        starts, stops = self.windows(epoch)
+        order = random.permutation(len(starts))
+        lengths = (stops - starts)[order]
         pool = np.arange(len(order)) // (self.batch_size * BATCHES_PER_POOL)
         order = order[np.lexsort((lengths, pool))]
         for start in random.permutation(np.arange(0, len(order), self.batch_size))[first:]:
             rows = order[start : start + self.batch_size]
-            longest = int((self.stops - self.starts)[rows].max())
+            longest = int((stops - starts)[rows].max())
             width = min(round_up_width(longest - 1) + 1, self.max_length)  # the same in all processes
             share = rows[self.process_index :: self.num_processes]
             if len(share):
-                yield collate(self.items, self.starts[share], self.stops[share], width, self.times)
+                yield collate(self.items, starts[share], stops[share], width, self.times)
             else:
-                batch = collate(self.items, self.starts[rows[:1]], self.stops[rows[:1]], width, self.times)
+                batch = collate(self.items, starts[rows[:1]], stops[rows[:1]], width, self.times)
                 yield batch._replace(lengths=torch.ones_like(batch.lengths))
 
 

@@ -101,40 +101,62 @@ class PreNormBlock(nn.Module):
 
     x' = x + W_o attention(LN_1(x));  y = x' + W_2 gelu(W_1 LN_2(x'))
 
+    With gates, both sub-layers are multiplied by functions of their input, as in LiGR (Borisyuk et al., 2025)
+    and SwiGLU (Shazeer, 2020): x' = x + W_o (silu(W_a LN_1(x)) * attention(LN_1(x))), and the feed-forward
+    layer is W_2 (silu(W_1 z) * W_3 z) with z = LN_2(x').
+
     Args:
-        width: d; the feed-forward layer has 4 d hidden units.
+        width: d; the feed-forward layer has 4 d hidden units, with gates 8/3 d.
         heads: number of attention heads.
         dropout: rate on the outputs of both sub-layers.
         max_distance: number of distances with a learned relative position bias (Raffel et al., 2020) per
             head; 0 for no bias.
+        gated: whether the sub-layers have gates.
     """
 
     BIAS_SCALE = 10.0  # Adam moves a weight by at most the learning rate per step; the bias must move faster
 
-    def __init__(self, width: int, heads: int, dropout: float, max_distance: int = 0) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, max_distance: int = 0, *, gated: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.distances = nn.Parameter(torch.zeros(heads, max_distance)) if max_distance else None
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        hidden = 8 * width // 3 if gated else 4 * width
+        self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = Dropout(dropout)
         for layer in (self.qkv, self.project, self.inner, self.outer):
             nn.init.zeros_(layer.bias)
         for layer in (self.project, self.outer):
             nn.init.normal_(layer.weight, std=0.02)
+        self.attention_gate = nn.Linear(width, width) if gated else None  # W_a
+        self.inner_gate = nn.Linear(width, hidden) if gated else None  # W_3
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, T, d) -> (B, T, d)."""
+        normed = self.norm1(x)
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, d / heads)
-            for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
+            for part in self.qkv(normed).chunk(3, dim=2)
         )
         position = torch.arange(x.shape[1], device=x.device)
         bias = self.position_bias(position[:, None] - position)  # (heads, T, T)
         attended = causal_attention(q, k, v, bias=bias).transpose(1, 2).flatten(2)  # (B, T, d)
-        x = x + self.dropout(self.project(attended))
-        return torch.add(x, self.dropout(self.outer(F.gelu(self.inner(self.norm2(x))))))
+        x = x + self.dropout(self.project(self.gate_attention(attended, normed)))
+        return torch.add(x, self.dropout(self.feed_forward(x)))
+
+    def gate_attention(self, attended: Tensor, normed: Tensor) -> Tensor:
+        """Return what attention found, times its gate, (..., d), (..., d) -> (..., d)."""
+        return attended if self.attention_gate is None else F.silu(self.attention_gate(normed)) * attended
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return the output of the feed-forward layer, (..., d) -> (..., d)."""
+        z = self.norm2(x)
+        if self.inner_gate is None:
+            return cast(Tensor, self.outer(F.gelu(self.inner(z))))
+        return cast(Tensor, self.outer(F.silu(self.inner(z)) * self.inner_gate(z)))
 
     def position_bias(self, distance: Tensor) -> Tensor | None:
         """Return the bias on attention to an item at a distance back, (...) -> (heads, ...).
@@ -160,8 +182,9 @@ class PreNormBlock(nn.Module):
         value, bias = self.qkv.weight.chunk(3)[2], self.qkv.bias.chunk(3)[2]
         value = value.view(self.heads, -1, x.shape[2])  # (heads, d / heads, d)
         attended = torch.einsum("bhd,hed->bhe", mixed, value).flatten(1) + bias  # (B, d)
+        attended = self.gate_attention(attended, last_states(normed, lengths))
         x = last_states(x, lengths) + self.project(attended)
-        return torch.add(x, self.outer(F.gelu(self.inner(self.norm2(x)))))
+        return torch.add(x, self.feed_forward(x))
 
     def attention_weights(self, normed: Tensor, lengths: Tensor) -> Tensor:
         """Return the attention weights of the last item, (B, heads, T), zeros for an empty sequence.

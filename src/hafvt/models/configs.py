@@ -23,7 +23,7 @@ class SequenceConfig(ModelConfig):
     """Hyperparameters of all models of histories."""
 
     max_length: Length = 50
-    """Longest history, in items; older items are cut."""
+    """Longest history, in items: the latest ones. Training cuts longer ones into windows of this length."""
     width: Width = 128
     """Width d of item embeddings and states."""
 
@@ -51,7 +51,7 @@ class ContentConfig(ModelConfig):
     modalities: tuple[str, ...] | None = None
     """Modalities to use: "id" and names of encoded features; None uses the id and all encoded features."""
     max_length: Length = 50
-    """Longest merged history, in items; older items are cut."""
+    """Longest merged history, in items: the latest ones. Training cuts longer ones into windows."""
 
     @model_validator(mode="after")
     def _require_distinct_modalities(self) -> Self:

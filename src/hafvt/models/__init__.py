@@ -65,6 +65,8 @@ class ModelEntry(NamedTuple):
         return config_class or cast(type[ModelConfig], resolve_name(f"{self.path}Config"))
 
 
+MIN_INTERACTIONS_FOR_GATES = 100_000
+
 MODELS: dict[str, ModelEntry] = {
     "hafvt": ModelEntry(
         "hafvt.models.hafvt:HafVt", {"default": {}, "unmixed": {"modality_branches": False}}, 3e-3
@@ -179,9 +181,11 @@ def config_modalities(config: Any) -> tuple[str, ...] | None:
 
 
 def resolve_config(config: Any, item_features: ItemFeatures) -> Any:
-    """Return hyperparameters without None: with all encoded `modalities`, and `use_request_date` decided."""
+    """Return hyperparameters without None, which stands for a choice that depends on the data."""
     if getattr(config, "modalities", ()) is None:
         config = config.replace(modalities=("id", *sorted(item_features.vectors)))
+    if getattr(config, "gated", False) is None:
+        config = config.replace(gated=int(item_features.train_counts.sum()) >= MIN_INTERACTIONS_FOR_GATES)
     if hasattr(config, "use_request_date"):
         config = config.replace(use_request_date=item_features.time_knots is not None)
     return config

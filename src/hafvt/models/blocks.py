@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -214,6 +214,7 @@ class SequenceEncoder(nn.Module):
         dropout: rate on the input and in the blocks.
         max_length: length of the longest sequence.
         time_knots: for states that depend on the time of the request; see `RequestDateOffset`.
+        gated: whether the blocks have gates.
     """
 
     def __init__(
@@ -224,12 +225,16 @@ class SequenceEncoder(nn.Module):
         dropout: float,
         max_length: int,
         time_knots: Tensor | None = None,
+        *,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.time_offset = None if time_knots is None else RequestDateOffset(time_knots, width)
         self.input_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
-        *earlier, self.last_block = (PreNormBlock(width, heads, dropout, max_length) for _ in range(blocks))
+        *earlier, self.last_block = (
+            PreNormBlock(width, heads, dropout, max_length, gated=gated) for _ in range(blocks)
+        )
         self.earlier_blocks = nn.Sequential(*earlier)
 
     def forward(self, x: Tensor, times: Tensor | None = None) -> Tensor:

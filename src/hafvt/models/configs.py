@@ -85,6 +85,9 @@ class HafVtConfig(ContentConfig):
     """Width of id embeddings and encoder states."""
     blocks: Depth = 2
     """Transformer blocks of the encoder of each sequence."""
+    gated: bool | None = None
+    """Whether the blocks have gates. None decides: they do with at least 100,000 training interactions. On
+    fewer, they overfit."""
     dropout: DropoutRate = 0.2
     """Dropout rate on the encoders' inputs and in their blocks."""
     temperature: Temperature = 0.1

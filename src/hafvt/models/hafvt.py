@@ -13,9 +13,10 @@ with the embeddings e_i of all items by cosine. A softmax over them gives probab
 Numbers in parentheses are the paper's equations; `hafvt_paper.py` has them literally. Differences here:
 
 * Encoder, in place of (1) and (3): the modalities of a sequence share one Transformer with relative position
-  bias. Its inputs are the sums of an item's id embedding, its projected content and the embeddings of its
-  clusters (`item_embeddings.py`). For content, a linear layer maps the states to the width of the vectors.
-  With `use_request_date`, the states depend on the date (`request_date.py`).
+  bias and, on larger data, gates (`PreNormBlock`). Its inputs are the sums of an item's id embedding, its
+  projected content and the embeddings of its clusters (`item_embeddings.py`). For content, a linear layer
+  maps the states to the width of the vectors. With `use_request_date`, the states depend on the date
+  (`request_date.py`).
 * The branch "id" compares h with the input embeddings of items, not with their ids alone.
 * One model serves all domains: (9) is averaged over every domain as X. The terms of the other domains are
   left out (lambda1 = 0): the merged sequence holds the same items, and accuracy is the same without them.
@@ -92,9 +93,9 @@ class HafVt(Model):
         self.sequence_names = (*(d.name for d in self.domains if config.hierarchy), MERGED_SEQUENCE)
         self.uses_times = (knots := item_features.time_knots) is not None
         heads = 2 if config.id_width % 2 == 0 else 1
+        sizes = (config.id_width, config.blocks, heads, config.dropout, config.max_length)
         self.encoders: Any = nn.ModuleList(
-            SequenceEncoder(config.id_width, config.blocks, heads, config.dropout, config.max_length, knots)
-            for _ in self.sequence_names
+            SequenceEncoder(*sizes, knots, gated=bool(config.gated)) for _ in self.sequence_names
         )
         self.output_projections: Any = nn.ModuleList(  # S lists of M
             nn.ModuleList(

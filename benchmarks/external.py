@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     cpu_s: float
 
 
-LIMITS = {"movielens-posters": Limits(60, 5, 600), "amazon-food-kitchen": Limits(30, 3, 900)}
+LIMITS = {"movielens-posters": Limits(60, 5, 1800), "amazon-food-kitchen": Limits(30, 3, 900)}
 
 
 @dataclass(frozen=True)

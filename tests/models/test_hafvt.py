@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,8 @@ from hafvt.errors import HafvtError
 from hafvt.features.item_features import (
     load_item_features,
 )
-from hafvt.models.blocks import SequenceEncoder
+from hafvt.models import configure, resolve_config
+from hafvt.models.blocks import PreNormBlock, SequenceEncoder
 from hafvt.models.configs import HafVtPaperConfig
 from tests.models.hafvt_models import CONFIGS, SMALL, build
 from tests.reference import hafvt as reference
@@ -209,10 +211,11 @@ def test_states_do_not_depend_on_later_items(small, name):
     assert (before[3:] - after[3:]).abs().amax(1).min() > 1e-2
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_sequence_encoder_last_state_equals_the_last_of_all_states(blocks):
+def test_sequence_encoder_last_state_equals_the_last_of_all_states(blocks, gated):
     torch.manual_seed(0)
-    encoder = SequenceEncoder(12, blocks, 2, 0.3, 9).eval()
+    encoder = SequenceEncoder(12, blocks, 2, 0.3, 9, gated=gated).eval()
     for p in encoder.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x, lengths = torch.randn(4, 9, 12), torch.tensor([9, 1, 5, 8])
@@ -221,6 +224,28 @@ def test_sequence_encoder_last_state_equals_the_last_of_all_states(blocks):
     torch.testing.assert_close(attention.sum(1), torch.ones(4))
     assert attention[1, 1:].abs().max() == 0
     assert encoder.last_state(x, torch.tensor([0, 1, 5, 8]))[1][0].abs().max() == 0
+
+
+def test_gated_block_equals_its_formula():
+    torch.manual_seed(0)
+    block = PreNormBlock(12, 2, 0.3, gated=True).eval()
+    x = torch.randn(3, 1, 12)  # attention to a single item is its value
+    normed = block.norm1(x)
+    value = block.qkv(normed).chunk(3, dim=2)[2]
+    x1 = x + block.project(torch.nn.functional.silu(block.attention_gate(normed)) * value)
+    z = block.norm2(x1)
+    expected = x1 + block.outer(torch.nn.functional.silu(block.inner(z)) * block.inner_gate(z))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize(("num_interactions", "gated"), [(99_999, False), (100_000, True)])
+def test_gates_depend_on_the_number_of_training_interactions(small, num_interactions, gated):
+    features = load_item_features(small)
+    counts = torch.zeros_like(features.train_counts)
+    counts[0] = num_interactions
+    features = replace(features, train_counts=counts)
+    assert resolve_config(configure("hafvt"), features).gated is gated
+    assert resolve_config(configure("hafvt", params={"gated": not gated}), features).gated is not gated
 
 
 def test_modalities_without_features_are_refused(make_small):

@@ -48,7 +48,7 @@ def _format_dataset(data: Any) -> str:
     """Return the text that `prepare` prints."""
     from hafvt.data.info import info  # a command's modules are imported only when it runs
 
-    counts = replace(info(data), removed=())  # `prepare` has reported what it removed
+    counts = replace(info(data), removed=(), leakage=None)  # `prepare` has reported both
     return f"{counts}\nwrote {data.folder}"
 
 

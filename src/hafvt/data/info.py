@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hafvt.data.dataset import Bool, Dataset, Int64
+from hafvt.data.leakage import Leakage, measure_leakage
 from hafvt.data.order import TimeTies, count_ties
 from hafvt.data.repeats import RepeatCounts
 from hafvt.data.times import unix_ticks
@@ -80,6 +81,7 @@ class DatasetInfo:
         cold_items: items held out of training.
         cold_targets: targets among them.
         removed: what each step of `prepare` removed, such as "last=50: 3 of 90 interactions".
+        leakage: training interactions that are later than targets; None leaves out the line.
     """
 
     users: int
@@ -95,6 +97,7 @@ class DatasetInfo:
     cold_items: int
     cold_targets: int
     removed: tuple[str, ...]
+    leakage: Leakage | None
 
     def __str__(self) -> str:
         """Return a plain text table."""
@@ -140,6 +143,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         cold_items=data.manifest.get("cold_items", 0),
         cold_targets=len(data.cold_targets),
         removed=removed_counts(data.manifest),
+        leakage=measure_leakage(data),
     )
 
 
@@ -253,6 +257,8 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
         same_time_line(dataset.same_time_targets, num_targets),
         f"duplicates (interactions with the user, item and time of another): {tie_counts.duplicates:,}",
     ]
+    if dataset.leakage and dataset.leakage.leaking_targets:
+        lines.append(str(dataset.leakage))
     lines += [f"removed by {step}" for step in dataset.removed]
     if dataset.cold_items:
         lines.append(

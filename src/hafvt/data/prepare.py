@@ -9,14 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
+from hafvt.data.cut_times import TimeScale
 from hafvt.data.dataset import DATASET, Dataset, Domain, Int64, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.image_paths import locate_images
 from hafvt.data.info import removed_counts
 from hafvt.data.interaction_log import InteractionLog, number_ids
+from hafvt.data.leakage import measure_leakage
 from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import Table, read_tables
-from hafvt.data.splits import Split, leave_one_out, split_by_time
+from hafvt.data.splits import Split, leave_one_out, split_at_dates, split_by_time
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, warn
@@ -44,6 +46,7 @@ def prepare(
     split: Literal["leave-one-out", "time"] = "leave-one-out",
     valid_share: Share = 0.1,
     test_share: Share = 0.1,
+    split_at: list[str] | None = None,
     hold_out_items: Share = 0.0,
     ties: TieOrder = "random",
     unknown_items: Literal["error", "drop"] = "error",
@@ -88,6 +91,8 @@ def prepare(
             cut-off times, the same for all users).
         valid_share: share of the interactions in the validation period, for --split time.
         test_share: share of the interactions in the test period, for --split time.
+        split_at: two dates, such as 2025-10-01 2025-11-01, in place of the shares of --split time: validation
+            starts at the first, test at the second. Numbers are in the unit of the input.
         hold_out_items: share of each domain's items, such as 0.1, whose interactions are removed from all
             histories; `evaluate --cold` ranks the removed interactions that are later than the user's
             training interactions.
@@ -106,11 +111,15 @@ def prepare(
         InputError: a table is wrong; the message names the file, row, column and value, and how to fix it.
         HafvtError: a setting is wrong, or no interactions are left after the filters.
     """
+    if split_at is not None:
+        split, split_at = "time", list(map(str, split_at))
+        if len(split_at) != 2:
+            raise ArgumentError(f"--split-at {' '.join(split_at)}: give two dates, of validation and test")
     settings = {name: value for name, value in locals().items() if name not in INPUTS_AND_OUTPUT}
     settings |= asdict(settings.pop("table_options"))
     settings["columns"] = columns or {}
     settings["image_root"] = None if image_root is None else str(image_root)
-    if split != "time":
+    if split != "time" or split_at:
         settings |= {"valid_share": None, "test_share": None}
     elif not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):
         raise ArgumentError(
@@ -151,7 +160,13 @@ def prepare(
         if hold_out_items:
             step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", log_without_cold))
         offsets = user_offsets(log_without_cold.users, len(log.user_ids))
-        if split == "time":
+        if split_at:
+            scale = TimeScale.of(log.times, log.ticks_per_second)
+            time_format, time_zone = table_options.time_format, table_options.time_zone
+            valid_from, test_from = (scale.parse("--split-at", t, time_format, time_zone) for t in split_at)
+            times = log_without_cold.times
+            split_parts = split_at_dates(offsets, times, scale, (valid_from, test_from))
+        elif split == "time":
             shares = {"valid_share": valid_share, "test_share": test_share}
             split_parts = split_by_time(offsets, log_without_cold.times, **shares)
         else:
@@ -173,6 +188,8 @@ def prepare(
         advance(note="written")
     for line in removed_counts(data.manifest):
         report(f"removed by {line}")
+    if (leakage := measure_leakage(data)).leaking_targets:
+        report(str(leakage))
     return data
 
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hafvt.data.cut_times import TimeScale
 from hafvt.data.dataset import Int64
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 
 MIN_LENGTH = 3  # of a history with targets: one interaction each for training, validation and test
 
@@ -66,6 +67,51 @@ def split_by_time(offsets: Int64, times: npt.NDArray[Any], *, valid_share: float
             f"nothing to train on: no interaction is before {valid_from}, where validation starts: "
             "lower --valid-share and --test-share or use --split leave-one-out"
         )
+    return cut_at_times(offsets, times, valid_from, test_from)
+
+
+def split_at_dates(
+    offsets: Int64, times: npt.NDArray[Any], scale: TimeScale, dates: tuple[int, int]
+) -> Split:
+    """Split all histories at two given times, see `cut_at_times`.
+
+    Args:
+        offsets: (users + 1,) where each user's history starts.
+        times: (interactions,) time of each interaction, ascending within each user.
+        scale: of the times.
+        dates: first time of the validation period and of the test period, in the unit of the times.
+
+    Raises:
+        ArgumentError: the times are not in order.
+        HafvtError: a part of the split is empty.
+    """
+    valid_from, test_from = dates
+    option = f"--split-at {scale.format(valid_from)} {scale.format(test_from)}"
+    if valid_from >= test_from:
+        raise ArgumentError(f"{option}: give the start of validation first, then the later start of test")
+    split = cut_at_times(offsets, times, valid_from, test_from)
+    span = f"from {scale.format(scale.first)} to {scale.format(scale.last)}"
+    for name, size in (
+        ("training interaction", int(split.train_lengths.sum())),
+        ("validation target", len(split.valid)),
+        ("test target", len(split.test)),
+    ):
+        if not size:
+            raise HafvtError(f"{option} leaves no {name}: choose other times; the interactions are {span}")
+    return split
+
+
+def cut_at_times(offsets: Int64, times: npt.NDArray[Any], valid_from: float, test_from: float) -> Split:
+    """Split all histories at two times: training before the first, test from the second on.
+
+    Interactions from the first time on are targets if their user has an earlier one.
+
+    Args:
+        offsets: (users + 1,) where each user's history starts.
+        times: (interactions,) time of each interaction, ascending within each user.
+        valid_from: first time of the validation period.
+        test_from: first time of the test period.
+    """
     train_before = np.concatenate([[0], np.cumsum(times < valid_from)])  # (interactions + 1,)
     train_lengths = train_before[offsets[1:]] - train_before[offsets[:-1]]
     has_history = np.ones(len(times), dtype=bool)  # whether the user has an earlier interaction

@@ -13,7 +13,7 @@ import yaml
 
 from hafvt.data.batches import TrainBatches
 from hafvt.data.dataset import Dataset
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, warn
 from hafvt.evaluation.protocols import Protocol, get_protocol
 from hafvt.evaluation.results import write_results
 from hafvt.evaluation.target_ranking import rank_targets
@@ -102,6 +102,7 @@ def run_training(
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", tensorboard=tensorboard)
         save_run(trainer, settings)
+        warn_of_early_best(trainer)
         models = trainer.load_best() if shard else None
         del trainer, network  # frees memory for the model of the run
         barrier()
@@ -114,6 +115,16 @@ def run_training(
             del run, models  # frees memory for the whole model
             run = open_run(folder, dataset, None if is_first else ())
     return run
+
+
+def warn_of_early_best(trainer: Trainer) -> None:
+    """Warn if later validations brought no improvement over one of the first two epochs."""
+    best, num_epochs = max(trainer.state.best_epochs), trainer.state.epoch
+    if process_index() == 0 and trainer.optimizer is not None and best <= 2 and num_epochs > best:
+        warn(
+            f"the best epoch is {best} of {num_epochs}: the model may learn too fast or overfit: try a "
+            f"--learning-rate below {trainer.config.learning_rate:g}, or --validate-every 1 for a closer look"
+        )
 
 
 def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None:

@@ -13,7 +13,7 @@ from hafvt.data.leakage import measure_leakage
 from hafvt.data.prepare import prepare
 from tests.data.helpers import log_of
 
-# Users a and b have targets at times 3, 4 and 30, 40; user c has no target, and 2 of its interactions are late.
+# Users a and b have targets at times 3, 4 and 30, 40; user c has no target, and 2 late interactions.
 LOG = log_of(
     *[("a", item, time) for item, time in zip("wxyz", (1, 2, 3, 4), strict=True)],
     *[("b", item, time) for item, time in zip("wxyz", (10, 20, 30, 40), strict=True)],
@@ -43,8 +43,8 @@ def test_info_and_prepare_print_the_leakage_once_in_one_line(tmp_path: Path, cap
     LOG.write_csv(tmp_path / "log.csv")
     words = ["prepare", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out")]
     line = (
-        "leakage: training has later interactions of other users for 3 of 4 targets (75.0%), on average 29.2% "
-        "of all training interactions: a split by time (prepare --split time or --split-at) has none"
+        "leakage: training has later interactions of other users for 3 of 4 targets (75.0%), on average "
+        "29.2% of all training interactions: a split by time (prepare --split time or --split-at) has none"
     )
     assert main(words) == 0
     printed = capsys.readouterr()

@@ -83,7 +83,7 @@ def wait_for(condition):
 
 
 def outcomes(result):
-    return [(trial.params, trial.state, trial.valid_mrr, trial.epochs) for trial in result.trials]
+    return [(trial.params, trial.state, trial.valid_value, trial.epochs) for trial in result.trials]
 
 
 def trained_epochs(folder):
@@ -99,7 +99,9 @@ def test_tune_writes_best_settings_report_and_importances(small, tmp_path, fake_
     first = result.trials[0].params
     assert (first["learning_rate"], first["batch_size"], first["dropout"]) == (1e-3, 64, 0.3)
     best = result.best
-    assert best.valid_mrr == max(trial.valid_mrr for trial in result.trials) > result.trials[0].valid_mrr
+    assert (
+        best.valid_value == max(trial.valid_value for trial in result.trials) > result.trials[0].valid_value
+    )
     assert best.params["learning_rate"] > 10**-2.5
     stopped = [trial for trial in result.trials if trial.state == "stopped early"]
     assert stopped
@@ -110,7 +112,7 @@ def test_tune_writes_best_settings_report_and_importances(small, tmp_path, fake_
     report = (out / "report.md").read_text()
     counts = f"{12 - len(stopped)} finished, {len(stopped)} stopped early"
     assert f"12 trials of at most 4 epochs ({counts})" in report
-    assert f"{100 * best.valid_mrr:.2f}" in report
+    assert f"{100 * best.valid_value:.2f}" in report
     assert str(result).splitlines()[0] in report
     assert f"\n\n{json.loads((out / 'settings.json').read_text())['budget']}\n\n" in report
     lines = list(csv.DictReader((out / "trials.csv").open()))
@@ -266,7 +268,7 @@ def test_tune_with_failing_trials_reports_them_and_stops_if_none_succeeds(small,
     result = tune("sasrec", small, out, trials=8, epochs=1, jobs=1)
     failed = [trial for trial in result.trials if trial.state == "failed"]
     assert failed
-    assert all(trial.params["learning_rate"] > 3e-3 and trial.valid_mrr is None for trial in failed)
+    assert all(trial.params["learning_rate"] > 3e-3 and trial.valid_value is None for trial in failed)
     assert "Failed: trial" in str(result)
     assert result.trials[0].state == "finished"
     assert len(result.trials) == 8

@@ -17,7 +17,7 @@ from hafvt.training.trainer import TrainingState
     [(1, 1, False), (2, 2, False), (2, 4, True), (1, 12, True), (4, 12, False)],
 )
 def test_best_epoch_among_the_first_two_is_warned_of(best, epochs, is_warned):
-    state = TrainingState(epoch=epochs, best_epochs=[best], best_mrrs=[0.1])
+    state = TrainingState(epoch=epochs, best_epochs=[best], best_values=[0.1])
     trainer = SimpleNamespace(state=state, config=TrainingConfig(learning_rate=0.003), optimizer=object())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -112,18 +112,23 @@ def metrics_at(ks: Iterable[int]) -> dict[str, Metric]:
     return METRICS | {f"{name}@{k}": metric(k) for k in ks for name, metric in METRICS_AT.items()}
 
 
-def domain_mrrs(ranks: Ranks, num_domains: int) -> list[float]:
-    """Return the MRR of each domain, 0 where a domain has no targets with another candidate."""
+def domain_means(ranks: Ranks, num_domains: int, metric: Metric) -> list[float]:
+    """Return a metric of each domain, 0 where a domain has no targets with another candidate."""
     ranks = ranks.with_rivals()
     domain_ranks = [ranks.ranks[ranks.domains == number] for number in range(num_domains)]
-    return [float(reciprocal_rank(part).mean()) if len(part) else 0.0 for part in domain_ranks]
+    return [float(metric(part).mean()) if len(part) else 0.0 for part in domain_ranks]
+
+
+def mean_metric(ranks: Ranks, metric: Metric) -> float:
+    """Return the mean of a metric of all domains that have targets: the criterion to select weights."""
+    ranks = ranks.with_rivals()
+    values = [metric(ranks.ranks[ranks.domains == d]).mean() for d in np.unique(ranks.domains)]
+    return float(np.mean(values)) if values else 0.0
 
 
 def mean_mrr(ranks: Ranks) -> float:
-    """Return the mean of the MRRs of all domains that have targets: the criterion to select weights."""
-    ranks = ranks.with_rivals()
-    mrrs = [reciprocal_rank(ranks.ranks[ranks.domains == d]).mean() for d in np.unique(ranks.domains)]
-    return float(np.mean(mrrs)) if mrrs else 0.0
+    """Return the mean of the MRRs of all domains that have targets."""
+    return mean_metric(ranks, reciprocal_rank)
 
 
 def summarize(

@@ -203,6 +203,11 @@ def _tuned_model(data: Dataset, name: str, folder: Path) -> ComparedModel:
         raise HafvtError(
             f"{folder} holds a search of an earlier version: tune {name} again in another folder"
         )
+    if (metric := settings.get("metric", "MRR")) != "MRR":
+        raise HafvtError(
+            f"{folder} is a search by {metric}, but compare selects epochs by MRR: tune {name} by MRR, in "
+            "another folder"
+        )
     if not (folder / "best.yaml").exists():
         raise HafvtError(f"{folder} has no best.yaml yet: continue the search until a trial has finished")
     with explained_read_errors(folder / "best.yaml", TUNING_REMEDY):

@@ -16,6 +16,7 @@ from hafvt.errors import HafvtError, missing_package
 from hafvt.experiments.search_space import Range, SearchSpace, storable
 from hafvt.experiments.tune_report import TrialResult, TuningTask
 from hafvt.files import explained_read_errors
+from hafvt.training.config import validation_key
 
 try:
     import optuna
@@ -134,13 +135,14 @@ def is_different(trial: FrozenTrial, task: TuningTask, run: Path) -> bool:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         saved = {**config, **config["config"]}
     with explained_read_errors(run / "metrics.jsonl", remedy):
-        validations = {epoch: valid_mrr for epoch, valid_mrr, _ in read_validations(run)}
-    mrrs = trial.intermediate_values
+        metric = task.options["metric"]
+        validations = {epoch: value for epoch, value, _ in read_validations(run, metric)}
+    values = trial.intermediate_values
     settings = json.loads(json.dumps(trial_settings(trial, task)))
     return (
         any(value is not None and saved[name] != value for name, value in settings.items())
-        or any(validations.get(epoch) != valid_mrr for epoch, valid_mrr in mrrs.items())
-        or (trial.state == TrialState.COMPLETE and trial.value != max(mrrs.values()))
+        or any(validations.get(epoch) != value for epoch, value in values.items())
+        or (trial.state == TrialState.COMPLETE and trial.value != max(values.values()))
     )
 
 
@@ -149,12 +151,12 @@ def trial_folder(task: TuningTask, trial: optuna.Trial | FrozenTrial) -> Path:
     return task.out / "trials" / f"{trial.user_attrs.get('number', trial.number):04d}"
 
 
-def read_validations(folder: Path) -> list[tuple[int, float, float]]:
-    """Return epoch, validation MRR and seconds of training of each validation in a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
+def read_validations(folder: Path, metric: str) -> list[tuple[int, float, float]]:
+    """Return epoch, metric and seconds of training of each validation in a run's metrics.jsonl."""
+    path, key = folder / "metrics.jsonl", validation_key(metric)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be incomplete
-    return [(row["epoch"], row["valid_mrr"], row["seconds"]) for row in rows if "valid_mrr" in row]
+    return [(row["epoch"], row[key], row["seconds"]) for row in rows if key in row]
 
 
 def mark_as_begun(study: optuna.Study, trial: optuna.Trial) -> None:
@@ -219,7 +221,7 @@ def trial_result(trial: FrozenTrial, task: TuningTask) -> TrialResult:
         number=trial.user_attrs.get("number", trial.number),
         state=STATES[trial.state],
         params=trial_settings(trial, task) if has_begun else {},
-        valid_mrr=validations.get(best_epoch),
+        valid_value=validations.get(best_epoch),
         best_epoch=best_epoch,
         epochs=max(validations, default=0),
         seconds=trial.user_attrs.get("seconds", 0.0),
@@ -231,7 +233,7 @@ def setting_importances(study: optuna.Study, space: SearchSpace) -> dict[str, fl
     """Return by setting its share of the difference between the best quarter of the trials and all trials.
 
     Optuna's PED-ANOVA would leave out trials that were stopped early, most of which have bad settings. Here
-    they count with their best validation MRR.
+    they count with their best validation.
 
     Returns:
         The largest share first, summing to 1; empty where fewer than two trials differ.

@@ -134,13 +134,16 @@ def read_settings(out: Path) -> dict[str, Any]:
     return settings
 
 
-def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str) -> None:
+def save_or_check_settings(
+    out: Path, settings: Mapping[str, Any], content: str, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Write settings.json into a new folder; in an existing one, require equal settings.
 
     Args:
         out: the folder; the caller holds a lock of it.
         settings: what all trainings in the folder have in common.
         content: what the folder holds, for messages, such as "a comparison".
+        defaults: values of settings that an earlier version did not save.
 
     Raises:
         HafvtError: the folder holds something else.
@@ -150,7 +153,7 @@ def save_or_check_settings(out: Path, settings: Mapping[str, Any], content: str)
         if out.exists() and any(file.name[0] != "." for file in out.iterdir()):
             raise HafvtError(f"{out} is not empty and does not hold {content}: choose another folder")
         write_json(path, wanted, checksum=True)
-    saved = read_settings(out)
+    saved = {**(defaults or {}), **read_settings(out)}
     different = [name for name in wanted if saved.get(name) != wanted[name]]
     if different:
         names = " and ".join(different)

@@ -21,6 +21,7 @@ from filelock import FileLock
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError, missing_package
+from hafvt.evaluation.metrics import get_metric
 from hafvt.evaluation.protocols import get_protocol
 from hafvt.experiments.search_space import (
     TRAINING_OPTIONS,
@@ -79,14 +80,15 @@ def tune(
     validate_users: PositiveUsers | None = None,
     protocol: str = "full",
     candidates: CandidateRule = "auto",
+    metric: str = "MRR",
     seed: Seed = 0,
     jobs: Jobs | None = None,
     minutes: PositiveNumber | None = None,
 ) -> TuningResult:
-    """Search for the hyperparameters with the best validation MRR; the test targets are not read.
+    """Search for the hyperparameters with the best validation; the test targets are not read.
 
     The first trial has the default settings, also those that `space` leaves out. A trial trains until its
-    validation MRR no longer rises, so that the number of epochs suits each setting. Optuna's TPE sampler
+    validation no longer improves, so that the number of epochs suits each setting. Optuna's TPE sampler
     draws the settings of the others, and a median pruner stops a trial early that falls behind. Several calls
     on one folder share the work. A call that was stopped or killed resumes when it is repeated. With one job,
     equal seeds try equal settings.
@@ -110,6 +112,7 @@ def tune(
             all.
         protocol: how validation ranks its targets: full, c2dsr or sampled-unseen, see evaluate.
         candidates: items that targets are ranked among, see evaluate.
+        metric: what is maximized in validation, see train.
         seed: of the sampler and of every training.
         jobs: parallel trainings of this call; default: one per processor.
         minutes: stop after this time; a repeated call resumes. Default: stop when all trials have ended.
@@ -118,6 +121,7 @@ def tune(
         HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
     """
     get_protocol(protocol, candidates)
+    get_metric(metric)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     params, folder = params or {}, Path(out)
@@ -126,6 +130,7 @@ def tune(
         "preset": preset,
         "protocol": protocol,
         "candidates": candidates,
+        "metric": metric,
         "epochs": epochs,
     }
     optional = {"validate_every": validate_every, "validate_users": validate_users, "patience": patience}
@@ -146,7 +151,7 @@ def tune(
     with explained_write_errors(folder), storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with lock:
-            save_or_check_settings(folder, settings, "a search")
+            save_or_check_settings(folder, settings, "a search", defaults={"metric": "MRR"})
             study = open_study(task)
         result = _Tuner(task, study, lock, TrainingPool(jobs), trials, deadline).run()
     if result is None:
@@ -229,7 +234,7 @@ class _Tuner:
             time.sleep(POLL_S)  # if the worker of a running trial dies, the trial is queued again
 
     def run_trial(self, trial: optuna.Trial) -> float:
-        """Return the best validation MRR of a training; resume the training if the trial was run before.
+        """Return the best validation of a training; resume the training if the trial was run before.
 
         Raises:
             _TrialFailed: the training failed, or the time is over.
@@ -252,8 +257,8 @@ class _Tuner:
             self.on_progress(f"trial {trial.user_attrs['number']} ended")
 
     def train(self, trial: optuna.Trial) -> float:
-        """Train one trial, report each validation to Optuna, and return the best validation MRR."""
-        number = trial.user_attrs["number"]
+        """Train one trial, report each validation to Optuna, and return the best one."""
+        number, metric = trial.user_attrs["number"], self.task.options["metric"]
         folder = trial_folder(self.task, trial)
         log = folder.with_suffix(".log")
         params = trial_settings(trial, self.task)
@@ -264,11 +269,11 @@ class _Tuner:
         while not has_ended:
             time.sleep(POLL_S)
             has_ended = process.poll() is not None
-            for epoch, valid_mrr, seconds in read_validations(folder)[reported:]:
+            for epoch, value, seconds in read_validations(folder, metric)[reported:]:
                 reported += 1
                 trial.set_user_attr("seconds", seconds)
-                trial.report(valid_mrr, epoch)
-                self.on_progress(f"trial {number} epoch {epoch}: {valid_mrr:.2%}")
+                trial.report(value, epoch)
+                self.on_progress(f"trial {number} epoch {epoch}: {value:.2%}")
                 if trial.should_prune():
                     self.pool.stop_one(process)
                     raise optuna.TrialPruned
@@ -276,7 +281,7 @@ class _Tuner:
                 self.pool.stop_one(process)
                 raise _TrialFailed("the time is over")
         self.pool.wait(process, log, f"trial {number}")
-        return max(valid_mrr for _, valid_mrr, _ in read_validations(folder))
+        return max(value for _, value, _ in read_validations(folder, metric))
 
 
 class _TrialFailed(Exception):

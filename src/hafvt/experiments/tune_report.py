@@ -23,6 +23,7 @@ from hafvt.experiments.training_pool import read_settings
 from hafvt.files import atomic_file, sha256, write_json
 from hafvt.reports.comparison import Bar, bars_svg
 from hafvt.tables import markdown_table, percent
+from hafvt.training.config import validation_key
 
 NUM_BEST_TRIALS = 10  # in the table of report.md
 STATES = ("finished", "stopped early", "failed", "unfinished")
@@ -62,8 +63,8 @@ class TrialResult:
         number: from 0; the folder of the training is `trials/` and the number in four digits.
         state: finished, stopped early, failed or unfinished.
         params: value of every searched setting.
-        valid_mrr: best validation MRR so far; None before the first validation.
-        best_epoch: epoch of the best validation MRR.
+        valid_value: best value of the metric in validation so far; None before the first validation.
+        best_epoch: epoch of the best validation.
         epochs: trained and validated epochs.
         seconds: training time.
         error: why the training failed, else "".
@@ -72,7 +73,7 @@ class TrialResult:
     number: int
     state: str
     params: dict[str, Any]
-    valid_mrr: float | None
+    valid_value: float | None
     best_epoch: int
     epochs: int
     seconds: float
@@ -85,7 +86,7 @@ class TuningResult:
 
     Attributes:
         folder: best.yaml, trials.csv, report.md, importance.svg, and trials/ with one run per trial.
-        best: the finished trial with the best validation MRR.
+        best: the finished trial with the best validation.
         trials: all trials by number.
         importances: by setting, its share of the difference between good and other trials, largest first.
         text: the tables.
@@ -111,14 +112,14 @@ def write_tuning_report(
     finished = [trial for trial in trials if trial.state == "finished"]
     if not finished:
         return None
-    best = max(finished, key=lambda trial: trial.valid_mrr or 0.0)
+    best = max(finished, key=lambda trial: trial.valid_value or 0.0)
     budget = _budget(task, trials)
     text = _tables(task, trials, best, importances, budget)
     image = "\n![importance of the settings](importance.svg)\n" if importances else ""
     bars = [Bar(name, 100 * share) for name, share in importances.items()]
     contents = {
         "best.yaml": _best_yaml(task, best),
-        "trials.csv": _trials_csv(task.space, trials),
+        "trials.csv": _trials_csv(task, trials),
         "importance.svg": bars_svg("Importance of the settings (%)", bars),
         "report.md": f"# Settings of `{task.model}`\n\n{text}{image}",
     }
@@ -153,17 +154,17 @@ def _tables(
     budget: str,
 ) -> str:
     """Return the best value, the budget, a table of the settings and a table of the best trials."""
-    first = trials[0]
+    first, metric = trials[0], task.options["metric"]
     is_default = first.params == task.first_settings
-    default_mrr = (
-        f"; default settings of preset `{task.options['preset']}` (trial 0): {percent(first.valid_mrr)} %"
-        if is_default and first.valid_mrr
+    default_value = (
+        f"; default settings of preset `{task.options['preset']}` (trial 0): {percent(first.valid_value)} %"
+        if is_default and first.valid_value
         else ""
     )
     summary = (
-        f"Best validation MRR {percent(best.valid_mrr)} % (trial {best.number}, epoch {best.best_epoch})"
-        f"{default_mrr}. The best of many trials is too optimistic: only the test targets, which this search "
-        "has not read, show what the settings are worth."
+        f"Best validation {metric} {percent(best.valid_value)} % (trial {best.number}, epoch "
+        f"{best.best_epoch}){default_value}. The best of many trials is too optimistic: only test targets, "
+        "which this search has not read, show what the settings are worth."
     )
     settings = [
         [
@@ -175,23 +176,23 @@ def _tables(
         ]
         for name, values in sorted(task.space.items(), key=lambda pair: -importances.get(pair[0], 0.0))
     ]
-    validated = [trial for trial in trials if trial.valid_mrr is not None]
+    validated = [trial for trial in trials if trial.valid_value is not None]
     rows = [
         [
             str(trial.number),
             trial.state,
-            percent(trial.valid_mrr),
+            percent(trial.valid_value),
             f"{trial.best_epoch} of {trial.epochs}",
             *(format_value(value) for value in trial.params.values()),
         ]
-        for trial in sorted(validated, key=lambda trial: -(trial.valid_mrr or 0.0))[:NUM_BEST_TRIALS]
+        for trial in sorted(validated, key=lambda trial: -(trial.valid_value or 0.0))[:NUM_BEST_TRIALS]
     ]
     header = ["setting", "searched", "default", "best", "importance (%)"]
     return "\n".join(
         [
             f"{summary}\n\n{budget}\n",
             markdown_table(header, settings, text_columns=4),
-            markdown_table(["trial", "state", "MRR (%)", "epoch", *task.space], rows, text_columns=2),
+            markdown_table(["trial", "state", f"{metric} (%)", "epoch", *task.space], rows, text_columns=2),
             *(f"Failed: {trial.error}\n" for trial in trials if trial.error),
         ]
     )
@@ -207,17 +208,18 @@ def _best_yaml(task: TuningTask, best: TrialResult) -> str:
     params = json.loads(json.dumps({**task.params, **searched}))
     settings = {"model": task.model, **options, **training, "params": params}
     return (
-        f"# validation MRR {best.valid_mrr:.4%}, trial {best.number} of hafvt tune\n"
+        f"# validation {options['metric']} {best.valid_value:.4%}, trial {best.number} of hafvt tune\n"
         f"# hafvt train --config THIS --data ... --out ...\n{yaml.safe_dump(settings, sort_keys=False)}"
     )
 
 
-def _trials_csv(space: SearchSpace, trials: Sequence[TrialResult]) -> str:
+def _trials_csv(task: TuningTask, trials: Sequence[TrialResult]) -> str:
     """Return one line per trial; lists as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "valid_mrr", "best_epoch", "epochs", "seconds", *space])
+    key = validation_key(task.options["metric"])
+    writer.writerow(["trial", "state", key, "best_epoch", "epochs", "seconds", *task.space])
     for trial in trials:
-        row = [trial.number, trial.state, trial.valid_mrr, trial.best_epoch, trial.epochs, trial.seconds]
-        writer.writerow([*row, *(storable(trial.params.get(name)) for name in space)])
+        row = [trial.number, trial.state, trial.valid_value, trial.best_epoch, trial.epochs, trial.seconds]
+        writer.writerow([*row, *(storable(trial.params.get(name)) for name in task.space)])
     return text.getvalue()

@@ -32,6 +32,7 @@ class TrainingConfig(ModelConfig):
     ema_decay: EmaDecay = 0.995
     protocol: str = "full"
     candidates: CandidateRule = "auto"
+    metric: str = "MRR"
     validate_every: PositiveCount = 2
     patience: Count = 5
     seed: Seed = 0
@@ -40,6 +41,11 @@ class TrainingConfig(ModelConfig):
     checkpoint_every: Seconds = 300.0
     validate_users: PositiveUsers | None = None
     shard_catalog: bool = False
+
+
+def validation_key(metric: str) -> str:
+    """Return the name of the validation results of a metric in metrics.jsonl and model.json."""
+    return f"valid_{metric.lower()}"
 
 
 def train_arguments(model: str, options: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,6 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())
         if self.writer is not None:
-            for name in {"loss", "valid_mrr"} & values.keys():
+            for name in (name for name in values if name == "loss" or name.startswith("valid_")):
                 self.writer.add_scalar(name, values[name], values["epoch"])
             self.writer.flush()

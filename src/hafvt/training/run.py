@@ -30,6 +30,7 @@ from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
+from hafvt.training.config import validation_key
 
 FORMAT = 3
 """Number of the run format, in model.json and config.yaml."""
@@ -84,9 +85,11 @@ class Run:
     def __str__(self) -> str:
         """Return the length of the training, the metrics of the test targets in percent, and the folder."""
         best, lines = self.manifest["best"], []
+        metric = self.manifest["training"].get("metric", "MRR")
         if self.manifest["parameters"]:
             lines.append(
-                f"best epoch {best['epoch']} of {best['epochs']}, validation MRR {best['valid_mrr']:.2%}, "
+                f"best epoch {best['epoch']} of {best['epochs']}, validation {metric} "
+                f"{best[validation_key(metric)]:.2%}, "
                 f"{self.manifest['parameters']:,} parameters, {best['seconds']:,.0f} s"
             )
             settings = self.manifest["training"]

@@ -27,7 +27,7 @@ from hafvt.ops.shards import Shard
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
 from hafvt.training.checkpoint import verify_checkpoint
-from hafvt.training.config import TrainingConfig
+from hafvt.training.config import TrainingConfig, validation_key
 from hafvt.training.run import (
     FORMAT,
     Run,
@@ -192,6 +192,8 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
         | {f"params.{k}": v for k, v in part["config"].items()}
         for part in (settings, saved)
     )
+    defaults = TrainingConfig().model_dump()  # of settings that an earlier version did not have
+    saved_values = {name: defaults.get(name) for name in values} | saved_values
     names = [name for name in values | saved_values if values.get(name) != saved_values.get(name)]
     return changes + [f"{name} was {saved_values.get(name)!r}" for name in names]
 
@@ -232,9 +234,10 @@ def save_run(trainer: Trainer, settings: dict[str, Any]) -> None:
     for name, path in files.items():
         with atomic_file(folder / name, path.stat().st_size) as temporary:
             shutil.copyfile(path, temporary)
-    best: dict[str, Any] = {"epoch": max(state.best_epochs), "valid_mrr": state.best_mrr}
+    key = validation_key(trainer.config.metric)
+    best: dict[str, Any] = {"epoch": max(state.best_epochs), key: state.best_value}
     if len(files) > 1:
-        best["per_domain"] = {"epochs": state.best_epochs, "valid_mrrs": state.best_mrrs}
+        best["per_domain"] = {"epochs": state.best_epochs, f"{key}s": state.best_values}
     best |= {"seconds": round(state.seconds, 1), "epochs": state.epoch, "steps": state.step}
     manifest = {
         "format": FORMAT,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
 from hafvt.errors import HafvtError
+from hafvt.evaluation.metrics import get_metric
 from hafvt.models import MODELS, configure
 from hafvt.processes import num_processes
 from hafvt.settings import Count, Device, Devices, OutFolder, PositiveCount, Seed, check_arguments
@@ -41,6 +42,7 @@ def train(
     ema_decay: EmaDecay = 0.995,
     protocol: str = "full",
     candidates: CandidateRule = "auto",
+    metric: str = "MRR",
     validate_every: PositiveCount | None = None,
     validate_users: PositiveUsers | None = None,
     patience: Count | None = None,
@@ -54,7 +56,7 @@ def train(
     tensorboard: bool = False,
     checkpoint_every: Seconds = 300.0,
 ) -> Run:
-    """Train a model, keep the weights with the best validation MRR, and rank the test targets with them.
+    """Train a model, keep the weights of the best validation, and rank the test targets with them.
 
     Writes config.yaml, metrics.jsonl, checkpoint/, model.safetensors and model.json into the folder `out`;
     for the test targets, also ranks.parquet and results.json. With `resume`, an interrupted run continues.
@@ -78,6 +80,8 @@ def train(
         protocol: evaluation protocol of validation and test, see evaluate: full, sampled-unseen or c2dsr.
             With c2dsr, the run saves separate weights for each domain, from the domain's best epoch.
         candidates: items that targets are ranked among, see evaluate; recommend lists the same.
+        metric: decides what the best epoch is and when training stops early: MRR, or NDCG, HR, recall,
+            precision, MAP or MRR of the first k items, such as NDCG@10; the mean of the domains.
         validate_every: epochs between two validations; default: 2, or 5 with c2dsr.
         validate_users: number of users whose validation targets are ranked, always the same ones, where there
             are millions; default: all users.
@@ -104,6 +108,7 @@ def train(
     """
     options = {name: value for name, value in locals().items() if name not in ("model", "params", "devices")}
     model_config = configure(model, preset, params)
+    get_metric(metric)  # reports a wrong name before any work
     # These import torch, which --help does not need.
     from hafvt.evaluation.protocols import get_protocol
     from hafvt.training.session import run_training
@@ -119,6 +124,7 @@ def train(
         ema_decay=ema_decay,
         protocol=protocol,
         candidates=candidates,
+        metric=metric,
         validate_every=rules.validate_every if validate_every is None else validate_every,
         patience=rules.patience if patience is None else patience,
         seed=seed,

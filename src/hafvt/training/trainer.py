@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
-from hafvt.evaluation.metrics import domain_mrrs, mean_mrr
+from hafvt.evaluation.metrics import domain_means, get_metric, mean_metric, mean_mrr
 from hafvt.evaluation.protocols import Protocol
 from hafvt.evaluation.target_ranking import rank_targets
 from hafvt.files import explained_read_errors
@@ -33,7 +33,7 @@ from hafvt.ops.collectives import (
 from hafvt.processes import process_index
 from hafvt.progress import Advance, progress
 from hafvt.training.checkpoint import pack, save_checkpoint, unpack
-from hafvt.training.config import TrainingConfig
+from hafvt.training.config import TrainingConfig, validation_key
 from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
@@ -54,9 +54,9 @@ class TrainingState:
         epoch, batch, step: finished epochs, batches of the current epoch, and optimizer steps.
         loss_sum: sum of the losses of the current epoch's batches.
         seconds: time of training and validation, interrupted runs included.
-        best_epochs: epoch with the highest validation MRR: one entry for all domains together, or one per
-            domain; 0 before the first validation.
-        best_mrrs: validation MRR at each of `best_epochs`; -1 before the first validation.
+        best_epochs: epoch with the highest value of the metric in validation: one entry for all domains
+            together, or one per domain; 0 before the first validation.
+        best_values: value of the metric at each of `best_epochs`; -1 before the first validation.
         log: the lines of metrics.jsonl, one per finished epoch.
     """
 
@@ -66,13 +66,13 @@ class TrainingState:
     loss_sum: float = 0.0
     seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
-    best_mrrs: list[float] = field(default_factory=list)
+    best_values: list[float] = field(default_factory=list)
     log: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def best_mrr(self) -> float:
-        """Return the mean of `best_mrrs`, negative before the first validation."""
-        return sum(self.best_mrrs) / len(self.best_mrrs)
+    def best_value(self) -> float:
+        """Return the mean of `best_values`, negative before the first validation."""
+        return sum(self.best_values) / len(self.best_values)
 
 
 class Trainer:
@@ -120,7 +120,7 @@ class Trainer:
         # A model without parameters, such as popularity, has one epoch, in which nothing is trained.
         self.epochs, self.validate_every = (config.epochs, config.validate_every) if parameters else (1, 1)
         num_checkpoints = len(data.domains) if protocol.checkpoint_per_domain else 1
-        self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_mrrs=[-1.0] * num_checkpoints)
+        self.state = TrainingState(best_epochs=[0] * num_checkpoints, best_values=[-1.0] * num_checkpoints)
         self.ema = EmaWeights(model, config.ema_decay)
         self.optimizer: torch.optim.Optimizer | None = None
         self.replicated_weights = [
@@ -138,6 +138,7 @@ class Trainer:
             tensors, state = self.load_checkpoint_slices(self.last_path)
             with explained_read_errors(self.last_path, RETRAIN_REMEDY):
                 unpack(tensors, model, self.optimizer, self.ema.state)
+                state.setdefault("best_values", state.pop("best_mrrs", None))  # its name up to version 0.2.0
                 self.state = TrainingState(**state)
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_checkpoint_at, self.checkpoint_seconds = time.monotonic(), 0.0
@@ -158,9 +159,9 @@ class Trainer:
             progress(title, num_histories, "histories", done=state.step * batch_size) as advance,
             deferred_interrupts() as is_interrupted,
         ):
-            mrr = -1.0
+            value = -1.0
             while not self.is_finished():
-                self.train_epoch(advance, is_interrupted, mrr)
+                self.train_epoch(advance, is_interrupted, value)
                 state.epoch += 1
                 metrics = {
                     "epoch": state.epoch,
@@ -168,7 +169,8 @@ class Trainer:
                     "loss": state.loss_sum / len(self.batches),
                 }
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
-                    mrr = metrics["valid_mrr"] = self.validate()
+                    metrics |= self.validate()
+                    value = metrics[validation_key(self.config.metric)]
                 state.seconds = time.monotonic() - self.started_at
                 state.log.append({**metrics, "seconds": round(state.seconds, 2)})
                 if log is not None:
@@ -184,9 +186,9 @@ class Trainer:
         num_without_improvement = (self.state.epoch - max(self.state.best_epochs)) // self.validate_every
         return self.state.epoch >= self.epochs or 0 < self.config.patience <= num_without_improvement
 
-    def train_epoch(self, advance: Advance, is_interrupted: Callable[[], bool], mrr: float) -> None:
-        """Train the remaining batches of the current epoch; `mrr` is that of the last validation, or -1."""
-        state = self.state
+    def train_epoch(self, advance: Advance, is_interrupted: Callable[[], bool], value: float) -> None:
+        """Train the remaining batches of the current epoch; `value` is that of the last validation, or -1."""
+        state, metric = self.state, self.config.metric
         self.model.train()
         for batch in self.batches.epoch(state.epoch, first=state.batch):
             if self.optimizer is not None:
@@ -195,11 +197,11 @@ class Trainer:
             state.step += 1
             self.ema.update(state.step)
             state.seconds = time.monotonic() - self.started_at
-            mrr_note = f"  valid MRR {mrr:.2%}" if mrr >= 0 else ""
-            mrr_note += f"  best MRR {state.best_mrr:.2%}" if state.best_mrr >= 0 else ""
+            note = f"  valid {metric} {value:.2%}" if value >= 0 else ""
+            note += f"  best {metric} {state.best_value:.2%}" if state.best_value >= 0 else ""
             advance(
                 self.config.batch_size,
-                f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{mrr_note}",
+                f"epoch {state.epoch + 1}  loss {state.loss_sum / state.batch:.4f}{note}",
             )
             is_due = self.is_checkpoint_due(self.config.checkpoint_every)
             interrupted, is_due = map(bool, all_reduce_sum([is_interrupted() or is_orphan(), is_due]))
@@ -229,12 +231,13 @@ class Trainer:
         self.optimizer.step()
         return value
 
-    def validate(self) -> float:
-        """Rank the validation targets with the averaged weights; save these if their MRR is the best.
+    def validate(self) -> dict[str, float]:
+        """Rank the validation targets with the averaged weights; save these if the metric is the best.
 
         Returns:
-            The mean of the domains' MRRs.
+            The mean of the domains' MRRs and, if it is another one, of the metric.
         """
+        metric, key = get_metric(self.config.metric), validation_key(self.config.metric)
         state, models = self.state, [self.model] * len(self.data.domains)
         all_reduce_counters(self.model)
         with self.ema.applied(state.step):
@@ -246,14 +249,13 @@ class Trainer:
                 max_users=self.config.validate_users,
                 device=self.device,
             ).by_protocol
-            mrr, num_checkpoints = mean_mrr(ranks), len(state.best_mrrs)
-            mrrs = domain_mrrs(ranks, num_checkpoints) if num_checkpoints > 1 else [mrr]
-            for index, value in enumerate(mrrs):
-                if value > state.best_mrrs[index]:
-                    state.best_mrrs[index], state.best_epochs[index] = value, state.epoch
-                    metadata = {"epoch": state.epoch, "valid_mrr": value}
-                    self.save_best(self.best_paths[index], metadata)
-        return mrr
+            mean, num_checkpoints = mean_metric(ranks, metric), len(state.best_values)
+            values = domain_means(ranks, num_checkpoints, metric) if num_checkpoints > 1 else [mean]
+            for index, value in enumerate(values):
+                if value > state.best_values[index]:
+                    state.best_values[index], state.best_epochs[index] = value, state.epoch
+                    self.save_best(self.best_paths[index], {"epoch": state.epoch, key: value})
+        return {"valid_mrr": mean_mrr(ranks), key: mean}
 
     def save_best(self, path: Path, metadata: dict[str, Any]) -> None:
         """Write the weights of the model, with the rows of all processes."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 
 from hafvt.cli import COMMANDS, main
-from hafvt.settings import Device, OutFolder, parameter_types
+from hafvt.settings import Device, OutFolder, option_name, parameter_types
 
 WHOLE_NUMBERS = ["", "x", "1.5", "-1", "1e20", "9" * 30, "9" * 5000, "nan", "null", "0x10", "١"]
 NUMBERS = ["", "x", "-1", "nan", "inf", "-inf", "1e999", "1,5", "null"]
@@ -80,9 +80,9 @@ def test_command_with_a_wrong_value_names_the_option(
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     Path("folder").mkdir()
-    option = f"--{name.replace('_', '-')}"
+    option = option_name(name)
     others = [
-        f"--{other.replace('_', '-')}={'k=nowhere' if other == 'domains' else value}"
+        f"{option_name(other)}={'k=nowhere' if other == 'domains' else value}"
         for other, value in required.items()
         if other != name
     ]

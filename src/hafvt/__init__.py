@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hafvt.data.table_options import TableOptions as TableOptions
     from hafvt.errors import HafvtError as HafvtError
     from hafvt.errors import InputError as InputError
+    from hafvt.experiments.backtest import backtest as backtest
     from hafvt.experiments.compare import ablate as ablate
     from hafvt.experiments.compare import compare as compare
     from hafvt.experiments.demo import demo as demo
@@ -56,6 +57,7 @@ MODULES = {
     "Run": "hafvt.training.run",
     "TableOptions": "hafvt.data.table_options",
     "ablate": "hafvt.experiments.compare",
+    "backtest": "hafvt.experiments.backtest",
     "catalog": "hafvt.inference.catalog_add",
     "compare": "hafvt.experiments.compare",
     "demo": "hafvt.experiments.demo",

@@ -94,6 +94,7 @@ COMMANDS = {
     "tune": Command("hafvt.experiments.tune:tune", "Search for the best hyperparameters of a model."),
     "export": Command("hafvt.inference.onnx_export:export", "Write a trained model as ONNX."),
     "compare": Command("hafvt.experiments.compare:compare", "Train and compare several models."),
+    "backtest": Command("hafvt.experiments.backtest:backtest", "Compare models at several dates."),
     "ablate": Command("hafvt.experiments.compare:ablate", "Switch parts of HAF-VT on and off."),
     "paper": Command("hafvt.experiments.paper:paper", "Reproduce a table of the paper."),
     "doctor": Command("hafvt.experiments.doctor:doctor", "Describe this machine and what is installed."),

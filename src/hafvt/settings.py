@@ -108,7 +108,7 @@ def _types_and_adapters(owner: Callable[..., Any]) -> dict[str, tuple[Any, TypeA
 def _checked_value(owner: Callable[..., Any], name: str, value: Any) -> Any:
     """Return the value of a parameter or field after its check, see `check_arguments`."""
     hint, adapter = _types_and_adapters(owner)[name]
-    option = f"--{name.replace('_', '-')}"
+    option = option_name(name)
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, os.PathLike) and os.PathLike[str] in get_args(hint):
         value = Path(value)
@@ -123,6 +123,11 @@ def _checked_value(owner: Callable[..., Any], name: str, value: Any) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         raise ArgumentError(_explain(option, value, hint, error)) from None
+
+
+def option_name(name: str) -> str:
+    """Return the option of a parameter: "from_", as "from" is a word of Python, is --from."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Splits at given dates, against splits that are made by hand."""
+"""Splits at given dates, against plain loops over the sorted log."""
 
 from __future__ import annotations
 

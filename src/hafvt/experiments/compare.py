@@ -109,7 +109,7 @@ def compare(
     for name in names:
         compared = tuned_models.get(name, ComparedModel(name, name))
         try:
-            notes += [f"{name}: {note}" for note in _model_notes(dataset, compared)]
+            notes += [f"{name}: {note}" for note in model_notes(dataset, compared)]
         except HafvtError as error:
             if models:
                 raise
@@ -227,7 +227,7 @@ def _read_tuning_budget(folder: Path) -> str:
         return str(read_settings(folder)["budget"])
 
 
-def _model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:
+def model_notes(data: Dataset, compared: ComparedModel) -> tuple[str, ...]:
     """Build a model to check that it supports the dataset, and return its notes for the report.
 
     Raises:

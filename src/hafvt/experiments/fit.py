@@ -79,7 +79,7 @@ def fit(
     """
     configure(model, "default", None)  # reports a wrong name before any work
     folder, run_folder = Path(out), Path(out) / "run"
-    data = _prepare_once(
+    data = prepare_once(
         interactions,
         items,
         folder,
@@ -105,11 +105,19 @@ def fit(
     return Recommender.open(run, data)
 
 
-def _prepare_once(interactions: Any, items: Any, folder: Path, overwrite: bool, **options: Any) -> Dataset:
+def prepare_once(
+    interactions: Any,
+    items: Any,
+    folder: Path,
+    overwrite: bool = False,
+    remedy: str = "choose another folder, or replace it with --overwrite",
+    **options: Any,
+) -> Dataset:
     """Return the dataset `folder`/data, which an earlier call may have prepared from the same tables.
 
     Raises:
-        HafvtError: the folder has a dataset of other tables or options, and `overwrite` is false.
+        HafvtError: the folder has a dataset of other tables or options, and `overwrite` is false; `remedy`
+            ends the message.
     """
     target = folder / "data"
     if overwrite or not (target / "manifest.json").exists():
@@ -126,10 +134,7 @@ def _prepare_once(interactions: Any, items: Any, folder: Path, overwrite: bool, 
         data = prepare(interactions, items, Path(temporary) / "data", min_per_domain=0, **options)
         is_same = _has_same_content(data, earlier)
     if not is_same:
-        raise HafvtError(
-            f"{folder} holds the data of other tables or options: choose another folder, or replace it with "
-            "--overwrite"
-        )
+        raise HafvtError(f"{folder} holds the data of other tables or options: {remedy}")
     return earlier
 
 

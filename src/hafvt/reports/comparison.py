@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from hafvt.reports.charts import CHART_SIZE, Points, line_chart
 from hafvt.reports.render import render
 from hafvt.tables import ABSENT, markdown_table
 
@@ -68,6 +69,20 @@ def bars_svg(title: str, bars: Sequence[Bar]) -> str:
     """Return a standalone SVG file of horizontal bars."""
     largest = max([bar.value if bar.high is None else bar.high for bar in bars] + [1e-9])
     return render("bars.svg", title=title, bars=bars, largest=largest) + "\n"
+
+
+def lines_svg(title: str, places: Sequence[str], values: Mapping[str, Points]) -> str:
+    """Return a standalone SVG file with a line for each model.
+
+    Args:
+        title: of the figure.
+        places: labels of the places 0, 1, ... of the horizontal axis.
+        values: by model, its (place, value) points; at least one model has a point.
+    """
+    chart = line_chart(title, values)
+    assert chart is not None
+    chart = chart._replace(x_ticks=[(x, places[int(label)]) for x, label in chart.x_ticks])
+    return render("lines.svg", chart=chart, **CHART_SIZE) + "\n"
 
 
 def _cells(row: ModelRow, label: str, plus_minus: str, bold: str, star: str, italic: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def backtest(
     of compare, with its budgets; each date has a comparison of its own in the folder `windows`. Writes
     backtest.md and backtest.json with all dates, and the figure backtest.svg. To resume, repeat the command.
 
-    Example: hafvt backtest data/movies popularity sasrec --out backtest/movies --from 2003-01-01 --every 30d
-    --windows 6
+    Example: hafvt backtest data/movies popularity sasrec --out backtest/movies --from 2000-10-01 --every 30d
+    --windows 4
 
     Args:
         data: a dataset folder; or a table of interactions, which is prepared with default settings into
@@ -94,20 +95,20 @@ def backtest(
             "--items: a dataset has its items: leave them out, or name a table of interactions"
         )
     dataset = None if is_table else data if isinstance(data, Dataset) else Dataset.open(data)
-    if dataset is not None:
-        _plan(dataset, from_, every, windows, time_zone)  # reports wrong dates before a folder is made
+    plan = partial(_plan, from_=from_, every=every, count=windows, time_zone=time_zone)
+    planned = None if dataset is None else plan(dataset)  # reports wrong dates before a folder is made
     settings = {"content": "backtest", "budget": asdict(BUDGETS[budget]), "protocol": protocol}
     with folder_lock(folder), explained_write_errors(folder):
         save_or_check_settings(folder, settings | {"candidates": candidates}, "a back-test")
         if dataset is None:
-            dataset = prepare_once(data, items, folder, remedy="choose another folder")
-        scale, planned = _plan(dataset, from_, every, windows, time_zone)
+            dataset = prepare_once(data, items, folder, remedy="choose another folder", split="time")
+        scale, parts = planned or plan(dataset)
         warn_of_filters(dataset)
         results = []
-        for number, (window, part) in enumerate(planned, 1):
+        for number, (window, part) in enumerate(parts, 1):
             date, until = scale.format(window.test_from), scale.format(window.until)
             report(
-                f"window {number} of {len(planned)}: {date} until {until}, "
+                f"window {number} of {len(parts)}: {date} until {until}, "
                 f"{part.split.train_lengths.sum():,} training interactions, {len(part.split.test):,} test "
                 "targets"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -175,6 +176,7 @@ def test_backtest_windows_have_the_vectors_of_their_items(tmp_path, trainings):
         before = data.item_table["item_id"].index_of(item_id)
         assert np.array_equal(table.rows[row], rows[before])
         assert table.present[row] == present[before]
+    shutil.rmtree(data.folder / "features" / "title")
     write_table(data.folder / "features" / "title", rows[::-1].copy(), present[::-1], {"encoder": "test"})
     with pytest.raises(HafvtError, match=r"its features title changed since .* was written: choose another"):
         backtest(data, ["popularity"], out=tmp_path / "out", **options)

@@ -13,6 +13,7 @@ from hafvt.cli import main
 from hafvt.data.cut_times import TimeScale
 from hafvt.data.dataset import Dataset
 from hafvt.data.prepare import prepare
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtError
 
 DAY = 86_400
@@ -76,7 +77,13 @@ def test_prepare_split_at_dates_equals_a_split_by_hand(split_at, tmp_path: Path)
 
 def test_prepare_split_at_dates_of_milliseconds_and_other_zones(tmp_path: Path) -> None:
     log = year_of_days(unit=1000)
-    data = prepare(log, None, tmp_path / "out", split_at=["2024-03-01", "2024-03-21"], time_zone="Asia/Tokyo")
+    data = prepare(
+        log,
+        None,
+        tmp_path / "out",
+        split_at=["2024-03-01", "2024-03-21"],
+        table_options=TableOptions(time_zone="Asia/Tokyo"),
+    )
     nine_hours = 9 * 3600
     expected = split_by_hand(
         log, (START + 60 * DAY - nine_hours) * 1000, (START + 80 * DAY - nine_hours) * 1000

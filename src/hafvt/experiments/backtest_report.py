@@ -99,7 +99,10 @@ def write_backtest(
     labels = [result.label for result in windows[0].model_results]
     domains = list(dict.fromkeys(domain for window in windows for domain in window.domains))
     domains.sort(key=lambda name: name != "overall")  # the mean of the domains first
-    tables = "\n".join(f"## {domain}\n\n{_table(windows, labels, domain)}" for domain in domains)
+    tables = "\n".join(
+        f"## {domain}\n\n{_table(windows, labels, domain, with_sizes=domain == domains[0])}"
+        for domain in domains
+    )
     text = (
         f"# Back-test of {', '.join(labels)}\n\n"
         f"Test MRR in % at {len(windows)} dates; bold: best of a row. At each date, the interactions of the "
@@ -126,21 +129,25 @@ def write_backtest(
     return Backtest(tuple(windows), text, out)
 
 
-def _table(windows: Sequence[WindowResult], labels: Sequence[str], domain: str) -> str:
-    """Return the table of a domain: a row for each date, the mean, and at how many dates a model is best."""
+def _table(windows: Sequence[WindowResult], labels: Sequence[str], domain: str, *, with_sizes: bool) -> str:
+    """Return the table of a domain: a row for each date, the mean, and at how many dates a model is best.
+
+    With `with_sizes`, it has the numbers of training interactions and test targets of all domains.
+    """
+    header = ["training interactions", "test targets"] if with_sizes else []
     rows, mrrs = [], []
     for window in windows:
         row = [window.mrr(number, domain) for number in range(len(labels))]
         sizes = [f"{window.train_interactions:,}", f"{window.test_targets:,}"]
-        rows.append([f"{window.test_from} until {window.until}", *sizes, *_cells(row)])
+        rows.append([f"{window.test_from} until {window.until}", *sizes[: len(header)], *_cells(row)])
         if None not in row:
             mrrs.append([value for value in row if value is not None])
     values = np.array(mrrs).reshape(len(mrrs), len(labels))
     if len(mrrs) > 1:
-        rows.append(["mean", "", "", *_cells(values.mean(0).tolist())])
+        rows.append(["mean", *[""] * len(header), *_cells(values.mean(0).tolist())])
         best = (values == values.max(1, keepdims=True)).sum(0)
-        rows.append(["best at", "", "", *(f"{count} of {len(mrrs)}" for count in best)])
-    return markdown_table(["test period", "training interactions", "test targets", *labels], rows)
+        rows.append(["best at", *[""] * len(header), *(f"{count} of {len(mrrs)}" for count in best)])
+    return markdown_table(["test period", *header, *labels], rows)
 
 
 def _cells(values: Sequence[float | None]) -> list[str]:

@@ -40,6 +40,8 @@ def served_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         pl.Series("image", images + [None] * 44),
         pl.Series("title", titles + data.item_table["title"].to_list()[6:]),
         pl.col("item_id").replace("i7", ODD_ID),
+        pl.Series("brand", [["acme", "zeta", None][n % 3] for n in range(50)]),
+        pl.Series("price", [float(n) for n in range(50)]),
     )
     replace_item_table(data.folder, table, image_root=str(pictures))
     return Dataset.open(data.folder)

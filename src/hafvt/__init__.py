@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hafvt.experiments.evaluate import evaluate as evaluate
     from hafvt.experiments.fit import fit as fit
     from hafvt.experiments.paper import paper as paper
+    from hafvt.experiments.rerank_curve import rerank_curve as rerank_curve
     from hafvt.experiments.tune import tune as tune
     from hafvt.features.encode import encode as encode
     from hafvt.inference.ann import index as index
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hafvt.inference.onnx_export import export as export
     from hafvt.inference.recommender import Recommender as Recommender
     from hafvt.inference.similar import similar_items as similar_items
+    from hafvt.inference.vectors import vectors as vectors
     from hafvt.models.base import Model as Model
     from hafvt.models.hyperparameters import ModelConfig as ModelConfig
     from hafvt.server.serve import serve as serve
@@ -75,10 +77,12 @@ MODULES = {
     "prepare_amazon": "hafvt.data.sources.amazon",
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
     "recommend": "hafvt.inference.batch",
+    "rerank_curve": "hafvt.experiments.rerank_curve",
     "serve": "hafvt.server.serve",
     "similar_items": "hafvt.inference.similar",
     "train": "hafvt.training.train",
     "tune": "hafvt.experiments.tune",
+    "vectors": "hafvt.inference.vectors",
 }
 """The module of each public name."""
 

@@ -85,9 +85,15 @@ COMMANDS = {
     "info": Command("hafvt.data.info:info", "Describe a dataset."),
     "train": Command("hafvt.training.train:train", "Train a model on a dataset.", _format_run),
     "evaluate": Command("hafvt.experiments.evaluate:evaluate", "Rank the test targets of a trained model."),
+    "rerank-curve": Command(
+        "hafvt.experiments.rerank_curve:rerank_curve", "Measure diversity and calibration against accuracy."
+    ),
     "recommend": Command("hafvt.inference.batch:recommend", "Recommend items to one or many histories."),
     "explain": Command("hafvt.inference.explain:explain", "Explain the score of an item."),
     "similar-items": Command("hafvt.inference.similar:similar_items", "List items that resemble others."),
+    "vectors": Command(
+        "hafvt.inference.vectors:vectors", "Write vectors of items and histories for vector databases."
+    ),
     "catalog": Command("hafvt.inference.catalog_add:catalog", "Add new items to a trained model."),
     "index": Command("hafvt.inference.ann:index", "Build an index for large catalogs."),
     "serve": Command("hafvt.server.serve:serve", "Serve a trained model over HTTP, with a page."),
@@ -103,7 +109,10 @@ COMMANDS = {
 DISTRIBUTED_COMMANDS = ("train", "evaluate", "doctor")
 """Commands that several processes of torchrun may run together."""
 MAX_CONFIG_BYTES = 1_000_000
-MAPPING_OPTIONS = ("--columns", "--domains", "--encoders", "--params", "--precomputed", "--space", "--tuned")
+MAPPING_OPTIONS = (
+    *("--calibrate", "--columns", "--domains", "--encoders", "--max-per", "--params", "--pin"),
+    *("--precomputed", "--space", "--tuned"),
+)
 """Options that take names with values: `--columns user_id=customer`."""
 
 

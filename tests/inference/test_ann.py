@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 from hafvt import train
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
-from hafvt.inference import ann, candidates
-from hafvt.inference import recommender as recommender_module
+from hafvt.inference import ann, candidates, top_candidates
 from hafvt.inference.added_items import with_added_items
 from hafvt.inference.ann import index, sample_histories
 from hafvt.inference.candidates import FaissCandidateGenerator
@@ -53,7 +52,7 @@ def writable_index(indexed_run, tmp_path):
 @pytest.fixture
 def index_used(monkeypatch):
     """The domains are large enough for their indexes, and the candidates few."""
-    monkeypatch.setattr(recommender_module, "CANDIDATES_PER_BRANCH", 30)
+    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 30)
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
     monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 100)
 
@@ -214,3 +213,17 @@ def test_server_uses_the_index(indexed_run, index_used):
         items = client.post("/recommend", json=body).json()["items"]
     assert len(items) == 5
     assert items[0]["score"] == pytest.approx(expected.items[0].score, abs=1e-5)
+
+
+def test_recommend_under_rules_with_index_loses_no_item(indexed_run, index_used):
+    approximate, exact = open_both(indexed_run)
+    for of_domain in approximate.candidate_generator.indexes.values():
+        for of_modality in of_domain:
+            of_modality.nprobe = 1  # a search that misses many items
+    items = exact.catalog.table["item_id"].to_list()
+    rules = {"allow": items[::7], "where": "item_id like '%3%'"}
+    histories = [items[3:9], items[500:504]]
+    one, other = (r.recommend(histories, "d0", 20, exclude_seen=False, **rules) for r in (approximate, exact))
+    assert item_ids(one) == item_ids(other)
+    expected = [i for i in items[:600:7] if "3" in i]
+    assert [len(result.items) for result in one] == [min(20, len(expected))] * 2

@@ -52,6 +52,8 @@ def test_model_routes_describe_the_model(client):
         "max_length": 50,
         "can_explain": True,
         "has_users": True,
+        "attributes": ["brand", "price"],
+        "policies": [],
     }
 
 

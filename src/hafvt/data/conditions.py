@@ -1,13 +1,29 @@
-"""Interactions that meet a condition over columns of their table, such as "qty > 0"."""
+"""Rows of a table that meet a condition over its columns, such as "qty > 0"."""
 
 from __future__ import annotations
+
+import re
 
 import polars as pl
 
 from hafvt.data.readers import RawTable
-from hafvt.data.table_options import TableOptions, parse_condition, parse_numbers
-from hafvt.errors import ArgumentError, InputError
+from hafvt.data.table_options import QUOTED, TableOptions, parse_condition, parse_numbers
+from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.progress import report
+
+WORDS = ("and", "between", "in", "not", "or", "then", "when", "else")  # of SQL, before a parenthesis
+FUNCTIONS = (
+    "abs",
+    "array_contains",
+    "coalesce",
+    "ends_with",
+    "length",
+    "lower",
+    "round",
+    "starts_with",
+    "upper",
+)
+"""Functions of SQL in conditions on items, which may come from strangers: none needs much memory."""
 
 
 def condition_columns(condition: str | None) -> list[str]:
@@ -58,3 +74,45 @@ def _typed(column: pl.Series, options: TableOptions) -> pl.Series:
         text, number = column.filter(has_comma)[0], numbers.filter(has_comma)[0]
         report(f"column {column.name!r}: {text!r} is read as {number:,}: if it is another, give --decimal")
     return numbers
+
+
+def check_item_condition(condition: str) -> None:
+    """Check a condition on items, which may be untrusted input.
+
+    Raises:
+        HafvtError: it is no condition in SQL, names no column, or uses other functions than `FUNCTIONS`.
+    """
+    unquoted = re.sub(QUOTED, "''", condition).lower()
+    names = re.findall(r"(\w+)\s*\(", unquoted)
+    other = next((name for name in names if name not in (*WORDS, *FUNCTIONS)), None)
+    if other or re.search(r"\bselect\b|\|\||\bover\b|::", unquoted):
+        raise HafvtError(f"where {condition[:200]!r}: use no functions but {', '.join(FUNCTIONS)}")
+    try:
+        names = condition_columns(condition)
+    except ValueError as error:
+        raise HafvtError(f"where {condition[:200]!r}: {error}: correct it") from None
+    if not names:
+        raise HafvtError(f"where {condition[:200]!r}: no column in it: write one such as price < 20")
+
+
+def items_that_meet(table: pl.DataFrame, condition: str) -> pl.Series:
+    """Return a mask of the items of a table that meet a condition; an unknown value meets none but "is null".
+
+    Raises:
+        HafvtError: the condition is wrong, or the table lacks a column.
+    """
+    check_item_condition(condition)
+    if missing := [name for name in condition_columns(condition) if name not in table.columns]:
+        columns = ", ".join(table.columns[:50])
+        raise HafvtError(f"where {condition[:200]!r}: no column {missing[0]!r}: the items have {columns}")
+    try:
+        mask = table.select(parse_condition(condition)).to_series()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = str(error).splitlines()[0]
+        raise HafvtError(
+            f"where {condition[:200]!r}: {reason}: compare numbers with numbers, texts with texts in single "
+            "quotes, and lists by array_contains(column, 'value')"
+        ) from None
+    if mask.dtype != pl.Boolean or len(mask) != len(table):
+        raise HafvtError(f"where {condition[:200]!r}: not true or false for an item: write price < 20")
+    return mask.fill_null(False)

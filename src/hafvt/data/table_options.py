@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -49,6 +50,10 @@ def _check_time_zone(name: str) -> str:
     return name
 
 
+QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*\""""
+BRACKETED_LIST = r"(?i)\b(in)\s*\[([^\[\]]*)\]"
+
+
 def _check_condition(text: str) -> str:
     parse_condition(text)
     return text
@@ -57,11 +62,17 @@ def _check_condition(text: str) -> str:
 def parse_condition(text: str) -> pl.Expr:
     """Return a condition over columns, such as "qty > 0 and status = 'paid'", as an expression of Polars.
 
+    A list may be in brackets, too: "status in ['paid', 'sent']".
+
     Raises:
         ValueError: it is not a condition in SQL.
     """
+    if "\0" in text:
+        raise ValueError("not a condition: it has a null character")
+    quoted = re.findall(QUOTED, text)
+    unquoted = re.sub(BRACKETED_LIST, r"\1 (\2)", re.sub(QUOTED, "\0", text))
     try:
-        return pl.sql_expr(text)
+        return pl.sql_expr(re.sub("\0", lambda _: quoted.pop(0), unquoted))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"not a condition such as \"qty > 0 and status = 'paid'\" ({reason})") from None

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from hafvt.data.attribute_values import ItemAttribute, read_attribute
 from hafvt.data.attributes import attribute_names
 from hafvt.data.dataset import Dataset, Domain, Int64
-from hafvt.evaluation.ranks import Float64
 
 MAX_VALUES = 1000
 """An attribute with more distinct values, such as a description, has no calibration."""
 SMOOTHING = 0.01  # share of the history in the list's distribution, so that the divergence is finite
 LISTS_PER_CHUNK = 1024  # lists that are in memory at a time with what belongs to them
-
-
-@dataclass(frozen=True)
-class ItemAttribute:
-    """The values of the items in one column, such as genres: none, one or several.
-
-    Attributes:
-        name: of the column.
-        offsets: (items + 1,) where the values of each item start.
-        values: (n,) numbers of values, item after item.
-        num_values: number of distinct values.
-    """
-
-    name: str
-    offsets: Int64
-    values: Int64
-    num_values: int
-
-    def shares(self, rows: Int64, items: Int64, num_rows: int) -> Float64:
-        """Return the share of each value in each of several groups of items, (num_rows, values).
-
-        An item with several values counts as a fraction of each. Without any value, a row is zero.
-
-        Args:
-            rows: (m,) number of the group of each item.
-            items: (m,) item indices.
-            num_rows: number of groups.
-        """
-        counts = (self.offsets[1:] - self.offsets[:-1])[items]
-        places = np.arange(counts.sum()) + np.repeat(self.offsets[items] - counts.cumsum() + counts, counts)
-        cells = np.repeat(rows, counts) * self.num_values + self.values[places]
-        weights = np.repeat(1 / np.maximum(counts, 1), counts)
-        sums = np.bincount(cells, weights, minlength=num_rows * self.num_values)
-        sums = sums.reshape(num_rows, self.num_values)
-        shares: Float64 = sums / np.maximum(sums.sum(1, keepdims=True), 1e-12)
-        return shares
 
 
 def item_attributes(data: Dataset) -> list[ItemAttribute]:
@@ -64,15 +27,9 @@ def item_attributes(data: Dataset) -> list[ItemAttribute]:
 
 def _read_attributes(table: pl.DataFrame) -> Iterator[ItemAttribute]:
     for column in table.select(pl.col(pl.String, pl.List(pl.String))).iter_columns():
-        lists = column.str.split("|") if column.dtype == pl.String else column
-        lists = lists.list.eval(pl.element().str.strip_chars().replace("", None).drop_nulls()).list.unique()
-        values = lists.explode().drop_nulls()
-        names = values.unique().sort()
-        if 2 <= len(names) <= MAX_VALUES:
-            counts = lists.list.len().fill_null(0).to_numpy()
-            offsets = np.concatenate([[0], counts.cumsum(dtype=np.int64)])
-            codes = values.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
-            yield ItemAttribute(column.name, offsets, codes, len(names))
+        attribute = read_attribute(column)
+        if 2 <= attribute.num_values <= MAX_VALUES:
+            yield attribute
 
 
 def mean_divergence(

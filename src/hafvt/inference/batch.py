@@ -15,10 +15,12 @@ from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
 from hafvt.inference.frames import frame_like, is_frame
 from hafvt.inference.histories import HistoryRequest, read_requests, read_user_history
+from hafvt.inference.policies import choose_policy, read_policies
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
+from hafvt.inference.rules import NO_RULES, Rules, make_rules
 from hafvt.progress import console, progress
-from hafvt.settings import Folder, PositiveCount, check_arguments
+from hafvt.settings import Folder, PositiveCount, Weight, check_arguments
 
 if TYPE_CHECKING:
     from narwhals.typing import IntoDataFrameT
@@ -40,6 +42,7 @@ class BatchSummary:
         unknown_id_examples: up to three unknown ids.
         num_unknown_excluded_ids: number of unknown ids to exclude, over all histories.
         unknown_excluded_id_examples: up to three unknown ids to exclude.
+        unknown_rule_ids: ids to allow or to pin that the catalog does not have.
     """
 
     out: Path | None
@@ -50,11 +53,13 @@ class BatchSummary:
     unknown_id_examples: tuple[str, ...] = ()
     num_unknown_excluded_ids: int = 0
     unknown_excluded_id_examples: tuple[str, ...] = ()
+    unknown_rule_ids: tuple[str, ...] = ()
 
     def add(self, recommendations: Recommendations) -> None:
         """Count the recommendations for one history."""
         unknown, excluded = recommendations.unknown_ids, recommendations.unknown_excluded_ids
         self.num_histories += 1
+        self.unknown_rule_ids = recommendations.unknown_rule_ids
         self.num_by_popularity += recommendations.ranked_by == "popularity"
         self.num_with_unknown_ids += bool(unknown)
         self.num_unknown_ids += len(unknown)
@@ -66,7 +71,7 @@ class BatchSummary:
 
     @property
     def warnings(self) -> list[str]:
-        """A line about unknown ids of histories, and one about unknown ids to exclude; empty without any."""
+        """A line each about unknown ids of histories, to exclude, and of rules; empty without any."""
         lines = []
         if self.num_unknown_ids:
             lines.append(
@@ -77,6 +82,11 @@ class BatchSummary:
             lines.append(
                 f"{self.num_unknown_excluded_ids:,} ids to exclude are unknown, such as "
                 f"{_quoted(self.unknown_excluded_id_examples)}"
+            )
+        if self.unknown_rule_ids:
+            lines.append(
+                f"{len(self.unknown_rule_ids):,} ids to allow or to pin are unknown, such as "
+                f"{_quoted(self.unknown_rule_ids[:3])}"
             )
         return lines
 
@@ -141,6 +151,14 @@ def recommend(
     out: str | Path | None = None,
     exclude_seen: bool | None = None,
     exclude: list[str] | list[int] | None = None,
+    where: str | None = None,
+    allow: list[str] | list[int] | None = None,
+    max_per: dict[str, int] | None = None,
+    pin: dict[str, str] | None = None,
+    diversity: Weight = 0.0,
+    calibrate: dict[str, float] | None = None,
+    policies: str | Path | None = None,
+    policy: str | None = None,
     columns: dict[str, str] | None = None,
     time: TimeLike = None,
     table_options: TableOptions = DEFAULT_OPTIONS,
@@ -175,6 +193,16 @@ def recommend(
             for a data frame of histories a data frame of its kind as result, with the columns of CSV.
         exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
+        where: condition in SQL over columns of the items table that recommended items meet, such as
+            "category in ('tea') and price < 20".
+        allow: ids of the only items that are recommended.
+        max_per: largest number of recommended items with equal values of a column, such as brand=2.
+        pin: ids of items that are recommended at given places, such as 1=a101 3=b205.
+        diversity: weight of choosing items that differ in picture and title from those above.
+        calibrate: weight of lists with the shares of values that the history has, by column of the items
+            table, such as category=0.3.
+        policies: a YAML file of named rules, as for serve; the policy "default" holds if no other is named.
+        policy: name of the policy that holds, too.
         columns: our column names and the table's names where they differ, as for prepare.
         time: when the items are shown: a date such as 2026-12-24, a date with a time, or seconds since 1970;
             default: now. For models that know the date; others ignore it.
@@ -198,6 +226,13 @@ def recommend(
     request_time = parse_request_time(time, table_options.time_format, table_options.time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
+    chosen = choose_policy({} if policies is None else read_policies(policies), policy)
+    own_rules = make_rules(
+        where=where, allow=allow, max_per=max_per, pin=pin, diversity=diversity, calibrate=calibrate
+    )
+    rules = chosen.rules.merged_with(own_rules)
+    exclude_seen = chosen.exclude_seen if exclude_seen is None else exclude_seen
+    exclude_ids += chosen.exclude
     recommender = Recommender.open(run, data)
     domains = recommender.domains
     if domain is not None:
@@ -219,7 +254,7 @@ def recommend(
     total = sum(1 for _ in requests())
     with open_writer(target) as write, progress("recommend", total, "histories") as advance:
         for batch in batches(requests()):
-            results = recommend_batch(recommender, batch, exclude_seen)
+            results = recommend_batch(recommender, batch, exclude_seen, rules)
             numbers = range(summary.num_histories + 1, summary.num_histories + len(batch) + 1)
             if histories is None and target is None:
                 print(results[0])
@@ -253,7 +288,10 @@ def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]
 
 
 def recommend_batch(
-    recommender: Recommender, batch: list[HistoryRequest], exclude_seen: bool | None
+    recommender: Recommender,
+    batch: list[HistoryRequest],
+    exclude_seen: bool | None,
+    rules: Rules = NO_RULES,
 ) -> list[Recommendations]:
     """Return the recommendations for each request, ranked together if domain, k and time agree."""
     groups: dict[tuple[str, int, int | None], list[int]] = {}
@@ -263,7 +301,13 @@ def recommend_batch(
     for (domain, k, time), rows in groups.items():
         histories, exclude = [batch[row].history for row in rows], [batch[row].exclude for row in rows]
         recommendations = recommender.recommend(
-            histories, domain, k, exclude=exclude, exclude_seen=exclude_seen, time=time
+            histories,
+            domain,
+            k,
+            exclude=exclude,
+            exclude_seen=exclude_seen,
+            time=time,
+            **rules._asdict(),
         )
         results.update(zip(rows, recommendations, strict=True))
     return [results[row] for row in range(len(batch))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from hafvt.data.dataset import Bool, Int64
 from hafvt.errors import HafvtError
+from hafvt.ops.top_k import top_k_columns
 
+MAX_COSINES = 4_000_000  # in memory at a time
 Float32 = npt.NDArray[np.float32]
 
 
@@ -56,3 +58,22 @@ def similarities(vectors: dict[str, ItemVectors], items: Int64, by: str) -> Floa
         [vectors[name].present[items][:, None] & vectors[name].present for name in names], axis=0
     )
     return np.where(has_both, total / np.maximum(counts, 1)[:, None], -np.inf).astype(np.float32)
+
+
+def similar_indices(
+    vectors: dict[str, ItemVectors], items: Int64, by: str, candidates: range, k: int
+) -> Iterator[list[tuple[int, float]]]:
+    """Yield for each item the k most similar other items among the candidates, with their cosines.
+
+    Raises:
+        HafvtError: no item has vectors of `by`.
+    """
+    start, stop = candidates.start, candidates.stop
+    num_items = max((len(one.rows) for one in vectors.values()), default=1)
+    batch_size = max(1, MAX_COSINES // num_items)
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
+        for item, cosines in zip(batch.tolist(), similarities(vectors, batch, by), strict=True):
+            excluded = np.array([item - start] if item in candidates else [], dtype=np.int64)
+            columns = top_k_columns(cosines[start:stop], k, excluded)
+            yield [(start + column, float(cosines[start + column])) for column in columns.tolist()]

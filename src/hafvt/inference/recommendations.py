@@ -42,12 +42,14 @@ class Recommendations:
         ranked_by: "model", or "popularity" if the history has no known item.
         unknown_ids: ids of the history that the catalog does not have; they were skipped.
         unknown_excluded_ids: ids to exclude that the catalog does not have.
+        unknown_rule_ids: ids to allow or to pin that the catalog does not have.
     """
 
     items: tuple[ScoredItem, ...]
     ranked_by: Literal["model", "popularity"]
     unknown_ids: tuple[str, ...] = ()
     unknown_excluded_ids: tuple[str, ...] = ()
+    unknown_rule_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return a table with one line per item, and lines about unknown ids."""
@@ -62,7 +64,8 @@ class Recommendations:
         if self.ranked_by == "popularity":
             lines.append("by popularity: the history has no known item")
         lines += _unknown_line("skipped {} unknown ids", self.unknown_ids)
-        return lines + _unknown_line("{} ids to exclude are unknown", self.unknown_excluded_ids)
+        lines += _unknown_line("{} ids to exclude are unknown", self.unknown_excluded_ids)
+        return lines + _unknown_line("{} ids to allow or to pin are unknown", self.unknown_rule_ids)
 
     def _repr_html_(self) -> str:
         """Return the items with their pictures, for notebooks."""

@@ -6,10 +6,10 @@ Here, a row is the index of a history in a batch, and a column is the index of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 import numpy as np
 
@@ -23,10 +23,14 @@ from hafvt.inference.batch_writer import result_table, similar_table, to_json
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.frames import frame_like, is_frame
 from hafvt.inference.histories import HistoryRequest, read_requests
-from hafvt.inference.item_vectors import ItemVectors, VectorReader, similarities
+from hafvt.inference.item_vectors import ItemVectors, VectorReader, similar_indices
 from hafvt.inference.onnx_scorer import is_export, open_export
 from hafvt.inference.recommendations import Explanation, Recommendations, Results, ScoredItem, SimilarItems
+from hafvt.inference.rules import NO_RULES, RuleOptions, make_rules
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
+from hafvt.inference.selection import ItemAttributes, Selector
+from hafvt.inference.summary import result_lines
+from hafvt.inference.top_candidates import top_candidates
 from hafvt.ops.top_k import top_k_columns
 from hafvt.settings import Folder
 
@@ -36,8 +40,7 @@ if TYPE_CHECKING:
     from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
 
 MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
-CANDIDATES_PER_BRANCH = 300  # items that each branch proposes beyond k and the excluded items
-CANDIDATE_BATCH_SIZE = 64  # histories in a batch when a candidate generator is used
+MAX_SELECTORS = 32  # in memory: the rules of recent requests, for each domain
 
 
 class Recommender:
@@ -70,7 +73,9 @@ class Recommender:
     ) -> None:
         self.scorer, self.catalog, self.exclude_seen = scorer, catalog, tuple(exclude_seen)
         self.candidate_generator, self.read_vectors = candidate_generator, read_vectors
-        self.folder = folder
+        self.folder, self.attributes = folder, ItemAttributes(catalog)
+        selector = partial(Selector, self.attributes, lambda: self.vectors)
+        self.selector = lru_cache(MAX_SELECTORS)(selector)
 
     @classmethod
     def open(cls, folder: Folder, data: str | Path | Dataset | None = None, *, threads: int = 0) -> Self:
@@ -104,16 +109,8 @@ class Recommender:
     def __str__(self) -> str:
         """Return name, catalog and folder and, of a run with test results, their table."""
         sizes = ", ".join(f"{domain.name} {len(domain):,}" for domain in self.catalog.domains)
-        lines = [f"{self.scorer.name} recommends items of {sizes}"]
-        if self.folder is not None and (self.folder / "results.json").exists():
-            # Imports torch, which an export does not need.
-            from hafvt.evaluation.results import read_notes, read_results
-            from hafvt.evaluation.tables import plain_table
-
-            lines += [plain_table({self.scorer.name: read_results(self.folder)}), *read_notes(self.folder)]
-        if self.folder is not None and (self.folder / "report.html").exists():
-            lines.append(f"open {self.folder / 'report.html'}")
-        return "\n".join([*lines, *([f"hafvt serve {self.folder}"] if self.folder else [])])
+        results = [] if self.folder is None else result_lines(self.scorer.name, self.folder)
+        return "\n".join([f"{self.scorer.name} recommends items of {sizes}", *results])
 
     __repr__ = __str__
 
@@ -132,6 +129,7 @@ class Recommender:
         exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool | None = None,
         time: TimeLike = None,
+        **rules: Unpack[RuleOptions],
     ) -> Results[Recommendations]: ...
 
     @overload
@@ -144,6 +142,7 @@ class Recommender:
         columns: dict[str, str] | None = None,
         exclude_seen: bool | None = None,
         time: TimeLike = None,
+        **rules: Unpack[RuleOptions],
     ) -> IntoDataFrameT: ...
 
     def recommend(
@@ -156,6 +155,7 @@ class Recommender:
         exclude: Sequence[Sequence[str | int]] | None = None,
         exclude_seen: bool | None = None,
         time: TimeLike = None,
+        **rules: Unpack[RuleOptions],
     ) -> Results[Recommendations] | Any:
         """Return the k best items of a domain for each history.
 
@@ -173,6 +173,7 @@ class Recommender:
                 training did: by default, in domains where users rarely choose an item again.
             time: of the request: a date, a date with a time (in UTC if it names no zone), or seconds since
                 1970; default: now. For models that know the date.
+            rules: where, allow, max_per, pin, diversity and calibrate, see `RuleOptions`.
 
         Returns:
             The recommendations for each history, in order. For a data frame, one of the same kind, with a row
@@ -180,7 +181,7 @@ class Recommender:
 
         Raises:
             HafvtError: the domain is unknown, k is below 1, `exclude` is not as long as `histories`, a
-                history is not a list of ids, or `time` is none.
+                history is not a list of ids, or `time` or a rule is none.
         """
         if domain is None and len(self.domains) > 1:
             raise HafvtError(f"no domain: choose one of {', '.join(self.domains)}")
@@ -188,10 +189,13 @@ class Recommender:
         domain_index = self.catalog.domain_index(domain)
         if not isinstance(k, int | np.integer) or k < 1:
             raise HafvtError(f"k is {k!r}: give 1 or more")
+        checked_rules = make_rules(**rules)
+        if is_frame(histories) and exclude is not None:
+            raise HafvtError("exclude is for lists of histories, not for a data frame: leave it out")
         if is_frame(histories):
-            if exclude is not None:
-                raise HafvtError("exclude is for lists of histories, not for a data frame: leave it out")
-            return self._recommend_frame(histories, domain, k, columns, exclude_seen, time)
+            options = {"exclude_seen": exclude_seen, "time": time, **rules}
+            return self._recommend_frame(histories, domain, k, columns, options)
+        selector = None if checked_rules == NO_RULES else self.selector(checked_rules, domain_index)
         id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
         exclude = [()] * len(id_lists) if exclude is None else exclude
         exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]
@@ -203,12 +207,14 @@ class Recommender:
         start, stop = self.catalog.domains[domain_index].start, self.catalog.domains[domain_index].stop
         known = [self.catalog.indices(ids) for ids in id_lists]
         excluded = [self.catalog.indices(ids) for ids in exclude_lists]
-        excluded_columns = []
-        for history, items in zip(known, excluded, strict=True):
-            indices = np.concatenate([history.indices, items.indices]) if exclude_seen else items.indices
-            excluded_columns.append(indices[(indices >= start) & (indices < stop)] - start)
+        seen_columns, excluded_columns = (
+            [one.indices[(one.indices >= start) & (one.indices < stop)] - start for one in lists]
+            for lists in (known, excluded)
+        )
+        if not exclude_seen:
+            seen_columns = [columns[:0] for columns in seen_columns]
         known_items = [history.indices for history in known]
-        best = self._top_items(known_items, domain_index, k, excluded_columns, time)
+        best = self._top_items(known_items, domain_index, k, seen_columns, excluded_columns, time, selector)
         by_model = [scores for items, (_, scores) in zip(known_items, best, strict=True) if len(items)]
         if self.scorer.uses_times and by_model and not np.concatenate(by_model).any():
             warn(
@@ -224,26 +230,20 @@ class Recommender:
                 "model" if len(history.indices) else "popularity",
                 history.unknown_ids,
                 items.unknown_ids,
+                selector.unknown_ids if selector else (),
             )
             for history, items, (best_columns, scores) in zip(known, excluded, best, strict=True)
         )
 
     def _recommend_frame(
-        self,
-        interactions: Any,
-        domain: str,
-        k: int,
-        columns: dict[str, str] | None,
-        exclude_seen: bool | None,
-        time: int | None,
+        self, interactions: Any, domain: str, k: int, columns: dict[str, str] | None, options: dict[str, Any]
     ) -> Any:
         """Return `recommend` for the users of a data frame of interactions, as a data frame."""
         defaults = HistoryRequest(None, [], domain, k, [])
         requests = list(read_requests(interactions, defaults, self.domains, columns)())
         histories = [request.history for request in requests]
-        results = self.recommend(histories, domain, k, exclude_seen=exclude_seen, time=time)
-        numbers = range(1, len(requests) + 1)
-        rows = [to_json(*row) for row in zip(numbers, requests, results, strict=True)]
+        pairs = zip(requests, self.recommend(histories, domain, k, **options), strict=True)
+        rows = [to_json(number, *pair) for number, pair in enumerate(pairs, start=1)]
         return frame_like(interactions, result_table(rows))
 
     @overload
@@ -293,23 +293,21 @@ class Recommender:
         indices, unknown_ids = self.catalog.indices(id_texts(items, "items"))
         if unknown_ids:
             raise HafvtError(f"no item {unknown_ids[0][:80]!r} in the catalog: give ids of its items")
-        results = Results[SimilarItems]()
-        batch_size = max(1, MAX_SCORES // len(self.catalog))
-        for first in range(0, len(indices), batch_size):
-            batch = indices[first : first + batch_size]
-            for item, cosines in zip(batch.tolist(), similarities(self._vectors, batch, by), strict=True):
-                excluded = np.array([item - start] if start <= item < stop else [], dtype=np.int64)
-                columns = top_k_columns(cosines[start:stop], k, excluded)
-                similar = [(start + column, float(cosines[start + column])) for column in columns.tolist()]
-                scored = tuple(ScoredItem(self.catalog.item(index), cosine) for index, cosine in similar)
-                results.append(SimilarItems(self.catalog.item(item), scored, by))
-        return results
+        most_similar = similar_indices(self.vectors, indices, by, range(start, stop), k)
+        return Results(
+            SimilarItems(
+                self.catalog.item(item),
+                tuple(ScoredItem(self.catalog.item(index), cosine) for index, cosine in similar),
+                by,
+            )
+            for item, similar in zip(indices.tolist(), most_similar, strict=True)
+        )
 
     @cached_property
-    def _vectors(self) -> dict[str, ItemVectors]:
+    def vectors(self) -> dict[str, ItemVectors]:
         """The vectors of all items, see `VectorReader`."""
         if self.read_vectors is None:
-            raise HafvtError("an export has no vectors for similar items: open the run that it was made from")
+            raise HafvtError("an export has no vectors of items: open the run that it was made from")
         return self.read_vectors()
 
     def explain(
@@ -369,44 +367,34 @@ class Recommender:
         return scores
 
     def _top_items(
-        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64], time: int | None
+        self,
+        histories: Sequence[Int64],
+        domain: int,
+        k: int,
+        seen: Sequence[Int64],
+        excluded: Sequence[Int64],
+        time: int | None,
+        selector: Selector | None,
     ) -> list[tuple[Int64, Float32]]:
         """Return for each history the columns of the k best items, best first, and their scores.
 
-        `histories` are item indices, `domain` is an index, and `excluded` has columns to leave out.
+        `histories` are item indices, `domain` is an index, and `seen` and `excluded` have columns to leave
+        out. Under rules, that is with a selector, all items are scored, so that an index loses none.
         """
-        best = self._top_candidates(histories, domain, k, excluded, time)
+        left_out = [np.concatenate(pair) for pair in zip(seen, excluded, strict=True)]
+        best = dict[int, tuple[Int64, Float32]]()
+        if selector is None and self.candidate_generator is not None:
+            generator, num_items = self.candidate_generator, len(self.catalog.domains[domain])
+            best = top_candidates(generator, self.scorer, num_items, histories, domain, k, left_out, time)
         remaining = [row for row in range(len(histories)) if row not in best]
         batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
         for start in range(0, len(remaining), batch_size):
             rows = remaining[start : start + batch_size]
             batch_scores = self.scores([histories[row] for row in rows], domain, time)
             for row, scores in zip(rows, batch_scores, strict=True):
-                columns = top_k_columns(scores, k, excluded[row])
+                if selector is None:
+                    columns = top_k_columns(scores, k, left_out[row])
+                else:
+                    columns = selector.select(scores, k, seen[row], excluded[row], histories[row])
                 best[row] = columns, scores[columns]
         return [best[row] for row in range(len(histories))]
-
-    def _top_candidates(
-        self, histories: Sequence[Int64], domain: int, k: int, excluded: Sequence[Int64], time: int | None
-    ) -> dict[int, tuple[Int64, Float32]]:
-        """Return `_top_items` among the candidates of an index by row, if a row has at least k candidates.
-
-        If the domain has no index, no row has a result.
-        """
-        best: dict[int, tuple[Int64, Float32]] = {}
-        if self.candidate_generator is None or domain not in self.candidate_generator.domains:
-            return best
-        # Scoring a tenth of the items as candidates takes as long as scoring all items.
-        max_excluded = len(self.catalog.domains[domain]) // 10 - CANDIDATES_PER_BRANCH - k
-        sizes = [len(columns) for columns in excluded]
-        eligible = [row for row, h in enumerate(histories) if len(h) and sizes[row] <= max_excluded]
-        for start in range(0, len(eligible), CANDIDATE_BATCH_SIZE):
-            rows = eligible[start : start + CANDIDATE_BATCH_SIZE]
-            num_per_branch = CANDIDATES_PER_BRANCH + k + max(sizes[row] for row in rows)
-            batch = pad_histories([histories[row][-self.scorer.max_length :] for row in rows])
-            candidates = self.candidate_generator.generate(*batch, domain, num_per_branch, time)
-            for row, columns, scores in zip(rows, *candidates, strict=True):
-                top = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
-                if len(top) == k:
-                    best[row] = columns[top], scores[top]
-        return best

@@ -83,6 +83,8 @@ class Model(nn.Module, ABC):
     can_extend_catalog: ClassVar[bool] = False
     can_shard_catalog: ClassVar[bool] = False
     """Whether several processes can hold slices of the item tables, see `ItemFeatures.shard`."""
+    has_history_vectors: ClassVar[bool] = False
+    """Whether `history_vectors` is available."""
     can_index: ClassVar[bool] = False
     """Whether `branch_vectors` to `finish_scores`, from which an index is built, are available."""
 
@@ -142,6 +144,14 @@ class Model(nn.Module, ABC):
         modules = dict(self.named_modules())
         tables = (modules[name] for name in ID_TABLES if isinstance(modules.get(name), nn.Embedding))
         return next((table.weight.detach() for table in tables), None)
+
+    def history_vectors(self, batch: Batch) -> Tensor:
+        """Return vectors of histories, (B, d), whose products with `id_vectors` are the scores."""
+        raise NotImplementedError
+
+    def scoring_sequence_indices(self, domain: int) -> list[int]:
+        """Return the positions in `sequence_names` of the sequences of `branch_queries`."""
+        raise NotImplementedError
 
     def branch_vectors(self, domain: int) -> list[tuple[Tensor, Tensor]]:
         """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""

@@ -44,7 +44,7 @@ from hafvt.ops.shards import fetch_rows, init_normal, make_embedding, mapped_tab
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is its dot product with the last state."""
 
-    can_shard_catalog = True
+    can_shard_catalog = has_history_vectors = True
     whole_table: Tensor | None
 
     def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
@@ -109,8 +109,13 @@ class SasRec(Model):
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""
         table = self.items.weight if self.whole_table is None else self.whole_table
+        return dot_scores(self.history_vectors(batch), table, self.domains[domain], candidates)
+
+    def history_vectors(self, batch: Batch) -> Tensor:
+        """Return the last states, (B, d), see `Model.history_vectors`."""
+        table = self.items.weight if self.whole_table is None else self.whole_table
         states = self.states(F.embedding(batch.items, table), batch.lengths)  # (B, T, d)
-        return dot_scores(last_states(states, batch.lengths).float(), table, self.domains[domain], candidates)
+        return last_states(states, batch.lengths).float()
 
     def train(self, mode: bool = True) -> SasRec:
         """Set training or evaluation mode; a sharded model reads the whole table for evaluation."""

@@ -32,12 +32,13 @@ class Curve(NamedTuple):
 
 
 class LineChart(NamedTuple):
-    """A chart of values against epochs; ticks are positions in SVG units with their labels."""
+    """A chart of values against epochs or others; ticks are positions in SVG units with their labels."""
 
     title: str
     curves: Sequence[Curve]
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
+    x_label: str = "epoch"
 
 
 def axis_ticks(low: float, high: float, target_count: int = 5) -> list[float]:
@@ -52,13 +53,14 @@ def axis_ticks(low: float, high: float, target_count: int = 5) -> list[float]:
     return [step * number for number in range(first, last + 1)]
 
 
-def line_chart(title: str, values: Mapping[str, Points]) -> LineChart | None:
+def line_chart(title: str, values: Mapping[str, Points], x_label: str = "epoch") -> LineChart | None:
     """Return a chart with one line per model, or None where there are no points.
 
     Args:
         title: of the chart.
         values: by model: finite (epoch, value) points, epochs ascending. A model without points takes a color
             number, too, so that each model has the same color in every chart.
+        x_label: what the horizontal axis shows, in place of epochs.
     """
     points = [point for curve in values.values() for point in curve]
     if not points:
@@ -81,7 +83,28 @@ def line_chart(title: str, values: Mapping[str, Points]) -> LineChart | None:
         if curve
     ]
     x_labels = [(x_position(x), f"{round(x)}") for x in x_ticks]
-    return LineChart(title, curves, x_labels, [(y_position(y), f"{y:.6g}") for y in y_ticks])
+    return LineChart(title, curves, x_labels, [(y_position(y), f"{y:.6g}") for y in y_ticks], x_label)
+
+
+def rerank_charts(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[LineChart]:
+    """Return charts of accuracy, and of what each weight of re-ranking improves, against the weight.
+
+    Args:
+        curves: by name, such as "diversity": for each weight, "weight" and metrics, see `rerank_curve`.
+    """
+    if not curves:
+        return []
+    first, label = next(iter(curves.values())), "weight, %"
+    accuracy = next(name for name in first[0] if name.startswith("NDCG"))
+    points = {
+        name: [(100 * row["weight"], 100 * row[accuracy]) for row in rows] for name, rows in curves.items()
+    }
+    charts = [line_chart(f"Validation {accuracy}, %", points, label)]
+    for number, (name, rows) in enumerate(curves.items()):
+        values: dict[str, Points] = dict.fromkeys([*curves][:number], ())  # keeps the color of the curve
+        values[name] = [(100 * row["weight"], row[name]) for row in rows]
+        charts.append(line_chart(name.capitalize(), values, label))
+    return [chart for chart in charts if chart is not None]
 
 
 def training_charts(curves: Mapping[str, Sequence[CurvePoint]]) -> list[LineChart]:

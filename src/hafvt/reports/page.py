@@ -115,6 +115,7 @@ def write_page(
     curves: Mapping[str, Sequence[CurvePoint]],
     users: Sequence[UserExample],
     notes: Sequence[str] = (),
+    rerank_curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> None:
     """Write the page atomically.
 
@@ -127,6 +128,7 @@ def write_page(
         curves: by model: its epochs; a model may have none.
         users: examples of users and recommendations.
         notes: lines of the footer, such as the protocol.
+        rerank_curves: see `charts.rerank_charts`.
     """
     style = files("hafvt.reports").joinpath("templates/page.css").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -140,6 +142,7 @@ def write_page(
         **_lists_view(list_results or {}),
         curves=curves,
         charts=charts.training_charts(curves),
+        rerank_charts=charts.rerank_charts(rerank_curves or {}),
         chart_size=charts.CHART_SIZE,
         **_users_view(users, domains_of(results)),
     )

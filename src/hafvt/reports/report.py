@@ -25,7 +25,7 @@ from hafvt.evaluation.results import (
 )
 from hafvt.evaluation.target_ranking import seen_columns
 from hafvt.features.images import thumbnail_data_uri
-from hafvt.files import explained_read_errors
+from hafvt.files import explained_read_errors, read_json
 from hafvt.models.base import Model
 from hafvt.ops import ranking
 from hafvt.ops.top_k import top_k_columns
@@ -37,6 +37,7 @@ NUM_USERS = 6
 NUM_RECOMMENDATIONS = 10
 THUMBNAIL_PIXELS = 112  # longest side
 
+RERANK_CURVES = "rerank_curve.json"
 NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[classic]'"
 
 
@@ -91,7 +92,22 @@ def write_report(
         curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
         users=user_examples(first.models, data, data.exclude_seen(candidates or first.candidates)),
         notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],
+        rerank_curves=read_rerank_curves(first.folder),
     )
+
+
+def read_rerank_curves(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Return the curves that `rerank_curve` wrote for a run by name; none where it has written none."""
+    path = folder / RERANK_CURVES
+    if not path.exists():
+        return {}
+    remedy = "remove it, or run hafvt rerank-curve again"
+    with explained_read_errors(path, remedy):
+        content = read_json(path, remedy)["curves"]
+        return {
+            str(name): [{key: float(value) for key, value in row.items()} for row in rows]
+            for name, rows in content.items()
+        }
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

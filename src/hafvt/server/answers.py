@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hafvt.inference.recommendations import Recommendations
+from hafvt.inference.rules import NO_RULES, Rules
 from hafvt.server.manager import LoadedModel
 from hafvt.server.schemas import ExplainResponse, RecommendRequest, RecommendResponse, ScoredItemResponse
 
@@ -20,6 +21,8 @@ class BatchKey(NamedTuple):
     exclude_seen: bool | None = None
     include_shares: bool = True
     time: int | None = None
+    rules: Rules = NO_RULES
+    k: int | None = None  # under rules, as the first items of a longer list may be others
 
 
 def max_batch_size(key: BatchKey) -> int:
@@ -40,6 +43,7 @@ def answer_batch(key: BatchKey, requests: list[Any]) -> Sequence[RecommendRespon
         exclude=[request.exclude for request in requests],
         exclude_seen=key.exclude_seen,
         time=key.time,
+        **key.rules._asdict(),
     )
     return [recommend_response(key, *pair) for pair in zip(requests, recommendations, strict=True)]
 
@@ -66,4 +70,5 @@ def recommend_response(
         ranked_by=recommendations.ranked_by,
         unknown_ids=list(recommendations.unknown_ids),
         unknown_excluded_ids=list(recommendations.unknown_excluded_ids),
+        unknown_rule_ids=list(recommendations.unknown_rule_ids),
     )

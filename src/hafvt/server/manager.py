@@ -8,8 +8,9 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hafvt.data.dataset import RUN_CATALOG, Dataset
 from hafvt.errors import HafvtError
 from hafvt.files import read_json
 from hafvt.folders import recover_folder
+from hafvt.inference.policies import Policy, read_policies
 from hafvt.inference.recommender import Recommender
 from hafvt.server.pictures import PictureCache
 from hafvt.server.prometheus import ServerMetrics
@@ -35,10 +37,14 @@ FileStates = dict[Path, tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The folder of a run or export, and that of its dataset (None: as in the model.json of the run)."""
+    """The folder of a run or export, that of its dataset, and a file of policies.
+
+    Without `data`, the dataset is that of the model.json of the run.
+    """
 
     folder: Path
     data: Path | None = None
+    policies: Path | None = None
 
     def open_dataset(self) -> Dataset | None:
         """Return the dataset, which has the histories of users; it may be newer than the model.
@@ -59,7 +65,7 @@ class ModelSource:
 
     def resolve(self) -> ModelSource:
         """Return the source with the folders that symbolic links lead to now."""
-        return ModelSource(self.folder.resolve(), self.data and self.data.resolve())
+        return replace(self, folder=self.folder.resolve(), data=self.data and self.data.resolve())
 
     def file_states(self) -> FileStates:
         """Return the states of the model's files, which differ after the model has changed.
@@ -68,7 +74,8 @@ class ModelSource:
         """
         subfolders = (path for name in ("added_items", "index") for path in (self.folder / name).rglob("*"))
         states = {}
-        for path in (*self.folder.glob("model*"), self.folder / "export.json", *subfolders):
+        policies = () if self.policies is None else (self.policies,)
+        for path in (*self.folder.glob("model*"), self.folder / "export.json", *subfolders, *policies):
             with suppress(OSError):  # missing, or removed since it was listed
                 status = path.stat()
                 states[path] = status.st_mtime_ns, status.st_size
@@ -85,6 +92,7 @@ class LoadedModel:
         pictures: returns pictures of the items.
         users: histories of the dataset's users; None without the dataset.
         loaded_at: time of loading, ISO 8601, UTC.
+        policies: by name, rules that requests may name.
     """
 
     recommender: Recommender
@@ -92,13 +100,14 @@ class LoadedModel:
     pictures: PictureCache
     users: UserHistories | None
     loaded_at: str
+    policies: Mapping[str, Policy] = field(default_factory=dict)
 
     @classmethod
     def open(cls, source: ModelSource) -> LoadedModel:
         """Open a model and check that its scores are finite; takes seconds.
 
         Raises:
-            HafvtError: there is no model, or its scores are not finite.
+            HafvtError: there is no model, its scores are not finite, or a policy does not fit its items.
         """
         source = source.resolve()  # so that all files are of one model if a link changes meanwhile
         recommender = Recommender.open(source.folder, source.data, threads=num_scoring_threads())
@@ -112,7 +121,16 @@ class LoadedModel:
         dataset = source.open_dataset()
         users = UserHistories(dataset, catalog) if dataset is not None else None
         loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, loaded_at)
+        policies = {} if source.policies is None else read_policies(source.policies)
+        for name, policy in policies.items():
+            try:
+                selectors = [recommender.selector(policy.rules, d) for d in range(len(catalog.domains))]
+                if unknown_ids := selectors[0].unknown_ids:
+                    ids = ", ".join(item_id[:80] for item_id in unknown_ids[:3])
+                    logger.warning("policy %s: %d ids are unknown, such as %s", name, len(unknown_ids), ids)
+            except HafvtError as error:
+                raise HafvtError(f"--policies {source.policies}: policy {name[:80]!r}: {error}") from None
+        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, loaded_at, policies)
 
 
 class ModelManager:

@@ -13,7 +13,10 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
+from hafvt.data.attributes import attribute_names
 from hafvt.errors import HafvtError
+from hafvt.inference.policies import choose_policy
+from hafvt.inference.rules import NO_RULES, Rules, make_rules
 from hafvt.server import schemas
 from hafvt.server.answers import BatchKey
 from hafvt.server.manager import LoadedModel
@@ -103,6 +106,8 @@ async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
         max_length=scorer.max_length,
         can_explain=scorer.can_explain,
         has_users=model.users is not None,
+        attributes=attribute_names(model.recommender.catalog.table),
+        policies=list(model.policies),
     )
 
 
@@ -110,8 +115,14 @@ async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
 async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request: Request) -> Any:
     """Recommends the k best items of a domain for a history, or for a user of the dataset."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
-    key = BatchKey(model, body.domain, body.exclude_seen, body.include_shares, body.time)
-    return await request.app.state.batcher.submit(key, with_history(body, model))
+    policy = choose_policy(model.policies, body.policy)
+    own_rules = make_rules(**{name: getattr(body, name) for name in Rules._fields})
+    rules = policy.rules.merged_with(own_rules)
+    body = with_history(body, model).model_copy(update={"exclude": [*body.exclude, *policy.exclude]})
+    exclude_seen = policy.exclude_seen if body.exclude_seen is None else body.exclude_seen
+    k = None if rules == NO_RULES else body.k
+    key = BatchKey(model, body.domain, exclude_seen, body.include_shares, body.time, rules, k)
+    return await request.app.state.batcher.submit(key, body)
 
 
 @router.post("/explain", response_model=schemas.ExplainResponse)

@@ -25,6 +25,8 @@ from hafvt.inference.recommendations import Explanation
 MAX_ID_LENGTH = 256  # characters
 MAX_HISTORY_LENGTH = 10_000  # items of a request
 MAX_ITEMS = 100  # items of an answer
+MAX_CONDITION_LENGTH = 2000  # characters
+MAX_CAPPED_COLUMNS = 20
 
 
 def id_from_json(value: object) -> str:
@@ -105,6 +107,9 @@ Attention = Annotated[
 ]
 
 
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+
 class StrictRequest(BaseModel):
     """The body of a request: unknown fields and values of another type are refused."""
 
@@ -140,6 +145,35 @@ class RecommendRequest(UserRequest):
     )
     include_shares: bool = Field(False, description="whether each item has its `shares`; slower")
     time: Time = None
+    policy: str | None = Field(
+        None, max_length=MAX_ID_LENGTH, description="name of a policy of the server, whose rules hold, too"
+    )
+    where: str | None = Field(
+        None,
+        max_length=MAX_CONDITION_LENGTH,
+        description="condition in SQL over columns of the items table that recommended items meet, such as "
+        "price < 20",
+    )
+    allow: Ids | None = Field(None, description="ids of the only items to recommend")
+    max_per: dict[str, int] = Field(
+        {},
+        max_length=MAX_CAPPED_COLUMNS,
+        description="by column of the items table, the largest number of items with equal values",
+    )
+    pin: dict[str, Id] = Field(
+        {},
+        max_length=MAX_ITEMS,
+        description="by place, 1 for the first, ids of items that are recommended there",
+    )
+    diversity: Weight = Field(
+        0, description="weight of choosing items that differ in picture and title from those above"
+    )
+    calibrate: dict[str, Weight] = Field(
+        {},
+        max_length=MAX_CAPPED_COLUMNS,
+        description="by column of the items table, the weight of lists with the shares of values that the "
+        "history has",
+    )
 
 
 class ExplainRequest(UserRequest):
@@ -184,6 +218,9 @@ class RecommendResponse(BaseModel):
     )
     unknown_ids: UnknownIds
     unknown_excluded_ids: list[str] = Field(description="ids of `exclude` that the catalog does not have")
+    unknown_rule_ids: list[str] = Field(
+        description="ids of `allow` and `pin` that the catalog does not have, those of the policy included"
+    )
 
 
 class ExplainResponse(BaseModel):
@@ -249,6 +286,8 @@ class ModelResponse(BaseModel):
     max_length: int = Field(description="the model reads this many items, the last ones of a history")
     can_explain: bool
     has_users: bool = Field(description="whether GET /users lists users")
+    attributes: list[str] = Field(description="columns of the items table for `where` and `max_per`")
+    policies: list[str] = Field(description="names of the policies")
 
 
 class HealthResponse(BaseModel):

@@ -35,6 +35,7 @@ def serve(
     timeout: PositiveNumber = 10.0,
     cors_origins: list[str] | None = None,
     data: Folder | None = None,
+    policies: str | Path | None = None,
 ) -> str:
     """Serve a model over HTTP: recommendations, explanations, items, and a page to try the model with.
 
@@ -52,6 +53,8 @@ def serve(
         timeout: seconds until a request is answered with status 504.
         cors_origins: origins, such as https://shop.example, whose web pages may call; * means all.
         data: the dataset, if it has moved since training.
+        policies: a YAML file of named rules, which requests choose by `policy`; the policy "default" holds
+            for requests that name none. A changed file is loaded while the server runs.
 
     Raises:
         HafvtError: there is no finished run, the address is in use, or an option is invalid.
@@ -75,7 +78,7 @@ def serve(
     with listen(host, port) as listener:
         is_loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         app = create_app(
-            ModelSource(Path(run), Path(data) if data else None),
+            ModelSource(Path(run), Path(data) if data else None, Path(policies) if policies else None),
             api_key=api_key,
             allowed_hosts=(*LOOPBACK_HOSTS, host.lower()) if api_key is None and is_loopback else (),
             cors_origins=tuple(cors_origins or ()),

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from hafvt.errors import HafvtError
+import hafvt
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.settings import Device, OutFolder, PositiveCount, Seed, Share, check_arguments
 
 
@@ -56,6 +57,15 @@ def test_check_arguments_wrong_value_is_refused_in_one_line(settings, message, t
         example(**settings)
     assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("request_time", ""), ("epoch", r" \(is it epochs\?\)")])
+def test_train_and_tune_hyperparameter_outside_params_is_refused_with_the_remedy(name, hint):
+    for function in (hafvt.train, hafvt.tune):
+        remedy = f"hyperparameters go in params={{'{name}': ...}}"
+        message = f"^{function.__name__} takes no '{name}'{hint}: {remedy}$"
+        with pytest.raises(ArgumentError, match=message):
+            function("hafvt", "data", "out", **{name: True})
 
 
 def test_check_arguments_right_values_arrive_as_python_values():

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
@@ -78,12 +79,21 @@ def check_arguments(function: Function) -> Function:
     checked; parameters of other types are not checked. NumPy numbers become Python's.
 
     Raises:
-        HafvtError: an argument has a wrong type or is out of its range; the line names it as an option.
+        HafvtError: an argument has a wrong type or is out of its range; the line names it as an option. Or
+            a function with `params` gets another argument that it does not have.
     """
     signature = inspect.signature(function)
 
     @wraps(function)
     def check_and_call(*args: Any, **kwargs: Any) -> Any:
+        other = next((name for name in kwargs if name not in signature.parameters), None)
+        if other is not None and "params" in signature.parameters:
+            similar = get_close_matches(other, signature.parameters, 1, cutoff=0.8)
+            hint = f" (is it {similar[0]}?)" if similar else ""
+            place = f"params={{{other!r}: ...}}"
+            raise ArgumentError(
+                f"{function.__name__} takes no {other!r}{hint}: hyperparameters go in {place}"
+            )
         arguments = signature.bind(*args, **kwargs)
         for name, value in arguments.arguments.items():
             arguments.arguments[name] = _checked_value(function, name, value)

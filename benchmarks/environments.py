@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
-RANKING = ["polars", "narwhals", "pydantic", "filelock", "rich", "PyYAML", "safetensors"]
+RANKING = ["polars", "narwhals", "pydantic", "filelock", "rich", "PyYAML", "safetensors", "backports.zstd"]
 """Packages that `hafvt.evaluation` imports, for contestants that rank their scores by it."""
 
 PACKAGES = {  # what each library's environment holds beside torch

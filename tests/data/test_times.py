@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,22 @@ def test_read_tables_times_in_two_units_are_refused(factor: int, dtype: type) ->
     times = np.array([1_700_000_000, 1_600_000_000, 1_700_000_000 * factor, 0]).astype(dtype)
     error = fails(with_times(times), "'timestamp'", "and most in seconds", "all times in one unit")
     assert error.row == 3
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2024-01-01", "9999-12-31"],
+        ["2024-01-01 10:00:00.5", "9999-12-31 23:59:59"],
+        ["31.12.2024", "08.08.8888"],
+        [date(2024, 1, 1), date(9999, 12, 31)],
+        [1_700_000_000, 253_402_300_799],
+        [1_700_000_000_000, 253_402_214_400_000],
+    ],
+)
+def test_read_tables_date_of_year_9999_is_called_a_placeholder(times: list[Any]) -> None:
+    frame = pl.DataFrame({"user_id": "u", "item_id": ["a", "b", "c"], "timestamp": [times[0], *times]})
+    assert fails(frame, "'timestamp'", "this date seems to be a placeholder. Give the time of").row == 3
 
 
 def test_read_tables_counters_of_any_size_are_taken() -> None:

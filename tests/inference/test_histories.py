@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,6 +190,13 @@ def test_read_requests_time_of_a_line_is_read_as_an_option_is(tmp_path):
         write(tmp_path / "h.jsonl", lines({"history": [], "time": 2024})),
         "row 1, column 'time', value '2024': '2024' is no time of a request. Give a date such as 2026-12-24",
     )
+
+
+@pytest.mark.parametrize("kind", [pl.DataFrame, pd.DataFrame, pa.table])
+def test_read_requests_frame_of_histories_is_refused_with_the_remedy(kind):
+    frame = kind({"user_id": ["u", "v"], "history": [["a", "b"], ["c"]]})
+    with pytest.raises(HafvtError, match=r"^the data frame has a column 'history': pass its lists"):
+        read_twice(frame)
 
 
 def test_read_requests_jsonl_with_columns_raises_error(tmp_path):

@@ -7,12 +7,13 @@ import gzip
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import polars as pl
 
@@ -20,14 +21,25 @@ from hafvt.data.table_options import UTF8
 from hafvt.errors import InputError
 from hafvt.progress import available_bytes
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 ZSTD, GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"  # the first bytes of compressed files
 SKIPPABLE = b"\x2a\x4d\x18"  # after one byte: the start of a zstd frame without text
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
-MAX_ZSTD_BLOCK_BYTES = 2**17
 MAX_LINE_BYTES = 2**24
 BYTES_PER_ROW = 64  # memory of a row while a table is read, besides twice its text
-READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error)
+READ_ERRORS = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    OSError,
+    EOFError,
+    zlib.error,
+    zstd.ZstdError,
+)
 SURROGATE = re.compile("[\ud800-\udfff]")
 NOT_ASCII = re.compile("[^\0-\x7f\udc80-\udcff]")
 # The letters and signs of cp1252 that texts of Western Europe have, and hardly any other text.
@@ -61,6 +73,8 @@ def read_lines(
     row, rest = 1, b""
     try:
         for chunk in _chunks(path, advance, encoding):
+            if len(rest) > max_bytes and b"\n" not in chunk:
+                continue
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 yield row, line.removesuffix(b"\r")
@@ -82,12 +96,6 @@ def _chunks(
     with path.open("rb") as stored:
         magic = stored.read(4)
         stored.seek(0)
-        if magic == ZSTD:
-            for lines in _zstd_lines(path):
-                text = "\r\n".join(lines).encode() + b"\r\n"  # `read_lines` removes one return
-                text = text.replace("\ufffd".encode(), b"\xff")  # Polars replaces what is not UTF-8
-                yield from (text[start : start + CHUNK_BYTES] for start in range(0, len(text), CHUNK_BYTES))
-            return
         is_first, is_mac = True, False
         for chunk in _stored_chunks(stored, magic, advance):
             if is_first:
@@ -96,11 +104,18 @@ def _chunks(
             yield chunk.replace(b"\r", b"\n") if is_mac else chunk
 
 
+def _unpacked(stored: BinaryIO, magic: bytes) -> IO[bytes]:
+    """Return a file whose first bytes are `magic`, from its beginning; if compressed, as unpacked."""
+    if magic == ZSTD:
+        return zstd.ZstdFile(stored)
+    return gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
+
+
 def _stored_chunks(stored: BinaryIO, magic: bytes, advance: Callable[[int], None] | None) -> Iterator[bytes]:
-    """Yield the bytes of a plain or gzip file in pieces."""
-    text_file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
+    """Yield the bytes of a file in pieces, unpacked."""
+    file = _unpacked(stored, magic)
     mib = 0
-    while chunk := text_file.read(CHUNK_BYTES):
+    while chunk := file.read(CHUNK_BYTES):
         if advance:
             advance((stored.tell() >> 20) - mib)
             mib = stored.tell() >> 20
@@ -113,10 +128,6 @@ def _utf8_chunks(path: Path, advance: Callable[[int], None] | None, encoding: st
     with path.open("rb") as stored:
         magic = stored.read(4)
         stored.seek(0)
-        if magic == ZSTD:
-            raise InputError(
-                f"a .zst file of encoding {encoding}", "Unpack it, or save it as UTF-8", file=path
-            )
         try:
             for chunk in _stored_chunks(stored, magic, advance):
                 yield decoder.decode(chunk).encode()
@@ -136,22 +147,6 @@ def utf8_file(path: Path, encoding: str) -> Iterator[Path]:
         with copy.open("wb") as file:
             file.writelines(_utf8_chunks(path, None, encoding))
         yield copy
-
-
-def _zstd_lines(path: Path) -> Iterator[pl.Series]:
-    """Yield the lines of a zstd file, some at a time."""
-    check_memory(path, _zstd_bytes(path), 0)
-    batches = iter(scan_lines(path).collect_batches(chunk_size=1024))
-    while True:
-        try:
-            with hidden_panics():
-                batch = next(batches, None)
-        except pl.exceptions.PanicException:
-            problem = f"it is damaged, or has a line of more than {MAX_LINE_BYTES:,} bytes"
-            raise InputError(problem, "Shorten the line, or write the file again", file=path) from None
-        if batch is None:
-            return
-        yield batch["line"].fill_null("")
 
 
 @contextmanager
@@ -246,8 +241,7 @@ def has_utf16_mark(path: Path) -> bool:
     with path.open("rb") as stored:
         magic = stored.read(4)
         stored.seek(0)
-        file = gzip.GzipFile(fileobj=stored) if magic.startswith(GZIP) else stored
-        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return _unpacked(stored, magic).read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
@@ -256,8 +250,6 @@ def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
     Raises:
         InputError: a line is too long or has a null character, or the table does not fit into memory.
     """
-    zstd_bytes = _zstd_bytes(path)
-    check_memory(path, zstd_bytes, 0)
     num_bytes = num_lines = line_bytes = 0
     has_quotes = has_returns = ends_in_return = has_utf8 = False
     decoder, wrong_bytes = codecs.getincrementaldecoder(UTF8)("surrogateescape"), set[str]()
@@ -287,39 +279,9 @@ def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
         has_returns |= num_returns > num_pairs
         ends_in_return = chunk.endswith(b"\r")
     check_memory(path, num_bytes, num_lines)
-    if zstd_bytes > MAX_LINE_BYTES and not num_bytes:  # Polars gave up
-        raise InputError(f"a line of more than {MAX_LINE_BYTES:,} bytes", "Shorten the line", file=path)
     wrong_bytes |= set(decoder.decode(b"", final=True))
     has_western = bool(wrong_bytes) and {ord(letter) & 0xFF for letter in wrong_bytes} <= WESTERN
     return TextTraits(has_quotes, has_returns or ends_in_return, has_western and not has_utf8)
-
-
-def _zstd_bytes(path: Path) -> int:
-    """Return how many bytes a zstd file unpacks to at most, by the headers of its blocks (RFC 8878).
-
-    Polars unpacks a line of any length before a caller can refuse it. The result is 0 for other files.
-    """
-    num_bytes = 0
-    with path.open("rb") as file:
-        while (magic := file.read(4)) == ZSTD or magic[1:] == SKIPPABLE:
-            if magic != ZSTD:
-                file.seek(int.from_bytes(file.read(4), "little"), 1)
-                continue
-            descriptor = int.from_bytes(file.read(1))
-            is_one_segment, size_code = descriptor >> 5 & 1, descriptor >> 6
-            file.seek(
-                (1 - is_one_segment) + (0, 1, 2, 4)[descriptor & 3] + (is_one_segment, 2, 4, 8)[size_code], 1
-            )
-            block = 0
-            while not block & 1:  # the last block has this bit
-                if len(header := file.read(3)) < 3:
-                    return num_bytes  # cut off, which the decoder reports
-                block = int.from_bytes(header, "little")
-                kind, size = block >> 1 & 3, block >> 3
-                num_bytes += MAX_ZSTD_BLOCK_BYTES if kind == 2 else size
-                file.seek(1 if kind == 1 else size, 1)
-            file.seek(4 * (descriptor >> 2 & 1), 1)
-    return num_bytes
 
 
 def check_memory(path: Path, num_bytes: int, num_rows: int) -> None:

@@ -13,7 +13,7 @@ from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
 from hafvt.data.readers import RawTable, read_columns
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
-from hafvt.data.times import UNIX_SECONDS, is_imprecise, other_unit, parse_times
+from hafvt.data.times import UNIX_SECONDS, is_imprecise, is_placeholder, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.progress import report
@@ -216,12 +216,14 @@ def _with_times(table: Table, options: TableOptions) -> Table:
         dtype = column.dtype if column.dtype.is_float() else times.dtype
         problem = f"numbers of this size lose digits as {dtype}, and with them their order"
         raise table.error(is_wrong, "timestamp", problem, "Give whole numbers, or seconds as Float64")
-    if ticks_per_second == 1 and (mixed := other_unit(times)):
+    if mixed := other_unit(times // ticks_per_second):
         is_wrong, rare, common = mixed
         problem = f"this time seems to be in {rare} and most in {common}"
-        raise table.error(
-            is_wrong, "timestamp", problem, "Give all times in one unit, and correct false dates"
-        )
+        remedy = "Give all times in one unit, and correct false dates"
+        if is_placeholder(column.filter(is_wrong), times.filter(is_wrong) // ticks_per_second, common):
+            problem = "this date seems to be a placeholder"
+            remedy = "Give the time of the interaction, or remove the row"
+        raise table.error(is_wrong, "timestamp", problem, remedy)
     first, last = (limit * ticks_per_second for limit in UNIX_SECONDS)
     outside = column.filter(~times.is_between(first, last))
     if 0 < len(outside) < len(times) / 2:

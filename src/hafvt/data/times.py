@@ -23,6 +23,7 @@ EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}
 """The largest number up to which a type of floats holds every whole number."""
 FLOAT_DIGITS = 17  # a 64-bit float holds no more digits
 UNIX_SECONDS = (10**8, 4 * 10**9)  # 1973 to 2096
+YEAR_9999 = range(253_370_764_800, 253_402_300_800)
 TimeLike = str | int | float | date | np.datetime64 | None
 """The time of a request, see `parse_request_time`."""
 
@@ -279,6 +280,18 @@ def is_imprecise(column: pl.Series, times: pl.Series) -> pl.Series:
     """
     dtype = column.dtype if column.dtype.is_float() else times.dtype
     return times.abs() > EXACT_INTEGERS.get(str(dtype), 2**63 - 1)
+
+
+def is_placeholder(column: pl.Series, times: pl.Series, unit: str) -> bool:
+    """Return whether the first of some times is a far date, or a number of the year 9999 in a unit.
+
+    Args:
+        column: the times of the input.
+        times: the same times as numbers.
+        unit: one of `UNITS`.
+    """
+    is_date = column.dtype.is_temporal() or column.head(1).cast(pl.Float64, strict=False)[0] is None
+    return is_date or times[0] // 1000 ** UNITS.index(unit) in YEAR_9999
 
 
 def other_unit(times: pl.Series) -> tuple[pl.Series, str, str] | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import narwhals as nw
 import numpy as np
 import polars as pl
 
@@ -75,6 +76,11 @@ def read_requests(
                 "history, domain, k, exclude and time: leave out --columns"
             )
         return lambda: (_parse_line(path, *line, defaults, domains, options) for line in _lines(path))
+    if _has_history_column(source):
+        raise HafvtError(
+            "the data frame has a column 'history': pass its lists, such as frame['history'].to_list(), to "
+            "Recommender.recommend, or a data frame of interactions (user_id, item_id, timestamp)"
+        )
     log = read_interactions(source, columns or {}, options)
     if not defaults.domain:
         raise HafvtError(f"no domain: give --domain, one of {', '.join(domains)}")
@@ -82,6 +88,15 @@ def read_requests(
         pl.col("item_id").sort_by("timestamp", maintain_order=True)
     )
     return lambda: (defaults._replace(user_id=user, history=ids) for user, ids in users.iter_rows())
+
+
+def _has_history_column(source: Any) -> bool:
+    """Return whether a source is a data frame of histories, and not of interactions."""
+    try:
+        names = set(nw.from_native(source).collect_schema().names())
+    except Exception:  # many types; `read_interactions` reports the error
+        return False
+    return "history" in names and "item_id" not in names
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -179,7 +179,7 @@ def _explain(option: str, value: Any, hint: Any, errors: ValidationError) -> str
         (error["ctx"]["error"] for error in errors.errors() if error["type"] == "value_error"), None
     )
     if reason:
-        return f"{option} {value}: {reason}"
+        return f"{option} {str(value)[:80]}: {reason}"
     if get_origin(hint) in (Union, UnionType):
         hint = Union[tuple(part for part in get_args(hint) if part is not NoneType)]  # noqa: UP007
     return f"{option} is {' '.join(repr(value).split())[:80]}: choose {allowed_values(hint)}"

@@ -171,7 +171,11 @@ def test_read_tables_separator_is_taken(tmp_path: Path, separator: str, capsys: 
         ({"encoding": "base64"}, "--encoding base64: name an encoding such as"),
         ({"encoding": "cp99"}, "--encoding cp99: name an encoding such as"),
         ({"time_zone": "Berlin"}, "--time-zone Berlin: name a time zone such as Europe/Berlin"),
-        ({"time_format": "dd.mm.yyyy"}, "--time-format dd.mm.yyyy: write it as %d"),
+        ({"time_format": "dd.mm.yyyy"}, "--time-format dd.mm.yyyy: it has no day: write it as %d"),
+        ({"time_format": "%H:%M"}, "--time-format %H:%M: it has no day"),
+        ({"time_format": "%d.%m.%Y %Z"}, "write the name in place of %Z, and give --time-zone"),
+        ({"keep": " or ".join(["qty > 0"] * 102)}, "it is too long: write qty in"),
+        ({"keep": "qty in " + "(" * 9000}, "not a condition such as"),
         ({"keep": "qty >"}, "--keep qty >: not a condition such as"),
         ({"keep": "select 1"}, "not a condition such as"),
         ({"keep": "read_csv('x')"}, "not a condition such as"),
@@ -212,6 +216,7 @@ def test_prepare_wrong_option_is_refused_before_anything_is_written(
         (["12/31/2025 2:05 PM", "1/2/2025 12:00 am"], ["2025-12-31T14:05", "2025-01-02"]),
         (["31/12/2025", "01/02/2025 23:59"], ["2025-12-31", "2025-02-01T23:59"]),
         (["2025/12/31 10:00"], ["2025-12-31T10:00"]),
+        (["31.12.99", "31.12.68", "31.12.69"], ["1999-12-31", "2068-12-31", "1969-12-31"]),
         (["31-12-2025, 10:00"], ["2025-12-31T10:00"]),
     ],
 )
@@ -223,6 +228,45 @@ def test_parse_times_plain_local_dates_are_guessed(texts: list[str], expected: l
     ]
     assert times.values.to_list() == seconds
     assert times.time_format
+
+
+KEEP_HEADER = "user_id;item_id;timestamp;qty;status\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "keep", "decimal", "place"),
+    [
+        ("u;a;1;1.5;x\nv;a;1;2,5;x\n", "qty > 0", ",", "row 2, column 'qty', value '1.5': not a number"),
+        ("u;a;1;1,5;x\nv;a;1;2,5;x\nv;b;1;?;x\n", "qty > 0", "auto", "row 4, column 'qty', value '\\?'"),
+        ("u;a;1;1;x\nv;a;1;?;x\n", "status = 'x' and qty > 0", "auto", "row 3, column 'qty', value '\\?'"),
+        ("u;a;1;1;x\n", "status ~ '('", "auto", "regex parse error"),
+    ],
+)
+def test_prepare_keep_error_names_the_wrong_value(
+    tmp_path: Path, rows: str, keep: str, decimal: Any, place: str
+) -> None:
+    path = write(tmp_path / "log.csv", KEEP_HEADER + rows)
+    with pytest.raises(HafvtError, match=place):
+        prepare(path, None, tmp_path / "out", keep=keep, decimal=decimal)
+
+
+def test_prepare_keep_nan_meets_no_comparison_and_dates_as_text_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "log.csv", KEEP_HEADER + "u;a;31.12.2025;nan;x\nv;b;01.01.2026;1;x\n")
+    frame = pl.DataFrame(
+        {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1, 2], "qty": [float("nan"), 1.0]}
+    )
+    for number, source in enumerate((path, frame)):
+        assert prepare(source, None, tmp_path / f"{number}", keep="qty > 0").item_table["item_id"][0] == "b"
+    prepare(path, None, tmp_path / "dates", keep="timestamp > '01.01.2026'")
+    assert "'timestamp': --keep compares dates such as '31.12.2025' as text" in capsys.readouterr().err
+
+
+def test_read_tables_one_column_for_users_and_items_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "user_id,item_id,timestamp\nu,a,1\n")
+    with pytest.raises(InputError, match="'item_id': it is both user_id and item_id. Name two by --columns"):
+        prepare(path, None, tmp_path / "out", columns={"user_id": "item_id"})
 
 
 def test_parse_times_of_a_zone_are_converted_unless_they_name_one() -> None:

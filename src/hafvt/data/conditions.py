@@ -7,7 +7,8 @@ import re
 import polars as pl
 
 from hafvt.data.readers import RawTable
-from hafvt.data.table_options import QUOTED, TableOptions, parse_condition, parse_numbers
+from hafvt.data.table_options import QUOTED, TableOptions, parse_condition, parse_numbers, wrong_numbers
+from hafvt.data.times import LOCAL_DATE
 from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.progress import report
 
@@ -48,13 +49,13 @@ def rows_that_meet(raw: RawTable, condition: str, options: TableOptions) -> pl.S
     try:
         mask = pl.DataFrame(typed).select(parse_condition(condition)).to_series()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        for column in typed:
-            if column.dtype == pl.String:
-                is_wrong = column.cast(pl.Float64, strict=False).is_null() & column.is_not_null()
-                row, value = is_wrong.arg_true()[0], column.filter(is_wrong)[0]
-                remedy = "Correct the value or --keep; texts are in single quotes"
-                place = {"file": file, "row": raw.origin.row(row), "column": column.name, "value": value}
-                raise InputError(f"not a number, as --keep {condition!r} needs", remedy, **place) from None
+        if "compare string" in str(error):
+            wrong = {c.name: wrong_numbers(c, options.decimal) for c in typed if c.dtype == pl.String}
+            name = min(wrong, key=lambda name: wrong[name].sum())  # others may well be text
+            row, value = wrong[name].arg_true()[0], raw.frame[name].filter(wrong[name])[0]
+            remedy = "Correct the value or --keep; texts are in single quotes"
+            place = {"file": file, "row": raw.origin.row(row), "column": name, "value": value}
+            raise InputError(f"not a number, as --keep {condition!r} needs", remedy, **place) from None
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--keep {condition}: {reason}: compare columns with values") from None
     if mask.dtype != pl.Boolean or len(mask) != len(raw.frame):
@@ -64,16 +65,20 @@ def rows_that_meet(raw: RawTable, condition: str, options: TableOptions) -> pl.S
 
 def _typed(column: pl.Series, options: TableOptions) -> pl.Series:
     """Return a column of text as numbers, if all its values are, or else with null for empty cells."""
+    if column.dtype.is_float():
+        return column.fill_nan(None)
     if column.dtype != pl.String:
         return column
     numbers = parse_numbers(column, options.decimal)
     if numbers is None:
+        if 2 * column.str.contains(LOCAL_DATE).sum() > len(column):
+            report(f"column {column.name!r}: --keep compares dates such as {column[0]!r} as text")
         return column.replace("", None)
     has_comma = column.str.contains(",", literal=True).fill_null(False)
     if has_comma.any():
         text, number = column.filter(has_comma)[0], numbers.filter(has_comma)[0]
         report(f"column {column.name!r}: {text!r} is read as {number:,}: if it is another, give --decimal")
-    return numbers
+    return numbers.fill_nan(None)
 
 
 def check_item_condition(condition: str) -> None:

@@ -146,6 +146,10 @@ def _read_table(source: Any, role: str, columns: dict[str, str], options: TableO
             present = ", ".join(columns_seen[:50]) or "none"
             problem = f"no column {pair[0]!r} among {present}"
             raise InputError(problem, f"Say which column it is: --columns {name}=NAME", file=file)
+    if role == "interactions" and names["user_id"] == names["item_id"]:
+        raise InputError(
+            "it is both user_id and item_id", "Name two by --columns", file=file, column=names["user_id"]
+        )
     frame = raw.frame.select(pl.col(input_name).alias(name) for name, input_name in names.items())
     table = Table(frame, names, raw.origin, input_counts={role: len(frame)})
     if condition:
@@ -201,7 +205,9 @@ def _with_times(table: Table, options: TableOptions) -> Table:
     column = table.frame["timestamp"]
     if column.dtype == pl.String and options.decimal != "." and column.str.contains(DECIMAL_COMMA).all():
         column = column.str.replace(",", ".", literal=True)
+    column = column.alias(table.names["timestamp"])
     times, ticks_per_second, time_format = parse_times(column, options.time_format, options.time_zone)
+    times = times.alias("timestamp")
     if time_format:
         report(
             f"column {table.names['timestamp']!r}: times such as {column[0]!r} are read as {time_format}, in "
@@ -211,6 +217,8 @@ def _with_times(table: Table, options: TableOptions) -> Table:
         value = column.filter(is_wrong)[0]
         problem = "an empty timestamp" if value is None or str(value) == "" else "not a time"
         remedy = "Give numbers, or times as 2024-12-31T23:59:59Z; name other forms by --time-format"
+        if options.time_format:
+            problem, remedy = f"{problem} of the form {options.time_format}", "Correct it, or --time-format"
         raise table.error(is_wrong, "timestamp", problem, remedy)
     if (is_wrong := is_imprecise(column, times)).any():
         dtype = column.dtype if column.dtype.is_float() else times.dtype

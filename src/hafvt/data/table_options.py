@@ -15,6 +15,8 @@ from hafvt.errors import ArgumentError
 from hafvt.settings import check_fields
 
 UTF8 = "utf-8"
+MAX_CONDITION_LENGTH = 100_000  # characters
+MAX_CONDITION_PARTS = 100  # joined by "and" or "or"; Polars needs the cube of their number in time
 
 
 def _check_separator(text: str) -> str:
@@ -36,8 +38,10 @@ def _check_encoding(name: str) -> str:
 
 
 def _check_time_format(text: str) -> str:
-    if "%" not in text:
-        raise ValueError("write it as %d.%m.%Y %H:%M")
+    if not re.search("%[-_0]?[DFcdejsuvx]", text):  # a field with the day
+        raise ValueError("it has no day: write it as %d.%m.%Y %H:%M")
+    if "%Z" in text:
+        raise ValueError("names of zones are not read: write the name in place of %Z, and give --time-zone")
     return text
 
 
@@ -71,11 +75,18 @@ def parse_condition(text: str) -> pl.Expr:
         raise ValueError("not a condition: it has a null character")
     quoted = re.findall(QUOTED, text)
     unquoted = re.sub(BRACKETED_LIST, r"\1 (\2)", re.sub(QUOTED, "\0", text))
+    if (
+        len(text) > MAX_CONDITION_LENGTH
+        or len(re.findall(r"\b(?:and|or)\b", unquoted.lower())) > MAX_CONDITION_PARTS
+    ):
+        raise ValueError("it is too long: write qty in (1, 2, 3) in place of many conditions")
     try:
         return pl.sql_expr(re.sub("\0", lambda _: quoted.pop(0), unquoted))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"not a condition such as \"qty > 0 and status = 'paid'\" ({reason})") from None
+        raise ValueError(
+            f"not a condition such as \"qty > 0 and status = 'paid'\" ({reason[:200]})"
+        ) from None
 
 
 Separator = Annotated[str, AfterValidator(_check_separator)]
@@ -124,6 +135,20 @@ class TableOptions:
 DEFAULT_OPTIONS = TableOptions()
 
 
+GERMAN_NUMBER = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d*)?$"
+
+
+def wrong_numbers(column: pl.Series, decimal: Decimal = "auto") -> pl.Series:
+    """Return a mask of the values that are no numbers, see `parse_numbers`."""
+    text = column.str.strip_chars().replace("", None)
+    is_number = text.cast(pl.Float64, strict=False).is_not_null()
+    is_german = text.str.contains(GERMAN_NUMBER)
+    has_commas = decimal == "," or (
+        decimal == "auto" and bool(2 * is_german.sum() > len(text) - text.null_count())
+    )
+    return text.is_not_null() & ~(is_german if has_commas else is_number)
+
+
 def parse_numbers(column: pl.Series, decimal: Decimal = "auto") -> pl.Series | None:
     """Return text as numbers, null where it is empty; None if a value is no number.
 
@@ -139,7 +164,7 @@ def parse_numbers(column: pl.Series, decimal: Decimal = "auto") -> pl.Series | N
         if numbers.null_count() == text.null_count():
             return numbers
     is_english = text.str.contains(r"^[+-]?\d{1,3}(,\d{3})*(\.\d+)?$").all()
-    is_german = text.str.contains(r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d*)?$").all()
+    is_german = text.str.contains(GERMAN_NUMBER).all()
     if decimal == "auto" and is_english and is_german:
         value = text.filter(text.str.contains(",").fill_null(False))[0]
         raise ArgumentError(

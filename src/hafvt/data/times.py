@@ -224,13 +224,13 @@ def _local_datetimes(column: pl.Series, time_format: TimeFormat) -> pl.Series:
     """Return text of a guessed format as naive datetimes, null where it has another."""
     day, month, year = ({"d": "dmy", "m": "mdy", "y": "ymd"}[time_format.order[0]].index(p) for p in "dmy")
     numbers = [pl.col(name) for name in ("first", "second", "third")]
-    short_year = pl.when(numbers[year] < 100).then(numbers[year] + 2000).otherwise(numbers[year])
+    century = pl.when(numbers[year] < 69).then(2000).when(numbers[year] < 100).then(1900).otherwise(0)
     noon = pl.col("half").str.to_lowercase()
     hour = pl.col("hour").fill_null(0)
     hour = pl.when(noon == "p").then(hour % 12 + 12).when(noon == "a").then(hour % 12).otherwise(hour)
     two = [part.cast(pl.String).str.zfill(2) for part in (numbers[month], numbers[day], hour)]
     text = pl.concat_str(
-        short_year.cast(pl.String),
+        (numbers[year] + century).cast(pl.String),
         pl.lit("-"),
         two[0],
         pl.lit("-"),

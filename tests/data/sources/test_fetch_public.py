@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from zipfile import ZipFile
+from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED, ZipFile
 
 import pytest
 
@@ -14,9 +14,9 @@ from hafvt.data.sources.fetch import fetch
 from hafvt.errors import HafvtError
 
 
-def zip_of(**members):
+def zip_of(method=ZIP_STORED, **members):
     buffer = BytesIO()
-    with ZipFile(buffer, "w") as file:
+    with ZipFile(buffer, "w", method) as file:
         for name, text in members.items():
             file.writestr(f"ml-1m/{name}.dat", text.encode("latin-1"))
     return buffer.getvalue()
@@ -54,6 +54,14 @@ def test_fetch_movielens_writes_tables_that_prepare_reads(server, tmp_path, monk
     assert "downloaded 0 files" in capsys.readouterr().out
 
 
+def damaged_zip(method):
+    """Returns an archive whose ratings are no valid stream of the method."""
+    content = bytearray(zip_of(method, movies=MOVIES, ratings=RATINGS))
+    start = content.index(b"ml-1m/ratings.dat") + len("ml-1m/ratings.dat")
+    content[start : start + 16] = b"\xff" * 16
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -61,6 +69,9 @@ def test_fetch_movielens_writes_tables_that_prepare_reads(server, tmp_path, monk
         (zip_of(movies=MOVIES, ratings=RATINGS)[:-30], "it cannot be read"),
         (zip_of(movies=MOVIES, ratings="1::2::3::4::5\n"), "is not a table of user_id"),
         (zip_of(movies=MOVIES, ratings="1" * 2**17), "ratings.dat has more than"),
+        (damaged_zip(ZIP_DEFLATED), "it cannot be read .*Remove it, and fetch"),
+        (damaged_zip(ZIP_LZMA), "it cannot be read .*Remove it, and fetch"),
+        (damaged_zip(ZIP_BZIP2), "it cannot be read .*Remove it, and fetch"),
         (b"no archive", "not a zip file: perhaps an error page"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -20,6 +23,7 @@ GENRES = {
 }
 """The genres of each domain. Films with genres of both domains, or of none, are left out."""
 MAX_MEMBER_BYTES = 2**27  # unpacked; the real files have 25 MB at most
+ARCHIVE_ERRORS = (BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 REMEDY = "Remove it, and fetch it again"
 
 
@@ -55,7 +59,7 @@ def _read_table(archive: Path, name: str, columns: list[str]) -> pl.DataFrame:
     try:
         with ZipFile(archive) as file, file.open(f"ml-1m/{name}") as member:
             content = member.read(MAX_MEMBER_BYTES + 1)
-    except (BadZipFile, KeyError, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (*ARCHIVE_ERRORS, KeyError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"it cannot be read ({error})", REMEDY, file=archive) from None
     if len(content) > MAX_MEMBER_BYTES:
         raise InputError(f"{name} has more than {MAX_MEMBER_BYTES:,} bytes", REMEDY, file=archive)

@@ -265,7 +265,7 @@ def test_prepare_keep_nan_meets_no_comparison_and_dates_as_text_are_reported(
 
 def test_read_tables_one_column_for_users_and_items_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id,timestamp\nu,a,1\n")
-    with pytest.raises(InputError, match="'item_id': it is both user_id and item_id. Name two by --columns"):
+    with pytest.raises(InputError, match="'item_id': it is both user_id and item_id"):
         prepare(path, None, tmp_path / "out", columns={"user_id": "item_id"})
 
 

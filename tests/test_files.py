@@ -303,3 +303,9 @@ def test_verify_json_finds_every_changed_value(tmp_path):
     for change in ({"width": 9}, {"names": ["a", "u"]}, {"nested": {"1": 0.2}}, {"more": 1}):
         with pytest.raises(HafvtError, match=r"x.json is damaged .*: write it again"):
             verify_json(path, content | change, "write it again")
+
+
+def test_atomic_file_error_of_polars_names_the_file(tmp_path):
+    message = r"x\.csv cannot be written \(Permission denied\): check the path"
+    with pytest.raises(HafvtError, match=message), atomic_file(tmp_path / "x.csv"):
+        raise PermissionError("Permission denied (os error 13): /folder/.x.csv.1.tmp")

@@ -113,6 +113,10 @@ def explained_write_errors(
         elif isinstance(error, HafvtError):
             raise
         number, error_path = getattr(error, "errno", None), getattr(error, "filename", None)
+        if isinstance(error, OSError) and (
+            match := re.search(r"\(os error (\d+)\)", str(error))
+        ):  # of Polars
+            number, error_path = int(match[1]), temporary or path
         is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error).lower())
         if part_bytes is not None or is_full:
             existing_parent = next(parent for parent in path.absolute().parents if parent.exists())

@@ -221,6 +221,7 @@ def test_read_tables_types_that_polars_cannot_read_are_refused(capfd: pytest.Cap
     fails(pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": times}), "'timestamp'", "cannot be read")
     query = pl.LazyFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": ["1"]})
     fails(query.with_columns(pl.col("timestamp").str.to_date("%Y")), "cannot be read", "Correct the query")
+    fails(query.select("nothing"), "cannot be read", "Correct the query")
     assert capfd.readouterr().err == ""
 
 

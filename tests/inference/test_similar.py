@@ -83,6 +83,22 @@ def test_recommend_data_frame_returns_a_data_frame_of_its_kind(recommender, serv
         assert result.index.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table])
+def test_recommend_data_frame_with_unused_repeated_columns_ignores_them(recommender, kind):
+    names = ["user_id", "item_id", "timestamp", "note", "note"]
+    if kind is pd.DataFrame:
+        frame = pd.DataFrame([["u", "i3", 1, 2, 3]], columns=names)
+    else:
+        frame = pa.Table.from_arrays([pa.array([value]) for value in ("u", "i3", 1, 2, 3)], names=names)
+    assert len(recommender.recommend(frame, "d0", 2)) == 2
+
+
+@pytest.mark.parametrize("histories", [None, 5])
+def test_recommend_histories_that_are_no_list_are_refused(recommender, histories):
+    with pytest.raises(HafvtError, match=f"^histories is {histories}: give a list of histories"):
+        recommender.recommend(histories, "d0")
+
+
 def test_recommend_data_frame_with_exclude_or_without_domain_raises(recommender):
     frame = pl.DataFrame({"user_id": [1], "item_id": ["i3"], "timestamp": [1]})
     with pytest.raises(HafvtError, match="exclude is for lists of histories"):

@@ -39,14 +39,15 @@ def read_frame_columns(
         with_others = False
         wanted = [name for name in columns if name in names]
         frame = nw.from_native(source.select(wanted) if hasattr(source, "column_names") else source[wanted])
+    except Exception as error:  # of a lazy query
+        raise _query_error(error) from None
     if with_others:
         names = [*names, *(str(name) for name in columns if str(name) not in names)]
     if isinstance(frame, nw.LazyFrame):
         try:
             frame = frame.select(name for name in columns if name in names).collect("polars")
-        except Exception as error:  # the query raises what its engine raises
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"cannot be read ({reason})", "Correct the query") from None
+        except Exception as error:
+            raise _query_error(error) from None
     native_names = {str(name): name for name in columns}
     series = []
     for name in names:
@@ -60,3 +61,9 @@ def read_frame_columns(
             problem = f"cannot be read ({reason})"
             raise InputError(problem, "Give all its values one type", column=name) from None
     return pl.DataFrame(series), list(native_names)
+
+
+def _query_error(error: Exception) -> InputError:
+    """Return the error for a lazy query that raised any type of error, as its engine does."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"cannot be read ({reason})", "Correct the query")

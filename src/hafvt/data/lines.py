@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import polars as pl
 
@@ -104,7 +104,7 @@ def _chunks(
             yield chunk.replace(b"\r", b"\n") if is_mac else chunk
 
 
-def _unpacked(stored: BinaryIO, magic: bytes) -> IO[bytes]:
+def _unpacked(stored: BinaryIO, magic: bytes) -> BinaryIO | gzip.GzipFile | zstd.ZstdFile:
     """Return a file whose first bytes are `magic`, from its beginning; if compressed, as unpacked."""
     if magic == ZSTD:
         return zstd.ZstdFile(stored)

@@ -5,7 +5,7 @@ Here, a row is the index of a history in a batch, and a column is the index of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -196,6 +196,8 @@ class Recommender:
             options = {"exclude_seen": exclude_seen, "time": time, **rules}
             return self._recommend_frame(histories, domain, k, columns, options)
         selector = None if checked_rules == NO_RULES else self.selector(checked_rules, domain_index)
+        if not isinstance(histories, Iterable):
+            raise HafvtError(f"histories is {histories!r}: give a list of histories, such as [['id', 'id']]")
         id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
         exclude = [()] * len(id_lists) if exclude is None else exclude
         exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]

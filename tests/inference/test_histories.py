@@ -188,7 +188,7 @@ def test_read_requests_time_of_a_line_is_read_as_an_option_is(tmp_path):
     assert [request.time for request in requests()] == [day - 3600, day, day, 5]
     fails(
         write(tmp_path / "h.jsonl", lines({"history": [], "time": 2024})),
-        "row 1, column 'time', value '2024': '2024' is no time of a request. Give a date such as 2026-12-24",
+        "row 1, column 'time', value '2024': '2024' is no time of a request. Give a date of 1973",
     )
 
 

@@ -112,7 +112,10 @@ def test_recommend_field_named_twice_is_refused_by_name(client):
         ({"history": "i3"}, "history is no list: give one"),
         ({"history": ["i3", 1.5]}, "history.1 is wrong: an id cannot be of type float"),
         ({"history": ["i3"] * 10_001}, "history is too long: give a length of at most 10000"),
-        ({"time": 2024}, "time is wrong: '2024' is no time of a request: give a date such as 2026-12-24"),
+        (
+            {"time": 2024},
+            "time is wrong: '2024' is no time of a request: give a date of 1973 to 2096 such as 2026-12-24",
+        ),
         ({"time": "01/02/2025"}, "time is wrong: '01/02/2025' may begin with the day or the month: write"),
         ({"time": [1_515_542_400]}, "time is wrong: '[1515542400]' is no time of a request"),
         ({"other": 1}, "other is no field of this request: leave it out"),

@@ -78,7 +78,7 @@ def parse_request_time(time: TimeLike, time_format: str | None = None, time_zone
 
     Args:
         time: a date, with or without a time, as text of `time_format`, of ISO 8601 or such as 31.12.2025, or
-            as an object of Python, NumPy or pandas; or seconds since 1970 within `UNIX_SECONDS`.
+            as an object of Python, NumPy or pandas; or seconds since 1970. All within `UNIX_SECONDS`.
         time_format: of dates in text and numbers.
         time_zone: of dates that name no zone.
 
@@ -88,29 +88,28 @@ def parse_request_time(time: TimeLike, time_format: str | None = None, time_zone
     if time is None:
         return None
     wrong = ArgumentError(
-        f"{str(time)[:80]!r} is no time of a request: give a date such as 2026-12-24, or seconds since 1970 "
-        "(9 or 10 digits)"
+        f"{str(time)[:80]!r} is no time of a request: give a date of 1973 to 2096 such as 2026-12-24, or "
+        "seconds since 1970"
     )
     try:
         value: object = time.astype("datetime64[us]").item() if isinstance(time, np.datetime64) else time
         column = pl.Series([value])
-    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+    except (TypeError, OverflowError, UnicodeError, pl.exceptions.PolarsError):
         raise wrong from None
+    times = Times(pl.Series([None]))
     if time_format and not column.dtype.is_temporal():
-        values, ticks_per_second, _ = parse_times(column, time_format, time_zone)
-        if values[0] is not None:
-            return int(values[0] // ticks_per_second)
-    try:
-        values, ticks_per_second, _ = parse_times(column, None, time_zone)
-    except ArgumentError:  # the guess of a format
-        raise ArgumentError(
-            f"{str(time)[:80]!r} may begin with the day or the month: write the time as 2026-12-24"
-        ) from None
-    if values[0] is not None:
-        seconds = int(values[0] // ticks_per_second)
-        is_date = column.dtype.is_temporal() or column.cast(pl.Float64, strict=False)[0] is None
-        if is_date or UNIX_SECONDS[0] <= seconds <= UNIX_SECONDS[1]:
-            return seconds
+        times = parse_times(column, time_format, time_zone)
+    if times.values[0] is None:
+        try:  # RFC 3339 also has letters in lower case
+            upper = column.str.to_uppercase() if column.dtype == pl.String else column
+            times = parse_times(upper, None, time_zone)
+        except ArgumentError:  # the guess of a format
+            raise ArgumentError(
+                f"{str(time)[:80]!r} may begin with the day or the month: write the time as 2026-12-24"
+            ) from None
+    seconds = -1 if times.values[0] is None else int(times.values[0] // times.ticks_per_second)
+    if UNIX_SECONDS[0] <= seconds <= UNIX_SECONDS[1]:
+        return seconds
     raise wrong
 
 

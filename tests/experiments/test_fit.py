@@ -73,6 +73,22 @@ def test_fit_stopped_before_training_continues(world, shop, tmp_path, monkeypatc
     assert all(torch.equal(tensor, continued[name]) for name, tensor in uninterrupted.items())
 
 
+def test_fit_and_demo_overwrite_keep_a_run_folder_with_other_files(world, tmp_path):
+    log, items = world
+    for folder in (tmp_path / "fit" / "run", tmp_path / "demo" / "runs" / "hafvt"):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("model: hafvt\n")
+        (folder / "thesis.txt").write_text("x")
+    with pytest.raises(
+        HafvtError, match=r"run holds thesis\.txt, which is not of a run and would be lost: move"
+    ):
+        hafvt.fit(log, items, tmp_path / "fit", model="popularity", title="none", overwrite=True)
+    with pytest.raises(HafvtError, match=r"hafvt holds thesis\.txt, which is not of a run"):
+        hafvt.demo(tmp_path / "demo")
+    assert [path.name for path in sorted(tmp_path.rglob("*.txt"))] == ["thesis.txt"] * 2
+    assert not (tmp_path / "fit" / "data").exists()
+
+
 def test_fit_other_tables_raises_and_overwrite_replaces(world, tmp_path):
     log, items = pl.read_csv(world[0]), pl.read_csv(world[1]).drop("image")
     out = tmp_path / "shop"

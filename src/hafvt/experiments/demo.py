@@ -9,16 +9,15 @@ from typing import Any
 
 from hafvt.data.prepare import prepare
 from hafvt.data.sources.demo import generate_world
-from hafvt.errors import HafvtError
 from hafvt.evaluation.metrics import Results
 from hafvt.evaluation.tables import plain_table
 from hafvt.experiments.evaluate import evaluate
 from hafvt.features.encode import encode
-from hafvt.folders import remove_folder
+from hafvt.folders import check_output_folder, remove_folder
 from hafvt.progress import console
 from hafvt.reports.report import write_report
 from hafvt.settings import OutFolder, PositiveCount, Seed, check_arguments
-from hafvt.training.run import open_run
+from hafvt.training.run import RUN_FOLDER, open_run
 from hafvt.training.train import train
 
 DEMO_TRAININGS: dict[str, dict[str, Any]] = {
@@ -79,8 +78,7 @@ def demo(
     folder = Path(out)
     run_folders = {name: folder / "runs" / name for name in DEMO_TRAININGS}
     for path in run_folders.values():
-        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
-            raise HafvtError(f"{path} holds something else than a run: move it, or choose another --out")
+        check_output_folder(path, RUN_FOLDER, overwrite=True)
     interactions, items = generate_world(
         folder / "world", users=users, items_per_shop=items_per_shop, seed=seed
     )

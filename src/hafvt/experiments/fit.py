@@ -15,13 +15,13 @@ from hafvt.features.encode import encode
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.table import FeatureTable
 from hafvt.files import sha256
-from hafvt.folders import remove_folder
+from hafvt.folders import check_output_folder, remove_folder
 from hafvt.inference.recommender import Recommender
 from hafvt.models import configure
 from hafvt.progress import report
 from hafvt.reports.report import write_run_report
 from hafvt.settings import Folder, OutFolder, PositiveCount, Seed, check_arguments
-from hafvt.training.run import fingerprint
+from hafvt.training.run import RUN_FOLDER, fingerprint
 from hafvt.training.train import train
 
 
@@ -79,6 +79,8 @@ def fit(
     """
     configure(model, "default", None)  # reports a wrong name before any work
     folder, run_folder = Path(out), Path(out) / "run"
+    if overwrite:
+        check_output_folder(run_folder, RUN_FOLDER, overwrite=True)
     data = prepare_once(
         interactions,
         items,

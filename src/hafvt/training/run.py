@@ -23,7 +23,7 @@ from hafvt.evaluation.tables import plain_table
 from hafvt.features.item_features import ItemFeatures, load_item_features
 from hafvt.features.table import FeatureTable
 from hafvt.files import explained_read_errors, read_json, verify_files, verify_json
-from hafvt.folders import recover_folder
+from hafvt.folders import FolderKind, recover_folder
 from hafvt.models import MODELS, build_model, config_modalities
 from hafvt.models.base import Model
 from hafvt.models.hyperparameters import ModelConfig, validate_config
@@ -37,6 +37,17 @@ FORMAT = 3
 RENAMED_PARAMETERS = {"request_time": "use_request_date"}
 """Hyperparameters of runs of format 2 with their new names."""
 REMEDY = "continue the training with hafvt train ... --resume, or train the model again in another folder"
+
+RUN_FOLDER = FolderKind(
+    "a run",
+    "",  # an interrupted training has no model.json
+    (
+        *("config.yaml", "metrics.jsonl", "checkpoint", "model.json", "model*.safetensors", "catalog"),
+        *("ranks.parquet", "results.json", "report.html", "events.out.tfevents.*"),
+        *("added_items", "index", "cold", "test-*", "valid", "valid-*"),
+    ),
+)
+"""What commands write into the folder of a run."""
 
 
 @dataclass(frozen=True)

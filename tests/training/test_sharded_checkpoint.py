@@ -83,6 +83,25 @@ def test_a_missing_or_damaged_slice_is_named_with_the_remedy(tmp_path, monkeypat
         load_slices(path, (), RANGES, None, REMEDY)
 
 
+def test_slices_of_other_processes_or_checkpoints_are_refused(tmp_path, monkeypatch):
+    tensors = whole_tensors()
+    for name, factor in (("other", 2), ("run", 1)):
+        (tmp_path / name).mkdir()
+        save_as(
+            tmp_path / name / "last.safetensors", {**tensors, "ids": factor * tensors["ids"]}, 3, monkeypatch
+        )
+    path, first, second = (
+        tmp_path / "run" / f"last{part}.safetensors" for part in ("", "-5-1-of-3", "-5-2-of-3")
+    )
+    good = first.read_bytes()
+    for wrong in ((tmp_path / "other" / first.name).read_bytes(), second.read_bytes()):
+        first.write_bytes(wrong)
+        with pytest.raises(HafvtError, match=r"last-5-1-of-3.* \(it is of another checkpoint\): train again"):
+            load_slices(path, (), RANGES, None, REMEDY)
+    first.write_bytes(good)
+    assert load_slices(path, (), RANGES, None, REMEDY)[0]["ids"].equal(tensors["ids"])
+
+
 def test_whole_tables_of_slices_are_a_file_of_safetensors(tmp_path):
     tensors, shard = whole_tensors(), Shard.of_ranges(RANGES, 0, 1)
     save_unsharded(tmp_path / "slices", tensors, TABLES, shard, {"epoch": 2})

@@ -76,6 +76,12 @@ def read_state(path: Path, remedy: str) -> Any:
         return json.loads(_read_header(file)["__metadata__"]["state"])
 
 
+def read_hash(path: Path, remedy: str) -> str:
+    """Return the hash in the header of a checkpoint, see `read_state`."""
+    with explained_read_errors(path, remedy), path.open("rb") as file:
+        return str(_read_header(file)["__metadata__"]["sha256"])
+
+
 def iter_checkpoint(
     path: Path, remedy: str, digest: Any = None
 ) -> Iterator[tuple[str, tuple[int, ...], int, Tensor]]:

@@ -2,7 +2,8 @@
 
 Each process writes its slices into a file of its own, such as `last-120-1-of-3.safetensors` after step 120.
 Process 0 writes its slices and all other tensors last, into `last.safetensors`. The JSON in the header of
-that file lists the files and the tables, so that all files of a checkpoint are replaced in one step.
+that file lists the files, their hashes and the tables, so that all files of a checkpoint are replaced in one
+step.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hafvt.files import atomic_file
+from hafvt.files import atomic_file, explained_read_errors
 from hafvt.ops.collectives import barrier
 from hafvt.ops.shards import Shard, copy_rows, iter_table
 from hafvt.processes import num_processes, process_index
-from hafvt.training.checkpoint import DTYPES, UNKNOWN_HASH, iter_checkpoint, read_state, save_checkpoint
+from hafvt.training.checkpoint import (
+    DTYPES,
+    UNKNOWN_HASH,
+    iter_checkpoint,
+    read_hash,
+    read_state,
+    save_checkpoint,
+)
 
 
 def sharded_tensor_names(
@@ -50,7 +58,8 @@ def save_slices(
     if files:
         barrier()
     if process_index() == 0:
-        index = {"files": [path.name, *files], "tables": tables} if files else {}
+        hashes = [read_hash(path.with_name(name), "start the command again") for name in files]
+        index = {"files": [path.name, *files], "hashes": hashes, "tables": tables} if files else {}
         save_checkpoint(path, tensors, state | index)
         for file in path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"):  # of earlier checkpoints
             if file.name not in files:
@@ -73,13 +82,16 @@ def load_slices(
         HafvtError: a file is missing, or not what was written.
     """
     state = read_state(path, remedy)
-    files = state.pop("files", [path.name])
+    files, hashes = state.pop("files", [path.name]), state.pop("hashes", [])
     tables = state.pop("tables", tables)
     target, tensors = shard or Shard.of_ranges(ranges, 0, 1), dict[str, Tensor]()
     for number, file in enumerate(files):
         source = Shard.of_ranges(ranges, number, len(files))
         if number > 0 and not source.overlaps(target):
             continue
+        with explained_read_errors(path.with_name(file), remedy):
+            if number > 0 and [read_hash(path.with_name(file), remedy)] != hashes[number - 1 : number]:
+                raise ValueError("it is of another checkpoint")
         for name, shape, first, rows in iter_checkpoint(path.with_name(file), remedy):
             if name not in tables:
                 tensor = tensors.setdefault(name, torch.empty(shape, dtype=rows.dtype))

@@ -68,6 +68,13 @@ def test_train_and_tune_hyperparameter_outside_params_is_refused_with_the_remedy
             function("hafvt", "data", "out", **{name: True})
 
 
+def test_functions_with_table_options_refuse_an_option_outside_with_the_remedy():
+    for function in (hafvt.fit, hafvt.prepare, hafvt.recommend):
+        message = rf"{function.__name__} takes no 'keep': give table_options=TableOptions\(keep=...\)"
+        with pytest.raises(ArgumentError, match=message):
+            function("log.csv", keep="qty > 0")
+
+
 def test_check_arguments_right_values_arrive_as_python_values():
     table = object()
     values = example(table, "new/folder", max_items=np.int64(3), share=0, names=("a", "b"), seed=np.uint8(7))

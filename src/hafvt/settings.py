@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
@@ -80,26 +80,36 @@ def check_arguments(function: Function) -> Function:
 
     Raises:
         HafvtError: an argument has a wrong type or is out of its range; the line names it as an option. Or
-            a function with `params` gets another argument that it does not have.
+            a function with `params` or `table_options` gets an argument that belongs into these.
     """
     signature = inspect.signature(function)
 
     @wraps(function)
     def check_and_call(*args: Any, **kwargs: Any) -> Any:
-        other = next((name for name in kwargs if name not in signature.parameters), None)
-        if other is not None and "params" in signature.parameters:
-            similar = get_close_matches(other, signature.parameters, 1, cutoff=0.8)
-            hint = f" (is it {similar[0]}?)" if similar else ""
-            place = f"params={{{other!r}: ...}}"
-            raise ArgumentError(
-                f"{function.__name__} takes no {other!r}{hint}: hyperparameters go in {place}"
-            )
+        if other := next((name for name in kwargs if name not in signature.parameters), None):
+            _refuse_option_elsewhere(function, other, signature.parameters)
         arguments = signature.bind(*args, **kwargs)
         for name, value in arguments.arguments.items():
             arguments.arguments[name] = _checked_value(function, name, value)
         return function(*arguments.args, **arguments.kwargs)
 
     return cast(Function, check_and_call)
+
+
+def _refuse_option_elsewhere(function: Callable[..., Any], name: str, parameters: Collection[str]) -> None:
+    """Raise ArgumentError for an argument that belongs into `params` or `table_options`."""
+    similar = get_close_matches(name, parameters, 1, cutoff=0.8)
+    hint = f" (is it {similar[0]}?)" if similar else ""
+    if (
+        "table_options" in parameters
+        and name in (options := parameter_types(function)["table_options"]).__annotations__
+    ):
+        place = f"give table_options={options.__name__}({name}=...)"
+    elif "params" in parameters:
+        place = f"hyperparameters go in params={{{name!r}: ...}}"
+    else:
+        return
+    raise ArgumentError(f"{function.__name__} takes no {name!r}{hint}: {place}")
 
 
 def check_fields(options: object) -> None:

@@ -247,7 +247,7 @@ def test_prepare_keep_error_names_the_wrong_value(
 ) -> None:
     path = write(tmp_path / "log.csv", KEEP_HEADER + rows)
     with pytest.raises(HafvtError, match=place):
-        prepare(path, None, tmp_path / "out", keep=keep, decimal=decimal)
+        prepare(path, None, tmp_path / "out", table_options=TableOptions(keep=keep, decimal=decimal))
 
 
 def test_prepare_keep_nan_meets_no_comparison_and_dates_as_text_are_reported(
@@ -258,8 +258,10 @@ def test_prepare_keep_nan_meets_no_comparison_and_dates_as_text_are_reported(
         {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [1, 2], "qty": [float("nan"), 1.0]}
     )
     for number, source in enumerate((path, frame)):
-        assert prepare(source, None, tmp_path / f"{number}", keep="qty > 0").item_table["item_id"][0] == "b"
-    prepare(path, None, tmp_path / "dates", keep="timestamp > '01.01.2026'")
+        data = prepare(source, None, tmp_path / f"{number}", table_options=TableOptions(keep="qty > 0"))
+        assert data.item_table["item_id"].to_list() == ["b"]
+    options = TableOptions(keep="timestamp > '01.01.2025'")
+    prepare(path, None, tmp_path / "dates", table_options=options)
     assert "'timestamp': --keep compares dates such as '31.12.2025' as text" in capsys.readouterr().err
 
 

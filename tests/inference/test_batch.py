@@ -12,7 +12,8 @@ import pytest
 from hafvt import prepare, recommend, train
 from hafvt.cli import main
 from hafvt.data.dataset import replace_item_table
-from hafvt.errors import HafvtError, InputError
+from hafvt.data.table_options import TableOptions
+from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.files import sha256, write_json
 from hafvt.inference import batch
 from hafvt.inference.batch_writer import SCHEMA
@@ -290,3 +291,21 @@ def test_recommend_movielens_histories_by_popularity(shared_data, tmp_path):
     best = data.item_table.with_columns(count=counts).filter(domain="drama").sort("count")["item_id"][-1]
     users_of_best = set(log.filter(item_id=best)["user_id"])
     assert set(top.filter(item_id=best)["user_id"]) == set(log["user_id"]) - users_of_best
+
+
+@pytest.mark.parametrize(
+    "option", [{"keep": "qty > 0"}, {"separator": ";"}, {"encoding": "cp1252"}, {"strip": True}]
+)
+def test_recommend_options_of_tables_are_refused_for_other_sources(run, tmp_path, option):
+    (tmp_path / "h.jsonl").write_text('{"history": ["i1"]}\n')
+    options = TableOptions(**option)
+    (name,) = option
+    for source in ({"history": ["i1"]}, {"user": "u1"}, {"histories": tmp_path / "h.jsonl"}):
+        if name == "strip" and "histories" in source:
+            continue
+        with pytest.raises(
+            ArgumentError, match=f"--{name} is for a table of interactions, not for .*: leave it"
+        ):
+            recommend(run, **source, domain="d0", table_options=options)
+    with pytest.raises(ArgumentError, match="--columns is for a table of interactions, not for --user"):
+        recommend(run, user="u1", domain="d0", columns={"user_id": "who"})

@@ -14,7 +14,12 @@ from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
 from hafvt.inference.frames import frame_like, is_frame
-from hafvt.inference.histories import HistoryRequest, read_requests, read_user_history
+from hafvt.inference.histories import (
+    HistoryRequest,
+    read_requests,
+    read_user_history,
+    refuse_table_options,
+)
 from hafvt.inference.policies import choose_policy, read_policies
 from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
@@ -223,6 +228,8 @@ def recommend(
             raise ArgumentError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise ArgumentError(f"--out {target} is the file of histories: name another file")
+    if histories is None:
+        refuse_table_options(columns, table_options, "--history" if user is None else "--user")
     request_time = parse_request_time(time, table_options.time_format, table_options.time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")

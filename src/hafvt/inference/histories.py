@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from hafvt.data.readers import file_kind
 from hafvt.data.schema import read_interactions
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.times import parse_request_time
-from hafvt.errors import HafvtError, InputError
+from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.files import read_json
 from hafvt.settings import Folder
 
 MAX_LINE_BYTES = 2**24  # more than a million ids take
+TIME_OPTIONS = ("time_format", "time_zone")
 FIELDS = ("user_id", "history", "domain", "k", "exclude", "time")  # of a JSONL file of histories
 
 
@@ -75,6 +77,7 @@ def read_requests(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
                 "history, domain, k, exclude and time: leave out --columns"
             )
+        refuse_table_options(None, replace(options, strip=False), "a file of histories")
         return lambda: (_parse_line(path, *line, defaults, domains, options) for line in _lines(path))
     if _has_history_column(source):
         raise HafvtError(
@@ -88,6 +91,14 @@ def read_requests(
         pl.col("item_id").sort_by("timestamp", maintain_order=True)
     )
     return lambda: (defaults._replace(user_id=user, history=ids) for user, ids in users.iter_rows())
+
+
+def refuse_table_options(columns: dict[str, str] | None, options: TableOptions, source: str) -> None:
+    """Raise ArgumentError if there are options for a table of interactions, apart from those for times."""
+    settings = {"columns": columns or None} | asdict(options)
+    defaults = {"columns": None} | asdict(DEFAULT_OPTIONS) | {name: settings[name] for name in TIME_OPTIONS}
+    if given := next((name for name in settings if settings[name] != defaults[name]), None):
+        raise ArgumentError(f"--{given} is for a table of interactions, not for {source}: leave it out")
 
 
 def _has_history_column(source: Any) -> bool:

@@ -33,7 +33,8 @@ def stored_type(dtype: pl.DataType) -> pl.DataType | None:
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return pl.String()
     if dtype.is_numeric():
-        return pl.Int64() if dtype.is_integer() else pl.Float64()
+        is_large = dtype in (pl.UInt64, pl.Int128, pl.UInt128)  # may hold what Int64 cannot
+        return pl.Int64() if dtype.is_integer() and not is_large else pl.Float64()
     return dtype if dtype in (pl.Boolean, pl.Date, pl.Datetime) else None
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import hafvt
-from hafvt.cli import COMMANDS, main, make_app, normalize_arguments
+from hafvt.cli import COMMANDS, main, make_app, normalize_arguments, take_option
 from hafvt.data.sources.demo import generate_world
 from hafvt.models import MODELS
 
@@ -49,9 +49,9 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", documented(), ids=" ".join)
 def test_documented_command_parses(arguments):
-    typed = [
-        word for word in normalize_arguments(arguments) if not word.endswith(".yaml") and word != "--config"
-    ]
+    typed = normalize_arguments(arguments)
+    for option in ("--config", "--model-module"):  # these are read before the others
+        typed, _ = take_option(typed, option, "a value")
     make_app(arguments[0]).parse_args(typed, exit_on_error=False, print_error=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from hafvt import prepare
+from hafvt import info, prepare
 from tests.data.helpers import log_of
 
 LOG = log_of(*((f"u{user}", item, time) for user in range(3) for time, item in enumerate("abcd")))
@@ -71,3 +71,9 @@ def test_prepare_column_that_is_mapped_to_another_is_no_attribute(tmp_path):
     table = prepare(LOG, items, tmp_path / "data", columns={"title": "name"}).item_table
     assert table.columns == ["item_id", "domain", "title", "image", *ITEMS.columns[2:]]
     assert table.sort("item_id")["title"].to_list() == ITEMS["title"].to_list()
+
+
+def test_info_lists_attributes(tmp_path):
+    data = prepare(LOG, ITEMS, tmp_path / "data")
+    assert info(data).attributes == ("brand", "code", "price", "year", "in_stock")
+    assert "attributes of items: brand, code, price, year, in_stock" in str(info(data)).splitlines()

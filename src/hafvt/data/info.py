@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hafvt.data.attributes import attribute_names
 from hafvt.data.dataset import Bool, Dataset, Int64
 from hafvt.data.leakage import Leakage, measure_leakage
 from hafvt.data.order import TimeTies, count_ties
@@ -82,6 +83,7 @@ class DatasetInfo:
         cold_targets: targets among them.
         removed: what each step of `prepare` removed, such as "last=50: 3 of 90 interactions".
         leakage: training interactions that are later than targets; None leaves out the line.
+        attributes: the columns of the items table besides id, domain, title and image.
     """
 
     users: int
@@ -98,6 +100,7 @@ class DatasetInfo:
     cold_targets: int
     removed: tuple[str, ...]
     leakage: Leakage | None
+    attributes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return a plain text table."""
@@ -144,6 +147,7 @@ def info(data: str | Path | Dataset) -> DatasetInfo:
         cold_targets=len(data.cold_targets),
         removed=removed_counts(data.manifest),
         leakage=measure_leakage(data),
+        attributes=tuple(attribute_names(data.item_table)),
     )
 
 
@@ -259,6 +263,8 @@ def _summary_lines(dataset: DatasetInfo) -> list[str]:
     ]
     if dataset.leakage and dataset.leakage.leaking_targets:
         lines.append(str(dataset.leakage))
+    if dataset.attributes:
+        lines.append(f"attributes of items: {', '.join(dataset.attributes)}")
     lines += [f"removed by {step}" for step in dataset.removed]
     if dataset.cold_items:
         lines.append(

@@ -95,7 +95,7 @@ def check_item_condition(condition: str) -> None:
     try:
         names = condition_columns(condition)
     except ValueError as error:
-        raise HafvtError(f"where {condition[:200]!r}: {error}: correct it") from None
+        raise HafvtError(f"where {condition[:200]!r}: {str(error)[:300]}: correct it") from None
     if not names:
         raise HafvtError(f"where {condition[:200]!r}: no column in it: write one such as price < 20")
 
@@ -113,7 +113,7 @@ def items_that_meet(table: pl.DataFrame, condition: str) -> pl.Series:
     try:
         mask = table.select(parse_condition(condition)).to_series()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:300]
         raise HafvtError(
             f"where {condition[:200]!r}: {reason}: compare numbers with numbers, texts with texts in single "
             "quotes, and lists by array_contains(column, 'value')"

@@ -78,7 +78,9 @@ def serve(
     with listen(host, port) as listener:
         is_loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         app = create_app(
-            ModelSource(Path(run), Path(data) if data else None, Path(policies) if policies else None),
+            ModelSource(
+                Path(run), Path(data) if data else None, None if policies is None else Path(policies)
+            ),
             api_key=api_key,
             allowed_hosts=(*LOOPBACK_HOSTS, host.lower()) if api_key is None and is_loopback else (),
             cors_origins=tuple(cors_origins or ()),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from functools import wraps
+from importlib.metadata import version
 from pkgutil import resolve_name
 
 import pytest
@@ -224,6 +225,7 @@ def test_package_exports_every_command():
     for name in hafvt.__all__:
         assert getattr(hafvt, name).__name__ == name
         assert name in dir(hafvt)
+    assert hafvt.__version__ == version("hafvt")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hafvt.nothing  # noqa: B018
 

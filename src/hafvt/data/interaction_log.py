@@ -203,3 +203,34 @@ def _check_domains(interactions: Table, items: Int32, item_domains: Int32, domai
         expected = domains[item_domains[items[is_wrong.argmax()]]]
         problem, remedy = f"the items table says {expected!r}", "Make the two tables agree"
         raise interactions.error(pl.Series(is_wrong), "domain", problem, remedy)
+
+
+def shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:
+    """Number the users, and the items of each domain, in a random order."""
+    random = np.random.default_rng([seed, 0])
+    sizes = np.bincount(log.item_domains, minlength=len(log.domains))
+    starts = sizes.cumsum() - sizes
+    item_order = np.concatenate(
+        [start + random.permutation(size) for start, size in zip(starts, sizes, strict=True)]
+    )
+    user_order = np.random.default_rng([seed, 1]).permutation(len(log.user_ids))
+    return replace(
+        log,
+        users=np.argsort(user_order).astype(np.int32)[log.users],
+        items=np.argsort(item_order).astype(np.int32)[log.items],
+        user_ids=log.user_ids.gather(user_order),
+        item_table=log.item_table[item_order],
+    )
+
+
+def warn_of_time_scales(log: InteractionLog) -> None:
+    """Warn if the times of two domains differ by about 10**3, 10**6 or 10**9, as those of two units do."""
+    domains = log.item_domains[log.items]  # of each interaction
+    medians = [np.median(log.times[domains == n]) / log.ticks_per_second for n in range(len(log.domains))]
+    early, late = int(np.argmin(medians)), int(np.argmax(medians))
+    ratio = medians[late] / medians[early] if medians[early] > 0 else 1.0
+    if any(0.5 < ratio / factor < 2 for factor in (1e3, 1e6, 1e9)):
+        warn(
+            f"the times of domain {log.domains[late]!r} are about {ratio:,.0f} times those of domain "
+            f"{log.domains[early]!r}, which puts all of one before the other: give them in one unit"
+        )

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from hafvt.data.cold_items import draw_cold_items, find_cold_targets
 from hafvt.data.cut_times import TimeScale
-from hafvt.data.dataset import DATASET, Dataset, Domain, Int64, write_dataset
+from hafvt.data.dataset import DATASET, Bool, Dataset, Domain, Int64, write_dataset
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.image_paths import locate_images
 from hafvt.data.info import removed_counts
-from hafvt.data.interaction_log import InteractionLog, number_ids
+from hafvt.data.interaction_log import InteractionLog, number_ids, shuffle_ids, warn_of_time_scales
 from hafvt.data.leakage import measure_leakage
 from hafvt.data.order import count_ties, sort_histories, user_offsets
 from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_at_dates, split_by_time
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.titles import normalize_titles
-from hafvt.errors import ArgumentError, HafvtError, warn
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import sha256
 from hafvt.folders import check_output_folder, folder_lock
 from hafvt.progress import progress, report
@@ -127,62 +127,43 @@ def prepare(
         )
     check_output_folder(out, DATASET, overwrite=overwrite)
     with folder_lock(out), progress("prepare", 5, "steps") as advance:
-        interaction_table, item_table = read_tables(interactions, items, columns or {}, table_options)
-        inputs, image_folder = {"interactions": _provenance(interaction_table)}, None
-        if item_table:
-            inputs["items"] = _provenance(item_table)
-            frame, image_folder = locate_images(item_table, None if image_root is None else Path(image_root))
-            item_table = replace(item_table, frame=frame)
-        step_counts = _count_input(interaction_table, item_table, table_options.keep, domains, unknown_items)
-        if item_table and unknown_items == "drop":
-            interaction_table = _drop_unknown_items(interaction_table, item_table)
-            step_counts.append(_table_counts("unknown_items=drop", interaction_table, item_table))
+        inputs = _read_inputs(
+            interactions, items, columns or {}, image_root, table_options, domains, unknown_items
+        )
         advance(note="read")
 
-        log = number_ids(interaction_table, item_table, domains)
-        del interaction_table, item_table  # frees memory: ids as text are large
-        _warn_of_time_scales(log)
+        log = number_ids(inputs.interactions, inputs.items, domains)
+        image_folder, provenance, step_counts = inputs[2:]
+        del inputs  # frees memory: ids as text are large
+        warn_of_time_scales(log)
+        if domains or not step_counts:
+            step_counts.append(_step_counts(f"domains={','.join(domains)}" if domains else "read", log))
         advance(note="numbered")
 
-        if domains or not step_counts:
-            step = f"domains={','.join(domains)}" if domains else "read"
-            step_counts.append(_step_counts(step, log))
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
         step_counts.append(_step_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
-        log = _sort_histories(_shuffle_ids(log, seed), ties, seed)
+        log = _sort_histories(shuffle_ids(log, seed), ties, seed)
         if last is not None:
             log = log.select(is_recent(log.users, last))
             step_counts.append(_step_counts(f"last={last}", log))
         advance(note="filtered and sorted")
 
         is_cold = draw_cold_items(log.item_domains, hold_out_items, seed)
-        log_without_cold = log.select(~is_cold[log.items]) if hold_out_items else log
+        shares = {"valid_share": valid_share, "test_share": test_share} if split == "time" else None
+        log, split_parts, cold_targets = _split(log, is_cold, shares, split_at, table_options)
         if hold_out_items:
-            step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", log_without_cold))
-        offsets = user_offsets(log_without_cold.users, len(log.user_ids))
-        if split_at:
-            scale = TimeScale.of(log.times, log.ticks_per_second)
-            time_format, time_zone = table_options.time_format, table_options.time_zone
-            valid_from, test_from = (scale.parse("--split-at", t, time_format, time_zone) for t in split_at)
-            times = log_without_cold.times
-            split_parts = split_at_dates(offsets, times, scale, (valid_from, test_from))
-        elif split == "time":
-            shares = {"valid_share": valid_share, "test_share": test_share}
-            split_parts = split_by_time(offsets, log_without_cold.times, **shares)
-        else:
-            split_parts = leave_one_out(offsets)
-        cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split_parts.train_lengths)
+            step_counts.append(_step_counts(f"hold_out_items={hold_out_items:g}", log))
         advance(note="split")
 
         counts = {"counts": step_counts, "cold_items": int(is_cold.sum())}
         data = write_log(
             out,
-            log_without_cold,
+            log,
             split_parts,
             cold_targets=cold_targets,
             tie_order=ties,
             image_root=image_folder,
-            metadata={"settings": settings, "inputs": inputs, **counts},
+            metadata={"settings": settings, "inputs": provenance, **counts},
             overwrite=overwrite,
         )
         advance(note="written")
@@ -191,6 +172,77 @@ def prepare(
     if (leakage := measure_leakage(data)).leaking_targets:
         report(str(leakage))
     return data
+
+
+class InputTables(NamedTuple):
+    """The tables as they were read, and what the manifest states of them."""
+
+    interactions: Table
+    """Interactions that meet `keep`, without unknown items if these are dropped."""
+    items: Table | None
+    image_folder: Path | None
+    """The folder that the paths of pictures start from."""
+    provenance: dict[str, Any]
+    """Name, size, checksum and number of rows of each input."""
+    step_counts: list[dict[str, int | str]]
+    """Counts before and after each filter, see `_step_counts`."""
+
+
+def _read_inputs(
+    interactions: Any,
+    items: Any,
+    columns: dict[str, str],
+    image_root: Folder | None,
+    table_options: TableOptions,
+    domains: list[str] | None,
+    unknown_items: str,
+) -> InputTables:
+    """Read the tables, locate the pictures and drop unknown items; arguments as for `prepare`."""
+    interaction_table, item_table = read_tables(interactions, items, columns, table_options)
+    provenance, image_folder = {"interactions": _provenance(interaction_table)}, None
+    if item_table:
+        provenance["items"] = _provenance(item_table)
+        frame, image_folder = locate_images(item_table, None if image_root is None else Path(image_root))
+        item_table = replace(item_table, frame=frame)
+    step_counts = _count_input(interaction_table, item_table, table_options.keep, domains, unknown_items)
+    if item_table and unknown_items == "drop":
+        interaction_table = _drop_unknown_items(interaction_table, item_table)
+        step_counts.append(_table_counts("unknown_items=drop", interaction_table, item_table))
+    return InputTables(interaction_table, item_table, image_folder, provenance, step_counts)
+
+
+def _split(
+    log: InteractionLog,
+    is_cold: Bool,
+    shares: dict[str, float] | None,
+    split_at: list[str] | None,
+    table_options: TableOptions,
+) -> tuple[InteractionLog, Split, Int64]:
+    """Split sorted interactions into training, validation and test.
+
+    Args:
+        log: all interactions.
+        is_cold: (items,) the items that are held out.
+        shares: arguments of `split_by_time`; None splits by `leave_one_out`.
+        split_at: the starts of validation and test, in place of the shares, see `prepare`; None without.
+        table_options: form and zone of the dates in `split_at`.
+
+    Returns:
+        The interactions with the other items, their split, and the cold targets, see `find_cold_targets`.
+    """
+    log_without_cold = log.select(~is_cold[log.items]) if is_cold.any() else log
+    offsets, times = user_offsets(log_without_cold.users, len(log.user_ids)), log_without_cold.times
+    if split_at:
+        scale = TimeScale.of(log.times, log.ticks_per_second)
+        time_format, time_zone = table_options.time_format, table_options.time_zone
+        valid_from, test_from = (scale.parse("--split-at", t, time_format, time_zone) for t in split_at)
+        split = split_at_dates(offsets, times, scale, (valid_from, test_from))
+    elif shares:
+        split = split_by_time(offsets, times, **shares)
+    else:
+        split = leave_one_out(offsets)
+    cold_targets = find_cold_targets(log.users, log.items, is_cold, offsets, split.train_lengths)
+    return log_without_cold, split, cold_targets
 
 
 def write_log(
@@ -340,34 +392,3 @@ def _sort_histories(log: InteractionLog, tie_order: TieOrder, seed: int) -> Inte
     """Return the log sorted by user and time, with ties in the order `tie_order`."""
     random = np.random.default_rng([seed, 2])
     return log.select(sort_histories(log.users, log.items, log.times, tie_order=tie_order, random=random))
-
-
-def _shuffle_ids(log: InteractionLog, seed: int) -> InteractionLog:
-    """Number the users, and the items of each domain, in a random order."""
-    random = np.random.default_rng([seed, 0])
-    sizes = np.bincount(log.item_domains, minlength=len(log.domains))
-    starts = sizes.cumsum() - sizes
-    item_order = np.concatenate(
-        [start + random.permutation(size) for start, size in zip(starts, sizes, strict=True)]
-    )
-    user_order = np.random.default_rng([seed, 1]).permutation(len(log.user_ids))
-    return replace(
-        log,
-        users=np.argsort(user_order).astype(np.int32)[log.users],
-        items=np.argsort(item_order).astype(np.int32)[log.items],
-        user_ids=log.user_ids.gather(user_order),
-        item_table=log.item_table[item_order],
-    )
-
-
-def _warn_of_time_scales(log: InteractionLog) -> None:
-    """Warn if the times of two domains differ by about 10**3, 10**6 or 10**9, as those of two units do."""
-    domains = log.item_domains[log.items]  # of each interaction
-    medians = [np.median(log.times[domains == n]) / log.ticks_per_second for n in range(len(log.domains))]
-    early, late = int(np.argmin(medians)), int(np.argmax(medians))
-    ratio = medians[late] / medians[early] if medians[early] > 0 else 1.0
-    if any(0.5 < ratio / factor < 2 for factor in (1e3, 1e6, 1e9)):
-        warn(
-            f"the times of domain {log.domains[late]!r} are about {ratio:,.0f} times those of domain "
-            f"{log.domains[early]!r}, which puts all of one before the other: give them in one unit"
-        )

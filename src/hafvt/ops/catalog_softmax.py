@@ -168,7 +168,7 @@ class _CatalogNll(torch.autograd.Function):
     """`catalog_nll` by tiles; the forward pass computes all gradients.
 
     `parts` has targets, candidates and weight of each query. `inputs` are the scaled vectors of all queries,
-    then all log_other_components, then all log_subtracted_mass. `d_partition` and `d_sub` are the results of
+    then all log_other_components, then all log_subtracted_mass. `d_partition` and `d_mass` are the results of
     `log_subtract_exp_grads`.
     """
 
@@ -192,7 +192,7 @@ class _CatalogNll(torch.autograd.Function):
         ):
             grad_q = torch.zeros_like(q, dtype=dtype)
             grad_others = None if log_others is None else torch.zeros_like(log_others)
-            grad_sub = None if log_subtracted is None else torch.zeros_like(log_subtracted)
+            grad_mass = None if log_subtracted is None else torch.zeros_like(log_subtracted)
             for chunk, tile in iter_tiles(
                 q,
                 rows[candidates],
@@ -201,9 +201,9 @@ class _CatalogNll(torch.autograd.Function):
                 store_exponentials=table_grad is not None,
             ):
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
-                log_part = None if log_subtracted is None else log_subtracted[chunk]
-                d_partition, d_sub = log_subtract_exp_grads(tile.log_partition, log_part)
-                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, log_part)
+                log_mass = None if log_subtracted is None else log_subtracted[chunk]
+                d_partition, d_mass = log_subtract_exp_grads(tile.log_partition, log_mass)
+                log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, log_mass)
                 grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
                 if log_others is not None and grad_others is not None:
                     mixture = torch.logaddexp(log_others[chunk], log_p)
@@ -212,12 +212,12 @@ class _CatalogNll(torch.autograd.Function):
                     log_p = mixture
                 loss -= weight * log_p.sum()
                 grad_q[chunk] = grad[:, None] * (target_rows - d_partition[:, None] * tile.mean)
-                if grad_sub is not None:
-                    grad_sub[chunk] = grad * d_sub
+                if grad_mass is not None:
+                    grad_mass[chunk] = grad * d_mass
                 if table_grad is not None:
                     tile.add_table_grad(table_grad[candidates], -grad * d_partition, q_chunk)
                     table_grad.index_add_(0, targets[chunk], grad[:, None] * q_chunk)
-            gradients.append((grad_q.to(q.dtype), grad_others, grad_sub))
+            gradients.append((grad_q.to(q.dtype), grad_others, grad_mass))
         if table_grad is not None:
             table_grad = normalize_backward(table_grad, table, normalize_rows).to(table.dtype)
         ctx.save_for_backward(table_grad, *(grad for kind in zip(*gradients, strict=True) for grad in kind))
@@ -250,17 +250,17 @@ class _LogProbability(torch.autograd.Function):
         needs_query_grad = any(ctx.needs_input_grad[3:])
         h: Any = inputs[: len(parts)]
         rows, logits_are_bounded = prepare_rows(table, h, normalize_rows)
-        results, grads_q, all_d_partition, all_d_sub = [], [], [], []
+        results, grads_q, all_d_partition, all_d_mass = [], [], [], []
         for q, log_subtracted, (targets, candidates) in zip(h, inputs[len(parts) :], parts, strict=True):
             log_p = torch.zeros(len(q), dtype=accumulation_dtype(q.dtype), device=q.device)
             grad_q = torch.zeros_like(q, dtype=log_p.dtype) if needs_query_grad else None
-            d_partition, d_sub = torch.ones_like(log_p), torch.zeros_like(log_p)
+            d_partition, d_mass = torch.ones_like(log_p), torch.zeros_like(log_p)
             for chunk, tile in iter_tiles(
                 q, rows[candidates], logits_are_bounded, with_means=needs_query_grad, store_exponentials=False
             ):
-                log_part = None if log_subtracted is None else log_subtracted[chunk]
-                d_partition[chunk], d_sub[chunk] = log_subtract_exp_grads(tile.log_partition, log_part)
-                log_p[chunk] = -log_subtract_exp(tile.log_partition, log_part)
+                log_mass = None if log_subtracted is None else log_subtracted[chunk]
+                d_partition[chunk], d_mass[chunk] = log_subtract_exp_grads(tile.log_partition, log_mass)
+                log_p[chunk] = -log_subtract_exp(tile.log_partition, log_mass)
                 if grad_q is not None:
                     grad_q[chunk] = -d_partition[chunk][:, None] * tile.mean
             if targets is not None:
@@ -270,8 +270,8 @@ class _LogProbability(torch.autograd.Function):
             results.append(log_p)
             grads_q.append(grad_q)
             all_d_partition.append(d_partition)
-            all_d_sub.append(d_sub)
-        ctx.save_for_backward(table, *h, *grads_q, *all_d_partition, *all_d_sub)
+            all_d_mass.append(d_mass)
+        ctx.save_for_backward(table, *h, *grads_q, *all_d_partition, *all_d_mass)
         return tuple(results)
 
     @staticmethod
@@ -279,18 +279,18 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *saved = ctx.saved_tensors
         count = len(grads)
-        h, log_p_grads_q, all_d_partition, all_d_sub = (saved[n * count : (n + 1) * count] for n in range(4))
+        h, log_p_grads_q, all_d_partition, all_d_mass = (saved[n * count : (n + 1) * count] for n in range(4))
         needs_grad = ctx.needs_input_grad[3:]
         grads_q = [
             (grad[:, None] * grad_q).to(q.dtype) if needed else None
             for q, grad_q, grad, needed in zip(h, log_p_grads_q, grads, needs_grad[:count], strict=True)
         ]
-        grads_sub = [
-            grad * d_sub if needed else None
-            for d_sub, grad, needed in zip(all_d_sub, grads, needs_grad[count:], strict=True)
+        grads_mass = [
+            grad * d_mass if needed else None
+            for d_mass, grad, needed in zip(all_d_mass, grads, needs_grad[count:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, *grads_q, *grads_sub
+            return None, None, None, *grads_q, *grads_mass
         rows, logits_are_bounded = prepare_rows(table, h, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
         for q, grad, d_partition, (targets, candidates) in zip(
@@ -307,4 +307,4 @@ class _LogProbability(torch.autograd.Function):
             if targets is not None:
                 table_grad.index_add_(0, targets, grad[:, None] * q.to(table_grad.dtype))
         table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
-        return table_grad, None, None, *grads_q, *grads_sub
+        return table_grad, None, None, *grads_q, *grads_mass

@@ -127,13 +127,13 @@ class _ShardedLogProbability(torch.autograd.Function):
             start = offset + sum(count[n] for count in ctx.counts[: process_index()])
             own_rows = slice(start, start + ctx.counts[process_index()][n])
             offset += len(queries[n])
-            d_partition, d_sub = log_subtract_exp_grads(total[own_rows], log_subtracted)
+            d_partition, d_mass = log_subtract_exp_grads(total[own_rows], log_subtracted)
             results.append(sums[1, own_rows] - log_subtract_exp(total[own_rows], log_subtracted))
             grad_q = means[own_rows]
             if needs_query_grad:
                 mean, target_row = grad_q.chunk(2, dim=1)
                 grad_q = target_row - d_partition[:, None] * mean
-            ctx.own_grads.append((grad_q, d_partition, d_sub))
+            ctx.own_grads.append((grad_q, d_partition, d_mass))
         return tuple(results)
 
     @staticmethod
@@ -141,13 +141,13 @@ class _ShardedLogProbability(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         table, *queries = ctx.saved_tensors
         needs_grad, count = ctx.needs_input_grad[4:], len(grads)
-        grads_q, grads_sub, pairs = [], [], []
-        for n, (grad, (grad_q, d_partition, d_sub)) in enumerate(zip(grads, ctx.own_grads, strict=True)):
+        grads_q, grads_mass, pairs = [], [], []
+        for n, (grad, (grad_q, d_partition, d_mass)) in enumerate(zip(grads, ctx.own_grads, strict=True)):
             grads_q.append((grad[:, None] * grad_q).to(queries[n].dtype) if needs_grad[n] else None)
-            grads_sub.append(grad * d_sub if needs_grad[count + n] else None)
+            grads_mass.append(grad * d_mass if needs_grad[count + n] else None)
             pairs.append(torch.stack([grad, grad * d_partition], dim=1))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, *grads_q, *grads_sub
+            return None, None, None, None, *grads_q, *grads_mass
         rows, logits_are_bounded = prepare_rows(table, queries, ctx.normalize_rows)
         table_grad = torch.zeros_like(table, dtype=accumulation_dtype(rows.dtype))
         for q, pair, share, (is_local, positions), (_, candidates) in zip(
@@ -162,7 +162,7 @@ class _ShardedLogProbability(torch.autograd.Function):
                         tile.add_table_grad(table_grad[candidates], weight[chunk], -q_accumulated[chunk])
             table_grad.index_add_(0, positions, pair[is_local, :1] * q_accumulated[is_local])
         table_grad = normalize_backward(table_grad, table, ctx.normalize_rows).to(table.dtype)
-        return table_grad, None, None, None, *grads_q, *grads_sub
+        return table_grad, None, None, None, *grads_q, *grads_mass
 
 
 def _gather(parts: Sequence[Tensor], counts: list[list[int]]) -> list[Tensor]:

@@ -73,6 +73,11 @@ class Run:
     data: Dataset
     manifest: dict[str, Any]
 
+    @classmethod
+    def open(cls, folder: Folder, data: str | Path | Dataset | None = None) -> Run:
+        """Open a finished run; arguments and errors are those of `open_run`."""
+        return open_run(folder, data)
+
     def __fspath__(self) -> str:
         """Return the folder: functions that take the folder of a run take the run, too."""
         return str(self.folder)

@@ -118,7 +118,7 @@ def test_input_embeddings_add_ids_content_and_clusters(small):
     shared[items.trained.is_cold] = (shared * counts).sum() / counts.sum()
     expected = ids
     for name in ("image", "title"):
-        links = items.links(name)
+        links = items.cluster_links(name)
         assert links.rows.shape == (50, 3)
         assert 0 < int((links.weights == 0).sum()) < 3 * 25  # items without this content
         expected = expected + items.content_vectors(name) @ items.projections[name].weight.T

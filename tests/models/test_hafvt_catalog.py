@@ -71,7 +71,7 @@ def test_loading_weights_takes_their_clusters(small):
     count = len(state["items.clusters.title"])
     state[key] = (state[key] + 1) % count  # as another processor might have found them
     opened.load_state_dict(state)
-    links = opened.items.links("title")
+    links = opened.items.cluster_links("title")
     assert torch.equal(links.rows, state[key])
     table = torch.zeros(count, 1, requires_grad=True)
     add_weighted_rows(torch.zeros(50, 1), table, links, torch.ones(50, 1)).sum().backward()
@@ -99,7 +99,7 @@ def test_extend_catalog_clusters_new_items_and_keeps_the_others(small):
     rows[[0, 7]] = rows[[7, 0]]
     model.load_state_dict(weights)
     extended = model.extend_catalog(extended_features, extended_indices)
-    links = extended.items.links("title")
+    links = extended.items.cluster_links("title")
     assert torch.equal(links.rows[extended_indices], rows)
     prepared = prepare_vectors(extended_features.vectors["title"], extended_features, 128)
     saved = renumber_items(ItemClusters(rows, 0), extended_indices, 50)
@@ -121,7 +121,7 @@ def test_saved_clusters_are_not_computed_again(small, monkeypatch):
     monkeypatch.setattr("hafvt.features.clusters.cluster_items", None)
     features = load_item_features(small)
     opened = build(small, SMALL, item_features=replace(features, clusters=saved))
-    for a, b in zip(model.items.links("title"), opened.items.links("title"), strict=True):
+    for a, b in zip(model.items.cluster_links("title"), opened.items.cluster_links("title"), strict=True):
         assert torch.equal(a, b)
     wrong = saved | {"title": saved["title"]._replace(cluster_rows=saved["title"].cluster_rows[1:])}
     with pytest.raises(HafvtError, match="do not fit these items"):

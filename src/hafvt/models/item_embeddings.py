@@ -133,7 +133,7 @@ class ItemEmbeddings(nn.Module):
         for field, values in links._asdict().items():
             self._add_buffer(f"cluster_{field}_{name}", values, persistent=field == "rows")
 
-    def links(self, name: str) -> SparseLinks:
+    def cluster_links(self, name: str) -> SparseLinks:
         """Return the links from items to the clusters of a modality."""
         return SparseLinks(*(getattr(self, f"cluster_{field}_{name}") for field in SparseLinks._fields))
 
@@ -142,16 +142,12 @@ class ItemEmbeddings(nn.Module):
         rows: Tensor = getattr(self, f"content_{name}")
         return rows
 
-    def content_vectors_of(self, name: str, items: Tensor) -> Tensor:
-        """Return the `content_vectors` of items, (N,) -> (N, d)."""
-        return self.content_vectors(name)[items]
-
-    def rows_of_step(self, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def input_and_content_rows(self, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return input embeddings and content vectors by modality of items, (N,) -> (N, id_width) and (N, d).
 
         Only these rows of the tables are read, in training mode, too.
         """
-        content = {name: self.content_vectors_of(name, items) for name in self.content_modalities}
+        content = {name: self.content_vectors(name)[items] for name in self.content_modalities}
         parts = [self.content_embeddings(name, items, vectors) for name, vectors in content.items()]
         if "id" in self.modalities:
             parts.insert(0, self.ids(items) * self.id_weight[items])
@@ -167,7 +163,9 @@ class ItemEmbeddings(nn.Module):
         for name, project in self.projections.items():
             total += project(self.content_vectors(name))
             if name in self.clusters:
-                total = add_weighted_rows(total, self.clusters[name], self.links(name), self.cluster_weight)
+                total = add_weighted_rows(
+                    total, self.clusters[name], self.cluster_links(name), self.cluster_weight
+                )
         return total
 
     def _weighted_ids(self) -> Tensor:
@@ -180,11 +178,11 @@ class ItemEmbeddings(nn.Module):
     def content_embeddings(self, name: str, items: Tensor, vectors: Tensor) -> Tensor:
         """Return what a content modality adds to the input embeddings of items, (N, id_width).
 
-        `items` is (N,); `vectors`, (N, d), are their `content_vectors_of` the modality.
+        `items` is (N,); `vectors`, (N, d), are their `content_vectors`.
         """
         total: Tensor = self.projections[name](vectors)
         if name in self.clusters:
-            links = self.links(name)
+            links = self.cluster_links(name)
             sums = weighted_row_sums(self.clusters[name], links.rows[items], links.weights[items])
             total = total + self.cluster_weight[items] * sums
         return total
@@ -196,7 +194,7 @@ class ItemEmbeddings(nn.Module):
         """
         shares = torch.zeros(items.shape[0], len(self.modalities), device=items.device)
         for name in self.content_modalities:
-            embeddings = self.content_embeddings(name, items, self.content_vectors_of(name, items))
+            embeddings = self.content_embeddings(name, items, self.content_vectors(name)[items])
             shares[:, self.modalities.index(name)] = embeddings.norm(dim=1)
         return F.normalize(shares, p=1, dim=1)
 
@@ -301,5 +299,5 @@ def _after_load(embeddings: ItemEmbeddings, _: object) -> None:
     """After a state dict is loaded, clear the cache and recompute the reverse order of links, not saved."""
     embeddings._cache = {}
     for name, table in embeddings.clusters.items():
-        links = embeddings.links(name)
+        links = embeddings.cluster_links(name)
         embeddings._set_links(name, build_links(links.rows, links.weights, len(table)))

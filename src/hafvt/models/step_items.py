@@ -143,7 +143,7 @@ class SampledReader:
         item_indices, positions = distinct_rows(*(index for part in indices for index in part))
         exchange = None if items.shard is None else RowExchange(items.shard, item_indices)
         rows = item_indices if exchange is None else exchange.requested  # of this process's slice
-        embeddings, content = items.rows_of_step(rows)
+        embeddings, content = items.input_and_content_rows(rows)
         if exchange is not None:
             embeddings = exchange.fetch(embeddings)
             content = {name: exchange.fetch(content[name]) for name in items.modalities if name != "id"}

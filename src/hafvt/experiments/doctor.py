@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from hafvt.data.dataset import Dataset
 from hafvt.features.table import FeatureTable
-from hafvt.models import configure
+from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import CONTENT_WIDTH
 from hafvt.ops.device import compute_dtype, has_matrix_units
 from hafvt.processes import num_processes
@@ -143,7 +143,7 @@ def training_bytes(num_items: int, vector_widths: Sequence[int], num_shards: int
         num_shards: number of processes that share the tables; 1 for whole tables.
         is_gpu: whether tables are on GPUs, where whole tables are needed for validation.
     """
-    width: int = configure("hafvt").id_width
+    width = HafVtConfig().id_width
     components = CONTENT_WIDTH * len(vector_widths)
     training = (components + TABLE_COPIES * width) / num_shards
     loading = LOADED_COPIES * sum(vector_widths) if num_items < LARGE_CATALOG else 0.0

@@ -121,7 +121,7 @@ def find_model(name: str) -> ModelEntry:
     return MODELS[name]
 
 
-def configure(name: str, preset: str = "default", params: Mapping[str, Any] | None = None) -> Any:
+def configure(name: str, preset: str = "default", params: Mapping[str, Any] | None = None) -> ModelConfig:
     """Return a model's hyperparameters, validated: those of a preset with the changes `params`.
 
     Raises:
@@ -138,7 +138,7 @@ def describe_parameters(name: str) -> list[Hyperparameter]:
     return describe_config(configure(name))
 
 
-def build_model(name: str, item_features: ItemFeatures, config: Any, *, copies: int = 1) -> Model:
+def build_model(name: str, item_features: ItemFeatures, config: ModelConfig, *, copies: int = 1) -> Model:
     """Return a new model with random weights; `copies` of them, as a training makes, must fit in memory.
 
     Raises:
@@ -172,7 +172,7 @@ def build_model(name: str, item_features: ItemFeatures, config: Any, *, copies: 
     return model
 
 
-def config_modalities(config: Any) -> tuple[str, ...] | None:
+def config_modalities(config: ModelConfig) -> tuple[str, ...] | None:
     """Return the names of the frozen features that a model uses; None means all encoded features."""
     if not hasattr(config, "modalities"):
         return ()
@@ -180,7 +180,7 @@ def config_modalities(config: Any) -> tuple[str, ...] | None:
     return None if modalities is None else tuple(name for name in modalities if name != "id")
 
 
-def resolve_config(config: Any, item_features: ItemFeatures) -> Any:
+def resolve_config(config: ModelConfig, item_features: ItemFeatures) -> ModelConfig:
     """Return hyperparameters without None, which stands for a choice that depends on the data."""
     if getattr(config, "modalities", ()) is None:
         config = config.replace(modalities=("id", *sorted(item_features.vectors)))

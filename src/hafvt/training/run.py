@@ -68,7 +68,7 @@ class Run:
 
     folder: Path
     name: str
-    config: Any
+    config: ModelConfig
     models: tuple[Model, ...]
     data: Dataset
     manifest: dict[str, Any]

@@ -95,7 +95,7 @@ def test_recommend_data_frame_with_unused_repeated_columns_ignores_them(recommen
 
 @pytest.mark.parametrize("histories", [None, 5])
 def test_recommend_histories_that_are_no_list_are_refused(recommender, histories):
-    with pytest.raises(HafvtError, match=f"^histories is {histories}: give a list of histories"):
+    with pytest.raises(HafvtError, match=f"^histories is {histories}: give a list of lists of ids"):
         recommender.recommend(histories, "d0")
 
 

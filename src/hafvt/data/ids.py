@@ -51,6 +51,13 @@ def id_texts(values: object, name: str = "ids") -> list[str]:
     return [id_text(value) for value in values]
 
 
+def id_text_lists(values: object, name: str) -> list[list[str]]:
+    """Return lists of ids as text, see `id_texts`."""
+    if not isinstance(values, Iterable):
+        raise HafvtError(f"{name} is {values!r}: give a list of lists of ids, such as [['id', 'id']]")
+    return [id_texts(ids, f"{name}[{row}]") for row, ids in enumerate(values)]
+
+
 def id_column(column: pl.Series) -> pl.Series:
     """Return a column of ids as text, null where an id is missing or blank.
 

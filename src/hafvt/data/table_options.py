@@ -16,7 +16,8 @@ from hafvt.settings import check_fields
 
 UTF8 = "utf-8"
 MAX_CONDITION_LENGTH = 100_000  # characters
-MAX_CONDITION_PARTS = 100  # joined by "and" or "or"; Polars needs the cube of their number in time
+OPERATOR = r"(?i)\b(?:and|or|not|when|between|like)\b|[+*/%<>=~|]|(?<![(,])(?<![(,] )-"
+MAX_OPERATORS = 300  # of a condition; Polars needs the cube of their number in time
 
 
 def _check_separator(text: str) -> str:
@@ -75,10 +76,7 @@ def parse_condition(text: str) -> pl.Expr:
         raise ValueError("not a condition: it has a null character")
     quoted = re.findall(QUOTED, text)
     unquoted = re.sub(BRACKETED_LIST, r"\1 (\2)", re.sub(QUOTED, "\0", text))
-    if (
-        len(text) > MAX_CONDITION_LENGTH
-        or len(re.findall(r"\b(?:and|or)\b", unquoted.lower())) > MAX_CONDITION_PARTS
-    ):
+    if len(text) > MAX_CONDITION_LENGTH or len(re.findall(OPERATOR, unquoted)) > MAX_OPERATORS:
         raise ValueError("it is too long: write qty in (1, 2, 3) in place of many conditions")
     try:
         return pl.sql_expr(re.sub("\0", lambda _: quoted.pop(0), unquoted))

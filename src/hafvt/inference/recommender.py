@@ -5,7 +5,7 @@ Here, a row is the index of a history in a batch, and a column is the index of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 import numpy as np
 
 from hafvt.data.dataset import Dataset, Int64
-from hafvt.data.ids import id_text, id_texts
+from hafvt.data.ids import id_text, id_text_lists, id_texts
 from hafvt.data.schema import read_items
 from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import HafvtError, warn
@@ -196,11 +196,8 @@ class Recommender:
             options = {"exclude_seen": exclude_seen, "time": time, **rules}
             return self._recommend_frame(histories, domain, k, columns, options)
         selector = None if checked_rules == NO_RULES else self.selector(checked_rules, domain_index)
-        if not isinstance(histories, Iterable):
-            raise HafvtError(f"histories is {histories!r}: give a list of histories, such as [['id', 'id']]")
-        id_lists = [id_texts(ids, f"histories[{row}]") for row, ids in enumerate(histories)]
-        exclude = [()] * len(id_lists) if exclude is None else exclude
-        exclude_lists = [id_texts(ids, f"exclude[{row}]") for row, ids in enumerate(exclude)]
+        id_lists = id_text_lists(histories, "histories")
+        exclude_lists = id_text_lists([()] * len(id_lists) if exclude is None else exclude, "exclude")
         if len(exclude_lists) != len(id_lists):
             raise HafvtError(
                 f"{len(exclude_lists)} lists to exclude for {len(id_lists)} histories: give one each"

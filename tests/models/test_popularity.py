@@ -122,6 +122,7 @@ def test_recent_popularity_at_a_time_before_the_data_warns(small, tmp_path):
     with warnings.catch_warnings(action="error"):
         recommender.recommend([["i3"], []], "d0")
         recommender.recommend([[]], "d0", time=1_400_000_000)  # by popularity, whatever the time
+        recommender.recommend([["i3"]], "d0", allow=[])  # no item is left
 
 
 def test_seasonal_popularity_recommends_and_exports_by_the_time_of_request(make_small, tmp_path):

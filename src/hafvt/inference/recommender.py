@@ -214,7 +214,7 @@ class Recommender:
             seen_columns = [columns[:0] for columns in seen_columns]
         known_items = [history.indices for history in known]
         best = self._top_items(known_items, domain_index, k, seen_columns, excluded_columns, time, selector)
-        by_model = [scores for items, (_, scores) in zip(known_items, best, strict=True) if len(items)]
+        by_model = [s for items, (_, s) in zip(known_items, best, strict=True) if items.size and s.size]
         if self.scorer.uses_times and by_model and not np.concatenate(by_model).any():
             warn(
                 f"{self.scorer.name} counts no training interaction at the time of the request, so all "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from common import (
 
 from hafvt import train
 from hafvt.data.batches import Batch
-from hafvt.data.dataset import Dataset
+from hafvt.data.dataset import Dataset, Domain
+from hafvt.models.sasrec import SasRec
+from hafvt.models.sequences import dot_scores
 from hafvt.ops.top_k import top_k_columns
 
 
@@ -53,7 +56,7 @@ def main() -> None:
             patience=0,
             test=False,
         )
-    model = run.model
+    model, every_item = cast(SasRec, run.model.eval()), Domain("both", 0, log.items)
     with Meter() as ranking, torch.inference_mode():
         tops = []
         for cut in range(0, len(log.history), 256):
@@ -61,9 +64,9 @@ def main() -> None:
             batch = Batch(
                 torch.from_numpy(right_padded(rows, LENGTH, 0)), torch.tensor([len(row) for row in rows])
             )
-            scores = torch.cat([model.scores(batch, number) for number in range(len(data.domains))], dim=1)
+            scores = dot_scores(model.last_state(batch), model.scoring_table, every_item, None)
             nothing = np.empty(0, dtype=np.int64)
-            tops.append(np.stack([top_k_columns(row.numpy(), K, nothing) for row in scores]))
+            tops.append(np.stack([top_k_columns(row, K, nothing) for row in scores.numpy()]))
     write(
         options.out, log, options.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}"
     )

@@ -212,9 +212,9 @@ def recommended_lists(scores: Tensor, ignore: Tensor | None, domain: Domain) -> 
     `ignore`, (B, S), are columns that are not recommended, padded with -1; so are shorter lists.
     """
     lists = np.full((len(scores), LIST_LENGTH), -1)
-    ignored = torch.full((len(scores), 0), -1) if ignore is None else ignore
-    for row, (row_scores, columns) in enumerate(zip(scores.float().cpu(), ignored.cpu(), strict=True)):
-        top = top_k_columns(row_scores.numpy(), LIST_LENGTH, columns[columns >= 0].numpy())
+    ignored = np.full((len(scores), 0), -1) if ignore is None else ignore.cpu().numpy()
+    for row, (row_scores, columns) in enumerate(zip(scores.float().cpu().numpy(), ignored, strict=True)):
+        top = top_k_columns(row_scores, LIST_LENGTH, columns[columns >= 0])
         lists[row, : len(top)] = domain.start + top
     return lists
 

@@ -62,6 +62,7 @@ from hafvt.models.step_items import StepItems, make_step_reader
 from hafvt.ops import catalog_softmax as softmax
 from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.collectives import all_reduce_sum
+from hafvt.ops.products import linear
 from hafvt.ops.sampled_softmax import SeenItems
 from hafvt.ops.softmax_mixture import mixture_nll
 
@@ -230,7 +231,7 @@ class HafVt(Model):
         for m, h, log_weight, is_empty, log_subtracted in self.branch_queries(batch, domain):
             table = self.items.scoring_vectors()[m]
             if candidates is None:
-                logits = h @ table[items.start : items.stop].T  # (B, C)
+                logits = linear(h, table[items.start : items.stop])  # (B, C)
             else:
                 logits = torch.einsum("bd,bcd->bc", h, table[candidates])
             max_logit = logits.amax(1)

@@ -54,6 +54,7 @@ from hafvt.models.sequences import (
 from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
 from hafvt.ops.collectives import global_count
+from hafvt.ops.products import linear
 
 
 class AttentionLayer(nn.Module):
@@ -153,7 +154,7 @@ class HafVtPaper(Model):
                 h = F.normalize(last_states(h, sequence.lengths).float(), dim=1)  # (B, d)
                 table = F.normalize(table, dim=1) if self.modalities[m] == "id" else table
                 if candidates is None:
-                    cosine = h @ table[domain_rows].T  # (2), (B, C)
+                    cosine = linear(h, table[domain_rows])  # (2), (B, C)
                 else:
                     cosine = torch.einsum("bd,bcd->bc", h, table[candidates])
                 rows = self.trained.select(table)[softmax_range]

@@ -69,12 +69,17 @@ class SasRec(Model):
 
     def states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the state after each item, from the item embeddings of histories, (B, T, d) -> (B, T, d)."""
-        x = items * self.config.width**0.5 if self.config.paper_blocks else self.enter(items)
-        x = self.dropout(x + self.positions.from_latest(lengths, items.shape[1]))
+        x = self.block_inputs(items, lengths)
         for block in self.blocks:
             x = block(x)
         states: Tensor = self.norm(x)
         return states
+
+    def block_inputs(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the inputs of the first block, from the item embeddings of histories, (B, T, d)."""
+        x = items * self.config.width**0.5 if self.config.paper_blocks else self.enter(items)
+        inputs: Tensor = self.dropout(x + self.positions.from_latest(lengths, items.shape[1]))
+        return inputs
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the chosen loss over all next items.
@@ -108,14 +113,24 @@ class SasRec(Model):
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""
-        table = self.items.weight if self.whole_table is None else self.whole_table
-        return dot_scores(self.history_vectors(batch), table, self.domains[domain], candidates)
+        return dot_scores(self.history_vectors(batch), self.scoring_table, self.domains[domain], candidates)
 
     def history_vectors(self, batch: Batch) -> Tensor:
         """Return the last states, (B, d), see `Model.history_vectors`."""
-        table = self.items.weight if self.whole_table is None else self.whole_table
-        states = self.states(F.embedding(batch.items, table), batch.lengths)  # (B, T, d)
-        return last_states(states, batch.lengths).float()
+        items = F.embedding(batch.items, self.scoring_table)  # (B, T, d)
+        if self.config.paper_blocks:
+            return last_states(self.states(items, batch.lengths), batch.lengths).float()
+        x = self.block_inputs(items, batch.lengths)
+        *earlier_blocks, last_block = self.blocks
+        for block in earlier_blocks:
+            x = block(x)
+        state: Tensor = self.norm(last_block.last_state(x, batch.lengths))
+        return state.float() * (batch.lengths > 0)[:, None]
+
+    @property
+    def scoring_table(self) -> Tensor:
+        """The embeddings of all items, (V, d)."""
+        return self.items.weight if self.whole_table is None else self.whole_table
 
     def train(self, mode: bool = True) -> SasRec:
         """Set training or evaluation mode; a sharded model reads the whole table for evaluation."""

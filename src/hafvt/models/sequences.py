@@ -14,6 +14,7 @@ from torch import Tensor
 from hafvt.data.batches import Batch, round_up_width
 from hafvt.data.dataset import Domain
 from hafvt.errors import HafvtError
+from hafvt.ops.products import linear
 
 
 def valid_mask(lengths: Tensor, width: int) -> Tensor:
@@ -161,7 +162,7 @@ def dot_scores(h: Tensor, table: Tensor, domain: Domain, candidates: Tensor | No
     The items are `candidates`, (B, C), or all of the domain; `table` is (V, d), the embeddings of all items.
     """
     if candidates is None:
-        return h @ table[domain.start : domain.stop].T
+        return linear(h, table[domain.start : domain.stop])
     return torch.einsum("bd,bcd->bc", h, F.embedding(candidates, table))
 
 

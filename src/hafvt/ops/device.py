@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -74,6 +75,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def has_matrix_units() -> bool:
     """Return whether the processor multiplies matrices of bfloat16 in hardware (AMX)."""
     return _supports("_is_amx_tile_supported")
+
+
+@cache
+def mkl_lacks_avx512() -> bool:
+    """Return whether MKL uses only half the width of the processor's vectors: AVX-512 of AMD."""
+    return _supports("_is_avx512_supported") and "AuthenticAMD" in _cpu_vendor()
 
 
 def _supports(check: str) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
-def top_k_columns(
-    scores: npt.NDArray[np.float32], k: int, excluded: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+GROUP_SIZE = 32
+"""Columns of which one maximum is compared first."""
+
+
+def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
     """Return the columns of the k highest scores, highest first, equal ones by ascending column.
 
     Args:
@@ -16,13 +20,32 @@ def top_k_columns(
         k: the maximum number of columns.
         excluded: columns to leave out.
     """
-    scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    scores[excluded] = -np.inf
-    k = min(k, len(scores))
+    if not len(scores):
+        return np.empty(0, np.int64)
+    columns = _highest(scores, min(k + len(excluded), len(scores)))
+    if len(excluded):
+        columns = columns[~np.isin(columns, excluded)]
+    return columns[:k]
+
+
+def _highest(scores: Float32, k: int) -> Int64:
+    """Return the columns of the k highest scores, as `top_k_columns` does; 0 < k <= C.
+
+    The columns are compared in groups of `GROUP_SIZE`. The k highest scores are in the groups whose maximum
+    is at least the k-th highest maximum.
+    """
+    num_groups = len(scores) // GROUP_SIZE
+    columns = None  # those of `scores`, all of them if None
+    if num_groups > k:
+        grouped = scores[: GROUP_SIZE * num_groups].reshape(GROUP_SIZE, num_groups)  # a group is a column
+        maxima = grouped.max(0)
+        if not np.isnan(maxima).any():
+            groups = np.flatnonzero(maxima >= np.partition(maxima, num_groups - k)[num_groups - k])
+            starts = np.arange(0, grouped.size, num_groups)[:, None]
+            columns = np.append((starts + groups).ravel(), np.arange(grouped.size, len(scores)))
+            scores = scores[columns]
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th highest score
-    higher = np.flatnonzero(scores > threshold)
-    equal = np.flatnonzero(scores == threshold)[: k - len(higher)]
-    columns = np.sort(np.concatenate([higher, equal]))
-    columns = columns[np.argsort(-scores[columns], kind="stable")]
-    allowed: npt.NDArray[np.int64] = columns[scores[columns] > -np.inf].astype(np.int64)
-    return allowed
+    best = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
+    best = best[np.argsort(-scores[best], kind="stable")[:k]]
+    return best if columns is None else columns[best]

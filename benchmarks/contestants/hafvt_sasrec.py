@@ -58,18 +58,20 @@ def main() -> None:
         )
     model, every_item = cast(SasRec, run.model.eval()), Domain("both", 0, log.items)
     with Meter() as ranking, torch.inference_mode():
-        tops = []
-        for cut in range(0, len(log.history), 256):
-            rows = log.history[cut : cut + 256]
+        top = np.empty((len(log.history), K), dtype=np.int64)
+        order = np.argsort([len(row) for row in log.history], kind="stable")  # as `hafvt evaluate` does
+        for cut in range(0, len(order), 256):
+            users = order[cut : cut + 256]
+            rows = [log.history[user] for user in users]
             batch = Batch(
-                torch.from_numpy(right_padded(rows, LENGTH, 0)), torch.tensor([len(row) for row in rows])
+                torch.from_numpy(right_padded(rows, len(rows[-1]), 0)),
+                torch.tensor([len(row) for row in rows]),
             )
-            scores = dot_scores(model.last_state(batch), model.scoring_table, every_item, None)
+            scores = dot_scores(model.history_vectors(batch), model.scoring_table, every_item, None)
             nothing = np.empty(0, dtype=np.int64)
-            tops.append(np.stack([top_k_columns(row, K, nothing) for row in scores.numpy()]))
-    write(
-        options.out, log, options.passes, training, ranking, np.concatenate(tops), f"hafvt {version('hafvt')}"
-    )
+            top[users] = [top_k_columns(row, K, nothing) for row in scores.numpy()]
+            del scores  # so that the next batch has its memory
+    write(options.out, log, options.passes, training, ranking, top, f"hafvt {version('hafvt')}")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def main() -> None:
         for cut in range(0, len(log.history), 256):
             scores = score(model, log.history[cut : cut + 256], LENGTH, log.items)
             tops.append(scores.topk(K).indices.numpy())
+            del scores  # so that the next batch has its memory
     top = np.concatenate(tops)
     write(options.out, log, options.passes, training, ranking, top, f"replay-rec {version('replay-rec')}")
 

@@ -136,6 +136,22 @@ def test_top_k_columns_equal_scores_are_sorted_by_column():
     assert top_k_columns(scores, 9, np.array([2])).tolist() == [1, 5, 4, 0]
 
 
+@pytest.mark.parametrize("num_values", [3, 40, 100_000])
+@pytest.mark.parametrize("seed", range(5))
+def test_top_k_columns_by_groups_match_a_stable_sort(num_values, seed):
+    random = np.random.default_rng(seed)
+    scores = random.integers(num_values, size=997).astype(np.float32)
+    scores[random.integers(997, size=40)] = -np.inf
+    for k, excluded in [(1, []), (10, [0, 996, 500, 500]), (31, range(60)), (997, [1])]:
+        columns = np.argsort(-scores, kind="stable")
+        columns = columns[~np.isin(columns, excluded) & (scores[columns] > -np.inf)]
+        top = top_k_columns(scores, k, np.array(excluded, dtype=np.int64))
+        assert top.tolist() == columns[:k].tolist()
+    scores[[7, 996]] = np.nan
+    assert not {7, 996} & set(top_k_columns(scores, 20, np.array([], dtype=np.int64)).tolist())
+    assert not len(top_k_columns(np.full(997, np.nan, np.float32), 5, np.array([], dtype=np.int64)))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(few_values, min_size=1, max_size=12), st.integers(1, 15), st.sets(st.integers(0, 11)))
 def test_top_k_columns_match_a_plain_loop(values, k, excluded):

@@ -144,3 +144,19 @@ def test_sample_unseen_items_returns_any_unseen_item_of_the_domain(make_small):
 def test_sasrec_config_with_an_unknown_loss_is_refused():
     with pytest.raises(HafvtError, match="sasrec: parameter loss is 'hinge': choose catalog or binary"):
         configure("sasrec", params={"loss": "hinge"})
+
+
+@pytest.mark.parametrize("paper_blocks", [False, True])
+@torch.inference_mode()
+def test_history_vectors_are_the_last_of_all_states(small, paper_blocks):
+    torch.manual_seed(0)
+    config = SasRecConfig(width=8, heads=2, paper_blocks=paper_blocks, max_length=4)
+    model = SasRec(load_item_features(small), config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    batch = Batch(torch.tensor([[3, 1, 4, 1], [5, 2, 0, 0], [0, 0, 0, 0]]), torch.tensor([4, 2, 0]))
+    states = model.states(model.items(batch.items), batch.lengths)
+    state = model.history_vectors(batch)
+    torch.testing.assert_close(state[0], states[0, 3])
+    torch.testing.assert_close(state[1], states[1, 1])
+    assert not state[2].any()

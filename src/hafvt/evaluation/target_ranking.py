@@ -184,6 +184,7 @@ def rank_positions(
                     ignore = None if exclude_seen[number] else seen.to(device)
                     is_missed = is_repeat[rows] & ~np.bool_(exclude_seen[number])
                     other_ranks[rows] = ranks_or_missed(ranking.ranks, scores, target, ignore, is_missed)
+                del scores  # so that the next batch has its memory: fresh pages take as long as the product
                 report_progress(len(rows))
     model.train(was_training)
     for column in (half_ties, by_protocol, num_candidates, lists, other_ranks, other_candidates):

@@ -396,4 +396,5 @@ class Recommender:
                 else:
                     columns = selector.select(scores, k, seen[row], excluded[row], histories[row])
                 best[row] = columns, scores[columns]
+            del scores, batch_scores  # so that the next batch has their memory
         return [best[row] for row in range(len(histories))]

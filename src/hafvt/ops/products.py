@@ -25,14 +25,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     num_rows = x.numel() // max(x.shape[-1], 1)
     if num_rows < MIN_ROWS or not _prefers_onednn(x, weight):
         return functional.linear(x, weight, bias)
-    multiple = ROW_MULTIPLES[num_rows > MANY_ROWS]
-    rows = functional.pad(x.reshape(num_rows, -1), (0, 0, 0, -num_rows % multiple))
+    rows, padding = x.reshape(num_rows, -1), -num_rows % ROW_MULTIPLES[num_rows > MANY_ROWS]
+    rows = functional.pad(rows, (0, 0, 0, padding)) if padding else rows
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product[:num_rows].unflatten(0, x.shape[:-1])
 
 
 def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether a product without gradients is faster by oneDNN, whose function is private to PyTorch."""
+    """Return whether oneDNN is faster for a product without gradients; its function is private to PyTorch."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

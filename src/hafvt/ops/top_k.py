@@ -20,23 +20,13 @@ def top_k_columns(scores: Float32, k: int, excluded: Int64) -> Int64:
         k: the maximum number of columns.
         excluded: columns to leave out.
     """
-    if not len(scores):
-        return np.empty(0, np.int64)
-    columns = _highest(scores, min(k + len(excluded), len(scores)))
     if len(excluded):
-        columns = columns[~np.isin(columns, excluded)]
-    return columns[:k]
-
-
-def _highest(scores: Float32, k: int) -> Int64:
-    """Return the columns of the k highest scores, as `top_k_columns` does; 0 < k <= C.
-
-    The columns are compared in groups of `GROUP_SIZE`. The k highest scores are in the groups whose maximum
-    is at least the k-th highest maximum.
-    """
-    num_groups = len(scores) // GROUP_SIZE
+        scores = scores.copy()
+        scores[excluded] = -np.inf
+    k, num_groups = min(k, len(scores)), len(scores) // GROUP_SIZE
     columns = None  # those of `scores`, all of them if None
     if num_groups > k:
+        # The k highest scores are in the groups whose maximum is at least the k-th highest maximum.
         grouped = scores[: GROUP_SIZE * num_groups].reshape(GROUP_SIZE, num_groups)  # a group is a column
         maxima = grouped.max(0)
         if not np.isnan(maxima).any():

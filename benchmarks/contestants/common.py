@@ -20,6 +20,9 @@ import numpy as np
 WIDTH, BLOCKS, HEADS, DROPOUT = 64, 2, 2, 0.2
 LENGTH, BATCH, RATE = 20, 128, 1e-3
 K = 10
+SAMPLED_WIDTH, SAMPLED_LENGTH, SAMPLED_BATCH = 128, 50, 64
+NEGATIVES, WARMUP_STEPS = 256, 2
+"""Of `sampled_peers.py`: negatives of each target, and steps before those that are measured."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,17 @@ def write(
         "train_wall_s": training.wall_s,
         "train_gib_above_start": training.above_gib,
         "rank_histories_per_cpu_s": len(log.history) / ranking.cpu_s,
+    }
+    (out / "figures.json").write_text(json.dumps(figures, indent=2))
+
+
+def write_steps(out: Path, steps: Meter, num_steps: int, start_gib: float, version: str) -> None:
+    """Write the figures of training steps; `start_gib` is the memory before the model was built."""
+    figures = {
+        "version": version,
+        "histories_per_cpu_s": num_steps * SAMPLED_BATCH / steps.cpu_s,
+        "ms": 1e3 * steps.cpu_s / num_steps,
+        "gib": steps.peak_gib - start_gib,
     }
     (out / "figures.json").write_text(json.dumps(figures, indent=2))
 

@@ -48,6 +48,13 @@ def test_open_run_with_damaged_weights_is_refused(sasrec_run, tmp_path):
         open_run(folder)
 
 
+def test_run_without_models_in_memory_says_how_to_open_them(sasrec_run):
+    run = open_run(sasrec_run.folder, sasrec_run.data, ())
+    assert str(run) == str(sasrec_run)
+    with pytest.raises(HafvtError, match=r"not in memory: open them with hafvt.Recommender.open"):
+        _ = run.model
+
+
 def test_open_run_of_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(HafvtError, match="no finished run"):
         open_run(tmp_path)

@@ -59,8 +59,8 @@ class Run:
         name: of the model.
         config: hyperparameters of the model.
         models: the model of each domain with its best weights, in evaluation mode. All domains share one
-            model, except under a protocol where each domain keeps its own best checkpoint. Empty in
-            processes other than 0 after a training with a sharded catalog.
+            model, except under a protocol where each domain keeps its own best checkpoint. Empty after a
+            training with a sharded catalog, as a process may lack the memory for them.
         data: the dataset; where it was removed or prepared again, the run's catalog, see
             `Dataset.is_catalog`.
         manifest: content of model.json.
@@ -84,7 +84,15 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The model of the first domain; in most runs that of all domains."""
+        """The model of the first domain; in most runs that of all domains.
+
+        Raises:
+            HafvtError: the run was returned by a training with a sharded catalog.
+        """
+        if not self.models:
+            raise HafvtError(
+                f"{self.folder}: its models are not in memory: open them with hafvt.Recommender.open"
+            )
         return self.models[0]
 
     @property
@@ -212,7 +220,7 @@ def open_run(
     Args:
         folder: that `train` wrote.
         data: the dataset, if it is no longer where it was during the training.
-        models: those of the domains with the run's weights, where they are in memory.
+        models: those of the domains with the run's weights, where they are in memory; () to open none.
 
     Returns:
         The run. Its `data` is the dataset or, where that was removed or prepared again, the run's catalog.

@@ -101,7 +101,7 @@ def train(
             There are fewer if checkpoints would take more than 3 % of the time.
 
     Returns:
-        The finished run.
+        The finished run; with `shard_catalog`, without its models in memory.
 
     Raises:
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
@@ -140,7 +140,7 @@ def train(
 
         options["data"] = data.folder if isinstance(data, Dataset) else data
         launch_processes(train_arguments(model, options, params or {}), devices, Path(out))
-        return open_run(out, data)
+        return open_run(out, data, () if shard_catalog else None)
     return run_training(
         model, model_config, config, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
     )

@@ -87,8 +87,8 @@ def write(results: dict[str, dict[str, Any]], num_items: int, steps: int) -> Non
         "",
         f"`python benchmarks/sampled_peers.py --work DIR`: SASRec of {BLOCKS} blocks of {HEADS} heads, width "
         f"{SAMPLED_WIDTH}, {num_items:,} items, generated histories of {SAMPLED_LENGTH} targets, "
-        f"{SAMPLED_BATCH} histories per step, {NEGATIVES} uniform negatives, Adam, {steps} steps after the first "
-        "two. hafvt and RePlay draw the negatives once for all targets of a step, RecTools for each "
+        f"{SAMPLED_BATCH} histories per step, {NEGATIVES} uniform negatives, Adam, {steps} steps after two "
+        "others. hafvt and RePlay draw the negatives once for all targets of a step, RecTools for each "
         "target. GiB: the greatest memory during the steps beyond that before the model, which includes what "
         "RecTools makes of the log.",
         "",

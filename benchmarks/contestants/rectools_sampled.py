@@ -29,33 +29,34 @@ from rectools_sasrec import table
 warnings.filterwarnings("ignore")
 
 
+METER = Meter()
+"""Not held by the callback, which RecTools copies."""
+
+
 class Steps(Callback):
     """Measures the steps after the first ones."""
-
-    def __init__(self) -> None:
-        self.meter = Meter()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Start to measure after the first steps."""
         if batch_idx == WARMUP_STEPS:
-            self.meter.__enter__()
+            METER.__enter__()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Stop to measure."""
-        self.meter.__exit__()
+        METER.__exit__()
 
 
 def main() -> None:
     options = arguments()
     train = table(read(options.log).train)
-    start_gib, steps = resident_gib(), Steps()
+    start_gib = resident_gib()
 
     def trainer() -> Any:
         return Trainer(
             max_epochs=1,
             limit_train_batches=WARMUP_STEPS + options.passes,
             accelerator="cpu",
-            callbacks=[steps],
+            callbacks=[Steps()],
             enable_checkpointing=False,
             logger=False,
             enable_progress_bar=False,
@@ -76,7 +77,7 @@ def main() -> None:
         get_trainer_func=trainer,
     )
     model.fit(train)
-    write_steps(options.out, steps.meter, options.passes, start_gib, f"rectools {version('rectools')}")
+    write_steps(options.out, METER, options.passes, start_gib, f"rectools {version('rectools')}")
 
 
 if __name__ == "__main__":

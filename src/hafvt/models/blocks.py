@@ -140,8 +140,8 @@ class PreNormBlock(nn.Module):
             nn.init.zeros_(layer.bias)
         for layer in (self.project, self.outer):
             nn.init.normal_(layer.weight, std=0.02)
-        self.attention_gate = nn.Linear(width, width) if gated else None  # W_a
-        self.inner_gate = nn.Linear(width, hidden) if gated else None  # W_3
+        self.attention_gate = Linear(width, width) if gated else None  # W_a
+        self.inner_gate = Linear(width, hidden) if gated else None  # W_3
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, T, d) -> (B, T, d)."""

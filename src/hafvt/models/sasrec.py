@@ -17,6 +17,8 @@ drawn item belongs to the target's domain.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,7 +126,7 @@ class SasRec(Model):
         *earlier_blocks, last_block = self.blocks
         for block in earlier_blocks:
             x = block(x)
-        state: Tensor = self.norm(last_block.last_state(x, batch.lengths))
+        state: Tensor = self.norm(cast(PreNormBlock, last_block).last_state(x, batch.lengths))
         return state.float() * (batch.lengths > 0)[:, None]
 
     @property

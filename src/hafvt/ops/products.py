@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, padding = x.reshape(num_rows, -1), -num_rows % ROW_MULTIPLES[num_rows > MANY_ROWS]
     rows = functional.pad(rows, (0, 0, 0, padding)) if padding else rows
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return product[:num_rows].unflatten(0, x.shape[:-1])
+    return product[:num_rows].view(*x.shape[:-1], len(weight))
 
 
 def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -39,7 +39,7 @@ from hafvt.files import write_json
 from hafvt.folders import folder_lock
 from hafvt.models import MODELS
 from hafvt.models.popularity import Popularity
-from hafvt.training.run import fingerprint
+from hafvt.training.run import FORMAT, fingerprint
 from tests.conftest import write_small
 from tests.experiments.conftest import QUICK_BUDGET
 
@@ -304,7 +304,10 @@ def test_compare_with_best_other_tests_against_the_best_of_the_others():
 
 
 def test_best_valid_mrr_reads_only_the_first_epochs(tmp_path):
-    write_json(tmp_path / "model.json", {"format": 2, "valid_mrrs": {"1": 0.2, "3": 0.1, "6": 0.9}})
+    write_json(
+        tmp_path / "model.json",
+        {"format": FORMAT, "config": {}, "valid_mrrs": {"1": 0.2, "3": 0.1, "6": 0.9}},
+    )
     assert best_valid_mrr(tmp_path, 3) == 0.2
 
 

@@ -28,7 +28,7 @@ from hafvt.folders import folder_lock
 from hafvt.models import MODELS
 from hafvt.training import session
 from hafvt.training.checkpoint import load_checkpoint
-from hafvt.training.run import open_run
+from hafvt.training.run import FORMAT, open_run
 from hafvt.training.train import train
 from tests.conftest import SMALL_PARAMS
 from tests.crash import crash_before_each_operation
@@ -67,7 +67,7 @@ def test_train_each_model_writes_a_run_and_lowers_the_loss(training_data, tmp_pa
     names = "config.yaml metrics.jsonl model.json model.safetensors ranks.parquet results.json"
     for name in names.split():
         assert (run.folder / name).stat().st_size > 0, name
-    assert json.loads((run.folder / "model.json").read_text())["format"] == 2
+    assert json.loads((run.folder / "model.json").read_text())["format"] == FORMAT
     curve = read_log(run.folder)
     best = max(line["valid_mrr"] for line in curve if "valid_mrr" in line)
     assert run.manifest["best"]["valid_mrr"] == best

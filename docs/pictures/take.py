@@ -63,7 +63,7 @@ def take_screenshots(address: str) -> None:
         user_id = page.request.get(f"{address}/users?limit=1&offset={USER}").json()["users"][0]["user_id"]
         page.goto(f"{address}/#user={user_id}&domain=homeware")
         page.wait_for_load_state("networkidle")  # until then cards move, and hover would scroll to them
-        page.locator("#cards .main").nth(2).hover()
+        page.locator(".cards .main").nth(2).hover()
         wait_until_still(page)
         write_screenshot(page, "page-light.png")
 
@@ -71,18 +71,18 @@ def take_screenshots(address: str) -> None:
         page.goto(f"{address}/#user={user_id}&domain=garments")
         page.locator("#finder-close").click()
         page.wait_for_load_state("networkidle")
-        page.locator("#cards .main").nth(2).click()
+        page.locator(".cards .main").nth(2).click()
         wait_until_still(page)
         page.evaluate("scrollTo(0, 0)")
         write_screenshot(page, "page-dark.png")
 
         page = browser.new_context(**PHONE).new_page()
         page.goto(f"{address}/#user={user_id}&domain=homeware")
-        page.locator("#cards .main").nth(1).wait_for()
+        page.locator(".cards .main").nth(1).wait_for()
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(800)
         write_screenshot(page, "page-phone.png")
-        page.locator("#cards .main").nth(1).tap()
+        page.locator(".cards .main").nth(1).tap()
         wait_until_still(page)
         write_screenshot(page, "page-phone-why.png")
         browser.close()
@@ -96,7 +96,7 @@ def main() -> None:
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        while not server.started or app.state.models.current is None:
+        while not server.started:
             time.sleep(0.1)
         take_screenshots(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
         server.should_exit = True

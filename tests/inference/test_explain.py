@@ -47,11 +47,11 @@ def test_explanation_text_sorts_history_by_attention_times_share():
         "i0  film  0",
         "score -1.5000, rank 2.5 in d0",
         "",
-        "share of the score in %     id  total",
-        "d0                        20.0   20.0",
-        "d1                        50.0   50.0",
-        "all domains               30.0   30.0",
-        "total                    100.0  100.0",
+        "share of the score in %  choices  total",
+        "d0                          20.0   20.0",
+        "d1                          50.0   50.0",
+        "all domains                 30.0   30.0",
+        "total                      100.0  100.0",
         "",
         "      attention in %           all domains    d0",
         "read  item            title",
@@ -68,7 +68,7 @@ def test_explanation_text_has_one_column_for_modalities_of_equal_attention():
     shares, attention = dict.fromkeys(branches, 1 / 3), dict(zip(branches, weights, strict=True))
     lines = str(Explanation(item, 0.0, 1.0, (item,), shares, attention)).splitlines()
     assert [line.split() for line in lines[-2:]] == [
-        ["read", "item", "title", "id,", "image", "title"],
+        ["read", "item", "title", "choices,", "pictures", "titles"],
         ["1.", "i0", "film", "100.0", "50.0"],
     ]
     lines = str(Explanation(item, 0.0, 1.0, (item,), shares, dict.fromkeys(branches, (1.0,)))).splitlines()

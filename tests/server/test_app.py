@@ -6,16 +6,13 @@ import json
 import re
 import threading
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from hafvt.inference.recommender import Recommender
-from hafvt.server import app, routes
+from hafvt.server import app
 from hafvt.server.app import create_app
 from hafvt.server.manager import ModelSource
 from tests.served import ODD_ID
@@ -44,15 +41,19 @@ def test_model_routes_describe_the_model(client):
     ready = client.get("/ready").json()
     assert re.match(r"\d{4}-\d\d-\d\dT", ready.pop("loaded_at"))
     assert ready == {"status": "ready", "model": "hafvt", "domains": ["d0", "d1"], "num_items": 50}
-    assert client.get("/model").json() == {
+    described = client.get("/model").json()
+    assert re.fullmatch(r"[0-9a-f]{16}", described.pop("version"))
+    assert described == {
         "name": "hafvt",
+        "models": ["hafvt"],
+        "attributes": ["brand", "price"],
         "domains": [{"name": "d0", "num_items": 30}, {"name": "d1", "num_items": 20}],
         "sequences": ["d0", "d1", "all domains"],
         "modalities": ["id", "image", "title"],
         "max_length": 50,
         "can_explain": True,
         "has_users": True,
-        "attributes": ["brand", "price"],
+        "has_vectors": True,
         "policies": [],
     }
 
@@ -141,7 +142,7 @@ def test_recommend_missing_field_and_other_bodies_are_explained(client):
 
 
 def test_method_and_address_are_refused_before_the_body(client):
-    for method, path, status in (("POST", "/items", 405), ("DELETE", "/recommend", 405), ("POST", "/x", 404)):
+    for method, path, status in (("POST", "/users", 405), ("DELETE", "/recommend", 405), ("POST", "/x", 404)):
         assert client.request(method, path, content=b"x" * 2_000_000).status_code == status
     assert client.post("/recommend", content=b"{}").status_code == 415
 
@@ -189,6 +190,13 @@ def test_explain_agrees_with_shares_of_recommend(client, recommender):
         assert weights == pytest.approx(expected.attention[sequence, modality], abs=1e-5)
         total += answer["shares"][sequence][modality]
     assert total == pytest.approx(1, abs=1e-5)
+    weights = [
+        sum(expected.shares[branch] * expected.attention[branch][slot] for branch in expected.shares)
+        for slot in range(3)
+    ]
+    reason = first["reason"]
+    assert reason["share"] == pytest.approx(max(weights), abs=1e-5)
+    assert reason["item_id"] == answer["history"][weights.index(max(weights))]["item_id"]
 
 
 def test_explain_unknown_item_or_history_is_refused(client):
@@ -204,48 +212,6 @@ def test_explain_model_without_explanations_is_refused(sasrec_run):
         assert answer.json()["error"].startswith("sasrec cannot explain")
         body = {"history": ["i3"], "domain": "d0", "include_shares": True}
         assert "shares" not in client.post("/recommend", json=body).json()["items"][0]
-
-
-def test_items_are_listed_and_searched(client):
-    matches = client.get("/items", params={"query": "STÁR w"}).json()
-    assert {item["item_id"] for item in matches["items"]} == {"i3", "i5"}
-    assert matches["total"] == 2
-    of_domain = client.get("/items", params={"domain": "d1", "limit": 5, "offset": 2}).json()
-    assert (len(of_domain["items"]), of_domain["total"]) == (5, 20)
-    train_counts = [item["train_count"] for item in client.get("/items").json()["items"]]
-    assert train_counts == sorted(train_counts, reverse=True)
-    odd_item = client.get(f"/items/{quote(ODD_ID, safe='')}").json()
-    assert (odd_item["item_id"], odd_item["picture"]) == (ODD_ID, None)
-    assert client.get("/items/i1").json()["title"] == "<script>alert(1)</script>"
-    assert client.get("/items/nothing").status_code == 404
-    assert client.get("/items", params={"domain": "d7"}).json()["error"].startswith("no domain 'd7'")
-
-
-def test_pictures_come_from_the_catalog_only(client):
-    answer = client.get(client.get("/items/i0").json()["picture"], params={"side": 320})
-    with Image.open(BytesIO(answer.content)) as image:
-        assert (image.format, max(image.size)) == ("JPEG", 320)
-    assert answer.headers["content-type"] == "image/jpeg"
-    assert "max-age" in answer.headers["cache-control"]
-    cached = client.get("/pictures/i0?side=320", headers={"If-None-Match": answer.headers["etag"]})
-    assert (cached.status_code, cached.content) == (304, b"")
-    for item in ("i1", "i2", "i3", "i4", "i9", "nothing", "red.png", "..%2fsecret.png"):
-        assert client.get(f"/pictures/{item}").status_code == 404
-    assert client.get("/pictures/i0?side=100000").status_code == 422
-
-
-def test_users_are_listed_with_their_histories(client, served_data):
-    page = client.get("/users", params={"limit": 3, "offset": 1}).json()
-    assert [user["user_id"] for user in page["users"]] == ["u1", "u2", "u3"]
-    assert page["total"] == 40
-    history = client.get("/users/u1").json()["history"]
-    start, stop = served_data.offsets[1:3]
-    item_ids = served_data.item_table["item_id"].gather(served_data.items[start:stop]).to_list()
-    assert [item["item_id"] for item in history] == item_ids
-    assert page["users"][0]["history"] == history[-12:]
-    pictures = {item["item_id"]: item["picture"] for user in page["users"] for item in user["history"]}
-    assert None in pictures.values()  # the page requests no picture of these items
-    assert client.get("/users/nobody").status_code == 404
 
 
 def test_recommend_and_explain_user_has_the_users_history(client):
@@ -306,22 +272,6 @@ def test_documentation_example_adds_a_route(served_run, monkeypatch):
     monkeypatch.setattr(app, "ROUTERS", (*app.ROUTERS, namespace["router"]))
     with client_of(served_run) as client:
         assert client.get("/domains").json() == ["d0", "d1"]
-
-
-def test_page_serves_its_own_files_only(served_run, tmp_path, monkeypatch):
-    folder = tmp_path / "static"
-    folder.mkdir()
-    (folder / "index.html").write_text("<p>page")
-    (folder / "app.js").write_text("1")
-    (tmp_path / "secret").write_text("2")
-    monkeypatch.setattr(routes, "STATIC", folder)
-    with client_of(served_run, api_key="k") as client:
-        page = client.get("/")
-        assert (page.text, page.headers["cache-control"]) == ("<p>page", "no-cache")
-        assert page.headers["content-type"].startswith("text/html")
-        assert client.get("/static/app.js").headers["content-type"].startswith("text/javascript")
-        for path in ("/static/../secret", "/static/%2e%2e/secret", "/static/", "/static/none"):
-            assert client.get(path).status_code in (401, 404)
 
 
 def test_api_key_protects_all_but_health_and_page(served_run):

@@ -58,7 +58,7 @@ def test_manager_broken_files_keep_the_current_model(client, writable_run, sasre
     assert "the old one stays" in caplog.text
     assert client.post("/recommend", json=BODY).status_code == 200
     (writable_run / "model.safetensors").write_bytes(b"nothing")
-    client.app.state.models.request_reload()
+    client.app.state.models["hafvt"].request_reload()
     wait_until(lambda: 'outcome="failed"} 2.0' in client.get("/metrics").text)
     replace_model(writable_run, sasrec_run)
     wait_until(lambda: model_name(client) == "sasrec")
@@ -66,7 +66,7 @@ def test_manager_broken_files_keep_the_current_model(client, writable_run, sasre
 
 def test_manager_reload_freezes_the_model_and_frees_the_old_one(client):
     wait_until(lambda: gc.get_freeze_count() > 0)
-    models = client.app.state.models
+    models = client.app.state.models["hafvt"]
     for _ in range(2):
         old, freeze_count = weakref.ref(models.current.users), gc.get_freeze_count()
         models.current.users.cycle = models.current.users  # only the garbage collector frees cycles

@@ -46,6 +46,24 @@ def test_search_query_matches_word_prefixes_of_title_and_id(item_search, query, 
     assert item_search.search(query).tolist() == matches
 
 
+@pytest.mark.parametrize(
+    ("query", "matches"),
+    [
+        ("stars", [2, 4, 1]),  # the stem
+        ("treks", [2]),
+        ("amelei", [0]),  # two letters swapped
+        ("amlie", [0]),  # a letter is missing
+        ("strazse", [5]),
+        ("warrs", [4, 1]),
+        ("wrs", []),  # too short
+        ("ammmelie", [0]),
+        ("ammmmmelie", []),  # too different
+    ],
+)
+def test_search_query_matches_stems_and_similar_spellings(item_search, query, matches):
+    assert item_search.search(query).tolist() == matches
+
+
 def test_search_domain_limits_matches(item_search):
     assert item_search.search("star", "b").tolist() == [4]
     assert item_search.search("", "a").tolist() == [2, 1, 0]

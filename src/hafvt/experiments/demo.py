@@ -43,10 +43,11 @@ class Demo:
     seconds: float
 
     def __str__(self) -> str:
+        run_folders = " ".join(str(self.folder / "runs" / name) for name in self.results)
         return (
             f"{plain_table(self.results)}\n{self.seconds:.0f} s in all\n\n"
             f"The report:     open {self.folder / 'report.html'}\n"
-            f"The page:       hafvt serve {self.folder / 'runs' / 'hafvt'}\n"
+            f"The page:       hafvt serve {run_folders}\n"
             "Your own data:  hafvt fit interactions.csv items.csv --out shop"
         )
 

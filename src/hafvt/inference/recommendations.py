@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeVar
 from hafvt.inference.catalog import Item
 from hafvt.inference.html import html_table, item_cards, paragraphs
 from hafvt.tables import align_columns
+from hafvt.words import modality_name
 
 ALL_DOMAINS = "all domains"  # name of the merged sequence
 MAX_TITLE = 50  # characters of a title, or of an unknown id, in a terminal
@@ -159,7 +160,8 @@ class Explanation:
             for modality in modalities:
                 groups.setdefault(self.attention[sequence, modality], []).append(modality)
             for column, (attention, names) in enumerate(groups.items()):
-                labels = ["" if column else sequence, ", ".join(names) if len(groups) > 1 else ""]
+                compared = ", ".join(map(modality_name, names)) if len(groups) > 1 else ""
+                labels = ["" if column else sequence, compared]
                 cells = [*labels, *_percents([attention[slot] for slot in order])]
                 for row, cell in zip(item_rows, cells, strict=True):
                     row.append(cell)
@@ -185,7 +187,7 @@ class Explanation:
     def _share_rows(self) -> list[list[str]]:
         """Return the table of `shares`: a header, a row for each sequence, and their total."""
         sequences, modalities = self._branch_names()
-        rows = [["share of the score in %", *modalities, "total"]]
+        rows = [["share of the score in %", *map(modality_name, modalities), "total"]]
         for sequence in sequences:
             parts = [self.shares[sequence, modality] for modality in modalities]
             rows.append([sequence, *_percents([*parts, sum(parts)])])

@@ -27,6 +27,7 @@ from hafvt.reports.charts import CurvePoint
 from hafvt.reports.render import render
 from hafvt.tables import percent
 
+MAX_COMPARED = 4  # models that the first sentence compares with the best
 RECENT_ITEMS = 12  # items of a history that are always visible; earlier ones are folded
 PICTURE_URI = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -69,12 +70,14 @@ class RankedItem:
         score: of the model.
         shares: fraction of the score by (branch, modality), summing to 1; empty where the model has none.
         is_target: whether it is the item that the user chose next.
+        reason: the item of the history that contributes most to the score, and its share; None if unknown.
     """
 
     item: ItemCard
     score: float
     shares: Mapping[tuple[str, str], float]
     is_target: bool
+    reason: tuple[ItemCard, float] | None = None
 
     @property
     def largest_share(self) -> tuple[str, str, float]:
@@ -182,8 +185,8 @@ def _lists_view(list_results: Mapping[str, ListResults]) -> dict[str, Any]:
     }
 
 
-def _headline(results: Mapping[str, Results]) -> dict[str, str] | None:
-    """Return the figures of the model with the best MRR, overall or in the first domain."""
+def _headline(results: Mapping[str, Results]) -> dict[str, Any] | None:
+    """Return the figures of the model with the best MRR and of the others, overall or in the first domain."""
     domains = domains_of(results)
     domain = "overall" if "overall" in domains else next(iter(domains), "")
     rows = {
@@ -194,13 +197,17 @@ def _headline(results: Mapping[str, Results]) -> dict[str, str] | None:
     if not rows:
         return None
     best, *others = sorted(rows, key=lambda name: -rows[name]["MRR"].value)
-    mrr, hit_rate = rows[best]["MRR"].value, rows[best].get("HR@10")
+    mrr = rows[best]["MRR"].value
     next_mrr = rows[others[0]]["MRR"].value if others else 0.0
+    hits = {
+        name: f"{100 * rows[name]['HR@10'].value:.0f}" for name in (best, *others) if "HR@10" in rows[name]
+    }
     return {
         "model": best,
         "domain": domain,
         "mrr": percent(mrr),
-        "hits": f"{100 * hit_rate.value:.0f}" if hit_rate else "",
+        "hits": hits.pop(best, ""),
+        "other_hits": list(hits.items())[:MAX_COMPARED],
         "runner_up": others[0] if next_mrr > 0 else "",
         "gain": f"{100 * (mrr / next_mrr - 1):+.0f}" if next_mrr > 0 else "",
     }

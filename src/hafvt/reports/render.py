@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hafvt.tables import percent
+from hafvt.words import PHRASES, modality_name
 
 
 def render(template: str, **view: Any) -> str:
@@ -21,5 +22,6 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "modality_name": modality_name}
+    environment.globals["phrases"] = PHRASES
     return environment

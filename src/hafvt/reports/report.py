@@ -157,11 +157,17 @@ def user_example(
         columns = top_k_columns(scores[0].numpy(), NUM_RECOMMENDATIONS, excluded)
         items = torch.from_numpy(columns)[None] + domain.start  # (1, k)
         shares: list[dict[tuple[str, str], float]] = [{} for _ in range(items.shape[1])]
+        reasons: list[tuple[ItemCard, float] | None] = [None] * items.shape[1]
         if model.can_explain:
-            contributions = model.explain(batch, number, items).shares[0]  # (k, S, M)
+            (contributions,), (attention,) = model.explain(batch, number, items)  # (k, S, M), (S, M, T)
             keys = list(product(model.sequence_names, model.modalities))
             shares = [dict(zip(keys, row.flatten().tolist(), strict=True)) for row in contributions]
-    ranked = zip(items[0].tolist(), scores[0, columns].tolist(), shares, strict=True)
+            weights, slots = torch.einsum("ksm,smt->kt", contributions, attention).max(1)
+            reasons = [
+                (item_card(data, int(data.items[start + slot])), weight)
+                for slot, weight in zip(slots.tolist(), weights.tolist(), strict=True)
+            ]
+    ranked = zip(items[0].tolist(), scores[0, columns].tolist(), shares, reasons, strict=True)
     return UserExample(
         user_id=str(data.user_ids[user]),
         domain=domain.name,
@@ -169,8 +175,8 @@ def user_example(
         target=item_card(data, target),
         target_rank=rank,
         recommendations=tuple(
-            RankedItem(item_card(data, item), float(score), item_shares, is_target=item == target)
-            for item, score, item_shares in ranked
+            RankedItem(item_card(data, item), float(score), item_shares, item == target, reason)
+            for item, score, item_shares, reason in ranked
         ),
     )
 

@@ -11,14 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from hafvt.errors import HafvtError
 from hafvt.server import routes
 from hafvt.server.answers import answer_batch, max_batch_size
 from hafvt.server.batching import Batcher
-from hafvt.server.manager import ModelManager, ModelSource
+from hafvt.server.manager import ModelManager, ModelSource, served_names
 from hafvt.server.middleware import SecurityMiddleware, error_response
+from hafvt.server.page_files import page_router
 from hafvt.server.prometheus import ServerMetrics
 from hafvt.server.schemas import ErrorResponse, explain_error
 
@@ -28,18 +28,17 @@ ERROR_STATUSES = (400, 401, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 50
 
 
 def create_app(
-    source: ModelSource,
-    *,
+    *sources: ModelSource,
     api_key: str | None = None,
     allowed_hosts: tuple[str, ...] = (),
     cors_origins: tuple[str, ...] = (),
     queue_size: int = 1024,
     timeout: float = 10.0,
 ) -> FastAPI:
-    """Load the model and return the application.
+    """Load the models and return the application.
 
     Args:
-        source: where the model is read from.
+        sources: where the models are read from, at least one; requests that name none get the first.
         api_key: the key that callers must send; None answers everybody.
         allowed_hosts: the values of the Host header, without port, that are answered; empty answers all.
         cors_origins: origins whose pages may call the server from a browser.
@@ -47,10 +46,11 @@ def create_app(
         timeout: seconds until a request is answered with status 504.
 
     Raises:
-        HafvtError: the model cannot be loaded.
+        HafvtError: a model cannot be loaded.
     """
     metrics = ServerMetrics()
-    models = ModelManager(source, metrics)
+    managers = [ModelManager(source, metrics) for source in sources]
+    models = dict(zip(served_names(managers), managers, strict=True))
     batcher = Batcher(
         answer_batch,
         max_batch_size=max_batch_size,
@@ -60,11 +60,11 @@ def create_app(
     )
     metrics.queue_depth.set_function(lambda: batcher.depth)
     metrics.ready.set(1)
-    metrics.num_items.set_function(lambda: len(models.current.recommender.catalog))
+    metrics.num_items.set_function(lambda: len(managers[0].current.recommender.catalog))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(models.run())]
+        tasks = [asyncio.create_task(task) for task in (batcher.run(), *(m.run() for m in managers))]
         yield
         for task in tasks:
             task.cancel()
@@ -95,9 +95,8 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
         )
     add_error_handlers(app)
-    for router in ROUTERS:
+    for router in (*ROUTERS, page_router()):
         app.include_router(router)
-    app.mount("/static", StaticFiles(directory=routes.STATIC))
     return app
 
 

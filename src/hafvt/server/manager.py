@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import hashlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -81,6 +83,18 @@ class ModelSource:
                 states[path] = status.st_mtime_ns, status.st_size
         return states
 
+    def version(self) -> str:
+        """Return a hash that differs after another training, export or addition of items.
+
+        It is equal for copies of a model, so that several servers behind one address agree.
+        """
+        digest = hashlib.sha256()
+        for path, (_, size) in sorted(self.file_states().items()):
+            digest.update(f"{path.relative_to(self.folder)} {size}\n".encode())
+            if path.name in ("model.json", "export.json"):
+                digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -92,6 +106,7 @@ class LoadedModel:
         pictures: returns pictures of the items.
         users: histories of the dataset's users; None without the dataset.
         loaded_at: time of loading, ISO 8601, UTC.
+        version: see `ModelSource.version`.
         policies: by name, rules that requests may name.
     """
 
@@ -100,6 +115,7 @@ class LoadedModel:
     pictures: PictureCache
     users: UserHistories | None
     loaded_at: str
+    version: str
     policies: Mapping[str, Policy] = field(default_factory=dict)
 
     @classmethod
@@ -110,6 +126,7 @@ class LoadedModel:
             HafvtError: there is no model, its scores are not finite, or a policy does not fit its items.
         """
         source = source.resolve()  # so that all files are of one model if a link changes meanwhile
+        version = source.version()
         recommender = Recommender.open(source.folder, source.data, threads=num_scoring_threads())
         catalog = recommender.catalog
         for index, domain in enumerate(catalog.domains):
@@ -130,7 +147,8 @@ class LoadedModel:
                     logger.warning("policy %s: %d ids are unknown, such as %s", name, len(unknown_ids), ids)
             except HafvtError as error:
                 raise HafvtError(f"--policies {source.policies}: policy {name[:80]!r}: {error}") from None
-        return cls(recommender, ItemSearch(catalog), PictureCache(catalog), users, loaded_at, policies)
+        search, pictures = ItemSearch(catalog), PictureCache(catalog)
+        return cls(recommender, search, pictures, users, loaded_at, version, policies)
 
 
 class ModelManager:
@@ -204,6 +222,15 @@ class ModelManager:
         name, num_items = model.recommender.scorer.name, len(model.recommender.catalog)
         logger.info("serving %s, %d items", name, num_items)
         return model
+
+
+def served_names(managers: Sequence[ModelManager]) -> list[str]:
+    """Return a distinct name for each served model: that of the model, or of its folder, or with a number."""
+    names = [manager.current.recommender.scorer.name for manager in managers]
+    if len(set(names)) < len(names):
+        names = [manager.source.folder.resolve().name for manager in managers]
+    repeats = Counter(names)
+    return [name if repeats[name] == 1 else f"{name} {number}" for number, name in enumerate(names, 1)]
 
 
 def num_scoring_threads() -> int:

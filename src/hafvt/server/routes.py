@@ -6,12 +6,11 @@ A route in a file of its own: make an `APIRouter` there as here, and list it in 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from hafvt.data.attributes import attribute_names
 from hafvt.errors import HafvtError
@@ -21,7 +20,6 @@ from hafvt.server import schemas
 from hafvt.server.answers import BatchKey
 from hafvt.server.manager import LoadedModel
 
-STATIC = Path(__file__).with_name("static")
 PICTURE_MAX_AGE_S = 3600  # how long browsers use a picture without asking for a newer one
 MAX_USER_HISTORY = 1000  # items of /users/{user_id}
 MAX_LISTED_HISTORY = 12  # items of each user of /users
@@ -36,9 +34,23 @@ UserRequestType = TypeVar("UserRequestType", bound=schemas.UserRequest)
 router = APIRouter()
 
 
-async def current_model(request: Request) -> LoadedModel:
+async def model_name(
+    request: Request,
+    model: Annotated[str, Query(max_length=200, description="a served model, default: the first")] = "",
+) -> str:
+    """Return the name of the model that answers."""
+    names = list(request.app.state.models)
+    if model and model not in names:
+        raise HafvtError(f"no model {model[:80]!r}: choose one of {', '.join(names)}")
+    return model or names[0]
+
+
+ModelName = Annotated[str, Depends(model_name)]
+
+
+async def current_model(request: Request, name: ModelName) -> LoadedModel:
     """Return the model that answers."""
-    model: LoadedModel = request.app.state.models.current
+    model: LoadedModel = request.app.state.models[name].current
     return model
 
 
@@ -93,11 +105,13 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/model")
-async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
-    """Describes the model and its domains."""
+async def describe_model(model: CurrentModel, request: Request) -> schemas.ModelResponse:
+    """Describes a model and its domains, and names all served models."""
     scorer = model.recommender.scorer
     return schemas.ModelResponse(
         name=scorer.name,
+        models=list(request.app.state.models),
+        version=model.version,
         domains=[
             schemas.DomainResponse(name=d.name, num_items=len(d)) for d in model.recommender.catalog.domains
         ],
@@ -105,14 +119,17 @@ async def describe_model(model: CurrentModel) -> schemas.ModelResponse:
         modalities=list(scorer.modalities),
         max_length=scorer.max_length,
         can_explain=scorer.can_explain,
-        has_users=model.users is not None,
         attributes=attribute_names(model.recommender.catalog.table),
+        has_users=model.users is not None,
+        has_vectors=model.recommender.read_vectors is not None,
         policies=list(model.policies),
     )
 
 
 @router.post("/recommend", response_model=schemas.RecommendResponse, response_model_exclude_unset=True)
-async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request: Request) -> Any:
+async def recommend(
+    body: schemas.RecommendRequest, name: ModelName, model: CurrentModel, request: Request
+) -> Any:
     """Recommends the k best items of a domain for a history, or for a user of the dataset."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
     policy = choose_policy(model.policies, body.policy)
@@ -121,32 +138,62 @@ async def recommend(body: schemas.RecommendRequest, model: CurrentModel, request
     body = with_history(body, model).model_copy(update={"exclude": [*body.exclude, *policy.exclude]})
     exclude_seen = policy.exclude_seen if body.exclude_seen is None else body.exclude_seen
     k = None if rules == NO_RULES else body.k
-    key = BatchKey(model, body.domain, exclude_seen, body.include_shares, body.time, rules, k)
+    key = BatchKey(name, model, body.domain, exclude_seen, body.include_shares, body.time, rules, k)
     return await request.app.state.batcher.submit(key, body)
 
 
 @router.post("/explain", response_model=schemas.ExplainResponse)
-async def explain(body: schemas.ExplainRequest, model: CurrentModel, request: Request) -> Any:
+async def explain(
+    body: schemas.ExplainRequest, name: ModelName, model: CurrentModel, request: Request
+) -> Any:
     """Explains the score of an item for a history, or for a user of the dataset."""
     item_index(model, body.item)
-    key = BatchKey(model, time=body.time)
+    key = BatchKey(name, model, time=body.time)
     return await request.app.state.batcher.submit(key, with_history(body, model))
 
 
 @router.get("/items")
-async def search_items(
+def search_items(  # not async: a misspelled word takes a while in a large catalog
     model: CurrentModel, query: Text = "", domain: Text | None = None, limit: Limit = 24, offset: Offset = 0
 ) -> schemas.ItemPage:
-    """Lists items whose titles and ids match all words of the query, the most popular first."""
+    """Lists items whose titles and ids match all words of the query, the most popular first.
+
+    A word matches words that begin with it or have its English stem; if there is none, similar spellings.
+    """
     matches, catalog = model.search.search(query, domain), model.recommender.catalog
     page = [catalog.item(item) for item in matches[offset : offset + limit].tolist()]
     return schemas.ItemPage(items=[schemas.ItemResponse.from_item(item) for item in page], total=len(matches))
+
+
+@router.post("/items")
+async def get_items(body: schemas.ItemsRequest, model: CurrentModel) -> schemas.ItemList:
+    """Return the items of some ids."""
+    catalog = model.recommender.catalog
+    indices, unknown_ids = catalog.indices(dict.fromkeys(body.ids))
+    items = [schemas.ItemResponse.from_item(catalog.item(index)) for index in indices.tolist()]
+    return schemas.ItemList(items=items, unknown_ids=list(unknown_ids))
 
 
 @router.get("/items/{item_id:path}")
 async def get_item(item_id: str, model: CurrentModel) -> schemas.ItemResponse:
     """Return an item."""
     return schemas.ItemResponse.from_item(model.recommender.catalog.item(item_index(model, item_id)))
+
+
+@router.get("/similar-items/{item_id:path}")
+def similar_items(  # not async: runs in a thread, beside the recommendations
+    item_id: str, model: CurrentModel, k: Limit = 10, domain: Text | None = None, by: Text = "all"
+) -> schemas.SimilarItemsResponse:
+    """Return the items that are most similar to an item, by the cosines of their vectors."""
+    catalog = model.recommender.catalog
+    item = catalog.item(item_index(model, item_id))
+    (similar,) = model.recommender.similar_items([item_id], k, domain=domain, by=by)
+    return schemas.SimilarItemsResponse(
+        item=schemas.ItemResponse.from_item(item),
+        items=[
+            schemas.SimilarItemResponse.from_item(one.item, similarity=one.score) for one in similar.items
+        ],
+    )
 
 
 @router.get(
@@ -167,13 +214,19 @@ async def get_picture(request: Request, item_id: str, model: CurrentModel, side:
 
 
 @router.get("/users")
-async def list_users(model: CurrentModel, limit: Limit = 20, offset: Offset = 0) -> schemas.UserPage:
-    """Lists the dataset's users with the last items of their histories; none without the dataset."""
+async def list_users(
+    model: CurrentModel, query: Text = "", limit: Limit = 20, offset: Offset = 0
+) -> schemas.UserPage:
+    """Lists the dataset's users whose ids contain the query, with the last items of their histories.
+
+    There are none without the dataset.
+    """
     if model.users is None:
         return schemas.UserPage(users=[], total=0)
-    page = range(len(model.users))[offset : offset + limit]
+    matches = model.users.search(query)
+    page = matches[offset : offset + limit].tolist()
     users = [user_response(model, user, MAX_LISTED_HISTORY) for user in page]
-    return schemas.UserPage(users=users, total=len(model.users))
+    return schemas.UserPage(users=users, total=len(matches))
 
 
 @router.get("/users/{user_id:path}")
@@ -182,7 +235,15 @@ async def get_user(user_id: str, model: CurrentModel) -> schemas.UserResponse:
     user = model.users.index_of(user_id) if model.users is not None else None
     if user is None:
         raise HTTPException(404, "no such user: /users lists all users")
-    return user_response(model, user, MAX_USER_HISTORY)
+    assert model.users is not None
+    response = user_response(model, user, MAX_USER_HISTORY)
+    response.targets = [
+        schemas.TargetResponse(
+            item=schemas.ItemResponse.from_item(target.item), num_before=target.num_before, time=target.time
+        )
+        for target in model.users.targets(user, MAX_USER_HISTORY)
+    ]
+    return response
 
 
 def user_response(model: LoadedModel, user: int, limit: int) -> schemas.UserResponse:
@@ -190,9 +251,3 @@ def user_response(model: LoadedModel, user: int, limit: int) -> schemas.UserResp
     assert model.users is not None
     history = [schemas.ItemResponse.from_item(item) for item in model.users.last_items(user, limit)]
     return schemas.UserResponse(user_id=model.users.user_ids[user], history=history)
-
-
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    """Return the page for people."""
-    return FileResponse(STATIC / "index.html")

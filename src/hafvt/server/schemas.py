@@ -27,6 +27,7 @@ MAX_HISTORY_LENGTH = 10_000  # items of a request
 MAX_ITEMS = 100  # items of an answer
 MAX_CONDITION_LENGTH = 2000  # characters
 MAX_CAPPED_COLUMNS = 20
+VERSION = "of the model; another one answers once a newer model is loaded"
 
 
 def id_from_json(value: object) -> str:
@@ -144,6 +145,7 @@ class RecommendRequest(UserRequest):
         None, description="whether items of the history are left out; by default, as in the evaluation"
     )
     include_shares: bool = Field(False, description="whether each item has its `shares`; slower")
+    rank_of: Id | None = Field(None, description="id of an item whose `rank` the answer gives")
     time: Time = None
     policy: str | None = Field(
         None, max_length=MAX_ID_LENGTH, description="name of a policy of the server, whose rules hold, too"
@@ -183,6 +185,12 @@ class ExplainRequest(UserRequest):
     time: Time = None
 
 
+class ItemsRequest(StrictRequest):
+    """The body of `POST /items`."""
+
+    ids: Ids = Field(description="item ids")
+
+
 class ItemResponse(BaseModel):
     """An item of the catalog."""
 
@@ -202,11 +210,20 @@ class ItemResponse(BaseModel):
         return cls.model_validate({**vars(item), "picture": picture, **fields})
 
 
+class ReasonResponse(BaseModel):
+    """The item of the history that contributes most to a score."""
+
+    item_id: str
+    title: str | None
+    share: float = Field(description="of the score: over all branches, share of the branch times attention")
+
+
 class ScoredItemResponse(ItemResponse):
     """A recommended item."""
 
     score: float = Field(description="higher is better; comparable within one answer only")
     shares: Shares | None = Field(None, description="absent unless the request has `include_shares`")
+    reason: ReasonResponse | None = Field(None, description="absent unless the request has `include_shares`")
 
 
 class RecommendResponse(BaseModel):
@@ -216,6 +233,13 @@ class RecommendResponse(BaseModel):
     ranked_by: Literal["model", "popularity"] = Field(
         description="popularity if no item of the history is known"
     )
+    rank: float | None = Field(
+        None,
+        description="of `rank_of` among all items that may be listed without rules; ties share their mean rank; "
+        "absent without `rank_of`, null for an item that may not be listed",
+    )
+    model: str = Field(description="the name of the model that answers")
+    version: str = Field(description=VERSION)
     unknown_ids: UnknownIds
     unknown_excluded_ids: list[str] = Field(description="ids of `exclude` that the catalog does not have")
     unknown_rule_ids: list[str] = Field(
@@ -232,11 +256,13 @@ class ExplainResponse(BaseModel):
     history: list[ItemResponse] = Field(description="the items that the model reads, oldest first")
     shares: Shares
     attention: Attention
+    model: str = Field(description="the name of the model that answers")
+    version: str = Field(description=VERSION)
     unknown_ids: UnknownIds
 
     @classmethod
-    def from_explanation(cls, explanation: Explanation) -> Self:
-        """Return the answer that states an explanation."""
+    def from_explanation(cls, explanation: Explanation, **fields: str) -> Self:
+        """Return the answer that states an explanation; `fields` are those that name the model."""
         shares: dict[str, dict[str, float]] = {}
         attention: dict[str, dict[str, list[float]]] = {}
         for (sequence, modality), share in explanation.shares.items():
@@ -244,7 +270,7 @@ class ExplainResponse(BaseModel):
             weights = explanation.attention[sequence, modality]
             attention.setdefault(sequence, {})[modality] = list(weights)
         item, *history = map(ItemResponse.from_item, (explanation.item, *explanation.history))
-        parts = {"item": item, "history": history, "shares": shares, "attention": attention}
+        parts = {"item": item, "history": history, "shares": shares, "attention": attention, **fields}
         return cls.model_validate({**vars(explanation), **parts})
 
 
@@ -255,11 +281,42 @@ class ItemPage(BaseModel):
     total: int = Field(description="number of items that match, on all pages")
 
 
+class ItemList(BaseModel):
+    """The answer to `POST /items`."""
+
+    items: list[ItemResponse] = Field(description="the items of the ids, each once")
+    unknown_ids: list[str] = Field(description="ids that the catalog does not have")
+
+
+class SimilarItemResponse(ItemResponse):
+    """An item that is similar to another."""
+
+    similarity: float = Field(description="mean cosine of the vectors, at most 1")
+
+
+class SimilarItemsResponse(BaseModel):
+    """The answer to `GET /similar-items/{item_id}`."""
+
+    item: ItemResponse
+    items: list[SimilarItemResponse] = Field(description="the most similar first")
+
+
+class TargetResponse(BaseModel):
+    """An item that a user chose and that the training did not see: recommend for the items before it."""
+
+    item: ItemResponse
+    num_before: int = Field(description="number of items of `history` before it")
+    time: int | None = Field(description="`time` of the request that is to predict it; null without dates")
+
+
 class UserResponse(BaseModel):
     """A user of the dataset and the last items of their history, oldest first."""
 
     user_id: str
     history: list[ItemResponse]
+    targets: list[TargetResponse] = Field(
+        default_factory=list, description="test targets; of `GET /users/{user_id}` alone"
+    )
 
 
 class UserPage(BaseModel):
@@ -280,13 +337,16 @@ class ModelResponse(BaseModel):
     """The answer to `GET /model`."""
 
     name: str
+    models: list[str] = Field(description="the served models; requests choose one by `?model=`")
+    version: str = Field(description=VERSION)
     domains: list[DomainResponse]
+    attributes: list[str] = Field(description="the other columns of the items table, such as brand and price")
     sequences: list[str] = Field(description="of the model's branches; empty if it cannot explain scores")
     modalities: list[str] = Field(description="of the model's branches; empty if it cannot explain scores")
     max_length: int = Field(description="the model reads this many items, the last ones of a history")
     can_explain: bool
     has_users: bool = Field(description="whether GET /users lists users")
-    attributes: list[str] = Field(description="columns of the items table for `where` and `max_per`")
+    has_vectors: bool = Field(description="whether GET /similar-items compares items")
     policies: list[str] = Field(description="names of the policies")
 
 

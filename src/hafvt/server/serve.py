@@ -28,6 +28,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 @check_arguments
 def serve(
     run: Folder,
+    more: list[str] | None = None,
     *,
     host: str = "127.0.0.1",
     port: Port = 8000,
@@ -37,7 +38,7 @@ def serve(
     data: Folder | None = None,
     policies: str | Path | None = None,
 ) -> str:
-    """Serve a model over HTTP: recommendations, explanations, items, and a page to try the model with.
+    """Serve models over HTTP: recommendations, explanations, items, and a page to try the models with.
 
     The address is printed once the model is loaded. If the environment variable HAFVT_API_KEY is set, callers
     must send its value. A newer model in the folder is loaded while the old one answers; SIGHUP loads it at
@@ -47,6 +48,7 @@ def serve(
 
     Args:
         run: folder of a run or an export.
+        more: folders of further ones, which the page shows side by side and requests name by ?model=.
         host: address to listen at; 0.0.0.0 lets other machines in.
         port: port to listen at; 0 takes a free one.
         queue: largest number of requests that wait for the model; further ones get status 429.
@@ -78,8 +80,11 @@ def serve(
     with listen(host, port) as listener:
         is_loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         app = create_app(
-            ModelSource(
-                Path(run), Path(data) if data else None, None if policies is None else Path(policies)
+            *(
+                ModelSource(
+                    Path(folder), Path(data) if data else None, None if policies is None else Path(policies)
+                )
+                for folder in (run, *(more or ()))
             ),
             api_key=api_key,
             allowed_hosts=(*LOOPBACK_HOSTS, host.lower()) if api_key is None and is_loopback else (),
@@ -113,7 +118,12 @@ def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     if hasattr(signal, "SIGHUP"):
         models = server.config.app.state.models  # type: ignore[union-attr]
-        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: models.request_reload())
+
+        def reload() -> None:
+            for manager in models.values():
+                manager.request_reload()
+
+        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reload())
     try:
         server.run(sockets=[listener])
     finally:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from starlette.exceptions import HTTPException
 
-from hafvt.data.dataset import ARRAYS, Dataset
+from hafvt.data.dataset import ARRAYS, Dataset, Int64
 from hafvt.inference.catalog import Item, ItemCatalog
+
+
+class TestTarget(NamedTuple):
+    """An item that a user chose and that the training did not see.
+
+    Attributes:
+        item: the item.
+        num_before: number of known items of the listed history before it.
+        time: at which it is to be predicted, in seconds since 1970; None without dates.
+    """
+
+    item: Item
+    num_before: int
+    time: int | None
 
 
 class UserHistories:
@@ -22,6 +38,8 @@ class UserHistories:
         self._by_id = self.user_ids.arg_sort()  # found by bisection: a dictionary would take more memory
         self._sorted_ids = self.user_ids.gather(self._by_id)
         self._item_ids, self._offsets = dataset.item_table["item_id"], np.array(dataset.offsets)
+        self._test = np.array(dataset.test)
+        self._test_times = dataset.request_times(self._test)
         self._file = (dataset.folder / "items.npy").open("rb")
         np.lib.format.read_magic(self._file)
         np.lib.format.read_array_header_1_0(self._file)
@@ -36,6 +54,24 @@ class UserHistories:
         place = int(self._sorted_ids.search_sorted(user_id))
         is_match = place < len(self._sorted_ids) and self._sorted_ids[place] == user_id
         return int(self._by_id[place]) if is_match else None
+
+    def search(self, query: str) -> Int64:
+        """Return the indices of users whose id contains a text, without regard to case; all for "".
+
+        The user with exactly this id comes first, then those whose id begins with it.
+        """
+        if not query:
+            return np.arange(len(self), dtype=np.int64)
+        folded = self.user_ids.str.to_lowercase()
+        text = query.lower()
+        place = (
+            pl.when(self.user_ids == query).then(0).when(folded.str.starts_with(text)).then(1).otherwise(2)
+        )
+        table = pl.select(
+            user=pl.int_range(len(self)), place=place, found=folded.str.contains(text, literal=True)
+        )
+        matches: Int64 = table.filter("found").sort("place", maintain_order=True)["user"].to_numpy()
+        return matches
 
     def last_items(self, user: int, limit: int) -> list[Item]:
         """Return the last items, at most `limit`, of the history of the user with an index, oldest first.
@@ -65,3 +101,18 @@ class UserHistories:
             raise HTTPException(503, message)
         ids: list[str] = self._item_ids.gather(items).to_list()
         return ids
+
+    def targets(self, user: int, limit: int) -> list[TestTarget]:
+        """Return the test targets among the last items of a user, at most `limit`, oldest first."""
+        item_ids = self.last_ids(user, limit)
+        start = int(self._offsets[user + 1]) - len(item_ids)
+        indices = [self.catalog.index_of(item_id) for item_id in item_ids]
+        first, last = np.searchsorted(self._test, [start, start + len(item_ids)]).tolist()
+        targets = []
+        for number in range(first, last):
+            place = int(self._test[number]) - start
+            if (index := indices[place]) is not None:
+                num_before = sum(other is not None for other in indices[:place])
+                time = None if self._test_times is None else int(self._test_times[number])
+                targets.append(TestTarget(self.catalog.item(index), num_before, time))
+        return targets

@@ -33,6 +33,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
         pl.col("item_id").replace(odd, ODD_ID),
         title.when(is_(bare)).then(pl.lit("Bare shoulders")).otherwise(pl.col("title")).alias("title"),
         pl.when(is_(bare)).then(None).otherwise(pl.col("image")).alias("image"),
+        pl.format("Brand {}", pl.col("item_id").str.slice(-1)).alias("brand"),
+        pl.format("https://shop.example/{}", pl.col("item_id")).alias("page"),
     ).write_csv(items)
     log.with_columns(pl.col("item_id").replace(odd, ODD_ID)).write_csv(interactions)
     data = hafvt.prepare(interactions, items, folder / "data", min_per_domain=3)

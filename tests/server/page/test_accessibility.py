@@ -36,10 +36,10 @@ def test_keyboard_reaches_all_functions(visitor):
     tab_to("#domains input")
     keys.press("ArrowRight")
     expect(page.locator("#recommendations-note")).to_have_text("The 10 best of homeware after 1 item.")
-    tab_to("#cards .main")
+    tab_to(".cards .main")
     keys.press("ArrowRight")
     keys.press("ArrowDown")
-    place = page.evaluate("[...document.querySelectorAll('#cards .main')].indexOf(document.activeElement)")
+    place = page.evaluate("[...document.querySelectorAll('.cards .main')].indexOf(document.activeElement)")
     assert place > 2
     expect(page.locator("#explanation-title")).to_have_text(names(cards(page))[place])
     keys.press("Enter")

@@ -16,6 +16,7 @@ from tests.server.page.visitor import (
     choose_domain,
     first_user,
     names,
+    press_in_menu,
     send,
     tiles,
     titles,
@@ -30,7 +31,7 @@ def test_page_empty_history_shows_popular_items(visitor):
     expect(page.locator("#recommendations-note")).to_have_text(
         "No history yet: the most popular items of garments."
     )
-    expect(page.locator("#explanation .summary")).to_contain_text("in the training data")
+    expect(page.locator("#explanation .summary")).to_contain_text("Popular: chosen")
     body = {"history": [], "domain": "garments"}
     answer = send(visitor, "/recommend", body)
     assert names(cards(page))[4:] == titles(answer)[4:]  # the first four are odd
@@ -57,7 +58,7 @@ def test_finder_chosen_items_change_recommendations(visitor):
     expect(page.locator("#history-note")).to_have_text(re.compile("1 garments.*2 homeware"))
     cards(page).nth(3).hover()
     added = names(cards(page))[3]
-    cards(page).nth(3).locator(".plus").click()
+    cards(page).nth(3).locator(".plus").first.click()
     expect(tiles(page)).to_have_count(4)
     assert names(tiles(page))[3] == added
     expect(page.locator("#recommendations-note")).to_have_text("The 10 best of garments after 4 items.")
@@ -94,10 +95,9 @@ def test_finder_user_id_loads_history_or_shows_error(visitor):
     page.get_by_label("User id").fill(user_id)
     page.get_by_label("User id").press("Enter")
     expect(tiles(page)).to_have_count(len(history))
-    visitor.expected += "|/users/nobody 404"
     page.get_by_label("User id").fill("nobody")
     page.get_by_label("User id").press("Enter")
-    expect(page.locator("#history-note")).to_contain_text("No such user")
+    expect(page.locator("#user-count")).to_have_text("No user id contains “nobody”.")
     expect(cards(page)).to_have_count(10)
 
 
@@ -138,7 +138,9 @@ def test_card_hovered_shows_explanation(visitor):
     # The attention of one branch.
     bars.nth(1).click()
     expect(bars.nth(1)).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#explanation .attention-part h3")).to_have_text("Attention of garments, pictures")
+    expect(page.locator("#explanation .attention-part h3")).to_have_text(
+        "Items that mattered most for garments, pictures"
+    )
     weights = answer["attention"]["garments"]["id"]
     garments = sum(weight > 0 for weight in weights)
     assert tiles(page).locator(".attention .segment").count() == garments
@@ -171,14 +173,34 @@ def test_state_after_reload_is_the_same(visitor):
     expect(cards(page)).to_have_count(5)
     expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 3 items.")
     before = names(tiles(page))
-    tiles(page).nth(2).hover()
-    tiles(page).nth(2).locator(".earlier").click()
+    press_in_menu(page, tiles(page).nth(2), "Move earlier")
     expect(tiles(page).nth(1)).to_contain_text(before[2])
     page.wait_for_load_state("networkidle")
     page.reload()
     expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 3 items.")
     assert names(tiles(page)) == [before[0], before[2], before[1]]
     expect(page.locator("#domains input:checked")).to_have_value("homeware")
-    tiles(page).nth(0).hover()
-    tiles(page).nth(0).locator(".close").click()
+    press_in_menu(page, tiles(page).nth(0), "Remove from the history")
     expect(page.locator("#recommendations-note")).to_have_text("The 5 best of homeware after 2 items.")
+
+
+def test_similar_items_of_a_card_and_a_tile_are_the_servers(visitor):
+    _, history = first_user(visitor)
+    page = visitor.open(f"#{urlencode({'item': history[:3]}, doseq=True)}")
+    expect(cards(page)).to_have_count(10)
+    for press in (
+        lambda: press_in_menu(page, tiles(page).nth(1), "Similar items"),
+        lambda: press_in_menu(page, cards(page).nth(4), "Similar items", ".actions"),
+    ):
+        press()
+        expect(page.locator("#item-count")).to_contain_text("Similar to")
+        name = page.locator("#item-count b").inner_text()
+        item = names(tiles(page))[1], names(cards(page))[4]
+        assert name in item
+    answer = send(visitor, f"/similar-items/{history[1]}?k=24")
+    press_in_menu(page, tiles(page).nth(1), "Similar items")
+    expect(page.locator("#results .main").first).to_have_attribute("data-id", answer["items"][0]["item_id"])
+    expect(page.locator("#results .main")).to_have_count(24)
+    assert page.evaluate("document.activeElement.id") == "finder-title"
+    page.get_by_role("button", name="Show all items").click()
+    expect(page.locator("#item-count")).to_have_text("80 items")

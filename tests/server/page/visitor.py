@@ -23,9 +23,9 @@ expect.set_options(timeout=20_000)  # milliseconds; machines may be busy
 
 
 @contextmanager
-def serving(source: ModelSource, **settings: Any) -> Iterator[str]:
-    """Serves a model in a thread; yields the address of the server."""
-    with run_in_thread(create_app(source, **settings)) as port:
+def serving(*sources: ModelSource, **settings: Any) -> Iterator[str]:
+    """Serves models in a thread; yields the address of the server."""
+    with run_in_thread(create_app(*sources, **settings)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -88,7 +88,7 @@ def first_user(visitor: Visitor) -> tuple[str, list[str]]:
 
 
 def cards(page: Page) -> Locator:
-    return page.locator("#cards > .card:not(.ghost)")
+    return page.locator(".cards > .card:not(.ghost)")
 
 
 def tiles(page: Page) -> Locator:
@@ -112,5 +112,13 @@ def choose_domain(page: Page, group: str, domain: str) -> None:
     page.locator(group).get_by_role("radio", name=domain).check()
 
 
+def press_in_menu(page: Page, entry: Locator, action: str, opener: str = ".main") -> None:
+    """Opens the menu of a tile or card and presses one of its actions."""
+    entry.hover()
+    entry.locator(opener).click()
+    page.locator("#menu").get_by_role("button", name=action).click()
+
+
 def overflow(page: Page) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    """Returns by how many pixels the content is wider than the screen, which a phone would shrink it to."""
+    return page.evaluate("document.documentElement.scrollWidth") - page.viewport_size["width"]

@@ -54,7 +54,14 @@ export async function request(path, { body, signal } = {}) {
       : toSentence(content?.error) ?? `The server answers with status ${response.status}.`,
   );
   error.status = response.status;
+  error.retryAfter = Number(response.headers.get("Retry-After")) || null; // seconds
   throw error;
+}
+
+/** Returns the milliseconds after which to repeat a request that failed some times; null if it would fail again. */
+export function retryDelay(error, numFailures) {
+  if (error.status && error.status !== 429 && error.status < 500) return null;
+  return 1000 * Math.min(30, error.retryAfter ?? 2 ** numFailures);
 }
 
 /** Wraps task(signal, ...) such that each call aborts the previous one: only the latest call has an effect. */
@@ -105,7 +112,7 @@ function promptForKey(refusedKey) {
       dialog.close();
       resolve();
     };
-    dialog.onclose = () => reject(new RequestError("The server needs an API key."));
+    dialog.onclose = () => reject(Object.assign(new RequestError("The server needs an API key."), { status: 401 }));
     document.getElementById("key-cancel").onclick = () => dialog.close();
     dialog.showModal();
   }).finally(() => {

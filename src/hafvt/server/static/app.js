@@ -1,55 +1,88 @@
 // The page. All that it shows follows from a history, a domain and a number k, which the address keeps.
 
 import { debounce, latestOnly, request } from "./api.js";
-import { makeCards } from "./cards.js";
 import { announce, byId, element, errorLine, icon, itemName } from "./dom.js";
-import { makeExplanation } from "./explanation.js";
+import { makeExplainer } from "./explainer.js";
 import { makeDomainChoice, makeFinder } from "./finder.js";
-import { colorClass, formatCount, loadModel, model, sumOfShares } from "./model.js";
-import { readState, writeState } from "./state.js";
-import { drawThreads } from "./threads.js";
+import { startHeader } from "./header.js";
+import { startMenu } from "./menu.js";
+import { formatCount, isLink, loadModels, model } from "./model.js";
+import { makeOptions } from "./options.js";
+import { makeRecommendations } from "./recommendations.js";
+import { closeSheet, opensAsSheet, openSheet, startSheet } from "./sheet.js";
+import { readState, undo, writeState } from "./state.js";
+import { hideToast, showToast } from "./toast.js";
 import { makeTimeline } from "./timeline.js";
 
-const WIDE = matchMedia("(min-width: 1280px)"); // the finder has a column of its own
-const NARROW = matchMedia("(max-width: 999px)"); // the explanation covers the lower half of the page
-const NO_RECOMMENDATIONS = { items: [], ranked_by: "model", unknown_ids: [] };
+/**
+ * All that the address holds: the history as entries {item}; the domain, "" for all; the models, none for the first;
+ * `excluded` ids; `columns` of the items table on cards; `targetIndex` among `targets`, the test targets of the user.
+ */
+const view = { userId: null, history: [], domain: "", k: 10, models: [], excluded: [], includeSeen: false, where: "",
+  diversity: 0, columns: [], targets: [], targetIndex: null, target: null };
+let selectDomain; // shows a domain as the chosen one
 
-const view = { userId: null, history: [], domain: "", k: 10 }; // history: entries {item}
-let recommendations = NO_RECOMMENDATIONS;
-let explainedItem = null; // the recommendation whose explanation is shown
-let isPinned = false; // whether the explanation stays when the pointer moves to another card
-let explanation = null; // the server's answer about explainedItem, null until it arrives
-let selectedBranch = null; // the branch whose attention is shown, null for all of them
-let addressedId = null; // the id of the item that the address wants explained
-let selectDomain;
-
-const timeline = makeTimeline((history) => setHistory(history), () => openFinder(true));
-const finder = makeFinder({ toggle, selectUser: (userId) => start({ userId, itemIds: [] }) });
-const cards = makeCards({ preview, choose, add });
-const panel = makeExplanation({
-  close,
-  add,
-  selectBranch: (branch) => {
-    selectedBranch = branch;
-    showAttention();
-  },
-});
-
+const timeline = makeTimeline({ change: (history, message) => {
+  setHistory(history);
+  if (message) showToast(message, undo);
+}, add: () => openFinder(true), actionsFor: (item) => similarAction(item) });
+const finder = makeFinder({ toggle, selectUser });
+const explainer = makeExplainer(view, { add, hide, timeline, saveState: () => saveState(),
+  select: (...selection) => recommendations.select(...selection) });
+const recommendations = makeRecommendations({ ...explainer, add, actionsFor, modelReplaced,
+  showExcluded: () => {
+    byId("recommendations-title").focus();
+    change({ excluded: [] });
+  } });
+makeOptions(view, { change, lists: recommendations.lists, bodyOf: (list) => recommendations.bodyOf(list, view) });
 const historyIds = () => view.history.map((entry) => entry.item.item_id);
-const possessive = () => (view.userId === null ? "your" : "their");
-const saveState = () =>
-  writeState({ ...view, itemIds: historyIds(), explainedId: isPinned && explainedItem ? explainedItem.item_id : null });
+const saveState = (isChange = false) =>
+  writeState({ ...view, itemIds: historyIds(), explainedId: explainer.pinnedId() }, isChange);
+
+/** Returns the actions for an item that is recommended. */
+function actionsFor(item) {
+  return [{ label: "Add to the history", icon: "add", run: () => add(item) }, ...similarAction(item),
+    { label: "Not this one", icon: "hide", run: () => hide(item) },
+    ...Object.entries(item.attributes).filter(([, value]) => isLink(value))
+      .map(([name, value]) => ({ label: `Open ${name}`, icon: "open", href: value }))];
+}
+
+/** Keeps an item out of all lists. */
+function hide(item) {
+  change({ excluded: [...view.excluded, item.item_id] });
+  showToast(`${itemName(item)} is no longer recommended`, undo);
+}
+
+/** Changes parts of the view that are not the history. */
+function change(parts) {
+  Object.assign(view, parts);
+  hideToast();
+  saveState(true);
+  recommend();
+}
+
+const recommend = () => recommendations.show(view);
+
+function similarAction(item) {
+  if (!model.has_vectors) return [];
+  return [{ label: "Similar items", icon: "similar", run: () => {
+    openFinder(true);
+    finder.showSimilar(item);
+    byId("finder-title").focus();
+  } }];
+}
 
 // ---- the history
 
 /** Shows a history that the visitor changed, which is thus no longer that of a user of the dataset. */
 function setHistory(history) {
-  view.history = history;
-  view.userId = null;
-  render();
+  Object.assign(view, { history, userId: null, targets: [], targetIndex: null, target: null });
+  hideToast();
+  render(true);
 }
 
 function add(item) {
+  knownItems.set(item.item_id, item);
   setHistory([...view.history, { item }]);
   announce(`${itemName(item)} added, ${formatCount(view.history.length, "item")}`);
 }
@@ -61,201 +94,100 @@ function toggle(item) {
   announce(`${itemName(item)} removed, ${formatCount(remaining.length, "item")} left`);
 }
 
-function render() {
+function selectUser(userId) {
+  closeSheet();
+  return start({ userId, itemIds: [] }, true);
+}
+
+function render(isChange) {
   timeline.show(view.history, view.userId);
+  showTargets();
   finder.setHistory(historyIds());
-  saveState();
+  saveState(isChange);
   recommend();
 }
 
-/** Starts from a user of the dataset, or from items by their ids. */
-const start = latestOnly(async (signal, { userId, itemIds }) => {
+const knownItems = new Map(); // item id -> item, of the histories of this visit
+
+/** Starts from a user of the dataset, at one of the targets or with the whole history, or from items by their ids. */
+const start = latestOnly(async (signal, { userId, itemIds, targetIndex = null }, isChange = false) => {
   try {
     if (userId !== null) {
       const user = await request(`/users/${encodeURIComponent(userId)}`, { signal });
-      Object.assign(view, { userId: user.user_id, history: user.history.map((item) => ({ item })) });
+      for (const item of user.history) knownItems.set(item.item_id, item);
+      const target = user.targets[targetIndex] ?? null;
+      const ids = user.history.slice(0, target?.num_before).map((item) => item.item_id);
+      Object.assign(view, { userId: user.user_id, history: entriesOf(ids), targets: user.targets, target,
+        targetIndex: target && targetIndex });
+      if (target && view.domain && view.domain !== target.item.domain) view.domain = target.item.domain;
+      selectDomain(view.domain);
     } else {
-      const items = await Promise.all(itemIds.map((id) => fetchItem(id, signal)));
-      Object.assign(view, { userId: null, history: items.map((item) => ({ item })) });
+      await fetchItems(itemIds.filter((id) => !knownItems.has(id)), signal);
+      Object.assign(view, { userId: null, history: entriesOf(itemIds), targets: [], target: null, targetIndex: null });
     }
   } catch (error) {
     if (signal.aborted) throw error;
-    byId("history-note").replaceChildren(errorLine(error, () => start({ userId, itemIds })));
-    if (!recommendations.items.length) recommend();
+    timeline.show(view.history, view.userId);
+    byId("history-note").replaceChildren(errorLine(error, () => start({ userId, itemIds, targetIndex }, isChange)));
+    if (!recommendations.lists().length) recommend();
     return;
   }
-  render();
+  render(isChange);
 });
 
-async function fetchItem(id, signal) {
-  try {
-    const item = await request(`/items/${encodeURIComponent(id)}`, { signal });
-    if (item.item_id === id) return item;
-  } catch (error) {
-    if (!(error.status < 500) || error.status === 429) throw error; // else there is no such item
-  }
-  return { item_id: id, title: null, domain: "", picture: null, train_count: 0, is_unknown: true };
+/** Fetches items into `knownItems`; an id that the catalog does not have becomes an item that `is_unknown`. */
+async function fetchItems(ids, signal) {
+  if (!ids.length) return;
+  const { items, unknown_ids } = await request("/items", { body: { ids }, signal });
+  for (const item of items) knownItems.set(item.item_id, item);
+  for (const item_id of unknown_ids)
+    knownItems.set(item_id, { item_id, title: null, domain: "", picture: null, train_count: 0, attributes: {},
+      is_unknown: true });
+}
+
+/** Returns entries for item ids, those of the present history where they are the same. */
+function entriesOf(ids) {
+  const present = Map.groupBy(view.history, (entry) => entry.item.item_id);
+  return ids.map((id) => {
+    const entry = present.get(id)?.shift();
+    return entry?.item === knownItems.get(id) ? entry : { item: knownItems.get(id) };
+  });
+}
+
+/** Offers to go back to before each choice that the model did not see, where the next choice is known. */
+function showTargets() {
+  const select = byId("target");
+  byId("look-back").hidden = !view.targets.length;
+  const options = view.targets.map(({ item }, index) => element("option", { value: index }, `${item.domain}: ${itemName(item)}`));
+  select.replaceChildren(element("option", { value: "" }, "none: the whole history"), ...options);
+  select.value = view.targetIndex ?? "";
 }
 
 // ---- the recommendations
 
-const recommend = latestOnly(async (signal) => {
-  const body = { history: historyIds(), domain: view.domain, k: view.k, include_shares: model.can_explain };
-  cards.showBusy(view.k);
+/** Shows the model that has replaced one of this page. */
+async function modelReplaced() {
   try {
-    recommendations = await request("/recommend", { body, signal });
-  } catch (error) {
-    if (signal.aborted) throw error;
-    recommendations = NO_RECOMMENDATIONS;
-    clearExplanation();
-    byId("recommendations-note").textContent = "";
-    cards.showError(errorLine(error, recommend));
-    return;
+    await loadModels();
+  } catch {
+    return setTimeout(recommend, 2000);
   }
-  const { items } = recommendations;
-  cards.show(items, possessive());
-  byId("recommendations-note").textContent = describeRecommendations();
-  const selected = items.find((item) => item.item_id === (addressedId ?? explainedItem?.item_id));
-  isPinned = Boolean(selected) && (isPinned || addressedId !== null);
-  addressedId = null;
-  if (items.length) explain(selected ?? items[0]);
-  else clearExplanation();
-});
-
-function describeRecommendations() {
-  const { items, ranked_by, unknown_ids } = recommendations;
-  if (!items.length) return `There are no more items to recommend in ${view.domain}.`;
-  const numRead = Math.min(view.history.length - unknown_ids.length, model.max_length);
-  const skipped = unknown_ids.length ? ` ${formatCount(unknown_ids.length, "id")} not in the catalog, skipped.` : "";
-  if (ranked_by === "model")
-    return `The ${items.length} best of ${view.domain} after ${formatCount(numRead, "item")}.${skipped}`;
-  const reason = view.history.length ? "The catalog has no item of the history" : "No history yet";
-  return `${reason}: the most popular items of ${view.domain}.${skipped}`;
-}
-
-// ---- the explanation
-
-function clearExplanation() {
-  explainedItem = null;
-  isPinned = false;
-  explanation = null;
-  panel.hide();
-  showAttention();
-}
-
-/** Explains an item: at once by its shares, and by attention when the server has answered. */
-const explain = latestOnly(async (signal, item) => {
-  if (explainedItem?.item_id !== item.item_id) explanation = null;
-  explainedItem = item;
-  selectedBranch = null;
-  cards.select(item.item_id, isPinned);
-  const rank = 1 + recommendations.items.indexOf(item);
-  panel.show(item, { rank, rankedBy: recommendations.ranked_by, possessive: possessive(), isPinned });
-  saveState();
-  if (!item.shares) {
-    explanation = null;
-    return showAttention();
-  }
-  try {
-    explanation = await request("/explain", { body: { history: historyIds(), item: item.item_id }, signal });
-  } catch (error) {
-    if (signal.aborted) throw error;
-    explanation = null;
-    showAttention();
-    return panel.showError(errorLine(error, () => explain(item)));
-  }
-  showAttention();
-});
-
-function preview(item) {
-  if (isPinned || NARROW.matches || explainedItem?.item_id === item.item_id) return updateThreads();
-  explain(item);
-}
-
-function choose(item) {
-  isPinned = !(isPinned && explainedItem?.item_id === item.item_id);
-  explain(item);
-  if (isPinned && NARROW.matches) byId("explanation-title").focus({ preventScroll: true });
-  if (isPinned) announce(`Explanation of ${itemName(item)} opened`);
-}
-
-function close() {
-  const hasFocus = byId("explanation").contains(document.activeElement);
-  isPinned = false;
-  panel.pin(false);
-  if (explainedItem) cards.select(explainedItem.item_id, false);
-  if (hasFocus && explainedItem) cards.cardOf(explainedItem.item_id)?.querySelector(".main").focus();
-  saveState();
-}
-
-/** Returns the entries that the model read, each with its part of the score for each sequence. */
-function attendedEntries() {
-  if (!explanation) return [];
-  const entries = view.history.filter((entry) => !entry.item.is_unknown).slice(-explanation.history.length);
-  return entries.map((entry, index) => ({ entry, item: entry.item, parts: model.sequences.map((sequence) => ({
-    color: colorClass(sequence),
-    share: model.modalities.reduce((sum, modality) => sum
-      + (explanation.attention[sequence]?.[modality]?.[index] ?? 0) * branchWeight(sequence, modality), 0),
-  })) }));
-}
-
-/** Returns the weight of a branch's attention: its share of the score; 1 or 0 if a branch is selected. */
-function branchWeight(sequence, modality) {
-  if (selectedBranch) return Number(selectedBranch.sequence === sequence && selectedBranch.modality === modality);
-  return explanation.shares[sequence]?.[modality] ?? 0;
-}
-
-function showAttention() {
-  const attended = attendedEntries();
-  timeline.showAttention(new Map(attended.map(({ entry, parts }) => [entry, parts])));
-  if (explanation) panel.showAttention(attended);
-  updateThreads();
-}
-
-function updateThreads() {
-  const card = explainedItem && explanation && !NARROW.matches ? cards.cardOf(explainedItem.item_id) : undefined;
-  drawThreads(card, attendedEntries().map(({ entry, parts }) => ({
-    tile: timeline.tileOf(entry),
-    color: parts.reduce((best, part) => (part.share > best.share ? part : best)).color,
-    share: sumOfShares(parts),
-  })));
+  knownItems.clear();
+  showModel();
+  showToast("A newer model answers now.");
+  return start({ userId: view.userId, itemIds: historyIds(), targetIndex: view.targetIndex });
 }
 
 // ---- the rest of the page
 
 function openFinder(isOpen) {
-  document.body.classList.toggle("finder-open", isOpen);
+  if (opensAsSheet("finder")) {
+    if (!isOpen) return closeSheet();
+    openSheet(byId("finder"), () => byId("open-finder").setAttribute("aria-expanded", "false"));
+  } else document.body.classList.toggle("finder-open", isOpen);
   byId("open-finder").setAttribute("aria-expanded", isOpen);
-  if (isOpen) byId("query").focus({ preventScroll: WIDE.matches });
-  updateThreads();
-}
-
-function makeThemeButton() {
-  const button = byId("theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const update = () => button.setAttribute("aria-pressed", isDark());
-  button.append(icon("theme"));
-  button.addEventListener("click", () => {
-    const theme = isDark() ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
-    localStorage.setItem("theme", theme);
-    update();
-  });
-  system.addEventListener("change", update);
-  update();
-}
-
-async function copyLink() {
-  const word = byId("copy-link").querySelector(".word");
-  try {
-    await navigator.clipboard.writeText(location.href);
-    word.textContent = "Copied";
-  } catch {
-    word.textContent = "Copy the address"; // pages without https may not write to the clipboard
-  }
-  announce(word.textContent);
-  setTimeout(() => (word.textContent = "Copy link"), 2000);
+  if (isOpen) byId("query").focus({ preventScroll: true });
+  explainer.updateThreads();
 }
 
 function fillNumberChoice() {
@@ -263,22 +195,30 @@ function fillNumberChoice() {
   const numbers = [...new Set([5, 10, 20, 50, view.k])].sort((a, b) => a - b);
   select.replaceChildren(...numbers.map((k) => element("option", { value: k }, String(k))));
   select.value = view.k;
+  byId("finder-done").textContent = `See ${formatCount(view.k, "recommendation")}`;
 }
 
 /** Shows the state that the address holds. */
 function showAddress() {
-  const state = readState();
-  view.k = state.k;
-  view.domain = model.domains.some(({ name }) => name === state.domain) ? state.domain : model.domains[0].name;
-  addressedId = state.explainedId;
+  const { userId, itemIds, targetIndex, explainedId, ...parts } = readState();
+  Object.assign(view, parts, {
+    domain: parts.domain === "" || isDomainName(parts.domain) ? parts.domain : model.domains[0].name,
+    models: parts.models.filter((name) => model.models.includes(name)),
+    columns: parts.columns.filter((name) => model.attributes.includes(name)),
+  });
+  explainer.setAddressed(explainedId);
   selectDomain(view.domain);
+  showModels();
   fillNumberChoice();
-  return start(state);
+  if (!view.history.length && (userId !== null || itemIds.length)) timeline.showBusy();
+  return start({ userId, itemIds, targetIndex });
 }
+
+const isDomainName = (domain) => model.domains.some(({ name }) => name === domain);
 
 async function openPage() {
   try {
-    await loadModel();
+    await loadModels();
   } catch (error) {
     if (error.status === 503) {
       byId("model").textContent = "The model is being loaded.";
@@ -286,22 +226,46 @@ async function openPage() {
     } else byId("model").replaceChildren(errorLine(error, openPage));
     return;
   }
-  const numItems = model.domains.reduce((sum, domain) => sum + domain.num_items, 0);
-  const names = model.domains.map((domain) => domain.name).join(", ");
-  byId("model").textContent = `${formatCount(numItems, "item")} of ${names}, ranked by ${model.name}`;
-  selectDomain = makeDomainChoice(byId("domains"), "recommend-in", "", (domain) => {
-    view.domain = domain;
-    saveState();
-    recommend();
-  });
+  showModel();
   byId("k").addEventListener("change", () => {
     view.k = Number(byId("k").value);
-    saveState();
-    recommend();
+    fillNumberChoice();
+    change({});
   });
-  finder.start();
-  window.addEventListener("hashchange", showAddress);
+  byId("target").addEventListener("change", () => {
+    const value = byId("target").value;
+    start({ userId: view.userId, itemIds: [], targetIndex: value === "" ? null : Number(value) }, true);
+  });
+  window.addEventListener("popstate", showAddress);
+  document.body.classList.remove("loading");
   await showAddress();
+}
+
+/** Shows what the page says of the models: names, domains, and items to start from. */
+function showModel() {
+  const numItems = model.domains.reduce((sum, domain) => sum + domain.num_items, 0);
+  const names = model.domains.map((domain) => domain.name).join(", ");
+  byId("model").textContent = `${formatCount(numItems, "item")} of ${names}, ranked by ${model.models.join(", ")}`;
+  const allLabel = model.domains.length > 1 ? "All" : "";
+  selectDomain = makeDomainChoice(byId("domains"), "recommend-in", allLabel, (domain) => change({ domain }));
+  if (view.domain && !isDomainName(view.domain)) view.domain = model.domains[0].name;
+  selectDomain(view.domain);
+  showModels();
+  finder.start();
+}
+
+/** Shows the choice of models, one or several side by side. */
+function showModels() {
+  const fieldset = byId("models");
+  fieldset.hidden = model.models.length < 2;
+  const chosen = () => model.models.filter((name) => fieldset.querySelector(`[value="${CSS.escape(name)}"]`).checked);
+  fieldset.querySelectorAll("label").forEach((label) => label.remove());
+  for (const name of model.models) {
+    const isChecked = view.models.length ? view.models.includes(name) : name === model.models[0];
+    fieldset.append(element("label", {}, element("input", { type: "checkbox", value: name, checked: isChecked,
+      change: (event) => (chosen().length ? change({ models: chosen() }) : (event.target.checked = true)) }),
+    element("span", {}, element("bdi", {}, name))));
+  }
 }
 
 byId("open-finder").addEventListener("click", () => openFinder(true));
@@ -310,21 +274,32 @@ byId("finder-close").addEventListener("click", () => {
   openFinder(false);
   byId("open-finder").focus();
 });
+byId("finder-done").addEventListener("click", () => {
+  closeSheet();
+  byId("recommendations-title").focus();
+  byId("recommendations").scrollIntoView();
+});
 byId("clear").addEventListener("click", () => {
   setHistory([]);
   announce("History cleared");
+  showToast("History cleared", undo);
   byId("timeline").querySelector(".add .main").focus();
 });
-byId("copy-link").prepend(icon("link"));
-byId("copy-link").addEventListener("click", copyLink);
 byId("skip").addEventListener("click", () => byId("recommendations-title").focus());
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && isPinned && !byId("key").open) close();
+  if (document.querySelector("dialog[open], :popover-open")) return; // has its own keys
+  if (event.key === "Escape" && explainer.pinnedId() !== null) explainer.close();
+  if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !event.target.matches("[type=search], [type=text], [type=password]")) {
+    event.preventDefault();
+    undo();
+  }
 });
-byId("timeline").parentElement.addEventListener("scroll", updateThreads, { passive: true });
-new ResizeObserver(debounce(50, updateThreads)).observe(byId("main"));
-makeThemeButton();
+byId("timeline").parentElement.addEventListener("scroll", explainer.updateThreads, { passive: true });
+new ResizeObserver(debounce(50, explainer.updateThreads)).observe(byId("main"));
+startHeader();
+startMenu();
+startSheet();
 const { userId, itemIds } = readState();
-document.body.classList.toggle("finder-open", WIDE.matches || (userId === null && !itemIds.length));
+document.body.classList.toggle("finder-open", matchMedia("(min-width: 80em)").matches || (userId === null && !itemIds.length));
 byId("open-finder").setAttribute("aria-expanded", document.body.classList.contains("finder-open"));
 openPage();

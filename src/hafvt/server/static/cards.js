@@ -1,8 +1,10 @@
 // The recommendations: a grid of cards, best first.
 
-import { arrangeChildren, byId, drawing, element, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
-import { colorClass, groupBySequence, mainReason, shadeClass } from "./model.js";
+import { arrangeChildren, drawing, element, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
+import { openMenu } from "./menu.js";
+import { colorClass, formatAttribute, formatPercent, groupBySequence, phrases, shadeClass } from "./model.js";
 
+const NUM_FIRST = 24; // cards that are drawn at once where there were none
 const HOVER_MS = 90; // time that a pointer rests on a card before its explanation is shown
 
 /** Returns shares of a score as one bar with a segment for each branch. */
@@ -20,27 +22,36 @@ function shareBar(shares) {
 }
 
 /**
- * Makes the grid.
+ * Makes the grid in an <ol>.
  * @param {object} handlers `preview(item)`: a card is hovered or focused; `choose(item)`: a card is pressed;
- *   `add(item)`: an item is added to the history
+ *   `add(item)`: an item is added to the history; `actionsFor(item)`: the actions of its menu
  */
-export function makeCards(handlers) {
-  const list = byId("cards");
+export function makeCards(list, handlers) {
   const updateTabStop = roveFocus(list);
   let cards = new Map(); // item id -> {li, item}
+  let selection = [null, false]; // the last one of `select`
 
-  /** Shows items, best first; `possessive` ("your", "their") says whose history they are for. */
-  function show(items, possessive) {
+  /** Shows items, best first; `targetId` is the item that was chosen next, `columns` are attributes to show. */
+  function show(items, { targetId, columns }) {
     const previous = cards;
-    cards = new Map(items.map((item, index) => {
-      const card = previous.get(item.item_id) ?? makeCard(item);
-      card.item = item;
-      describe(card, index + 1, possessive);
-      return [item.item_id, card];
-    }));
-    arrangeChildren(list, [...cards.values()].map((card) => card.li));
+    const next = new Map();
+    cards = next;
+    const draw = (number) => {
+      if (cards !== next) return; // a later list has replaced this one
+      for (const item of items.slice(next.size, number)) {
+        const card = previous.get(item.item_id) ?? makeCard(item);
+        card.item = item;
+        next.set(item.item_id, card);
+        describe(card, next.size, item.item_id === targetId, columns);
+      }
+      arrangeChildren(list, [...next.values()].map((card) => card.li));
+      updateTabStop();
+      select(...selection);
+    };
+    draw(previous.size ? items.length : NUM_FIRST);
+    if (next.size < items.length) setTimeout(draw, 0, items.length);
     list.setAttribute("aria-busy", "false");
-    updateTabStop();
+    list.classList.remove("stale");
   }
 
   function makeCard(item) {
@@ -49,12 +60,16 @@ export function makeCards(handlers) {
       click: () => handlers.choose(card.item),
       focus: () => main.matches(":focus-visible") && handlers.preview(card.item) },
     element("span", { class: "rank" }), itemPicture(item, colorClass(item.domain), 320),
-    element("span", { class: "name", title: itemName(item) }, nameElement(item)), element("span", { class: "shares-bar" }),
-    element("span", { class: "hidden note" }));
+    element("span", { class: "name", title: itemName(item) }, nameElement(item)), element("span", { class: "facts" }),
+    element("span", { class: "reason" }),
+    element("span", { class: "shares-bar" }));
     const label = `Add to the history: ${itemName(item)}`;
     const add = element("button", { type: "button", class: "plus", "aria-label": label, title: "Add to the history",
       click: () => handlers.add(card.item) }, icon("add"));
-    card.li = element("li", { class: `card ${colorClass(item.domain)}` }, main, add);
+    const more = element("button", { type: "button", class: "plus actions", "aria-label": `More about ${itemName(item)}`,
+      title: "More", "aria-haspopup": "true",
+      click: () => openMenu(more, nameElement(card.item), handlers.actionsFor(card.item)) }, icon("more"));
+    card.li = element("li", { class: `card ${colorClass(item.domain)}` }, main, add, more);
     let timer;
     card.li.addEventListener("pointerenter", (event) => {
       if (event.pointerType === "mouse") timer = setTimeout(() => handlers.preview(card.item), HOVER_MS);
@@ -63,15 +78,22 @@ export function makeCards(handlers) {
     return card;
   }
 
-  function describe({ li, item }, rank, possessive) {
-    li.querySelector(".rank").textContent = rank;
+  function describe({ li, item }, rank, isTarget, columns) {
+    li.classList.toggle("hit", isTarget);
+    li.querySelector(".rank").textContent = isTarget ? `${rank} ${phrases.chosen_next}` : rank;
+    li.querySelector(".facts").textContent = columns.map((name) => formatAttribute(item.attributes[name])).filter(Boolean)
+      .join(" · ");
     li.querySelector(".shares-bar").replaceChildren(...(item.shares ? [shareBar(item.shares)] : []));
-    const reason = item.shares ? mainReason(item.shares, possessive) : null;
-    li.querySelector(".note").textContent = reason ? `. Because of ${reason[0]}, mostly ${reason[1]}.` : "";
+    const reason = item.reason
+      ? [element("span", { class: "hidden" }, ". "), `${phrases.because} `, element("i", {}, nameElement(item.reason)),
+        `, ${formatPercent(item.reason.share)}`]
+      : [];
+    li.querySelector(".reason").replaceChildren(...reason);
   }
 
   /** Marks the card of the explained item, and whether its explanation is pinned. */
   function select(itemId, isPinned) {
+    selection = [itemId, isPinned];
     for (const [id, { li }] of cards) {
       li.classList.toggle("selected", id === itemId);
       li.querySelector(".main").setAttribute("aria-pressed", id === itemId && isPinned);
@@ -87,12 +109,12 @@ export function makeCards(handlers) {
     list.replaceChildren(...Array.from({ length: k }, ghost));
   }
 
-  /** Shows an error in place of cards. */
-  function showError(line) {
-    cards = new Map();
+  /** Shows that the cards are those of an earlier history, as the server failed. */
+  function showStale() {
     list.setAttribute("aria-busy", "false");
-    list.replaceChildren(element("li", { class: "wide" }, line));
+    list.classList.add("stale");
+    for (const ghost of list.querySelectorAll(".ghost")) ghost.remove();
   }
 
-  return { show, select, showBusy, showError, cardOf: (itemId) => cards.get(itemId)?.li };
+  return { show, select, showBusy, showStale, cardOf: (itemId) => cards.get(itemId)?.li };
 }

@@ -10,6 +10,10 @@ const ICONS = {
   earlier: "M14.5 6l-6 6 6 6",
   later: "M9.5 6l6 6-6 6",
   theme: "M20 14.5A8.2 8.2 0 0 1 9.5 4 8.2 8.2 0 1 0 20 14.5z",
+  more: "M5 12h.01M12 12h.01M19 12h.01",
+  similar: "M4 4h7v7H4zM13 13h7v7h-7zM17.5 4v6M14.5 7h6",
+  hide: "M4 4l16 16M9.5 5.4A9.6 9.6 0 0 1 21.5 12a11 11 0 0 1-2.6 3.6M6.2 7.2A11.6 11.6 0 0 0 2.5 12a9.7 9.7 0 0 0 13 5.7",
+  open: "M14 4h6v6M20 4l-9 9M18 14v6H4V6h6",
   link: "M10 14a4 4 0 0 0 6 .4l3-3a4 4 0 0 0-5.7-5.7l-1 1M14 10a4 4 0 0 0-6-.4l-3 3a4 4 0 0 0 5.7 5.7l1-1",
 };
 
@@ -87,39 +91,55 @@ export function announce(text) {
   byId("announcement").textContent = text;
 }
 
-/** Returns one line with an error and a button that tries again. */
+/** Returns one line with an error and a button that tries again; the focus then goes to the heading of the section. */
 export function errorLine(error, retry) {
-  return element(
+  const line = element(
     "p",
     { class: "problem", role: "alert" },
     element("span", { dir: "auto" }, error.message || "Something went wrong."),
-    element("button", { type: "button", class: "button", click: retry }, "Try again"),
+    element("button", { type: "button", class: "button", click: () => {
+      const section = line.closest("[aria-labelledby]:is(section, aside)");
+      (section ? byId(section.getAttribute("aria-labelledby")) : document.querySelector("h1")).focus();
+      retry();
+    } }, "Try again"),
   );
+  return line;
 }
+
+const MAX_ANIMATED = 60; // children of a container; more would keep the browser busy
 
 /**
  * Makes `children` the children of a container, in this order; those that stay glide to their new places.
- * Moves as few as possible, and keeps the focus.
+ * Moves as few as possible. The focus stays; if its child leaves, it goes to the child in that place.
  */
 export function arrangeChildren(container, children) {
-  const oldBoxes = new Map([...container.children].map((child) => [child, child.getBoundingClientRect()]));
-  const focused = document.activeElement;
+  const isAnimated = !prefersReducedMotion() && children.length <= MAX_ANIMATED;
+  const oldChildren = [...container.children];
+  const oldBoxes = new Map(isAnimated ? oldChildren.map((child) => [child, child.getBoundingClientRect()]) : []);
+  const focused = container.contains(document.activeElement) ? document.activeElement : null;
+  const focusedIndex = oldChildren.findIndex((child) => child.contains(focused));
   const wanted = new Set(children);
-  for (const child of oldBoxes.keys()) if (!wanted.has(child)) child.remove();
+  for (const child of oldChildren) if (!wanted.has(child)) child.remove();
   children.forEach((child, index) => {
     if (container.children[index] !== child) container.insertBefore(child, container.children[index] ?? null);
   });
-  if (container.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
-  if (prefersReducedMotion()) return;
-  for (const child of children) {
+  if (focused && focused !== document.activeElement) {
+    const target = focused.isConnected && !focused.disabled
+      ? focused
+      : children[Math.min(focusedIndex, children.length - 1)]?.querySelector(".main");
+    target?.focus({ preventScroll: true });
+  }
+  if (!isAnimated) return;
+  const newBoxes = children.map((child) => child.getBoundingClientRect()); // all before the first animation
+  children.forEach((child, index) => {
     const oldBox = oldBoxes.get(child);
-    const box = child.getBoundingClientRect();
+    const box = newBoxes[index];
     const frames = oldBox
       ? [{ transform: `translate(${oldBox.left - box.left}px, ${oldBox.top - box.top}px)` }, { transform: "none" }]
       : [{ opacity: 0, transform: "scale(.94)" }, { opacity: 1, transform: "none" }];
     if (!oldBox || Math.abs(oldBox.left - box.left) + Math.abs(oldBox.top - box.top) > 1)
       child.animate(frames, { duration: 320, easing: "cubic-bezier(.2, .8, .2, 1)" });
-  }
+  });
 }
 
 /**

@@ -1,14 +1,14 @@
 // The explanation of a recommendation: shares of the score as bars, and attention to the items of the history.
 
 import { byId, drawing, element, icon, itemName, itemPicture, nameElement } from "./dom.js";
-import { colorClass, formatNumber, formatPercent, groupBySequence, mainReason, modalityName, sequenceName, shadeClass,
-  sumOfShares } from "./model.js";
+import { colorClass, formatAttribute, formatNumber, formatPercent, groupBySequence, isLink, mainBranch,
+  modalityName, phrases, shadeClass, sumOfShares } from "./model.js";
 
 const MAX_LISTED = 3; // items listed by attention
 
 /**
  * Makes the panel.
- * @param {object} handlers `close()`; `add(item)`; `selectBranch({sequence, modality} | null)`: show the attention of
+ * @param {object} handlers `close()`; `add(item)`; `hide(item)`: it is not to be recommended; `selectBranch({sequence, modality} | null)`: show the attention of
  *   one branch, or of all
  */
 export function makeExplanation(handlers) {
@@ -17,7 +17,8 @@ export function makeExplanation(handlers) {
   let selectedBranch = null;
 
   /** Shows the explanation of an item, without its attention. */
-  function show(item, { rank, rankedBy, possessive, isPinned }) {
+  function show(item, { rank, rankedBy, isPinned }) {
+    const hadFocus = panel.contains(document.activeElement);
     selectedBranch = null;
     attentionPart = element("div", { class: "attention-part" });
     const { shares } = item;
@@ -27,25 +28,40 @@ export function makeExplanation(handlers) {
       element("div", { class: "subject" }, itemPicture(item, colorClass(item.domain)), element("div", {},
         element("p", { class: "soft" }, `Number ${rank} in `, element("bdi", {}, item.domain)),
         element("h2", { id: "explanation-title", tabindex: "-1" }, nameElement(item)))),
-      summary(item, rankedBy, possessive),
-      ...(shares ? [element("h3", {}, "Where the score comes from"), bars(shares), attentionPart] : []),
-      element("div", { class: "row" }, element("button", { type: "button", class: "button",
-        click: () => handlers.add(item) }, "Add to the history")),
+      summary(item, rankedBy),
+      ...facts(item),
+      ...(shares ? [element("h3", {}, phrases.shares), bars(shares), attentionPart] : []),
+      element("div", { class: "row" },
+        element("button", { type: "button", class: "button", click: () => handlers.add(item) }, "Add to the history"),
+        element("button", { type: "button", class: "button", click: () => handlers.hide(item) }, "Not this one")),
     );
     pin(isPinned);
     panel.hidden = false;
+    if (hadFocus) byId("explanation-title").focus({ preventScroll: true });
   }
 
-  function summary(item, rankedBy, possessive) {
-    if (item.shares) {
-      const [history, modality] = mainReason(item.shares, possessive);
-      const bold = (text) => element("b", {}, element("bdi", {}, text));
-      return element("p", { class: "summary" }, "Because of ", bold(history), ", mostly ", bold(modality), ".");
+  function facts({ attributes }) {
+    const entries = Object.entries(attributes);
+    return entries.length ? [element("dl", { class: "columns" }, ...entries.flatMap(([name, value]) => [
+      element("dt", {}, name),
+      element("dd", { dir: "auto" }, isLink(value)
+        ? element("a", { href: value, target: "_blank", rel: "noopener noreferrer" }, value)
+        : formatAttribute(value))]))] : [];
+  }
+
+  function summary(item, rankedBy) {
+    if (!item.shares) {
+      const text = rankedBy === "popularity"
+        ? phrases.popular.replace("{count}", formatNumber(item.train_count))
+        : phrases.no_explanation;
+      return element("p", { class: "summary" }, text);
     }
-    const text = rankedBy === "popularity"
-      ? `Popular: chosen ${formatNumber(item.train_count)} times in the training data.`
-      : "This model cannot explain its scores.";
-    return element("p", { class: "summary" }, text);
+    const [history, comparison] = mainBranch(item.shares);
+    const because = item.reason
+      ? [`${phrases.because} `, element("b", {}, nameElement(item.reason)), `, ${formatPercent(item.reason.share)}. `]
+      : [];
+    return element("p", { class: "summary" }, ...because, "Mostly ", element("b", {}, comparison), " in ",
+      element("bdi", {}, history), ".");
   }
 
   function bars(shares) {
@@ -54,7 +70,7 @@ export function makeExplanation(handlers) {
     return element("ul", { class: "shares" }, ...groups.map(({ sequence, parts, share }) =>
       element("li", { class: colorClass(sequence) },
         element("p", { class: "sequence" },
-          element("span", { class: "chip" }, element("bdi", {}, sequenceName(sequence))),
+          element("span", { class: "chip" }, element("bdi", {}, sequence)),
           element("b", {}, formatPercent(share))),
         ...parts.map((part) => bar(sequence, part, largest)))));
   }
@@ -63,8 +79,8 @@ export function makeExplanation(handlers) {
     const fill = element("span", { class: `fill ${shadeClass(modality)}` });
     fill.style.width = `${(100 * Math.max(0, share)) / largest}%`;
     const button = element("button", { type: "button", class: "share", "aria-pressed": "false",
-      title: "Show the attention of this part", click: () => selectBranch(sequence, modality) },
-    element("span", { class: "label" }, element("span", { class: "hidden" }, `${sequenceName(sequence)}, `),
+      title: "Show the items that mattered most for this part", click: () => selectBranch(sequence, modality) },
+    element("span", { class: "label" }, element("span", { class: "hidden" }, `${sequence}, `),
       modalityName(modality)),
     element("span", { class: "track" }, fill), element("span", { class: "figure" }, formatPercent(share)));
     button.dataset.branch = JSON.stringify([sequence, modality]);
@@ -88,8 +104,8 @@ export function makeExplanation(handlers) {
     const strongest = attended.map(({ item, parts }) => ({ item, share: sumOfShares(parts) }))
       .filter(({ share }) => share > 0).sort((a, b) => b.share - a.share).slice(0, MAX_LISTED);
     const title = element("h3", {}, selectedBranch
-      ? `Attention of ${sequenceName(selectedBranch.sequence)}, ${modalityName(selectedBranch.modality)}`
-      : "Attention");
+      ? `${phrases.important_items} for ${selectedBranch.sequence}, ${modalityName(selectedBranch.modality)}`
+      : phrases.important_items);
     if (!strongest.length) {
       attentionPart.replaceChildren(title, element("p", { class: "soft" }, "None: this part has no item."));
       return;

@@ -4,15 +4,27 @@ import { request } from "./api.js";
 
 const NUM_COLORS = 6; // classes k0 to k5
 const NUM_SHADES = 4; // classes m0 to m3
-const MODALITY_NAMES = { id: "choices", image: "pictures", title: "titles" };
-const MODALITY_REASONS = { id: "items that the same users choose", image: "pictures", title: "titles" };
+const words = JSON.parse(document.getElementById("words").textContent); // hafvt/words.py
 
-export const model = { name: "", domains: [], sequences: [], modalities: [], can_explain: false, has_users: false };
+/** What the page says, by name, in the words that the report uses too. */
+export const phrases = words.phrases;
 
-/** Fetches the description of the served model into `model`. */
-export async function loadModel() {
-  Object.assign(model, await request("/model"));
+/** The first served model. */
+export const model = { name: "", models: [], domains: [], sequences: [], modalities: [], attributes: [], has_users: false };
+const descriptions = new Map(); // name -> description
+
+/** Fetches the descriptions of all served models. */
+export async function loadModels() {
+  const first = await request("/model");
+  const names = first.models.slice(1);
+  const others = await Promise.all(names.map((name) => request(`/model?${new URLSearchParams({ model: name })}`)));
+  [first, ...others].forEach((description, index) => descriptions.set(first.models[index], description));
+  const explaining = [first, ...others].find((one) => one.can_explain) ?? first; // its parts have colors and shades
+  Object.assign(model, first, { sequences: explaining.sequences, modalities: explaining.modalities });
 }
+
+/** Returns the description of a served model. */
+export const describe = (name) => descriptions.get(name) ?? model;
 
 const sequenceIndex = (sequence) => {
   const index = model.domains.findIndex((domain) => domain.name === sequence);
@@ -26,12 +38,9 @@ export const colorClass = (sequence) => `k${sequenceIndex(sequence) % NUM_COLORS
 export const shadeClass = (modality) => `m${Math.max(0, model.modalities.indexOf(modality)) % NUM_SHADES}`;
 
 /** Returns the name of a modality on the page. */
-export const modalityName = (modality) => MODALITY_NAMES[modality] ?? modality;
+export const modalityName = (modality) => words.modalities[modality] ?? modality;
 
 const isDomain = (sequence) => model.domains.some((domain) => domain.name === sequence);
-
-/** Returns the name of a sequence on the page. */
-export const sequenceName = (sequence) => (isDomain(sequence) ? sequence : "all domains together");
 
 /** Returns [{sequence, parts: [{modality, share}], share}] of shares (sequence -> modality -> share), in model order. */
 export function groupBySequence(shares) {
@@ -48,15 +57,23 @@ export const sumOfShares = (parts) => parts.reduce((sum, part) => sum + part.sha
 
 const largest = (parts) => parts.reduce((best, part) => (part.share > best.share ? part : best));
 
-/** Returns the branch with the largest share in words: [whose history of which domain, modality]. */
-export function mainReason(shares, possessive) {
+/** Returns the branch with the largest share in words: [history of which domain, what is compared]. */
+export function mainBranch(shares) {
   const { sequence, parts } = largest(groupBySequence(shares));
-  const history = isDomain(sequence) ? `${possessive} ${sequence} history` : `${possessive} whole history`;
   const { modality } = largest(parts);
-  return [history, MODALITY_REASONS[modality] ?? modality];
+  return [isDomain(sequence) ? `the ${sequence} history` : "the whole history", words.reasons[modality] ?? modality];
 }
 
 export const formatPercent = (share) => `${share > 0 && share < 0.005 ? "< 1" : Math.round(100 * share)} %`;
+
+/** Returns the value of a column of the items table as text; "" for none. */
+export function formatAttribute(value) {
+  if (value === undefined || value === null) return "";
+  if (Array.isArray(value)) return value.join(", ");
+  return typeof value === "number" ? formatNumber(value) : String(value);
+}
+
+export const isLink = (value) => typeof value === "string" && /^https?:\/\/\S+$/.test(value);
 
 export const formatNumber = (number) => number.toLocaleString("en");
 

@@ -1,6 +1,7 @@
 // The history: items oldest first, with the attention to each on top.
 
 import { announce, arrangeChildren, byId, element, icon, itemName, itemPicture, nameElement, roveFocus } from "./dom.js";
+import { openMenu } from "./menu.js";
 import { colorClass, formatCount, formatPercent, model, sumOfShares } from "./model.js";
 
 const MAX_BAR_HEIGHT = 52; // pixels
@@ -9,17 +10,17 @@ const NUM_GHOSTS = 5; // empty places of an empty history
 /**
  * Makes the timeline of a history: entries {item}, where item.is_unknown marks an id that the catalog does not have.
  * An item may occur in several entries.
- * @param {(history: object[]) => void} onChange called with the new history after entries are moved or removed
- * @param {() => void} onAdd called when the tile that adds items is pressed
+ * @param {object} handlers `change(history, message)`: entries are moved or removed; `add()`: the tile that adds items
+ *   is pressed; `actionsFor(item)`: further actions for the menu of a tile
  */
-export function makeTimeline(onChange, onAdd) {
+export function makeTimeline(handlers) {
   const list = byId("timeline");
   const updateTabStop = roveFocus(list);
   const tiles = new Map(); // entry -> li
   let history = [];
   let draggedEntry = null;
   const addTile = element("li", { class: "tile add" },
-    element("button", { type: "button", class: "main", click: onAdd },
+    element("button", { type: "button", class: "main", click: () => handlers.add() },
       element("span", { class: "picture" }, icon("add")), element("span", { class: "axis" }),
       element("span", { class: "name" }, "Add items")));
 
@@ -29,7 +30,12 @@ export function makeTimeline(onChange, onAdd) {
     history = entries;
     for (const entry of tiles.keys()) if (!entries.includes(entry)) tiles.delete(entry);
     for (const entry of entries) if (!tiles.has(entry)) tiles.set(entry, makeTile(entry));
-    entries.forEach((entry, index) => label(tiles.get(entry), entry, index));
+    const numKnown = entries.filter((entry) => !entry.item.is_unknown).length;
+    let numIgnored = Math.max(0, numKnown - model.max_length);
+    entries.forEach((entry, index) => {
+      const isIgnored = !entry.item.is_unknown && numIgnored-- > 0;
+      label(tiles.get(entry), entry, index, isIgnored);
+    });
     const isEmpty = entries.length === 0;
     arrangeChildren(list, isEmpty ? emptyTiles() : [...entries.map((entry) => tiles.get(entry)), addTile]);
     list.classList.toggle("empty", isEmpty);
@@ -50,28 +56,30 @@ export function makeTimeline(onChange, onAdd) {
       .map(({ name }) => [name, history.filter((entry) => entry.item.domain === name).length])
       .filter(([, number]) => number)
       .map(([name, number]) => element("span", { class: `chip ${colorClass(name)}` }, `${number} ${name}`));
-    const limit = history.length > model.max_length ? `the model reads the last ${model.max_length}` : null;
+    const limit = history.length > model.max_length ? `only the last ${model.max_length} count` : null;
     note.replaceChildren(...chips, ...(limit ? [element("span", {}, limit)] : []));
   }
 
-  function emptyTiles() {
-    const ghost = () => element("li", { class: "tile ghost", "aria-hidden": "true" },
-      element("span", { class: "picture" }), element("span", { class: "axis" }));
-    return [addTile, ...Array.from({ length: NUM_GHOSTS }, ghost)];
+  const ghostTile = () => element("li", { class: "tile ghost", "aria-hidden": "true" }, element("span",
+    { class: "attention" }), element("span", { class: "picture" }), element("span", { class: "axis" }),
+  element("span", { class: "name" }));
+  const emptyTiles = () => [addTile, ...Array.from({ length: NUM_GHOSTS }, ghostTile)];
+
+  /** Holds the place of a history that is being fetched. */
+  function showBusy() {
+    list.classList.remove("empty");
+    list.replaceChildren(...Array.from({ length: NUM_GHOSTS }, ghostTile));
   }
 
   function makeTile(entry) {
     const { item } = entry;
     const color = colorClass(item.domain);
-    const button = (name, action, onClick) => element("button", { type: "button", class: name,
-      "aria-label": `${action} ${itemName(item)}`, click: onClick }, icon(name));
+    const main = element("button", { type: "button", class: "main", "aria-haspopup": "true",
+      click: () => openTileMenu(entry, main) },
+    itemPicture(item, color), element("span", { class: "axis" }),
+    element("span", { class: "name", title: itemName(item) }, nameElement(item)), element("span", { class: "hidden note" }));
     const li = element("li", { class: `tile ${item.is_unknown ? "unknown" : color}`, draggable: "true" },
-      element("span", { class: "attention", "aria-hidden": "true" }),
-      element("button", { type: "button", class: "main" }, itemPicture(item, color), element("span", { class: "axis" }),
-        element("span", { class: "name", title: itemName(item) }, nameElement(item)),
-        element("span", { class: "hidden note" })),
-      element("span", { class: "moves" }, button("earlier", "Move earlier:", () => move(entry, -1)),
-        button("close", "Remove", () => remove(entry)), button("later", "Move later:", () => move(entry, 1))));
+      element("span", { class: "attention", "aria-hidden": "true" }), main);
     li.addEventListener("keydown", (event) => onKey(event, entry));
     li.addEventListener("dragstart", (event) => {
       event.dataTransfer.effectAllowed = "move";
@@ -80,9 +88,12 @@ export function makeTimeline(onChange, onAdd) {
     });
     li.addEventListener("dragover", (event) => {
       if (draggedEntry) event.preventDefault();
+      li.classList.toggle("dragged-over", draggedEntry !== null && draggedEntry !== entry);
     });
+    li.addEventListener("dragleave", () => li.classList.remove("dragged-over"));
     li.addEventListener("drop", (event) => {
       event.preventDefault();
+      li.classList.remove("dragged-over");
       if (draggedEntry && draggedEntry !== entry)
         move(draggedEntry, history.indexOf(entry) - history.indexOf(draggedEntry));
     });
@@ -90,11 +101,21 @@ export function makeTimeline(onChange, onAdd) {
     return li;
   }
 
-  function label(li, entry, index) {
+  function openTileMenu(entry, main) {
+    const index = history.indexOf(entry);
+    openMenu(main, nameElement(entry.item), [
+      ...(entry.item.is_unknown ? [] : handlers.actionsFor(entry.item)),
+      { label: "Move earlier", icon: "earlier", run: () => move(entry, -1), disabled: index === 0 },
+      { label: "Move later", icon: "later", run: () => move(entry, 1), disabled: index === history.length - 1 },
+      { label: "Remove from the history", icon: "close", run: () => remove(entry) },
+    ]);
+  }
+
+  function label(li, entry, index, isIgnored) {
     const place = entry.item.is_unknown ? "not in the catalog, skipped" : entry.item.domain;
-    li.querySelector(".note").textContent = `, ${place}, ${index + 1} of ${history.length}`;
-    li.querySelector(".earlier").disabled = index === 0;
-    li.querySelector(".later").disabled = index === history.length - 1;
+    const ignored = isIgnored ? `, ignored: only the last ${model.max_length} count` : "";
+    li.classList.toggle("ignored", isIgnored);
+    li.querySelector(".note").textContent = `, ${place}, ${index + 1} of ${history.length}${ignored}`;
   }
 
   function onKey(event, entry) {
@@ -109,19 +130,15 @@ export function makeTimeline(onChange, onAdd) {
     const from = history.indexOf(entry);
     const to = from + steps;
     if (to < 0 || to >= history.length) return;
-    onChange(history.toSpliced(from, 1).toSpliced(to, 0, entry));
+    handlers.change(history.toSpliced(from, 1).toSpliced(to, 0, entry));
     announce(`${itemName(entry.item)} is now ${to + 1} of ${history.length}`);
   }
 
   function remove(entry) {
     const index = history.indexOf(entry);
-    const hasFocus = tiles.get(entry)?.contains(document.activeElement);
     const remaining = history.toSpliced(index, 1);
-    onChange(remaining);
+    handlers.change(remaining, `${itemName(entry.item)} removed`); // the focus goes to the next tile
     announce(`${itemName(entry.item)} removed, ${formatCount(remaining.length, "item")} left`);
-    if (!hasFocus) return;
-    const next = remaining.length ? tiles.get(remaining[Math.min(index, remaining.length - 1)]) : addTile;
-    next.querySelector(".main").focus();
   }
 
   /**
@@ -144,5 +161,5 @@ export function makeTimeline(onChange, onAdd) {
     }
   }
 
-  return { show, showAttention, tileOf: (entry) => tiles.get(entry) };
+  return { show, showBusy, showAttention, tileOf: (entry) => tiles.get(entry) };
 }

@@ -235,7 +235,7 @@ class RecommendResponse(BaseModel):
     )
     rank: float | None = Field(
         None,
-        description="of `rank_of` among the items that may be listed without rules; ties share their mean rank; "
+        description="of `rank_of` among the items that may be listed without rules, ties share a mean rank; "
         "absent without `rank_of`, null for an item that may not be listed",
     )
     model: str = Field(description="the name of the model that answers")

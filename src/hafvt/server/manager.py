@@ -90,6 +90,8 @@ class ModelSource:
         """
         digest = hashlib.sha256()
         for path, (_, size) in sorted(self.file_states().items()):
+            if path == self.policies:
+                continue
             digest.update(f"{path.relative_to(self.folder)} {size}\n".encode())
             if path.name in ("model.json", "export.json"):
                 digest.update(path.read_bytes())

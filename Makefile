@@ -88,6 +88,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/softmax.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/peers.py --shared "$(SHARED)" --work "$(WORK)"
+	$(BIN)/python benchmarks/sampled_peers.py --work "$(WORK)"
 	$(BIN)/python benchmarks/plain.py --shared "$(SHARED)" --work "$(WORK)"
 	$(BIN)/python benchmarks/accuracy.py --shared "$(SHARED)" --work "$(WORK)/accuracy"
 	$(BIN)/hafvt train hafvt --data "$(WORK)/accuracy/data/movielens-posters" --out "$(WORK)/served" \

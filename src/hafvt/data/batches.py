@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hafvt.data.dataset import Dataset, Int64
+from hafvt.data.dataset import Dataset, Float32, Int64
 
 BATCHES_PER_POOL = 32  # batches whose sequences are sorted by length together
 
@@ -22,17 +22,18 @@ class Batch(NamedTuple):
         lengths: (B,) number of items of each history.
         times: (B,) time at which the next item is to be predicted, in seconds since 1970; None if unknown.
         item_times: (B, T) in training, the time at which each item is to be predicted; None if unknown.
+        weights: (B, T) in training, the weight of each item as a target; None if all have the same.
     """
 
     items: Tensor
     lengths: Tensor
     times: Tensor | None = None
     item_times: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        times, item_times = (None if t is None else t.to(device) for t in (self.times, self.item_times))
-        return Batch(self.items.to(device), self.lengths.to(device), times, item_times)
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
 
 
 def round_up_width(width: int) -> int:
@@ -46,8 +47,9 @@ def collate(
     stops: Int64,
     width: int | None = None,
     item_times: Int64 | None = None,
+    weights: Float32 | None = None,
 ) -> Batch:
-    """Return the slices `items[start:stop]`, and those of `item_times`, as one batch.
+    """Return the slices `items[start:stop]`, and those of `item_times` and `weights`, as one batch.
 
     Args:
         items: (interactions,) item indices, see `Dataset.items`.
@@ -55,6 +57,7 @@ def collate(
         stops: (B,) position after each slice.
         width: T of the batch; default: the longest slice.
         item_times: (interactions,) time at which each item is to be predicted.
+        weights: (interactions,) weight of each item as a target.
     """
     lengths = stops - starts
     width = int(lengths.max(initial=1)) if width is None else width
@@ -63,9 +66,11 @@ def collate(
     positions = np.where(is_item, starts[:, None] + slots, 0)  # (B, T)
     padded = np.where(is_item, items[positions], 0).astype(np.int64)
     batch = Batch(torch.from_numpy(padded), torch.from_numpy(lengths.astype(np.int64)))
-    if item_times is None:
-        return batch
-    return batch._replace(item_times=torch.from_numpy(np.where(is_item, item_times[positions], 0)))
+    if item_times is not None:
+        batch = batch._replace(item_times=torch.from_numpy(np.where(is_item, item_times[positions], 0)))
+    if weights is not None:
+        batch = batch._replace(weights=torch.from_numpy(np.where(is_item, weights[positions], 0)))
+    return batch
 
 
 class TrainBatches:
@@ -104,6 +109,7 @@ class TrainBatches:
         starts = np.asarray(data.offsets)[users]
         self.items, self.batch_size, self.seed = data.items, batch_size, seed
         self.times = data.request_times(np.arange(len(data.items))) if with_times else None
+        self.weights = data.weights
         self.max_length, self.process_index, self.num_processes = max_length, process_index, num_processes
         self.starts, self.stops = starts, starts + np.asarray(data.train_lengths)[users]  # of the sequences
         self.windows_of_users = -(-(self.stops - self.starts - 1) // (max_length - 1))
@@ -145,11 +151,9 @@ class TrainBatches:
             longest = int((stops - starts)[rows].max())
             width = min(round_up_width(longest - 1) + 1, self.max_length)  # the same in all processes
             share = rows[self.process_index :: self.num_processes]
-            if len(share):
-                yield collate(self.items, starts[share], stops[share], width, self.times)
-            else:
-                batch = collate(self.items, starts[rows[:1]], stops[rows[:1]], width, self.times)
-                yield batch._replace(lengths=torch.ones_like(batch.lengths))
+            part = share if len(share) else rows[:1]
+            batch = collate(self.items, starts[part], stops[part], width, self.times, self.weights)
+            yield batch if len(share) else batch._replace(lengths=torch.ones_like(batch.lengths))
 
 
 def target_batches(

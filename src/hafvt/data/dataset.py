@@ -35,6 +35,8 @@ SECONDS_PER_DAY = 86_400
 Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 ARRAYS = {
     "items": np.int32,
@@ -44,10 +46,11 @@ ARRAYS = {
     "valid": np.int64,
     "test": np.int64,
     "cold_targets": np.int64,
+    "weights": np.float32,
     "item_counts": np.int64,
 }
-"""Name and dtype of the arrays of a dataset; the last two are there only if needed, see `Dataset`."""
-OPTIONAL_ARRAYS = ("cold_targets", "item_counts")
+"""Name and dtype of the arrays of a dataset; the optional ones are there only if needed, see `Dataset`."""
+OPTIONAL_ARRAYS = ("cold_targets", "weights", "item_counts")
 
 DATASET = FolderKind("a dataset", "manifest.json", ("features", "negatives", "relations.npz"))
 TABLES = ("items.parquet", "users.parquet")
@@ -90,6 +93,7 @@ class Dataset:
         cold_targets: (n, 3) interactions with items that `prepare` held out of all histories. Columns: user
             index, position p where the interaction belongs in the flat array, item index; its history is
             `items[offsets[user]:p]`.
+        weights: (interactions,) weight of each interaction as a training target; None if all have the same.
         item_counts: (items,) training interactions of each item, in the catalog of a run.
     """
 
@@ -103,6 +107,7 @@ class Dataset:
     valid: Int64 = field(repr=False)
     test: Int64 = field(repr=False)
     cold_targets: Int64 = field(repr=False, default_factory=lambda: np.empty((0, 3), dtype=np.int64))
+    weights: Float32 | None = field(repr=False, default=None)
     item_counts: Int64 | None = field(repr=False, default=None)
 
     @classmethod
@@ -247,6 +252,18 @@ class Dataset:
         np.add.at(changes, starts + self.train_lengths, -1)
         return np.bincount(self.items[np.cumsum(changes[:-1]) > 0], minlength=self.num_items)
 
+    def train_weights(self) -> Float64 | None:
+        """Return the sum of the weights of each item's training interactions, (items,); None without weights.
+
+        In the catalog of a run, all are 0.
+        """
+        if self.weights is None:
+            return np.zeros(self.num_items) if self.manifest.get("weighted") else None
+        positions = self.train_positions()
+        weights = self.weights[positions].astype(np.float64)
+        sums: Float64 = np.bincount(self.items[positions], weights, self.num_items).astype(np.float64)
+        return sums
+
     def item_ids_at(self, positions: Int64) -> pl.Series:
         """Return the id of the item at each position of the flat arrays."""
         return self.item_table["item_id"].gather(np.asarray(self.items)[positions])
@@ -295,6 +312,7 @@ def write_dataset(
     valid: Int64,
     test: Int64,
     cold_targets: Int64 | None = None,
+    weights: Float32 | None = None,
     item_counts: Int64 | None = None,
     image_root: Path | None = None,
     metadata: dict[str, Any] | None = None,
@@ -314,6 +332,7 @@ def write_dataset(
         valid: see `Dataset`.
         test: see `Dataset`.
         cold_targets: see `Dataset`; None or empty without held-out items.
+        weights: see `Dataset`.
         item_counts: see `Dataset`; None but for the catalog of a run.
         image_root: the folder that relative image paths start from.
         metadata: settings and provenance, kept in the manifest.
@@ -332,8 +351,8 @@ def write_dataset(
     }
     if cold_targets is not None and len(cold_targets):
         arrays["cold_targets"] = cold_targets
-    if item_counts is not None:
-        arrays["item_counts"] = item_counts
+    others = {"weights": weights, "item_counts": item_counts}
+    arrays |= {name: array for name, array in others.items() if array is not None}
     num_bytes = sum(array.nbytes for array in arrays.values())
     with atomic_folder(folder, DATASET, overwrite=overwrite, num_bytes=num_bytes) as temporary:
         for name, array in arrays.items():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from shlex import quote
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS
-from hafvt.data.dataset import Bool, Int32, Int64
+from hafvt.data.dataset import Bool, Float32, Int32, Int64
 from hafvt.data.ids import visible_text
+from hafvt.data.order import sort_histories
 from hafvt.data.origin import Origin
 from hafvt.data.schema import Table
 from hafvt.errors import HafvtError, warn
@@ -33,6 +34,7 @@ class InteractionLog:
         item_table: item_id, domain, title, image and attributes, domain by domain.
         item_domains: (items,) index in `domains`.
         domains: names of the domains.
+        weights: (interactions,) weights as training targets; None if all have the same.
     """
 
     users: Int32
@@ -43,10 +45,13 @@ class InteractionLog:
     item_domains: Int32
     domains: list[str]
     ticks_per_second: int = 1
+    weights: Float32 | None = None
 
     def select(self, rows: Bool | Int64) -> InteractionLog:
         """Return the log with the interactions that a mask or row numbers select, in that order."""
-        return replace(self, users=self.users[rows], items=self.items[rows], times=self.times[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        users, items, times = self.users[rows], self.items[rows], self.times[rows]
+        return replace(self, users=users, items=items, times=times, weights=weights)
 
 
 def number_ids(interactions: Table, items: Table | None, domains: list[str] | None) -> InteractionLog:
@@ -80,9 +85,11 @@ def number_ids(interactions: Table, items: Table | None, domains: list[str] | No
     _warn_of_lookalikes({"user_id": user_ids, "item_id": table["item_id"], "domain": pl.Series(all_domains)})
     user_codes = _codes(interactions.frame["user_id"].cast(pl.Enum(user_ids)))
     times = interactions.frame["timestamp"].to_numpy()
+    weights = interactions.frame["weight"].to_numpy() if "weight" in interactions.names else None
     if len(names) < len(all_domains):
         is_kept = item_domains[item_codes] < len(names)
         user_codes, item_codes, times = user_codes[is_kept], item_codes[is_kept], times[is_kept]
+        weights = None if weights is None else weights[is_kept]
         table = table.filter(item_domains < len(names))
         item_domains = item_domains[: len(table)]
     counts = np.bincount(item_domains[item_codes], minlength=len(names))
@@ -94,7 +101,7 @@ def number_ids(interactions: Table, items: Table | None, domains: list[str] | No
         )
     table = table.with_columns(pl.col("domain").cast(pl.String))
     ticks = interactions.ticks_per_second
-    return InteractionLog(user_codes, item_codes, times, user_ids, table, item_domains, names, ticks)
+    return InteractionLog(user_codes, item_codes, times, user_ids, table, item_domains, names, ticks, weights)
 
 
 def _warn_of_lookalikes(columns: dict[str, pl.Series]) -> None:
@@ -234,3 +241,12 @@ def warn_of_time_scales(log: InteractionLog) -> None:
             f"the times of domain {log.domains[late]!r} are about {ratio:,.0f} times those of domain "
             f"{log.domains[early]!r}, which puts all of one before the other: give them in one unit"
         )
+
+
+def sort_log(log: InteractionLog, tie_order: Literal["random", "input"], seed: int) -> InteractionLog:
+    """Return the log sorted by user and time, with ties in the order `tie_order`."""
+    random = np.random.default_rng([seed, 2])
+    order = sort_histories(
+        log.users, log.items, log.times, tie_order=tie_order, random=random, weights=log.weights
+    )
+    return log.select(order)

@@ -7,9 +7,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hafvt.data.dataset import Int32, Int64
+from hafvt.data.dataset import Bool, Int32, Int64
+from hafvt.errors import warn
 
 Times = npt.NDArray[Any]  # Int64 or Float64
+MAX_DUPLICATE_SHARE = 1 / 3
+"""Share of duplicates from which on `prepare` warns of a log that was written twice."""
 
 
 class TimeTies(NamedTuple):
@@ -33,6 +36,7 @@ def sort_histories(
     *,
     tie_order: Literal["random", "input"],
     random: np.random.Generator,
+    weights: npt.NDArray[np.float32] | None = None,
 ) -> Int64:
     """Return the order of interactions by user and time, (n,) row numbers.
 
@@ -43,11 +47,12 @@ def sort_histories(
         tie_order: order of interactions with equal user and time: "random", which does not depend on the
             order of the input, or the order of the "input".
         random: generator of the random order.
+        weights: (n,) weight of each interaction, if there are any.
     """
     if tie_order == "input":
         return np.lexsort((times, users))
     # Sorting ties by item first makes their random order independent of the order of the rows.
-    order = np.lexsort((items, times, users))
+    order = np.lexsort((items, times, users) if weights is None else (weights, items, times, users))
     group, slots = _tied(users[order], times[order])
     order[slots] = order[slots][np.lexsort((random.random(len(slots)), group))]
     return order
@@ -56,6 +61,43 @@ def sort_histories(
 def user_offsets(users: Int32, num_users: int) -> Int64:
     """Return where each user's interactions start, (users + 1,), for interactions sorted by user."""
     return np.concatenate([[0], np.bincount(users, minlength=num_users).cumsum()]).astype(np.int64)
+
+
+def is_not_duplicate(
+    users: Int32,
+    items: Int32,
+    times: Times,
+    weights: npt.NDArray[np.float32] | None,
+    rule: Literal["drop", "last"],
+) -> Bool:
+    """Return which interactions remain if duplicates are removed, (n,).
+
+    Args:
+        users: (n,) user of each interaction.
+        items: (n,) item of each interaction.
+        times: (n,) time of each interaction.
+        weights: (n,) weight of each interaction; the largest of equal interactions remains.
+        rule: "drop" keeps one of all interactions with equal user, item and time; "last" keeps the last one
+            of each user with each item.
+    """
+    keys = (times, items, users) if weights is None else (weights, times, items, users)
+    order = np.lexsort(keys)
+    is_same = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
+    if rule == "drop":
+        is_same &= times[order][1:] == times[order][:-1]
+    remains = np.ones(len(users), dtype=np.bool_)
+    remains[order[:-1][is_same]] = False
+    return remains
+
+
+def warn_of_duplicates(num_duplicates: int, num_interactions: int) -> None:
+    """Warn if so many interactions are duplicates as in a log that was written twice."""
+    if num_duplicates >= MAX_DUPLICATE_SHARE * num_interactions:
+        warn(
+            f"{num_duplicates:,} of {num_interactions:,} interactions have the user, item and time of another,"
+            " as if the log was written twice, so that targets equal the items before them: use --duplicates "
+            "drop"
+        )
 
 
 def count_ties(users: Int32, items: Int32, times: Times) -> TimeTies:

@@ -14,9 +14,9 @@ from hafvt.data.dataset import DATASET, Bool, Dataset, Domain, Int64, write_data
 from hafvt.data.filters import is_active_in_all_domains, is_recent, k_core
 from hafvt.data.image_paths import locate_images
 from hafvt.data.info import removed_counts
-from hafvt.data.interaction_log import InteractionLog, number_ids, shuffle_ids, warn_of_time_scales
+from hafvt.data.interaction_log import InteractionLog, number_ids, shuffle_ids, sort_log, warn_of_time_scales
 from hafvt.data.leakage import measure_leakage
-from hafvt.data.order import count_ties, sort_histories, user_offsets
+from hafvt.data.order import count_ties, is_not_duplicate, user_offsets, warn_of_duplicates
 from hafvt.data.schema import Table, read_tables
 from hafvt.data.splits import Split, leave_one_out, split_at_dates, split_by_time
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
@@ -49,6 +49,8 @@ def prepare(
     split_at: list[str] | None = None,
     hold_out_items: Share = 0.0,
     ties: TieOrder = "random",
+    duplicates: Literal["keep", "drop", "last"] = "keep",
+    weight: str | None = None,
     unknown_items: Literal["error", "drop"] = "error",
     image_root: Folder | None = None,
     table_options: TableOptions = DEFAULT_OPTIONS,
@@ -97,6 +99,10 @@ def prepare(
             histories; `evaluate --cold` ranks the removed interactions that are later than the user's
             training interactions.
         ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
+        duplicates: "drop" keeps one of all interactions with equal user, item and time; "last" keeps only the
+            last interaction of each user with each item; "keep" keeps all.
+        weight: column of the interactions with their weights as training targets, such as quantity.
+            Popularity models sum the weights; evaluations do not use them. Default: all weigh the same.
         unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
         image_root: the folder that paths of pictures start from; default: the folder of the items table, or
             the folder beside it that has them. Without a column image, files named ITEM_ID.jpg.
@@ -128,7 +134,7 @@ def prepare(
     check_output_folder(out, DATASET, overwrite=overwrite)
     with folder_lock(out), progress("prepare", 5, "steps") as advance:
         inputs = _read_inputs(
-            interactions, items, columns or {}, image_root, table_options, domains, unknown_items
+            interactions, items, columns or {}, image_root, table_options, domains, unknown_items, weight
         )
         advance(note="read")
 
@@ -140,9 +146,12 @@ def prepare(
             step_counts.append(_step_counts(f"domains={','.join(domains)}" if domains else "read", log))
         advance(note="numbered")
 
+        if duplicates != "keep":
+            log = log.select(is_not_duplicate(log.users, log.items, log.times, log.weights, duplicates))
+            step_counts.append(_step_counts(f"duplicates={duplicates}", log))
         log = _filter_users_and_items(log, min_per_domain, min_per_item)
         step_counts.append(_step_counts(f"min_per_domain={min_per_domain}, min_per_item={min_per_item}", log))
-        log = _sort_histories(shuffle_ids(log, seed), ties, seed)
+        log = sort_log(shuffle_ids(log, seed), ties, seed)
         if last is not None:
             log = log.select(is_recent(log.users, last))
             step_counts.append(_step_counts(f"last={last}", log))
@@ -171,6 +180,8 @@ def prepare(
         report(f"removed by {line}")
     if (leakage := measure_leakage(data)).leaking_targets:
         report(str(leakage))
+    if duplicates == "keep":
+        warn_of_duplicates(data.manifest["duplicates"], len(data.items))
     return data
 
 
@@ -196,9 +207,10 @@ def _read_inputs(
     table_options: TableOptions,
     domains: list[str] | None,
     unknown_items: str,
+    weight: str | None,
 ) -> InputTables:
     """Read the tables, locate the pictures and drop unknown items; arguments as for `prepare`."""
-    interaction_table, item_table = read_tables(interactions, items, columns, table_options)
+    interaction_table, item_table = read_tables(interactions, items, columns, table_options, weight)
     provenance, image_folder = {"interactions": _provenance(interaction_table)}, None
     if item_table:
         provenance["items"] = _provenance(item_table)
@@ -276,6 +288,7 @@ def write_log(
         item_table=log.item_table.with_columns(normalize_titles(log.item_table["title"])),
         user_ids=log.user_ids,
         items=log.items,
+        weights=log.weights,
         times=np.floor_divide(log.times, log.ticks_per_second).astype(np.int64),
         offsets=user_offsets(log.users, len(log.user_ids)),
         **split._asdict(),
@@ -386,9 +399,3 @@ def _empty_domain_error(log: InteractionLog, min_per_domain: int, min_per_item: 
         f"a domain is left empty by --min-per-domain {min_per_domain} and --min-per-item {min_per_item} "
         f"together ({before_filters}): lower one of them"
     )
-
-
-def _sort_histories(log: InteractionLog, tie_order: TieOrder, seed: int) -> InteractionLog:
-    """Return the log sorted by user and time, with ties in the order `tie_order`."""
-    random = np.random.default_rng([seed, 2])
-    return log.select(sort_histories(log.users, log.items, log.times, tie_order=tie_order, random=random))

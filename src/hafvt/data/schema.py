@@ -12,7 +12,7 @@ from hafvt.data.conditions import condition_columns, rows_that_meet
 from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
 from hafvt.data.readers import RawTable, read_columns
-from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
+from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions, parse_numbers
 from hafvt.data.times import UNIX_SECONDS, is_imprecise, is_placeholder, other_unit, parse_times
 from hafvt.data.titles import normalize_titles
 from hafvt.errors import ArgumentError, HafvtError, InputError
@@ -65,6 +65,7 @@ def read_tables(
     items: Any,
     columns: dict[str, str],
     options: TableOptions = DEFAULT_OPTIONS,
+    weight: str | None = None,
 ) -> tuple[Table, Table | None]:
     """Read and check interactions and, unless None, items.
 
@@ -74,13 +75,14 @@ def read_tables(
         columns: name of `COLUMNS` -> name in the input, for both tables; a table without a column of the
             second name may have one of the first.
         options: how the tables are read.
+        weight: the column of the interactions' weights in the input; None for none.
 
     Raises:
         InputError: a table or a value in it is wrong.
         HafvtError: `columns` has a name that is not in `COLUMNS`, or one that no table has.
     """
     _check_column_names(columns)
-    interaction_table = _read_table(interactions, "interactions", columns, options)
+    interaction_table = _read_table(interactions, "interactions", columns, options, weight)
     item_table = None if items is None else _read_table(items, "items", columns, options)
     _check_mapped_columns(columns, [table for table in (interaction_table, item_table) if table])
     return interaction_table, item_table
@@ -121,12 +123,14 @@ def _check_mapped_columns(columns: dict[str, str], tables: list[Table]) -> None:
             )
 
 
-def _read_table(source: Any, role: str, columns: dict[str, str], options: TableOptions) -> Table:
+def _read_table(
+    source: Any, role: str, columns: dict[str, str], options: TableOptions, weight: str | None = None
+) -> Table:
     """Read and check a table; `role` is "interactions" or "items"."""
     candidates = {name: (columns.get(name, name), name) for name in COLUMNS[role]}
     input_names = list(dict.fromkeys(name for pair in candidates.values() for name in pair))
     condition = options.keep if role == "interactions" else None
-    others = condition_columns(condition)
+    others = condition_columns(condition) + ([] if weight is None else [weight])
     wanted, numeric = list(dict.fromkeys(input_names + others)), [*candidates.get("timestamp", ()), *others]
     try:
         raw = read_columns(source, wanted, numeric=numeric, options=options, with_others=role == "items")
@@ -151,12 +155,20 @@ def _read_table(source: Any, role: str, columns: dict[str, str], options: TableO
             "it is both user_id and item_id", "Name two by --columns", file=file, column=names["user_id"]
         )
     frame = raw.frame.select(pl.col(input_name).alias(name) for name, input_name in names.items())
+    if weight is not None:
+        if weight not in raw.frame.columns:
+            problem = f"no column {weight!r} among {', '.join(raw.columns[:50])}"
+            raise InputError(problem, "Correct --weight", file=file)
+        names, frame = names | {"weight": weight}, frame.with_columns(raw.frame[weight].alias("weight"))
     table = Table(frame, names, raw.origin, input_counts={role: len(frame)})
     if condition:
         table = _keep_rows(table, raw, condition, options)
-    text_columns = [_text(table, name, options.strip) for name in names if name != "timestamp"]
+    text_names = [name for name in names if name not in ("timestamp", "weight")]
+    text_columns = [_text(table, name, options.strip) for name in text_names]
     if "timestamp" in names:
         table = _with_times(table, options)
+    if weight is not None:
+        table = _with_weights(table, options)
     attributes = [raw.frame[name] for name in raw.frame.columns if name not in (*input_names, *OWN_COLUMNS)]
     attributes = parse_attributes(attributes, options.decimal) if role == "items" else []
     return replace(table, frame=table.frame.with_columns(text_columns + attributes))
@@ -194,6 +206,28 @@ def _text(table: Table, name: str, strip: bool) -> pl.Series:
     if text.null_count():
         raise table.error(text.is_null(), name, f"an empty {name}", "Fill it in or remove the row")
     return visible_text(text) if strip else text
+
+
+def _with_weights(table: Table, options: TableOptions) -> Table:
+    """Return a table of interactions with weights as numbers.
+
+    Raises:
+        InputError: a weight is empty, negative or no finite number, or all are 0.
+    """
+    column = table.frame["weight"]
+    numbers = parse_numbers(column, options.decimal) if column.dtype == pl.String else column
+    weights = (column if numbers is None else numbers).cast(pl.Float32, strict=False)
+    is_wrong = ~((weights >= 0) & weights.is_finite()).fill_null(False)
+    if is_wrong.any():
+        raise table.error(is_wrong, "weight", "not a weight", "Give a number from 0 on, or filter by --keep")
+    if not (weights > 0).any():
+        raise InputError(
+            "all weights are 0",
+            "Name another column by --weight",
+            file=table.origin.file,
+            column=table.names["weight"],
+        )
+    return replace(table, frame=table.frame.with_columns(weights.alias("weight")))
 
 
 def _with_times(table: Table, options: TableOptions) -> Table:

@@ -48,7 +48,8 @@ def with_clusters(
         return item_features
     clusters = {}
     for name, vectors in item_features.vectors.items():
-        rows = prepare_vectors(vectors, item_features, content_width, chunk_rows)
+        basis = item_features.bases.get(name)
+        rows = prepare_vectors(vectors, item_features, content_width, chunk_rows, basis)
         saved, vectors = item_features.clusters.get(name), Vectors(rows, vectors.present)
         if saved is None:
             clusters[name] = cluster_items(vectors, item_features.train_counts, cluster_sizes)

@@ -15,6 +15,7 @@ import polars as pl
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import ArgumentError, HafvtError
+from hafvt.features.encode_like import encode_like, open_earlier
 from hafvt.features.encoded_batches import iter_encoded_batches
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
@@ -31,7 +32,7 @@ from hafvt.features.table import (
 from hafvt.files import sha256
 from hafvt.folders import atomic_folder, folder_lock
 from hafvt.progress import progress
-from hafvt.settings import Device, PositiveCount, Seed, check_arguments
+from hafvt.settings import Device, Folder, PositiveCount, Seed, check_arguments
 
 
 @check_arguments
@@ -42,6 +43,7 @@ def encode(
     title: str | None = None,
     encoders: dict[str, str] | None = None,
     precomputed: dict[str, str | Path] | None = None,
+    like: Folder | None = None,
     batch_size: PositiveCount = 64,
     device: Device = "auto",
     seed: Seed = 0,
@@ -60,6 +62,8 @@ def encode(
         title: encoder of the titles: "classic", "clip:CHECKPOINT" or "sentence:CHECKPOINT".
         encoders: encoders of other modalities, by name of the modality.
         precomputed: files of vectors from elsewhere, by modality (small letters, digits, underscores).
+        like: an earlier dataset or a run, instead of encoders: items with the same title or picture's path
+            keep their vectors, others get vectors by the same encoders. So `train --init-from` can go on.
         batch_size: pictures or titles that an encoder gets at a time.
         device: where checkpoints run: "auto", "cpu", "cuda", ...
         seed: random seed of encoders that are fitted on the dataset.
@@ -74,8 +78,10 @@ def encode(
     precomputed = precomputed or {}
     named = {"image": image, "title": title} | (encoders or {})
     specs = {name: spec for name, spec in named.items() if spec is not None}
-    if not specs and not precomputed:
+    if not specs and not precomputed and like is None:
         raise ArgumentError("nothing to encode: name an encoder for image or title, or a precomputed file")
+    if specs and like is not None:
+        raise ArgumentError("--like takes the encoders of an earlier dataset: leave out other encoders")
     for name in precomputed:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise ArgumentError(f"modality {name!r}: use small letters, digits and underscores")
@@ -84,12 +90,16 @@ def encode(
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     # Construct all encoders first, so that a wrong name is reported before hours of work.
     instances = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}
+    earlier = None if like is None else open_earlier(Path(like))
+    same_encoders = [] if earlier is None else [n for n in earlier.feature_names if n not in precomputed]
     tables = {}
     with ExitStack() as stack:
-        for name in sorted([*specs, *precomputed]):
+        for name in sorted([*specs, *precomputed, *same_encoders]):
             stack.enter_context(folder_lock(data.folder / "features" / name))
         for name, path in precomputed.items():
             tables[name] = _import_vectors(data, name, Path(path))
+        if earlier is not None:
+            tables |= {name: _encode_like(data, earlier, name, device) for name in same_encoders}
         for name, encoder in instances.items():
             tables[name] = _encode_modality(data, name, specs[name], encoder, batch_size)
     return tables
@@ -138,6 +148,15 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
     table = _save_table(target, items, encoded, metadata, encoder.fitted_arrays)
     checkpoint.remove()
     return table
+
+
+def _encode_like(data: Dataset, earlier: Dataset, name: str, device: str) -> FeatureTable:
+    """Write the vectors of a modality that `encode_like` returns."""
+    encoded, metadata, fitted_arrays = encode_like(data, earlier, name, device)
+    column = pl.col(MODALITIES[name].column).replace("", None) if name in MODALITIES else pl.lit(None)
+    items = data.item_table.select("item_id", column.alias("value"))
+    metadata["source"] = {"file": "items.parquet", "sha256": sha256(data.folder / "items.parquet")}
+    return _save_table(data.folder / "features" / name, items, encoded, metadata, fitted_arrays)
 
 
 def _import_vectors(data: Dataset, name: str, path: Path) -> FeatureTable:

@@ -56,6 +56,18 @@ class ItemClusters(NamedTuple):
     num_clusters: int
 
 
+class ContentBasis(NamedTuple):
+    """How frozen vectors of one modality are reduced: centered and projected, see `prepare_vectors`.
+
+    Attributes:
+        mean: (e,) the vector that is subtracted.
+        directions: (e, d) the principal directions.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+
 class TrainInteractions(NamedTuple):
     """The n interactions of the training part.
 
@@ -63,11 +75,13 @@ class TrainInteractions(NamedTuple):
         users: (n,) int64 user indices.
         items: (n,) int64 item indices.
         times: (n,) int64, in seconds since 1970; None if the dataset has times of another kind.
+        weights: (n,) float32; None if all have the same.
     """
 
     users: Tensor
     items: Tensor
     times: Tensor | None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +92,14 @@ class ItemFeatures:
         domains: contiguous slices of the items.
         vectors: frozen vectors by modality; empty for models that use item ids only.
         train_counts: (items,) float32, number of training interactions of each item.
+        train_weights: (items,) float32, sum of the weights of each item's training interactions; None if the
+            interactions have no weights.
         relations: (n, 2) int64 directed links between items, by name of the relation; see `read_relations`.
         clusters: clusters of similar items by modality; see `hafvt.features.clusters`.
         interactions: for models that count them; None for others, and for a trained model, whose weights have
             the counts.
         shard: the rows of item tables that this process holds in training; None for all.
+        bases: by modality, those of the training that this one starts from; see `Model.inherit_features`.
         time_knots: (K,) int64 quantiles of the times of training interactions, in seconds since 1970; None if
             the dataset has times of another kind, the model does not use them, or it is trained: its weights
             have them.
@@ -95,7 +112,9 @@ class ItemFeatures:
     clusters: Mapping[str, ItemClusters] = field(default_factory=dict)
     interactions: TrainInteractions | None = None
     shard: Shard | None = None
+    bases: Mapping[str, ContentBasis] = field(default_factory=dict)
     time_knots: Tensor | None = None
+    train_weights: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of items of all domains."""
@@ -166,7 +185,7 @@ def load_item_features(
         else:
             rows = np.array(table.rows, dtype=np.float32)
         vectors[name] = Vectors(torch.from_numpy(rows), torch.from_numpy(np.array(table.present)))
-    train_counts = torch.from_numpy(data.train_counts().astype(np.float32))
+    train_counts, weights = torch.from_numpy(data.train_counts().astype(np.float32)), data.train_weights()
     return ItemFeatures(
         data.domains,
         vectors,
@@ -174,6 +193,7 @@ def load_item_features(
         read_relations(data) if relations else {},
         interactions=read_train_interactions(data) if interactions else None,
         time_knots=time_knots(data) if times else None,
+        train_weights=None if weights is None else torch.from_numpy(weights.astype(np.float32)),
     )
 
 
@@ -194,11 +214,18 @@ def read_train_interactions(data: Dataset) -> TrainInteractions:
     positions = data.train_positions()
     items = np.asarray(data.items)[positions].astype(np.int64)
     times = None if data.seconds is None else torch.from_numpy(data.seconds[positions])
-    return TrainInteractions(torch.from_numpy(data.users_at(positions)), torch.from_numpy(items), times)
+    weights = None if data.weights is None else torch.from_numpy(data.weights[positions])
+    return TrainInteractions(
+        torch.from_numpy(data.users_at(positions)), torch.from_numpy(items), times, weights
+    )
 
 
 def prepare_vectors(
-    vectors: Vectors, item_features: ItemFeatures, width: int, chunk_rows: int | None = None
+    vectors: Vectors,
+    item_features: ItemFeatures,
+    width: int,
+    chunk_rows: int | None = None,
+    basis: ContentBasis | None = None,
 ) -> Tensor:
     """Return frozen vectors for all items, (items, d), reduced to principal directions and without gaps.
 
@@ -212,22 +239,14 @@ def prepare_vectors(
             and get unit length again. 0 keeps the vectors as they are, d = e.
         chunk_rows: number of vectors that are computed at a time; a large result is then a memory-mapped
             temporary file. None computes all at once, which changes the result by rounding.
+        basis: mean and principal directions; None computes them by `content_basis`.
     """
     rows, present = vectors
-    fit = present & item_features.is_trained
-    fit = fit if fit.any() else present
+    fit = _fit_mask(vectors, item_features)
     size = chunk_rows or max(len(rows), 1)
     mean = directions = None
     if width:
-        mean = _mean_row(rows, fit, slice(0, len(rows)), size)
-        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for part in _chunks(slice(0, len(rows)), size):
-            centered = rows[part][fit[part]].float() - mean
-            covariance += (centered.T @ centered).double()
-        _, directions = torch.linalg.eigh(covariance)  # (e, e), ascending
-        # The sign of a direction depends on the processor: make its largest entry positive.
-        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        directions = (directions * largest.sign())[:, -width:].float()
+        mean, directions = basis or content_basis(vectors, item_features, width, chunk_rows)
     reduced = _empty_rows(len(rows), rows.shape[1] if directions is None else directions.shape[1], chunk_rows)
     for part in _chunks(slice(0, len(rows)), size):
         if mean is None or directions is None:
@@ -239,6 +258,29 @@ def prepare_vectors(
         fill = _mean_row(reduced, fit, items, size) if fit[items].any() else torch.zeros_like(reduced[0])
         reduced[items][~present[items]] = fill
     return reduced
+
+
+def content_basis(
+    vectors: Vectors, item_features: ItemFeatures, width: int, chunk_rows: int | None = None
+) -> ContentBasis:
+    """Return mean and principal directions of the vectors of trained items, see `prepare_vectors`."""
+    rows, fit = vectors.rows, _fit_mask(vectors, item_features)
+    size = chunk_rows or max(len(rows), 1)
+    mean = _mean_row(rows, fit, slice(0, len(rows)), size)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for part in _chunks(slice(0, len(rows)), size):
+        centered = rows[part][fit[part]].float() - mean
+        covariance += (centered.T @ centered).double()
+    _, directions = torch.linalg.eigh(covariance)  # (e, e), ascending
+    # The sign of a direction depends on the processor: make its largest entry positive.
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return ContentBasis(mean, (directions * largest.sign())[:, -width:].float())
+
+
+def _fit_mask(vectors: Vectors, item_features: ItemFeatures) -> Tensor:
+    """Return the items from which mean and directions are computed: trained ones with a vector, if any."""
+    fit = vectors.present & item_features.is_trained
+    return fit if fit.any() else vectors.present
 
 
 def _chunks(part: slice, size: int) -> Iterator[slice]:

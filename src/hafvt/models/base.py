@@ -77,6 +77,8 @@ class Model(nn.Module, ABC):
     """Whether the model needs the relations between items."""
     uses_interactions: ClassVar[bool] = False
     """Whether the model needs the training interactions."""
+    by_domain: ClassVar[tuple[str, ...]] = ()
+    """Module lists and parameters with an entry for each of `sequence_names` or, without these, domain."""
     uses_times: bool = False
     """Whether scores depend on the times of a batch."""
     can_explain: ClassVar[bool] = False
@@ -125,6 +127,19 @@ class Model(nn.Module, ABC):
             HafvtError: the model cannot explain its scores.
         """
         raise HafvtError(f"{type(self).__name__} cannot explain its scores: use hafvt")
+
+    def inherit_features(
+        self, item_features: ItemFeatures, own: ItemFeatures, new: Tensor, old: Tensor
+    ) -> ItemFeatures:
+        """Return item features with what this model computed from its own ones and its weights depend on.
+
+        Args:
+            item_features: those of a later training.
+            own: those of this model.
+            new: (n,) indices of shared items in the later training.
+            old: (n,) their indices in this model.
+        """
+        return item_features
 
     def extend_catalog(self, item_features: ItemFeatures, extended_indices: Tensor) -> Self:
         """Return this model over a larger catalog, in evaluation mode; scores of its items do not change.

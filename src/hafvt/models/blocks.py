@@ -14,8 +14,8 @@ from hafvt.data.dataset import Domain
 from hafvt.models.request_date import RequestDateOffset
 from hafvt.models.sequences import in_domain, last_states, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import global_count
 from hafvt.ops.products import linear
+from hafvt.ops.weights import total_weight
 
 
 class Dropout(nn.Module):
@@ -347,11 +347,14 @@ class DomainSoftmax(nn.Linear):
         super().__init__(width, len(domain))
         self.domain = domain
 
-    def query(self, h: Tensor, targets: Tensor) -> tuple[list[SoftmaxQuery], Tensor]:
-        """Return the arguments of a catalog softmax at target items, for states, (N, width)."""
+    def query(
+        self, h: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[list[SoftmaxQuery], Tensor]:
+        """Return the arguments of a catalog softmax at target items, for states, (N, width), with weights."""
         table = torch.cat([self.weight, self.bias[:, None]], dim=1)  # the bias is one more column of W
         h = F.pad(h.float(), (0, 1), value=1.0)
-        return [SoftmaxQuery(h, targets - self.domain.start, slice(0, len(table)))], table
+        weight = 1.0 if weights is None else weights
+        return [SoftmaxQuery(h, targets - self.domain.start, slice(0, len(table)), weight)], table
 
     def scores(self, h: Tensor, candidates: Tensor | None) -> Tensor:
         """Return W h + b of all items of the domain or of candidates, (B, width) -> (B, C)."""
@@ -367,20 +370,27 @@ class DomainSoftmaxes(nn.ModuleList):
     def __init__(self, width: int, domains: tuple[Domain, ...]) -> None:
         super().__init__(DomainSoftmax(width, domain) for domain in domains)
 
-    def mean_nll(self, states: Sequence[Tensor], targets: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def mean_nll(
+        self,
+        states: Sequence[Tensor],
+        targets: Tensor,
+        dropout: Dropout | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean of -log softmax at target items, (N,), each over the items of its domain.
 
         `states` has the states of each domain, (N, width); `dropout` acts on those before its targets. The
-        mean is over the targets of all processes, see `ops.collectives`.
+        mean is over the targets of all processes, see `ops.collectives`, with `weights`, (N,), if given.
         """
-        count = max(global_count(len(targets)), 1)
+        count = total_weight(len(targets), weights)
         total = states[0].float().sum() * 0  # has a gradient without targets, too
         output: Any
         for output, h in zip(self, states, strict=True):
             is_in_domain = in_domain(targets, output.domain)
             if is_in_domain.any():
                 h = h[is_in_domain] if dropout is None else dropout(h[is_in_domain])
-                total = total + catalog_nll(*output.query(h, targets[is_in_domain]))
+                part = None if weights is None else weights[is_in_domain]
+                total = total + catalog_nll(*output.query(h, targets[is_in_domain], part))
         return total / count
 
     def scores(self, domain: int, h: Tensor, candidates: Tensor | None) -> Tensor:

@@ -43,11 +43,13 @@ from hafvt.models.sequences import (
     next_items,
     select_items,
     states_after,
+    target_weights,
     valid_mask,
     with_min_width,
 )
 from hafvt.ops.catalog_softmax import catalog_nll
 from hafvt.ops.collectives import global_count
+from hafvt.ops.weights import total_weight
 
 
 class TransitionGraph(nn.Module):
@@ -113,6 +115,7 @@ class GraphEncoder(nn.Module):
 class C2dsr(Model):
     """An encoder of the merged history; an encoder, a softmax and a discriminator of each domain."""
 
+    by_domain = ("own", "outputs", "discriminators")
     uses_relations = True
 
     def __init__(self, item_features: ItemFeatures, config: C2dsrConfig) -> None:
@@ -140,7 +143,9 @@ class C2dsr(Model):
         cross: mean of -log softmax(W_d h + b_d) at the next item, d its domain, h the merged state.
         single: the same of h + h_d, with the latest state h_d of the domain.
         """
-        inputs, mask, targets = next_items(with_min_width(batch, 2))  # at least one input
+        batch = with_min_width(batch, 2)  # at least one input
+        inputs, mask, targets = next_items(batch)
+        weights = target_weights(batch, mask)
         table = self.merged.table()
         h = self.merged(table, inputs)  # (B, T, d)
         prediction = infomax = h.new_zeros(())
@@ -152,14 +157,15 @@ class C2dsr(Model):
                 cross = h[mask][is_in_domain]
                 single = cross + states_after(states, counts)[mask][is_in_domain]
                 queries = torch.cat([cross, single])  # (2 N, d)
-                prediction = prediction + catalog_nll(*output.query(queries, targets[is_in_domain].repeat(2)))
+                parts = None if weights is None else weights[is_in_domain].repeat(2)
+                items = targets[is_in_domain].repeat(2)
+                prediction = prediction + catalog_nll(*output.query(queries, items, parts))
             in_history = in_domain(inputs.items, domain) & mask
             random = torch.randint(domain.start, domain.stop, inputs.items.shape, device=h.device)
             corrupted = Batch(torch.where(in_history, random, inputs.items), inputs.lengths)
             merged, others = (h, self.merged(table, corrupted)), mask & ~in_history
             infomax = infomax + self.infomax(number, states, counts[:, -1], merged, others)
-        weight = self.config.prediction_weight
-        count = max(global_count(len(targets)), 1)
+        weight, count = self.config.prediction_weight, total_weight(len(targets), weights)
         total: Tensor = weight * prediction / count + (1 - weight) * infomax
         return total
 

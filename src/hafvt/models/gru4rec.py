@@ -24,11 +24,12 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout
 from hafvt.models.configs import Gru4RecConfig
-from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items
+from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, target_weights
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
-from hafvt.ops.collectives import all_gather_histories, global_count
+from hafvt.ops.collectives import all_gather_histories
 from hafvt.ops.embedding import distinct_rows
 from hafvt.ops.sampled_softmax import cumulative_weights, sample_items
+from hafvt.ops.weights import mean_factor, total_weight, weighted_sum
 
 EPSILON = 1e-24  # of the authors' code
 
@@ -69,27 +70,32 @@ class Gru4Rec(Model):
         """Return the mean of the chosen loss over all next items."""
         inputs, mask, targets = next_items(batch)
         if self.config.loss != "catalog":
-            return self.sampled_loss(inputs.items, mask, batch.items[:, 1:])
+            return self.sampled_loss(inputs.items, mask, batch.items[:, 1:], batch.weights)
         h = self.states(self.items(inputs.items))  # (B, T, d)
         # The bias is one more column of the table, multiplied by a 1 in the state.
         table = torch.cat([self.items.weight, self.bias.weight], dim=1)  # (V, d + 1)
         h = F.pad(h[mask].float(), (0, 1), value=1.0)  # (N, d + 1)
-        softmax_queries, weight = [], 1 / max(global_count(len(targets)), 1)
+        softmax_queries, factor = [], mean_factor(len(targets), target_weights(batch, mask))
         for domain in self.domains:
             is_in_domain = in_domain(targets, domain)
             items = slice(domain.start, domain.stop)
+            weight = factor[is_in_domain] if isinstance(factor, Tensor) else factor
             softmax_queries.append(SoftmaxQuery(h[is_in_domain], targets[is_in_domain], items, weight))
         return catalog_nll(softmax_queries, table)
 
-    def sampled_loss(self, inputs: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    def sampled_loss(
+        self, inputs: Tensor, mask: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Return cross-entropy with log-q correction, or BPR-max, against sampled negatives.
 
         `mask`, (B, T), states which of the items `inputs`, (B, T), have a next item, those in `targets`, (B,
-        T). Negatives are the targets of the batches of all processes.
+        T). Negatives are the targets of the batches of all processes. `weights`, (B, T + 1), are those of all
+        items of the histories.
         """
         config, catalog = self.config, slice(0, len(self.cumulative_weights))
         samples = sample_items(self.cumulative_weights, catalog, config.num_negatives, targets.device).items
-        count = max(global_count(int(mask.sum())), 1)
+        weights = None if weights is None else weights[:, 1:].T[mask.T]  # (N,)
+        count = total_weight(int(mask.sum()), weights)
         # B' histories of all processes, (B', T), -1 in the place of missing targets
         all_targets, first = all_gather_histories(targets.masked_fill(~mask, -1))
         mask, targets = mask.T, all_targets.clamp(min=0).T  # (T, B), (T, B')
@@ -108,14 +114,14 @@ class Gru4Rec(Model):
             scores = scores - config.logq * q.clamp(min=EPSILON).log()[:, None]
             log_p = torch.log_softmax(scores.masked_fill(ended & ~is_target, -torch.inf), dim=2)
             target_log_p: Tensor = log_p.diagonal(first, dim1=1, dim2=2)[mask]
-            return -target_log_p.sum() / count
+            return -weighted_sum(target_log_p, weights) / count
         scores = F.elu(scores, config.elu) if config.elu > 0 else scores
         weight = torch.softmax(scores.masked_fill(ended | is_target, -torch.inf), dim=2)  # of the negatives
         target_scores = scores.diagonal(first, dim1=1, dim2=2)[..., None]  # (T, B, 1)
         wins = (weight * torch.sigmoid(target_scores - scores)).sum(2)
         penalty = (weight * scores.square()).sum(2)
-        loss: Tensor = (config.bpreg * penalty - (wins + EPSILON).log())[mask].sum() / count
-        return loss
+        losses = (config.bpreg * penalty - (wins + EPSILON).log())[mask]
+        return weighted_sum(losses, weights) / count
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . W_y[item] + B_y[item], see `Model.scores`."""

@@ -44,11 +44,17 @@ from torch import Tensor, nn
 
 from hafvt.data.batches import Batch
 from hafvt.features.clusters import renumber_items, with_clusters
-from hafvt.features.item_features import ItemFeatures
+from hafvt.features.item_features import ItemFeatures, content_basis
 from hafvt.models.base import BranchContributions, BranchQuery, Model, normalize_shares
 from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
-from hafvt.models.item_embeddings import CONTENT_WIDTH, ItemEmbeddings, content_chunk_rows, saved_clusters
+from hafvt.models.item_embeddings import (
+    CONTENT_WIDTH,
+    ItemEmbeddings,
+    content_chunk_rows,
+    saved_bases,
+    saved_clusters,
+)
 from hafvt.models.sequences import (
     TrainTargets,
     first_occurrences,
@@ -83,6 +89,7 @@ class HafVt(Model):
     """
 
     can_explain = can_extend_catalog = can_index = can_shard_catalog = uses_times = True
+    by_domain = ("encoders", "output_projections", "modality_logits")
 
     def __init__(self, item_features: ItemFeatures, config: HafVtConfig) -> None:
         super().__init__()
@@ -120,7 +127,8 @@ class HafVt(Model):
         """Return the features with the clusters and the knots of time in a model's state dict."""
         tables = {name.removeprefix("items."): tensor for name, tensor in weights.items()}
         knots = weights.get("encoders.0.time_offset.knots")
-        return replace(item_features, clusters=saved_clusters(tables), time_knots=knots)
+        clusters, bases = saved_clusters(tables), saved_bases(tables)
+        return replace(item_features, clusters=clusters, bases=bases, time_knots=knots)
 
     def log_modality_weights(self) -> Tensor:
         """Return the logs of the weights of (7), (S, M)."""
@@ -146,12 +154,13 @@ class HafVt(Model):
         """Return the loss (9), averaged over every domain as X."""
         sequences, weights = self.train_sequences(batch)
         targets = [train_targets(sequence, self.trained.is_cold) for sequence in sequences]
-        counts = all_reduce_sum([len(t.targets) for t in targets])
+        totals = all_reduce_sum([t.total_weight for t in targets])
         items = self.step_reader.read(targets)
         loss, queries = torch.zeros((), device=batch.items.device), []  # S lists of M
         for s, t in enumerate(targets):
-            weight = weights[s] / max(counts[s], 1)  # (8) as a mean
-            loss = loss - weight * self.log_seen_shares()[0] * t.is_repeat.sum()  # r of repeated targets
+            factor = weights[s] / (totals[s] or 1)  # (8) as a mean
+            loss = loss - factor * self.log_seen_shares()[0] * t.repeat_weight  # r of repeated targets
+            weight = t.scaled_weights(factor)
             queries.append([query._replace(weight=weight) for query in self.train_queries(s, t, items)])
         log_r, log_subtracted = self.log_seen_shares()
         return loss + mixture_nll(  # without r of repeated targets
@@ -297,6 +306,18 @@ class HafVt(Model):
             _, weights = encoder.last_state(self.items.input_embeddings_of(sequence.items), sequence.lengths)
             attention.append(scatter_selected(weights, mask))
         return torch.stack(attention, dim=1)[:, :, None].expand(-1, -1, len(self.modalities), -1)
+
+    def inherit_features(
+        self, item_features: ItemFeatures, own: ItemFeatures, new: Tensor, old: Tensor
+    ) -> ItemFeatures:
+        """Return item features with the clusters and bases of this model, see `Model.inherit_features`."""
+        arguments, saved = (own, CONTENT_WIDTH, content_chunk_rows(self.config)), self.items.state_dict()
+        bases = {name: content_basis(own.vectors[name], *arguments) for name in self.content_modalities}
+        clusters = {
+            name: renumber_items(c._replace(cluster_rows=c.cluster_rows[old]), new, len(item_features))
+            for name, c in saved_clusters(saved).items()
+        }
+        return replace(item_features, clusters=clusters, bases=saved_bases(saved) or bases)
 
     def extend_catalog(self, item_features: ItemFeatures, extended_indices: Tensor) -> HafVt:
         """Return a copy of this model with more items, see `Model.extend_catalog`."""

@@ -49,12 +49,13 @@ from hafvt.models.sequences import (
     next_items,
     scatter_selected,
     select_items,
+    target_weights,
     valid_mask,
 )
 from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.catalog_softmax import SoftmaxQuery, log_partition, target_log_probabilities
-from hafvt.ops.collectives import global_count
 from hafvt.ops.products import linear
+from hafvt.ops.weights import total_weight, weighted_sum
 
 
 class AttentionLayer(nn.Module):
@@ -76,6 +77,7 @@ class AttentionLayer(nn.Module):
 class HafVtPaper(Model):
     """HAF-VT as printed; see the module's docstring. Refuses modalities that are not encoded."""
 
+    by_domain = ("layers",)
     can_explain = True
 
     def __init__(self, item_features: ItemFeatures, config: HafVtPaperConfig) -> None:
@@ -133,7 +135,9 @@ class HafVtPaper(Model):
                 rows = self.trained.select(table)
                 log_p += target_log_probabilities([query], rows, normalize_rows=name == "id")  # (4) to (6)
             mixture = torch.stack(log_p).logsumexp(0) - torch.tensor(len(log_p)).log()  # (7), (N,)
-            loss = loss - lambdas[s] * mixture.sum() / max(global_count(len(targets)), 1)  # (8)
+            weights = target_weights(sequence, mask)
+            total = weighted_sum(mixture, weights)
+            loss = loss - lambdas[s] * total / total_weight(len(targets), weights)  # (8)
         return loss
 
     def branch_scores(

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hafvt.errors import HafvtError
-from hafvt.features.item_features import ItemClusters, ItemFeatures, prepare_vectors
+from hafvt.features.item_features import ContentBasis, ItemClusters, ItemFeatures, prepare_vectors
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.trained_items import TrainedItems
 from hafvt.ops.collectives import broadcast_
@@ -87,8 +87,11 @@ class ItemEmbeddings(nn.Module):
             self.ids = make_embedding(len(item_features), config.id_width, self.shard, sparse=sparse)
             init_normal(self.ids.weight, self.shard, std=INITIAL_STD)
         for name in self.content_modalities:
-            arguments = item_features.vectors[name], item_features, CONTENT_WIDTH, content_chunk_rows(config)
+            basis, vectors = item_features.bases.get(name), item_features.vectors[name]
+            arguments = vectors, item_features, CONTENT_WIDTH, content_chunk_rows(config), basis
             rows = distribute_rows(partial(prepare_vectors, *arguments), self.shard, torch.float32)
+            for key, tensor in ({} if basis is None else basis._asdict()).items():
+                self._add_buffer(f"{key}_{name}", tensor, persistent=True)
             self._add_buffer(f"content_{name}", rows)
             widths[name] = rows.shape[1]
         self.widths = [widths[name] for name in self.modalities]
@@ -292,6 +295,16 @@ def saved_clusters(weights: Mapping[str, Tensor]) -> dict[str, ItemClusters]:
         name: ItemClusters(rows, len(weights[f"clusters.{name}"]))
         for key, rows in weights.items()
         if key.startswith(prefix) and f"clusters.{(name := key.removeprefix(prefix))}" in weights
+    }
+
+
+def saved_bases(weights: Mapping[str, Tensor]) -> dict[str, ContentBasis]:
+    """Return the bases by modality in the state dict of `ItemEmbeddings`, if they were inherited."""
+    prefix = "directions_"
+    return {
+        (name := key.removeprefix(prefix)): ContentBasis(weights[f"mean_{name}"], tensor)
+        for key, tensor in weights.items()
+        if key.startswith(prefix)
     }
 
 

@@ -48,7 +48,7 @@ class ItemKnn(Model):
         self.register_buffer("popularity", counts / counts.sum().clamp(min=1))
         if item_features.interactions is not None:
             first_column = torch.tensor([0, *limits]).cumsum(0)
-            users, items, _ = item_features.interactions
+            users, items, *_ = item_features.interactions
             for source, target, similarity in item_similarities(users, items, size, config.shrinkage):
                 domain = item_features.domain_of(target)
                 place = places_by_similarity(source * len(limits) + domain, similarity)

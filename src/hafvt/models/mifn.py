@@ -49,7 +49,7 @@ from hafvt.models.sequences import (
     valid_mask,
 )
 from hafvt.ops.catalog_softmax import target_log_probabilities
-from hafvt.ops.collectives import global_count
+from hafvt.ops.weights import total_weight, weighted_sum
 
 EPSILON = 1e-30
 
@@ -204,6 +204,7 @@ class Decoder(nn.Module):
 class Mifn(Model):
     """Two encoders, two behavior transfer units, a knowledge transfer unit, a decoder for each domain."""
 
+    by_domain = ("encoders", "behaviors", "decoders")
     uses_relations = True
     links: Tensor
     single: Tensor
@@ -296,12 +297,12 @@ class Mifn(Model):
     def loss(self, batch: Batch) -> Tensor:
         """Return `prefix_loss` of sampled prefixes of each sequence."""
         row, position = sample_prefixes(batch, self.config.num_prefixes)
-        count = max(global_count(len(row)), 1)  # of all processes
+        weights = None if batch.weights is None else batch.weights[row, position + 1]
+        count = total_weight(len(row), weights)  # of all processes
         if len(row) == 0:
             return self.items.weight.sum() * 0
-        return self.prefix_loss(batch, row, position + 1) * (
-            len(row) / count
-        )  # of the mean over this process
+        own = len(row) if weights is None else float(weights.sum())
+        return self.prefix_loss(batch, row, position + 1) * (own / count)  # of the mean over this process
 
     def prefix_loss(self, batch: Batch, row: Tensor, length: Tensor) -> Tensor:
         """Return the mean of -log P(next item) - [next item not in the graph] log(P_S + 1e-4).
@@ -311,6 +312,7 @@ class Mifn(Model):
         """
         inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0))
         target = batch.items[row, length]
+        weights = None if batch.weights is None else batch.weights[row, length]
         h, t = ([x[row, length - 1] for x in states] for states in self.encode(inputs))
         graphs = self.graphs(Batch(inputs.items[row, : int(length.max())], length), target)
         choices = self.choices(h, t, graphs, batch.items[row, length - 1])
@@ -326,8 +328,9 @@ class Mifn(Model):
             in_graph = is_target[is_in_domain].any(1)
             missed = torch.log(torch.sigmoid(-copy_logit) + 1e-4).masked_fill(in_graph, 0.0)
             log_p = torch.where(in_graph, torch.logaddexp(generated, copied), generated)
-            total = total - (log_p + missed).sum()
-        return total / len(row)
+            part = None if weights is None else weights[is_in_domain]
+            total = total - weighted_sum(log_p + missed, part)
+        return total / (len(row) if weights is None else weights.sum().clamp(min=EPSILON))
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return log P of the items, see `Model.scores`."""

@@ -24,7 +24,7 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.blocks import blend, split_layer
 from hafvt.models.configs import PiNetConfig
-from hafvt.models.sequences import last_states, next_items, states_after, with_min_width
+from hafvt.models.sequences import last_states, next_items, states_after, target_weights, with_min_width
 from hafvt.models.shared_account import SharedAccountModel
 
 
@@ -66,6 +66,8 @@ class SharedAccountFilter(nn.Module):
 class PiNet(SharedAccountModel):
     """Two encoders, two filter and transfer units, a softmax over each domain."""
 
+    by_domain = ("encoders", "transfers", "outputs", "filters")
+
     def __init__(self, item_features: ItemFeatures, config: PiNetConfig) -> None:
         super().__init__("pi-Net", item_features, config)
         self.filters = nn.ModuleList(SharedAccountFilter(config) for _ in range(2))
@@ -87,9 +89,10 @@ class PiNet(SharedAccountModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
-        inputs, mask, targets = next_items(with_min_width(batch, 2))  # recurrences need an input
+        batch = with_min_width(batch, 2)  # recurrences need an input
+        inputs, mask, targets = next_items(batch)
         states = [self.dropout(x)[mask] for x in self.states(inputs)]  # (N, 2 d) each
-        return self.outputs.mean_nll(states, targets)
+        return self.outputs.mean_nll(states, targets, weights=target_weights(batch, mask))
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [t; h] + b, see `Model.scores`."""

@@ -23,7 +23,14 @@ from hafvt.data.batches import Batch
 from hafvt.features.item_features import ItemFeatures
 from hafvt.models.blocks import split_layer
 from hafvt.models.configs import PsjNetConfig
-from hafvt.models.sequences import DomainSequence, masked_softmax, next_items, states_after, with_min_width
+from hafvt.models.sequences import (
+    DomainSequence,
+    masked_softmax,
+    next_items,
+    states_after,
+    target_weights,
+    with_min_width,
+)
 from hafvt.models.shared_account import SharedAccountModel
 
 EPSILON = 1e-10  # of the authors' code
@@ -96,6 +103,8 @@ class TrilinearMatch(nn.Module):
 class PsjNet(SharedAccountModel):
     """Two encoders, two splits, two joins, a softmax over each domain."""
 
+    by_domain = ("encoders", "transfers", "outputs", "splits", "over_time", "over_users")
+
     def __init__(self, item_features: ItemFeatures, config: PsjNetConfig) -> None:
         super().__init__("PSJNet", item_features, config)
         self.splits = nn.ModuleList(SplitUnit(config) for _ in range(2))
@@ -132,12 +141,13 @@ class PsjNet(SharedAccountModel):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean over all next items of the cross-entropy over the item's domain."""
-        inputs, mask, targets = next_items(with_min_width(batch, 2))  # recurrences need an input
+        batch = with_min_width(batch, 2)  # recurrences need an input
+        inputs, mask, targets = next_items(batch)
         encoded = self.encode(inputs)
         # Joining at all positions and then selecting is faster than joining at selected positions.
         positions = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
         states = [self.join(encoded, n, positions)[mask] for n in range(2)]  # (N, 2 d) each
-        return self.outputs.mean_nll(states, targets, self.dropout)
+        return self.outputs.mean_nll(states, targets, self.dropout, target_weights(batch, mask))
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return W [h; c] + b, see `Model.scores`."""

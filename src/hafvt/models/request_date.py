@@ -45,6 +45,13 @@ class RequestDateOffset(nn.Module):
         factors = torch.cat([self.knot_weights(times), yearly_waves(times)], dim=-1)
         return VECTOR_SCALE * factors @ self.vectors
 
+    @torch.no_grad()
+    def continue_from(self, other: RequestDateOffset) -> None:
+        """Take the offsets of another instance, with the values of its broken line at these knots."""
+        count = len(self.knots)
+        self.vectors[:count] = other.knot_weights(self.knots) @ other.vectors[: len(other.knots)]
+        self.vectors[count:] = other.vectors[len(other.knots) :]
+
     def knot_weights(self, times: Tensor) -> Tensor:
         """Return the weights of the knots, (...) -> (..., K): two are not zero, and they sum to 1."""
         starts, widths = self.knots[:-1], self.knots.diff().clamp(min=1)

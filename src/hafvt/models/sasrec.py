@@ -29,9 +29,8 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.base import Model
 from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRecBlock
 from hafvt.models.configs import SasRecConfig
-from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, valid_mask
+from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, target_weights, valid_mask
 from hafvt.ops.catalog_softmax import SoftmaxQuery
-from hafvt.ops.collectives import global_count
 from hafvt.ops.embedding import distinct_rows, embedding_lookup
 from hafvt.ops.sampled_softmax import (
     cumulative_weights,
@@ -41,6 +40,7 @@ from hafvt.ops.sampled_softmax import (
 )
 from hafvt.ops.sharded_softmax import sharded_catalog_nll
 from hafvt.ops.shards import fetch_rows, init_normal, make_embedding, mapped_table, sharded_lookup
+from hafvt.ops.weights import mean_factor, weighted_mean
 
 
 class SasRec(Model):
@@ -90,20 +90,22 @@ class SasRec(Model):
         binary: -log sigmoid(h_t . e) - log(1 - sigmoid(h_t . e')), e' drawn from the rest of its domain.
         """
         inputs, mask, targets = next_items(batch)
+        weights = target_weights(batch, mask)
         if self.config.num_negatives:
-            return self.sampled_loss(inputs, mask, targets)
+            return self.sampled_loss(inputs, mask, targets, weights)
         table, (items,) = sharded_lookup(self.items.weight, self.shard, inputs.items)  # (V, d), (B, T, d)
         h = self.states(items, inputs.lengths)[mask]  # (N, d)
         if self.config.loss == "catalog":
-            query = SoftmaxQuery(h, targets, slice(0, len(table)), 1 / max(global_count(len(h)), 1))
+            query = SoftmaxQuery(h, targets, slice(0, len(table)), mean_factor(len(h), weights))
             return sharded_catalog_nll([query], table, self.shard)
         negatives = sample_unseen_items(batch, batch.items[:, 1:], self.domains)[mask]
         rows = [fetch_rows(table.__getitem__, self.shard, items) for items in (targets, negatives)]  # (N, d)
         positive, negative = ((h * item_rows).sum(1) for item_rows in rows)  # (N,)
-        total = (F.softplus(-positive) + F.softplus(negative)).sum()
-        return total / max(global_count(len(positive)), 1)
+        return weighted_mean(F.softplus(-positive) + F.softplus(negative), weights)
 
-    def sampled_loss(self, inputs: Batch, mask: Tensor, targets: Tensor) -> Tensor:
+    def sampled_loss(
+        self, inputs: Batch, mask: Tensor, targets: Tensor, loss_weights: Tensor | None = None
+    ) -> Tensor:
         """Return the loss "catalog" estimated from a sample; it reads the rows of the items at hand only."""
         weights, count = self.cumulative_weights, self.config.num_negatives
         sample = sample_items(weights, slice(0, len(weights)), count, targets.device)
@@ -111,7 +113,7 @@ class SasRec(Model):
         table, (history,) = embedding_lookup(fetch_rows(self.items, self.shard, rows), items)  # (U, d)
         query = SoftmaxQuery(self.states(history, inputs.lengths)[mask], targets, slice(0, len(rows)))
         (log_p,) = sampled_log_probabilities([query], [sample._replace(items=sampled)], table)
-        return -log_p.sum() / max(global_count(len(log_p)), 1)
+        return -weighted_mean(log_p, loss_weights)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return h . E[item], see `Model.scores`."""

@@ -30,7 +30,8 @@ def in_domain(items: Tensor, domain: Domain) -> Tensor:
 def with_min_width(batch: Batch, width: int) -> Batch:
     """Return a batch with padding up to a width, where it is narrower."""
     padding = max(0, width - batch.items.shape[1])
-    return Batch(F.pad(batch.items, (0, padding)), batch.lengths)
+    weights = None if batch.weights is None else F.pad(batch.weights, (0, padding))
+    return Batch(F.pad(batch.items, (0, padding)), batch.lengths, weights=weights)
 
 
 def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
@@ -43,6 +44,11 @@ def next_items(batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     inputs = Batch(batch.items[:, :-1], (batch.lengths - 1).clamp(min=0), item_times=times)
     mask = valid_mask(inputs.lengths, inputs.items.shape[1])
     return inputs, mask, batch.items[:, 1:][mask]
+
+
+def target_weights(batch: Batch, mask: Tensor) -> Tensor | None:
+    """Return the weights of the targets that `next_items` returns with a mask, (N,); None without weights."""
+    return None if batch.weights is None else batch.weights[:, 1:][mask]
 
 
 class TrainTargets(NamedTuple):
@@ -60,6 +66,22 @@ class TrainTargets(NamedTuple):
     """(N,) whether the target is one of the items in `is_seen`."""
     times: Tensor | None
     """(B, T) time at which the item after each input is to be predicted; None if unknown."""
+    weights: Tensor | None
+    """(N,) weights of the targets; None if all have the same."""
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights of the targets, each 1 without `weights`."""
+        return len(self.targets) if self.weights is None else float(self.weights.sum())
+
+    @property
+    def repeat_weight(self) -> Tensor:
+        """The sum of the weights of the targets in `is_repeat`, ()."""
+        return self.is_repeat.sum() if self.weights is None else (self.weights * self.is_repeat).sum()
+
+    def scaled_weights(self, factor: float) -> float | Tensor:
+        """Return a factor times the weight of each target, (N,), or the factor if all have the same."""
+        return factor if self.weights is None else factor * self.weights
 
     def seen_items(self, items: Tensor) -> Tensor:
         """Return the numbers of the items in `is_seen`, -1 elsewhere, (N, T); `items` numbers the inputs."""
@@ -76,7 +98,8 @@ def train_targets(sequence: Batch, is_cold: Tensor) -> TrainTargets:
     is_seen = is_first[:, None, :] & causal_mask  # (B, T, T)
     is_repeat = ((next_item[:, :, None] == inputs.items[:, None, :]) & is_seen).any(2)
     times = None if sequence.item_times is None else sequence.item_times[:, 1:]
-    return TrainTargets(inputs, mask, next_item[mask], is_seen[mask], is_repeat[mask], times)
+    weights = target_weights(sequence, mask)
+    return TrainTargets(inputs, mask, next_item[mask], is_seen[mask], is_repeat[mask], times, weights)
 
 
 def sample_prefixes(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +124,8 @@ def select_items(batch: Batch, mask: Tensor) -> Batch:
     order = selected_first(mask)[:, :width]  # (B, width)
     items = batch.items.gather(1, order).masked_fill(~valid_mask(lengths, width), 0)
     item_times = None if batch.item_times is None else batch.item_times.gather(1, order)
-    return Batch(items, lengths, batch.times, item_times)
+    weights = None if batch.weights is None else batch.weights.gather(1, order)
+    return Batch(items, lengths, batch.times, item_times, weights)
 
 
 def selected_first(mask: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class SrGnn(Model):
         prefix = Batch(batch.items[row, : max(length.tolist(), default=1)], length)
         table, (items,) = embedding_lookup(self.items.weight, prefix.items)  # (V, d), (N, T, d)
         s = self.session(items, prefix)
-        return mean_nll(s.float(), table, batch.items[row, length])
+        weights = None if batch.weights is None else batch.weights[row, length]
+        return mean_nll(s.float(), table, batch.items[row, length], weights=weights)
 
     def scores(self, batch: Batch, domain: int, candidates: Tensor | None = None) -> Tensor:
         """Return s_h . v_i, equation (8), see `Model.scores`."""

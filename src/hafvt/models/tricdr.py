@@ -54,6 +54,7 @@ from hafvt.models.sequences import (
 from hafvt.ops.catalog_softmax import SoftmaxQuery, catalog_nll
 from hafvt.ops.collectives import global_count
 from hafvt.ops.embedding import embedding_lookup
+from hafvt.ops.weights import mean_factor
 
 
 class TripleAttention(nn.Module):
@@ -126,6 +127,7 @@ class TriCdrStates(NamedTuple):
 class TriCdr(Model):
     """Three SASRec encoders, attention over all three for each target domain, a cosine with its items."""
 
+    by_domain = ("own", "directions")
     own: Any  # a SasRec for each domain
     directions: Any  # a Direction for each target domain
     steps: Tensor
@@ -204,13 +206,15 @@ class TriCdr(Model):
         """
         total = self.mixed.items.weight.sum() * 0
         encoded, targets = self.encode(next_items(batch)[0]), batch.items[row, position + 1]
-        weight = 1 / max(global_count(len(targets)), 1)
+        weights = None if batch.weights is None else batch.weights[row, position + 1]
+        factor = mean_factor(len(targets), weights)
         for n, (domain, table) in enumerate(zip(self.domains, encoded.tables, strict=True)):
             mine = in_domain(targets, domain)
             rows = row[mine]
             triple, has_both = self.triple(encoded, n, rows, position[mine])
             u = self.directions[n].user(triple)
             items = targets[mine] - domain.start
+            weight = factor[mine] if isinstance(factor, Tensor) else factor
             query = SoftmaxQuery(u, items, slice(0, len(table)), weight)
             nll = catalog_nll([query], table, 1 / self.config.temperature, normalize_rows=True)
             is_latest = rows != F.pad(rows, (0, 1), value=-1)[1:]  # of each sequence
@@ -234,7 +238,7 @@ class TriCdr(Model):
 
 def relative_to_domain(batch: Batch, domain: Domain) -> Batch:
     """Return a domain's items with indices that start at 0 in the domain; padding stays 0."""
-    return Batch((batch.items - domain.start).clamp(min=0), batch.lengths)
+    return Batch((batch.items - domain.start).clamp(min=0), batch.lengths, weights=batch.weights)
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hafvt.ops.collectives import global_count
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
+from hafvt.ops.weights import mean_factor, weighted_sum
 
 MIN_REMAINING = 0.01
 """Least share of the total that `log_subtract_exp` leaves; by rounding, a difference could be negative."""
@@ -49,8 +49,8 @@ class SoftmaxQuery(NamedTuple):
     """(N,) int64 row numbers in the whole table, each within `candidates`."""
     candidates: slice
     """Rows start:stop of the table, over which the partition sums."""
-    weight: float = 1.0
-    """Factor of the queries in `catalog_nll`; 1 / N gives a mean."""
+    weight: float | Tensor = 1.0
+    """Factor of the queries in `catalog_nll`, one for all or (N,); 1 / N gives a mean."""
     log_other_components: Tensor | None = None
     """(N,) log of `other`; only `catalog_nll` uses it."""
     log_subtracted_mass: Tensor | None = None
@@ -77,13 +77,15 @@ def catalog_nll(
     return loss
 
 
-def mean_nll(h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+def mean_nll(
+    h: Tensor, table: Tensor, targets: Tensor, scale: float | Tensor = 1.0, weights: Tensor | None = None
+) -> Tensor:
     """Return the mean of `-log softmax_j(scale * h[i] . table[j])` at the targets; 0 if there are none.
 
     The queries h are (N, d), the targets (N,) int64 row numbers of `table`. The mean is over the targets of
-    all processes, see `ops.collectives`.
+    all processes, see `ops.collectives`, with `weights`, (N,), if they are given.
     """
-    weight = 1 / max(global_count(len(h)), 1)
+    weight = mean_factor(len(h), weights)
     return catalog_nll([SoftmaxQuery(h, targets, slice(0, len(table)), weight)], table, scale)
 
 
@@ -176,7 +178,7 @@ class _CatalogNll(torch.autograd.Function):
     def forward(
         ctx: Any,
         table: Tensor,
-        parts: list[tuple[Tensor, slice, float]],
+        parts: list[tuple[Tensor, slice, float | Tensor]],
         normalize_rows: bool,
         *inputs: Tensor | None,
     ) -> Tensor:
@@ -200,17 +202,18 @@ class _CatalogNll(torch.autograd.Function):
                 with_means=True,
                 store_exponentials=table_grad is not None,
             ):
+                part = weight[chunk] if isinstance(weight, Tensor) else weight
                 target_rows, q_chunk = rows[targets[chunk]].to(dtype), q[chunk].to(dtype)  # (n, d) each
                 log_mass = None if log_subtracted is None else log_subtracted[chunk]
                 d_partition, d_mass = log_subtract_exp_grads(tile.log_partition, log_mass)
                 log_p = (q_chunk * target_rows).sum(1) - log_subtract_exp(tile.log_partition, log_mass)
-                grad = log_p.new_full(log_p.shape, -weight)  # of the loss with respect to log_p, (n,)
+                grad = -part * torch.ones_like(log_p)  # of the loss with respect to log_p, (n,)
                 if log_others is not None and grad_others is not None:
                     mixture = torch.logaddexp(log_others[chunk], log_p)
-                    grad_others[chunk] = -weight * (log_others[chunk] - mixture).exp()
+                    grad_others[chunk] = -part * (log_others[chunk] - mixture).exp()
                     grad *= (log_p - mixture).exp()
                     log_p = mixture
-                loss -= weight * log_p.sum()
+                loss -= weighted_sum(log_p, part)
                 grad_q[chunk] = grad[:, None] * (target_rows - d_partition[:, None] * tile.mean)
                 if grad_mass is not None:
                     grad_mass[chunk] = grad * d_mass

@@ -30,6 +30,7 @@ from hafvt.ops.catalog_softmax import (
 from hafvt.ops.collectives import all_gather_rows, all_reduce_max_, all_reduce_sum_
 from hafvt.ops.shards import Shard
 from hafvt.ops.tiles import accumulation_dtype, iter_tiles, normalize_backward, prepare_rows
+from hafvt.ops.weights import weighted_sum
 from hafvt.processes import process_index
 
 
@@ -49,7 +50,7 @@ def sharded_catalog_nll(
     for query, values in zip(queries, log_p, strict=True):
         others = to_accumulation_dtype(query.log_other_components, table)
         mixture = values if others is None else torch.logaddexp(others, values)
-        loss = loss - query.weight * mixture.sum()
+        loss = loss - weighted_sum(mixture, query.weight)
     return loss
 
 

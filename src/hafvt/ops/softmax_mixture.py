@@ -17,6 +17,7 @@ from hafvt.ops.catalog_softmax import SoftmaxQuery
 from hafvt.ops.sampled_softmax import ItemSample, SeenItems, sampled_log_probabilities
 from hafvt.ops.sharded_softmax import sharded_catalog_nll, sharded_log_probabilities
 from hafvt.ops.shards import Shard
+from hafvt.ops.weights import weighted_sum
 
 
 def mixture_nll(
@@ -52,7 +53,7 @@ def mixture_nll(
     loss = torch.zeros((), device=log_weights.device)
     for s, row in enumerate(queries):
         mixture = (log_weights[s] + torch.stack([p[s] for p in log_p], dim=1)).logsumexp(1)  # (N,)
-        loss = loss - row[0].weight * mixture.sum()
+        loss = loss - weighted_sum(mixture, row[0].weight)
     return loss
 
 
@@ -79,7 +80,9 @@ def _exact_nll(
         if others:
             log_terms = torch.stack([log_weights[s, m] + log_p[m][s] for m in others])  # (M - 1, N)
             query = query._replace(log_other_components=log_terms.logsumexp(0) - log_weights[s, last])
-        loss = loss - query.weight * len(query.targets) * log_weights[s, last]
+        weight = query.weight
+        total = weight.sum() if isinstance(weight, Tensor) else weight * len(query.targets)
+        loss = loss - total * log_weights[s, last]
         last_queries.append(query)
     unit = normalize_rows[last]
     return loss + sharded_catalog_nll(last_queries, tables[last], shard, scale, normalize_rows=unit)

@@ -58,6 +58,7 @@ def write_catalog(
         metadata={
             "catalog_of": catalog_of,
             "repeats": data.repeats,
+            "weighted": data.train_weights() is not None,
             "time_knots": None if knots is None else knots.tolist(),
         },
         overwrite=True,

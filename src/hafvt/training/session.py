@@ -28,6 +28,7 @@ from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
 from hafvt.training.checkpoint import verify_checkpoint
 from hafvt.training.config import TrainingConfig, validation_key
+from hafvt.training.initialize import copy_weights, inherit_features, open_initial_run
 from hafvt.training.run import (
     FORMAT,
     Run,
@@ -53,6 +54,7 @@ def run_training(
     resume: bool,
     test: bool,
     tensorboard: bool,
+    init_from: Path | None = None,
 ) -> Run:
     """Train the model of a name in this process and return the run, see `hafvt.training.train.train`.
 
@@ -64,6 +66,9 @@ def run_training(
     dataset = data if isinstance(data, Dataset) else Dataset.open(data)
     shard = catalog_shard(model, dataset, protocol) if config.shard_catalog else None
     item_features = model_item_features(dataset, model, model_config, shard=shard)
+    initial = None if init_from is None else open_initial_run(init_from, dataset)
+    if initial is not None:
+        item_features = inherit_features(item_features, initial)
     model_config = resolve_config(model_config, item_features)
     settings = {
         "format": FORMAT,
@@ -76,11 +81,15 @@ def run_training(
         **config.model_dump(exclude={"device", "checkpoint_every", "shard_catalog"}),
         "precision": str(dtype).removeprefix("torch."),
     }
+    if initial is not None:
+        settings["init_from"], settings["init_weights"] = str(init_from), initial.run.manifest["sha256"]
     torch.manual_seed(config.seed)
     # Of each weight, training holds the gradient, Adam's two moments and the average.
     copies = 5 if device.type == "cpu" else 1
     network = build_model(model, item_features, model_config, copies=copies)
     del item_features  # frees memory: the model holds its own copy
+    if initial is not None:
+        copy_weights(network, initial)
     batches = TrainBatches(
         dataset,
         config.batch_size,
@@ -100,11 +109,11 @@ def run_training(
             claim_folder(folder, settings, resume=resume)
         barrier()
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
-        trainer.fit(f"train {model}", tensorboard=tensorboard)
+        trainer.fit(f"train {model}", tensorboard=tensorboard, validate_first=initial is not None)
         save_run(trainer, settings)
         warn_of_early_best(trainer)
         models = trainer.load_best() if shard else None
-        del trainer, network  # frees memory for the model of the run
+        del trainer, network, initial  # frees memory for the model of the run
         barrier()
         run = open_run(folder, dataset, models)
         if test and len(dataset.test) > 0:
@@ -150,7 +159,7 @@ def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Write config.yaml into a new folder, or into that of a run with the same settings, to `resume` it.
 
-    A resumed run may differ in the dataset's path, `epochs` and `patience`.
+    A resumed run may differ in `epochs`, `patience` and the paths of the dataset and of `init_from`.
 
     Raises:
         HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of
@@ -187,7 +196,11 @@ def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[st
     hashes = {"dataset", "features"}
     changes = [f"the {name} changed" for name in sorted(hashes) if saved[name] != settings[name]]
     values, saved_values = (
-        {k: v for k, v in part.items() if k not in hashes | {"config", "data", "epochs", "patience"}}
+        {
+            k: v
+            for k, v in part.items()
+            if k not in hashes | {"config", "data", "epochs", "patience", "init_from"}
+        }
         | {f"params.{k}": v for k, v in part["config"].items()}
         for part in (settings, saved)
     )

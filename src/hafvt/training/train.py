@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
-from hafvt.errors import HafvtError
+from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.metrics import get_metric
+from hafvt.folders import FolderKind, atomic_folder
 from hafvt.models import MODELS, configure
 from hafvt.processes import num_processes
-from hafvt.settings import Count, Device, Devices, OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.settings import Count, Device, Devices, Folder, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.config import (
     EmaDecay,
     LearningRate,
@@ -25,6 +26,16 @@ from hafvt.training.config import (
 
 if TYPE_CHECKING:
     from hafvt.training.run import Run
+
+RUN_FOLDER = FolderKind(
+    "a finished run",
+    "model.json",
+    (
+        *("config.yaml", "metrics.jsonl", "checkpoint", "catalog", "added_items", "index", "cold"),
+        *("ranks.parquet", "results.json", "report.html", "events.out.tfevents.*"),
+        *("test-*", "valid", "valid-*"),  # results of `evaluate`
+    ),
+)
 
 
 @check_arguments
@@ -51,7 +62,9 @@ def train(
     device: Device = "auto",
     devices: Devices = 1,
     shard_catalog: bool = False,
+    init_from: Folder | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     test: bool = True,
     tensorboard: bool = False,
     checkpoint_every: Seconds = 300.0,
@@ -94,7 +107,12 @@ def train(
             several machines see torchrun in the documentation.
         shard_catalog: with several processes, each holds a slice of the item tables, their moments, averages
             and vectors, in place of all; hafvt and sasrec only.
+        init_from: a finished run of the same model on an earlier dataset, to start from its weights. Its
+            hyperparameters are the defaults. Items and domains are matched by their ids and names; new ones
+            start with random weights. The optimizer starts anew. For models with weights.
         resume: continue the run in `out`, or start it if there is none.
+        overwrite: replace a finished run in `out` once the new one is finished; until then, the old one
+            stays. An interrupted training starts anew.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
         tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
         checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint.
@@ -106,13 +124,21 @@ def train(
     Raises:
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
     """
-    options = {name: value for name, value in locals().items() if name not in ("model", "params", "devices")}
+    options = dict(locals())
+    for name in ("model", "params", "devices", "out", "overwrite"):
+        del options[name]
     model_config = configure(model, preset, params)
     get_metric(metric)  # reports a wrong name before any work
     # These import torch, which --help does not need.
     from hafvt.evaluation.protocols import get_protocol
+    from hafvt.training.initialize import initial_config
+    from hafvt.training.run import open_run
     from hafvt.training.session import run_training
 
+    if init_from is not None:
+        model_config = initial_config(model, Path(init_from), preset, params or {})
+        if shard_catalog:
+            raise ArgumentError("--init-from needs whole item tables: leave out --shard-catalog")
     if devices > 1 and num_processes() > 1:
         raise HafvtError("--devices starts processes, as torchrun does: leave out one of them")
     rules = get_protocol(protocol, candidates)
@@ -134,13 +160,22 @@ def train(
         validate_users=validate_users,
         shard_catalog=shard_catalog,
     )
-    if devices > 1:
+
+    def train_into(folder: Path) -> Run:
+        if devices == 1:
+            initial = None if init_from is None else Path(init_from)
+            flags = {"resume": resume, "test": test, "tensorboard": tensorboard}
+            return run_training(model, model_config, config, data, folder, init_from=initial, **flags)
         from hafvt.training.launch import launch_processes
-        from hafvt.training.run import open_run
 
         options["data"] = data.folder if isinstance(data, Dataset) else data
-        launch_processes(train_arguments(model, options, params or {}), devices, Path(out))
-        return open_run(out, data, () if shard_catalog else None)
-    return run_training(
-        model, model_config, config, data, Path(out), resume=resume, test=test, tensorboard=tensorboard
-    )
+        launch_processes(train_arguments(model, {**options, "out": folder}, params or {}), devices, folder)
+        return open_run(folder, data, () if shard_catalog else None)
+
+    if not overwrite or not Path(out).exists():
+        return train_into(Path(out))
+    if resume or num_processes() > 1:
+        raise ArgumentError("--overwrite trains anew, without torchrun: leave out --resume and torchrun")
+    with atomic_folder(out, RUN_FOLDER, overwrite=True) as temporary:
+        train_into(temporary)
+    return open_run(out, data, () if shard_catalog and devices > 1 else None)

@@ -143,10 +143,11 @@ class Trainer:
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_checkpoint_at, self.checkpoint_seconds = time.monotonic(), 0.0
 
-    def fit(self, title: str, *, tensorboard: bool = False) -> None:
+    def fit(self, title: str, *, tensorboard: bool = False, validate_first: bool = False) -> None:
         """Train until the last epoch, or until `patience` validations in a row bring no improvement.
 
-        `title` is that of the progress bar; with `tensorboard`, events for TensorBoard are written, too.
+        `title` is that of the progress bar; with `tensorboard`, events for TensorBoard are written, too. With
+        `validate_first`, the initial weights are validated, too, and kept if they remain the best.
 
         Raises:
             HafvtError: the loss is not finite.
@@ -159,7 +160,7 @@ class Trainer:
             progress(title, num_histories, "histories", done=state.step * batch_size) as advance,
             deferred_interrupts() as is_interrupted,
         ):
-            value = -1.0
+            value = self.validate() if validate_first and state.step == 0 else -1.0
             while not self.is_finished():
                 self.train_epoch(advance, is_interrupted, value)
                 state.epoch += 1

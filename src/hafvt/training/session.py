@@ -111,7 +111,8 @@ def run_training(
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", tensorboard=tensorboard, validate_first=initial is not None)
         save_run(trainer, settings)
-        warn_of_early_best(trainer)
+        if initial is None:
+            warn_of_early_best(trainer)
         models = trainer.load_best() if shard else None
         del trainer, network, initial  # frees memory for the model of the run
         barrier()

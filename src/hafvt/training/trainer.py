@@ -160,7 +160,9 @@ class Trainer:
             progress(title, num_histories, "histories", done=state.step * batch_size) as advance,
             deferred_interrupts() as is_interrupted,
         ):
-            value = self.validate() if validate_first and state.step == 0 else -1.0
+            value = -1.0
+            if validate_first and state.step == 0:
+                value = self.validate()[validation_key(self.config.metric)]
             while not self.is_finished():
                 self.train_epoch(advance, is_interrupted, value)
                 state.epoch += 1

@@ -136,7 +136,8 @@ def fingerprint(data: Dataset) -> str:
     if data.is_catalog:
         return str(data.manifest["catalog_of"])
     hashes = data.manifest["sha256"]
-    return "-".join(hashes[name][:12] for name in ("items.npy", "items.parquet", "train_lengths.npy"))
+    names = ["items.npy", "items.parquet", "train_lengths.npy"] + ["weights.npy"] * ("weights.npy" in hashes)
+    return "-".join(hashes[name][:12] for name in names)
 
 
 def feature_hashes(data: Dataset, modalities: Sequence[str]) -> dict[str, str]:

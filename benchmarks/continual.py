@@ -1,6 +1,6 @@
 """Continual training against training anew, on goods split by date.
 
-    python benchmarks/continual.py [--data DATA] [--work WORK] [--seeds 2] [--users 800]
+    python benchmarks/continual.py [--data DATA] [--work WORK] [--seeds 2] [--users 600]
 
 The earlier dataset ends where 85 % of the interactions have happened; the newer one has them all. Both are
 split by time. A model is trained on the earlier dataset. On the newer one, it goes on from its weights
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHARED, help="folder of the tables")
     parser.add_argument("--work", type=Path, default=Path("continual"), help="folder of datasets and runs")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind")
-    parser.add_argument("--users", type=int, default=800, help="users, drawn at random")
+    parser.add_argument("--users", type=int, default=600, help="users, drawn at random")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     earlier, newer = prepare(arguments.data, arguments.work, arguments.users)

@@ -94,9 +94,9 @@ def warn_of_duplicates(num_duplicates: int, num_interactions: int) -> None:
     """Warn if so many interactions are duplicates as in a log that was written twice."""
     if num_duplicates >= MAX_DUPLICATE_SHARE * num_interactions:
         warn(
-            f"{num_duplicates:,} of {num_interactions:,} interactions have the user, item and time of another,"
-            " as if the log was written twice, so that targets equal the items before them: use --duplicates "
-            "drop"
+            f"{num_duplicates:,} of {num_interactions:,} interactions have the user, item and time of "
+            "another, as if the log was written twice, so that targets equal the items before them: use "
+            "--duplicates drop"
         )
 
 

@@ -101,8 +101,7 @@ def prepare(
         ties: order of a user's interactions with equal times: "random", or "input" for the order of the rows.
         duplicates: "drop" keeps one of all interactions with equal user, item and time; "last" keeps only the
             last interaction of each user with each item; "keep" keeps all.
-        weight: column of the interactions with their weights as training targets, such as quantity.
-            Popularity models sum the weights; evaluations do not use them. Default: all weigh the same.
+        weight: column of the interactions with their weights in training, such as quantity; default: none.
         unknown_items: what happens to interactions with items that the items table lacks: "error", or "drop".
         image_root: the folder that paths of pictures start from; default: the folder of the items table, or
             the folder beside it that has them. Without a column image, files named ITEM_ID.jpg.

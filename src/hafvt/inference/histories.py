@@ -97,8 +97,8 @@ def refuse_table_options(columns: dict[str, str] | None, options: TableOptions, 
     """Raise ArgumentError if there are options for a table of interactions, apart from those for times."""
     settings = {"columns": columns or None} | asdict(options)
     defaults = {"columns": None} | asdict(DEFAULT_OPTIONS) | {name: settings[name] for name in TIME_OPTIONS}
-    if given := next((name for name in settings if settings[name] != defaults[name]), None):
-        raise ArgumentError(f"--{given} is for a table of interactions, not for {source}: leave it out")
+    if option := next((name for name in settings if settings[name] != defaults[name]), None):
+        raise ArgumentError(f"--{option} is for a table of interactions, not for {source}: leave it out")
 
 
 def _has_history_column(source: Any) -> bool:

@@ -59,8 +59,8 @@ class Run:
         name: of the model.
         config: hyperparameters of the model.
         models: the model of each domain with its best weights, in evaluation mode. All domains share one
-            model, except under a protocol where each domain keeps its own best checkpoint. Empty after a
-            training with a sharded catalog, as a process may lack the memory for them.
+            model, except under a protocol where each domain keeps its own best checkpoint. Empty in
+            processes other than 0 after a training with a sharded catalog.
         data: the dataset; where it was removed or prepared again, the run's catalog, see
             `Dataset.is_catalog`.
         manifest: content of model.json.

@@ -122,7 +122,8 @@ def run_training(
             write_results(folder, dataset, test_ranks, protocol)
         barrier()
         if shard is not None:
-            run = open_run(folder, dataset, ())  # whole tables may exceed the memory of a process
+            del run, models  # frees memory for the whole model
+            run = open_run(folder, dataset, None if is_first else ())
     return run
 
 

@@ -119,7 +119,7 @@ def train(
             There are fewer if checkpoints would take more than 3 % of the time.
 
     Returns:
-        The finished run; with `shard_catalog`, without its models in memory.
+        The finished run.
 
     Raises:
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
@@ -170,7 +170,7 @@ def train(
 
         options["data"] = data.folder if isinstance(data, Dataset) else data
         launch_processes(train_arguments(model, {**options, "out": folder}, params or {}), devices, folder)
-        return open_run(folder, data, () if shard_catalog else None)
+        return open_run(folder, data)
 
     if not overwrite or not Path(out).exists():
         return train_into(Path(out))
@@ -178,4 +178,4 @@ def train(
         raise ArgumentError("--overwrite trains anew, without torchrun: leave out --resume and torchrun")
     with atomic_folder(out, RUN_FOLDER, overwrite=True) as temporary:
         train_into(temporary)
-    return open_run(out, data, () if shard_catalog and devices > 1 else None)
+    return open_run(out, data)

@@ -47,6 +47,8 @@ def _check_time_format(text: str) -> str:
 
 
 def _check_time_zone(name: str) -> str:
+    if name == "UTC":  # the default: an import must not start Polars' threads, which a fork does not copy
+        return name
     try:
         ZoneInfo(name)
         pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(name)

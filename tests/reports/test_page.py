@@ -272,6 +272,13 @@ def test_write_page_with_two_models_marks_the_best(tmp_path: Path) -> None:
     assert "+20" in root.all("ul", "tiles")[0].words()
 
 
+def test_write_page_opens_with_the_hits_of_all_models(tmp_path: Path) -> None:
+    page, _ = build(tmp_path)
+    text = " ".join(re.sub(r"<[^>]*>", "", page).split())
+    assert re.search(r"In \d+ of 100 cases, the item chosen next was among the first ten that ours", text)
+    assert re.search(r"recommends; \d+ with theirs\.", text)
+
+
 def test_write_page_curves_lie_inside_the_chart(tmp_path: Path) -> None:
     _, root = build(tmp_path)
     charts = root.all("figure", "chart")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -102,3 +104,14 @@ def test_links_of_guides_lead_to_files_and_headings(guide):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.M)
             assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, link
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have names in /proc on Linux only")
+def test_imports_start_no_threads_of_polars():
+    code = """
+from pathlib import Path
+import hafvt.experiments.compare, hafvt.experiments.tune, hafvt.inference.batch, hafvt.training.train
+print([path.read_text() for path in Path("/proc/self/task").glob("*/comm")])
+"""
+    threads = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "polars-0" not in threads  # a process that forks after that waits for them forever

@@ -5,12 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -25,7 +22,14 @@ from cyclopts.config import Dict
 from hafvt.data.sources import SOURCES
 from hafvt.errors import ArgumentError, HafvtError, HafvtWarning
 from hafvt.models import MODELS, describe_parameters, import_models
-from hafvt.processes import is_launched, num_processes, process_index, record_error, reports_errors
+from hafvt.processes import (
+    is_launched,
+    num_processes,
+    process_index,
+    record_error,
+    reports_errors,
+    sigterm_as_ctrl_c,
+)
 from hafvt.progress import console
 from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
 
@@ -315,27 +319,12 @@ def read_options(file: Path) -> dict[str, Any]:
         raise ArgumentError(f"--config {file}: {error}") from None
 
 
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that child processes stop and temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _explain_error(error: CycloptsError) -> str:
     """Return the message of an error in the arguments; of one that is required and missing, name and help."""
     if not isinstance(error, MissingArgumentError) or not error.argument or not error.argument.required:
         return str(error)
     app = App(default_command=error.target)
-    arguments = {
-        argument.name: argument for argument in app.assemble_argument_collection(parse_docstring=True)
-    }
+    arguments = {a.name: a for a in app.assemble_argument_collection(parse_docstring=True)}
     name = error.argument.name
     return f"{name.removeprefix('--').upper()} is missing: {arguments[name].parameter.help}"
 
@@ -367,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_other_warning(message, category, *place)
 
     try:
-        with _sigterm_as_ctrl_c(), warnings.catch_warnings():
+        with sigterm_as_ctrl_c(), warnings.catch_warnings():
             show_other_warning = warnings.showwarning
             warnings.showwarning = show_warning  # type: ignore[assignment]
             words, config_file = take_option(words, "--config", "a YAML file with options")

@@ -15,8 +15,9 @@ from hafvt.features.item_features import (
     load_item_features,
 )
 from hafvt.models import configure, resolve_config
-from hafvt.models.blocks import PreNormBlock, SequenceEncoder
+from hafvt.models.blocks import PreNormBlock
 from hafvt.models.configs import HafVtPaperConfig
+from hafvt.models.sequence_encoder import SequenceEncoder
 from tests.models.hafvt_models import CONFIGS, SMALL, build
 from tests.reference import hafvt as reference
 

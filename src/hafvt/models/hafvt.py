@@ -46,7 +46,6 @@ from hafvt.data.batches import Batch
 from hafvt.features.clusters import renumber_items, with_clusters
 from hafvt.features.item_features import ItemFeatures, content_basis
 from hafvt.models.base import BranchContributions, BranchQuery, Model, normalize_shares
-from hafvt.models.blocks import SequenceEncoder
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import (
     CONTENT_WIDTH,
@@ -55,6 +54,7 @@ from hafvt.models.item_embeddings import (
     saved_bases,
     saved_clusters,
 )
+from hafvt.models.sequence_encoder import SequenceEncoder
 from hafvt.models.sequences import (
     TrainTargets,
     first_occurrences,

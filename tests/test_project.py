@@ -56,8 +56,8 @@ def test_constraints_name_every_requirement_with_a_version_in_its_range():
     for group in (*PROJECT["project"]["optional-dependencies"].values(), *groups):
         requirements += [requirement for requirement in group if isinstance(requirement, str)]
     for requirement in requirements:
-        name, _, lowest = re.match(r"([\w-]+)(\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
-        version = pinned[name.lower().replace("_", "-")]
+        name, _, lowest = re.match(r"([\w.-]+)(\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
+        version = pinned[re.sub(r"[-_.]+", "-", name).lower()]
         numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (version, lowest or "0")]
         assert numbers[0] >= numbers[1], requirement
 

@@ -24,12 +24,12 @@ def main() -> None:
     curve = TrainingCurve(trial)
     validate = Trainer.validate
 
-    def validate_and_add(trainer: Trainer) -> float:
+    def validate_and_add(trainer: Trainer) -> dict[str, float]:
         curve.pause()
-        mrr = validate(trainer)
-        if curve.add(mrr, trainer.state.epoch):
+        metrics = validate(trainer)
+        if curve.add(metrics["valid_mrr"], trainer.state.epoch):
             trainer.epochs = trainer.state.epoch
-        return mrr
+        return metrics
 
     Trainer.validate = validate_and_add  # type: ignore[method-assign]
     run = train(

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from hafvt.data.prepare import prepare
+from hafvt.data.table_options import TableOptions
 from hafvt.errors import HafvtError, HafvtWarning, InputError
 from hafvt.inference.recommender import Recommender
 from hafvt.training.run import fingerprint
@@ -84,7 +85,7 @@ def test_prepare_wrong_weight_is_refused_with_its_place(values, message, tmp_pat
 
 
 def test_prepare_keep_of_ratings_and_weight_of_the_same_column(tmp_path):
-    data = prepare(log(), out=tmp_path / "data", keep="qty >= 1", weight="qty")
+    data = prepare(log(), out=tmp_path / "data", table_options=TableOptions(keep="qty >= 1"), weight="qty")
     assert events(data) == sorted(row for row in ROWS if row[3] >= 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, id_texts
@@ -109,19 +109,30 @@ def _quoted(item_ids: tuple[str, ...]) -> str:
     return ", ".join(repr(item_id[:80]) for item_id in item_ids)
 
 
+class RecommendOptions(TypedDict, total=False):
+    """The options of `recommend` for any kind of histories; see there."""
+
+    domain: str | None
+    k: PositiveCount
+    exclude_seen: bool | None
+    exclude: list[str] | list[int] | None
+    where: str | None
+    allow: list[str] | list[int] | None
+    max_per: dict[str, int] | None
+    pin: dict[str, str] | None
+    diversity: Weight
+    calibrate: dict[str, float] | None
+    policies: str | Path | None
+    policy: str | None
+    columns: dict[str, str] | None
+    time: TimeLike
+    table_options: TableOptions
+    data: str | Path | Dataset | None
+
+
 @overload
 def recommend(
-    run: Folder,
-    *,
-    histories: IntoDataFrameT,
-    domain: str | None = None,
-    k: PositiveCount = 10,
-    exclude_seen: bool | None = None,
-    exclude: list[str] | list[int] | None = None,
-    columns: dict[str, str] | None = None,
-    time: TimeLike = None,
-    table_options: TableOptions = DEFAULT_OPTIONS,
-    data: str | Path | Dataset | None = None,
+    run: Folder, *, histories: IntoDataFrameT, **options: Unpack[RecommendOptions]
 ) -> IntoDataFrameT: ...
 
 
@@ -132,15 +143,8 @@ def recommend(
     histories: str | Path | Any | None = None,
     history: list[str] | list[int] | None = None,
     user: str | int | None = None,
-    domain: str | None = None,
-    k: PositiveCount = 10,
     out: str | Path | None = None,
-    exclude_seen: bool | None = None,
-    exclude: list[str] | list[int] | None = None,
-    columns: dict[str, str] | None = None,
-    time: TimeLike = None,
-    table_options: TableOptions = DEFAULT_OPTIONS,
-    data: str | Path | Dataset | None = None,
+    **options: Unpack[RecommendOptions],
 ) -> BatchSummary: ...
 
 

@@ -305,20 +305,21 @@ def write_dataset(
     domains: list[Domain],
     item_table: pl.DataFrame,
     user_ids: pl.Series,
-    items: Int32,
-    times: Int64,
+    items: Int32 | Path,
+    times: Int64 | Path,
     offsets: Int64,
     train_lengths: Int64,
-    valid: Int64,
-    test: Int64,
+    valid: Int64 | Path,
+    test: Int64 | Path,
     cold_targets: Int64 | None = None,
-    weights: Float32 | None = None,
+    weights: Float32 | Path | None = None,
     item_counts: Int64 | None = None,
+    repeats: list[RepeatCounts] | None = None,
     image_root: Path | None = None,
     metadata: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write a dataset folder atomically and open it.
+    """Write a dataset folder atomically and open it. An array may be an .npy file, which is moved.
 
     Args:
         folder: the folder to write.
@@ -334,6 +335,7 @@ def write_dataset(
         cold_targets: see `Dataset`; None or empty without held-out items.
         weights: see `Dataset`.
         item_counts: see `Dataset`; None but for the catalog of a run.
+        repeats: see `Dataset`; None counts them.
         image_root: the folder that relative image paths start from.
         metadata: settings and provenance, kept in the manifest.
         overwrite: replace a folder that exists.
@@ -341,33 +343,34 @@ def write_dataset(
     Raises:
         HafvtError: the folder exists and `overwrite` is false or it is no dataset, or the disk is full.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "items": items,
-        "times": times,
-        "offsets": offsets,
-        "train_lengths": train_lengths,
-        "valid": valid,
-        "test": test,
-    }
+    arrays: dict[str, npt.NDArray[Any] | Path] = {"items": items, "times": times, "offsets": offsets}
+    arrays |= {"train_lengths": train_lengths, "valid": valid, "test": test}
     if cold_targets is not None and len(cold_targets):
         arrays["cold_targets"] = cold_targets
     others = {"weights": weights, "item_counts": item_counts}
     arrays |= {name: array for name, array in others.items() if array is not None}
-    num_bytes = sum(array.nbytes for array in arrays.values())
+    num_bytes = sum(array.nbytes for array in arrays.values() if not isinstance(array, Path))
     with atomic_folder(folder, DATASET, overwrite=overwrite, num_bytes=num_bytes) as temporary:
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array.astype(ARRAYS[name], copy=False), allow_pickle=False)
+            if isinstance(array, Path):
+                array.replace(temporary / f"{name}.npy")
+            else:
+                np.save(temporary / f"{name}.npy", array.astype(ARRAYS[name], copy=False), allow_pickle=False)
+        lengths = {name: len(load_array(temporary / f"{name}.npy")) for name in arrays}
+        if repeats is None:
+            stored = load_array(temporary / "items.npy")
+            repeats = count_repeats(stored, offsets, train_lengths, [d.start for d in domains])
         item_table.select(*ITEM_COLUMNS, pl.exclude(ITEM_COLUMNS)).write_parquet(temporary / "items.parquet")
         user_ids.alias("user_id").to_frame().write_parquet(temporary / "users.parquet")
         manifest = {
             "format": FORMAT,
             "domains": [{"name": d.name, "start": d.start, "stop": d.stop} for d in domains],
             "users": len(offsets) - 1,
-            "interactions": len(items),
-            "valid_targets": len(valid),
-            "test_targets": len(test),
-            "cold_targets": len(arrays.get("cold_targets", ())),
-            "repeats": count_repeats(items, offsets, train_lengths, [d.start for d in domains]),
+            "interactions": lengths["items"],
+            "valid_targets": lengths["valid"],
+            "test_targets": lengths["test"],
+            "cold_targets": lengths.get("cold_targets", 0),
+            "repeats": repeats,
             "image_root": str(image_root.resolve()) if image_root else None,
             **(metadata or {}),
             "sha256": hash_files(temporary),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hafvt.data.dataset import Dataset
+from hafvt.data.repeats import user_chunks
 
 
 class Leakage(NamedTuple):
@@ -35,9 +36,17 @@ class Leakage(NamedTuple):
 
 def measure_leakage(data: Dataset) -> Leakage:
     """Return how many validation and test targets are earlier than training interactions."""
-    times = np.asarray(data.times)
-    train_times = np.sort(times[data.train_positions()])
-    target_times = times[np.concatenate([data.valid, data.test])]
-    num_later = len(train_times) - np.searchsorted(train_times, target_times, side="right")
-    share = float(num_later.mean()) / max(len(train_times), 1) if len(target_times) else 0.0
-    return Leakage(len(target_times), int((num_later > 0).sum()), share)
+    targets = np.concatenate([data.valid, data.test])
+    target_times = np.sort(data.times[targets])
+    # later[n]: training interactions that are later than the first n targets, but not than the next one
+    later = np.zeros(len(targets) + 1, dtype=np.int64)
+    for first, last in user_chunks(data.offsets):
+        start, lengths = data.offsets[first], np.diff(data.offsets[first : last + 1])
+        places = np.arange(data.offsets[last] - start) - np.repeat(data.offsets[first:last] - start, lengths)
+        is_train = places < np.repeat(data.train_lengths[first:last], lengths)
+        train_times = np.sort(data.times[start : data.offsets[last]][is_train])
+        later += np.bincount(np.searchsorted(target_times, train_times), minlength=len(later))
+    num_later = later[::-1].cumsum()[::-1][1:]  # of each target
+    num_train = int(data.train_lengths.sum())
+    share = float(num_later.mean()) / max(num_train, 1) if len(targets) else 0.0
+    return Leakage(len(targets), int((num_later > 0).sum()), share)

@@ -39,14 +39,25 @@ def find_repeats(items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -
     """
     items, offsets = np.asarray(items), np.asarray(offsets)
     is_repeat = np.zeros(len(items), dtype=np.bool_)
-    bounds = np.searchsorted(offsets, np.arange(0, len(items), CHUNK))  # users, by chunks of whole histories
-    for first, last in pairwise(np.unique([*bounds, len(offsets) - 1]).tolist()):
+    for first, last in user_chunks(offsets):
         start, stop = offsets[first], offsets[last]
-        users = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
-        chunk_items = items[start:stop]
-        order = np.lexsort((chunk_items, users))  # stable: the earliest of equal items comes first
-        is_same = (np.diff(users[order]) == 0) & (np.diff(chunk_items[order]) == 0)
-        is_repeat[start + order[1:][is_same]] = True
+        is_repeat[start:stop] = _find_repeats(items[start:stop], np.diff(offsets[first : last + 1]))
+    return is_repeat
+
+
+def user_chunks(offsets: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ranges of users, first and end, with about `CHUNK` interactions each."""
+    bounds = np.searchsorted(offsets, np.arange(0, offsets[-1], CHUNK))
+    return list(pairwise(np.unique([*bounds, len(offsets) - 1]).tolist()))
+
+
+def _find_repeats(items: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which interactions are repeats, see `find_repeats`, of histories of these lengths."""
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((items, users))  # stable: the earliest of equal items comes first
+    is_same = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
+    is_repeat = np.zeros(len(items), dtype=np.bool_)
+    is_repeat[order[1:][is_same]] = True
     return is_repeat
 
 
@@ -64,10 +75,14 @@ def count_repeats(
         train_lengths: (users,) how many interactions at the start of each history are for training.
         domain_starts: first item of each domain.
     """
-    lengths = np.diff(offsets)
-    places = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)  # within each history
-    is_next = (places > 0) & (places < np.repeat(train_lengths, lengths))
-    domains = np.searchsorted(domain_starts, np.asarray(items)[is_next], side="right") - 1
-    counts = np.bincount(domains, minlength=len(domain_starts))
-    repeats = np.bincount(domains[find_repeats(items, offsets)[is_next]], minlength=len(domain_starts))
-    return [RepeatCounts(*pair) for pair in zip(counts.tolist(), repeats.tolist(), strict=True)]
+    totals = np.zeros((len(domain_starts), 2), dtype=np.int64)
+    for first, last in user_chunks(offsets):
+        start, lengths = offsets[first], np.diff(offsets[first : last + 1])
+        chunk_items = np.asarray(items[start : offsets[last]])
+        places = np.arange(len(chunk_items)) - np.repeat(offsets[first:last] - start, lengths)
+        is_next = (places > 0) & (places < np.repeat(train_lengths[first:last], lengths))
+        domains = np.searchsorted(domain_starts, chunk_items[is_next], side="right") - 1
+        repeats = domains[_find_repeats(chunk_items, lengths)[is_next]]
+        totals[:, 0] += np.bincount(domains, minlength=len(domain_starts))
+        totals[:, 1] += np.bincount(repeats, minlength=len(domain_starts))
+    return [RepeatCounts(*pair) for pair in totals.tolist()]

@@ -6,7 +6,7 @@ import re
 
 import polars as pl
 
-from hafvt.data.readers import RawTable
+from hafvt.data.raw_frames import RawTable
 from hafvt.data.table_options import QUOTED, TableOptions, parse_condition, parse_numbers, wrong_numbers
 from hafvt.data.times import LOCAL_DATE
 from hafvt.errors import ArgumentError, HafvtError, InputError

@@ -244,8 +244,8 @@ def has_utf16_mark(path: Path) -> bool:
         return _unpacked(stored, magic).read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
-    """Return what a text file holds.
+def check_text(path: Path, encoding: str = UTF8, *, is_whole: bool = True) -> TextTraits:
+    """Return what a text file holds; `is_whole` says that the table will be in memory as a whole.
 
     Raises:
         InputError: a line is too long or has a null character, or the table does not fit into memory.
@@ -271,14 +271,15 @@ def check_text(path: Path, encoding: str = UTF8) -> TextTraits:
         if line_bytes > MAX_LINE_BYTES:
             problem = f"a line of more than {MAX_LINE_BYTES:,} bytes"
             raise InputError(problem, "Shorten the line", file=path, row=num_lines + 1)
-        if num_bytes >> 26 > (num_bytes - len(chunk)) >> 26:  # every 64 MiB
+        if is_whole and num_bytes >> 26 > (num_bytes - len(chunk)) >> 26:  # every 64 MiB
             check_memory(path, num_bytes, num_lines)
         has_quotes |= b'"' in chunk
         num_returns = ends_in_return + chunk.count(b"\r") - chunk.endswith(b"\r")
         num_pairs = chunk.count(b"\r\n") + (ends_in_return and chunk.startswith(b"\n"))
         has_returns |= num_returns > num_pairs
         ends_in_return = chunk.endswith(b"\r")
-    check_memory(path, num_bytes, num_lines)
+    if is_whole:
+        check_memory(path, num_bytes, num_lines)
     wrong_bytes |= set(decoder.decode(b"", final=True))
     has_western = bool(wrong_bytes) and {ord(letter) & 0xFF for letter in wrong_bytes} <= WESTERN
     return TextTraits(has_quotes, has_returns or ends_in_return, has_western and not has_utf8)

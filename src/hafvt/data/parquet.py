@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,8 @@ from hafvt.data.attributes import stored_type
 from hafvt.data.lines import check_memory, hidden_panics
 from hafvt.errors import InputError
 
+MAX_BATCH_BYTES = 2**28
+
 
 def read_parquet(path: Path) -> pl.DataFrame:
     """Return the table in a Parquet file that `hafvt` wrote.
@@ -25,15 +27,16 @@ def read_parquet(path: Path) -> pl.DataFrame:
     return pl.read_parquet(BytesIO(path.read_bytes()))
 
 
-def read_parquet_columns(
-    path: Path, names: Sequence[str], *, with_others: bool = False
-) -> tuple[pl.DataFrame, list[str]]:
+def open_parquet(
+    path: Path, names: Sequence[str], *, with_others: bool = False, batch_rows: int | None = None
+) -> tuple[Iterator[pl.DataFrame], list[str]]:
     """Return those of the named columns that a Parquet file has, and the names of all its columns.
 
-    With `with_others` its other columns follow, if they are attributes.
+    With `with_others` its other columns follow, if they are attributes. The rows come in batches; in one if
+    `batch_rows` is None.
 
     Raises:
-        InputError: the columns do not fit into memory, or the counts of rows in the file disagree.
+        InputError: a batch does not fit into memory, or the counts of rows in the file disagree.
         PolarsError, PanicException: the file is damaged.
     """
     with hidden_panics():
@@ -48,13 +51,45 @@ def read_parquet_columns(
         with suppress(LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             counts, num_bytes, _ = _read_footer(path, names)
             row_counts |= counts
-        check_memory(path, num_bytes, num_rows)
-        frame = scan.select(name for name in names if name in columns).collect(engine="streaming")
-    row_counts |= {len(frame)} if frame.width else set()
+        if batch_rows is not None:
+            batch_rows = max(min(batch_rows, MAX_BATCH_BYTES * num_rows // max(num_bytes, 1)), 1)
+        share = min(batch_rows or num_rows, num_rows) / max(num_rows, 1)
+        check_memory(path, int(num_bytes * share), int(num_rows * share))
+    return _read_batches(
+        path, scan.select(name for name in names if name in columns), batch_rows, row_counts
+    ), columns
+
+
+def _read_batches(
+    path: Path, scan: pl.LazyFrame, batch_rows: int | None, row_counts: set[int]
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a Parquet file, at least one batch; see `open_parquet`."""
+    schema, num_rows = scan.collect_schema(), 0
+    with hidden_panics():
+        frames = (
+            iter([scan.collect(engine="streaming")])
+            if batch_rows is None or len(schema) == 0
+            else scan.collect_batches(chunk_size=batch_rows, maintain_order=True)
+        )
+    while True:
+        with hidden_panics():
+            frame = next(frames, None)
+        if frame is None:
+            break
+        num_rows += len(frame)
+        if batch_rows is None:
+            _check_counts(path, row_counts | ({num_rows} if frame.width else set()))
+        yield frame
+    _check_counts(path, row_counts | ({num_rows} if len(schema) else set()))
+    if not num_rows and batch_rows is not None and len(schema):
+        yield pl.DataFrame(schema=schema)
+
+
+def _check_counts(path: Path, row_counts: set[int]) -> None:
+    """Raise InputError if counts of the rows in a Parquet file disagree."""
     if len(row_counts) > 1:
         problem = f"it is damaged (its counts of rows are {' and '.join(map(str, sorted(row_counts)))})"
         raise InputError(problem, "Download or write it again", file=path)
-    return frame, columns
 
 
 def count_values(path: Path, name: str) -> int:

@@ -1,25 +1,25 @@
 """Tables from CSV, JSONL, Parquet and data frames.
 
-Polars reads whole files. What it cannot read, or would read differently, Python's csv and json modules read
-row by row; they also locate errors.
+Polars reads them, at once or in batches. What it cannot read, or would read differently, Python's csv and
+json modules read row by row; they also locate errors.
 """
 
 from __future__ import annotations
 
 import csv
-import glob
-import json
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO, StringIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from hafvt.data.frames import read_frame_columns
+from hafvt.data.jsonl import open_jsonl
 from hafvt.data.lines import (
     GZIP,
     NOT_UTF8,
@@ -29,14 +29,24 @@ from hafvt.data.lines import (
     ZSTD,
     check_text,
     has_utf16_mark,
-    read_jsonl,
     read_lines,
     scan_lines,
     unreadable,
     utf8_file,
 )
 from hafvt.data.origin import Origin
-from hafvt.data.parquet import read_parquet_columns
+from hafvt.data.parquet import open_parquet
+from hafvt.data.raw_frames import (
+    ROWS_PER_CHUNK,
+    RawBatches,
+    RawTable,
+    UnreadableRecord,
+    collect,
+    first_that_reads,
+    row_frames,
+    slices,
+    text_batches,
+)
 from hafvt.data.table_options import DEFAULT_OPTIONS, UTF8, TableOptions
 from hafvt.errors import InputError, warn
 from hafvt.progress import report
@@ -45,25 +55,7 @@ KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".
 UTF16, WESTERN_ENCODING = "utf-16", "cp1252"
 COMPRESSED = (".gz", ".zst")
 MAGIC = {GZIP: ".gz", ZSTD: ".zst", b"PAR1": ".parquet", b"PK\x03\x04": ".zip or .xlsx"}
-ROWS_PER_CHUNK = 100_000
 IS_BLANK = pl.all_horizontal(pl.all().fill_null("") == "")
-SURROGATE_PAIR = r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"  # an escaped character of JSON
-ODD_ESCAPE = r"\\u(?:[dD][89a-fA-F]|00[4-7])"  # half a surrogate pair, or a letter that needs no escape
-JSON_TYPES = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}
-
-
-class RawTable(NamedTuple):
-    """Columns of a table before any check.
-
-    Attributes:
-        frame: the requested columns that the table has, under the input's names; text is not parsed.
-        columns: the names of all columns of the table; of a JSONL file the keys of its first line.
-        origin: the file or data frame.
-    """
-
-    frame: pl.DataFrame
-    columns: list[str]
-    origin: Origin
 
 
 def read_columns(
@@ -74,7 +66,25 @@ def read_columns(
     options: TableOptions = DEFAULT_OPTIONS,
     with_others: bool = False,
 ) -> RawTable:
-    """Read columns of a file or a data frame.
+    """Read columns of a file or a data frame, see `open_columns`.
+
+    Raises:
+        InputError: see `open_columns`; or the table is too large for the memory.
+    """
+    raw = open_columns(source, names, numeric=numeric, options=options, with_others=with_others)
+    return RawTable(next(raw.frames), raw.columns, raw.origin)
+
+
+def open_columns(
+    source: Any,
+    names: Sequence[str],
+    *,
+    numeric: Container[str] = (),
+    options: TableOptions = DEFAULT_OPTIONS,
+    with_others: bool = False,
+    batch_rows: int | None = None,
+) -> RawBatches:
+    """Open columns of a file or a data frame.
 
     Args:
         source: a path to CSV, JSONL (both also as .gz or .zst) or Parquet, or
@@ -83,21 +93,37 @@ def read_columns(
         numeric: names among them whose values may be fractions; those of others are text or whole numbers.
         options: separator, encoding and quoting of a CSV file.
         with_others: read all other columns, too, with values of any type.
+        batch_rows: about how many rows each batch has; None for all rows in one.
 
     Raises:
         InputError: the file is missing, misnamed, damaged, malformed or too large; names the row if known.
+            Some errors are raised while the batches are read.
         HafvtError: `source` is neither a path nor a data frame.
     """
     if not isinstance(source, str | Path):
-        return RawTable(*read_frame_columns(source, names, with_others=with_others), Origin(None, "frame"))
+        frame, columns = read_frame_columns(source, names, with_others=with_others)
+        return RawBatches(slices(frame, batch_rows), columns, Origin(None, "frame"))
     path = Path(source)
     kind = file_kind(path)
     try:
         if kind == "csv":
-            return _read_csv(path, names, options, with_others)
-        if kind == "jsonl":
-            return _read_jsonl(path, names, numeric, with_others)
-        return RawTable(*read_parquet_columns(path, names, with_others=with_others), Origin(path, "parquet"))
+            raw = _open_csv(path, names, options, with_others, batch_rows)
+        elif kind == "jsonl":
+            raw = open_jsonl(path, names, numeric, with_others, batch_rows)
+        else:
+            raw = RawBatches(
+                *open_parquet(path, names, with_others=with_others, batch_rows=batch_rows),
+                Origin(path, "parquet"),
+            )
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from None
+    return raw._replace(frames=_explained(path, raw.frames))
+
+
+def _explained(path: Path, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the batches of a file; raise InputError if the file cannot be read."""
+    try:
+        yield from frames
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
 
@@ -134,10 +160,12 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-def _read_csv(path: Path, names: Sequence[str], options: TableOptions, with_others: bool) -> RawTable:
-    """Read columns of a CSV file, see `read_columns`."""
+def _open_csv(
+    path: Path, names: Sequence[str], options: TableOptions, with_others: bool, batch_rows: int | None
+) -> RawBatches:
+    """Open columns of a CSV file, see `open_columns`."""
     quoting, encoding = options.quoting, options.encoding or (UTF16 if has_utf16_mark(path) else UTF8)
-    has_quotes, has_returns, is_western = check_text(path, encoding)
+    has_quotes, has_returns, is_western = check_text(path, encoding, is_whole=batch_rows is None)
     if is_western and options.encoding is None:
         encoding = WESTERN_ENCODING
         report(f"{path}: not UTF-8, read as {encoding}: if its titles look wrong, name it by --encoding")
@@ -155,40 +183,60 @@ def _read_csv(path: Path, names: Sequence[str], options: TableOptions, with_othe
         problem = "the header has this column twice"
         raise InputError(problem, "Rename one", file=path, row=1, column=repeated[0])
     if not names:
-        return RawTable(pl.DataFrame(), header, origin)
+        return RawBatches(iter([pl.DataFrame()]), header, origin)
     if with_others:
         names += [name for name in header if name and name not in names and header.count(name) == 1]
-    frame = None
-    if not has_returns:
-        with utf8_file(path, encoding) as file:  # Polars reads UTF-8
-            copy = replace(origin, file=file, encoding=UTF8)
-            frame = _read_plain_records(copy, len(header), names, has_quotes=has_quotes)
-            if frame is None and has_quotes and is_quoted:
-                frame = _read_one_line_records(copy, header, names)
-    if frame is None:
-        frame = _rows_frame(_csv_rows(origin, header, names), names)
-    for name in names if has_quotes and not is_quoted else []:
-        if count := frame[name].str.contains('^".*"$').sum():
+    frames = _csv_frames(origin, header, names, batch_rows, has_quotes, has_returns)
+    return RawBatches(text_batches(frames, names, batch_rows), header, origin)
+
+
+def _csv_frames(
+    origin: Origin,
+    header: list[str],
+    names: Sequence[str],
+    batch_rows: int | None,
+    has_quotes: bool,
+    has_returns: bool,
+) -> Iterator[pl.DataFrame]:
+    """Yield columns of a CSV file, see `open_columns`, by the fastest reader; warn of quotes in the text."""
+    path, num_quoted = origin.file, dict.fromkeys(names, 0)
+    assert path is not None
+    with nullcontext(path) if has_returns else utf8_file(path, origin.encoding) as file:  # Polars reads UTF-8
+        copy = replace(origin, file=file, encoding=UTF8)
+        readers: list[Callable[[], Iterator[pl.DataFrame]]] = []
+        if not has_returns:
+            readers.append(lambda: _read_plain_records(copy, len(header), names, batch_rows, has_quotes))
+            if has_quotes and origin.is_quoted:
+                readers.append(lambda: _read_one_line_records(copy, header, names))
+        readers.append(lambda: row_frames(_csv_rows(origin, header, names), names))
+        for frame in first_that_reads(readers):
+            for name in names if has_quotes and not origin.is_quoted else []:
+                num_quoted[name] += int(frame[name].str.contains('^".*"$').sum())
+            yield frame
+    for name, count in num_quoted.items():
+        if count:
             warn(
                 f"{path}, column {name!r}: {count:,} values are in quotes, which are kept as text: remove "
                 "them (or use --quoting standard)"
             )
-    return RawTable(frame, header, origin)
 
 
 def _read_plain_records(
-    origin: Origin, num_fields: int, names: Sequence[str], *, has_quotes: bool
-) -> pl.DataFrame | None:
-    """Read columns of a CSV file by Polars; return None if one of its records is not plain.
+    origin: Origin, num_fields: int, names: Sequence[str], batch_rows: int | None, has_quotes: bool
+) -> Iterator[pl.DataFrame]:
+    """Yield columns of a CSV file, read by Polars.
 
     A plain record is one line with all fields; a quote only encloses a field or stands doubled in one.
+
+    Raises:
+        UnreadableRecord: a record is not plain.
     """
     path = origin.file
     assert path is not None
 
     def is_plain() -> bool:
         is_odd = ~pl.col("line").fill_null("").str.contains(_plain_record(origin, num_fields))
-        return scan_lines(path).filter(is_odd).head(1).collect(engine="streaming").is_empty()
+        return all(frame.is_empty() for frame in collect(scan_lines(path).filter(is_odd).head(1), None))
 
     # Polars fills a short row with nulls, and accepts a long row unless the query looks at all columns.
     scan = pl.scan_csv(
@@ -197,22 +245,18 @@ def _read_plain_records(
         quote_char='"' if has_quotes and origin.is_quoted else None,
         infer_schema=False,
         glob=False,
-    ).select(
-        *names,
-        pl.last().is_null().alias("\0short"),
-        IS_BLANK.alias("\0blank"),
     )
-    try:
-        if has_quotes and not is_plain():
-            return None
-        frame = scan.collect(engine="streaming")
+    scan = scan.select(*names, pl.last().is_null().alias("\0short"), IS_BLANK.alias("\0blank"))
+    is_checked = has_quotes
+    if has_quotes and not is_plain():
+        raise UnreadableRecord
+    for frame in collect(scan, batch_rows):
         blank = frame.drop_in_place("\0blank")
-        has_short_rows = (frame.drop_in_place("\0short") & ~blank).any()
-        if has_short_rows and not has_quotes and not is_plain():
-            return None
-    except pl.exceptions.PolarsError:
-        return None
-    return frame.filter(~blank) if blank.any() else frame
+        if (frame.drop_in_place("\0short") & ~blank).any() and not is_checked:
+            if not is_plain():
+                raise UnreadableRecord
+            is_checked = True
+        yield frame.filter(~blank) if blank.any() else frame
 
 
 def _plain_record(origin: Origin, num_fields: int) -> str:
@@ -224,16 +268,18 @@ def _plain_record(origin: Origin, num_fields: int) -> str:
 
 def _read_one_line_records(
     origin: Origin, header: Sequence[str], names: Sequence[str]
-) -> pl.DataFrame | None:
-    """Read columns of a CSV file with stray quotes; return None if a record is wrong or spans lines.
+) -> Iterator[pl.DataFrame]:
+    """Yield columns of a CSV file with stray quotes.
 
     Python's csv module rewrites the records that are not plain, then Polars reads all.
+
+    Raises:
+        UnreadableRecord: a record is wrong or spans lines.
     """
     assert origin.file is not None
     pattern, delimiter = _plain_record(origin, len(header)), origin.delimiter
     numbers = list(map(str, range(len(header))))  # in place of names, which may be repeated
-    columns = {str(header.index(name)): name for name in names}
-    parts = [pl.DataFrame(schema=dict.fromkeys(names, pl.String))]
+    columns, num_header_rows = {str(header.index(name)): name for name in names}, 1
     try:
         for batch in scan_lines(origin.file).collect_batches(chunk_size=ROWS_PER_CHUNK, maintain_order=True):
             lines = batch["line"].drop_nulls()
@@ -244,7 +290,7 @@ def _read_one_line_records(
             *records, _ = reader
             is_wrong = any(len(record) != len(header) for record in records)
             if is_wrong or len(records) < len(odd_rows) or lines.str.contains("\ufffd").any():
-                return None
+                raise UnreadableRecord
             rewritten, text = StringIO(), BytesIO()
             csv.writer(rewritten, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(
                 records
@@ -255,19 +301,11 @@ def _read_one_line_records(
             table = pl.read_csv(
                 text, separator=delimiter, has_header=False, infer_schema=False, new_columns=numbers
             )
-            parts.append(table.filter(~IS_BLANK).select(columns.keys()).rename(columns))
+            filled = table.filter(~IS_BLANK).select(columns.keys()).rename(columns)
+            yield filled[num_header_rows:]
+            num_header_rows -= min(len(filled), num_header_rows)
     except (pl.exceptions.PolarsError, csv.Error):
-        return None
-    return pl.concat(parts)[1:]
-
-
-def _rows_frame(rows: Iterator[list[str | None]], names: Sequence[str]) -> pl.DataFrame:
-    """Return rows of text as a data frame, built from chunks to save memory."""
-    schema = dict.fromkeys(names, pl.String)
-    parts = [pl.DataFrame(schema=schema)]
-    while chunk := list(islice(rows, ROWS_PER_CHUNK)):
-        parts.append(pl.DataFrame(chunk, schema=schema, orient="row"))
-    return pl.concat(parts)
+        raise UnreadableRecord from None
 
 
 def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterator[list[str | None]]:
@@ -298,72 +336,3 @@ def _csv_rows(origin: Origin, header: list[str], names: Sequence[str]) -> Iterat
             f"first in row {spanning_rows[0]}: if its quotes are part of the text, double them (or "
             "use --quoting none)"
         )
-
-
-def _read_jsonl(path: Path, names: Sequence[str], numeric: Container[str], with_others: bool) -> RawTable:
-    """Read columns of a JSONL file, see `read_columns`; its first line has all others."""
-    check_text(path)
-    _, first = next(read_jsonl(path), (1, {}))
-    if with_others:
-        others = [name for name in first if name and name not in names]
-        numeric = {*others, *(name for name in names if name in numeric)}
-        names = [*names, *others]
-    pattern = _pattern_misread_by_polars(names, numeric)
-    is_misread = pl.col("line").str.contains(pattern)
-    is_misread_without_pairs = pl.col("line").str.replace_all(SURROGATE_PAIR, "").str.contains(pattern)
-    misread_lines = scan_lines(path).filter(is_misread).filter(is_misread_without_pairs)
-    frame = None
-    try:
-        if misread_lines.head(1).collect(engine="streaming").is_empty():
-            scan = pl.scan_ndjson(glob.escape(str(path)), schema=dict.fromkeys(names, pl.String))
-            frame = scan.collect(engine="streaming")
-    except pl.exceptions.PolarsError:
-        pass
-    if frame is None:
-        frame = _rows_frame(_json_rows(path, names, numeric), names)
-    columns = [name for name in names if name in first or frame[name].null_count() < len(frame)]
-    return RawTable(frame.select(columns), list(first), Origin(path, "jsonl"))
-
-
-def _pattern_misread_by_polars(names: Sequence[str], numeric: Container[str]) -> str:
-    """Return a regular expression for JSON lines that Polars may read otherwise than Python's json module.
-
-    Polars makes text of lists, objects, booleans and fractions; it changes long numbers and lone surrogates
-    (pairs of surrogates are fine); of a repeated field it takes the first.
-    """
-    keys = {
-        name: f"(?:{'|'.join(re.escape(json.dumps(name, ensure_ascii=a)) for a in (True, False))})"
-        for name in names
-    }
-    text_keys = "|".join(keys[name] for name in names if name not in numeric)
-    list_or_boolean, fraction = r'[^"\s\dn-]', r"-?\d+[.eE]"
-    return "|".join(
-        [
-            rf"(?:{text_keys})\s*:\s*(?:{list_or_boolean}|{fraction})",  # as a value of a text column
-            r"\d{16}\.",  # digits that are lost
-            r"\d[eE]\+?1",  # 1e10 and above
-            *(rf"{key}\s*:.*{key}\s*:" for key in keys.values()),  # a repeated field
-            ODD_ESCAPE,
-        ]
-    )
-
-
-def _json_rows(path: Path, names: Sequence[str], numeric: Container[str]) -> Iterator[list[str | None]]:
-    """Yield columns of the lines of a JSONL file, read by Python's json module.
-
-    Raises:
-        InputError: a line is not a JSON object, or a value of a column of text is of another type.
-    """
-    for row, fields in read_jsonl(path, names):
-        values = {name: value for name in names if (value := fields.get(name)) == value}  # without NaN
-        for name, value in values.items():
-            problem, remedy = "", "Give text or a whole number"
-            if name not in numeric and type(value) in JSON_TYPES:
-                problem = f"{JSON_TYPES[type(value)]} in place of text"
-            elif isinstance(value, str) and SURROGATE.search(value):
-                problem, remedy = "half a surrogate pair, which is not text", "Write it as UTF-8"
-            if problem:
-                raise InputError(problem, remedy, file=path, row=row, column=name, value=json.dumps(value))
-            if not isinstance(value, str | None):
-                values[name] = json.dumps(value)
-        yield [values.get(name) for name in names]

@@ -11,7 +11,8 @@ from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS, parse_attribute
 from hafvt.data.conditions import condition_columns, rows_that_meet
 from hafvt.data.ids import id_column, visible_text
 from hafvt.data.origin import Origin
-from hafvt.data.readers import RawTable, read_columns
+from hafvt.data.raw_frames import RawTable
+from hafvt.data.readers import read_columns
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions, parse_numbers
 from hafvt.data.times import UNIX_SECONDS, is_imprecise, is_placeholder, other_unit, parse_times
 from hafvt.data.titles import normalize_titles

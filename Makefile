@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Linux, and with TORCH set to something else, pip's own choice is taken.
 TORCH ?= torch==2.13.0
 
-EXTRAS := encode,compare,serve,export,index,track,tune
+EXTRAS := encode,compare,serve,export,index,track,tune,cluster
 
 .PHONY: demo test test-all test-lowest test-newest lint format docs linkcheck figures dist bench clean
 
@@ -21,11 +21,11 @@ demo: $(VENV)/.ready
 	@$(BIN)/hafvt demo --out demo
 
 # Two processes share the tests, file by file, as many tests wait for processes of their own. `make test` leaves
-# out what is slow, needs a browser or several processes; `make test-all`, which .ci/run calls, runs everything and prints the coverage.
+# out what is slow, needs a browser, several processes or Ray; `make test-all`, which .ci/run calls, runs everything and prints the coverage.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test: $(VENV)/.ready
-	$(PYTEST) -m "not slow and not browser and not distributed"
+	$(PYTEST) -m "not slow and not browser and not distributed and not ray"
 
 # The lowest versions that pyproject.toml names, and the newest of all, each in an environment of its own. torch has
 # variables of its own, as only some indexes have its old CPU builds.
@@ -42,7 +42,7 @@ test-lowest test-newest: test-%:
 
 .PHONY: test-with
 test-with:
-	$(PYTEST) -m "not slow and not browser and not distributed"
+	$(PYTEST) -m "not slow and not browser and not distributed and not ray"
 
 test-all: $(VENV)/.ready
 	@test -x /usr/bin/chromium || echo "no /usr/bin/chromium: apt-get install --no-install-recommends chromium"

@@ -24,7 +24,7 @@ MAX_ATTEMPTS = 4  # of a part whose worker is lost, such as with its machine
 CONNECT_S = 10.0  # to reach a cluster; Ray itself would try for minutes
 
 Work = Callable[[Any, Path], Any]
-"""`work(value, path)` writes the output of a part to `path`, a file or a folder, and returns a small result."""
+"""`work(value, path)` writes the output of a part to `path`, a file or folder, and returns a small result."""
 
 
 class Part(NamedTuple):
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     size: int = 1
 
 
-class Outcome(NamedTuple):
+class PartResult(NamedTuple):
     """What a worker returns for a part: the result of `Work`, an error message or "", and warnings."""
 
     result: Any
@@ -100,12 +100,12 @@ def map_parts(
     return {part.name: results[part.name] for part in missing}
 
 
-def _run_here(open_work: Callable[[], Work], parts: Sequence[Part]) -> Iterator[tuple[Part, Outcome]]:
+def _run_here(open_work: Callable[[], Work], parts: Sequence[Part]) -> Iterator[tuple[Part, PartResult]]:
     """Yield the outcome of each part, done in this process."""
     work = open_work() if parts else None
     for part in parts:
         assert work is not None
-        yield part, Outcome(_write(work, part), "", [])
+        yield part, PartResult(_write(work, part), "", [])
 
 
 def _write(work: Work, part: Part) -> Any:
@@ -137,7 +137,7 @@ class Worker:
     def ready(self) -> None:
         """Return once the process runs."""
 
-    def run(self, part: Part) -> Outcome:
+    def run(self, part: Part) -> PartResult:
         """Return the outcome of a part; errors that the user can fix are messages, as Ray copies objects."""
         with warnings.catch_warnings(record=True, action="always", category=HafvtWarning) as caught:
             try:
@@ -148,12 +148,12 @@ class Worker:
             except MemoryError:
                 result, error = None, f"{part.name}: the memory of its machine is not enough"
         messages = [str(one.message) for one in caught if issubclass(one.category, HafvtWarning)]
-        return Outcome(result, error, list(dict.fromkeys(messages)))
+        return PartResult(result, error, list(dict.fromkeys(messages)))
 
 
 def _run_on_ray(
     address: str, open_work: Callable[[], Work], parts: Sequence[Part], use_gpus: bool
-) -> Iterator[tuple[Part, Outcome]]:
+) -> Iterator[tuple[Part, PartResult]]:
     """Yield the outcome of each part, done by actors of a Ray cluster, in the order in which they end."""
     with ray_cluster(address) as ray:
         resources = ray.cluster_resources()
@@ -213,6 +213,7 @@ def ray_cluster(address: str, num_cpus: int | None = None) -> Iterator[Any]:
     Args:
         address: "local" starts a cluster of this machine, bound to loopback, for the block; "auto", HOST:PORT
             or ray://HOST:PORT connect to one that runs.
+        num_cpus: of a cluster that "local" starts; default: all of this machine.
 
     Raises:
         HafvtError: Ray is not installed, or there is no cluster at the address.

@@ -15,6 +15,7 @@ from hafvt.models.hyperparameters import ModelConfig
 from hafvt.settings import Count, PositiveCount, Seed
 
 Precision = Literal["auto", "bf16", "fp32"]
+Schedule = Literal["constant", "linear", "cosine"]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=100)]
 EmaDecay = Annotated[float, Field(ge=0, lt=1)]
@@ -28,6 +29,8 @@ class TrainingConfig(ModelConfig):
     epochs: PositiveCount = 100
     batch_size: PositiveCount = 64
     learning_rate: LearningRate = 1e-3
+    schedule: Schedule = "constant"
+    warmup_steps: Count = 0
     weight_decay: WeightDecay = 0.0
     ema_decay: EmaDecay = 0.995
     protocol: str = "full"
@@ -57,9 +60,11 @@ def train_arguments(model: str, options: Mapping[str, Any], params: Mapping[str,
         params: hyperparameters of the model, by name.
     """
     values = {name: value for name, value in options.items() if value is not None}
+    loggers = [f"--logger={logger}" for logger in values.pop("logger", ())]
     values |= {f"params.{name}": value for name, value in params.items()}
     texts = {name: str(v) if isinstance(v, str | Path) else json.dumps(v) for name, v in values.items()}
-    return ["train", model, *module_arguments(model), *(f"--{name}={text}" for name, text in texts.items())]
+    options_of_command = (f"--{name}={text}" for name, text in texts.items())
+    return ["train", model, *module_arguments(model), *options_of_command, *loggers]
 
 
 def module_arguments(model: str) -> list[str]:

@@ -43,7 +43,7 @@ RUN_FOLDER = FolderKind(
     "",  # an interrupted training has no model.json
     (
         *("config.yaml", "metrics.jsonl", "checkpoint", "model.json", "model*.safetensors", "catalog"),
-        *("ranks.parquet", "results.json", "report.html", "events.out.tfevents.*"),
+        *("ranks.parquet", "results.json", "report.html", "tensorboard", "tracking.json"),
         *("added_items", "index", "cold", "test-*", "valid", "valid-*"),
     ),
 )
@@ -64,6 +64,7 @@ class Run:
         data: the dataset; where it was removed or prepared again, the run's catalog, see
             `Dataset.is_catalog`.
         manifest: content of model.json.
+        loggers: names of the loggers of the training that returned this run.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class Run:
     models: tuple[Model, ...]
     data: Dataset
     manifest: dict[str, Any]
+    loggers: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: Folder, data: str | Path | Dataset | None = None) -> Run:

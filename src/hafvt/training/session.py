@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from hafvt.ops.device import compute_dtype, process_device
 from hafvt.ops.shards import Shard
 from hafvt.processes import num_processes, process_index
 from hafvt.progress import peak_memory_gib
+from hafvt.training.callbacks import Callback
 from hafvt.training.checkpoint import verify_checkpoint
 from hafvt.training.config import TrainingConfig, validation_key
 from hafvt.training.initialize import copy_weights, inherit_features, open_initial_run
@@ -53,12 +55,12 @@ def run_training(
     *,
     resume: bool,
     test: bool,
-    tensorboard: bool,
+    callbacks: Sequence[Callback] = (),
     init_from: Path | None = None,
 ) -> Run:
     """Train the model of a name in this process and return the run, see `hafvt.training.train.train`.
 
-    If torchrun started this process, the others train with it.
+    If torchrun started this process, the others train with it. `on_train_end` of callbacks is not called.
     """
     protocol, device = get_protocol(config.protocol, config.candidates), process_device(config.device)
     dtypes = {"auto": compute_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -109,7 +111,9 @@ def run_training(
             claim_folder(folder, settings, resume=resume)
         barrier()
         trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
-        trainer.fit(f"train {model}", tensorboard=tensorboard, validate_first=initial is not None)
+        for callback in callbacks:
+            callback.on_train_start(settings)
+        trainer.fit(f"train {model}", callbacks=callbacks, validate_first=initial is not None)
         save_run(trainer, settings)
         if initial is None:
             warn_of_early_best(trainer)
@@ -161,7 +165,8 @@ def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Write config.yaml into a new folder, or into that of a run with the same settings, to `resume` it.
 
-    A resumed run may differ in `epochs`, `patience` and the paths of the dataset and of `init_from`.
+    A resumed run may differ in `epochs` (at a constant learning rate), `patience` and the paths of the dataset
+    and of `init_from`.
 
     Raises:
         HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of
@@ -196,13 +201,12 @@ def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> Non
 def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return the saved values of all settings that a continued run may not change: "seed was 0"."""
     hashes = {"dataset", "features"}
+    may_differ = hashes | {"config", "data", "patience", "init_from"}
+    if settings["schedule"] == "constant":
+        may_differ |= {"epochs"}
     changes = [f"the {name} changed" for name in sorted(hashes) if saved[name] != settings[name]]
     values, saved_values = (
-        {
-            k: v
-            for k, v in part.items()
-            if k not in hashes | {"config", "data", "epochs", "patience", "init_from"}
-        }
+        {k: v for k, v in part.items() if k not in may_differ}
         | {f"params.{k}": v for k, v in part["config"].items()}
         for part in (settings, saved)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,15 @@ from hafvt.errors import ArgumentError, HafvtError
 from hafvt.evaluation.metrics import get_metric
 from hafvt.folders import FolderKind, atomic_folder
 from hafvt.models import MODELS, configure
-from hafvt.processes import num_processes
+from hafvt.processes import num_processes, process_index
 from hafvt.settings import Count, Device, Devices, Folder, OutFolder, PositiveCount, Seed, check_arguments
+from hafvt.training.callbacks import Callback
 from hafvt.training.config import (
     EmaDecay,
     LearningRate,
     PositiveUsers,
     Precision,
+    Schedule,
     Seconds,
     TrainingConfig,
     WeightDecay,
@@ -32,7 +36,7 @@ RUN_FOLDER = FolderKind(
     "model.json",
     (
         *("config.yaml", "metrics.jsonl", "checkpoint", "catalog", "added_items", "index", "cold"),
-        *("ranks.parquet", "results.json", "report.html", "events.out.tfevents.*"),
+        *("ranks.parquet", "results.json", "report.html", "tensorboard", "tracking.json"),
         *("test-*", "valid", "valid-*"),  # results of `evaluate`
     ),
 )
@@ -49,6 +53,8 @@ def train(
     epochs: PositiveCount = 100,
     batch_size: PositiveCount = 64,
     learning_rate: LearningRate | None = None,
+    schedule: Schedule = "constant",
+    warmup_steps: Count = 0,
     weight_decay: WeightDecay = 0.0,
     ema_decay: EmaDecay = 0.995,
     protocol: str = "full",
@@ -66,7 +72,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     test: bool = True,
-    tensorboard: bool = False,
+    logger: list[str] | str | list[str | Logger] | None = None,
+    callbacks: Sequence[Callback] = (),
     checkpoint_every: Seconds = 300.0,
 ) -> Run:
     """Train a model, keep the weights of the best validation, and rank the test targets with them.
@@ -87,6 +94,8 @@ def train(
         epochs: maximum number of passes over the training histories.
         batch_size: users per step, one training history each, over all processes.
         learning_rate: step size of Adam; default: 0.003 for hafvt, else 0.001.
+        schedule: constant, or linear or cosine, which let the learning rate fall to 0 at the last of `epochs`.
+        warmup_steps: number of first steps in which the learning rate rises from 0.
         weight_decay: L2 coefficient of Adam; with sampled softmaxes, it acts on the rows of a step alone.
         ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
             weights are validated and saved; with 0 they are the weights of the last step.
@@ -114,7 +123,9 @@ def train(
         overwrite: replace a finished run in `out` once the new one is finished; until then, the old one
             stays. An interrupted training starts anew.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
-        tensorboard: also write TensorBoard events into `out`; needs pip install 'hafvt[track]'.
+        logger: tensorboard, mlflow[:EXPERIMENT], wandb[:PROJECT] or several of them, which get settings, curves,
+            results and a model card; in Python also loggers of Lightning. A resumed run continues there.
+        callbacks: see `hafvt.Callback`; with `devices` 1.
         checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint.
             There are fewer if checkpoints would take more than 3 % of the time.
 
@@ -125,7 +136,7 @@ def train(
         HafvtError: a setting is wrong, `out` is in use, or the dataset lacks data that the model needs.
     """
     options = dict(locals())
-    for name in ("model", "params", "devices", "out", "overwrite"):
+    for name in ("model", "params", "devices", "out", "overwrite", "logger", "callbacks"):
         del options[name]
     model_config = configure(model, preset, params)
     get_metric(metric)  # reports a wrong name before any work
@@ -134,7 +145,14 @@ def train(
     from hafvt.training.initialize import initial_config
     from hafvt.training.run import open_run
     from hafvt.training.session import run_training
+    from hafvt.training.tracking import Tracking
 
+    loggers = [logger] if isinstance(logger, str) else list(logger or ())
+    names = [name for name in loggers if isinstance(name, str)]
+    if devices > 1 and (callbacks or len(names) < len(loggers)):
+        raise ArgumentError("--devices starts other processes, without objects: use torchrun for callbacks")
+    tracking = Tracking(loggers, Path(out).name)
+    own_callbacks = [tracking, *callbacks] if process_index() == 0 else []
     if init_from is not None:
         model_config = initial_config(model, Path(init_from), preset, params or {})
         if shard_catalog:
@@ -146,6 +164,8 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=MODELS[model].learning_rate if learning_rate is None else learning_rate,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         ema_decay=ema_decay,
         protocol=protocol,
@@ -164,18 +184,33 @@ def train(
     def train_into(folder: Path) -> Run:
         if devices == 1:
             initial = None if init_from is None else Path(init_from)
-            flags = {"resume": resume, "test": test, "tensorboard": tensorboard}
-            return run_training(model, model_config, config, data, folder, init_from=initial, **flags)
+            tracking.use_folder(folder)
+            try:
+                return run_training(
+                    *(model, model_config, config, data, folder),
+                    resume=resume,
+                    test=test,
+                    callbacks=own_callbacks,
+                    init_from=initial,
+                )
+            except BaseException:
+                tracking.close("failed")
+                raise
         from hafvt.training.launch import launch_processes
 
         options["data"] = data.folder if isinstance(data, Dataset) else data
-        launch_processes(train_arguments(model, {**options, "out": folder}, params or {}), devices, folder)
+        options["out"], options["logger"] = folder, names
+        launch_processes(train_arguments(model, options, params or {}), devices, folder)
         return open_run(folder, data)
 
     if not overwrite or not Path(out).exists():
-        return train_into(Path(out))
-    if resume or num_processes() > 1:
-        raise ArgumentError("--overwrite trains anew, without torchrun: leave out --resume and torchrun")
-    with atomic_folder(out, RUN_FOLDER, overwrite=True) as temporary:
-        train_into(temporary)
-    return open_run(out, data)
+        run = train_into(Path(out))
+    else:
+        if resume or num_processes() > 1:
+            raise ArgumentError("--overwrite trains anew, without torchrun: leave out --resume and torchrun")
+        with atomic_folder(out, RUN_FOLDER, overwrite=True) as temporary:
+            train_into(temporary)
+        run = open_run(out, data)
+    for callback in own_callbacks if devices == 1 else ():
+        callback.on_train_end(run)
+    return replace(run, loggers=tuple(names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from hafvt.data.batches import Batch, TrainBatches
 from hafvt.data.dataset import Dataset
@@ -32,12 +33,14 @@ from hafvt.ops.collectives import (
 )
 from hafvt.processes import process_index
 from hafvt.progress import Advance, progress
+from hafvt.training.callbacks import Callback
 from hafvt.training.checkpoint import pack, save_checkpoint, unpack
 from hafvt.training.config import TrainingConfig, validation_key
 from hafvt.training.ema import EmaWeights
 from hafvt.training.interrupt import deferred_interrupts
 from hafvt.training.metrics_log import MetricsLog
 from hafvt.training.optimizer import RowAdam
+from hafvt.training.schedule import make_scheduler
 from hafvt.training.sharded_checkpoint import load_slices, save_slices, save_unsharded, sharded_tensor_names
 
 MAX_CHECKPOINT_TIME_SHARE = 0.03
@@ -96,6 +99,7 @@ class Trainer:
         state: progress of the training.
         ema: moving averages of the weights, which are validated and saved.
         optimizer: None for a model without parameters.
+        scheduler: changes the learning rate after each step; None for a constant one.
         replicated_weights: weights that all processes hold whole; their gradients are summed.
         sharded_tensors: names of the tensors of a checkpoint that are slices of tables.
         last_path, best_paths: files of the last checkpoint and of the best weights, one or one per domain.
@@ -140,21 +144,27 @@ class Trainer:
                 unpack(tensors, model, self.optimizer, self.ema.state)
                 state.setdefault("best_values", state.pop("best_mrrs", None))  # its name up to version 0.2.0
                 self.state = TrainingState(**state)
+        self.scheduler: LambdaLR | None = None
+        if self.optimizer is not None:
+            num_steps = self.epochs * len(batches)
+            self.scheduler = make_scheduler(
+                self.optimizer, config.schedule, config.warmup_steps, num_steps, self.state.step
+            )
         self.started_at = time.monotonic() - self.state.seconds  # as if the run had never been interrupted
         self.last_checkpoint_at, self.checkpoint_seconds = time.monotonic(), 0.0
 
-    def fit(self, title: str, *, tensorboard: bool = False, validate_first: bool = False) -> None:
+    def fit(self, title: str, *, callbacks: Sequence[Callback] = (), validate_first: bool = False) -> None:
         """Train until the last epoch, or until `patience` validations in a row bring no improvement.
 
-        `title` is that of the progress bar; with `tensorboard`, events for TensorBoard are written, too. With
+        `title` is that of the progress bar. After each epoch, a callback of a process may stop all. With
         `validate_first`, the initial weights are validated, too, and kept if they remain the best.
 
         Raises:
             HafvtError: the loss is not finite.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the current step and a checkpoint.
         """
-        log = MetricsLog(self.folder, self.state.log, tensorboard) if process_index() == 0 else None
-        state, batch_size = self.state, self.config.batch_size
+        log = MetricsLog(self.folder, self.state.log) if process_index() == 0 else None
+        state, batch_size, is_stopped = self.state, self.config.batch_size, False
         num_histories = self.epochs * len(self.batches) * batch_size
         with (
             progress(title, num_histories, "histories", done=state.step * batch_size) as advance,
@@ -163,7 +173,7 @@ class Trainer:
             value = -1.0
             if validate_first and state.step == 0:
                 value = self.validate()[validation_key(self.config.metric)]
-            while not self.is_finished():
+            while not (self.is_finished() or is_stopped):
                 self.train_epoch(advance, is_interrupted, value)
                 state.epoch += 1
                 metrics = {
@@ -171,6 +181,8 @@ class Trainer:
                     "step": state.step,
                     "loss": state.loss_sum / len(self.batches),
                 }
+                if self.scheduler is not None:
+                    metrics["learning_rate"] = self.scheduler.get_last_lr()[0]  # of the next step
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
                     metrics |= self.validate()
                     value = metrics[validation_key(self.config.metric)]
@@ -180,8 +192,11 @@ class Trainer:
                     log.write(state.log[-1])
                 state.batch, state.loss_sum = 0, 0.0
                 # With the long timeout, as process 0 may have written the best weights.
-                (is_due,) = all_reduce_sum([self.is_checkpoint_due(0.0)], long_timeout=True)
-                if is_due or self.is_finished():
+                stops = [bool(callback.on_epoch_end(state.epoch, state.log[-1])) for callback in callbacks]
+                is_due, is_stopped = map(
+                    bool, all_reduce_sum([self.is_checkpoint_due(0.0), any(stops)], long_timeout=True)
+                )
+                if is_due or is_stopped or self.is_finished():
                     self.write_checkpoint()
 
     def is_finished(self) -> bool:
@@ -232,6 +247,8 @@ class Trainer:
         all_reduce_gradients(self.replicated_weights)
         self.ema.update_rows(self.state.step)
         self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
         return value
 
     def validate(self) -> dict[str, float]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hafvt.models.base import Model as Model
     from hafvt.models.hyperparameters import ModelConfig as ModelConfig
     from hafvt.server.serve import serve as serve
+    from hafvt.training.callbacks import Callback as Callback
     from hafvt.training.run import Run as Run
     from hafvt.training.train import train as train
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODULES = {
+    "Callback": "hafvt.training.callbacks",
     "Dataset": "hafvt.data.dataset",
     "HafvtError": "hafvt.errors",
     "InputError": "hafvt.errors",

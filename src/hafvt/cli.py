@@ -15,7 +15,6 @@ from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
-import yaml
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token
 from cyclopts.config import Dict
 
@@ -31,7 +30,7 @@ from hafvt.processes import (
     sigterm_as_ctrl_c,
 )
 from hafvt.progress import console
-from hafvt.settings import allowed_values, compose_yaml, parameter_types, parse_yaml
+from hafvt.settings import allowed_values, parameter_types, parse_yaml, read_options
 
 
 class Command(NamedTuple):
@@ -63,10 +62,12 @@ def _format_vectors(tables: dict[str, Any]) -> str:
 
 def _format_run(run: Any) -> str:
     """Write the report of a run that has test results, and return the text that `train` prints."""
-    from hafvt.reports.report import write_run_report
+    from hafvt.reports.report import send_run_report, write_run_report
 
     if (run.folder / "results.json").exists():
         write_run_report(run)
+        if run.loggers and not is_launched():
+            send_run_report(run)
     return str(run)
 
 
@@ -112,12 +113,13 @@ COMMANDS = {
 
 DISTRIBUTED_COMMANDS = ("train", "evaluate", "doctor")
 """Commands that several processes of torchrun may run together."""
-MAX_CONFIG_BYTES = 1_000_000
 MAPPING_OPTIONS = (
     *("--calibrate", "--columns", "--domains", "--encoders", "--max-per", "--params", "--pin"),
     *("--precomputed", "--space", "--tuned"),
 )
 """Options that take names with values: `--columns user_id=customer`."""
+PYTHON_PARAMETERS = ("callbacks",)
+"""Parameters that take objects, so that the command line lacks them."""
 
 
 def parse_number(number_type: type[int | float], _: type, tokens: Sequence[Token]) -> int | float:
@@ -178,6 +180,8 @@ def command_function(command: Command) -> Callable[..., str]:
     types = {name: _described_type(hint) for name, hint in hints.items()}
     parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
+        if name in PYTHON_PARAMETERS:
+            continue
         is_group = is_dataclass(hints[name])  # of options
         default = get_args(types[name])[0]() if is_group else parameter.default
         parameters.append(parameter.replace(annotation=types[name], default=default))
@@ -280,43 +284,6 @@ def take_option(arguments: list[str], option: str, content: str) -> tuple[list[s
                 raise ArgumentError(f"{option}: name {content}")
             return arguments[:position] + arguments[stop:], value
     return arguments, ""
-
-
-def read_options(file: Path) -> dict[str, Any]:
-    """Return the options in a YAML file, as texts, lists and dictionaries, without those that are null.
-
-    The texts are those of the file, as on the command line: `history: [007]` is the id "007".
-
-    Raises:
-        HafvtError: the file cannot be read, or does not hold options in YAML, each once.
-    """
-
-    def as_text(node: yaml.Node, depth: int = 0) -> Any:
-        if isinstance(node, yaml.ScalarNode):
-            return node.value
-        if depth == 2:  # in `params` and `space`, a list stays YAML, such as "[id]"
-            return yaml.serialize(node)
-        if isinstance(node, yaml.SequenceNode):
-            return [as_text(part, 2) for part in node.value]
-        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
-            raise HafvtError("an option's name is not a text: write lines such as seed: 1")
-        values = {key.value: value for key, value in node.value}
-        if len(values) < len(node.value):
-            raise HafvtError("an option is there twice: keep one")
-        is_null = {name for name, value in values.items() if depth == 0 and value.tag.endswith(":null")}
-        return {name: as_text(values[name], depth + 1) for name in values if name not in is_null}
-
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
-            raise HafvtError(f"no file of at most {MAX_CONFIG_BYTES:,} bytes is there: check the path")
-        root = compose_yaml(file.read_text(encoding="utf-8"))
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise HafvtError("it holds no options: write lines such as seed: 1")
-        return {} if root is None else as_text(root)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"--config {file}: it cannot be read ({error}): save it as UTF-8") from None
-    except HafvtError as error:
-        raise ArgumentError(f"--config {file}: {error}") from None
 
 
 def _explain_error(error: CycloptsError) -> str:

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 
 from hafvt.errors import ArgumentError, HafvtError
 
+MAX_CONFIG_BYTES = 1_000_000  # of a file of --config
 MAX_YAML_VALUES = 100_000  # in a YAML text, with the values of aliases counted each time
 YAML_TYPES = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map")
 
@@ -284,3 +285,40 @@ def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return place + str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """Return the options in a YAML file, as texts, lists and dictionaries, without those that are null.
+
+    The texts are those of the file, as on the command line: `history: [007]` is the id "007".
+
+    Raises:
+        HafvtError: the file cannot be read, or does not hold options in YAML, each once.
+    """
+
+    def as_text(node: yaml.Node, depth: int = 0) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if depth == 2:  # in `params` and `space`, a list stays YAML, such as "[id]"
+            return yaml.serialize(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [as_text(part, 2) for part in node.value]
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise HafvtError("an option's name is not a text: write lines such as seed: 1")
+        values = {key.value: value for key, value in node.value}
+        if len(values) < len(node.value):
+            raise HafvtError("an option is there twice: keep one")
+        is_null = {name for name, value in values.items() if depth == 0 and value.tag.endswith(":null")}
+        return {name: as_text(values[name], depth + 1) for name in values if name not in is_null}
+
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
+            raise HafvtError(f"no file of at most {MAX_CONFIG_BYTES:,} bytes is there: check the path")
+        root = compose_yaml(file.read_text(encoding="utf-8"))
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise HafvtError("it holds no options: write lines such as seed: 1")
+        return {} if root is None else as_text(root)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--config {file}: it cannot be read ({error}): save it as UTF-8") from None
+    except HafvtError as error:
+        raise ArgumentError(f"--config {file}: {error}") from None

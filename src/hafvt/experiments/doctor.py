@@ -21,7 +21,10 @@ from hafvt.processes import num_processes
 from hafvt.progress import available_bytes
 from hafvt.settings import check_arguments
 
-EXTRAS = ("classic", "encode", "compare", "serve", "tune", "export", "index", "track")
+EXTRAS = (
+    *("classic", "encode", "compare", "serve", "tune", "export", "index"),
+    *("track", "mlflow", "wandb", "hub"),
+)
 
 
 BASE_BYTES = 2**29

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from hafvt.ops.top_k import top_k_columns
 from hafvt.reports.charts import CurvePoint
 from hafvt.reports.page import ItemCard, RankedItem, UserExample, write_page
 from hafvt.training.run import Run
+from hafvt.training.tracking import send_files
 
 NUM_USERS = 6
 NUM_RECOMMENDATIONS = 10
@@ -41,18 +43,34 @@ RERANK_CURVES = "rerank_curve.json"
 NO_PILLOW = "Without pictures, as the package pillow is missing: pip install 'hafvt[classic]'"
 
 
-def write_run_report(run: Run, folder: Path | None = None, candidates: CandidateRule | None = None) -> Path:
+def write_run_report(
+    run: Run,
+    folder: Path | None = None,
+    candidates: CandidateRule | None = None,
+    *,
+    path: Path | None = None,
+    with_users: bool = True,
+) -> Path:
     """Write report.html of one evaluated run and return its path.
 
     Args:
         run: the run.
         folder: the folder with results.json, where the report is written; default: that of the run.
         candidates: rule for items of the history in the user examples; default: that of the training.
+        path: of the report; default: report.html in `folder`.
+        with_users: whether to show users with their histories.
     """
     folder = folder or run.folder
+    path = path or folder / "report.html"
     notes = [read_description(folder), *run.model.notes]
-    write_report(folder / "report.html", {run.name: run}, notes, {run.name: folder}, candidates)
-    return folder / "report.html"
+    write_report(path, {run.name: run}, notes, {run.name: folder}, candidates, with_users=with_users)
+    return path
+
+
+def send_run_report(run: Run) -> None:
+    """Send the report, without histories of users, to the loggers of the training that returned a run."""
+    with TemporaryDirectory() as folder:
+        send_files(run, [write_run_report(run, path=Path(folder) / "report.html", with_users=False)])
 
 
 def write_report(
@@ -61,6 +79,8 @@ def write_report(
     notes: Sequence[str] = (),
     result_folders: Mapping[str, Path] | None = None,
     candidates: CandidateRule | None = None,
+    *,
+    with_users: bool = True,
 ) -> None:
     """Write one self-contained page about one run or several runs on the same dataset.
 
@@ -70,11 +90,13 @@ def write_report(
         notes: lines of the footer.
         result_folders: by name, the folder with results.json; default: the folder of the run.
         candidates: see `write_run_report`.
+        with_users: see `write_run_report`.
     """
     first = next(iter(runs.values()))
     data = first.data
     folders = result_folders or {name: run.folder for name, run in runs.items()}
-    pictures_missing = data.image_root is not None and find_spec("PIL") is None
+    rule = data.exclude_seen(candidates or first.candidates)
+    pictures_missing = with_users and data.image_root is not None and find_spec("PIL") is None
     write_page(
         path,
         title=f"{' and '.join(domain.name for domain in data.domains)}: {', '.join(runs)}",
@@ -90,7 +112,7 @@ def write_report(
         },
         list_results={name: read_list_results(folder) for name, folder in folders.items()},
         curves={name: read_curve(run.folder / "metrics.jsonl") for name, run in runs.items()},
-        users=user_examples(first.models, data, data.exclude_seen(candidates or first.candidates)),
+        users=user_examples(first.models, data, rule) if with_users else [],
         notes=[*notes, *([NO_PILLOW] if pictures_missing else [])],
         rerank_curves=read_rerank_curves(first.folder),
     )

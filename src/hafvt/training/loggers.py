@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -54,7 +55,7 @@ class TensorBoardFiles:
     """Writes TensorBoard events into a folder."""
 
     def __init__(self, folder: Path, name: str, run_id: str) -> None:
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         self.run_id = run_id
         self.logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
@@ -70,9 +71,7 @@ class TensorBoardFiles:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table as text."""
-        cells = [
-            [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row] for row in rows
-        ]
+        cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
         self.logger.experiment.add_text(name, markdown_table(list(columns), cells, text_columns=1))
 
     def log_files(self, files: Sequence[Path]) -> None:
@@ -146,7 +145,7 @@ class WandbRun:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to the authors of W&B
         import wandb
 
-        self.wandb, self.run_id = wandb, run_id or wandb.util.generate_id()
+        self.wandb, self.run_id = wandb, run_id or secrets.token_hex(8)
         self.run = wandb.init(
             project=project or os.environ.get("WANDB_PROJECT", "hafvt"),
             name=name,
@@ -158,7 +157,7 @@ class WandbRun:
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         """Log settings."""
-        self.run.config.update(params, allow_val_change=True)
+        self.run.config.update(params, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log values."""

@@ -52,8 +52,8 @@ def model_card(run: Run, repository: str = "", license_name: str = "") -> str:
     lines = [
         f"# {run.name} on {dataset}",
         "",
-        f"A model of [hafvt](https://hafvt.readthedocs.io), which recommends next items across domains. It "
-        f"has {manifest['parameters']:,} parameters and was trained by hafvt {manifest['versions']['hafvt']}.",
+        "A model of [hafvt](https://hafvt.readthedocs.io), which recommends next items across domains.",
+        f"It has {manifest['parameters']:,} parameters. hafvt {manifest['versions']['hafvt']} trained it.",
         "",
         "## Use",
         "",
@@ -72,8 +72,8 @@ def model_card(run: Run, repository: str = "", license_name: str = "") -> str:
         "## Results",
         "",
         *_result_lines(run, results),
-        f"Best epoch: {best['epoch']} of {best['epochs']}, with {best[validation_key(metric)]:.2%} validation "
-        f"{metric}.",
+        f"Best epoch: {best['epoch']} of {best['epochs']}, "
+        f"validation {metric} {best[validation_key(metric)]:.2%}.",
         "",
         "## Settings",
         "",

@@ -110,9 +110,9 @@ def run_training(
         if is_first:
             claim_folder(folder, settings, resume=resume)
         barrier()
-        trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         for callback in callbacks:
             callback.on_train_start(settings)
+        trainer = Trainer(network, dataset, batches, folder, config, protocol, device, dtype)
         trainer.fit(f"train {model}", callbacks=callbacks, validate_first=initial is not None)
         save_run(trainer, settings)
         if initial is None:
@@ -165,8 +165,8 @@ def catalog_shard(model: str, data: Dataset, protocol: Protocol) -> Shard | None
 def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Write config.yaml into a new folder, or into that of a run with the same settings, to `resume` it.
 
-    A resumed run may differ in `epochs` (at a constant learning rate), `patience` and the paths of the dataset
-    and of `init_from`.
+    A resumed run may differ in `patience`, the paths of the dataset and of `init_from` and, with a constant
+    learning rate, in `epochs`.
 
     Raises:
         HafvtError: the folder holds other files, a run without `resume`, or a run of other settings or of

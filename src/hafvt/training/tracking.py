@@ -28,8 +28,8 @@ SETTINGS_APART = ("format", "config", "features")
 class Tracking(Callback):
     """Sends settings, curves, results and files to loggers.
 
-    A logger that fails ends no training: a warning names it once, and what it lacks is sent later. The loggers
-    of a resumed training continue the same tracked runs.
+    A logger that fails ends no training: a warning names it, and what it lacks is sent later. The loggers of
+    a resumed training continue the same tracked runs.
 
     Args:
         loggers: names such as "mlflow:films", or loggers of Lightning.

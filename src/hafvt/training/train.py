@@ -27,6 +27,7 @@ from hafvt.training.config import (
     WeightDecay,
     train_arguments,
 )
+from hafvt.training.loggers import Logger
 
 if TYPE_CHECKING:
     from hafvt.training.run import Run
@@ -94,7 +95,7 @@ def train(
         epochs: maximum number of passes over the training histories.
         batch_size: users per step, one training history each, over all processes.
         learning_rate: step size of Adam; default: 0.003 for hafvt, else 0.001.
-        schedule: constant, or linear or cosine, which let the learning rate fall to 0 at the last of `epochs`.
+        schedule: of the learning rate: constant, or linear or cosine, which fall to 0 at the last epoch.
         warmup_steps: number of first steps in which the learning rate rises from 0.
         weight_decay: L2 coefficient of Adam; with sampled softmaxes, it acts on the rows of a step alone.
         ema_decay: decay of the exponential moving average of the weights, from 0 to below 1. The averaged
@@ -123,9 +124,10 @@ def train(
         overwrite: replace a finished run in `out` once the new one is finished; until then, the old one
             stays. An interrupted training starts anew.
         test: rank the test targets at the end. Switch this off while you choose hyperparameters.
-        logger: tensorboard, mlflow[:EXPERIMENT], wandb[:PROJECT] or several of them, which get settings, curves,
-            results and a model card; in Python also loggers of Lightning. A resumed run continues there.
-        callbacks: see `hafvt.Callback`; with `devices` 1.
+        logger: tensorboard, mlflow[:EXPERIMENT], wandb[:PROJECT] or several of them, which get settings,
+            curves, results, model card and report; in Python also loggers of Lightning. A resumed run
+            continues there.
+        callbacks: objects of classes that extend `hafvt.Callback`; not with `devices`.
         checkpoint_every: seconds between checkpoints within an epoch; epochs also end with a checkpoint.
             There are fewer if checkpoints would take more than 3 % of the time.
 

@@ -182,7 +182,8 @@ class Trainer:
                     "loss": state.loss_sum / len(self.batches),
                 }
                 if self.scheduler is not None:
-                    metrics["learning_rate"] = self.scheduler.get_last_lr()[0]  # of the next step
+                    (rate,), (factor,) = self.scheduler.base_lrs, self.scheduler.lr_lambdas
+                    metrics["learning_rate"] = float(rate) * factor(state.step - 1)  # of the last step
                 if state.epoch % self.validate_every == 0 or state.epoch == self.epochs:
                     metrics |= self.validate()
                     value = metrics[validation_key(self.config.metric)]
@@ -192,7 +193,9 @@ class Trainer:
                     log.write(state.log[-1])
                 state.batch, state.loss_sum = 0, 0.0
                 # With the long timeout, as process 0 may have written the best weights.
+                called_at = time.monotonic()
                 stops = [bool(callback.on_epoch_end(state.epoch, state.log[-1])) for callback in callbacks]
+                self.started_at += time.monotonic() - called_at
                 is_due, is_stopped = map(
                     bool, all_reduce_sum([self.is_checkpoint_due(0.0), any(stops)], long_timeout=True)
                 )

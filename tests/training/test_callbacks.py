@@ -51,7 +51,7 @@ def test_callback_with_overwrite_gets_the_finished_run_in_its_place(training_dat
             "sasrec", training_data, tmp_path / "run", **SETTINGS, callbacks=[recorder], overwrite=True
         )
         assert recorder.runs[0].folder == tmp_path / "run"
-        assert (recorder.runs[0].folder / "model.json").exists()
+        assert recorder.runs[0].manifest["best"]["epoch"] == 1
 
 
 def test_callbacks_with_devices_are_refused(training_data, tmp_path):

@@ -56,9 +56,10 @@ def test_train_with_a_schedule_interrupted_in_an_epoch_ends_with_the_same_weight
             raise KeyboardInterrupt
         return original(self, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.Trainer, "train_step", interrupted_step)
+    monkeypatch.setattr(trainer.Trainer, "train_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
         train("sasrec", training_data, tmp_path / "resumed", **options)
+    monkeypatch.setattr(trainer.Trainer, "train_step", original)
     with pytest.raises(HafvtError, match="holds a run of other settings \\(epochs was 4\\)"):
         train("sasrec", training_data, tmp_path / "resumed", **options | {"epochs": 5}, resume=True)
     train("sasrec", training_data, tmp_path / "resumed", **options, resume=True)

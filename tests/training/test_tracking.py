@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -44,7 +45,7 @@ class Recorder:
 class StandIn(Recorder):
     """A logger by name that takes tables and files, too; all of them are kept in `opened`."""
 
-    opened: list[StandIn] = []
+    opened: ClassVar[list[StandIn]] = []
 
     def __init__(self, place, name, run_id):
         super().__init__()
@@ -105,17 +106,18 @@ def test_resumed_run_continues_the_tracked_run_with_the_epochs_that_it_lacks(
 
 
 def test_logger_that_fails_gives_one_line_and_is_sent_all_later(training_data, tmp_path, monkeypatch):
+    repaired = []
+
     class Failing(Recorder):
         def log_metrics(self, metrics, step=None):
-            self.is_down = step == 2 and not monkeypatch_done
+            self.is_down = step == 2 and not repaired
             super().log_metrics(metrics, step)
 
-    monkeypatch_done = []
     logger = Failing()
 
     class Repair(hafvt.Callback):
         def on_epoch_end(self, epoch, metrics):
-            monkeypatch_done.extend([True] * (epoch == 3))
+            repaired.extend([True] * (epoch == 3))
 
     with pytest.warns(HafvtWarning) as warnings:
         hafvt.train(

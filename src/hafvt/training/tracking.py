@@ -87,8 +87,8 @@ class Channel:
         self.label = self.key or type(logger).__name__
         self.next_try = 0.0
         self.num_epochs, self.run_id, self.has_failed = 0, "", False
-        if self.key:
-            check_logger(self.key)
+        if isinstance(logger, str):
+            check_logger(logger)
         elif not all(hasattr(logger, name) for name in ("log_hyperparams", "log_metrics", "finalize")):
             raise ArgumentError(f"--logger {logger!r} is no logger: give a name or a logger of Lightning")
 

@@ -199,6 +199,9 @@ class Trainer:
                 is_due, is_stopped = map(
                     bool, all_reduce_sum([self.is_checkpoint_due(0.0), any(stops)], long_timeout=True)
                 )
+                if is_stopped and "valid_mrr" not in state.log[-1]:
+                    state.log[-1] |= self.validate()
+                    log = MetricsLog(self.folder, state.log) if log is not None else None
                 if is_due or is_stopped or self.is_finished():
                     self.write_checkpoint()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import hafvt
@@ -58,3 +61,20 @@ def test_callbacks_with_devices_are_refused(training_data, tmp_path):
     with pytest.raises(HafvtError, match="use torchrun for callbacks"):
         hafvt.train("sasrec", training_data, tmp_path / "run", devices=2, callbacks=[Recorder(1)])
     assert not (tmp_path / "run").exists()
+
+
+def test_documented_callback_stops_the_training(training_data, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "track.md"
+    (code,) = re.findall(
+        r"^```python\n(.*?Callback.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
+    code = "class Stop" + code.split("class Stop")[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "movies").symlink_to(training_data.folder)
+    small = code.replace("0.2)", "0.01)").replace(
+        "callbacks=", "params={'id_width': 8}, epochs=4, callbacks="
+    )
+    exec(small, {"hafvt": hafvt})
+    assert capsys.readouterr().out == "best epoch: 2\n"
+    assert len(read_log(tmp_path / "runs" / "hafvt")) == 2

@@ -14,8 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hafvt.errors import HafvtError
-from hafvt.experiments import study as study_module
-from hafvt.experiments import training_pool
+from hafvt.experiments import study_storage, training_pool
 from hafvt.experiments.compare import compare
 from hafvt.experiments.study import counted_trials, queue_unfinished_trials
 from hafvt.experiments.tune import tune
@@ -102,15 +101,15 @@ def test_compare_killed_anywhere_ends_as_without_a_kill_when_repeated(compared, 
 @pytest.mark.slow
 def test_tune_killed_anywhere_ends_with_all_trials_when_repeated(small, tmp_path, train_command, monkeypatch):
     command = train_command(FAKE_TRIAL)
-    monkeypatch.setattr(study_module, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(study_module, "GRACE_S", 2)
+    monkeypatch.setattr(study_storage, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(study_storage, "GRACE_S", 2)
     folder = tmp_path / "root" / "out"
     imports = (
         "from hafvt.experiments import training_pool\n"
         "from hafvt.experiments.tune import tune\n"
-        "from hafvt.experiments import study\n"
+        "from hafvt.experiments import study_storage\n"
         "module = __import__('sys').modules['hafvt.experiments.tune']\n"
-        "study.HEARTBEAT_S, study.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
+        "study_storage.HEARTBEAT_S, study_storage.GRACE_S, module.POLL_S = 1, 2, 0.02\n"
         f"training_pool.HAFVT, training_pool.POLL_S = {command!r}, 0.02\n"
     )
 

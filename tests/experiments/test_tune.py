@@ -67,9 +67,9 @@ def fake_training(tmp_path, monkeypatch):
 def start_search(command, data, out, **settings):
     """Starts a search in a process of its own, with quick heartbeats."""
     code = (
-        "from hafvt.experiments import study, training_pool\n"
+        "from hafvt.experiments import study_storage, training_pool\n"
         "from hafvt.experiments.tune import tune\n"
-        "study.HEARTBEAT_S, study.GRACE_S = 1, 2\n"
+        "study_storage.HEARTBEAT_S, study_storage.GRACE_S = 1, 2\n"
         f"training_pool.HAFVT = {command!r}\n"
         f"tune('sasrec', {str(data.folder)!r}, {str(out)!r}, **{settings!r})\n"
     )
@@ -323,6 +323,7 @@ def test_tune_without_optuna_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "hafvt.experiments.tune")
     monkeypatch.delitem(sys.modules, "hafvt.experiments.study")
+    monkeypatch.delitem(sys.modules, "hafvt.experiments.study_storage")
     with pytest.raises(HafvtError, match=r"needs the package 'optuna': pip install 'hafvt\[tune\]'"):
         __import__("hafvt.experiments.tune")
 

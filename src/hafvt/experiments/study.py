@@ -1,19 +1,21 @@
-"""The study of `hafvt tune`: Optuna's trials in the file study.db, which several processes share."""
+"""The study of `hafvt tune`: Optuna's trials, which several processes share."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hafvt.errors import HafvtError, missing_package
+from hafvt.experiments import study_storage
 from hafvt.experiments.search_space import Range, SearchSpace, storable
+from hafvt.experiments.study_storage import StudyStorage
 from hafvt.experiments.tune_report import TrialResult, TuningTask
 from hafvt.files import explained_read_errors
 from hafvt.training.config import validation_key
@@ -21,18 +23,13 @@ from hafvt.training.config import validation_key
 try:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    from optuna.storages import (
-        RDBStorage,
-        RetryHeartbeatStaleTrialCallback,
-        fail_stale_trials,
-    )
+    from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
     from optuna.trial import FrozenTrial, TrialState
     from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as error:
     raise missing_package("tune", str(error.name)) from None
 
-HEARTBEAT_S = 10
-GRACE_S = 30  # seconds without a heartbeat after which a trial is queued again
+LOCAL_NAME = "tune"  # of the study in study.db
 UNPRUNED_TRIALS = 4  # number of trials that finish before any is stopped early
 MAX_WARMUP_EPOCHS = 10  # epochs after which a trial may be stopped early, at most
 IS_FIRST = "default settings"  # the mark of the first trial
@@ -46,74 +43,60 @@ STATES = {
 }
 
 
-class _Storage(RDBStorage):
-    """Optuna's storage. It skips a heartbeat that fails; the next access to the storage fails as well."""
+def open_study(task: TuningTask, storage: StudyStorage, name: str = LOCAL_NAME) -> optuna.Study:
+    """Return the study of a task; create it if it is missing.
 
-    def record_heartbeat(self, trial_id: int) -> None:
-        with suppress(optuna.exceptions.StorageInternalError, SQLAlchemyError):
-            super().record_heartbeat(trial_id)
-
-
-@contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the database in a folder into a HafvtError of one line."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, SQLAlchemyError):
-            cause = cause.__cause__ or cause.__context__  # Optuna raises its own errors after the database's
-        if cause is None or isinstance(error, HafvtError):
-            raise
-        reason = str(getattr(cause, "orig", cause)).splitlines()[0]
-        remedy = (
-            "make room" if "full" in reason else "check its permissions and the free space, or restore it"
-        )
-        raise HafvtError(
-            f"{folder / 'study.db'}: {reason}: {remedy}, and repeat the command, which keeps finished trials"
-        ) from None
-
-
-def open_study(task: TuningTask) -> optuna.Study:
-    """Return the study in the folder of a task; create it if it is missing."""
+    Args:
+        task: what is tuned.
+        storage: where the study is kept; the caller holds its lock.
+        name: of the study in its storage.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    study = optuna.create_study(
-        study_name="tune",
-        direction="maximize",
-        storage=_Storage(
-            f"sqlite:///{(task.out / 'study.db').resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-        ),
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=UNPRUNED_TRIALS,
-            n_warmup_steps=min(task.options["epochs"] // 4, MAX_WARMUP_EPOCHS),
-        ),
-        load_if_exists=True,
+    opened, is_new = storage.open(), False
+    with suppress(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(study_name=name, direction="maximize", storage=opened)
+        is_new = True
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=UNPRUNED_TRIALS,
+        n_warmup_steps=min(task.options["epochs"] // 4, MAX_WARMUP_EPOCHS),
     )
-    verify_study(study, task)
+    study = optuna.load_study(study_name=name, storage=opened, pruner=pruner)
+    verify_study(study, task, storage)
+    if storage.file is None and not is_new:
+        wait_for_first_trial(study)
     if not study.get_trials(deepcopy=False):
         searched = {n: storable(value) for n, value in task.first_settings.items() if value in task.space[n]}
         study.enqueue_trial(searched, user_attrs={IS_FIRST: True})
     return study
 
 
-def verify_study(study: optuna.Study, task: TuningTask) -> None:
-    """Check the file of a study, and its trials against config.yaml and metrics.jsonl of their runs.
+def wait_for_first_trial(study: optuna.Study) -> None:
+    """Wait until the process that created a study on a server has queued the first trial, or was killed."""
+    deadline = time.monotonic() + study_storage.GRACE_S
+    while not study.get_trials(deepcopy=False) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def verify_study(study: optuna.Study, task: TuningTask, storage: StudyStorage) -> None:
+    """Check the trials of a study against the folders of their runs.
+
+    A study in a shared storage may have trials of other folders: only study.db is compared with config.yaml
+    and metrics.jsonl of the runs.
 
     Raises:
         HafvtError: the file is damaged, or a setting or a validation differs from that of the run.
     """
-    path, remedy = task.out / "study.db", "restore it, or search in another folder"
+    remedy = "restore it, or search in another folder"
+    if not study.get_trials(deepcopy=False) and any((task.out / "trials").glob("*")):
+        raise HafvtError(f"{storage.label} does not hold the trials of {task.out / 'trials'}: {remedy}")
+    if storage.url is not None:
+        return
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(sqlite3.connect(storage.label)) as connection:
             (problem,) = connection.execute("PRAGMA integrity_check").fetchone()
         if problem != "ok":
             raise ValueError(problem)
-        if not study.get_trials(deepcopy=False) and any((task.out / "trials").glob("*")):
-            raise HafvtError(f"{path} does not hold the trials of {task.out / 'trials'}: {remedy}")
         for trial in counted_trials(study):
             run = trial_folder(task, trial)
             if (
@@ -121,11 +104,12 @@ def verify_study(study: optuna.Study, task: TuningTask) -> None:
                 and (run / "config.yaml").exists()
                 and is_different(trial, task, run)
             ):
-                raise HafvtError(f"{path} or {run} is damaged, as they disagree: {remedy}")
+                raise HafvtError(f"{storage.label} or {run} is damaged, as they disagree: {remedy}")
     except (HafvtError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
         raise
     except Exception as error:  # Optuna raises many types for damaged values
-        raise HafvtError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {remedy}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise HafvtError(f"{storage.label} is damaged ({reason}): {remedy}") from None
 
 
 def is_different(trial: FrozenTrial, task: TuningTask, run: Path) -> bool:
@@ -160,28 +144,51 @@ def read_validations(folder: Path, metric: str) -> list[tuple[int, float, float]
 
 
 def mark_as_begun(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Record a heartbeat and that the trial has begun; call this under the lock.
+    """Record a heartbeat, that the trial has begun, and the number of its folder.
 
     Optuna's own first heartbeat comes from a thread. Without one, a killed trial would look alive forever.
     """
     study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
     trial.set_user_attr("begun", trial.number)
+    if "number" not in trial.user_attrs:  # else a trial that was queued again, in its folder
+        trials = study.get_trials(deepcopy=False)
+        first = (trials[trial.number].system_attrs.get("retry_history") or [trial.number])[0]
+        trial.set_user_attr("number", sum("retry_history" not in t.system_attrs for t in trials[:first]))
 
 
-def queue_unfinished_trials(study: optuna.Study) -> None:
-    """Queue the trials that ended without a result or an error of their own; call this under the lock.
+def queue_unfinished_trials(study: optuna.Study, first_seen: dict[int, float] | None = None) -> None:
+    """Queue the trials that ended without a result or an error of their own.
 
-    Their process was stopped or killed. A trial that has not even begun under the lock has no heartbeat.
+    Their process was stopped or killed. A trial that has not even begun has no heartbeat.
+
+    Args:
+        study: the study; the caller holds its lock, if it has one.
+        first_seen: of a study without a lock, on a server: when this process first saw each trial that has
+            not begun. There, a process queues the trials that it stops itself.
     """
     fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get("begun") != trial.number:
+        if trial.user_attrs.get("begun") == trial.number:
+            continue
+        now = time.monotonic()
+        if first_seen is None:
             study.tell(trial.number, state=TrialState.FAIL)
+        elif now - first_seen.setdefault(trial.number, now) > study_storage.GRACE_S:
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+                if study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
+                    queue_again(study, trial.number)
+    if first_seen is not None:
+        return
     trials = study.get_trials(deepcopy=False)
     queued = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
     for trial in trials:
         if trial.state == TrialState.FAIL and "error" not in trial.user_attrs and trial.number not in queued:
-            RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+            queue_again(study, trial.number)
+
+
+def queue_again(study: optuna.Study, number: int) -> None:
+    """Queue a trial with its settings under a new number of Optuna."""
+    RetryHeartbeatStaleTrialCallback()(study, study.trials[number])
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:

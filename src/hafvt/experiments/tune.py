@@ -1,22 +1,24 @@
 """`hafvt tune`: search hyperparameters with Optuna, on validation data alone.
 
-Optuna stores the study in `study.db`, so that several processes share it. Each trial is a training in a
-process of its own. A process that runs a trial sends heartbeats; Optuna queues a trial without heartbeats
-again, and the worker that takes it resumes the training in the folder of the trial.
+Optuna stores the study in `study.db`, or in a storage that many machines share, so that several processes
+join it. Each trial is a training in a process of its own. A process that runs a trial sends heartbeats, and
+Optuna queues a trial without heartbeats again. The worker that takes it resumes the training in the folder
+of the trial, or begins it if the folder is of another machine.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from hafvt.data.dataset import Dataset
 from hafvt.data.repeats import CandidateRule
@@ -30,17 +32,19 @@ from hafvt.experiments.search_space import (
     default_settings,
 )
 from hafvt.experiments.study import (
+    LOCAL_NAME,
     counted_trials,
     mark_as_begun,
     open_study,
+    queue_again,
     queue_unfinished_trials,
     read_validations,
     setting_importances,
-    storage_errors,
     trial_folder,
     trial_result,
     trial_settings,
 )
+from hafvt.experiments.study_storage import StudyStorage
 from hafvt.experiments.training_pool import POLL_S, TrainingPool, save_or_check_settings
 from hafvt.experiments.tune_report import TuningResult, TuningTask, write_tuning_report
 from hafvt.files import explained_write_errors
@@ -84,14 +88,15 @@ def tune(
     seed: Seed = 0,
     jobs: Jobs | None = None,
     minutes: PositiveNumber | None = None,
+    storage: str | None = None,
 ) -> TuningResult:
     """Search for the hyperparameters with the best validation; the test targets are not read.
 
     The first trial has the default settings, also those that `space` leaves out. A trial trains until its
     validation no longer improves, so that the number of epochs suits each setting. Optuna's TPE sampler
     draws the settings of the others, and a median pruner stops a trial early that falls behind. Several calls
-    on one folder share the work. A call that was stopped or killed resumes when it is repeated. With one job,
-    equal seeds try equal settings.
+    on one folder or one storage share the work. A call that was stopped or killed resumes when it is
+    repeated. With one job, equal seeds try equal settings.
 
     Example: hafvt tune sasrec data/movies --out tune/sasrec --trials 30 --space.dropout "[0.1, 0.5]"
 
@@ -116,10 +121,16 @@ def tune(
         seed: of the sampler and of every training.
         jobs: parallel trainings of this call; default: one per processor.
         minutes: stop after this time; a repeated call resumes. Default: stop when all trials have ended.
+        storage: where Optuna keeps the study, for calls on many machines: the URL of a database such as
+            postgresql://HOST/NAME or sqlite:///FILE, grpc://HOST:PORT of Optuna's proxy, or the path of a
+            journal file. Calls with equal settings join one study; each may have a folder of its own.
+            Default: study.db in the folder.
 
     Raises:
-        HafvtError: a wrong setting, a folder of another search, or no training that succeeded.
+        HafvtError: a wrong setting, a folder of another search, a storage that cannot be opened, or no
+            training that succeeded.
     """
+    storage_of_study = StudyStorage(Path(out), storage)
     get_protocol(protocol, candidates)
     get_metric(metric)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -147,16 +158,22 @@ def tune(
     }
     defaults = default_settings(model, preset, params)
     task = TuningTask(folder, model, {**options, "data": dataset.folder}, params, search_space, defaults)
-    lock = FileLock(folder / ".study.lock")
-    with explained_write_errors(folder), storage_errors(folder):
+    name = LOCAL_NAME if storage is None else study_name(settings)
+    with explained_write_errors(folder), storage_of_study.explained_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        with lock:
+        with storage_of_study.lock:
             save_or_check_settings(folder, settings, "a search", defaults={"metric": "MRR"})
-            study = open_study(task)
-        result = _Tuner(task, study, lock, TrainingPool(jobs), trials, deadline).run()
+            study = open_study(task, storage_of_study, name)
+        result = _Tuner(task, study, storage_of_study, TrainingPool(jobs), trials, deadline).run()
     if result is None:
         raise HafvtError(f"no trial has ended within {minutes:g} minutes: call again to resume")
     return result
+
+
+def study_name(settings: dict[str, Any]) -> str:
+    """Return the name of a study in a shared storage: equal settings, and only these, share a study."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{settings['model']}-{digest[:12]}"
 
 
 @dataclass
@@ -166,20 +183,27 @@ class _Tuner:
     Attributes:
         task: what is tuned.
         study: the trials of all calls.
-        lock: of the study; SQLite does not lock rows, so that two workers could take the same queued trial.
+        storage: where the study is kept.
         pool: runs the trainings.
         num_trials: of all calls together.
         deadline: time.monotonic() at which this call stops.
         on_progress: is called with a note after each validation and each trial.
+        first_seen: see `queue_unfinished_trials`.
     """
 
     task: TuningTask
     study: optuna.Study
-    lock: FileLock
+    storage: StudyStorage
     pool: TrainingPool
     num_trials: int
     deadline: float
     on_progress: Callable[[str], None] = lambda note: None
+    first_seen: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether the lock is of the study, that is, holds for all processes that share it."""
+        return self.storage.file is not None
 
     def run(self) -> TuningResult | None:
         """Run trials until their number is reached; return None where none has finished in time."""
@@ -211,7 +235,7 @@ class _Tuner:
 
     def write_report(self) -> TuningResult | None:
         """Write the files of the search so far."""
-        with self.lock:  # best.yaml and its hash in settings.json are of one process
+        with self.storage.lock:  # best.yaml and its hash in settings.json are of one process
             trials = [trial_result(trial, self.task) for trial in counted_trials(self.study)]
             begun = sorted((trial for trial in trials if trial.params), key=lambda trial: trial.number)
             return write_tuning_report(self.task, begun, setting_importances(self.study, self.task.space))
@@ -219,8 +243,8 @@ class _Tuner:
     def work(self) -> None:
         """Run one trial after the other."""
         while not self.pool.is_stopped and time.monotonic() < self.deadline:
-            with self.lock:
-                queue_unfinished_trials(self.study)
+            with self.storage.lock:
+                queue_unfinished_trials(self.study, None if self.has_lock else self.first_seen)
                 trials = counted_trials(self.study)
                 states = [trial.state for trial in trials]
                 if TrialState.WAITING in states or len(trials) < self.num_trials:
@@ -241,20 +265,34 @@ class _Tuner:
             HafvtError: the training failed before any other trial succeeded.
             TrialPruned: the trial fell behind.
         """
-        if "number" not in trial.user_attrs:  # else a trial that was queued again, in its folder
-            numbers = [other.user_attrs.get("number", -1) for other in counted_trials(self.study)]
-            trial.set_user_attr("number", max(numbers) + 1)
         mark_as_begun(self.study, trial)
-        self.lock.release()
+        if not self.has_lock and self.is_surplus(trial):
+            raise _TrialFailed("another process began the last trial at the same time")
+        self.storage.lock.release()
         try:
             return self.train(trial)
+        except (KeyboardInterrupt, _TrialFailed):
+            self.queue_if_unlocked(trial)
+            raise
         except HafvtError as error:
             if not any(other.state == TrialState.COMPLETE for other in counted_trials(self.study)):
+                self.queue_if_unlocked(trial)
                 raise  # the others would fail alike
             trial.set_user_attr("error", str(error))
             raise _TrialFailed from None
         finally:
             self.on_progress(f"trial {trial.user_attrs['number']} ended")
+
+    def is_surplus(self, trial: optuna.Trial) -> bool:
+        """Return whether other machines began enough trials at the same time as this new one."""
+        earlier = [other for other in counted_trials(self.study) if other.number < trial.number]
+        is_retry = "retry_history" in self.study.get_trials(deepcopy=False)[trial.number].system_attrs
+        return not is_retry and len(earlier) >= self.num_trials
+
+    def queue_if_unlocked(self, trial: optuna.Trial) -> None:
+        """Queue a trial that this process stops; under a lock, `queue_unfinished_trials` does so."""
+        if not self.has_lock:
+            queue_again(self.study, trial.number)
 
     def train(self, trial: optuna.Trial) -> float:
         """Train one trial, report each validation to Optuna, and return the best one."""

@@ -15,7 +15,7 @@ from tests.training.test_train import read_log
 SETTINGS = {"params": SMALL_SASREC, "batch_size": 8, "test": False}
 
 
-class Recorder(hafvt.Callback):
+class RecordingCallback(hafvt.Callback):
     """Records all calls, and stops after an epoch."""
 
     def __init__(self, last_epoch: int) -> None:
@@ -33,23 +33,23 @@ class Recorder(hafvt.Callback):
 
 
 def test_callback_stops_the_training_and_a_resumed_one_goes_on(training_data, tmp_path):
-    first = Recorder(2)
+    first = RecordingCallback(2)
     run = hafvt.train("sasrec", training_data, tmp_path / "run", epochs=6, **SETTINGS, callbacks=[first])
     assert run.manifest["best"]["epochs"] == 2
     assert first.lines == read_log(run.folder)
     assert first.settings[0]["batch_size"] == 8
     assert [run.folder for run in first.runs] == [run.folder]
-    second = Recorder(9)
-    again = hafvt.train(
+    second = RecordingCallback(9)
+    resumed = hafvt.train(
         "sasrec", training_data, run.folder, epochs=4, **SETTINGS, callbacks=[second], resume=True
     )
     assert [line["epoch"] for line in second.lines] == [3, 4]
-    assert again.manifest["best"]["epochs"] == 4
+    assert resumed.manifest["best"]["epochs"] == 4
 
 
 def test_callback_with_overwrite_gets_the_finished_run_in_its_place(training_data, tmp_path):
     for _ in range(2):
-        recorder = Recorder(1)
+        recorder = RecordingCallback(1)
         hafvt.train(
             "sasrec", training_data, tmp_path / "run", **SETTINGS, callbacks=[recorder], overwrite=True
         )
@@ -59,7 +59,7 @@ def test_callback_with_overwrite_gets_the_finished_run_in_its_place(training_dat
 
 def test_callbacks_with_devices_are_refused(training_data, tmp_path):
     with pytest.raises(HafvtError, match="use torchrun for callbacks"):
-        hafvt.train("sasrec", training_data, tmp_path / "run", devices=2, callbacks=[Recorder(1)])
+        hafvt.train("sasrec", training_data, tmp_path / "run", devices=2, callbacks=[RecordingCallback(1)])
     assert not (tmp_path / "run").exists()
 
 

@@ -105,8 +105,12 @@ class MlflowRun:
             self.client.update_run(run_id, status="RUNNING")
             return
         experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "hafvt")
-        found = self.client.get_experiment_by_name(experiment)
-        experiment_id = self.client.create_experiment(experiment) if found is None else found.experiment_id
+        experiment_entity = self.client.get_experiment_by_name(experiment)
+        experiment_id = (
+            self.client.create_experiment(experiment)
+            if experiment_entity is None
+            else experiment_entity.experiment_id
+        )
         self.run_id = self.client.create_run(experiment_id, run_name=name).info.run_id
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hafvt.models.hyperparameters import ModelConfig as ModelConfig
     from hafvt.server.serve import serve as serve
     from hafvt.training.callbacks import Callback as Callback
+    from hafvt.training.push import push as push
     from hafvt.training.run import Run as Run
     from hafvt.training.train import train as train
 
@@ -78,6 +79,7 @@ MODULES = {
     "prepare": "hafvt.data.prepare",
     "prepare_amazon": "hafvt.data.sources.amazon",
     "prepare_c2dsr": "hafvt.data.sources.c2dsr",
+    "push": "hafvt.training.push",
     "recommend": "hafvt.inference.batch",
     "rerank_curve": "hafvt.experiments.rerank_curve",
     "serve": "hafvt.server.serve",

@@ -99,6 +99,7 @@ COMMANDS = {
     "vectors": Command(
         "hafvt.inference.vectors:vectors", "Write vectors of items and histories for vector databases."
     ),
+    "push": Command("hafvt.training.push:push", "Send a trained model to the Hugging Face Hub."),
     "catalog": Command("hafvt.inference.catalog_add:catalog", "Add new items to a trained model."),
     "index": Command("hafvt.inference.ann:index", "Build an index for large catalogs."),
     "serve": Command("hafvt.server.serve:serve", "Serve a trained model over HTTP, with a page."),

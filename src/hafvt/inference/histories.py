@@ -21,6 +21,7 @@ from hafvt.data.times import parse_request_time
 from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.files import read_json
 from hafvt.settings import Folder
+from hafvt.training.hub_download import local_folder
 
 MAX_LINE_BYTES = 2**24  # more than a million ids take
 TIME_OPTIONS = ("time_format", "time_zone")
@@ -168,10 +169,14 @@ def read_user_history(run: Folder, user_id: str | int, data: str | Path | Datase
     Raises:
         HafvtError: there is no such user, or no dataset.
     """
-    if data is None and not (Path(run) / "model.json").exists():
+    folder = local_folder(run)
+    if data is None and not (folder / "model.json").exists():
         raise HafvtError(f"{run} has no dataset with users: name it with --data, or give a --history")
     if not isinstance(data, Dataset):
-        data = Dataset.open(data or read_json(Path(run) / "model.json")["data"])
+        data = data or read_json(folder / "model.json")["data"]
+        if data is None:
+            raise HafvtError(f"{run} has no histories of users: name a dataset with --data")
+        data = Dataset.open(data)
     user = data.user_ids.index_of(id_text(user_id))
     if user is None:
         raise HafvtError(

@@ -33,6 +33,7 @@ from hafvt.inference.summary import result_lines
 from hafvt.inference.top_candidates import top_candidates
 from hafvt.ops.top_k import top_k_columns
 from hafvt.settings import Folder
+from hafvt.training.hub_download import local_folder
 
 if TYPE_CHECKING:
     from narwhals.typing import IntoDataFrameT
@@ -82,7 +83,7 @@ class Recommender:
         """Open a run or an export.
 
         Args:
-            folder: a folder that `train` or `export` wrote, or the run that `train` returned.
+            folder: that `train` or `export` wrote, or a run, or "hf://owner/name@revision" of the Hub.
             data: the dataset or its folder, if the folder has moved since training; unused for an export.
             threads: number of threads for scoring; 0 keeps the current number. If `folder` is a run, this
                 applies to torch in the whole process.
@@ -91,7 +92,7 @@ class Recommender:
             HafvtError: there is no finished run, its added items or its index are out of date, or a file is
                 damaged.
         """
-        path = Path(folder)
+        path = local_folder(folder)
         recover_folder(path)
         if is_export(path):
             return cls(*read_folder(path, lambda: open_export(path, threads=threads)), folder=path)
@@ -101,13 +102,13 @@ class Recommender:
         return cls(*open_trained_run(path, data, threads=threads), folder=path)
 
     def __fspath__(self) -> str:
-        """Return the folder: functions that take the folder of a run take the recommender, too."""
+        """Return the folder, which functions take."""
         if self.folder is None:
             raise HafvtError("this recommender was not opened from a folder: use Recommender.open")
         return str(self.folder)
 
     def __str__(self) -> str:
-        """Return name, catalog and folder and, of a run with test results, their table."""
+        """Return name and catalog and, of a run with test results, their table."""
         sizes = ", ".join(f"{domain.name} {len(domain):,}" for domain in self.catalog.domains)
         results = [] if self.folder is None else result_lines(self.scorer.name, self.folder)
         return "\n".join([f"{self.scorer.name} recommends items of {sizes}", *results])

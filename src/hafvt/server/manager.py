@@ -56,9 +56,10 @@ class ModelSource:
         if self.data is not None:
             return Dataset.open(self.data)
         manifest_path = self.folder / "model.json"  # exports have none
-        folder = Path(read_json(manifest_path)["data"]) if manifest_path.exists() else None
-        if folder is None:
+        data = read_json(manifest_path)["data"] if manifest_path.exists() else None
+        if data is None:  # an export, or a run of the Hugging Face Hub
             return None
+        folder = Path(data)
         recover_folder(folder)
         if (self.folder / RUN_CATALOG).exists() and not folder.exists():
             logger.info("%s does not exist, so there are no users", folder)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from hafvt.errors import ArgumentError, HafvtError, missing_package
 from hafvt.progress import console
 from hafvt.settings import Folder, Port, PositiveCount, PositiveNumber, check_arguments
+from hafvt.training.hub_download import local_folder
 
 if TYPE_CHECKING:
     import uvicorn
@@ -47,7 +48,7 @@ def serve(
     Example: hafvt serve runs/hafvt --port 8000
 
     Args:
-        run: folder of a run or an export.
+        run: folder of a run or an export, or hf://owner/name of the Hugging Face Hub.
         more: folders of further ones, which the page shows side by side and requests name by ?model=.
         host: address to listen at; 0.0.0.0 lets other machines in.
         port: port to listen at; 0 takes a free one.
@@ -82,7 +83,9 @@ def serve(
         app = create_app(
             *(
                 ModelSource(
-                    Path(folder), Path(data) if data else None, None if policies is None else Path(policies)
+                    local_folder(folder),
+                    Path(data) if data else None,
+                    None if policies is None else Path(policies),
                 )
                 for folder in (run, *(more or ()))
             ),

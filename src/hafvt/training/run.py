@@ -31,6 +31,7 @@ from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
 from hafvt.training.config import validation_key
+from hafvt.training.hub_download import local_folder
 
 FORMAT = 3
 """Number of the run format, in model.json and config.yaml."""
@@ -221,7 +222,7 @@ def open_run(
     """Open a finished run.
 
     Args:
-        folder: that `train` wrote.
+        folder: that `train` wrote, or an address on the Hugging Face Hub, such as "hf://owner/name".
         data: the dataset, if it is no longer where it was during the training.
         models: those of the domains with the run's weights, where they are in memory; () to open none.
 
@@ -232,7 +233,7 @@ def open_run(
         HafvtError: the run is unfinished, damaged or of another format; or it has no catalog, and the dataset
             is not the one that it was trained on.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     path = folder / "model.json"
     if not path.exists():
         raise HafvtError(f"{folder} {_reason_without_model(folder)}")
@@ -241,7 +242,7 @@ def open_run(
         name, values = manifest["model"], manifest["config"]
         features, dataset = manifest["training"]["features"], manifest["dataset"]
         hashes = manifest.get("sha256", {})
-        data = data or manifest["data"]
+        data = data or manifest["data"] or Dataset.open(folder / RUN_CATALOG, catalog=True)
     if name not in MODELS:
         raise HafvtError(
             f"{folder} is a run of the model {name!r}, which is not in hafvt.models.MODELS: import the "
@@ -317,6 +318,8 @@ def histories_of(run: Run, data: str | Path | Dataset | None = None) -> Dataset:
     if not run.data.is_catalog:
         return run.data
     data = data or run.manifest["data"]
+    if data is None:
+        raise HafvtError(f"{run.folder} is a run without dataset: name one with --data")
     return data if isinstance(data, Dataset) else Dataset.open(data)
 
 

@@ -92,7 +92,7 @@ def test_pushed_files_have_no_users_and_no_paths(run, hub, training_data):
     assert hub.repositories[NAME][0]  # private
 
 
-def test_command_lists_files_before_it_sends_them(run, hub, capfd):
+def test_command_lists_files_before_it_sends_them(run, hub, training_data, capfd):
     assert main(["push", str(run.folder), NAME, "--dry-run"]) == 0
     printed = capfd.readouterr()
     assert "model.safetensors" in printed.err
@@ -100,8 +100,9 @@ def test_command_lists_files_before_it_sends_them(run, hub, capfd):
     assert hub.repositories == {}
     assert main(["push", str(run.folder), NAME]) == 0
     assert "wrote https://hub.test/owner/shop" in capfd.readouterr().out
-    words = ["recommend", f"hf://{NAME}", "--history", "i3", "--domain", "d0"]
-    assert main(words) == 0
+    assert main(["recommend", f"hf://{NAME}", "--history", "i3", "--domain", "d0"]) == 0
+    assert main(["evaluate", f"hf://{NAME}", "--data", str(training_data.folder)]) == 0
+    assert "MRR" in capfd.readouterr().out
 
 
 def test_push_again_removes_files_of_the_earlier_run_and_keeps_others(run, hub):
@@ -181,7 +182,7 @@ def test_damaged_and_large_runs_of_the_hub_are_refused(run, hub, monkeypatch):
     weights = files["model.safetensors"]
     files |= {"model.safetensors": weights[:-1] + b"x", "weights.pickle": b"no", "../escape": b"no"}
     hub.repositories[NAME][1]["main"].append(files)
-    with pytest.raises(HafvtError, match="model.safetensors is damaged"):
+    with pytest.raises(HafvtError, match=r"model\.safetensors is damaged"):
         hafvt.Recommender.open(f"hf://{NAME}")
     assert not {"weights.pickle", "../escape"} & set(hub.downloads)
     monkeypatch.setattr(hub_download, "MAX_RUN_BYTES", 1000)
@@ -203,3 +204,9 @@ def test_missing_client_names_the_extra(run, monkeypatch):
 def test_repository_without_owner_is_refused(run):
     with pytest.raises(HafvtError, match="write owner/name"):
         hafvt.push(run, "shop")
+
+
+def test_training_starts_from_a_run_of_the_hub(run, hub, training_data, tmp_path):
+    hafvt.push(run, NAME)
+    started = train("hafvt", training_data, tmp_path / "run", epochs=1, init_from=f"hf://{NAME}", test=False)
+    assert started.config == run.config

@@ -83,14 +83,13 @@ class Recommender:
         """Open a run or an export.
 
         Args:
-            folder: that `train` or `export` wrote, or a run, or "hf://owner/name@revision" of the Hub.
+            folder: that `train` or `export` wrote, a run, or hf://owner/name of the Hugging Face Hub.
             data: the dataset or its folder, if the folder has moved since training; unused for an export.
             threads: number of threads for scoring; 0 keeps the current number. If `folder` is a run, this
                 applies to torch in the whole process.
 
         Raises:
-            HafvtError: there is no finished run, its added items or its index are out of date, or a file is
-                damaged.
+            HafvtError: there is no finished run, added items or index are out of date, or files are damaged.
         """
         path = local_folder(folder)
         recover_folder(path)
@@ -102,7 +101,7 @@ class Recommender:
         return cls(*open_trained_run(path, data, threads=threads), folder=path)
 
     def __fspath__(self) -> str:
-        """Return the folder, which functions take."""
+        """Return the folder: functions that take the folder of a run take the recommender, too."""
         if self.folder is None:
             raise HafvtError("this recommender was not opened from a folder: use Recommender.open")
         return str(self.folder)

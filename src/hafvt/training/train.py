@@ -27,6 +27,7 @@ from hafvt.training.config import (
     WeightDecay,
     train_arguments,
 )
+from hafvt.training.hub_download import local_folder
 from hafvt.training.loggers import Logger
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def train(
     tracking = Tracking(loggers, Path(out).name)
     own_callbacks = [tracking, *callbacks] if process_index() == 0 else []
     if init_from is not None:
+        init_from = local_folder(init_from)
         model_config = initial_config(model, Path(init_from), preset, params or {})
         if shard_catalog:
             raise ArgumentError("--init-from needs whole item tables: leave out --shard-catalog")

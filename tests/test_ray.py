@@ -1,24 +1,36 @@
 """Work on a Ray cluster of this machine with 2 CPUs, which all tests of this file share."""
 
+from __future__ import annotations
+
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, HafvtWarning, warn
-from hafvt.parts import Part, map_parts, ray_cluster
+from hafvt.features.encode import encode
+from hafvt.features.encoders.classic import ClassicPictures
+from hafvt.features.modalities import MODALITIES
+from hafvt.parts import Part, Work, map_parts, ray_cluster
+from tests.features.conftest import write_catalog, write_pictures
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def cluster() -> Iterator[Any]:
     """Ray on 2 CPUs; `--ray local` uses it."""
-    pytest.importorskip("ray")
+    if find_spec("ray") is None:  # not imported yet, as it reads its settings then
+        pytest.skip("ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent.parent), *os.sys.path]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent.parent), *sys.path]))
         with ray_cluster("local", num_cpus=2) as ray:
             yield ray
 
@@ -52,7 +64,7 @@ def number_parts(folder: Path, count: int) -> list[Part]:
     return [Part(f"number {n}", n, folder / f"{n}.txt") for n in range(count)]
 
 
-def test_map_parts_on_ray_uses_both_cpus_and_runs_lost_parts_again(tmp_path):
+def test_map_parts_on_ray_uses_both_cpus_and_runs_lost_parts_again(tmp_path: Path) -> None:
     with pytest.warns(HafvtWarning, match="four"):
         results = map_parts("write", lambda: write, number_parts(tmp_path, 12), ray="local")
     assert [value for value, _ in results.values()] == list(range(12))
@@ -68,7 +80,49 @@ def test_map_parts_on_ray_uses_both_cpus_and_runs_lost_parts_again(tmp_path):
         (die, r"^number 0: its process was lost 4 times"),
     ],
 )
-def test_map_parts_on_ray_that_fails_names_the_input(tmp_path, work, message):
+def test_map_parts_on_ray_that_fails_names_the_input(tmp_path: Path, work: Work, message: str) -> None:
     with pytest.raises(HafvtError, match=message):
         map_parts("work", lambda: work, number_parts(tmp_path, 1), ray="local")
     assert not list(tmp_path.glob("*.txt"))
+
+
+def table_files(data: Dataset) -> dict[str, bytes]:
+    """Return the files of the vectors of a dataset, by path."""
+    features = data.folder / "features"
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in features.glob("*/*")}
+
+
+class KillingPictures(ClassicPictures):
+    """Ends its process at the sixth picture, unless a file exists; then it creates it."""
+
+    def __init__(self, argument: str, *, device: str, seed: int) -> None:
+        super().__init__("", device=device, seed=seed)
+        self.marker = Path(argument)
+
+    def encode(self, contents: list[Any]) -> Any:
+        if contents[0].size == (41, 41) and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(contents)
+
+
+def test_encode_on_ray_whose_worker_is_killed_writes_the_same_bytes_as_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, names = tmp_path / "killed", [f"{n}.jpg" for n in range(30)]
+    monkeypatch.setitem(MODALITIES["image"].encoders, "killing", KillingPictures)
+    write_pictures(tmp_path / "pictures", names)
+    write_pictures(tmp_path / "pictures", ["6.jpg"], side=41)
+    (tmp_path / "pictures" / "3.jpg").write_text("no picture")
+    titles = [f"lamp {n} {n % 3}" for n in range(30)]
+    here, there = (
+        write_catalog(tmp_path / name, [*titles], [*names], tmp_path / "pictures") for name in ("a", "b")
+    )
+    options = {"image": f"killing:{marker}", "title": "classic"}
+    marker.touch()
+    encode(here, **options, batch_size=2)
+    marker.unlink()
+    encode(there, **options, batch_size=2, ray="local")
+    assert marker.exists()
+    assert table_files(there) == table_files(here)
+    assert sorted(path.name for path in (there.folder / "features").iterdir()) == ["image", "title"]

@@ -206,6 +206,13 @@ def _lost_message(name: str, error: Exception) -> str:
     )
 
 
+def num_gpus() -> int:
+    """Return the number of GPUs of the Ray cluster that this process is connected to, see `ray_cluster`."""
+    import ray  # an extra
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 @contextmanager
 def ray_cluster(address: str, num_cpus: int | None = None) -> Iterator[Any]:
     """Yield the module `ray`, connected to a cluster; a cluster that this process is connected to stays.

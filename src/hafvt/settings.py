@@ -66,6 +66,15 @@ def _check_folder(folder: str | Path) -> str | Path:
     return folder
 
 
+def _check_ray_address(address: str) -> str:
+    if not re.fullmatch(r"auto|local|(ray://)?[\w.\[\]:-]+:\d{1,5}", address):
+        raise ValueError("choose local, auto, or the HOST:PORT of a Ray cluster")
+    return address
+
+
+RayAddress = Annotated[str, AfterValidator(_check_ray_address)]
+"""Address of a Ray cluster, "auto" for the one of this machine, or "local" to start one."""
+
 Device = Annotated[str, AfterValidator(_check_device)]
 """Name of a device that torch may have."""
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
-from hafvt.features.encoders.classic import BLOCKS, ClassicPictures
+from hafvt.features.encoders.classic import ClassicPictures
 from hafvt.files import read_json
 
 from .conftest import write_catalog, write_pictures
@@ -85,17 +86,17 @@ original, calls = ClassicPictures.encode, 0
 def slow(self, values):
     global calls
     calls += 1
-    if calls == 4:
+    if calls == 6:
         print("stuck", flush=True)
         time.sleep(60)
     return original(self, values)
 
 ClassicPictures.encode = slow
-encode(sys.argv[1], image="classic", batch_size=4)
+encode(sys.argv[1], image="classic", batch_size=2)
 """
 
 
-def kill_in_the_fourth_batch(folder: Path) -> None:
+def kill_in_the_sixth_batch(folder: Path) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-c", SLOW_RUN, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}) as run:
@@ -116,16 +117,11 @@ def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
         write_catalog(tmp_path / name, [None] * 22, [*names], tmp_path / "pictures")
         for name in ("uninterrupted", "killed")
     )
-    encode(uninterrupted, image="classic", batch_size=4)
-    kill_in_the_fourth_batch(killed.folder)
+    encode(uninterrupted, image="classic", batch_size=2)
+    kill_in_the_sixth_batch(killed.folder)
     features = killed.folder / "features"
     assert {path.name for path in features.iterdir()} == {".image.lock", ".image.partial"}
-    # A kill in the middle of a batch leaves bytes beyond the finished items; they must be overwritten.
-    with (features / ".image.partial" / "problems.jsonl").open("a") as file:
-        file.write("half a li")
-    with (features / ".image.partial" / "rows.f32").open("r+b") as file:
-        file.seek(12 * sum(BLOCKS) * 4)
-        file.write(np.full(5 * sum(BLOCKS), 7, dtype=np.float32).tobytes())
+    (features / ".image.partial" / ".000001.npz.1.tmp").write_text("half a file")
 
     num_encoded = 0
     original = ClassicPictures.encode
@@ -136,8 +132,10 @@ def test_encode_after_a_kill_continues_and_gives_the_same_bytes(
         return original(self, values)
 
     monkeypatch.setattr(ClassicPictures, "encode", counting)
-    encode(killed, image="classic", batch_size=4)
-    assert num_encoded == 22 - 12 - 1  # three batches were finished, one of the other pictures is broken
+    encode(killed, image="classic", batch_size=2)
+    assert (
+        num_encoded == 22 - 8 - 1
+    )  # a part of four batches was finished, one of the other pictures is broken
     assert contents(features / "image") == contents(uninterrupted.folder / "features" / "image")
     metadata = [read_json(d.folder / "features" / "image" / "about.json") for d in (uninterrupted, killed)]
     assert (
@@ -241,6 +239,22 @@ def test_encode_of_a_jpeg_without_its_end_uses_the_rest_and_lists_it(pictured: D
     }
 
 
+@pytest.mark.parametrize(("wrong", "place"), [("2", "item 'a2'"), ("", "items 'a0' to 'a11' together")])
+def test_encode_when_the_encoder_fails_names_the_item(
+    pictured: Dataset, monkeypatch: pytest.MonkeyPatch, wrong: str, place: str
+) -> None:
+    def fail(self: ClassicPictures, values: list[Any]) -> Any:
+        if len(values) > 1 or values[0].size == (2, 2):
+            raise ValueError("too\nsmall")
+        return np.ones((1, 4), np.float32)
+
+    if wrong:
+        Image.new("RGB", (2, 2), "red").save(pictured.folder.parent / "pictures" / f"{wrong}.jpg")
+    monkeypatch.setattr(ClassicPictures, "encode", fail)
+    with pytest.raises(HafvtError, match=rf"^the encoder failed at {place} \(ValueError: too\): correct"):
+        encode(pictured, image="classic")
+
+
 def test_encode_without_any_content_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     data = write_catalog(tmp_path / "data", ["", "  ", None], ["a.jpg", "b.jpg", "c.jpg"], None)
     with pytest.raises(
@@ -272,7 +286,7 @@ def test_encode_of_many_items_reports_progress_on_stderr(
     now = time.monotonic()
     ticks = iter(range(10_000))
     monkeypatch.setattr("hafvt.progress.time.monotonic", lambda: now + 20 * next(ticks))
-    encode(pictured, image="classic", batch_size=4)
+    encode(pictured, image="classic", batch_size=1)
     captured = capsys.readouterr()
     assert "image classic: 4/12 items" in captured.err
     assert captured.out == ""

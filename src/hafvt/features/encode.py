@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import re
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ import polars as pl
 from hafvt.data.dataset import Dataset
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.features.encode_like import encode_like, open_earlier
-from hafvt.features.encoded_batches import iter_encoded_batches
+from hafvt.features.encoded_parts import (
+    PartEncoder,
+    open_part_encoder,
+    read_parts,
+    remove_encoding,
+    split_items,
+    start_encoding,
+)
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
-from hafvt.features.encoding_checkpoint import EncodingCheckpoint
 from hafvt.features.modalities import MODALITIES, make_encoder
 from hafvt.features.table import (
     FEATURE_TABLE,
@@ -31,8 +38,8 @@ from hafvt.features.table import (
 )
 from hafvt.files import sha256
 from hafvt.folders import atomic_folder, folder_lock
-from hafvt.progress import progress
-from hafvt.settings import Device, Folder, PositiveCount, Seed, check_arguments
+from hafvt.parts import map_parts, num_gpus, ray_cluster
+from hafvt.settings import Device, Folder, PositiveCount, RayAddress, Seed, check_arguments
 
 
 @check_arguments
@@ -47,12 +54,14 @@ def encode(
     batch_size: PositiveCount = 64,
     device: Device = "auto",
     seed: Seed = 0,
+    ray: RayAddress | None = None,
 ) -> dict[str, FeatureTable]:
     """Write the vectors of pictures and titles to the folder `features` of a dataset.
 
     Repeat an interrupted call with the same options: it continues where it stopped and gives the same
     result. Items with a missing or broken picture or title get no vector; a JPEG whose end is missing is used
-    as far as it goes. `features/<name>/problems.csv` lists all of these.
+    as far as it goes. `features/<name>/problems.csv` lists all of these. Pictures are files, or addresses
+    with https://, http://, s3:// or gs://.
 
     Example: hafvt encode data/movies --image classic --title classic
 
@@ -67,6 +76,8 @@ def encode(
         batch_size: pictures or titles that an encoder gets at a time.
         device: where checkpoints run: "auto", "cpu", "cuda", ...
         seed: random seed of encoders that are fitted on the dataset.
+        ray: encode on a Ray cluster, on its GPUs if it has any: HOST:PORT, "auto" for the cluster that this
+            machine is part of, or "local" to start one here. All machines share the dataset's folder.
 
     Returns:
         The tables of vectors by modality.
@@ -100,19 +111,31 @@ def encode(
             tables[name] = _import_vectors(data, name, Path(path))
         if earlier is not None:
             tables |= {name: _encode_like(data, earlier, name, device) for name in same_encoders}
+        if ray is not None and specs:
+            stack.enter_context(ray_cluster(ray))
+            device = "cuda" if device == "auto" and num_gpus() else device
         for name, encoder in instances.items():
-            tables[name] = _encode_modality(data, name, specs[name], encoder, batch_size)
+            if ray is not None and "device" in encoder.settings:
+                encoder.settings["device"] = device if device != "auto" else "cpu"
+            options = specs[name], device, seed
+            tables[name] = _encode_modality(data, name, options, encoder, batch_size, ray)
     return tables
 
 
-def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batch_size: int) -> FeatureTable:
-    """Encode the items of a dataset in one modality."""
-    column = MODALITIES[name].column
+def _encode_modality(
+    data: Dataset,
+    name: str,
+    options: tuple[str, str, int],
+    encoder: Encoder,
+    batch_size: int,
+    ray: str | None,
+) -> FeatureTable:
+    """Encode the items of a dataset in one modality; `options` are encoder with argument, device and seed."""
+    column, spec = MODALITIES[name].column, options[0]
     if column not in data.item_table.columns:
         raise HafvtError(
             f"{data.folder} has no item column {column!r} for {name}: prepare it with this column"
         )
-    values = data.item_table[column].to_list()
     items_sha256 = sha256(data.folder / "items.parquet")
     metadata = {
         "encoder": spec,
@@ -129,24 +152,28 @@ def _encode_modality(data: Dataset, name: str, spec: str, encoder: Encoder, batc
         },
     }
     target = data.folder / "features" / name
-    checkpoint = EncodingCheckpoint(target.with_name(f".{name}.partial"), len(values), metadata)
-    encoder.fitted_arrays = checkpoint.fitted_arrays()
-    start, step = checkpoint.state.num_done, len(values) if encoder.needs_all_items else batch_size
-    batches = iter_encoded_batches(name, encoder, values, data.image_root, start, step)
-    with progress(f"{name} {spec}", len(values), "items", done=start) as advance:
-        for batch in batches:
-            checkpoint.append(batch, encoder.fitted_arrays)
-            advance(batch.size)
-    raw_rows, has_raw_row = checkpoint.raw_rows()
-    vectors = encoder.finish(raw_rows, has_raw_row) if has_raw_row.any() else raw_rows
-    encoded = normalize_rows(vectors, has_raw_row, checkpoint.problems())
+    folder = target.with_name(f".{name}.partial").absolute()
+    start_encoding(folder, metadata)
+    ids, values = (data.item_table[column].to_list() for column in ("item_id", column))
+    parts = split_items(folder, ids, values, batch_size, whole=encoder.needs_all_items)
+    if ray is None:
+        work = PartEncoder(name, encoder, data.image_root, batch_size)
+        map_parts(f"{name} {spec}", lambda: work, parts, unit="items")
+    else:
+        root = data.image_root.absolute() if data.image_root else None
+        open_work = partial(open_part_encoder, name, MODALITIES[name], options, root, batch_size)
+        uses_device = "device" in encoder.settings and options[1].startswith("cuda")
+        map_parts(f"{name} {spec}", open_work, parts, unit="items", ray=ray, use_gpus=uses_device)
+    rows, present, problems, encoder.fitted_arrays = read_parts(folder, parts)
+    vectors = encoder.finish(rows, present) if present.any() else rows
+    encoded = normalize_rows(vectors, present, problems)
     if not encoded.present.any():
-        checkpoint.remove()  # so that corrected input is read
+        remove_encoding(folder)  # so that corrected input is read
     if sha256(data.folder / "items.parquet") != items_sha256:
         raise HafvtError(f"{data.folder} was prepared again meanwhile: start the command again")
     items = data.item_table.select("item_id", pl.col(column).replace("", None).alias("value"))
     table = _save_table(target, items, encoded, metadata, encoder.fitted_arrays)
-    checkpoint.remove()
+    remove_encoding(folder)
     return table
 
 

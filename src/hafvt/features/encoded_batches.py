@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hafvt.errors import HafvtError
 from hafvt.features.encoders.base import ContentError, Encoder, Float32
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.table import NO_DIRECTION
@@ -37,9 +38,9 @@ class EncodedBatch(NamedTuple):
 def iter_encoded_batches(
     name: str,
     encoder: Encoder,
-    values: list[str | None],
+    item_ids: Sequence[str],
+    values: Sequence[str | None],
     image_root: Path | None,
-    start: int = 0,
     batch_size: int = 64,
 ) -> Iterator[EncodedBatch]:
     """Yield the encoded batches of items, while the content of the next batch is being loaded.
@@ -47,10 +48,13 @@ def iter_encoded_batches(
     Args:
         name: the modality.
         encoder: its encoder.
+        item_ids: of the items.
         values: the cells of the modality's column, one for each item.
         image_root: the folder that relative paths start from.
-        start: the first item to encode.
         batch_size: items of a batch.
+
+    Raises:
+        HafvtError: the encoder failed; the message names the item.
     """
 
     def load(value: str | None) -> tuple[Any, str | None]:
@@ -63,8 +67,8 @@ def iter_encoded_batches(
             return error.content, str(error)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        loading = pool.map(load, values[start : start + batch_size])
-        for first in range(start, len(values), batch_size):
+        loading = pool.map(load, values[:batch_size])
+        for first in range(0, len(values), batch_size):
             loaded = dict(enumerate(loading, start=first))  # by item
             loading = pool.map(load, values[first + batch_size : first + 2 * batch_size])
             problems = {item: problem for item, (_, problem) in loaded.items() if problem is not None}
@@ -72,8 +76,30 @@ def iter_encoded_batches(
             items = np.array(list(contents), dtype=np.int64)
             rows = np.empty((0, 0), dtype=np.float32)
             if len(items):
-                rows = encoder.encode(list(contents.values()))
+                rows = _encode(encoder, {item_ids[item]: content for item, content in contents.items()})
                 usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
                 problems |= dict.fromkeys(items[~usable].tolist(), NO_DIRECTION)
                 items, rows = items[usable], rows[usable]
             yield EncodedBatch(first, len(loaded), items, rows, problems)
+
+
+def _encode(encoder: Encoder, contents: dict[str, Any]) -> Float32:
+    """Return the raw rows of contents by item id; if the encoder fails, find the item and name it."""
+    try:
+        return encoder.encode(list(contents.values()))
+    except (HafvtError, MemoryError):
+        raise
+    except Exception as failure:  # encoders of any library raise errors of many types
+        error, items = failure, f"items {next(iter(contents))!r} to {list(contents)[-1]!r} together"
+        for item_id, content in contents.items():
+            if not encoder.needs_all_items:
+                try:
+                    encoder.encode([content])
+                except Exception as failure_of_one:
+                    error, items = failure_of_one, f"item {item_id!r}"
+                    break
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        raise HafvtError(
+            f"the encoder failed at {items} ({reason}): correct it, or if memory lacks, choose a smaller "
+            "--batch-size"
+        ) from failure

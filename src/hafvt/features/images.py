@@ -68,7 +68,11 @@ def open_picture(root: Path | None, value: str, side: int = 512) -> Image:
             early, then `content` is the picture as far as it goes, like browsers show it.
         HafvtError: Pillow is not installed.
     """
-    data = _read(root, value)
+    return decode_picture(_read(root, value), side)
+
+
+def decode_picture(data: bytes, side: int = 512) -> Image:
+    """Return the picture in the bytes of a file, see `open_picture`."""
     try:
         from PIL import Image, UnidentifiedImageError, features
     except ImportError:

@@ -11,7 +11,8 @@ from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.classic import ClassicPictures, ClassicTitles
 from hafvt.features.encoders.clip import ClipPictures, ClipTitles
 from hafvt.features.encoders.sentence import SentenceTitles
-from hafvt.features.images import open_picture
+from hafvt.features.images import decode_picture, open_picture
+from hafvt.features.remote_images import is_remote, read_remote
 
 
 class Modality(NamedTuple):
@@ -30,8 +31,8 @@ class Modality(NamedTuple):
 
 
 def load_picture(value: str, image_root: Path | None) -> Any:
-    """Return the RGB picture at a path of the item table."""
-    return open_picture(image_root, value)
+    """Return the RGB picture at a path or an address of the item table."""
+    return decode_picture(read_remote(value)) if is_remote(value) else open_picture(image_root, value)
 
 
 def load_text(value: str, image_root: Path | None) -> str:

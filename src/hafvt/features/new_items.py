@@ -64,11 +64,12 @@ def encode_new_items(
             f"{data.folder}'s features {name!r} were made by {spec}, as are those of new items: leave out "
             "the precomputed file"
         )
-    encoder, values = _restore_encoder(table, spec, saved, device), items[MODALITIES[name].column].to_list()
+    encoder = _restore_encoder(table, spec, saved, device)
+    ids, values = items["item_id"].to_list(), items[MODALITIES[name].column].to_list()
     rows, present = np.zeros((len(values), width), np.float32), np.zeros(len(values), np.bool_)
     problems: dict[int, str] = {}
     with progress(name, len(values), "items") as advance:
-        for batch in iter_encoded_batches(name, encoder, values, image_root):
+        for batch in iter_encoded_batches(name, encoder, ids, values, image_root):
             if len(batch.items):
                 rows[batch.items] = encoder.finish(batch.rows, np.ones(len(batch.rows), np.bool_))
             present[batch.items] = True

@@ -23,7 +23,8 @@ MANY_ROWS = 1024
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias, (..., d) and (V, d) -> (..., V), as `torch.nn.functional.linear` does."""
     num_rows = x.numel() // max(x.shape[-1], 1)
-    if num_rows < MIN_ROWS or not _prefers_onednn(x, weight):
+    # In this order: else torch would export twice, as the first trace holds for fewer than MIN_ROWS only.
+    if not _prefers_onednn(x, weight) or num_rows < MIN_ROWS:
         return functional.linear(x, weight, bias)
     rows, padding = x.reshape(num_rows, -1), -num_rows % ROW_MULTIPLES[num_rows > MANY_ROWS]
     rows = functional.pad(rows, (0, 0, 0, padding)) if padding else rows

@@ -155,7 +155,7 @@ def _encode_modality(
     folder = target.with_name(f".{name}.partial").absolute()
     start_encoding(folder, metadata)
     ids, values = (data.item_table[column].to_list() for column in ("item_id", column))
-    parts = split_items(folder, ids, values, batch_size, whole=encoder.needs_all_items)
+    parts = split_items(folder, ids, values, batch_size, as_one=encoder.needs_all_items)
     if ray is None:
         work = PartEncoder(name, encoder, data.image_root, batch_size)
         map_parts(f"{name} {spec}", lambda: work, parts, unit="items")

@@ -115,12 +115,12 @@ def open_part_encoder(
 
 
 def split_items(
-    folder: Path, item_ids: Sequence[str], values: Sequence[str | None], batch_size: int, *, whole: bool
+    folder: Path, item_ids: Sequence[str], values: Sequence[str | None], batch_size: int, *, as_one: bool
 ) -> list[Part]:
-    """Return the parts of all items, or one part if `whole`, whose files are in a folder."""
+    """Return the parts of all items, or one part if `as_one`, whose files are in a folder."""
     num_batches = -(-len(values) // batch_size)
     size = batch_size * min(max(num_batches // NUM_PARTS, MIN_BATCHES), MAX_BATCHES)
-    size = len(values) if whole else size
+    size = len(values) if as_one else size
     parts = []
     for number, start in enumerate(range(0, len(values), size)):
         ids, cells = list(item_ids[start : start + size]), list(values[start : start + size])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-MODALITY_NAMES = {"id": "choices", "image": "pictures", "title": "titles"}
+MODALITY_NAMES = {"id": "choices", "image": "pictures", "title": "titles", "attributes": "attributes"}
 """What a modality compares; a modality that is missing here keeps its name."""
 
 MODALITY_REASONS = {
     "id": "what others chose with them",
     "image": "similar pictures",
     "title": "similar titles",
+    "attributes": "similar attributes",
 }
 """The same as the reason for a recommendation."""
 

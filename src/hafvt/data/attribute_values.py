@@ -55,8 +55,8 @@ class ItemAttribute:
         return values
 
 
-def read_attribute(column: pl.Series) -> ItemAttribute:
-    """Return the values of items in a column of the items table.
+def attribute_pairs(column: pl.Series) -> pl.DataFrame:
+    """Return the distinct values of each item in a column of the items table, as text: row and value.
 
     All elements of a list are values, and all parts of a text between bars, such as Drama|Comedy.
     """
@@ -65,7 +65,12 @@ def read_attribute(column: pl.Series) -> ItemAttribute:
     if lists.dtype == pl.List:
         pairs = pairs.explode("value")
     text = pl.col("value").cast(pl.String).str.strip_chars().replace("", None)
-    pairs = pairs.with_columns(text).drop_nulls().unique(maintain_order=True)
+    return pairs.with_columns(text).drop_nulls().unique(maintain_order=True)
+
+
+def read_attribute(column: pl.Series) -> ItemAttribute:
+    """Return the values of items in a column of the items table, see `attribute_pairs`."""
+    pairs = attribute_pairs(column)
     codes = pairs["value"].rank("dense").cast(pl.Int64).to_numpy() - 1
     counts = np.bincount(pairs["row"].to_numpy(), minlength=len(column))
     offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)

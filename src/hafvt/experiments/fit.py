@@ -12,6 +12,7 @@ from hafvt.data.prepare import prepare
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.errors import HafvtError
 from hafvt.features.encode import encode
+from hafvt.features.encoders.attribute_vectors import ATTRIBUTES, choose_columns
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.table import FeatureTable
 from hafvt.files import sha256
@@ -39,11 +40,12 @@ def fit(
     model: str = "hafvt",
     image: str | None = "classic",
     title: str | None = "classic",
+    attributes: list[str] | None = None,
     epochs: PositiveCount = 100,
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Recommender:
-    """Prepare tables, encode pictures and titles, train a model, evaluate it, and return its recommender.
+    """Prepare tables, encode the items' content, train a model, evaluate it, and return its recommender.
 
     The steps are those of prepare, encode, train and evaluate with default settings. The dataset is written
     to `out`/data, the run with its report to `out`/run, which all commands that take a run accept. No user
@@ -65,6 +67,7 @@ def fit(
         model: name of the model, see train.
         image: encoder of the pictures, see encode; none leaves them out.
         title: encoder of the titles, see encode; none leaves them out.
+        attributes: columns of the items table that become vectors, see encode; default: none.
         epochs: maximum number of passes over the training histories; training stops early when the
             validation no longer improves.
         seed: seed of all random choices.
@@ -101,6 +104,8 @@ def fit(
         has_content = data.item_table[MODALITIES[name].column].count() > 0
         if has_content and spec not in (None, "none") and not _is_encoded(data, name, spec):
             report(encode(data, encoders={name: spec}, seed=seed)[name].summary)
+    if attributes and not _has_attributes(data, attributes):
+        report(encode(data, attributes=attributes)[ATTRIBUTES].summary)
     run = train(model, data, run_folder, epochs=epochs, seed=seed, resume=True)
     if (run_folder / "results.json").exists():
         write_run_report(run)
@@ -163,9 +168,19 @@ def _check_images(data: Dataset, out: Path) -> None:
 
 def _is_encoded(data: Dataset, name: str, spec: str) -> bool:
     """Return whether a dataset has vectors of a modality by an encoder."""
+    metadata = _encoded_metadata(data, name)
+    return metadata is not None and metadata["encoder"] == spec
+
+
+def _has_attributes(data: Dataset, specs: list[str]) -> bool:
+    """Return whether a dataset has vectors of these attributes."""
+    metadata, choices = _encoded_metadata(data, ATTRIBUTES), choose_columns(data.item_table, specs)
+    return metadata is not None and metadata["settings"].get("choices") == [list(one) for one in choices]
+
+
+def _encoded_metadata(data: Dataset, name: str) -> dict[str, Any] | None:
+    """Return about.json of the vectors of a modality; None if there are none of the present items table."""
     folder = data.folder / "features" / name
-    if not folder.exists():
-        return False
-    metadata = FeatureTable.open(folder).metadata
-    source = metadata["source"].get("sha256")
-    return bool(metadata["encoder"] == spec and source == sha256(data.folder / "items.parquet"))
+    metadata = FeatureTable.open(folder).metadata if folder.exists() else None
+    is_current = metadata and metadata["source"].get("sha256") == sha256(data.folder / "items.parquet")
+    return metadata if is_current else None

@@ -1,4 +1,4 @@
-"""`hafvt encode`: turn the pictures and titles of a dataset into frozen vectors."""
+"""`hafvt encode`: turn the pictures, titles and attributes of a dataset's items into frozen vectors."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ from hafvt.features.encoded_parts import (
     split_items,
     start_encoding,
 )
+from hafvt.features.encoders.attribute_vectors import (
+    ATTRIBUTES,
+    ColumnChoice,
+    choose_columns,
+    dump_columns,
+    encode_attributes,
+    fit_columns,
+)
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, make_encoder
@@ -48,6 +56,7 @@ def encode(
     *,
     image: str | None = None,
     title: str | None = None,
+    attributes: list[str] | None = None,
     encoders: dict[str, str] | None = None,
     precomputed: dict[str, str | Path] | None = None,
     like: Folder | None = None,
@@ -56,7 +65,7 @@ def encode(
     seed: Seed = 0,
     ray: RayAddress | None = None,
 ) -> dict[str, FeatureTable]:
-    """Write the vectors of pictures and titles to the folder `features` of a dataset.
+    """Write the vectors of pictures, titles and attributes to the folder `features` of a dataset.
 
     Repeat an interrupted call with the same options: it continues where it stopped and gives the same
     result. Items with a missing or broken picture or title get no vector; a JPEG whose end is missing is used
@@ -69,10 +78,13 @@ def encode(
         data: the dataset or its folder.
         image: encoder of the pictures: "classic" or "clip:CHECKPOINT".
         title: encoder of the titles: "classic", "clip:CHECKPOINT" or "sentence:CHECKPOINT".
+        attributes: columns of the items table that become one vector per item, such as genres, brand and
+            price. Numbers and dates are numbers, others categories; NAME:category and NAME:number choose.
         encoders: encoders of other modalities, by name of the modality.
         precomputed: files of vectors from elsewhere, by modality (small letters, digits, underscores).
         like: an earlier dataset or a run, instead of encoders: items with the same title or picture's path
-            keep their vectors, others get vectors by the same encoders. So `train --init-from` can go on.
+            keep their vectors, others, and all attributes, get vectors by the same encoders. So
+            `train --init-from` can go on.
         batch_size: pictures or titles that an encoder gets at a time.
         device: where checkpoints run: "auto", "cpu", "cuda", ...
         seed: random seed of encoders that are fitted on the dataset.
@@ -89,28 +101,34 @@ def encode(
     precomputed = precomputed or {}
     named = {"image": image, "title": title} | (encoders or {})
     specs = {name: spec for name, spec in named.items() if spec is not None}
-    if not specs and not precomputed and like is None:
-        raise ArgumentError("nothing to encode: name an encoder for image or title, or a precomputed file")
-    if specs and like is not None:
+    if not specs and not precomputed and not attributes and like is None:
+        raise ArgumentError(
+            "nothing to encode: name an encoder for image or title, a precomputed file, or columns of "
+            "attributes"
+        )
+    if (specs or attributes) and like is not None:
         raise ArgumentError("--like takes the encoders of an earlier dataset: leave out other encoders")
     for name in precomputed:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise ArgumentError(f"modality {name!r}: use small letters, digits and underscores")
-        if name in specs:
+        if name in specs or (name == ATTRIBUTES and attributes):
             raise ArgumentError(f"modality {name!r} has both an encoder and a precomputed file: keep one")
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     # Construct all encoders first, so that a wrong name is reported before hours of work.
     instances = {name: make_encoder(name, spec, device, seed) for name, spec in specs.items()}
+    choices = choose_columns(data.item_table, attributes or [])
     earlier = None if like is None else open_earlier(Path(like))
     same_encoders = [] if earlier is None else [n for n in earlier.feature_names if n not in precomputed]
     tables = {}
     with ExitStack() as stack:
-        for name in sorted([*specs, *precomputed, *same_encoders]):
+        for name in sorted([*specs, *precomputed, *same_encoders, *([ATTRIBUTES] if choices else [])]):
             stack.enter_context(folder_lock(data.folder / "features" / name))
         for name, path in precomputed.items():
             tables[name] = _import_vectors(data, name, Path(path))
         if earlier is not None:
             tables |= {name: _encode_like(data, earlier, name, device) for name in same_encoders}
+        if choices:
+            tables[ATTRIBUTES] = _encode_attributes(data, choices)
         if ray is not None and specs:
             stack.enter_context(ray_cluster(ray))
             device = "cuda" if device == "auto" and num_gpus() else device
@@ -175,6 +193,21 @@ def _encode_modality(
     table = _save_table(target, items, encoded, metadata, encoder.fitted_arrays)
     remove_encoding(folder)
     return table
+
+
+def _encode_attributes(data: Dataset, choices: list[ColumnChoice]) -> FeatureTable:
+    """Encode the attributes of the items of a dataset."""
+    columns = fit_columns(data.item_table, choices, data.train_counts() > 0)
+    settings, fitted_arrays = dump_columns(columns)
+    metadata = {
+        "encoder": ATTRIBUTES,
+        "settings": {"choices": choices, "columns": settings},
+        "source": {"file": "items.parquet", "sha256": sha256(data.folder / "items.parquet")},
+        "versions": {"numpy": np.__version__, "polars": pl.__version__},
+    }
+    items = data.item_table.select("item_id", pl.lit(None, pl.String).alias("value"))
+    encoded = encode_attributes(data.item_table, columns)
+    return _save_table(data.folder / "features" / ATTRIBUTES, items, encoded, metadata, fitted_arrays)
 
 
 def _encode_like(data: Dataset, earlier: Dataset, name: str, device: str) -> FeatureTable:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hafvt.data.dataset import RUN_CATALOG, Dataset
+from hafvt.features.encoders.attribute_vectors import ATTRIBUTES
 from hafvt.features.modalities import MODALITIES
 from hafvt.features.new_items import encode_new_items
 from hafvt.features.table import EncodedItems, FeatureTable
@@ -32,12 +33,16 @@ def encode_like(
     """Return the vectors of a modality, what about.json holds of the encoder, and what it has learned.
 
     An item whose content, such as its title or the path of its picture, is the same in the earlier dataset
-    keeps its vector. Others are encoded by the encoder as it was fitted on the earlier dataset.
+    keeps its vector. Others, and attributes of all items, are encoded by the encoder as it was fitted on the
+    earlier dataset.
 
     Raises:
         HafvtError: see `encode_new_items`.
     """
     table = FeatureTable.open(earlier.folder / "features" / name)
+    metadata = {key: table.metadata[key] for key in ("encoder", "settings", "versions")}
+    if metadata["encoder"] == ATTRIBUTES:  # quick, and equal for equal content
+        return encode_new_items(earlier, name, data.item_table, None), metadata, table.fitted_arrays()
     column = MODALITIES[name].column if name in MODALITIES else None
     keys = ["item_id", *([column] if column else [])]
     old = earlier.item_table.select(keys).with_row_index("row").filter(pl.Series(np.array(table.present)))
@@ -53,5 +58,4 @@ def encode_like(
         places = np.flatnonzero(~is_kept)
         rows[places], present[places] = encoded.rows, encoded.present
         problems = {int(places[row]): problem for row, problem in encoded.problems.items()}
-    metadata = {key: table.metadata[key] for key in ("encoder", "settings", "versions")}
     return EncodedItems(rows, present, problems), metadata, table.fitted_arrays()

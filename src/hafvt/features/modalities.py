@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hafvt.errors import ArgumentError
+from hafvt.features.encoders.attribute_vectors import ATTRIBUTES
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.classic import ClassicPictures, ClassicTitles
 from hafvt.features.encoders.clip import ClipPictures, ClipTitles
@@ -50,6 +51,8 @@ MODALITIES: dict[str, Modality] = {
 
 def encode_option(name: str) -> str:
     """Return an option of `hafvt encode` that makes the vectors of a modality."""
+    if name == ATTRIBUTES:
+        return "--attributes COLUMN"
     if name not in MODALITIES:
         return f"--precomputed {name}=FILE"
     encoder = next(iter(MODALITIES[name].encoders))

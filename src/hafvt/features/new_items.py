@@ -12,6 +12,7 @@ import polars as pl
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError
 from hafvt.features.encoded_batches import iter_encoded_batches
+from hafvt.features.encoders.attribute_vectors import ATTRIBUTES, encode_attributes, load_columns
 from hafvt.features.encoders.base import Encoder
 from hafvt.features.encoders.precomputed import look_up_vectors
 from hafvt.features.modalities import MODALITIES, make_encoder
@@ -34,7 +35,8 @@ def encode_new_items(
     Args:
         data: the dataset.
         name: the modality.
-        items: item_id and, unless the vectors are precomputed, the modality's column.
+        items: item_id and, unless the vectors are precomputed, the modality's column; of attributes, those
+            columns that are known.
         image_root: the folder that relative picture paths start from.
         precomputed: file with the vectors of the new items, if those of the dataset came from a file as well.
         device: where checkpoints run.
@@ -64,6 +66,8 @@ def encode_new_items(
             f"{data.folder}'s features {name!r} were made by {spec}, as are those of new items: leave out "
             "the precomputed file"
         )
+    if spec == ATTRIBUTES:
+        return encode_attributes(items, load_columns(saved["columns"], table.fitted_arrays()))
     encoder = _restore_encoder(table, spec, saved, device)
     ids, values = items["item_id"].to_list(), items[MODALITIES[name].column].to_list()
     rows, present = np.zeros((len(values), width), np.float32), np.zeros(len(values), np.bool_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -104,6 +105,17 @@ def read_fitted_arrays(folder: Path, remedy: str) -> dict[str, npt.NDArray[Any]]
         return {}
     with explained_read_errors(path, remedy), np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def pack_texts(texts: list[str]) -> npt.NDArray[np.uint8]:
+    """Return texts as JSON bytes, as an array of text takes the space of its longest for each."""
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+
+def unpack_texts(packed: npt.NDArray[np.uint8]) -> list[str]:
+    """Return the texts that `pack_texts` packed."""
+    texts: list[str] = json.loads(packed.tobytes())
+    return texts
 
 
 class EncodedItems(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError, missing_package
 from hafvt.features.encoders.base import Encoder, Float32
+from hafvt.features.table import pack_texts, unpack_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,13 +115,13 @@ class ClassicTitles(Encoder):
         for name, options in ngrams.items():
             options = options | {"sublinear_tf": True, "dtype": np.float32}
             if is_fitted:
-                vectorizer = TfidfVectorizer(**options, vocabulary=_unpack_texts(arrays[name]))
+                vectorizer = TfidfVectorizer(**options, vocabulary=unpack_texts(arrays[name]))
                 vectorizer.idf_ = arrays[f"{name}_idf"]
                 parts.append(vectorizer.transform(contents))
             else:
                 vectorizer = TfidfVectorizer(**options, max_features=MAX_NGRAMS)
                 parts.append(vectorizer.fit_transform(contents))
-                arrays[name] = _pack_texts(vectorizer.get_feature_names_out().tolist())
+                arrays[name] = pack_texts(vectorizer.get_feature_names_out().tolist())
                 arrays[f"{name}_idf"] = vectorizer.idf_
         counts = hstack(parts, format="csr")  # (n, n-grams)
         if not is_fitted:
@@ -139,17 +139,6 @@ def _histograms(colors: Float32, bins: tuple[int, int, int]) -> Float32:
     flat = (quarters + size * np.arange(4 * n)[:, None]).ravel()
     counts = np.bincount(flat, minlength=4 * n * size).reshape(n, 4 * size)
     return (counts / (half * half)).astype(np.float32)
-
-
-def _pack_texts(texts: list[str]) -> npt.NDArray[np.uint8]:
-    """Return texts as JSON bytes, as an array of text takes the space of its longest for each."""
-    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
-
-
-def _unpack_texts(packed: npt.NDArray[np.uint8]) -> list[str]:
-    """Return the texts that `_pack_texts` packed."""
-    texts: list[str] = json.loads(packed.tobytes())
-    return texts
 
 
 def _check(argument: str, *packages: str) -> None:

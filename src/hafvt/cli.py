@@ -85,7 +85,9 @@ COMMANDS = {
         for name, target in SOURCES.items()
     },
     "encode": Command(
-        "hafvt.features.encode:encode", "Encode pictures, titles and attributes of a dataset's items.", _format_vectors
+        "hafvt.features.encode:encode",
+        "Encode pictures, titles and attributes of a dataset's items.",
+        _format_vectors,
     ),
     "info": Command("hafvt.data.info:info", "Describe a dataset."),
     "train": Command("hafvt.training.train:train", "Train a model on a dataset.", _format_run),

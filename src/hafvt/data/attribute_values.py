@@ -75,3 +75,16 @@ def read_attribute(column: pl.Series) -> ItemAttribute:
     counts = np.bincount(pairs["row"].to_numpy(), minlength=len(column))
     offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
     return ItemAttribute(column.name, offsets, codes, int(codes.max(initial=-1)) + 1)
+
+
+def cast_attribute(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Return a column of an items table in the type that a dataset has; null where a value does not fit.
+
+    Text becomes a list of its parts between bars.
+    """
+    if column.dtype == pl.String and isinstance(dtype, pl.List):
+        column = column.str.split(VALUE_SEPARATOR).list.eval(pl.element().str.strip_chars())
+    try:
+        return column.cast(dtype, strict=False)
+    except pl.exceptions.PolarsError:  # such as a list for a number
+        return pl.Series(column.name, [None] * len(column), dtype=dtype)

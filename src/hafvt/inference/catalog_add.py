@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from hafvt.data.attribute_values import cast_attribute
 from hafvt.data.attributes import CONTENT_COLUMNS, ITEM_COLUMNS, attribute_names
 from hafvt.data.dataset import Dataset
 from hafvt.data.image_paths import locate_images
@@ -73,8 +74,8 @@ def catalog(
 ) -> AddedItemsSummary:
     """Add new items to a finished run, which then recommends them, without training.
 
-    Their pictures and titles are encoded by the encoders of the dataset. The model scores new items by
-    pictures and titles only; the weight of the id goes to the other modalities. The scores of other items do
+    Their pictures, titles and attributes are encoded by the encoders of the dataset. The model scores new
+    items by these only; the weight of the id goes to the other modalities. The scores of other items do
     not change. The items are written to the folder `added_items` of the run; remove it to remove them.
 
     Example: hafvt catalog add runs/hafvt new.csv
@@ -179,7 +180,7 @@ def _checked_items(table: Table, run: Run, previous: AddedItems, overwrite: bool
     missing = [name for name in CONTENT_COLUMNS if name not in frame.columns]
     attributes = [name for name in attribute_names(run.data.item_table) if name in frame.columns]
     for name in attributes:
-        column = frame[name].cast(dtype := run.data.item_table.schema[name], strict=False)
+        column = cast_attribute(frame[name], dtype := run.data.item_table.schema[name])
         is_wrong = column.is_null() & frame[name].is_not_null()
         raise_if(is_wrong, name, f"the dataset of the run has {dtype} here", "Correct the value")
         frame = frame.with_columns(column)

@@ -76,7 +76,7 @@ class CategoryColumn:
         return 2 * bits.astype(np.int8) - 1
 
     def encode(self, cells: pl.Series) -> tuple[Float32, Bool]:
-        """Return the parts of the vectors, (items, width) of unit length or zero, and which items have one."""
+        """Return parts of vectors, (items, width) of unit length or zero, and which items have one."""
         pairs = attribute_pairs(cells).join(self.vocabulary, on="value", maintain_order="left")
         rows, codes = pairs["row"].to_numpy(), pairs["code"].to_numpy()
         parts = np.zeros((len(cells), self.width), dtype=np.float32)
@@ -153,7 +153,9 @@ def choose_columns(table: pl.DataFrame, specs: Sequence[str]) -> list[ColumnChoi
             name = spec
         if name not in names:
             listed = ", ".join(names[:50]) or "no other columns: prepare the dataset with an items table"
-            raise ArgumentError(f"--attributes: {name[:80]!r} is no attribute of the items: they have {listed}")
+            raise ArgumentError(
+                f"--attributes: {name[:80]!r} is no attribute of the items: they have {listed}"
+            )
         dtype = table.schema[name]
         kind = kind or (KINDS[1] if dtype.is_numeric() or dtype.is_temporal() else KINDS[0])
         if kind == "number" and dtype in (pl.List, pl.Boolean):
@@ -188,10 +190,10 @@ def fit_columns(table: pl.DataFrame, choices: Sequence[ColumnChoice], is_trained
     for reason in reasons:
         report(f"attributes: {reason}: left out")
     num_slots = 0
-    for column in sorted(columns, key=lambda column: column.width):
-        if isinstance(column, CategoryColumn):
+    for position in sorted(range(len(columns)), key=lambda position: columns[position].width):
+        if isinstance(column := columns[position], CategoryColumn):
             num_slots += column.width
-            columns[columns.index(column)] = replace(column, is_hashed=num_slots > NUM_SLOTS)
+            columns[position] = replace(column, is_hashed=num_slots > NUM_SLOTS)
     return columns
 
 
@@ -202,19 +204,15 @@ def _fit_categories(cells: pl.Series, trained: pl.Series) -> CategoryColumn | st
         others = cells.filter(numbers.is_null() & cells.is_not_null())
         if 2 * numbers.count() > cells.count() and len(others):
             report(
-                f"attributes: {cells.name}: {numbers.count():,} of {cells.count():,} values are numbers, others "
-                f"such as {others[0][:40]!r} are not, so that all are categories: {cells.name}:number reads numbers"
+                f"attributes: {cells.name}: {len(others):,} of {cells.count():,} values are no numbers, such "
+                f"as {others[0][:40]!r}, so all are categories; {cells.name}:number reads the others"
             )
     counts = attribute_pairs(trained).group_by("value").len().sort("value")
     if not len(counts):
         return "no training item has a value"
     shared = counts.filter(pl.col("len").is_between(MIN_ITEMS, len(trained) - 1))
     if not len(shared):
-        return (
-            "all training items have the same value"
-            if len(counts) == 1
-            else f"none of its {len(counts):,} values is one that some training items share"
-        )
+        return f"no value of {len(counts):,} is that of two training items or more, but not of all"
     weights = np.log(len(trained) / shared["len"].to_numpy()).astype(np.float32)
     return CategoryColumn(cells.name, shared["value"].to_list(), weights)
 
@@ -228,8 +226,8 @@ def _fit_numbers(cells: pl.Series, trained: pl.Series) -> NumberColumn | str:
         return "no training item has a number"
     if len(others):
         report(
-            f"attributes: {cells.name}: {len(others):,} values are no numbers, such as {str(others[0])[:40]!r}: "
-            "they count as missing"
+            f"attributes: {cells.name}: {len(others):,} values are no numbers, such as "
+            f"{str(others[0])[:40]!r}: they count as missing"
         )
     knots = np.unique(np.quantile(values, np.linspace(0, 1, NUM_KNOTS)))
     if len(knots) < 2:
@@ -240,7 +238,7 @@ def _fit_numbers(cells: pl.Series, trained: pl.Series) -> NumberColumn | str:
 def as_numbers(cells: pl.Series) -> pl.Series:
     """Return cells as Float64; null where they hold no finite number. Dates become microseconds."""
     if cells.dtype.is_temporal():
-        cells = cells.cast(pl.Datetime("us"), strict=False).to_physical()
+        cells = cells.dt.epoch("us")
     if cells.dtype == pl.String:
         cells = cells.str.strip_chars()
     if cells.dtype == pl.List:

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hafvt.data.dataset import Bool
 from hafvt.errors import HafvtError, missing_package

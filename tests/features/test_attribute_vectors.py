@@ -119,15 +119,15 @@ def test_encode_new_items_attributes_equal_those_of_the_dataset(films: Dataset) 
     assert without_price.rows[0] @ without_price.rows[1] > 0.5
 
 
-def test_encode_like_attributes_of_a_grown_dataset_stay_equal(films: Dataset, tmp_path: Path) -> None:
+def test_encode_like_attributes_of_a_larger_dataset_stay_equal(films: Dataset, tmp_path: Path) -> None:
     encode(films, attributes=["genres", "price"])
     columns = {"genres": [*GENRES, "Drama"], "price": [*PRICES, 2.0]}
-    grown = write_items(tmp_path / "grown", columns, 8)  # with more training items and other statistics
-    table = encode(grown, like=films.folder)["attributes"]
+    larger = write_items(tmp_path / "larger", columns, 8)  # with more training items and other statistics
+    table = encode(larger, like=films.folder)["attributes"]
     old = FeatureTable.open(films.folder / "features" / "attributes")
     np.testing.assert_array_equal(table.rows[:7], old.rows)
     np.testing.assert_array_equal(table.rows[7], old.rows[1])
-    encode_new_items(grown, "attributes", grown.item_table, None)
+    encode_new_items(larger, "attributes", larger.item_table, None)
 
 
 def fitted_rows(table: pl.DataFrame, specs: list[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attributes are a modality of HAF-VT like pictures and titles: explained, similar, added, exported."""
+"""Attributes are a modality of HAF-VT like pictures and titles: explained, similar, added."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import hafvt
 from hafvt.cli import main
 from hafvt.inference.catalog_add import catalog
-from hafvt.inference.onnx_export import export
 from hafvt.inference.recommender import Recommender
 
 HISTORY = ["a1", "b2", "a4"]
@@ -83,20 +82,6 @@ def test_attributes_of_added_items_decide_their_scores(run: Path, tmp_path: Path
     assert all(share == 0 for (_, modality), share in explanation.shares.items() if modality == "id")
     with pytest.raises(hafvt.HafvtError, match="the dataset of the run has Float64 here"):
         catalog("add", tmp_path / "run", new.with_columns(price=pl.lit("cheap")), overwrite=True)
-
-
-def test_attributes_export_recommends_as_run(run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    export(run, out=tmp_path / "export")
-    results = [
-        one.recommend([HISTORY], "attic", k=5)[0]
-        for one in (Recommender.open(run), Recommender.open(tmp_path / "export"))
-    ]
-    names, scores = zip(
-        *([[i.item.item_id for i in r.items], [i.score for i in r.items]] for r in results), strict=True
-    )
-    assert names[0] == names[1]
-    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
 def test_attributes_that_are_not_encoded_are_named_in_the_remedy(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Linux, and with TORCH set to something else, pip's own choice is taken.
 TORCH ?= torch==2.13.0
 
-EXTRAS := encode,compare,serve,export,index,track,mlflow,wandb,hub,tune,cluster
+EXTRAS := encode,compare,serve,redis,export,index,track,mlflow,wandb,hub,tune,cluster
 
 .PHONY: demo test test-all test-lowest test-newest lint format docs linkcheck figures dist bench clean
 

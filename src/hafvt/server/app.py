@@ -16,6 +16,7 @@ from hafvt.errors import HafvtError
 from hafvt.server import routes
 from hafvt.server.answers import answer_batch, max_batch_size
 from hafvt.server.batching import Batcher
+from hafvt.server.history_store import HistoryStore, MemoryHistoryStore
 from hafvt.server.manager import ModelManager, ModelSource, served_names
 from hafvt.server.middleware import SecurityMiddleware, error_response
 from hafvt.server.page_files import page_router
@@ -34,6 +35,7 @@ def create_app(
     cors_origins: tuple[str, ...] = (),
     queue_size: int = 1024,
     timeout: float = 10.0,
+    history_store: HistoryStore | None = None,
 ) -> FastAPI:
     """Load the models and return the application.
 
@@ -44,11 +46,12 @@ def create_app(
         cors_origins: origins whose pages may call the server from a browser.
         queue_size: the largest number of requests that wait for the model.
         timeout: seconds until a request is answered with status 504.
+        history_store: keeps the events that callers post; default: in memory.
 
     Raises:
         HafvtError: a model cannot be loaded.
     """
-    metrics = ServerMetrics()
+    metrics, store = ServerMetrics(), history_store or MemoryHistoryStore()
     managers = [ModelManager(source, metrics) for source in sources]
     models = dict(zip(served_names(managers), managers, strict=True))
     batcher = Batcher(
@@ -69,6 +72,7 @@ def create_app(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await store.close()
 
     app = FastAPI(
         title="hafvt",
@@ -80,6 +84,7 @@ def create_app(
         responses={status: {"model": ErrorResponse} for status in ERROR_STATUSES},
     )
     app.state.metrics, app.state.models, app.state.batcher = metrics, models, batcher
+    app.state.history_store = store
     app.add_middleware(
         SecurityMiddleware,
         metrics=metrics,

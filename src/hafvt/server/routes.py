@@ -6,6 +6,7 @@ A route in a file of its own: make an `APIRouter` there as here, and list it in 
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -18,6 +19,7 @@ from hafvt.inference.policies import choose_policy
 from hafvt.inference.rules import NO_RULES, Rules, make_rules
 from hafvt.server import schemas
 from hafvt.server.answers import BatchKey
+from hafvt.server.history_store import Event, HistoryStore
 from hafvt.server.manager import LoadedModel
 
 PICTURE_MAX_AGE_S = 3600  # how long browsers use a picture without asking for a newer one
@@ -57,6 +59,15 @@ async def current_model(request: Request, name: ModelName) -> LoadedModel:
 CurrentModel = Annotated[LoadedModel, Depends(current_model)]
 
 
+async def history_store(request: Request) -> HistoryStore:
+    """Return the store of events."""
+    store: HistoryStore = request.app.state.history_store
+    return store
+
+
+CurrentStore = Annotated[HistoryStore, Depends(history_store)]
+
+
 def item_index(model: LoadedModel, item_id: str) -> int:
     """Return the index of an item, or raise HTTPException 404 where there is no such item."""
     index = model.recommender.catalog.index_of(item_id)
@@ -65,19 +76,41 @@ def item_index(model: LoadedModel, item_id: str) -> int:
     return index
 
 
-def with_history(body: UserRequestType, model: LoadedModel) -> UserRequestType:
+def user_index(model: LoadedModel, user_id: str) -> int | None:
+    """Return the index of a user in the dataset; None where there is no such user or no dataset."""
+    return None if model.users is None else model.users.index_of(user_id)
+
+
+async def newer_ids(store: HistoryStore, model: LoadedModel, user_id: str) -> list[str]:
+    """Return the item ids of a user's posted events, oldest first, without those that the dataset has.
+
+    The dataset has the events up to the time of the user's last interaction in it.
+
+    Raises:
+        HTTPException: the history store does not answer.
+    """
+    events, user = await store.get(user_id), user_index(model, user_id)
+    last = None if model.users is None or user is None else model.users.last_time(user)
+    return [event.item_id for event in events if last is None or event.time > last]
+
+
+async def with_history(body: UserRequestType, model: LoadedModel, store: HistoryStore) -> UserRequestType:
     """Return a request with the history of its user, if it names one.
 
     Raises:
-        HTTPException: there is no such user, or the dataset was damaged.
+        HTTPException: there is no such user, the dataset was damaged, or the history store does not answer.
     """
     if body.user_id is None:
         return body
-    user = model.users.index_of(body.user_id) if model.users is not None else None
-    if model.users is None or user is None:
+    posted, user = await newer_ids(store, model, body.user_id), user_index(model, body.user_id)
+    if user is None and not posted:
         reason = "this server has no dataset with users" if model.users is None else "no such user"
-        raise HTTPException(404, f"{reason}: send a history, which may be empty; /users lists all users")
-    return body.model_copy(update={"history": model.users.last_ids(user, schemas.MAX_HISTORY_LENGTH)})
+        raise HTTPException(
+            404, f"{reason}: send a history, which may be empty, or post events; /users lists all users"
+        )
+    length = schemas.MAX_HISTORY_LENGTH
+    earlier = [] if user is None or model.users is None else model.users.last_ids(user, length)
+    return body.model_copy(update={"history": [*earlier, *posted][-length:]})
 
 
 @router.get("/health")
@@ -128,14 +161,19 @@ async def describe_model(model: CurrentModel, request: Request) -> schemas.Model
 
 @router.post("/recommend", response_model=schemas.RecommendResponse, response_model_exclude_unset=True)
 async def recommend(
-    body: schemas.RecommendRequest, name: ModelName, model: CurrentModel, request: Request
+    body: schemas.RecommendRequest,
+    name: ModelName,
+    model: CurrentModel,
+    store: CurrentStore,
+    request: Request,
 ) -> Any:
-    """Recommends the k best items of a domain for a history, or for a user of the dataset."""
+    """Recommends the k best items of a domain for a history, or for a user."""
     model.recommender.catalog.domain_index(body.domain)  # refuses an unknown domain before it is queued
     policy = choose_policy(model.policies, body.policy)
     own_rules = make_rules(**{name: getattr(body, name) for name in Rules._fields})
     rules = policy.rules.merged_with(own_rules)
-    body = with_history(body, model).model_copy(update={"exclude": [*body.exclude, *policy.exclude]})
+    body = await with_history(body, model, store)
+    body = body.model_copy(update={"exclude": [*body.exclude, *policy.exclude]})
     exclude_seen = policy.exclude_seen if body.exclude_seen is None else body.exclude_seen
     k = None if rules == NO_RULES else body.k
     key = BatchKey(name, model, body.domain, exclude_seen, body.include_shares, body.time, rules, k)
@@ -144,12 +182,28 @@ async def recommend(
 
 @router.post("/explain", response_model=schemas.ExplainResponse)
 async def explain(
-    body: schemas.ExplainRequest, name: ModelName, model: CurrentModel, request: Request
+    body: schemas.ExplainRequest,
+    name: ModelName,
+    model: CurrentModel,
+    store: CurrentStore,
+    request: Request,
 ) -> Any:
-    """Explains the score of an item for a history, or for a user of the dataset."""
+    """Explains the score of an item for a history, or for a user."""
     item_index(model, body.item)
     key = BatchKey(name, model, time=body.time)
-    return await request.app.state.batcher.submit(key, with_history(body, model))
+    return await request.app.state.batcher.submit(key, await with_history(body, model, store))
+
+
+@router.post("/events")
+async def post_events(
+    body: schemas.EventsRequest, model: CurrentModel, store: CurrentStore
+) -> schemas.EventsResponse:
+    """Stores items that a user chose: later requests with this `user_id` have them in the history."""
+    seconds = int(time.time()) if body.time is None else body.time
+    await store.append(body.user_id, [Event(item_id, seconds) for item_id in body.items])
+    _, unknown_ids = model.recommender.catalog.indices(dict.fromkeys(body.items))
+    num_events = len(await newer_ids(store, model, body.user_id))
+    return schemas.EventsResponse(num_events=num_events, unknown_ids=list(unknown_ids))
 
 
 @router.get("/items")
@@ -230,13 +284,17 @@ async def list_users(
 
 
 @router.get("/users/{user_id:path}")
-async def get_user(user_id: str, model: CurrentModel) -> schemas.UserResponse:
-    """Return the history of a user of the dataset."""
-    user = model.users.index_of(user_id) if model.users is not None else None
-    if user is None:
-        raise HTTPException(404, "no such user: /users lists all users")
-    assert model.users is not None
+async def get_user(user_id: str, model: CurrentModel, store: CurrentStore) -> schemas.UserResponse:
+    """Return the history of a user: the last items of the dataset, then those of posted events."""
+    user, catalog = user_index(model, user_id), model.recommender.catalog
+    indices, _ = catalog.indices(await newer_ids(store, model, user_id))
+    posted = [schemas.ItemResponse.from_item(catalog.item(index)) for index in indices.tolist()]
+    if model.users is None or user is None:
+        if not posted:
+            raise HTTPException(404, "no such user: /users lists all users")
+        return schemas.UserResponse(user_id=user_id, history=posted)
     response = user_response(model, user, MAX_USER_HISTORY)
+    response.history += posted
     response.targets = [
         schemas.TargetResponse(
             item=schemas.ItemResponse.from_item(target.item), num_before=target.num_before, time=target.time

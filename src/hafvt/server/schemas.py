@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -24,6 +25,7 @@ from hafvt.inference.recommendations import Explanation
 
 MAX_ID_LENGTH = 256  # characters
 MAX_HISTORY_LENGTH = 10_000  # items of a request
+MAX_POSTED_EVENTS = 1000  # of one request
 MAX_ITEMS = 100  # items of an answer
 MAX_CONDITION_LENGTH = 2000  # characters
 MAX_CAPPED_COLUMNS = 20
@@ -55,6 +57,7 @@ ERROR_TEXTS = {
     "int_type": "is no whole number: give one",
     "int_parsing": "is no whole number: give one",
     "list_type": "is no list: give one",
+    "too_short": "is too short: give a length of at least {min_length}",
     "greater_than_equal": "is too small: give at least {ge}",
     "less_than_equal": "is too large: give at most {le}",
     "too_long": "is too long: give a length of at most {max_length}",
@@ -80,6 +83,12 @@ Id = Annotated[
     StringConstraints(max_length=MAX_ID_LENGTH),
     WithJsonSchema({"anyOf": [TEXT_SCHEMA, {"type": "integer"}]}),
 ]
+TIME_SCHEMAS: list[JsonValue] = [
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "date-time"},
+    {"type": "integer", "minimum": UNIX_SECONDS[0], "maximum": UNIX_SECONDS[1]},
+    {"type": "null"},
+]
 Time = Annotated[
     int | None,
     BeforeValidator(time_from_json),
@@ -87,16 +96,13 @@ Time = Annotated[
         description="when the items are shown: a date, a date with a time (in UTC if it names no zone), or "
         "seconds since 1970; default: now. For models that know the date"
     ),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "format": "date"},
-                {"type": "string", "format": "date-time"},
-                {"type": "integer", "minimum": UNIX_SECONDS[0], "maximum": UNIX_SECONDS[1]},
-                {"type": "null"},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": TIME_SCHEMAS}),
+]
+PastTime = Annotated[
+    int | None,
+    BeforeValidator(time_from_json),
+    Field(description="when the items were chosen, in the form of `time` of `/recommend`; default: now"),
+    WithJsonSchema({"anyOf": TIME_SCHEMAS}),
 ]
 Ids = Annotated[list[Id], Field(max_length=MAX_HISTORY_LENGTH)]
 UnknownIds = Annotated[list[str], Field(description="ids of the history that the catalog does not have")]
@@ -118,11 +124,12 @@ class StrictRequest(BaseModel):
 
 
 class UserRequest(StrictRequest):
-    """A request for a history, or for a user of the dataset in its place."""
+    """A request for a history, or for a user in its place."""
 
     history: Ids = Field([], description="item ids, oldest first, from any domains; may be empty")
     user_id: Id | None = Field(
-        None, description="in place of `history`, a user of the dataset, with all interactions"
+        None,
+        description="in place of `history`, a user: the interactions of the dataset, then posted events",
     )
 
     @model_validator(mode="after")
@@ -183,6 +190,25 @@ class ExplainRequest(UserRequest):
 
     item: Id = Field(description="id of the item to explain")
     time: Time = None
+
+
+class EventsRequest(StrictRequest):
+    """The body of `POST /events`."""
+
+    user_id: Id = Field(description="the user, who may be new")
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_POSTED_EVENTS)] = Field(
+        description="ids of the items that the user chose, oldest first"
+    )
+    time: PastTime = None
+
+
+class EventsResponse(BaseModel):
+    """The answer to `POST /events`."""
+
+    num_events: int = Field(description="number of stored events of the user that the dataset does not have")
+    unknown_ids: list[str] = Field(
+        description="ids that the catalog does not have, which are stored for a later model"
+    )
 
 
 class ItemsRequest(StrictRequest):
@@ -310,7 +336,7 @@ class TargetResponse(BaseModel):
 
 
 class UserResponse(BaseModel):
-    """A user of the dataset and the last items of their history, oldest first."""
+    """A user and the last items of their history, oldest first, with those of posted events."""
 
     user_id: str
     history: list[ItemResponse]

@@ -23,6 +23,8 @@ from hafvt.training.hub_download import local_folder
 if TYPE_CHECKING:
     import uvicorn
 
+    from hafvt.server.history_store import HistoryStore
+
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -38,6 +40,7 @@ def serve(
     cors_origins: list[str] | None = None,
     data: Folder | None = None,
     policies: str | Path | None = None,
+    history_store: str | None = None,
 ) -> str:
     """Serve models over HTTP: recommendations, explanations, items, and a page to try the models with.
 
@@ -58,13 +61,18 @@ def serve(
         data: the dataset, if it has moved since training.
         policies: a YAML file of named rules, which requests choose by `policy`; the policy "default" holds
             for requests that name none. A changed file is loaded while the server runs.
+        history_store: where events are kept that callers post to /events: memory, or redis://HOST:PORT/0 of
+            a Redis or Valkey server, which several servers share. Default: the environment variable
+            HAFVT_HISTORY_STORE, else memory. A URL with a password belongs there.
 
     Raises:
-        HafvtError: there is no finished run, the address is in use, or an option is invalid.
+        HafvtError: there is no finished run, the address is in use, the history store cannot be reached, or
+            an option is invalid.
     """
     try:
         from hafvt.server.app import create_app
         from hafvt.server.connections import make_server
+        from hafvt.server.history_store import HISTORY_STORE_VARIABLE, open_history_store
         from hafvt.server.manager import ModelSource
         from hafvt.server.middleware import API_KEY_VARIABLE
     except ModuleNotFoundError as error:
@@ -76,6 +84,8 @@ def serve(
     for origin in cors_origins or ():
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ArgumentError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
+    store = open_history_store(history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory")
+    asyncio.run(check_and_close(store))
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("hafvt.server").setLevel(logging.INFO)
     with listen(host, port) as listener:
@@ -94,6 +104,7 @@ def serve(
             cors_origins=tuple(cors_origins or ()),
             queue_size=queue,
             timeout=timeout,
+            history_store=store,
         )
         address = url_of(listener)
         console.print(f"{address}  (Ctrl-C stops)", highlight=False)
@@ -101,6 +112,14 @@ def serve(
             console.print(f"all who reach {address} can read the histories of users: set {API_KEY_VARIABLE}")
         run_until_stopped(make_server(app, stop_timeout=int(timeout) + 5), listener)
     return "stopped"
+
+
+async def check_and_close(store: HistoryStore) -> None:
+    """Raise HafvtError if a history store cannot be reached; close what belongs to this event loop."""
+    try:
+        await store.check()
+    finally:
+        await store.close()
 
 
 def _check_process(run: Path) -> None:

@@ -39,6 +39,8 @@ class UserHistories:
         self._sorted_ids = self.user_ids.gather(self._by_id)
         self._item_ids, self._offsets = dataset.item_table["item_id"], np.array(dataset.offsets)
         self._test = np.array(dataset.test)
+        lasts = np.maximum(self._offsets[1:] - 1, 0)
+        self._last_times = None if dataset.seconds is None else dataset.seconds[lasts]
         self._test_times = dataset.request_times(self._test)
         self._file = (dataset.folder / "items.npy").open("rb")
         np.lib.format.read_magic(self._file)
@@ -54,6 +56,11 @@ class UserHistories:
         place = int(self._sorted_ids.search_sorted(user_id))
         is_match = place < len(self._sorted_ids) and self._sorted_ids[place] == user_id
         return int(self._by_id[place]) if is_match else None
+
+    def last_time(self, user: int) -> int | None:
+        """Return the time of a user's last interaction, in seconds since 1970; None without dates or any."""
+        is_empty = self._offsets[user] == self._offsets[user + 1]
+        return None if self._last_times is None or is_empty else int(self._last_times[user])
 
     def search(self, query: str) -> Int64:
         """Return the indices of users whose id contains a text, without regard to case; all for "".

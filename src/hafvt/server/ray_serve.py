@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
 
 def build(settings: Settings) -> Any:
-    """Return the application. HAFVT_API_KEY and HAFVT_HISTORY_STORE are those of the machine that calls this."""
+    """Return the application; HAFVT_API_KEY and HAFVT_HISTORY_STORE are read here, not by the replicas."""
     api_key = os.environ.get(API_KEY_VARIABLE)
     store = settings.history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory"
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sizing import sizing
+
 from hafvt.files import read_json
 from hafvt.tables import markdown_table
 
@@ -283,7 +285,7 @@ FIGURES = {
     function.__name__: function
     for function in (
         comparison, charts, tuned, parts, defaults, cold, million, processes, sharded_catalog, load_test,
-        steps, peers, export,
+        steps, peers, export, sizing,
     )
 }  # fmt: skip
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- end of figures -->", re.DOTALL)

@@ -78,6 +78,8 @@ def stages(shop: Shop) -> dict[str, float]:
 
 def hours(value: float) -> str:
     """Return a number of hours in words."""
+    if value < 1 / 60:
+        return "under 1 min"
     return f"{value:,.0f} h" if value >= 10 else f"{value:.1f} h" if value >= 1 else f"{60 * value:.0f} min"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shlex
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from hafvt.server.manager import ModelSource
 from hafvt.server.middleware import API_KEY_VARIABLE, MAX_BODY
 from tests.ports import free_port
 from tests.served import run_in_thread, wait_until
+from tests.server.redis_server import run_redis
 from tests.test_project import PROJECT, ROOT, read
 
 NGINX = Path("/usr/sbin/nginx")
@@ -124,21 +124,24 @@ def proxied(served_run, tmp_path):
     """Two replicas as processes behind nginx with the committed configuration; yields them and its port."""
     if not NGINX.exists():
         pytest.skip(f"there is no {NGINX}: apt-get install nginx-light")
-    port, replicas, text = free_port(), [], read("deploy/nginx.conf")
-    for number in (1, 2):
-        own = free_port()
-        words = f"-m hafvt serve {shlex.quote(str(served_run))} --port {own}"
-        replicas.append(subprocess.Popen([sys.executable, *shlex.split(words)], stderr=subprocess.DEVNULL))
-        wait_until(lambda own=own: is_ready(own))
-        text = text.replace(f"hafvt-{number}:8000", f"127.0.0.1:{own}")
-    text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{tmp_path}/")
-    (tmp_path / "nginx.conf").write_text(text)
-    proxy = subprocess.Popen([str(NGINX), "-c", str(tmp_path / "nginx.conf"), "-g", "daemon off;"])
-    wait_until(lambda: is_ready(port))
-    yield replicas, port
-    for process in (proxy, *replicas):
-        process.terminate()
-        process.wait(30)
+    port, processes, text = free_port(), [], read("deploy/nginx.conf")
+    with run_redis() as store:
+        for number in (1, 2):
+            own = free_port()
+            command = [sys.executable, "-m", "hafvt", "serve", str(served_run), "--port", str(own)]
+            command += ["--history-store", store]
+            processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            wait_until(lambda own=own: is_ready(own))
+            text = text.replace(f"hafvt-{number}:8000", f"127.0.0.1:{own}")
+        text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{tmp_path}/")
+        (tmp_path / "nginx.conf").write_text(text)
+        nginx = [str(NGINX), "-c", str(tmp_path / "nginx.conf"), "-g", "daemon off;"]
+        processes.append(subprocess.Popen(nginx))
+        wait_until(lambda: is_ready(port))
+        yield processes[:2], port
+        for process in processes:
+            process.terminate()
+            process.wait(30)
 
 
 def is_ready(port):
@@ -168,6 +171,7 @@ def test_replica_killed_behind_the_proxy_loses_no_recommendation(proxied):
     for thread in clients:
         thread.start()
     wait_until(lambda: len(statuses) > 40)
+    assert send(port, "POST", "/events", {"user_id": "new", "items": ["i3"]})[0] == 200
     replicas[0].kill()
     replicas[0].wait()
     count = len(statuses)
@@ -176,7 +180,7 @@ def test_replica_killed_behind_the_proxy_loses_no_recommendation(proxied):
     for thread in clients:
         thread.join()
     assert set(statuses) == {200}
-    assert send(port, "POST", "/events", {"user_id": "u1", "items": ["i3"]})[0] == 200
+    assert send(port, "POST", "/events", {"user_id": "new", "items": ["i4"]})[1]["num_events"] == 2
     assert send(port, "POST", "/recommend", {"history": 3, "domain": "d0"})[0] == 422
     replicas[1].kill()
     replicas[1].wait()

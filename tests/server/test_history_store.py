@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
+import subprocess
+import sys
+from urllib.request import Request, urlopen
 
 import pytest
 from starlette.testclient import TestClient
@@ -148,6 +153,22 @@ def test_redis_entries_that_others_wrote_are_skipped(redis_url):
         await store.close()
 
     asyncio.run(read())
+
+
+@pytest.mark.slow
+def test_serve_with_redis_stores_events(served_run, redis_url):
+    command = [sys.executable, "-m", "hafvt", "serve", str(served_run), "--port", "0"]
+    environment = {key: value for key, value in os.environ.items() if key != "HAFVT_API_KEY"}
+    command += ["--history-store", redis_url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        address = next(re.findall(r"http://\S+", line)[0] for line in server.stderr if "http://" in line)
+        for path, body in (("events", {"items": ["i3"]}), ("recommend", {"domain": "d0"})):
+            data = json.dumps({"user_id": "by serve", **body}).encode()
+            request = Request(f"{address}/{path}", data, {"Content-Type": "application/json"})
+            with urlopen(request) as answer:
+                assert answer.status == 200
+        server.terminate()
+        assert server.wait(60) == 0
 
 
 def test_memory_store_forgets_the_least_recently_active_users():

@@ -134,7 +134,7 @@ class RedisHistoryStore:
         except (ValueError, TypeError) as error:
             message = f"--history-store {self.label}: {error}: give it as redis://HOST:PORT/0"
             raise ArgumentError(message) from None
-        self._client: Any = Redis(connection_pool=pool)
+        self._client: Any = Redis.from_pool(pool)  # closes the connections of the pool, too
 
     async def get(self, user_id: str) -> list[Event]:
         """See `HistoryStore.get`."""

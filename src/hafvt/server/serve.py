@@ -84,8 +84,8 @@ def serve(
     for origin in cors_origins or ():
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ArgumentError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
-    store = open_history_store(history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory")
-    asyncio.run(check_and_close(store))
+    store_url = history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory"
+    asyncio.run(check_and_close(open_history_store(store_url)))  # that of the server needs its event loop
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("hafvt.server").setLevel(logging.INFO)
     with listen(host, port) as listener:
@@ -104,7 +104,7 @@ def serve(
             cors_origins=tuple(cors_origins or ()),
             queue_size=queue,
             timeout=timeout,
-            history_store=store,
+            history_store=open_history_store(store_url),
         )
         address = url_of(listener)
         console.print(f"{address}  (Ctrl-C stops)", highlight=False)
@@ -115,7 +115,7 @@ def serve(
 
 
 async def check_and_close(store: HistoryStore) -> None:
-    """Raise HafvtError if a history store cannot be reached; close what belongs to this event loop."""
+    """Raise HafvtError if a history store cannot be reached; close its connections."""
     try:
         await store.check()
     finally:

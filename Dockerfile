@@ -12,7 +12,7 @@ COPY src src
 RUN /opt/hafvt/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.12-slim
-ENV PATH=/opt/hafvt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/hafvt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 COPY --from=build /opt/hafvt /opt/hafvt
 # A number, so that Kubernetes can check that it is not root.
 USER 10001:10001

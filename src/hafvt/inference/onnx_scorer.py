@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +115,7 @@ class OnnxScorer:
 
     def _session(self, name: str) -> Any:
         """Open a graph; raise HafvtError if onnxruntime is missing or cannot run it."""
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
         try:
             import onnxruntime
         except ImportError:

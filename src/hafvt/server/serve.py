@@ -109,7 +109,9 @@ def serve(
         address = url_of(listener)
         console.print(f"{address}  (Ctrl-C stops)", highlight=False)
         if api_key is None and not is_loopback:
-            console.print(f"all who reach {address} can read the histories of users: set {API_KEY_VARIABLE}")
+            console.print(
+                f"all who reach {address} can read and extend the histories of users: set {API_KEY_VARIABLE}"
+            )
         run_until_stopped(make_server(app, stop_timeout=int(timeout) + 5), listener)
     return "stopped"
 

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import ClassVar
 
+import polars as pl
 import pytest
 
 import hafvt
@@ -77,7 +78,8 @@ def test_logger_gets_settings_curve_results_and_files(training_data, tmp_path, s
     log = read_log(run.folder)
     for (step, metrics), line in zip(logger.metrics, log, strict=False):
         assert step == line["epoch"]
-        assert metrics.items() >= {k: v for k, v in line.items() if k != "epoch"}.items()
+        assert metrics.items() >= {k: v for k, v in line.items() if k not in ("epoch", "step")}.items()
+        assert metrics["steps"] == line["step"]
     results = read_results(run.folder)
     assert logger.metrics[-1][1]["test/overall/NDCG_at_10"] == results["overall"]["NDCG@10"].value
     ((name, columns, rows),) = logger.tables
@@ -200,6 +202,17 @@ def test_tensorboard_has_curve_settings_and_model_card(training_data, tmp_path):
     assert {"settings/text_summary", "results/text_summary", "model_card.md/text_summary"} <= set(
         events.Tags()["tensors"]
     )
+
+
+def test_logger_of_lightning_gets_the_curve(training_data, tmp_path):
+    module = pytest.importorskip("lightning_fabric.loggers.csv_logs")
+    logger = module.CSVLogger(tmp_path / "logs", name="shop", version="a")
+    hafvt.train("sasrec", training_data, tmp_path / "run", epochs=2, **SETTINGS, test=False, logger=[logger])
+    rows = pl.read_csv(tmp_path / "logs" / "shop" / "a" / "metrics.csv")
+    log = read_log(tmp_path / "run")
+    assert rows["step"].unique().sort().to_list() == [1, 2]
+    assert rows["loss"].drop_nulls().to_list() == pytest.approx([line["loss"] for line in log])
+    assert rows["valid_mrr"].drop_nulls().to_list() == pytest.approx([log[1]["valid_mrr"]])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,14 @@ class Channel:
             self.logger, self.run_id = logger, logger.run_id
             self._write()
         if self.settings and self.num_epochs == 0:
-            self.logger.log_hyperparams(self.settings)
+            with suppress(NotImplementedError):  # as the CSVLogger of Lightning Fabric has it
+                self.logger.log_hyperparams(self.settings)
         self.settings = {}
         for line in read_lines(self.folder)[self.num_epochs :]:
             epoch = int(line["epoch"])
-            self.logger.log_metrics({k: v for k, v in line.items() if k != "epoch"}, step=epoch)
+            values = {"steps" if name == "step" else name: value for name, value in line.items()}
+            del values["epoch"]
+            self.logger.log_metrics(values, step=epoch)
             self.num_epochs = epoch
         self._write()
         if self.run is not None:

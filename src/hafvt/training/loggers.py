@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from hafvt.errors import ArgumentError, missing_package
 from hafvt.tables import markdown_table
 
+FINISH_SECONDS = 300
+"""Longest time that W&B may take at the end of a training to send what it has not sent yet."""
 TEXT_FILES = (".md", ".yaml")
 """Endings of files that TensorBoard shows as text."""
 
@@ -155,7 +157,14 @@ class WandbRun:
             name=name,
             id=self.run_id,
             resume="allow",
-            settings=wandb.Settings(console="off", silent=True, save_code=False, init_timeout=60),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                save_code=False,
+                init_timeout=60,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
         )
         self.run.define_metric("*", step_metric="epoch")
 

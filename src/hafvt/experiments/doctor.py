@@ -22,7 +22,7 @@ from hafvt.progress import available_bytes
 from hafvt.settings import check_arguments
 
 EXTRAS = (
-    *("classic", "encode", "compare", "serve", "tune", "export", "index"),
+    *("classic", "encode", "compare", "serve", "redis", "tune", "export", "index"),
     *("track", "mlflow", "wandb", "hub"),
 )
 

@@ -105,6 +105,9 @@ def test_kubernetes_objects_name_each_other():
         (container,) = spec["containers"]
         assert {"requests", "limits"} <= set(container["resources"])
         assert {"readinessProbe", "livenessProbe"} <= set(container)
+        if one["kind"] == "Deployment":
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}  # without a key
         assert container["securityContext"]["readOnlyRootFilesystem"]
         if one["metadata"]["name"] == "hafvt":
             environment = {entry["name"]: entry for entry in container["env"]}

@@ -12,7 +12,6 @@ from pkgutil import resolve_name
 
 import polars as pl
 import pytest
-import yaml
 
 import hafvt
 from hafvt.cli import COMMANDS, main, make_app, normalize_arguments, take_option
@@ -257,13 +256,6 @@ def test_generated_reference_has_every_command_model_and_route():
 def test_python_reference_names_every_public_name():
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
     assert set(re.findall(r":: hafvt\.(\w+)$", page, flags=re.M)) == set(hafvt.__all__)
-
-
-def test_kubernetes_example_probes_a_route_without_key():
-    (text,) = [block for _, block in BLOCKS if "kind: Deployment" in block]
-    (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
-    for probe in ("readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/health", "port": 8000}
 
 
 def test_main_is_the_entry_point_of_the_program(capsys):

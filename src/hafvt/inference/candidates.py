@@ -1,153 +1,229 @@
-"""Candidate generation: a faiss index selects the items of a large domain that HAF-VT scores."""
+"""Candidate generation: a faiss index selects the items of a large domain that a model scores.
+
+An item's score is a weighted sum over branches of softmaxes,
+
+    sum over b of w_b exp(z_b,i) / Z_b,  Z_b = sum over trained items j of exp(z_b,j),
+
+so an item with one of the best sums is also near the top of at least one branch. The logits z of the candidates
+are exact. Z_b is the exact sum over the candidates plus an estimate of the sum over all other items from a fixed
+stratified sample. Within a branch, Z_b changes no order, only the branch's weight in the sum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hafvt.data.batches import Batch
-from hafvt.data.dataset import Int64
-from hafvt.errors import HafvtError, missing_package
-from hafvt.files import explained_read_errors, read_manifest, sha256
-from hafvt.folders import FolderKind
-from hafvt.inference.added_items import added_items_folder
-from hafvt.inference.scorer import Float32, request_times
-from hafvt.models.base import BranchQuery, Model
-from hafvt.ops.catalog_softmax import log_subtract_exp
-from hafvt.ops.tiles import MAX_SAFE_LOGIT
-from hafvt.training.run import Run, fingerprint
+from hafvt.data.dataset import Bool, Int64
+from hafvt.errors import missing_package
+from hafvt.inference.scorer import Branch, BranchScorer, Float32
 
-FORMAT = 3
-INDEX = FolderKind("an index", "about.json", ("*.faiss",))
-MIN_ITEMS_TO_USE = 200_000  # items of a domain; all items of smaller domains are scored, which is fast enough
-TILE = 8192  # items whose logits are in memory at a time, so that they fit the processor's cache
+SAMPLE_TILE = 2048  # items of the sample whose logits are in memory at a time, so that they fit the cache
+MAX_SAFE_LOGIT = 60.0  # below it, a sum of millions of exponentials does not overflow float32
+MIN_REMAINING = 0.01  # share of a denominator that remains after a subtraction, as in ops.catalog_softmax
+ROW_CHUNK = 65_536  # candidates whose vectors are in memory at a time
+
+
+class Sample(NamedTuple):
+    """A stratified sample of the trained items of a domain; n items.
+
+    Attributes:
+        columns: (n,) their columns, ascending.
+        weights: (n,) numbers of items that each of them stands for: the size of its stratum by the number of
+            items that are drawn from it.
+        vectors: (n, d).
+        max_norm: the greatest length of a vector.
+    """
+
+    columns: Int64
+    weights: Float32
+    vectors: Float32
+    max_norm: float
+
+
+@dataclass(frozen=True)
+class DomainIndex:
+    """The index of one domain.
+
+    Attributes:
+        start: index of the first item of the domain.
+        searchers: by modality, a faiss index of the items' vectors.
+        samples: by modality, the sample for the denominators; empty if scores are dot products.
+        is_cold: (C,) whether an item has no training interaction.
+        cold_item_boost: factor on the sums of cold items.
+        log_repeat_factor: added to the scores of items of the history.
+    """
+
+    start: int
+    searchers: list[Any]
+    samples: list[Sample]
+    is_cold: Bool
+    cold_item_boost: float = 1.0
+    log_repeat_factor: float = 0.0
+
+
+class Candidates(NamedTuple):
+    """The candidates of one history: columns, (C,), ascending, and their scores, (C,)."""
+
+    columns: Int64
+    scores: Float32
 
 
 class FaissCandidateGenerator:
-    """Selects promising items of a large domain by approximate search; scores them as `Model.scores` does.
-
-    An item's score is a sum over branches, so an item with one of the best sums is also near the top of at
-    least one branch. The softmaxes run over the whole catalog.
+    """Selects promising items of a large domain by approximate search, and scores them.
 
     Args:
-        models: one for each domain.
-        indexes: by domain, a faiss index of the items' vectors for each modality.
+        scorer: the model.
+        indexes: by index of the domain.
 
     Attributes:
         domains: indices of the domains that have an index.
     """
 
-    def __init__(self, models: Sequence[Model], indexes: dict[int, list[Any]]) -> None:
-        self.models, self.indexes, self.domains = models, indexes, frozenset(indexes)
+    def __init__(self, scorer: BranchScorer, indexes: Mapping[int, DomainIndex]) -> None:
+        self.scorer, self.indexes, self.domains = scorer, indexes, frozenset(indexes)
 
-    @torch.inference_mode()
     def generate(
-        self, items: Int64, lengths: Int64, domain: int, num_per_branch: int, time: int | None = None
-    ) -> tuple[Int64, Float32]:
-        """Return candidates for the next item of each history, and their scores; histories as for `Scorer`.
+        self,
+        items: Int64,
+        lengths: Int64,
+        domain: int,
+        num_per_branch: int,
+        time: int | None = None,
+        *,
+        extra: Int64 | None = None,
+        allowed: Bool | None = None,
+    ) -> list[Candidates]:
+        """Return candidates for the next item of each history, with their scores.
 
         Args:
             items: (B, T) item indices, right-padded.
             lengths: (B,) number of items of each row without padding.
             domain: index of the domain.
-            num_per_branch: number of items that each branch of the model proposes.
+            num_per_branch: number of items that each branch of the model proposes; 0 searches none.
             time: of the request, see `Scorer`.
+            extra: columns that are candidates of every history.
+            allowed: (C,) items that a search may propose; None for all.
 
         Returns:
-            (B, C) columns of the candidates in the domain, ascending, -1 where a row has fewer than C; and
-            their scores, (B, C), -inf where the column is -1.
+            The candidates of each history. The items of the domain in a history are among its candidates.
         """
-        times = torch.from_numpy(request_times(time, len(lengths)))
-        model, batch = self.models[domain], Batch(torch.from_numpy(items), torch.from_numpy(lengths), times)
-        tables = model.branch_vectors(domain)
-        queries: list[list[BranchQuery]] = [[] for _ in tables]  # by modality and sequence
-        for query in model.branch_queries(batch, domain):
-            queries[query.modality].append(query)
-        columns = self.search(queries, domain, num_per_branch)
-        rows = torch.from_numpy(columns.clip(min=0))  # (B, C)
-        total = torch.zeros(rows.shape)
-        for (table, softmax_table), modality_queries in zip(tables, queries, strict=True):
-            h = torch.stack([query.h for query in modality_queries], dim=1)  # (B, S, d)
-            # One history at a time, as the candidates' vectors of all histories take much memory.
-            logits = torch.stack([x @ table[row].T for x, row in zip(h, rows, strict=True)])  # (B, S, C)
-            # All sequences together: reading the table takes most of the time of a small batch.
-            log_partitions = log_partition(h.flatten(0, 1), softmax_table).view(h.shape[:2])  # (B, S)
-            for sequence, query in enumerate(modality_queries):
-                offset = log_subtract_exp(log_partitions[:, sequence], query.log_subtracted_mass)
-                offset = (offset - query.log_weight).masked_fill(query.is_empty, torch.inf)
-                total += (logits[:, sequence] - offset[:, None]).exp_()
-        candidates = rows + model.domains[domain].start
-        scores = model.finish_scores(total, batch, domain, candidates).numpy()
-        return columns, np.where(columns < 0, -np.inf, scores).astype(np.float32)
+        index, num_rows, num_items = self.indexes[domain], len(items), len(self.indexes[domain].is_cold)
+        branches = self.scorer.branches(items, lengths, domain, time)
+        is_seen = (np.arange(items.shape[1]) < lengths[:, None]) & (items >= index.start)
+        is_seen &= items < index.start + num_items
+        keys = np.arange(num_rows)[:, None] * num_items  # a row's candidate has the key of the row + its column
+        seen_keys = np.unique((keys + items - index.start)[is_seen])
+        proposals = [seen_keys] + ([] if extra is None else [(keys + extra).ravel()])
+        if num_per_branch:
+            found = search(index, branches, num_per_branch, allowed)  # (B, n)
+            proposals.append((keys + found)[found >= 0])
+        keys = np.unique(np.concatenate(proposals))
+        rows, columns = np.divmod(keys, num_items)
+        scores = self._scores(index, branches, rows, columns, domain)
+        if index.samples:
+            scores += np.where(np.isin(keys, seen_keys, assume_unique=True), index.log_repeat_factor, 0.0)
+        ends = np.searchsorted(rows, np.arange(1, num_rows))
+        parts = zip(np.split(columns, ends), np.split(scores.astype(np.float32), ends), strict=True)
+        return [Candidates(*part) for part in parts]
 
-    def search(self, queries: list[list[BranchQuery]], domain: int, num_per_branch: int) -> Int64:
-        """Return the best columns of all branches, (B, C), ascending, each once; -1 fills short rows.
+    def _scores(
+        self, index: DomainIndex, branches: Sequence[Branch], rows: Int64, columns: Int64, domain: int
+    ) -> Float32:
+        """Return the scores of candidates, (n,), without the repeat discount; `rows` is ascending."""
+        logits = self._logits(branches, rows, columns, index.start, domain)  # (branches, n)
+        if not index.samples:
+            dot_products: Float32 = logits[0]
+            return dot_products
+        total = np.zeros(len(rows), dtype=np.float32)
+        for modality, sample in enumerate(index.samples):
+            numbers = [n for n, branch in enumerate(branches) if branch.modality == modality]
+            h = np.stack([branches[n].h for n in numbers])  # (S, B, d)
+            log_totals = log_partition(h, sample, logits[numbers], rows, columns, index.is_cold)
+            for n, log_total in zip(numbers, log_totals, strict=True):
+                share = np.exp(branches[n].log_subtracted_mass - log_total)
+                offsets = branches[n].log_weights - log_total - np.log(np.maximum(1 - share, MIN_REMAINING))
+                total += np.exp(logits[n] + offsets.astype(np.float32)[rows])
+        total[index.is_cold[columns]] *= index.cold_item_boost
+        scores: Float32 = np.log(np.maximum(total, 1e-30))
+        return scores
 
-        `queries` has for each modality the query of each sequence; the others are as in `generate`.
-        """
-        import_faiss().omp_set_num_threads(torch.get_num_threads())  # a setting of the calling thread
-        proposals = []
-        for index, modality_queries in zip(self.indexes[domain], queries, strict=True):
-            for query in modality_queries:
-                labels = np.full((len(query.h), num_per_branch), -1, dtype=np.int64)
-                is_active = ~query.is_empty.numpy()
-                if is_active.any():
-                    labels[is_active] = index.search(query.h.numpy()[is_active], num_per_branch)[1]
-                proposals.append(labels)
-        columns = np.sort(np.concatenate(proposals, axis=1), axis=1)
-        is_repeated = columns[:, 1:] == columns[:, :-1]
-        columns[:, 1:][is_repeated] = -1
-        width = max(1, int((columns >= 0).sum(1).max(initial=0)))
-        return np.sort(columns, axis=1)[:, -width:]
+    def _logits(
+        self, branches: Sequence[Branch], rows: Int64, columns: Int64, start: int, domain: int
+    ) -> Float32:
+        """Return the products of the candidates with the vectors of the branches, (branches, n)."""
+        logits = np.empty((len(branches), len(rows)), dtype=np.float32)
+        for first in range(0, len(rows), ROW_CHUNK):
+            chunk = slice(first, first + ROW_CHUNK)
+            vectors = self.scorer.item_rows(columns[chunk] + start, domain)
+            chunk_rows = rows[chunk]
+            for row in np.unique(chunk_rows).tolist():
+                a, b = np.searchsorted(chunk_rows, (row, row + 1))
+                for modality, of_modality in enumerate(vectors):
+                    numbers = [n for n, branch in enumerate(branches) if branch.modality == modality]
+                    h = np.stack([branches[n].h[row] for n in numbers])  # (S, d)
+                    logits[numbers, first + a : first + b] = h @ of_modality[a:b].T
+        return logits
 
 
-def log_partition(h: Tensor, table: Tensor) -> Tensor:
-    """Return `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,), for vectors of at most unit length.
+def search(
+    index: DomainIndex, branches: Sequence[Branch], num_per_branch: int, allowed: Bool | None = None
+) -> Int64:
+    """Return the columns that the branches propose for each history, (B, n), -1 for none."""
+    faiss = import_faiss()
+    found = np.full((len(branches), len(branches[0].h), num_per_branch), -1, dtype=np.int64)
+    for labels, branch in zip(found, branches, strict=True):
+        searcher, is_active, options = index.searchers[branch.modality], branch.log_weights > -np.inf, {}
+        if allowed is not None:
+            # As many allowed items are read as without a restriction there are items.
+            probes = min(searcher.nlist, -(-searcher.nprobe * len(allowed) // max(int(allowed.sum()), 1)))
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            options = {"params": faiss.SearchParametersIVF(sel=selector, nprobe=probes)}
+        if is_active.any():
+            labels[is_active] = searcher.search(branch.h[is_active], num_per_branch, **options)[1]
+    return found.transpose(1, 0, 2).reshape(len(branches[0].h), -1)
 
-    Faster than `ops.catalog_softmax.log_partition` for few queries.
+
+def log_partition(
+    h: Float32, sample: Sample, logits: Float32, rows: Int64, columns: Int64, is_cold: Bool
+) -> Float32:
+    """Return estimates of the logs of the softmax denominators of a modality's branches, (S, B).
+
+    An item of the sample that is no candidate of a history counts as often as its weight says, a candidate
+    once. For any fixed candidates, the expected value of the sum is exact.
+
+    Args:
+        h: (S, B, d) vectors of the histories.
+        sample: of the modality.
+        logits: (S, n) of the candidates of all histories.
+        rows: (n,) the history of each candidate, ascending.
+        columns: (n,) the column of each candidate.
+        is_cold: (C,) items that no denominator counts.
     """
-    logits = (h @ table[start : start + TILE].T for start in range(0, len(table), TILE))
-    if h.norm(dim=1).amax() >= MAX_SAFE_LOGIT:
-        return torch.stack([z.logsumexp(1) for z in logits]).logsumexp(0)
-    return torch.stack([z.exp_().sum(1) for z in logits]).sum(0).log()
-
-
-def open_candidate_generator(run: Run) -> FaissCandidateGenerator | None:
-    """Open the index of a run, with its added items; None without an index or without large domains.
-
-    Raises:
-        HafvtError: the index is out of date or damaged, or faiss is missing.
-    """
-    folder = run.folder / "index"
-    domains = [i for i, domain in enumerate(run.model.domains) if len(domain) >= MIN_ITEMS_TO_USE]
-    if not folder.exists() or not run.model.can_index or not domains:
-        return None
-    remedy = f"build it again with hafvt index {run.folder}, or remove {folder}"
-    manifest = read_manifest(folder / INDEX.marker, FORMAT, remedy)
-    if manifest.get("model") != model_state(run):
-        raise HafvtError(f"{folder}: the model or its items changed since the index was built: {remedy}")
-    indexes, faiss = {}, import_faiss()
-    with explained_read_errors(folder, remedy):
-        for domain in domains:
-            names = [file_name(domain, modality) for modality in range(len(run.model.modalities))]
-            indexes[domain] = [faiss.read_index(str(folder / name)) for name in names]
-    return FaissCandidateGenerator(run.models, indexes)
-
-
-def file_name(domain: int, modality: int) -> str:
-    """Return the file name of the index of a domain and a modality, by their positions."""
-    return f"domain{domain}-modality{modality}.faiss"
-
-
-def model_state(run: Run) -> dict[str, Any]:
-    """Return hashes that change with the weights or the items of a run."""
-    paths = [*run.folder.glob("model*.safetensors"), *added_items_folder(run).rglob("*")]
-    hashes = {str(path.relative_to(run.folder)): sha256(path) for path in sorted(paths) if path.is_file()}
-    return {"dataset": fingerprint(run.data), "files": hashes}
+    num_sequences, num_rows, _ = h.shape
+    shift = np.zeros((num_sequences, num_rows), dtype=np.float32)
+    if np.linalg.norm(h, axis=2).max(initial=0) * sample.max_norm >= MAX_SAFE_LOGIT:
+        np.maximum.at(shift, (slice(None), rows), logits)
+    queries, total = h.reshape(-1, h.shape[2]), np.zeros(num_sequences * num_rows)
+    for first in range(0, len(sample.columns), SAMPLE_TILE):
+        tile = queries @ sample.vectors[first : first + SAMPLE_TILE].T  # (S * B, items)
+        if shift.any():
+            tile = np.minimum(tile - shift.reshape(-1, 1), MAX_SAFE_LOGIT)
+        total += np.exp(tile, out=tile) @ sample.weights[first : first + SAMPLE_TILE]
+    places = np.searchsorted(sample.columns, columns).clip(max=len(sample.columns) - 1)
+    weights = np.where(sample.columns[places] == columns, sample.weights[places], 0.0)
+    is_trained = ~is_cold[columns]
+    exponentials = np.exp(logits - shift[:, rows]).astype(np.float64) * is_trained
+    exact, twice = np.zeros((2, num_sequences, num_rows))
+    for s in range(num_sequences):
+        exact[s] = np.bincount(rows, exponentials[s], num_rows)
+        twice[s] = np.bincount(rows, exponentials[s] * weights, num_rows)
+    rest = np.maximum(total.reshape(num_sequences, num_rows) - twice, 0.0)
+    result: Float32 = (np.log(np.maximum(exact + rest, 1e-30)) + shift).astype(np.float32)
+    return result
 
 
 def import_faiss() -> Any:

@@ -26,6 +26,36 @@ class ScoreBreakdown(NamedTuple):
     attention: Float32
 
 
+class Branch(NamedTuple):
+    """One term of the scores of B histories: a softmax over the items of a domain, by dot products.
+
+    Attributes:
+        modality: position of the modality whose item vectors are compared.
+        h: (B, d) vectors of the histories.
+        log_weights: (B,) logs of the weight of the softmax, -inf where it has none.
+        log_subtracted_mass: (B,) logs of what to subtract from the softmax's denominator.
+    """
+
+    modality: int
+    h: Float32
+    log_weights: Float32
+    log_subtracted_mass: Float32
+
+
+class BranchScorer(Protocol):
+    """The parts of a model's scores, from which an index computes those of few items."""
+
+    def branches(
+        self, items: Int64, lengths: Int64, domain: int, time: int | None = None
+    ) -> Sequence[Branch]:
+        """Return the branches that score the items of a domain; arguments as for `Scorer.scores`."""
+        ...
+
+    def item_rows(self, items: Int64, domain: int) -> list[Float32]:
+        """Return for each modality the vectors of items of a domain, by item index, (N,) -> (N, d)."""
+        ...
+
+
 class Scorer(Protocol):
     """A trained model with numpy arrays as input and output.
 

@@ -14,7 +14,7 @@ from hafvt.ops.top_k import top_k_columns
 if TYPE_CHECKING:
     from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
 
-CANDIDATES_PER_BRANCH = 300  # items that each branch proposes beyond k and the excluded items
+CANDIDATES_PER_BRANCH = 200  # items that each branch proposes beyond k and the excluded items
 CANDIDATE_BATCH_SIZE = 64  # histories in a batch
 
 
@@ -52,7 +52,7 @@ def top_candidates(
         num_per_branch = CANDIDATES_PER_BRANCH + k + max(sizes[row] for row in rows)
         batch = pad_histories([histories[row][-scorer.max_length :] for row in rows])
         candidates = generator.generate(*batch, domain, num_per_branch, time)
-        for row, columns, scores in zip(rows, *candidates, strict=True):
+        for row, (columns, scores) in zip(rows, candidates, strict=True):
             top = top_k_columns(scores, k, np.flatnonzero(np.isin(columns, excluded[row])))
             if len(top) == k:
                 best[row] = columns[top], scores[top]

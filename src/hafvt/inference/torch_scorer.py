@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset, Int64
+from hafvt.files import sha256
 from hafvt.folders import read_folder
-from hafvt.inference.added_items import feature_vectors, with_added_items
-from hafvt.inference.candidates import FaissCandidateGenerator, open_candidate_generator
+from hafvt.inference.added_items import added_items_folder, feature_vectors, with_added_items
+from hafvt.inference.candidates import FaissCandidateGenerator
+from hafvt.inference.index_files import open_index
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.item_vectors import ItemVectors, VectorReader, unit_vectors
-from hafvt.inference.scorer import Float32, ScoreBreakdown, request_times
-from hafvt.training.run import Run, open_run
+from hafvt.inference.scorer import Branch, Float32, ScoreBreakdown, request_times
+from hafvt.training.run import Run, fingerprint, open_run
 
 
 class TorchScorer:
@@ -37,6 +40,24 @@ class TorchScorer:
         return scores
 
     @torch.inference_mode()
+    def branches(self, items: Int64, lengths: Int64, domain: int, time: int | None = None) -> list[Branch]:
+        """See `BranchScorer.branches`."""
+        times = torch.from_numpy(request_times(time, len(lengths)))
+        batch = Batch(torch.from_numpy(items), torch.from_numpy(lengths), times)
+        branches = []
+        for query in self.models[domain].branch_queries(batch, domain, by_row=True):
+            log_weights = query.log_weight.expand(len(lengths)).masked_fill(query.is_empty, -torch.inf)
+            branches.append(
+                Branch(query.modality, query.h.numpy(), log_weights.numpy(), query.log_subtracted_mass.numpy())
+            )
+        return branches
+
+    @torch.inference_mode()
+    def item_rows(self, items: Int64, domain: int) -> list[Float32]:
+        """See `BranchScorer.item_rows`."""
+        return [rows.numpy() for rows in self.models[domain].scoring_rows(torch.from_numpy(items))]
+
+    @torch.inference_mode()
     def explain(
         self, items: Int64, domain: int, candidates: Int64, time: int | None = None
     ) -> ScoreBreakdown:
@@ -47,6 +68,13 @@ class TorchScorer:
             batch, domain, torch.from_numpy(candidates[None])
         )
         return ScoreBreakdown(shares.numpy().astype(np.float32), attention.numpy().astype(np.float32))
+
+
+def model_state(run: Run) -> dict[str, Any]:
+    """Return hashes that change with the weights or the items of a run."""
+    paths = [*run.folder.glob("model*.safetensors"), *added_items_folder(run).rglob("*")]
+    hashes = {str(path.relative_to(run.folder)): sha256(path) for path in sorted(paths) if path.is_file()}
+    return {"dataset": fingerprint(run.data), "files": hashes}
 
 
 def open_trained_run(
@@ -60,8 +88,13 @@ def open_trained_run(
     run, catalog = with_added_items(trained_run)
     if threads:
         torch.set_num_threads(threads)
-    exclude_seen = run.data.exclude_seen(run.candidates)
-    generator = read_folder(run.folder / "index", lambda: open_candidate_generator(run))
+    scorer, exclude_seen = TorchScorer(run), run.data.exclude_seen(run.candidates)
+    generator = None
+    if (index := run.folder / "index").exists() and run.model.can_index:
+        remedy = f"build it again with hafvt index {run.folder}, or remove {index}"
+        generator = read_folder(
+            index, lambda: open_index(index, scorer, catalog, remedy, lambda: model_state(run))
+        )
     id_vectors = run.model.id_vectors
 
     def read_vectors() -> dict[str, ItemVectors]:
@@ -70,4 +103,4 @@ def open_trained_run(
             return vectors
         return {"id": unit_vectors(id_vectors.float().numpy(), catalog.train_counts > 0), **vectors}
 
-    return TorchScorer(run), catalog, exclude_seen, generator, read_vectors
+    return scorer, catalog, exclude_seen, generator, read_vectors

@@ -16,7 +16,7 @@ from hafvt.features.item_features import ItemFeatures
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.ops.shards import Shard
 
-__all__ = ["BranchContributions", "BranchQuery", "Model", "ModelConfig"]
+__all__ = ["BranchContributions", "BranchQuery", "Model", "ModelConfig", "ScoreFactors"]
 
 
 class BranchContributions(NamedTuple):
@@ -50,6 +50,15 @@ class BranchQuery(NamedTuple):
     """(B,) whether the sequence has no items; such a branch scores 0."""
     log_subtracted_mass: Tensor
     """(B,) log of what to subtract from the softmax's denominator, as items of the history weigh less."""
+
+
+class ScoreFactors(NamedTuple):
+    """What turns the weighted sum of softmaxes of an item into its score, the log of the sum."""
+
+    cold_item_boost: float
+    """Factor on the sum of a cold item."""
+    log_repeat_factor: float
+    """Added to the score of an item of the history."""
 
 
 class Model(nn.Module, ABC):
@@ -88,7 +97,7 @@ class Model(nn.Module, ABC):
     has_history_vectors: ClassVar[bool] = False
     """Whether `history_vectors` is available."""
     can_index: ClassVar[bool] = False
-    """Whether `branch_vectors` to `finish_scores`, from which an index is built, are available."""
+    """Whether `scoring_rows`, `branch_queries` and `score_factors`, which an index needs, are available."""
 
     @classmethod
     def prepare_item_features(cls, item_features: ItemFeatures, config: Any) -> ItemFeatures:
@@ -172,12 +181,20 @@ class Model(nn.Module, ABC):
         """Return for each modality the vectors of a domain's items, and of the items of its softmaxes."""
         raise NotImplementedError
 
-    def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
-        """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items."""
+    def scoring_rows(self, items: Tensor) -> list[Tensor]:
+        """Return for each modality the vectors that score items, (N,) -> (N, d), without whole tables."""
         raise NotImplementedError
 
-    def finish_scores(
-        self, total: Tensor, batch: Batch, domain: int, candidates: Tensor | None = None
-    ) -> Tensor:
-        """Turn the sum of the branches, (B, C), into scores, in place; arguments as for `scores`."""
+    def branch_queries(self, batch: Batch, domain: int, *, by_row: bool = False) -> Iterator[BranchQuery]:
+        """Yield the branches whose softmaxes, weighted and summed, are the scores of a domain's items.
+
+        With `by_row`, no whole table of items is computed, see `scoring_rows`.
+        """
+        raise NotImplementedError
+
+    def score_factors(self) -> ScoreFactors | None:
+        """Return what turns sums of branches into scores.
+
+        With None, the score is the dot product of the vectors of the only branch.
+        """
         raise NotImplementedError

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.features.clusters import renumber_items, with_clusters
 from hafvt.features.item_features import ItemFeatures, content_basis
-from hafvt.models.base import BranchContributions, BranchQuery, Model, normalize_shares
+from hafvt.models.base import BranchContributions, BranchQuery, Model, ScoreFactors, normalize_shares
 from hafvt.models.configs import HafVtConfig
 from hafvt.models.item_embeddings import (
     CONTENT_WIDTH,
@@ -216,17 +216,30 @@ class HafVt(Model):
         tables = zip(self.items.scoring_vectors(), self.items.trained_scoring_vectors(), strict=True)
         return [(table[items.start : items.stop], rows[trained]) for table, rows in tables]
 
-    def branch_queries(self, batch: Batch, domain: int) -> Iterator[BranchQuery]:
+    def scoring_rows(self, items: Tensor) -> list[Tensor]:
+        """Return the vectors that score items, (N,) -> (N, d), by modality, see `Model.scoring_rows`."""
+        return self.items.rows_of(items, by_row=True)[1]
+
+    def score_factors(self) -> ScoreFactors:
+        """Return `cold_item_boost` and log r, see `Model.score_factors`."""
+        return ScoreFactors(self.cold_item_boost, self.log_seen_shares()[0].item())
+
+    @property
+    def cold_item_boost(self) -> float:
+        """The factor on the scores of cold items, 0 for a model without content."""
+        return self.config.cold_item_boost if self.content_modalities else 0.0
+
+    def branch_queries(self, batch: Batch, domain: int, *, by_row: bool = False) -> Iterator[BranchQuery]:
         """Yield the branches of (10): all modalities of one sequence, then those of the next."""
         is_in_domain = in_domain(batch.items, self.domains[domain])  # (B, T)
         is_seen = first_occurrences(batch) & is_in_domain & ~self.trained.is_cold[batch.items]
-        vectors = [F.embedding(batch.items, table) for table in self.items.scoring_vectors()]  # (B, T, d)
+        merged_inputs, vectors = self.items.rows_of(batch.items, by_row=by_row)  # (B, T, id_width), (B, T, d)
         log_weights = self.items.cached_in_eval("log_modality_weights", self.log_modality_weights)
         for s in self.scoring_sequence_indices(domain):
             is_merged = self.sequence_names[s] == MERGED_SEQUENCE
             sequence = batch if is_merged else select_items(batch, is_in_domain)
             weight = torch.tensor(self.config.lambda2 if is_merged else 1.0, device=log_weights.device)
-            inputs = self.items.input_embeddings_of(sequence.items)  # (B, T, id_width)
+            inputs = merged_inputs if is_merged else self.items.rows_of(sequence.items, by_row=by_row)[0]
             state, _ = self.encoders[s].last_state(inputs, sequence.lengths, batch.times)
             for m, project in enumerate(self.output_projections[s]):
                 h = F.normalize(project(state).float(), dim=1) / self.config.temperature  # (B, d)
@@ -262,8 +275,7 @@ class HafVt(Model):
         if self.trained.has_cold:
             scored = slice(items.start, items.stop) if candidates is None else candidates
             is_cold = self.trained.is_cold[scored]  # (C,) or (B, C)
-            boost = self.config.cold_item_boost if self.content_modalities else 0.0  # without content: 0
-            total.mul_(torch.where(is_cold, boost, 1.0))
+            total.mul_(torch.where(is_cold, self.cold_item_boost, 1.0))
         total.clamp_(min=1e-30).log_()
         log_r, _ = self.items.cached_in_eval("log_seen_shares", self.log_seen_shares)
         if candidates is None:

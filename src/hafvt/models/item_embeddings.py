@@ -208,6 +208,17 @@ class ItemEmbeddings(nn.Module):
         rows: Tensor = self.ids(items) * self.id_weight[items]  # no copy of the whole table
         return rows
 
+    def rows_of(self, items: Tensor, *, by_row: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return rows of `input_embeddings` and, by modality, of `scoring_vectors`, (...) -> (..., d).
+
+        With `by_row`, rows are computed without whole tables, which `by_row=False` caches.
+        """
+        if not by_row or self.shard is not None:
+            return self.input_embeddings_of(items), [F.embedding(items, t) for t in self.scoring_vectors()]
+        inputs, content = self.input_and_content_rows(items.flatten())
+        vectors = [F.normalize(inputs, dim=1) if name == "id" else content[name] for name in self.modalities]
+        return inputs.view(*items.shape, -1), [rows.view(*items.shape, -1) for rows in vectors]
+
     def scoring_vectors(self) -> list[Tensor]:
         """Return for each modality the vectors of all items that scores compare with states, (V, d).
 

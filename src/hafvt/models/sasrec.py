@@ -17,6 +17,7 @@ drawn item belongs to the target's domain.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Domain
 from hafvt.features.item_features import ItemFeatures
-from hafvt.models.base import Model
+from hafvt.models.base import BranchQuery, Model
 from hafvt.models.blocks import Dropout, PositionEmbedding, PreNormBlock, SasRecBlock
 from hafvt.models.configs import SasRecConfig
 from hafvt.models.sequences import dot_scores, in_domain, last_states, next_items, target_weights, valid_mask
@@ -46,7 +47,7 @@ from hafvt.ops.weights import mean_factor, weighted_mean
 class SasRec(Model):
     """Self-attention over the merged history; an item's score is its dot product with the last state."""
 
-    can_shard_catalog = has_history_vectors = True
+    can_index = can_shard_catalog = has_history_vectors = True
     whole_table: Tensor | None
 
     def __init__(self, item_features: ItemFeatures, config: SasRecConfig) -> None:
@@ -130,6 +131,18 @@ class SasRec(Model):
             x = block(x)
         state: Tensor = self.norm(cast(PreNormBlock, last_block).last_state(x, batch.lengths))
         return state.float() * (batch.lengths > 0)[:, None]
+
+    def scoring_rows(self, items: Tensor) -> list[Tensor]:
+        """Return the embeddings of items, see `Model.scoring_rows`."""
+        return [F.embedding(items, self.scoring_table)]
+
+    def branch_queries(self, batch: Batch, domain: int, *, by_row: bool = False) -> Iterator[BranchQuery]:
+        """Yield the last states, see `Model.branch_queries`; `by_row` changes nothing."""
+        h, log_weight = self.history_vectors(batch), torch.zeros((), device=batch.items.device)
+        yield BranchQuery(0, h, log_weight, batch.lengths == 0, torch.full_like(h[:, 0], -torch.inf))
+
+    def score_factors(self) -> None:
+        """Return None: scores are dot products."""
 
     @property
     def scoring_table(self) -> Tensor:

@@ -10,13 +10,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from hafvt import train
-from hafvt.errors import HafvtError
+from hafvt.errors import HafvtError, HafvtWarning
 from hafvt.files import read_json, write_json
-from hafvt.inference import ann, candidates, top_candidates
+from hafvt.inference import ann, candidates, index_files, top_candidates
 from hafvt.inference.added_items import with_added_items
-from hafvt.inference.ann import index, sample_histories
-from hafvt.inference.candidates import FaissCandidateGenerator
+from hafvt.inference.ann import draw_sample, index
+from hafvt.inference.candidates import Sample, log_partition
 from hafvt.inference.catalog_add import catalog
+from hafvt.inference.histories import user_history
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.scorer import pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
@@ -54,7 +55,7 @@ def index_used(monkeypatch):
     """The domains are large enough for their indexes, and the candidates few."""
     monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 30)
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
-    monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 100)
+    monkeypatch.setattr(index_files, "MIN_ITEMS_TO_USE", 100)
 
 
 def open_both(folder):
@@ -62,9 +63,13 @@ def open_both(folder):
     run, item_catalog = with_added_items(open_run(folder))
     approximate = Recommender.open(folder)
     for of_domain in approximate.candidate_generator.indexes.values():
-        for of_modality in of_domain:
+        for of_modality in of_domain.searchers:
             of_modality.nprobe = of_modality.nlist
     return approximate, Recommender(TorchScorer(run), item_catalog, approximate.exclude_seen)
+
+
+def sample_histories(data, count):
+    return [user_history(data, user) for user in range(count)]
 
 
 def item_ids(results):
@@ -74,20 +79,74 @@ def item_ids(results):
 @pytest.mark.parametrize("temperature", [0.1, 0.01])  # with the second, exponentials can overflow
 def test_generate_candidate_scores_equal_those_of_model(indexed_run, index_used, temperature):
     approximate, exact = open_both(indexed_run)
-    for model in {*approximate.candidate_generator.models, *exact.scorer.models}:
+    for model in {*approximate.scorer.models, *exact.scorer.models}:
         model.config = model.config.replace(temperature=temperature)
     histories = [np.array([3, 700, 41]), np.array([900]), np.array([5, 6, 7, 8])]
     for domain in (0, 1):
-        columns, scores = approximate.candidate_generator.generate(*pad_histories(histories), domain, 7)
+        results = approximate.candidate_generator.generate(*pad_histories(histories), domain, 7)
         all_scores = exact.scores(histories, domain)
-        assert columns.shape[1] < 100
-        for row in range(3):
-            is_candidate = columns[row] >= 0
-            assert len(np.unique(columns[row][is_candidate])) == is_candidate.sum()
-            assert np.all(np.diff(columns[row]) >= 0)
-            expected = all_scores[row][columns[row][is_candidate]]
-            assert scores[row][is_candidate] == pytest.approx(expected, abs=1e-4)
-            assert np.all(scores[row][~is_candidate] == -np.inf)
+        for row, (columns, scores) in enumerate(results):
+            assert 7 <= len(columns) < 100
+            assert np.all(np.diff(columns) > 0)
+            assert scores == pytest.approx(all_scores[row][columns], abs=1e-4)  # the sample is all items
+
+
+def test_generate_with_a_sample_estimates_scores(indexed_run, index_used, monkeypatch, tmp_path):
+    run = shutil.copytree(indexed_run, tmp_path / "run")
+    monkeypatch.setattr(ann, "SAMPLE_SIZE", 60)
+    summary = index(run, histories=30)
+    assert all(1e-4 < report.largest_error < 0.5 for report in summary.domains.values())
+    assert all(
+        15 <= size < 120 for report in summary.domains.values() for size in report.sample_size.values()
+    )
+    approximate, exact = open_both(run)
+    histories = [np.array([3, 700, 41]), np.array([900])]
+    for row, (columns, scores) in enumerate(
+        approximate.candidate_generator.generate(*pad_histories(histories), 0, 7)
+    ):
+        errors = scores - exact.scores(histories, 0)[row][columns]
+        assert 1e-4 < np.abs(errors).max() < 0.5
+
+
+def test_log_partition_mean_over_samples_is_exact():
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(400, 6)).astype(np.float32)
+    h = random.normal(size=(1, 2, 6)).astype(np.float32)
+    is_cold = np.arange(400) % 7 == 0
+    columns, rows = (
+        np.concatenate([np.argsort(-h[0, b] @ vectors.T)[:20] for b in (0, 1)]),
+        np.repeat([0, 1], 20),
+    )
+    logits = np.einsum("nd,nd->n", h[0][rows], vectors[columns])[None]
+    strata = np.split(np.arange(400), 8)
+    totals = []
+    for seed in range(300):
+        drawn = [random.permutation(part[~is_cold[part]]) for part in strata]
+        sample = np.concatenate([part[:5] for part in drawn])
+        weights = np.repeat([len(part) / 5 for part in drawn], 5).astype(np.float32)
+        order = np.argsort(sample)
+        one = Sample(sample[order], weights[order], vectors[sample[order]], 10.0 if seed else 1e6)
+        totals.append(np.exp(log_partition(h, one, logits, rows, columns, is_cold)[0]))
+    expected = np.exp(h[0] @ vectors[~is_cold].T).sum(1)
+    assert np.mean(totals, axis=0) == pytest.approx(expected, rel=0.02)
+    assert np.std(totals, axis=0).max() > 0.01 * expected.min()
+
+
+def test_draw_sample_weights_sum_to_the_items_of_each_stratum():
+    strata = [
+        np.arange(10),
+        np.arange(10, 90),
+        np.array([90]),
+        np.array([], dtype=np.int64),
+        np.arange(91, 95),
+    ]
+    is_counted = np.arange(95) < 91
+    items, weights = draw_sample(strata, is_counted, 20)
+    assert np.all(np.diff(items) > 0)
+    for stratum in strata:
+        assert weights[np.isin(items, stratum)].sum() == pytest.approx(is_counted[stratum].sum())
+    repeated, _ = draw_sample(strata, is_counted, 20)
+    assert repeated.tolist() == items.tolist()
 
 
 def test_recommend_with_index_returns_exact_items(indexed_run, index_used):
@@ -112,9 +171,7 @@ def test_recommend_with_index_replaces_excluded_candidates(indexed_run, index_us
 
 def test_recommend_too_few_candidates_scores_all_items(indexed_run, index_used, monkeypatch):
     approximate, exact = open_both(indexed_run)
-    monkeypatch.setattr(
-        approximate.candidate_generator, "search", lambda queries, domain, num: np.array([[-1, 4, 9]])
-    )
+    monkeypatch.setattr(candidates, "search", lambda index, branches, num, allowed: np.array([[-1, 4, 9]]))
     two = approximate.recommend([["i3"]], "d0", 2)
     assert set(item_ids(two)[0]) == {"i4", "i9"}
     assert item_ids(approximate.recommend([["i3"]], "d0", 5)) == item_ids(exact.recommend([["i3"]], "d0", 5))
@@ -123,13 +180,14 @@ def test_recommend_too_few_candidates_scores_all_items(indexed_run, index_used, 
 def test_index_reports_recall_and_serves_large_domains_only(writable_index, monkeypatch, index_used):
     run = writable_index
     summary = index(run, histories=20)
-    assert summary.num_histories == 20
+    assert {report.num_histories for report in summary.domains.values()} == {20}
     assert min(summary.recall.values()) >= 0.99
     assert "d0: recall@10 " in str(summary)
+    assert "on 20 validation histories, scores within" in str(summary)
     assert "of 15 cells" in str(summary)
-    monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 1000)
+    monkeypatch.setattr(index_files, "MIN_ITEMS_TO_USE", 1000)
     assert Recommender.open(run).candidate_generator is None
-    monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 600)
+    monkeypatch.setattr(index_files, "MIN_ITEMS_TO_USE", 600)
     assert Recommender.open(run).candidate_generator.domains == {0}
     shutil.rmtree(run / "index")
     assert Recommender.open(run).candidate_generator is None
@@ -140,10 +198,16 @@ def test_index_reports_recall_and_serves_large_domains_only(writable_index, monk
         index(run)
 
 
-def test_index_low_recall_is_reported(writable_index, monkeypatch, index_used):
-    few = np.arange(12)[None]
-    monkeypatch.setattr(FaissCandidateGenerator, "search", lambda self, queries, domain, num: few)
-    assert "LOW" in str(index(writable_index, histories=1))
+def test_index_low_recall_is_reported_and_scores_all_items(writable_index, monkeypatch, index_used):
+    def find_few(index, branches, num, allowed):
+        return np.repeat(np.arange(12)[None], len(branches[0].h), axis=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "search", find_few)
+        summary = index(writable_index, histories=5)
+    assert "LOW, below 99%: all items of d0 are scored" in str(summary)
+    with pytest.warns(HafvtWarning, match=r"recall@10 in d0 is .*, below 99%, so all items are scored"):
+        assert Recommender.open(writable_index).candidate_generator is None
 
 
 def test_open_damaged_or_older_index_raises(writable_index, index_used):
@@ -156,7 +220,7 @@ def test_open_damaged_or_older_index_raises(writable_index, index_used):
     file.write_bytes(content)
     write_json(run / "index" / "about.json", {"format": 1})
     with pytest.raises(
-        HafvtError, match=r"format 1, but this version of hafvt reads format 3: build it again"
+        HafvtError, match=r"format 1, but this version of hafvt reads format 4: build it again"
     ):
         Recommender.open(run)
 
@@ -186,7 +250,7 @@ def test_open_index_of_changed_items_or_weights_raises(writable_index, tmp_path,
 
 def test_index_of_model_without_branches_raises(small, tmp_path):
     run = train("popularity", small, tmp_path / "popularity", epochs=1, test=False)
-    with pytest.raises(HafvtError, match="popularity has no index: it scores all items; only hafvt has one"):
+    with pytest.raises(HafvtError, match="popularity has no index: .* only hafvt and sasrec"):
         index(run.folder)
 
 
@@ -215,15 +279,61 @@ def test_server_uses_the_index(indexed_run, index_used):
     assert items[0]["score"] == pytest.approx(expected.items[0].score, abs=1e-5)
 
 
-def test_recommend_under_rules_with_index_loses_no_item(indexed_run, index_used):
+RULES = (
+    {"where": "item_id like '%3%'"},
+    {"max_per": {"title": 1}},
+    {"max_per": {"title": 1}, "where": "item_id not like '%7%'"},
+    {"pin": {"2": "i5", "9": "i8", "30": "i11"}},
+    {"pin": {"1": "i5"}, "exclude": [["i5"], []]},
+)
+
+
+@pytest.mark.parametrize("allowed", [0, 4_000])  # by search, and by scoring all allowed items
+@pytest.mark.parametrize("rules", RULES)
+def test_recommend_under_rules_with_index_returns_exact_items(
+    indexed_run, index_used, monkeypatch, rules, allowed
+):
+    monkeypatch.setattr(top_candidates, "MAX_ALLOWED", allowed)
+    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 20)
     approximate, exact = open_both(indexed_run)
-    for of_domain in approximate.candidate_generator.indexes.values():
-        for of_modality in of_domain:
-            of_modality.nprobe = 1  # a search that misses many items
     items = exact.catalog.table["item_id"].to_list()
-    rules = {"allow": items[::7], "where": "item_id like '%3%'"}
     histories = [items[3:9], items[500:504]]
-    one, other = (r.recommend(histories, "d0", 20, exclude_seen=False, **rules) for r in (approximate, exact))
-    assert item_ids(one) == item_ids(other)
-    expected = [i for i in items[:600:7] if "3" in i]
-    assert [len(result.items) for result in one] == [min(20, len(expected))] * 2
+    monkeypatch.setattr(approximate, "scores", None)  # no exact pass
+    expected = exact.recommend(histories, "d0", 5, exclude_seen=False, **rules)
+    results = approximate.recommend(histories, "d0", 5, exclude_seen=False, **rules)
+    assert item_ids(results) == item_ids(expected)
+    for one, other in zip(results, expected, strict=True):
+        assert [i.score for i in one.items] == pytest.approx([i.score for i in other.items], abs=1e-4)
+
+
+def test_recommend_few_allowed_items_returns_all(indexed_run, index_used, monkeypatch):
+    approximate, exact = open_both(indexed_run)
+    monkeypatch.setattr(approximate, "scores", None)  # no exact pass
+    items = exact.catalog.table["item_id"].to_list()
+    rules = {"allow": items[:600:90]}
+    results = approximate.recommend([items[3:9], ["?"]][:1], "d0", 20, exclude_seen=False, **rules)
+    assert item_ids(results) == item_ids(exact.recommend([items[3:9]], "d0", 20, exclude_seen=False, **rules))
+    assert len(results[0].items) == 7
+
+
+def test_recommend_with_index_re_ranks_all_items(indexed_run, index_used):
+    approximate, exact = open_both(indexed_run)
+    rules = {"diversity": 0.5}
+    results = (one.recommend([["i3", "i4"]], "d0", 5, **rules) for one in (approximate, exact))
+    assert len({str(item_ids(result)) for result in results}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("sasrec", {"width": 8}), ("hafvt", {"id_width": 8, "modality_branches": False})]
+)
+def test_index_of_one_branch_returns_exact_items(indexed_run, tmp_path, index_used, name, params):
+    run = train(name, open_run(indexed_run).data, tmp_path / "run", params=params, epochs=1, test=False)
+    summary = index(run.folder, histories=20)
+    if name == "sasrec":
+        assert all(report.largest_error < 1e-5 for report in summary.domains.values())
+    approximate, exact = open_both(run.folder)
+    histories = [["i3", "i700"], ["i5"]]
+    for domain in ("d0", "d1"):
+        results, expected = (one.recommend(histories, domain, 5) for one in (approximate, exact))
+        assert item_ids(results) == item_ids(expected)
+        assert results[0].items[0].score == pytest.approx(expected[0].items[0].score, abs=1e-4)

@@ -16,7 +16,7 @@ from hafvt import catalog, export, index, recommend, train
 from hafvt.errors import HafvtError
 from hafvt.files import read_json, write_json
 from hafvt.folders import FolderKind, atomic_folder, folder_lock, read_folder
-from hafvt.inference import ann, candidates
+from hafvt.inference import ann, index_files
 from hafvt.inference.recommender import Recommender
 from tests.conftest import write_small
 from tests.crash import crash_before_each_operation
@@ -54,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of the run."""
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
-    monkeypatch.setattr(candidates, "MIN_ITEMS_TO_USE", 100)
+    monkeypatch.setattr(index_files, "MIN_ITEMS_TO_USE", 100)
     shutil.copytree(saved / "run", tmp_path / "run")
     return tmp_path
 

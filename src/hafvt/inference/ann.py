@@ -26,7 +26,7 @@ from hafvt.inference.index_files import (
 )
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.scorer import Float32
-from hafvt.inference.top_candidates import top_candidates
+from hafvt.inference.top_candidates import CandidateRequest, top_candidates
 from hafvt.inference.torch_scorer import TorchScorer, model_state
 from hafvt.models.base import ScoreFactors
 from hafvt.ops.top_k import top_k_columns
@@ -77,7 +77,8 @@ class IndexSummary:
             lines.append(
                 f"{name}: recall@{K} {report.recall:.2%} of the exact results on {report.num_histories} "
                 f"validation histories, scores within {report.largest_error:.2g}; "
-                f"probes {probes} of {report.cells:,} cells" + (low if report.recall < PROMISED_RECALL else "")
+                f"probes {probes} of {report.cells:,} cells"
+                + (low if report.recall < PROMISED_RECALL else "")
             )
         cost = f"{self.seconds:,.0f} s, {self.mib:,.0f} MiB, at most {self.peak_gib:.1f} GiB while building"
         return "\n".join([*lines, f"{cost}; wrote {self.folder}"])
@@ -139,7 +140,7 @@ def index(
                 domain: int = domain,
                 expected: list[ExactResult] = expected,
             ) -> tuple[float, float]:
-                return compare(generator, scorer, catalog, sample, domain, expected)
+                return compare(generator, scorer, sample, domain, expected)
 
             choose_probes(one.searchers, lambda: measure()[0])
             recall, largest_error = measure()
@@ -154,7 +155,7 @@ def index(
         manifest = IndexManifest(
             model=model_state(trained_run), domains=reports, **(factors or NO_FACTORS)._asdict()
         )
-        write_index(temporary, catalog, indexes, manifest)
+        write_index(temporary, indexes, manifest)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
     return IndexSummary(reports, seconds, mib, peak_memory_gib(), folder)
 
@@ -325,7 +326,6 @@ def exact_results(exact: Recommender, histories: list[Int64], domain: int) -> li
 def compare(
     generator: FaissCandidateGenerator,
     scorer: TorchScorer,
-    catalog: ItemCatalog,
     histories: list[Int64],
     domain: int,
     expected: list[ExactResult],
@@ -335,7 +335,8 @@ def compare(
     Of an item below the `DEPTH` exact best ones, the exact score is at most the last of these.
     """
     seen, recalls, largest_error = [result.seen for result in expected], [], 0.0
-    best = top_candidates(generator, scorer, len(catalog.domains[domain]), histories, domain, K, seen, None)
+    none = [np.empty(0, dtype=np.int64)] * len(seen)
+    best = top_candidates(generator, scorer, CandidateRequest(histories, domain, K, seen, none))
     for row, exact in enumerate(expected):
         if row not in best:  # all items are scored
             recalls.append(1.0)

@@ -115,12 +115,14 @@ class FaissCandidateGenerator:
         branches = self.scorer.branches(items, lengths, domain, time)
         is_seen = (np.arange(items.shape[1]) < lengths[:, None]) & (items >= index.start)
         is_seen &= items < index.start + num_items
-        keys = np.arange(num_rows)[:, None] * num_items  # a row's candidate has the key of the row + its column
+        keys = (
+            np.arange(num_rows)[:, None] * num_items
+        )  # a row's candidate has the key of the row + its column
         seen_keys = np.unique((keys + items - index.start)[is_seen])
         proposals = [seen_keys] + ([] if extra is None else [(keys + extra).ravel()])
         if num_per_branch:
-            found = search(index, branches, num_per_branch, allowed)  # (B, n)
-            proposals.append((keys + found)[found >= 0])
+            proposed = search(index, branches, num_per_branch, allowed)  # (B, n)
+            proposals.append((keys + proposed)[proposed >= 0])
         keys = np.unique(np.concatenate(proposals))
         rows, columns = np.divmod(keys, num_items)
         scores = self._scores(index, branches, rows, columns, domain)
@@ -174,8 +176,8 @@ def search(
 ) -> Int64:
     """Return the columns that the branches propose for each history, (B, n), -1 for none."""
     faiss = import_faiss()
-    found = np.full((len(branches), len(branches[0].h), num_per_branch), -1, dtype=np.int64)
-    for labels, branch in zip(found, branches, strict=True):
+    proposed = np.full((len(branches), len(branches[0].h), num_per_branch), -1, dtype=np.int64)
+    for labels, branch in zip(proposed, branches, strict=True):
         searcher, is_active, options = index.searchers[branch.modality], branch.log_weights > -np.inf, {}
         if allowed is not None:
             # As many allowed items are read as without a restriction there are items.
@@ -184,7 +186,7 @@ def search(
             options = {"params": faiss.SearchParametersIVF(sel=selector, nprobe=probes)}
         if is_active.any():
             labels[is_active] = searcher.search(branch.h[is_active], num_per_branch, **options)[1]
-    return found.transpose(1, 0, 2).reshape(len(branches[0].h), -1)
+    return proposed.transpose(1, 0, 2).reshape(len(branches[0].h), -1)
 
 
 def log_partition(
@@ -206,7 +208,8 @@ def log_partition(
     num_sequences, num_rows, _ = h.shape
     shift = np.zeros((num_sequences, num_rows), dtype=np.float32)
     if np.linalg.norm(h, axis=2).max(initial=0) * sample.max_norm >= MAX_SAFE_LOGIT:
-        np.maximum.at(shift, (slice(None), rows), logits)
+        for s in range(num_sequences):
+            np.maximum.at(shift[s], rows, logits[s])
     queries, total = h.reshape(-1, h.shape[2]), np.zeros(num_sequences * num_rows)
     for first in range(0, len(sample.columns), SAMPLE_TILE):
         tile = queries @ sample.vectors[first : first + SAMPLE_TILE].T  # (S * B, items)

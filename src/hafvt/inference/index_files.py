@@ -60,9 +60,7 @@ class IndexManifest(BaseModel):
     log_repeat_factor: float
 
 
-def write_index(
-    folder: Path, catalog: ItemCatalog, indexes: dict[int, DomainIndex], manifest: IndexManifest
-) -> None:
+def write_index(folder: Path, indexes: dict[int, DomainIndex], manifest: IndexManifest) -> None:
     """Write the files of an index into a folder."""
     faiss = import_faiss()
     for domain, index in indexes.items():

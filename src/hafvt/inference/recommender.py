@@ -30,7 +30,7 @@ from hafvt.inference.rules import NO_RULES, RuleOptions, make_rules
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.selection import ItemAttributes, Selector
 from hafvt.inference.summary import result_lines
-from hafvt.inference.top_candidates import top_candidates
+from hafvt.inference.top_candidates import CandidateRequest, top_candidates
 from hafvt.ops.top_k import top_k_columns
 from hafvt.settings import Folder
 from hafvt.training.hub_download import local_folder
@@ -378,13 +378,12 @@ class Recommender:
         """Return for each history the columns of the k best items, best first, and their scores.
 
         `histories` are item indices, `domain` is an index, and `seen` and `excluded` have columns to leave
-        out. Under rules, that is with a selector, all items are scored, so that an index loses none.
+        out.
         """
-        left_out = [np.concatenate(pair) for pair in zip(seen, excluded, strict=True)]
         best = dict[int, tuple[Int64, Float32]]()
-        if selector is None and self.candidate_generator is not None:
-            generator, num_items = self.candidate_generator, len(self.catalog.domains[domain])
-            best = top_candidates(generator, self.scorer, num_items, histories, domain, k, left_out, time)
+        if self.candidate_generator is not None:
+            request = CandidateRequest(histories, domain, k, seen, excluded, time, selector)
+            best = top_candidates(self.candidate_generator, self.scorer, request)
         remaining = [row for row in range(len(histories)) if row not in best]
         batch_size = max(1, MAX_SCORES // len(self.catalog.domains[domain]))
         for start in range(0, len(remaining), batch_size):
@@ -392,7 +391,7 @@ class Recommender:
             batch_scores = self.scores([histories[row] for row in rows], domain, time)
             for row, scores in zip(rows, batch_scores, strict=True):
                 if selector is None:
-                    columns = top_k_columns(scores, k, left_out[row])
+                    columns = top_k_columns(scores, k, np.concatenate([seen[row], excluded[row]]))
                 else:
                     columns = selector.select(scores, k, seen[row], excluded[row], histories[row])
                 best[row] = columns, scores[columns]

@@ -81,28 +81,46 @@ class Selector:
         self.calibrated = [(attributes.values(name), weight) for name, weight in rules.calibrate]
         self.read_vectors = read_vectors
 
-    def select(self, scores: Float32, k: int, excluded: Int64, never: Int64, history: Int64) -> Int64:
+    @property
+    def scores_all_items(self) -> bool:
+        """Whether the selection depends on more than the best items: re-ranking compares a large pool."""
+        return bool(self.rules.diversity or self.calibrated)
+
+    def select(
+        self,
+        scores: Float32,
+        k: int,
+        excluded: Int64,
+        never: Int64,
+        history: Int64,
+        candidates: Int64 | None = None,
+    ) -> Int64:
         """Return the columns of at most k items in the order in which they are recommended.
 
         Args:
-            scores: (C,) of all items of the domain.
+            scores: (C,) of all items of the domain, or of candidates.
             k: the largest number of items.
             excluded: columns that are recommended at most where they are pinned.
             never: columns that are not recommended.
             history: item indices, of any domains.
+            candidates: (C,) the columns of `scores`; None if these are all items.
         """
         not_pinned = set(never.tolist())
         pins = {place: c for place, c in self.pins.items() if place <= k and c not in not_pinned}
-        allowed = np.where(self.is_allowed, scores, -np.inf)
+        is_allowed = self.is_allowed if candidates is None else self.is_allowed[candidates]
+        allowed = np.where(is_allowed, scores, -np.inf)
         left_out = np.concatenate([excluded, never, np.array(list(pins.values()), dtype=np.int64)])
+        if candidates is not None:
+            left_out = np.flatnonzero(np.isin(candidates, left_out))
         num_free, size = k - len(pins), k
         choose: Callable[[list[int], int, list[int]], list[int]] = self._choose
-        if self.rules.diversity or self.calibrated:
+        if self.scores_all_items:
             is_in_domain = (history >= self.items.start) & (history < self.items.stop)
             choose = partial(self._rerank, scores, history[is_in_domain])
             size = pool_size(k)
         while True:
             pool = top_k_columns(allowed, size, left_out)
+            pool = pool if candidates is None else candidates[pool]
             chosen = choose(pool.tolist(), num_free, list(pins.values()))
             if len(chosen) == num_free or len(pool) < size or size >= len(scores):
                 break

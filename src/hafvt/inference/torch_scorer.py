@@ -14,8 +14,8 @@ from hafvt.files import sha256
 from hafvt.folders import read_folder
 from hafvt.inference.added_items import added_items_folder, feature_vectors, with_added_items
 from hafvt.inference.candidates import FaissCandidateGenerator
-from hafvt.inference.index_files import open_index
 from hafvt.inference.catalog import ItemCatalog
+from hafvt.inference.index_files import open_index
 from hafvt.inference.item_vectors import ItemVectors, VectorReader, unit_vectors
 from hafvt.inference.scorer import Branch, Float32, ScoreBreakdown, request_times
 from hafvt.training.run import Run, fingerprint, open_run
@@ -48,7 +48,9 @@ class TorchScorer:
         for query in self.models[domain].branch_queries(batch, domain, by_row=True):
             log_weights = query.log_weight.expand(len(lengths)).masked_fill(query.is_empty, -torch.inf)
             branches.append(
-                Branch(query.modality, query.h.numpy(), log_weights.numpy(), query.log_subtracted_mass.numpy())
+                Branch(
+                    query.modality, query.h.numpy(), log_weights.numpy(), query.log_subtracted_mass.numpy()
+                )
             )
         return branches
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from hafvt.data.batches import Batch
 from hafvt.data.dataset import Dataset
@@ -19,7 +20,6 @@ from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import atomic_file
 from hafvt.inference.added_items import feature_vectors, with_added_items
 from hafvt.inference.batch import batches
-from hafvt.inference.candidates import log_partition
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.histories import HistoryRequest, read_requests
 from hafvt.inference.item_vectors import Float32
@@ -27,8 +27,11 @@ from hafvt.inference.onnx_scorer import is_export
 from hafvt.inference.recommendations import ALL_DOMAINS
 from hafvt.inference.scorer import pad_histories, request_times
 from hafvt.ops.catalog_softmax import log_subtract_exp
+from hafvt.ops.tiles import MAX_SAFE_LOGIT
 from hafvt.settings import Folder, check_arguments
 from hafvt.training.run import Run, open_run
+
+TILE = 8192  # items whose logits are in memory at a time, so that they fit the processor's cache
 
 HISTORY_SCHEMA: dict[str, Any] = {
     "history_number": pl.Int64,
@@ -134,7 +137,7 @@ def vectors(
     numbers = range(len(catalog.domains)) if domain is None else [catalog.domain_index(domain)]
     requests = None
     if histories is not None:
-        if not (trained.model.can_index or trained.model.has_history_vectors):
+        if not trained.model.can_index:
             raise HafvtError(
                 f"{trained.name} has no vectors of histories: use hafvt or sasrec, or leave out --histories"
             )
@@ -177,7 +180,7 @@ def item_vectors(opened: Run, trained: Run, catalog: ItemCatalog) -> pl.DataFram
         catalog: all items.
     """
     rows: dict[str, Float32] = {}
-    if trained.model.can_index:
+    if trained.model.can_index and not trained.model.has_history_vectors:
         for number, domain in enumerate(catalog.domains):
             tables = trained.models[number].branch_vectors(number)
             for name, (table, _) in zip(trained.model.modalities, tables, strict=True):
@@ -241,7 +244,7 @@ def history_table(
 def history_vectors(run: Run, batch: Batch, domain: int) -> Iterator[HistoryVectors]:
     """Yield the vectors of histories for each branch that scores the items of a domain."""
     model = run.models[domain]
-    if not model.can_index:
+    if model.has_history_vectors:
         vectors = model.history_vectors(batch).float().numpy()
         yield HistoryVectors(ALL_DOMAINS, "id", vectors, np.zeros(len(vectors), dtype=np.float32))
         return
@@ -253,3 +256,14 @@ def history_vectors(run: Run, batch: Batch, domain: int) -> Iterator[HistoryVect
         log_weights = log_weights.masked_fill(query.is_empty, -torch.inf)
         sequence, modality = sequences[number // count], names[query.modality]
         yield HistoryVectors(sequence, modality, query.h.float().numpy(), log_weights.float().numpy())
+
+
+def log_partition(h: Tensor, table: Tensor) -> Tensor:
+    """Return `logsumexp_j(h[i] . table[j])`, (N, d) and (V, d) -> (N,), for vectors of at most unit length.
+
+    Faster than `ops.catalog_softmax.log_partition` for few queries.
+    """
+    logits = (h @ table[start : start + TILE].T for start in range(0, len(table), TILE))
+    if h.norm(dim=1).amax() >= MAX_SAFE_LOGIT:
+        return torch.stack([z.logsumexp(1) for z in logits]).logsumexp(0)
+    return torch.stack([z.exp_().sum(1) for z in logits]).sum(0).log()

@@ -150,11 +150,14 @@ class ItemEmbeddings(nn.Module):
 
         Only these rows of the tables are read, in training mode, too.
         """
-        content = {name: self.content_vectors(name)[items] for name in self.content_modalities}
+        content = {name: F.embedding(items, self.content_vectors(name)) for name in self.content_modalities}
         parts = [self.content_embeddings(name, items, vectors) for name, vectors in content.items()]
         if "id" in self.modalities:
             parts.insert(0, self.ids(items) * self.id_weight[items])
-        return torch.stack(parts).sum(0), content
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total, content
 
     def input_embeddings(self) -> Tensor:
         """Return the input embeddings of all items, (V, id_width); see the module's docstring."""

@@ -250,7 +250,7 @@ def test_open_index_of_changed_items_or_weights_raises(writable_index, tmp_path,
 
 def test_index_of_model_without_branches_raises(small, tmp_path):
     run = train("popularity", small, tmp_path / "popularity", epochs=1, test=False)
-    with pytest.raises(HafvtError, match="popularity has no index: .* only hafvt and sasrec"):
+    with pytest.raises(HafvtError, match=r"popularity has no index: .* only hafvt and sasrec"):
         index(run.folder)
 
 

@@ -4,9 +4,10 @@ An item's score is a weighted sum over branches of softmaxes,
 
     sum over b of w_b exp(z_b,i) / Z_b,  Z_b = sum over trained items j of exp(z_b,j),
 
-so an item with one of the best sums is also near the top of at least one branch. The logits z of the candidates
-are exact. Z_b is the exact sum over the candidates plus an estimate of the sum over all other items from a fixed
-stratified sample. Within a branch, Z_b changes no order, only the branch's weight in the sum.
+so an item with one of the best sums is also near the top of at least one branch. The logits z of the
+candidates are exact. Z_b is the exact sum over the candidates plus an estimate of the sum over all other
+items from a fixed stratified sample. Z_b is the same for all items: it changes the weight of a branch, and no
+order within it.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def open_index(
             continue
         if report.recall < PROMISED_RECALL:
             warn(
-                f"{folder}: recall@10 in {name} is {report.recall:.2%}, below {PROMISED_RECALL:.0%}, so all items "
-                "are scored: remove the folder to hide this message"
+                f"{folder}: recall@10 in {name} is {report.recall:.2%}, below {PROMISED_RECALL:.0%}, so all "
+                "items are scored: remove the folder to hide this message"
             )
             continue
         with explained_read_errors(folder, remedy):

@@ -18,6 +18,7 @@ from hafvt.inference.ann import draw_sample, index
 from hafvt.inference.candidates import Sample, log_partition
 from hafvt.inference.catalog_add import catalog
 from hafvt.inference.histories import user_history
+from hafvt.inference.onnx_export import export
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.scorer import pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
@@ -337,3 +338,25 @@ def test_index_of_one_branch_returns_exact_items(indexed_run, tmp_path, index_us
         results, expected = (one.recommend(histories, domain, 5) for one in (approximate, exact))
         assert item_ids(results) == item_ids(expected)
         assert results[0].items[0].score == pytest.approx(expected[0].items[0].score, abs=1e-4)
+
+
+def test_export_with_index_scores_candidates_without_an_exact_pass(
+    indexed_run, index_used, tmp_path, monkeypatch
+):
+    export(indexed_run, out=tmp_path / "export")
+    exported, (approximate, exact) = Recommender.open(tmp_path / "export"), open_both(indexed_run)
+    assert exported.candidate_generator.domains == {0, 1}
+    histories = sample_histories(open_run(indexed_run).data, 20)
+    expected = approximate.recommend(histories, "d1", 5, time=1_700_000_000)
+    monkeypatch.setattr(exported, "scores", None)  # no exact pass
+    for of_domain in exported.candidate_generator.indexes.values():
+        for searcher in of_domain.searchers:
+            searcher.nprobe = searcher.nlist
+    results = exported.recommend(histories, "d1", 5, time=1_700_000_000)
+    assert item_ids(results) == item_ids(expected)
+    assert "_score_sessions" not in vars(exported.scorer)
+    monkeypatch.undo()
+    one = Recommender.open(tmp_path / "export")
+    rules = {"diversity": 0.5}  # all items are scored
+    pair = (r.recommend(histories, "d1", 5, time=1_700_000_000, **rules) for r in (one, exact))
+    assert len({str(item_ids(results)) for results in pair}) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,15 @@ from hafvt.inference.added_items import with_added_items
 from hafvt.inference.onnx_scorer import (
     EXPORT,
     FORMAT,
+    QUERY_GRAPHS,
+    ROW_GRAPHS,
     WEIGHT_FILE,
     ExportManifest,
     OnnxScorer,
     StoredWeight,
 )
 from hafvt.inference.scorer import Float32, Scorer, pad_histories
-from hafvt.inference.torch_scorer import TorchScorer
+from hafvt.inference.torch_scorer import TorchScorer, open_run_index
 from hafvt.models import MODELS
 from hafvt.models.base import Model
 from hafvt.progress import Advance, progress
@@ -92,6 +95,29 @@ class ExplainGraph(ScoreGraph):
         return shares.float(), attention.float()
 
 
+class QueryGraph(ScoreGraph):
+    """A model's branches of the scores in one domain, as a module to trace."""
+
+    def forward(  # type: ignore[override]
+        self, items: Tensor, lengths: Tensor, times: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return log weights and log subtracted masses, (B, branches), and `Branch.h` of each, (B, d)."""
+        queries = list(self.model.branch_queries(Batch(items, lengths, times), self.domain, by_row=True))
+        log_weights = [
+            q.log_weight.expand_as(q.is_empty).masked_fill(q.is_empty, -torch.inf) for q in queries
+        ]
+        subtracted = [q.log_subtracted_mass for q in queries]
+        return torch.stack(log_weights, 1), torch.stack(subtracted, 1), *(q.h for q in queries)
+
+
+class RowGraph(ScoreGraph):
+    """The vectors that score items, as a module to trace."""
+
+    def forward(self, items: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return vectors by modality, (N,) -> (N, d), see `Model.scoring_rows`."""
+        return tuple(self.model.scoring_rows(items))
+
+
 @check_arguments
 def export(
     run: Folder,
@@ -104,7 +130,8 @@ def export(
     """Export a run as ONNX, which `recommend`, `explain` and `serve` read without torch.
 
     The graphs take any number of histories of any length. They run on random histories under onnxruntime, and
-    the export is kept only if they differ from torch by at most 1e-4. Pictures are not copied.
+    the export is kept only if they differ from torch by at most 1e-4. Pictures are not copied. The index of a
+    run (hafvt index) is copied and used, unless the item tables are inputs.
 
     Example: hafvt export runs/hafvt --out exports/hafvt
 
@@ -131,6 +158,11 @@ def export(
     trained_run, catalog = with_added_items(trained_run)
     scorer = TorchScorer(trained_run)
     graph_types = {"scores": ScoreGraph} | ({"explain": ExplainGraph} if scorer.can_explain else {})
+    index, generator = trained_run.folder / "index", None
+    if index.exists() and item_tables == "baked":
+        generator = open_run_index(trained_run, scorer, catalog)
+    if generator is not None:
+        graph_types |= {QUERY_GRAPHS: QueryGraph, ROW_GRAPHS: RowGraph}
     weight_bytes = sum(w.nbytes for model in set(trained_run.models) for w in model.state_dict().values())
     num_steps = len(catalog.domains) * len(graph_types) + 1
     with (
@@ -145,6 +177,8 @@ def export(
             )
         for name, table in tables.items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
+        if generator is not None:
+            shutil.copytree(index, folder / "index")
         catalog.table.write_parquet(folder / "items.parquet")
         np.save(folder / "train_counts.npy", catalog.train_counts, allow_pickle=False)
         manifest = ExportManifest(
@@ -162,14 +196,17 @@ def export(
         provenance = {"config": trained_run.manifest["config"], "opset": opset}
         provenance["versions"] = {name: version(name) for name in PACKAGES}
         write_manifest(folder / EXPORT.marker, FORMAT, manifest.model_dump(mode="json") | provenance)
-        difference = largest_difference(OnnxScorer(folder), scorer)
+        exported = OnnxScorer(folder)
+        difference = largest_difference(exported, scorer)
+        if generator is not None:
+            difference = max(difference, largest_index_difference(exported, scorer))
         if not difference <= TOLERANCE:  # also true of NaN
             raise HafvtError(
                 f"the graphs of {trained_run.folder} differ from torch by {difference:.0e}, more than "
                 f"{TOLERANCE:.0e}, so nothing was written: serve the run itself"
             )
         advance(1)
-        num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ExportSummary(Path(out), difference, num_bytes)
 
 
@@ -223,7 +260,9 @@ def trace(module: ScoreGraph) -> Any:
         "lengths": torch.ones(3, dtype=torch.int64),
     }
     shapes: dict[str, Any] = {"items": {0: batch, **length}, "lengths": {0: batch}}
-    if module.model.uses_times:
+    if isinstance(module, RowGraph):
+        inputs, shapes = {"items": torch.zeros(3, dtype=torch.int64)}, {"items": {0: Dim("count", min=1)}}
+    elif module.model.uses_times:
         inputs["times"] = torch.zeros(3, dtype=torch.int64)
         shapes["times"] = {0: batch}
     if isinstance(module, ExplainGraph):
@@ -300,6 +339,23 @@ def largest_difference(a: Scorer, b: Scorer) -> float:
                 candidates = np.unique(np.linspace(domain.start, domain.stop - 1, 7).astype(np.int64))
                 breakdowns = (scorer.explain(histories[0], index, candidates) for scorer in (a, b))
                 differences += [difference(*arrays) for arrays in zip(*breakdowns, strict=True)]
+    return float(np.max(differences))
+
+
+def largest_index_difference(a: OnnxScorer, b: TorchScorer) -> float:
+    """Return the largest difference of branches and item vectors, from which an index computes scores."""
+    differences = [0.0]
+    for index, domain in enumerate(a.domains):
+        rows = (
+            scorer.item_rows(np.arange(domain.start, domain.stop, 1 + len(domain) // 999), index)
+            for scorer in (a, b)
+        )
+        differences += [difference(*pair) for pair in zip(*rows, strict=True)]
+        for histories in random_histories(a.domains, a.max_length):
+            batch = pad_histories(histories)
+            branches = (scorer.branches(*batch, index, CHECKED_TIMES[0]) for scorer in (a, b))
+            for one, other in zip(*branches, strict=True):
+                differences += [difference(*pair) for pair in zip(one[1:], other[1:], strict=True)]
     return float(np.max(differences))
 
 

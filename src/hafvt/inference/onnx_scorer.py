@@ -17,13 +17,16 @@ from hafvt.data.parquet import read_parquet
 from hafvt.errors import HafvtError, missing_package
 from hafvt.files import explained_read_errors, read_manifest
 from hafvt.folders import FolderKind
+from hafvt.inference.candidates import FaissCandidateGenerator
 from hafvt.inference.catalog import ItemCatalog
-from hafvt.inference.scorer import Float32, ScoreBreakdown, request_times
+from hafvt.inference.index_files import open_index
+from hafvt.inference.scorer import Branch, Float32, ScoreBreakdown, request_times
 
 FORMAT = 3
-EXPORT = FolderKind("an export", "export.json")
+EXPORT = FolderKind("an export", "export.json", ("index",))
 REMEDY = "export the run again"
 WEIGHT_FILE = "weights.bin"
+QUERY_GRAPHS, ROW_GRAPHS = "queries", "rows"  # graphs of an export with an index
 
 
 class StoredWeight(NamedTuple):
@@ -99,14 +102,30 @@ class OnnxScorer:
             if table.shape != shape or table.dtype != np.float32:
                 raise HafvtError(f"table {name!r} is {table.dtype} {table.shape}: give float32 {shape}")
             self.item_tables[name] = np.ascontiguousarray(table)
-        self._score_sessions = [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
-        self.uses_times = "times" in {value.name for value in self._score_sessions[0].get_inputs()}
+        self.has_index = f"{ROW_GRAPHS}0.onnx" in self.manifest.weights
+        first = self._query_sessions[0] if self.has_index else self._score_sessions[0]
+        self.uses_times = "times" in {value.name for value in first.get_inputs()}
 
     @cached_property
     def _weights(self) -> Any:
         """The bytes of the weight file; onnxruntime would map it and die if the file is cut short."""
         with explained_read_errors(self.folder / WEIGHT_FILE, REMEDY):
             return np.fromfile(self.folder / WEIGHT_FILE, dtype=np.uint8)
+
+    @cached_property
+    def _score_sessions(self) -> list[Any]:
+        """The graphs that score all items, by domain; with an index, the first use opens them."""
+        return [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
+
+    @cached_property
+    def _query_sessions(self) -> list[Any]:
+        """The graphs of branches, by domain."""
+        return [self._session(f"{QUERY_GRAPHS}{index}.onnx") for index in range(len(self.domains))]
+
+    @cached_property
+    def _row_sessions(self) -> list[Any]:
+        """The graphs of item vectors, by domain."""
+        return [self._session(f"{ROW_GRAPHS}{index}.onnx") for index in range(len(self.domains))]
 
     @cached_property
     def _explain_sessions(self) -> list[Any]:
@@ -148,6 +167,19 @@ class OnnxScorer:
         times = request_times(time, len(lengths))
         return self._run(self._score_sessions[domain], items=items, lengths=lengths, times=times)[0]
 
+    def branches(self, items: Int64, lengths: Int64, domain: int, time: int | None = None) -> list[Branch]:
+        """See `BranchScorer.branches`."""
+        times = request_times(time, len(lengths))
+        log_weights, subtracted, *h = self._run(
+            self._query_sessions[domain], items=items, lengths=lengths, times=times
+        )
+        count = max(1, len(self.modalities))
+        return [Branch(n % count, one, log_weights[:, n], subtracted[:, n]) for n, one in enumerate(h)]
+
+    def item_rows(self, items: Int64, domain: int) -> list[Float32]:
+        """See `BranchScorer.item_rows`."""
+        return self._run(self._row_sessions[domain], items=items)
+
     def explain(
         self, items: Int64, domain: int, candidates: Int64, time: int | None = None
     ) -> ScoreBreakdown:
@@ -167,7 +199,9 @@ def is_export(folder: str | Path) -> bool:
     return any((Path(folder) / name).exists() for name in (EXPORT.marker, "scores0.onnx"))
 
 
-def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, ItemCatalog, tuple[bool, ...]]:
+def open_export(
+    folder: str | Path, *, threads: int = 0
+) -> tuple[OnnxScorer, ItemCatalog, tuple[bool, ...], FaissCandidateGenerator | None]:
     """Open an export; return the arguments of `Recommender`. Args and Raises are those of `OnnxScorer`."""
     scorer = OnnxScorer(folder, threads=threads)
     with explained_read_errors(scorer.folder, REMEDY):
@@ -179,4 +213,5 @@ def open_export(folder: str | Path, *, threads: int = 0) -> tuple[OnnxScorer, It
             raise ValueError("exclude_seen is not as long as domains")
     roots = scorer.manifest.image_root, scorer.manifest.added_image_roots
     catalog = ItemCatalog(table, scorer.domains, train_counts, *roots)
-    return scorer, catalog, scorer.manifest.exclude_seen
+    generator = open_index(scorer.folder / "index", scorer, catalog, REMEDY) if scorer.has_index else None
+    return scorer, catalog, scorer.manifest.exclude_seen, generator

@@ -20,6 +20,7 @@ from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import HafvtError, warn
 from hafvt.folders import read_folder, recover_folder
 from hafvt.inference.batch_writer import result_table, similar_table, to_json
+from hafvt.inference.candidates import FaissCandidateGenerator
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.frames import frame_like, is_frame
 from hafvt.inference.histories import HistoryRequest, read_requests
@@ -37,8 +38,6 @@ from hafvt.training.hub_download import local_folder
 
 if TYPE_CHECKING:
     from narwhals.typing import IntoDataFrameT
-
-    from hafvt.inference.candidates import FaissCandidateGenerator  # imports torch
 
 MAX_SCORES = 4_000_000  # scores in memory at a time: histories of a batch x items of a domain
 MAX_SELECTORS = 32  # in memory: the rules of recent requests, for each domain

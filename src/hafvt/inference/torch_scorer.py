@@ -79,6 +79,15 @@ def model_state(run: Run) -> dict[str, Any]:
     return {"dataset": fingerprint(run.data), "files": hashes}
 
 
+def open_run_index(run: Run, scorer: TorchScorer, catalog: ItemCatalog) -> FaissCandidateGenerator | None:
+    """Open the index of a run, see `open_index`; None without an index."""
+    index = run.folder / "index"
+    if not index.exists() or not run.model.can_index:
+        return None
+    remedy = f"build it again with hafvt index {run.folder}, or remove {index}"
+    return read_folder(index, lambda: open_index(index, scorer, catalog, remedy, lambda: model_state(run)))
+
+
 def open_trained_run(
     folder: str | Path, data: str | Path | Dataset | None = None, *, threads: int = 0
 ) -> tuple[TorchScorer, ItemCatalog, tuple[bool, ...], FaissCandidateGenerator | None, VectorReader]:
@@ -91,12 +100,7 @@ def open_trained_run(
     if threads:
         torch.set_num_threads(threads)
     scorer, exclude_seen = TorchScorer(run), run.data.exclude_seen(run.candidates)
-    generator = None
-    if (index := run.folder / "index").exists() and run.model.can_index:
-        remedy = f"build it again with hafvt index {run.folder}, or remove {index}"
-        generator = read_folder(
-            index, lambda: open_index(index, scorer, catalog, remedy, lambda: model_state(run))
-        )
+    generator = open_run_index(run, scorer, catalog)
     id_vectors = run.model.id_vectors
 
     def read_vectors() -> dict[str, ItemVectors]:

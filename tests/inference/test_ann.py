@@ -296,13 +296,13 @@ def test_recommend_under_rules_with_index_returns_exact_items(
     indexed_run, index_used, monkeypatch, rules, allowed
 ):
     monkeypatch.setattr(top_candidates, "MAX_ALLOWED", allowed)
-    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 20)
+    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 6)
     approximate, exact = open_both(indexed_run)
     items = exact.catalog.table["item_id"].to_list()
     histories = [items[3:9], items[500:504]]
     monkeypatch.setattr(approximate, "scores", None)  # no exact pass
-    expected = exact.recommend(histories, "d0", 5, exclude_seen=False, **rules)
-    results = approximate.recommend(histories, "d0", 5, exclude_seen=False, **rules)
+    expected = exact.recommend(histories, "d0", 3, exclude_seen=False, **rules)
+    results = approximate.recommend(histories, "d0", 3, exclude_seen=False, **rules)
     assert item_ids(results) == item_ids(expected)
     for one, other in zip(results, expected, strict=True):
         assert [i.score for i in one.items] == pytest.approx([i.score for i in other.items], abs=1e-4)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import onnx_ir
+import onnxruntime
 import pytest
 from starlette.testclient import TestClient
 
@@ -18,7 +21,7 @@ from hafvt.inference.ann import draw_sample, index
 from hafvt.inference.candidates import Sample, log_partition
 from hafvt.inference.catalog_add import catalog
 from hafvt.inference.histories import user_history
-from hafvt.inference.onnx_export import export
+from hafvt.inference.onnx_export import QueryGraph, export, trace
 from hafvt.inference.recommender import Recommender
 from hafvt.inference.scorer import pad_histories
 from hafvt.inference.torch_scorer import TorchScorer
@@ -41,6 +44,7 @@ def indexed_run(tmp_path_factory):
     run = train("hafvt", data, folder / "run", params=params, epochs=1, test=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
+        patch.setattr(ann, "NUM_PER_BRANCH", (30,))
         index(run.folder, histories=30)
     return run.folder
 
@@ -54,8 +58,8 @@ def writable_index(indexed_run, tmp_path):
 @pytest.fixture
 def index_used(monkeypatch):
     """The domains are large enough for their indexes, and the candidates few."""
-    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 30)
     monkeypatch.setattr(ann, "MIN_ITEMS_TO_BUILD", 100)
+    monkeypatch.setattr(ann, "NUM_PER_BRANCH", (30,))
     monkeypatch.setattr(index_files, "MIN_ITEMS_TO_USE", 100)
 
 
@@ -66,7 +70,10 @@ def open_both(folder):
     for of_domain in approximate.candidate_generator.indexes.values():
         for of_modality in of_domain.searchers:
             of_modality.nprobe = of_modality.nlist
-    return approximate, Recommender(TorchScorer(run), item_catalog, approximate.exclude_seen)
+    exact = Recommender(
+        TorchScorer(run), item_catalog, approximate.exclude_seen, None, approximate.read_vectors
+    )
+    return approximate, exact
 
 
 def sample_histories(data, count):
@@ -296,8 +303,9 @@ def test_recommend_under_rules_with_index_returns_exact_items(
     indexed_run, index_used, monkeypatch, rules, allowed
 ):
     monkeypatch.setattr(top_candidates, "MAX_ALLOWED", allowed)
-    monkeypatch.setattr(top_candidates, "CANDIDATES_PER_BRANCH", 6)
     approximate, exact = open_both(indexed_run)
+    generator = approximate.candidate_generator
+    generator.indexes = {n: replace(one, num_per_branch=6) for n, one in generator.indexes.items()}
     items = exact.catalog.table["item_id"].to_list()
     histories = [items[3:9], items[500:504]]
     monkeypatch.setattr(approximate, "scores", None)  # no exact pass
@@ -342,20 +350,36 @@ def test_index_of_one_branch_returns_exact_items(indexed_run, tmp_path, index_us
 
 
 def test_export_with_index_needs_no_exact_pass(indexed_run, index_used, tmp_path, monkeypatch):
-    export(indexed_run, out=tmp_path / "export")
-    exported, (approximate, exact) = Recommender.open(tmp_path / "export"), open_both(indexed_run)
+    data, params = open_run(indexed_run).data, {"width": 8}
+    run = train("sasrec", data, tmp_path / "run", params=params, epochs=1, test=False)
+    index(run.folder, histories=5)
+    export(run.folder, out=tmp_path / "export")
+    exported, (_, exact) = Recommender.open(tmp_path / "export"), open_both(run.folder)
     assert exported.candidate_generator.domains == {0, 1}
-    histories = sample_histories(open_run(indexed_run).data, 20)
-    expected = approximate.recommend(histories, "d1", 5, time=1_700_000_000)
-    monkeypatch.setattr(exported, "scores", None)  # no exact pass
     for of_domain in exported.candidate_generator.indexes.values():
         for searcher in of_domain.searchers:
             searcher.nprobe = searcher.nlist
-    results = exported.recommend(histories, "d1", 5, time=1_700_000_000)
-    assert item_ids(results) == item_ids(expected)
+    histories = sample_histories(data, 20)
+    expected = exact.recommend(histories, "d1", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(exported, "scores", None)  # no exact pass
+        assert item_ids(exported.recommend(histories, "d1", 5)) == item_ids(expected)
     assert "_score_sessions" not in vars(exported.scorer)
-    monkeypatch.undo()
-    one = Recommender.open(tmp_path / "export")
-    rules = {"diversity": 0.5}  # all items are scored
-    pair = (r.recommend(histories, "d1", 5, time=1_700_000_000, **rules) for r in (one, exact))
-    assert len({str(item_ids(results)) for results in pair}) == 1
+    rules = {"calibrate": {"title": 0.2}}  # all items are scored
+    results = (one.recommend(histories, "d1", 5, **rules) for one in (exported, exact))
+    assert len({str(item_ids(result)) for result in results}) == 1
+
+
+def test_query_graph_returns_the_branches_of_the_model(indexed_run, tmp_path):
+    scorer = TorchScorer(open_run(indexed_run))
+    graph = trace(QueryGraph(scorer.models[1], 1))
+    onnx_ir.save(graph, tmp_path / "queries.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "queries.onnx")
+    items, lengths = pad_histories([np.array([3, 700, 41]), np.array([4])])
+    branches = scorer.branches(items, lengths, 1, 1_700_000_000)
+    times = np.full(2, 1_700_000_000)
+    log_weights, subtracted, *h = session.run(None, {"items": items, "lengths": lengths, "times": times})
+    assert pytest.approx(np.array([branch.log_weights for branch in branches]), abs=1e-4) == log_weights.T
+    assert pytest.approx(np.array([one.log_subtracted_mass for one in branches]), abs=1e-4) == subtracted.T
+    for actual, branch in zip(h, branches, strict=True):
+        assert actual == pytest.approx(branch.h, abs=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ MIN_ITEMS_TO_BUILD = 5_000
 K = 10  # the measured recall is recall@K
 DEPTH = 1_000  # exact best items whose scores are compared
 TARGET_RECALL = 0.995  # no further cells are probed above it; higher than promised, as it is an estimate
+NUM_PER_BRANCH = (100, 200, 400)  # items that a branch proposes; the next number if the recall is low
 MIN_PROBES = 8  # cells that are probed at least
 SAMPLE_SIZE = 32_768  # items of the sample for the denominators, about
 POINTS_PER_CELL = 64  # items by which faiss finds the mean of a cell
@@ -131,23 +132,25 @@ def index(
         exclude_seen = trained_run.data.exclude_seen(trained_run.candidates)
         reports = {}
         for domain in domains:
-            name, one = catalog.domains[domain].name, indexes[domain]
+            name = catalog.domains[domain].name
             expected = exact_results(Recommender(scorer, catalog, exclude_seen), sample, domain)
-            generator = FaissCandidateGenerator(scorer, {domain: one})
+            for count in NUM_PER_BRANCH:
+                one = replace(indexes[domain], num_per_branch=count)
 
-            def measure(
-                generator: FaissCandidateGenerator = generator,
-                domain: int = domain,
-                expected: list[ExactResult] = expected,
-            ) -> tuple[float, float]:
-                return compare(generator, scorer, sample, domain, expected)
+                def measure(
+                    one: DomainIndex = one, domain: int = domain, expected: list[ExactResult] = expected
+                ) -> tuple[float, float]:
+                    generator = FaissCandidateGenerator(scorer, {domain: one})
+                    return compare(generator, scorer, sample, domain, expected)
 
-            choose_probes(one.searchers, lambda: measure()[0])
+                if choose_probes(one.searchers, lambda: measure()[0]) >= TARGET_RECALL:
+                    break
             recall, largest_error = measure()
             reports[name] = DomainReport(
                 recall=recall,
                 largest_error=largest_error,
                 num_histories=len(sample),
+                num_per_branch=one.num_per_branch,
                 cells=one.searchers[0].nlist,
                 probes={m: s.nprobe for m, s in zip(modalities, one.searchers, strict=True)},
                 sample_size={m: len(s.columns) for m, s in zip(modalities, one.samples, strict=False)},

@@ -56,6 +56,7 @@ class DomainIndex:
         is_cold: (C,) whether an item has no training interaction.
         cold_item_boost: factor on the sums of cold items.
         log_repeat_factor: added to the scores of items of the history.
+        num_per_branch: number of items that each branch proposes beyond k and the excluded items.
     """
 
     start: int
@@ -64,6 +65,7 @@ class DomainIndex:
     is_cold: Bool
     cold_item_boost: float = 1.0
     log_repeat_factor: float = 0.0
+    num_per_branch: int = 100
 
 
 class Candidates(NamedTuple):

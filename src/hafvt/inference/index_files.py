@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ class DomainReport(BaseModel):
         recall: the fraction of the exact ten best items that the index finds.
         largest_error: the largest difference of the score of a recommended item from the exact one.
         num_histories: number of validation histories that both are measured on.
+        num_per_branch: number of items that each branch proposes beyond k and the excluded items.
         cells: number of cells into which the vectors are grouped.
         probes: by modality, the number of cells that a search reads.
         sample_size: by modality, the number of items of the sample for the denominators; empty if scores are
@@ -39,6 +41,7 @@ class DomainReport(BaseModel):
     recall: float
     largest_error: float
     num_histories: int
+    num_per_branch: int
     cells: int
     probes: dict[str, int]
     sample_size: dict[str, int]
@@ -119,7 +122,8 @@ def open_index(
             for modality in range(len(report.sample_size)):
                 with np.load(folder / sample_name(number, modality), allow_pickle=False) as arrays:
                     samples.append((arrays["columns"], arrays["weights"]))
-        indexes[number] = domain_index(scorer, catalog, number, searchers, samples, manifest)
+        one = domain_index(scorer, catalog, number, searchers, samples, manifest)
+        indexes[number] = replace(one, num_per_branch=report.num_per_branch)
     return FaissCandidateGenerator(scorer, indexes) if indexes else None
 
 

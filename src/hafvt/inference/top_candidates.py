@@ -13,7 +13,6 @@ from hafvt.inference.scorer import Float32, Scorer, pad_histories
 from hafvt.inference.selection import Selector
 from hafvt.ops.top_k import top_k_columns
 
-CANDIDATES_PER_BRANCH = 100  # items that each branch proposes beyond k and the excluded items
 CANDIDATE_BATCH_SIZE = 64  # histories in a batch
 MAX_ALLOWED = 4_000  # if rules allow at most as many items, all of these are scored
 OVER_FETCH = 5  # times as many items are proposed where rules limit items of equal values
@@ -53,16 +52,17 @@ def top_candidates(
     best: dict[int, tuple[Int64, Float32]] = {}
     if domain not in generator.domains or (selector is not None and selector.scores_all_items):
         return best
-    num_items = len(generator.indexes[domain].is_cold)
+    index = generator.indexes[domain]
+    num_items = len(index.is_cold)
     extra, allowed, takes_all = np.empty(0, dtype=np.int64), None, False
-    num_fetched, num_histories = CANDIDATES_PER_BRANCH + k, CANDIDATE_BATCH_SIZE
+    num_fetched, num_histories = index.num_per_branch + k, CANDIDATE_BATCH_SIZE
     if selector is not None:
         extra = np.array(list(selector.pins.values()), dtype=np.int64)
         num_fetched *= OVER_FETCH if selector.caps else 1
         num_allowed = int(selector.is_allowed.sum())
         if takes_all := num_allowed <= MAX_ALLOWED:
             extra = np.union1d(extra, np.flatnonzero(selector.is_allowed))
-            num_histories = max(1, num_histories * CANDIDATES_PER_BRANCH // max(num_allowed, 1))
+            num_histories = max(1, num_histories * index.num_per_branch // max(num_allowed, 1))
         elif num_allowed < num_items:
             allowed = selector.is_allowed
     # Scoring a tenth of the items as candidates takes as long as scoring all items.

@@ -335,6 +335,7 @@ def compare(
 ) -> tuple[float, float]:
     """Return recall@K of an index, and the largest difference of a score of its K best items.
 
+    An item is among the K best if its exact score is not below the K-th exact one: ties count as equal.
     Of an item below the `DEPTH` exact best ones, the exact score is at most the last of these.
     """
     seen, recalls, largest_error = [result.seen for result in expected], [], 0.0
@@ -345,10 +346,9 @@ def compare(
             recalls.append(1.0)
             continue
         columns, scores = best[row]
-        exact_best = exact.columns[:K]
-        recalls.append(float(np.isin(exact_best, columns).mean()) if len(exact_best) else 1.0)
         order = np.argsort(exact.columns)
         places = order[np.searchsorted(exact.columns, columns, sorter=order).clip(max=len(order) - 1)]
         exact_scores = np.where(exact.columns[places] == columns, exact.scores[places], exact.scores[-1])
+        recalls.append(float((exact_scores >= exact.scores[K - 1]).mean()))
         largest_error = max(largest_error, float(np.abs(scores - exact_scores).max()))
     return float(np.mean(recalls)) if recalls else 1.0, largest_error

@@ -102,7 +102,7 @@ class Client(asyncio.Protocol):
         if len(body) < length:
             return
         self.seconds.append(time.perf_counter() - self.begun)
-        if not head.startswith(b"HTTP/1.1 200") or b'"by":"model"' not in body:
+        if not head.startswith(b"HTTP/1.1 200") or b'"ranked_by":"model"' not in body:
             self.errors.append(self.got[:200].decode())
         self.got = b""
         if self.stop:

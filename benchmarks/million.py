@@ -161,7 +161,7 @@ def histories_(run: Path, most: int) -> dict[str, Any]:
     return {**measured, "per_second_of_32": 2 * len(batched) / (time.perf_counter() - before)}
 
 
-async def served(run: Path, clients: int = 8, seconds: float = 20.0) -> dict[str, Any]:
+async def served(run: Path, clients: int = 32, seconds: float = 20.0) -> dict[str, Any]:
     """Asks a server in a closed loop."""
     command = [sys.executable, "-m", "hafvt", "serve", str(run), "--port", str(PORT)]
     server = subprocess.Popen(command, stdout=sys.stderr)
@@ -193,6 +193,7 @@ async def served(run: Path, clients: int = 8, seconds: float = 20.0) -> dict[str
             "errors": sum(len(client.errors) for client in crowd),
             "resident_gib": resident_mib(server.pid) / 2**10,
             "server_cores": cpu / took,
+            "cpu_ms": 1e3 * cpu / len(times),
         }
     finally:
         server.send_signal(signal.SIGTERM)
@@ -245,7 +246,7 @@ while building and measuring. Recall@10 of the exact answer and the largest erro
 `hafvt serve` with the index, {served["clients"]} clients in a closed loop on the same machine for
 {served["seconds"]:.0f} s: {served["per_second"]:.0f} requests a second, half / 95 % / 99 % within {times} ms,
 {served["errors"]} errors, {served["resident_gib"]:.1f} GiB resident, {served["server_cores"]:.1f} cores busy,
-ready after {served["ready_seconds"]:.0f} s.
+{served["cpu_ms"]:.1f} processor ms per request, ready after {served["ready_seconds"]:.0f} s.
 """
 
 

@@ -199,8 +199,9 @@ def million() -> str:
         f"{markdown_table(header, rows)}\n"
         f"Building the index took {results['index']['seconds']:.0f} s; it has "
         f"{results['index']['mib']:.0f} MiB and a recall@10 of {recall} in the two domains. "
-        f"`hafvt serve` took {served['cpu_ms']:.1f} ms of processor time for a request of {served['clients']} "
-        f"clients. It had {served['server_cores']:.2f} of a core, as other programs kept the machine busy, and "
+        f"`hafvt serve` took {served['cpu_ms']:.1f} ms of processor time for a request of "
+        f"{served['clients']} clients. It had {served['server_cores']:.2f} of a core, as other programs kept "
+        "the machine busy, and "
         f"answered {served['per_second']:.0f} requests per second."
     )
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hafvt.errors import HafvtError, HafvtWarning, missing_package, warn
-from hafvt.files import atomic_file
 from hafvt.progress import progress
+from hafvt.remote import exists, output_file
 
 MAX_ATTEMPTS = 4  # of a part whose worker is lost, such as with its machine
 CONNECT_S = 10.0  # to reach a cluster; Ray itself would try for minutes
@@ -33,13 +33,14 @@ class Part(NamedTuple):
     Attributes:
         name: of the input, for messages, such as the path of a file.
         value: the input, as `Work` gets it. On Ray it is copied to the worker, so name large inputs by path.
-        out: the file or folder that the part becomes. On a cluster, all machines share its folder.
+        out: the file or folder that the part becomes, or the address of a file, such as s3://bucket/file. All
+            machines of a cluster share its folder.
         size: number of units, for the progress.
     """
 
     name: str
     value: Any
-    out: Path
+    out: str | Path
     size: int = 1
 
 
@@ -83,7 +84,7 @@ def map_parts(
     Raises:
         HafvtError: a part failed; or Ray is not installed, or cannot be reached.
     """
-    missing = [part for part in parts if not part.out.exists()]
+    missing = [part for part in parts if not exists(part.out)]
     done = sum(part.size for part in parts) - sum(part.size for part in missing)
     results = dict[str, Any]()
     with progress(title, sum(part.size for part in parts), unit, done=done) as advance:
@@ -111,7 +112,7 @@ def _run_here(open_work: Callable[[], Work], parts: Sequence[Part]) -> Iterator[
 def _write(work: Work, part: Part) -> Any:
     """Write the output of a part atomically, and return the result; an unexpected error names the part."""
     try:
-        with atomic_file(part.out) as temporary:
+        with output_file(part.out) as temporary:
             try:
                 return work(part.value, temporary)
             except BaseException:
@@ -186,7 +187,7 @@ def _run_on_ray(
                 start_actor()
                 part = None
             if part is not None:
-                if not outcome.error and not part.out.exists():
+                if not outcome.error and not exists(part.out):
                     raise HafvtError(
                         f"{part.out} was written on another machine: name a folder that all machines share"
                     )

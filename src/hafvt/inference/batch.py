@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -12,6 +10,7 @@ from hafvt.data.ids import id_text, id_texts
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError, HafvtError
+from hafvt.inference.batch_parts import PartOptions, is_folder, recommend_parts
 from hafvt.inference.batch_writer import SUFFIXES, open_writer, result_table, to_json
 from hafvt.inference.frames import frame_like, is_frame
 from hafvt.inference.histories import (
@@ -21,92 +20,14 @@ from hafvt.inference.histories import (
     refuse_table_options,
 )
 from hafvt.inference.policies import choose_policy, read_policies
-from hafvt.inference.recommendations import Recommendations
 from hafvt.inference.recommender import Recommender
-from hafvt.inference.rules import NO_RULES, Rules, make_rules
+from hafvt.inference.request_batches import BatchSummary, batches, recommend_batch
+from hafvt.inference.rules import make_rules
 from hafvt.progress import console, progress
-from hafvt.settings import Folder, PositiveCount, Weight, check_arguments
+from hafvt.settings import Folder, PositiveCount, RayAddress, Weight, check_arguments
 
 if TYPE_CHECKING:
     from narwhals.typing import IntoDataFrameT
-
-MAX_BATCH_SIZE = 1024  # histories that are read, ranked and written together
-MAX_BATCH_IDS = 200_000  # ids of histories and recommendations in a batch
-
-
-@dataclass
-class BatchSummary:
-    """Count of what `recommend` did.
-
-    Attributes:
-        out: the file; None if the recommendations went to stdout.
-        num_histories: number of histories.
-        num_by_popularity: number of histories without a known item, which got the most popular items.
-        num_with_unknown_ids: number of histories with an unknown id.
-        num_unknown_ids: number of unknown ids in all histories; they were skipped.
-        unknown_id_examples: up to three unknown ids.
-        num_unknown_excluded_ids: number of unknown ids to exclude, over all histories.
-        unknown_excluded_id_examples: up to three unknown ids to exclude.
-        unknown_rule_ids: ids to allow or to pin that the catalog does not have.
-    """
-
-    out: Path | None
-    num_histories: int = 0
-    num_by_popularity: int = 0
-    num_with_unknown_ids: int = 0
-    num_unknown_ids: int = 0
-    unknown_id_examples: tuple[str, ...] = ()
-    num_unknown_excluded_ids: int = 0
-    unknown_excluded_id_examples: tuple[str, ...] = ()
-    unknown_rule_ids: tuple[str, ...] = ()
-
-    def add(self, recommendations: Recommendations) -> None:
-        """Count the recommendations for one history."""
-        unknown, excluded = recommendations.unknown_ids, recommendations.unknown_excluded_ids
-        self.num_histories += 1
-        self.unknown_rule_ids = recommendations.unknown_rule_ids
-        self.num_by_popularity += recommendations.ranked_by == "popularity"
-        self.num_with_unknown_ids += bool(unknown)
-        self.num_unknown_ids += len(unknown)
-        self.unknown_id_examples = (*self.unknown_id_examples, *unknown)[:3]
-        self.num_unknown_excluded_ids += len(excluded)
-        self.unknown_excluded_id_examples = tuple(
-            dict.fromkeys((*self.unknown_excluded_id_examples, *excluded))
-        )[:3]
-
-    @property
-    def warnings(self) -> list[str]:
-        """A line each about unknown ids of histories, to exclude, and of rules; empty without any."""
-        lines = []
-        if self.num_unknown_ids:
-            lines.append(
-                f"skipped {self.num_unknown_ids:,} unknown ids in {self.num_with_unknown_ids:,} of "
-                f"{self.num_histories:,} histories, such as {_quoted(self.unknown_id_examples)}"
-            )
-        if self.num_unknown_excluded_ids:
-            lines.append(
-                f"{self.num_unknown_excluded_ids:,} ids to exclude are unknown, such as "
-                f"{_quoted(self.unknown_excluded_id_examples)}"
-            )
-        if self.unknown_rule_ids:
-            lines.append(
-                f"{len(self.unknown_rule_ids):,} ids to allow or to pin are unknown, such as "
-                f"{_quoted(self.unknown_rule_ids[:3])}"
-            )
-        return lines
-
-    def __str__(self) -> str:
-        """Return a line about the file; empty if the recommendations went to stdout."""
-        if self.out is None:
-            return ""
-        popular = f" ({self.num_by_popularity:,} without a known item, by popularity)"
-        note = popular if self.num_by_popularity else ""
-        return f"wrote recommendations for {self.num_histories:,} histories{note} to {self.out}"
-
-
-def _quoted(item_ids: tuple[str, ...]) -> str:
-    """Return shortened ids for a message."""
-    return ", ".join(repr(item_id[:80]) for item_id in item_ids)
 
 
 class RecommendOptions(TypedDict, total=False):
@@ -128,6 +49,7 @@ class RecommendOptions(TypedDict, total=False):
     time: TimeLike
     table_options: TableOptions
     data: str | Path | Dataset | None
+    ray: RayAddress | None
 
 
 @overload
@@ -172,6 +94,7 @@ def recommend(
     time: TimeLike = None,
     table_options: TableOptions = DEFAULT_OPTIONS,
     data: str | Path | Dataset | None = None,
+    ray: RayAddress | None = None,
 ) -> BatchSummary | Any:
     """Recommend the k best items of a domain for each history.
 
@@ -186,6 +109,11 @@ def recommend(
     one row per recommended item, with num_unknown_ids instead. In CSV, text that a spreadsheet would run as a
     formula, such as =1+1, has an apostrophe before it.
 
+    A folder or pattern of files of histories becomes a folder `out`: each .jsonl or .parquet file becomes a
+    file of its kind with the same name, and history_number counts from 1 in each. Repeat an interrupted call
+    with the same options: files that are there and whose histories have not changed are not written again.
+    Folders may be addresses of fsspec, such as s3://bucket/histories.
+
     Example: hafvt recommend runs/hafvt --histories histories.jsonl --domain drama --k 10 --out top.parquet
 
     Args:
@@ -199,7 +127,8 @@ def recommend(
         domain: the domain to recommend from; not needed if each history names one or there is only one.
         k: number of items for each history.
         out: the file to write or replace: .jsonl, .csv or .parquet; default: stdout, as JSONL for a file, or
-            for a data frame of histories a data frame of its kind as result, with the columns of CSV.
+            for a data frame of histories a data frame of its kind as result, with the columns of CSV. For a
+            folder of histories, a folder.
         exclude_seen: do not recommend items of the history; if not given, as in the training's evaluation.
         exclude: ids of items that are not recommended.
         where: condition in SQL over columns of the items table that recommended items meet, such as
@@ -217,6 +146,8 @@ def recommend(
             default: now. For models that know the date; others ignore it.
         table_options: how a table is read; its form and zone of dates are those of `time`, too.
         data: the dataset, if it has moved since training.
+        ray: recommend on a Ray cluster, for files of histories: HOST:PORT, "auto" for the cluster that this
+            machine is part of, or "local" to start one here. All machines share the folders.
 
     Raises:
         InputError: the input is wrong; names file, row, field, value and remedy.
@@ -226,14 +157,18 @@ def recommend(
         raise ArgumentError(
             "one history is needed: give either --histories FILE, --history ID ID ... or --user USER"
         )
-    target = None if out is None else Path(out)
+    many_files = is_folder(histories) or ray is not None
+    if many_files and (not isinstance(histories, str | Path) or out is None or Path(out).suffix in SUFFIXES):
+        raise ArgumentError("name a folder or pattern of files with --histories, and a folder with --out")
+    target = None if out is None or many_files else Path(out)
     if target is not None:
         if target.suffix.lower() not in SUFFIXES or target.is_dir():
             raise ArgumentError(f"--out {target}: name a file .jsonl, .csv or .parquet")
         if isinstance(histories, str | Path) and target.resolve() == Path(histories).resolve():
             raise ArgumentError(f"--out {target} is the file of histories: name another file")
-    if histories is None:
-        refuse_table_options(columns, table_options, "--history" if user is None else "--user")
+    if histories is None or many_files:
+        source = "files of histories" if many_files else "--history" if user is None else "--user"
+        refuse_table_options(columns, table_options, source)
     request_time = parse_request_time(time, table_options.time_format, table_options.time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")
@@ -251,6 +186,11 @@ def recommend(
     domain = domain or (domains[0] if len(domains) == 1 else "")
     user_id = None if user is None else id_text(user)
     defaults = HistoryRequest(user_id, [], domain, k, exclude_ids, request_time)
+    if many_files:
+        options = PartOptions(defaults, exclude_seen, rules, table_options)
+        summary = recommend_parts(recommender, str(histories), str(out), options, data, ray)
+        _print_warnings(summary)
+        return summary
     if histories is not None:
         requests = read_requests(histories, defaults, domains, columns, table_options)
     elif domain:
@@ -279,46 +219,11 @@ def recommend(
                 summary.add(recommendations)
             advance(len(batch))
     if histories is not None or target is not None:
-        for warning in summary.warnings:
-            console.print(warning, markup=False, highlight=False, soft_wrap=True)
+        _print_warnings(summary)
     return frame_like(histories, result_table(rows)) if returns_frame else summary
 
 
-def batches(requests: Iterable[HistoryRequest]) -> Iterator[list[HistoryRequest]]:
-    """Yield requests in batches of at most `MAX_BATCH_SIZE`, fewer if histories are long or k is large."""
-    batch: list[HistoryRequest] = []
-    num_ids = 0
-    for request in requests:
-        batch.append(request)
-        num_ids += len(request.history) + request.k
-        if len(batch) == MAX_BATCH_SIZE or num_ids >= MAX_BATCH_IDS:
-            yield batch
-            batch, num_ids = [], 0
-    if batch:
-        yield batch
-
-
-def recommend_batch(
-    recommender: Recommender,
-    batch: list[HistoryRequest],
-    exclude_seen: bool | None,
-    rules: Rules = NO_RULES,
-) -> list[Recommendations]:
-    """Return the recommendations for each request, ranked together if domain, k and time agree."""
-    groups: dict[tuple[str, int, int | None], list[int]] = {}
-    for row, request in enumerate(batch):
-        groups.setdefault((request.domain, request.k, request.time), []).append(row)
-    results: dict[int, Recommendations] = {}
-    for (domain, k, time), rows in groups.items():
-        histories, exclude = [batch[row].history for row in rows], [batch[row].exclude for row in rows]
-        recommendations = recommender.recommend(
-            histories,
-            domain,
-            k,
-            exclude=exclude,
-            exclude_seen=exclude_seen,
-            time=time,
-            **rules._asdict(),
-        )
-        results.update(zip(rows, recommendations, strict=True))
-    return [results[row] for row in range(len(batch))]
+def _print_warnings(summary: BatchSummary) -> None:
+    """Print a line each about unknown ids on stderr."""
+    for warning in summary.warnings:
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)

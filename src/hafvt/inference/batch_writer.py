@@ -53,28 +53,34 @@ def open_writer(out: Path | None) -> Iterator[Callable[[Rows], object]]:
     if out is None:
         yield lambda rows: sys.stdout.writelines(map(_line, rows))
         return
-    with atomic_file(out) as temporary:
-        if out.suffix.lower() == ".parquet":
-            # Polars cannot append to a Parquet file: each batch becomes a file, and these are joined.
-            folder, parts = temporary.with_suffix(".parts.tmp"), list[Path]()
+    with atomic_file(out) as temporary, write_rows(temporary, out.suffix.lower()) as write:
+        yield write
 
-            def write(rows: Rows) -> None:
-                parts.append(folder / f"{len(parts)}.parquet")
-                result_table(rows).write_parquet(parts[-1])
 
-            folder.mkdir()
-            try:
-                yield write
-                pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        elif out.suffix.lower() == ".csv":
-            with temporary.open("wb") as file:
-                pl.DataFrame(schema=SCHEMA).write_csv(file)
-                yield lambda rows: without_formulas(result_table(rows)).write_csv(file, include_header=False)
-        else:
-            with temporary.open("w", encoding="utf-8") as lines:
-                yield lambda rows: lines.writelines(map(_line, rows))
+@contextmanager
+def write_rows(temporary: Path, suffix: str) -> Iterator[Callable[[Rows], object]]:
+    """Yield a function that writes JSON objects to a new file in the format of a suffix."""
+    if suffix == ".parquet":
+        # Polars cannot append to a Parquet file: each batch becomes a file, and these are joined.
+        folder, parts = temporary.with_suffix(".parts.tmp"), list[Path]()
+
+        def write(rows: Rows) -> None:
+            parts.append(folder / f"{len(parts)}.parquet")
+            result_table(rows).write_parquet(parts[-1])
+
+        folder.mkdir()
+        try:
+            yield write
+            pl.scan_parquet(parts, glob=False).sink_parquet(temporary)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    elif suffix == ".csv":
+        with temporary.open("wb") as file:
+            pl.DataFrame(schema=SCHEMA).write_csv(file)
+            yield lambda rows: without_formulas(result_table(rows)).write_csv(file, include_header=False)
+    else:
+        with temporary.open("w", encoding="utf-8") as lines:
+            yield lambda rows: lines.writelines(map(_line, rows))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -14,15 +14,17 @@ import polars as pl
 from hafvt.data.dataset import Dataset
 from hafvt.data.ids import id_text, visible_text
 from hafvt.data.lines import read_jsonl
+from hafvt.data.parquet import open_parquet
 from hafvt.data.readers import file_kind
 from hafvt.data.schema import read_interactions
 from hafvt.data.table_options import DEFAULT_OPTIONS, TableOptions
 from hafvt.data.times import parse_request_time
 from hafvt.errors import ArgumentError, HafvtError, InputError
-from hafvt.files import read_json
+from hafvt.files import explained_read_errors, read_json
 from hafvt.settings import Folder
 from hafvt.training.hub_download import local_folder
 
+ROWS_PER_BATCH = 10_000  # of Parquet that are in memory at a time
 MAX_LINE_BYTES = 2**24  # more than a million ids take
 TIME_OPTIONS = ("time_format", "time_zone")
 FIELDS = ("user_id", "history", "domain", "k", "exclude", "time")  # of a JSONL file of histories
@@ -72,7 +74,7 @@ def read_requests(
         InputError: a table is wrong. The returned function raises the errors of lines.
         HafvtError: a table comes without a domain, or JSONL of histories with `columns`.
     """
-    if isinstance(source, str | Path) and _has_histories(path := Path(source)):
+    if isinstance(source, str | Path) and has_histories(path := Path(source)):
         if columns:
             raise HafvtError(
                 "--columns names the columns of a table, but the file has histories with the fields user_id, "
@@ -112,13 +114,22 @@ def _has_history_column(source: Any) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield row number and object of each line of a JSONL file, one line in memory at a time."""
-    return read_jsonl(path, FIELDS, max_bytes=MAX_LINE_BYTES)
+    """Yield row number and fields of each history of a JSONL or Parquet file, a batch in memory at a time."""
+    if file_kind(path) == "jsonl":
+        yield from read_jsonl(path, FIELDS, max_bytes=MAX_LINE_BYTES)
+        return
+    with explained_read_errors(path, "write it again"):
+        frames, _ = open_parquet(path, FIELDS, batch_rows=ROWS_PER_BATCH)
+        yield from enumerate((fields for frame in frames for fields in frame.iter_rows(named=True)), start=1)
 
 
-def _has_histories(path: Path) -> bool:
-    """Return whether a file is JSONL whose first object has a history."""
-    return file_kind(path) == "jsonl" and "history" in next(_lines(path), (1, {}))[1]
+def has_histories(path: Path) -> bool:
+    """Return whether a file is JSONL whose first object has a history, or Parquet with a column of them."""
+    kind = file_kind(path)
+    if kind == "parquet":
+        with explained_read_errors(path, "write it again"):
+            return "history" in open_parquet(path, FIELDS, batch_rows=ROWS_PER_BATCH)[1]
+    return kind == "jsonl" and "history" in next(_lines(path), (1, {}))[1]
 
 
 def _parse_line(

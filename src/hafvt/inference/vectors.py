@@ -19,12 +19,12 @@ from hafvt.data.times import TimeLike, parse_request_time
 from hafvt.errors import ArgumentError, HafvtError
 from hafvt.files import atomic_file
 from hafvt.inference.added_items import feature_vectors, with_added_items
-from hafvt.inference.batch import batches
 from hafvt.inference.catalog import ItemCatalog
 from hafvt.inference.histories import HistoryRequest, read_requests
 from hafvt.inference.item_vectors import Float32
 from hafvt.inference.onnx_scorer import is_export
 from hafvt.inference.recommendations import ALL_DOMAINS
+from hafvt.inference.request_batches import batches
 from hafvt.inference.scorer import pad_histories, request_times
 from hafvt.ops.catalog_softmax import log_subtract_exp
 from hafvt.ops.tiles import MAX_SAFE_LOGIT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from hafvt import recommend, train
 from hafvt.data.dataset import Dataset
 from hafvt.errors import HafvtError, HafvtWarning, warn
 from hafvt.features.encode import encode
 from hafvt.features.encoders.classic import ClassicPictures
 from hafvt.features.modalities import MODALITIES
 from hafvt.parts import Part, Work, map_parts, ray_cluster
+from tests.conftest import write_small
 from tests.features.conftest import write_catalog, write_pictures
+from tests.inference.test_batch_parts import write_histories
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -126,3 +130,50 @@ def test_encode_on_ray_whose_worker_is_killed_writes_the_same_bytes_as_here(
     assert marker.exists()
     assert table_files(there) == table_files(here)
     assert sorted(path.name for path in (there.folder / "features").iterdir()) == ["image", "title"]
+
+
+def test_recommend_on_ray_writes_the_same_bytes_as_here(tmp_path: Path) -> None:
+    run = train("popularity", write_small(tmp_path / "data").folder, tmp_path / "run", test=False).folder
+    histories = write_histories(tmp_path / "histories")
+    options: Any = {"histories": histories, "domain": "d0", "time": 1_700_000_000}
+    summaries = [
+        recommend(run, **options, out=tmp_path / name, ray=ray) for name, ray in (("a", None), ("b", "local"))
+    ]
+    assert summaries[0].num_histories == summaries[1].num_histories == 9
+    here, there = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        for name in ("a", "b")
+    )
+    assert there == here
+    assert len(here) == 4
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from hafvt.parts import map_parts
+from tests.test_ray import number_parts, write_slowly
+map_parts("write", lambda: write_slowly, number_parts(Path(sys.argv[1]), 8), ray=sys.argv[2])
+"""
+
+
+def write_slowly(value: int, path: Path) -> None:
+    time.sleep(0.3)
+    path.write_text(str(value))
+
+
+def test_map_parts_on_ray_whose_driver_is_killed_continues(tmp_path: Path, cluster: Any) -> None:
+    address = cluster.get_runtime_context().gcs_address
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path]),
+    }
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), address]
+    with subprocess.Popen(command, env=environment) as driver:
+        while len(list(tmp_path.glob("*.txt"))) < 3:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    results = map_parts("write", lambda: write_slowly, number_parts(tmp_path, 8), ray="local")
+    assert 1 <= len(results) <= 5
+    assert [(tmp_path / f"{n}.txt").read_text() for n in range(8)] == [str(n) for n in range(8)]

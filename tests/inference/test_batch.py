@@ -15,7 +15,7 @@ from hafvt.data.dataset import replace_item_table
 from hafvt.data.table_options import TableOptions
 from hafvt.errors import ArgumentError, HafvtError, InputError
 from hafvt.files import sha256, write_json
-from hafvt.inference import batch
+from hafvt.inference import batch, request_batches
 from hafvt.inference.batch_writer import SCHEMA
 from hafvt.inference.histories import HistoryRequest, read_user_history
 from hafvt.inference.recommender import Recommender
@@ -56,7 +56,7 @@ def read(path):
 
 
 def test_recommend_file_equals_recommender(run, histories, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 3)
+    monkeypatch.setattr(request_batches, "MAX_BATCH_SIZE", 3)
     out = tmp_path / "out.jsonl"
     summary = recommend(run, histories=histories, domain="d0", k=3, out=out, exclude=["i5"])
     rows, recommender = read(out), Recommender.open(run)
@@ -177,7 +177,7 @@ def test_recommend_failure_keeps_existing_file(run, histories, tmp_path, name, m
     out = tmp_path / "out" / name
     out.parent.mkdir()
     out.write_text("before")
-    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 1)
+    monkeypatch.setattr(request_batches, "MAX_BATCH_SIZE", 1)
 
     def assert_unchanged():
         assert out.read_text() == "before"
@@ -209,7 +209,7 @@ def test_recommend_failure_keeps_existing_file(run, histories, tmp_path, name, m
 
 def test_recommend_checks_all_lines_before_scoring(run, histories, monkeypatch):
     histories.write_text(histories.read_text() + "{\n")
-    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 1)
+    monkeypatch.setattr(request_batches, "MAX_BATCH_SIZE", 1)
     monkeypatch.setattr(batch, "recommend_batch", lambda *_: pytest.fail("scoring began"))
     with pytest.raises(InputError, match="row 5"):
         recommend(run, histories=histories, domain="d0")
@@ -264,8 +264,8 @@ def test_recommend_command_prints_table_for_history_or_user(run, capsys):
 
 
 def test_batches_are_limited_by_histories_and_ids(monkeypatch):
-    monkeypatch.setattr(batch, "MAX_BATCH_SIZE", 4)
-    monkeypatch.setattr(batch, "MAX_BATCH_IDS", 100)
+    monkeypatch.setattr(request_batches, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(request_batches, "MAX_BATCH_IDS", 100)
     lengths = [1, 1, 1, 1, 1, 95, 1, 300, 1]
     requests = [HistoryRequest(str(n), ["i"] * length, "d", 5, []) for n, length in enumerate(lengths)]
     parts = list(batch.batches(iter(requests)))

@@ -148,7 +148,7 @@ def test_recommend_killed_anywhere_keeps_the_file(saved: Path, tmp_path: Path) -
             assert names(out) == {name}, step
             assert (out / name).stat().st_size > 100
 
-        imports = "from hafvt.inference import batch\nbatch.MAX_BATCH_SIZE = 2"
+        imports = "from hafvt.inference import batch, request_batches\nrequest_batches.MAX_BATCH_SIZE = 2"
         options = f"histories=root / 'h.jsonl', domain='d0', out=root / 'out' / '{name}'"
         action = f"batch.recommend(root / 'popularity', {options})"
         crash_before_each_operation(tmp_path, action, imports=imports, reset=reset, check=check)

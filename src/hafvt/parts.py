@@ -11,8 +11,8 @@ import shutil
 import socket
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +87,14 @@ def map_parts(
     missing = [part for part in parts if not exists(part.out)]
     done = sum(part.size for part in parts) - sum(part.size for part in missing)
     results = dict[str, Any]()
-    with progress(title, sum(part.size for part in parts), unit, done=done) as advance:
+    with (
+        ExitStack() as stack,
+        progress(title, sum(part.size for part in parts), unit, done=done) as advance,
+    ):
         outcomes = (
             _run_here(open_work, missing) if ray is None else _run_on_ray(ray, open_work, missing, use_gpus)
         )
+        stack.enter_context(closing(outcomes))  # after an error, the actors end
         for part, outcome in outcomes:
             for message in outcome.warnings:
                 warn(message)
@@ -101,7 +105,7 @@ def map_parts(
     return {part.name: results[part.name] for part in missing}
 
 
-def _run_here(open_work: Callable[[], Work], parts: Sequence[Part]) -> Iterator[tuple[Part, PartResult]]:
+def _run_here(open_work: Callable[[], Work], parts: Sequence[Part]) -> Generator[tuple[Part, PartResult]]:
     """Yield the outcome of each part, done in this process."""
     work = open_work() if parts else None
     for part in parts:
@@ -154,7 +158,7 @@ class Worker:
 
 def _run_on_ray(
     address: str, open_work: Callable[[], Work], parts: Sequence[Part], use_gpus: bool
-) -> Iterator[tuple[Part, PartResult]]:
+) -> Generator[tuple[Part, PartResult]]:
     """Yield the outcome of each part, done by actors of a Ray cluster, in the order in which they end."""
     with ray_cluster(address) as ray:
         resources = ray.cluster_resources()

@@ -68,15 +68,15 @@ def list_files(source: str) -> list[SourceFile]:
         ]
     with _file_system(source) as (files_at, path):
         is_pattern = any(sign in path for sign in "*?[")
-        found = files_at.glob(path, detail=True) if is_pattern else files_at.find(path, detail=True)
-        root = _pattern_root(path) if is_pattern or list(found) == [path] else path
+        entries = files_at.glob(path, detail=True) if is_pattern else files_at.find(path, detail=True)
+        root = _pattern_root(path) if is_pattern or list(entries) == [path] else path
         return [
             SourceFile(
                 PurePosixPath(name).relative_to(root).as_posix(),
                 files_at.unstrip_protocol(name),
                 [str(info.get("size")), str(next((info[f] for f in VERSION_FIELDS if info.get(f)), ""))],
             )
-            for name, info in sorted(found.items())
+            for name, info in sorted(entries.items())
             if info["type"] == "file" and not PurePosixPath(name).name.startswith((".", "_"))
         ]
 

@@ -66,18 +66,18 @@ def test_recommend_folder_equals_the_recommendations_for_each_file(run, historie
 def test_recommend_folder_again_writes_only_what_is_missing_or_changed(run, histories, tmp_path, protocol):
     out = tmp_path / "out"
 
-    def again():
+    def recommend_once():
         return recommend(run, histories=f"{protocol}{histories}", domain="d0", out=f"{protocol}{out}")
 
-    again()
+    recommend_once()
     first = files(out)
     (out / "a.jsonl").unlink()
     (out / "c.parquet").write_bytes(b"kept")
-    summary = again()
+    summary = recommend_once()
     assert (summary.num_files, summary.num_earlier_files, summary.num_histories) == (3, 2, 3)
     assert files(out) == {**first, "c.parquet": b"kept"}
     os.utime(histories / "c.parquet", ns=(1, 1))
-    again()
+    recommend_once()
     assert {name: content for name, content in files(out).items() if name != "_job.json"} == {
         name: content for name, content in first.items() if name != "_job.json"
     }

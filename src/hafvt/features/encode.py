@@ -179,6 +179,9 @@ def _encode_modality(
         map_parts(f"{name} {spec}", lambda: work, parts, unit="items")
     else:
         root = data.image_root.absolute() if data.image_root else None
+        kind, colon, argument = spec.partition(":")
+        if colon and Path(argument).is_dir():  # workers have other working folders
+            options = f"{kind}:{Path(argument).absolute()}", *options[1:]
         open_work = partial(open_part_encoder, name, MODALITIES[name], options, root, batch_size)
         uses_device = "device" in encoder.settings and options[1].startswith("cuda")
         map_parts(f"{name} {spec}", open_work, parts, unit="items", ray=ray, use_gpus=uses_device)

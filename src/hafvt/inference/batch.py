@@ -168,7 +168,7 @@ def recommend(
             raise ArgumentError(f"--out {target} is the file of histories: name another file")
     if histories is None or many_files:
         source = "files of histories" if many_files else "--history" if user is None else "--user"
-        refuse_table_options(columns, table_options, source)
+        refuse_table_options(columns, DEFAULT_OPTIONS if many_files else table_options, source)
     request_time = parse_request_time(time, table_options.time_format, table_options.time_zone)
     one_history = id_texts([] if history is None else history, "--history")
     exclude_ids = id_texts([] if exclude is None else exclude, "--exclude")

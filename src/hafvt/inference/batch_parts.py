@@ -84,11 +84,16 @@ def recommend_parts(
     with output_file(f"{out.rstrip('/')}/{JOB}") as temporary:
         content = {"settings": settings, "time": options.defaults.time, "inputs": earlier | versions}
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    parts = [Part(file.path, file.path, path) for file, path in zip(files, outs, strict=True)]
     if ray is None:
+        parts = [Part(file.path, file.path, path) for file, path in zip(files, outs, strict=True)]
         results = map_parts("recommend", lambda: part_function(recommender, options), parts, unit="files")
     else:
+        # Workers have other working folders.
         folder, moved = run.absolute(), None if data is None else Path(data).absolute()
+        parts = [
+            Part(file.path, _absolute(file.path), _absolute(path))
+            for file, path in zip(files, outs, strict=True)
+        ]
         results = map_parts(
             "recommend",
             lambda: part_function(Recommender.open(folder, moved, threads=1), options),
@@ -128,6 +133,11 @@ def part_function(recommender: Recommender, options: PartOptions) -> Work:
         return summary
 
     return recommend_file
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of a local file, or an address."""
+    return path if is_remote(path) else str(Path(path).absolute())
 
 
 def _output_name(name: str) -> str:

@@ -2,9 +2,10 @@
 
     python benchmarks/ray_jobs.py --export exports/hafvt
 
-Pictures are noise, encoded by `classic`; histories are random items of the export, in 16 files of JSONL. Ray
-starts once, before the first measurement. Both ways run in turn, `--repeats` times; the median counts, as the
-machine may have other work, whose load is recorded. Compares the files of both. Writes results/ray_jobs.*
+Pictures are noise, encoded by `classic`; histories are random items of the export, in JSONL. The start of
+Ray and of its workers is not counted, see `compare`. Both ways run in turn, `--repeats` times; the median
+counts, as the machine may have other work, whose load is recorded. Compares the files of both ways.
+Writes results/ray_jobs.md and .json.
 """
 
 from __future__ import annotations
@@ -30,28 +31,33 @@ from hafvt.parts import ray_cluster
 from hafvt.tables import markdown_table
 
 CPUS = 2
-NUM_FILES = 16
+NUM_ITEMS, NUM_HISTORIES = (512, 2_560), (1_000, 9_000)  # the smaller one gives each worker one part
+FILE_HISTORIES = 500
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--export", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=3_000)
-    parser.add_argument("--histories", type=int, default=16_000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(CPUS)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's 15 would measure the other work of a busy machine
     with tempfile.TemporaryDirectory() as temporary, ray_cluster("local", num_cpus=CPUS):
         folder = Path(temporary)
-        data = write_dataset(folder, options.items)
-        histories, domain = write_histories(folder / "histories", options.export, options.histories)
+        datasets = {size: write_dataset(folder / f"items-{size}", size) for size in NUM_ITEMS}
+        sources = {
+            size: write_histories(folder / f"histories-{size}", options.export, size)
+            for size in NUM_HISTORIES
+        }
 
-        def encode_pictures(ray: str | None) -> dict[str, bytes]:
+        def encode_pictures(size: int, ray: str | None) -> dict[str, bytes]:
+            data = datasets[size]
             shutil.rmtree(data / "features", ignore_errors=True)
             encode(data, image="classic", ray=ray)
             return files(data / "features")
 
-        def recommend_items(ray: str | None) -> dict[str, bytes]:
+        def recommend_items(size: int, ray: str | None) -> dict[str, bytes]:
+            histories, domain = sources[size]
             shutil.rmtree(folder / "out", ignore_errors=True)
             now = 1_767_225_600
             recommend(
@@ -60,15 +66,15 @@ def main() -> None:
             return files(folder / "out")
 
         rows = [
-            compare("encode pictures (classic)", options.items, encode_pictures, options.repeats),
-            compare("recommend from an export", options.histories, recommend_items, options.repeats),
+            compare("encode pictures (classic)", NUM_ITEMS, encode_pictures, options.repeats),
+            compare("recommend from an export", NUM_HISTORIES, recommend_items, options.repeats),
         ]
     write(rows)
 
 
 def write_dataset(folder: Path, num_items: int) -> Path:
     """Returns the folder of a dataset whose items have pictures of noise, 256 pixels a side."""
-    (folder / "pictures").mkdir()
+    (folder / "pictures").mkdir(parents=True)
     random = np.random.default_rng(0)
     for item in range(num_items):
         pixels = random.integers(0, 255, (32, 32, 3)).astype(np.uint8)
@@ -95,8 +101,8 @@ def write_histories(folder: Path, export: Path, count: int) -> tuple[Path, str]:
     """Returns a folder with files of random histories of an export's items, and its first domain."""
     folder.mkdir()
     ids, random = pl.read_parquet(export / "items.parquet")["item_id"].to_list(), np.random.default_rng(0)
-    for file in range(NUM_FILES):
-        lengths = random.integers(1, 40, size=count // NUM_FILES)
+    for file in range(count // FILE_HISTORIES):
+        lengths = random.integers(1, 40, size=FILE_HISTORIES)
         lines = [
             json.dumps({"history": [ids[i] for i in random.integers(len(ids), size=n)]}) for n in lengths
         ]
@@ -110,16 +116,19 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def compare(
-    work: str, size: int, run: Callable[[str | None], dict[str, bytes]], repeats: int
+    work: str, sizes: tuple[int, int], run: Callable[[int, str | None], dict[str, bytes]], repeats: int
 ) -> dict[str, str | float | bool]:
-    """Returns the medians of both ways, each of which has run once before."""
-    outputs = [run(None), run("local")]
+    """Returns the rates of both ways, without start: the additional work divided by its additional time."""
+    outputs = [run(sizes[0], None), run(sizes[0], "local")]
     seconds: dict[str | None, list[float]] = {None: [], "local": []}
     for _ in range(repeats):
         for ray, times in seconds.items():
-            start = time.perf_counter()
-            run(ray)
-            times.append(time.perf_counter() - start)
+            marks = [time.perf_counter()]
+            for size in sizes:
+                run(size, ray)
+                marks.append(time.perf_counter())
+            times.append((marks[2] - marks[1]) - (marks[1] - marks[0]))
+    size = sizes[1] - sizes[0]
     here, there = (statistics.median(times) for times in seconds.values())
     row = {
         "work": work,

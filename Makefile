@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 
 EXTRAS := encode,compare,serve,redis,export,index,track,mlflow,wandb,hub,tune,cluster
 
-.PHONY: demo test test-all test-lowest test-newest lint format docs linkcheck figures dist bench clean
+.PHONY: demo test test-all test-lowest test-newest lint format docs linkcheck figures dist dist-extras bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,14 @@ dist: $(VENV)/.ready
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)" dist/*.whl
 	cd build/wheel && bin/python -I ../../tests/try_wheel.py
+
+# Tries the wheel with each extra alone, each in an environment of its own.
+dist-extras: dist
+	@for extra in $$(sed -n '/^\[project.optional/,/^$$/s/^\([a-z]*\) =.*/\1/p' pyproject.toml); do \
+		rm -rf build/extra && $(PYTHON) -m venv build/extra && \
+		build/extra/bin/python -m pip install --quiet --constraint constraints.txt "$(TORCH)" "$$(ls dist/*.whl)[$$extra]" && \
+		(cd build/extra && bin/python -I ../../tests/try_wheel.py $$extra ..) || exit 1; \
+	done
 
 # The peers get environments of their own under WORK; SHARED holds the real data. Takes a day, of which
 # study.py and tuned.py make only what is not among their committed results.

@@ -62,7 +62,7 @@ def percent(value: float, digits: int = 2) -> str:
 
 def by_first_column(rows: list[list[str]]) -> list[list[str]]:
     """Return the rows with the highest first figure first; rows without it come last."""
-    return sorted(rows, key=lambda row: -float(row[1].rstrip("* ") or -1))
+    return sorted(rows, key=lambda row: -float(row[1].rstrip("*† ") or -1))
 
 
 def compared() -> dict[str, Any]:
@@ -77,20 +77,25 @@ def comparison() -> str:
     for data in results:
         header += [f"{DATA[data]}: MRR", "HR@10"]
     rows = []
+    entries = [entry for models in results.values() for entry in models.values()]
+    most = max(entry["trials"] for entry in entries)
     for model in dict.fromkeys(name for models in results.values() for name in models):
         row = [NAMES.get(model, model)]
         for models in results.values():
             entry = models.get(model)
-            star = "" if entry is None or entry["converged"] else "*"
-            row += ["", ""] if entry is None else [percent(entry["MRR"]) + star, percent(entry["HR@10"])]
+            if entry is None:
+                row += ["", ""]
+                continue
+            mark = "*" * (not entry["converged"]) + "†" * (entry["trials"] < most)
+            row += [percent(entry["MRR"]) + mark, percent(entry["HR@10"])]
         rows.append(row)
-    stopped = any(not entry["converged"] for models in results.values() for entry in models.values())
+    stopped = any(not entry["converged"] for entry in entries)
+    untuned = any(entry["trials"] < most for entry in entries)
     notes = (
         "Test figures in %, mean of two domains, one seed. A target's candidates are all items of its domain "
     )
-    trials = sorted({entry["trials"] for models in results.values() for entry in models.values()})
-    notes += "that the user has not chosen before. Settings tried by model, the first of width 64: "
-    notes += f"{' or '.join(map(str, trials))}."
+    notes += f"that the user has not chosen before. Best of {most} settings by validation."
+    notes += " † One setting, of width 64." * untuned
     notes += " Goods have dates, which HAF-VT and the popularity of the last days use. Films have none."
     notes += " * The time limit ended this training before it converged." * stopped
     described = "; ".join(DESCRIPTIONS[data] for data in results)

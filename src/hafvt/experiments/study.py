@@ -88,11 +88,11 @@ def verify_study(study: optuna.Study, task: TuningTask, storage: StudyStorage) -
         HafvtError: the file is damaged, or a setting or a validation differs from that of the run.
     """
     remedy = "restore it, or search in another folder"
-    if not study.get_trials(deepcopy=False) and any((task.out / "trials").glob("*")):
-        raise HafvtError(f"{storage.label} does not hold the trials of {task.out / 'trials'}: {remedy}")
-    if storage.url is not None:
-        return
     try:
+        if not study.get_trials(deepcopy=False) and any((task.out / "trials").glob("*")):
+            raise HafvtError(f"{storage.label} does not hold the trials of {task.out / 'trials'}: {remedy}")
+        if storage.url is not None:
+            return
         with closing(sqlite3.connect(storage.label)) as connection:
             (problem,) = connection.execute("PRAGMA integrity_check").fetchone()
         if problem != "ok":

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from optuna.storages import RDBStorage
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 
 from hafvt.errors import HafvtError
 from hafvt.experiments import study_storage
+from hafvt.experiments.study import verify_study
 from hafvt.experiments.study_storage import StudyStorage
 from hafvt.experiments.tune import tune
 from tests.experiments.test_tune import fake_training, outcomes, start_search, wait_for
@@ -137,3 +139,14 @@ def test_tune_with_a_wrong_storage_names_the_option(small, tmp_path, url, messag
         tune("sasrec", small, tmp_path / "out", trials=1, storage=url)
     assert "--storage" in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+def test_error_of_a_server_is_not_called_damage(tmp_path):
+    class UnreachableStudy:
+        def get_trials(self, **options):
+            raise ConnectionError("the server has gone")
+
+    with pytest.raises(ConnectionError):
+        verify_study(
+            UnreachableStudy(), SimpleNamespace(out=tmp_path), StudyStorage(tmp_path, "grpc://localhost:1")
+        )

@@ -108,6 +108,8 @@ def verify_study(study: optuna.Study, task: TuningTask, storage: StudyStorage) -
     except (HafvtError, SQLAlchemyError, optuna.exceptions.StorageInternalError):
         raise
     except Exception as error:  # Optuna raises many types for damaged values
+        if storage.url is not None:  # it may be of a server, see `StudyStorage.explained_errors`
+            raise
         reason = " ".join(str(error).split())[:200]
         raise HafvtError(f"{storage.label} is damaged ({reason}): {remedy}") from None
 

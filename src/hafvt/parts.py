@@ -12,7 +12,7 @@ import socket
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,14 +87,13 @@ def map_parts(
     missing = [part for part in parts if not exists(part.out)]
     done = sum(part.size for part in parts) - sum(part.size for part in missing)
     results = dict[str, Any]()
+    outcomes = (
+        _run_here(open_work, missing) if ray is None else _run_on_ray(ray, open_work, missing, use_gpus)
+    )
     with (
-        ExitStack() as stack,
+        closing(outcomes),  # after an error, the actors end
         progress(title, sum(part.size for part in parts), unit, done=done) as advance,
     ):
-        outcomes = (
-            _run_here(open_work, missing) if ray is None else _run_on_ray(ray, open_work, missing, use_gpus)
-        )
-        stack.enter_context(closing(outcomes))  # after an error, the actors end
         for part, outcome in outcomes:
             for message in outcome.warnings:
                 warn(message)

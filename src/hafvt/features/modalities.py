@@ -13,7 +13,7 @@ from hafvt.features.encoders.classic import ClassicPictures, ClassicTitles
 from hafvt.features.encoders.clip import ClipPictures, ClipTitles
 from hafvt.features.encoders.sentence import SentenceTitles
 from hafvt.features.images import decode_picture, open_picture
-from hafvt.features.remote_images import is_remote, read_remote
+from hafvt.features.remote_images import is_picture_address, read_remote
 
 
 class Modality(NamedTuple):
@@ -33,7 +33,9 @@ class Modality(NamedTuple):
 
 def load_picture(value: str, image_root: Path | None) -> Any:
     """Return the RGB picture at a path or an address of the item table."""
-    return decode_picture(read_remote(value)) if is_remote(value) else open_picture(image_root, value)
+    return (
+        decode_picture(read_remote(value)) if is_picture_address(value) else open_picture(image_root, value)
+    )
 
 
 def load_text(value: str, image_root: Path | None) -> str:

@@ -19,7 +19,7 @@ PACKAGES = {
 }  # other protocols of fsspec, such as file://, are not for item tables
 
 
-def is_remote(value: str) -> bool:
+def is_picture_address(value: str) -> bool:
     """Return whether a cell of the item table is an address, and no path."""
     return re.match(r"(?i)(https?|s3|gs)://", value) is not None
 

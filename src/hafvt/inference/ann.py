@@ -44,6 +44,7 @@ MIN_PROBES = 8  # cells that are probed at least
 SAMPLE_SIZE = 32_768  # items of the sample for the denominators, about
 POINTS_PER_CELL = 64  # items by which faiss finds the mean of a cell
 ROW_CHUNK = 65_536  # items whose vectors are read at a time
+NO_FACTORS = ScoreFactors(1.0, 0.0)  # of scores that are dot products
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,6 @@ def index(
         write_index(temporary, indexes, manifest)
         mib = sum(path.stat().st_size for path in temporary.iterdir()) / 2**20
     return IndexSummary(reports, seconds, mib, peak_memory_gib(), folder)
-
-
-NO_FACTORS = ScoreFactors(1.0, 0.0)
 
 
 def build_domain(

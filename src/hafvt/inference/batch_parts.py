@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from hafvt.parts import Part, Work, map_parts
 from hafvt.remote import exists, is_remote, list_files, local_copy, output_file, remove
 
 JOB = "_job.json"  # programs that read folders of tables leave out names with an underscore
-SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
+HISTORY_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
 
 
 class PartOptions(NamedTuple):
@@ -57,7 +59,7 @@ def recommend_parts(
         HafvtError: there are no files, the folder has recommendations with other options, or a file is wrong.
     """
     run = Path(recommender)
-    files = [file for file in list_files(histories) if file.name.lower().endswith(SUFFIXES)]
+    files = [file for file in list_files(histories) if file.name.lower().endswith(HISTORY_SUFFIXES)]
     if not files:
         raise HafvtError(f"{histories} has no file of histories: give .jsonl (.gz, .zst) or .parquet files")
     outs = [f"{out.rstrip('/')}/{_output_name(file.name)}" for file in files]
@@ -84,27 +86,22 @@ def recommend_parts(
     with output_file(f"{out.rstrip('/')}/{JOB}") as temporary:
         content = {"settings": settings, "time": options.defaults.time, "inputs": earlier | versions}
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if ray is None:
-        parts = [Part(file.path, file.path, path) for file, path in zip(files, outs, strict=True)]
-        results = map_parts("recommend", lambda: part_function(recommender, options), parts, unit="files")
-    else:
-        # Workers have other working folders.
+    place: Callable[[str], str] = str
+    open_function = partial(part_function, recommender, options)
+    if ray is not None:  # workers have other working folders
         folder, moved = run.absolute(), None if data is None else Path(data).absolute()
-        parts = [
-            Part(file.path, _absolute(file.path), _absolute(path))
-            for file, path in zip(files, outs, strict=True)
-        ]
-        results = map_parts(
-            "recommend",
-            lambda: part_function(Recommender.open(folder, moved, threads=1), options),
-            parts,
-            unit="files",
-            ray=ray,
-        )
+        place, open_function = _absolute, partial(open_part_function, folder, moved, options)
+    parts = [Part(file.path, place(file.path), place(path)) for file, path in zip(files, outs, strict=True)]
+    results = map_parts("recommend", open_function, parts, unit="files", ray=ray)
     summary = BatchSummary(out, num_files=len(files), num_earlier_files=len(files) - len(results))
     for result in results.values():
         summary.merge(result)
     return summary
+
+
+def open_part_function(folder: Path, data: Path | None, options: PartOptions) -> Work:
+    """Return the function of a worker, which opens the model."""
+    return part_function(Recommender.open(folder, data, threads=1), options)
 
 
 def part_function(recommender: Recommender, options: PartOptions) -> Work:
@@ -143,7 +140,7 @@ def _absolute(path: str) -> str:
 def _output_name(name: str) -> str:
     """Return the name of the file that a file of histories becomes: of Parquet Parquet, else plain JSONL."""
     lowered = name.lower()
-    suffix = next(suffix for suffix in SUFFIXES[::-1] if lowered.endswith(suffix))
+    suffix = next(suffix for suffix in HISTORY_SUFFIXES if lowered.endswith(suffix))
     return name[: -len(suffix)] + (".parquet" if suffix == ".parquet" else ".jsonl")
 
 

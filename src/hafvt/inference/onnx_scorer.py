@@ -115,22 +115,26 @@ class OnnxScorer:
     @cached_property
     def _score_sessions(self) -> list[Any]:
         """The graphs that score all items, by domain; with an index, the first use opens them."""
-        return [self._session(f"scores{index}.onnx") for index in range(len(self.domains))]
+        return self._sessions("scores")
 
     @cached_property
     def _query_sessions(self) -> list[Any]:
         """The graphs of branches, by domain."""
-        return [self._session(f"{QUERY_GRAPHS}{index}.onnx") for index in range(len(self.domains))]
+        return self._sessions(QUERY_GRAPHS)
 
     @cached_property
     def _row_sessions(self) -> list[Any]:
         """The graphs of item vectors, by domain."""
-        return [self._session(f"{ROW_GRAPHS}{index}.onnx") for index in range(len(self.domains))]
+        return self._sessions(ROW_GRAPHS)
 
     @cached_property
     def _explain_sessions(self) -> list[Any]:
         """The graphs that explain, by domain; the first explanation opens them."""
-        return [self._session(f"explain{index}.onnx") for index in range(len(self.domains))]
+        return self._sessions("explain")
+
+    def _sessions(self, kind: str) -> list[Any]:
+        """Open the graphs of a kind, by domain."""
+        return [self._session(f"{kind}{index}.onnx") for index in range(len(self.domains))]
 
     def _session(self, name: str) -> Any:
         """Open a graph; raise HafvtError if onnxruntime is missing or cannot run it."""

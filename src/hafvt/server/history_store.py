@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -182,8 +183,13 @@ def _parse(entry: str) -> Event | None:
     return Event(match[2], int(match[1])) if match and len(match[2]) <= MAX_ID_LENGTH else None
 
 
+def history_store_url(option: str | None) -> str:
+    """Return the store that `hafvt serve --history-store` names, or else the environment; default: memory."""
+    return option or os.environ.get(HISTORY_STORE_VARIABLE) or "memory"
+
+
 def open_history_store(url: str) -> HistoryStore:
-    """Return the store of `hafvt serve --history-store`.
+    """Return a store, see `history_store_url`.
 
     Raises:
         HafvtError: there is no such store, or a package is missing.

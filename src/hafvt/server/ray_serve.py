@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hafvt.errors import missing_package
 from hafvt.server.app import create_app
-from hafvt.server.history_store import HISTORY_STORE_VARIABLE, open_history_store
+from hafvt.server.history_store import history_store_url, open_history_store
 from hafvt.server.manager import ModelSource
 from hafvt.server.middleware import API_KEY_VARIABLE
 
@@ -55,7 +55,7 @@ class Settings(BaseModel):
 def build(settings: Settings) -> Any:
     """Return the application; HAFVT_API_KEY and HAFVT_HISTORY_STORE are read here, not by the replicas."""
     api_key = os.environ.get(API_KEY_VARIABLE)
-    store = settings.history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory"
+    store = history_store_url(settings.history_store)
 
     def build_app() -> FastAPI:
         """Return the application of one replica."""

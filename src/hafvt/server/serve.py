@@ -72,7 +72,7 @@ def serve(
     try:
         from hafvt.server.app import create_app
         from hafvt.server.connections import make_server
-        from hafvt.server.history_store import HISTORY_STORE_VARIABLE, open_history_store
+        from hafvt.server.history_store import history_store_url, open_history_store
         from hafvt.server.manager import ModelSource
         from hafvt.server.middleware import API_KEY_VARIABLE
     except ModuleNotFoundError as error:
@@ -84,7 +84,7 @@ def serve(
     for origin in cors_origins or ():
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ArgumentError(f"--cors-origins: {origin!r} is no origin: give it as https://shop.example")
-    store_url = history_store or os.environ.get(HISTORY_STORE_VARIABLE) or "memory"
+    store_url = history_store_url(history_store)
     asyncio.run(check_and_close(open_history_store(store_url)))  # that of the server needs its event loop
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("hafvt.server").setLevel(logging.INFO)

@@ -14,6 +14,12 @@ from hafvt.models import find_model
 from hafvt.models.hyperparameters import ModelConfig
 from hafvt.settings import Count, PositiveCount, Seed
 
+RUN_FILES = (
+    *("config.yaml", "metrics.jsonl", "checkpoint", "catalog", "added_items", "index", "cold"),
+    *("ranks.parquet", "results.json", "report.html", "tensorboard", "tracking.json"),
+    *("test-*", "valid", "valid-*"),  # results of `evaluate`
+)
+"""What commands write into the folder of a run, beside model.json and the weights."""
 Precision = Literal["auto", "bf16", "fp32"]
 Schedule = Literal["constant", "linear", "cosine"]
 LearningRate = Annotated[float, Field(gt=0, le=100)]

@@ -30,7 +30,7 @@ from hafvt.models.hyperparameters import ModelConfig, validate_config
 from hafvt.ops.shards import Shard
 from hafvt.settings import Folder
 from hafvt.training.checkpoint import load_checkpoint, unpack
-from hafvt.training.config import validation_key
+from hafvt.training.config import RUN_FILES, validation_key
 from hafvt.training.hub_download import local_folder
 
 FORMAT = 3
@@ -39,15 +39,8 @@ RENAMED_PARAMETERS = {"request_time": "use_request_date"}
 """Hyperparameters of runs of format 2 with their new names."""
 REMEDY = "continue the training with hafvt train ... --resume, or train the model again in another folder"
 
-RUN_FOLDER = FolderKind(
-    "a run",
-    "",  # an interrupted training has no model.json
-    (
-        *("config.yaml", "metrics.jsonl", "checkpoint", "model.json", "model*.safetensors", "catalog"),
-        *("ranks.parquet", "results.json", "report.html", "tensorboard", "tracking.json"),
-        *("added_items", "index", "cold", "test-*", "valid", "valid-*"),
-    ),
-)
+# An interrupted training has no model.json.
+RUN_FOLDER = FolderKind("a run", "", ("model.json", "model*.safetensors", *RUN_FILES))
 """What commands write into the folder of a run."""
 
 

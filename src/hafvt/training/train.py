@@ -17,6 +17,7 @@ from hafvt.processes import num_processes, process_index
 from hafvt.settings import Count, Device, Devices, Folder, OutFolder, PositiveCount, Seed, check_arguments
 from hafvt.training.callbacks import Callback
 from hafvt.training.config import (
+    RUN_FILES,
     EmaDecay,
     LearningRate,
     PositiveUsers,
@@ -33,15 +34,7 @@ from hafvt.training.loggers import Logger
 if TYPE_CHECKING:
     from hafvt.training.run import Run
 
-RUN_FOLDER = FolderKind(
-    "a finished run",
-    "model.json",
-    (
-        *("config.yaml", "metrics.jsonl", "checkpoint", "catalog", "added_items", "index", "cold"),
-        *("ranks.parquet", "results.json", "report.html", "tensorboard", "tracking.json"),
-        *("test-*", "valid", "valid-*"),  # results of `evaluate`
-    ),
-)
+RUN_FOLDER = FolderKind("a finished run", "model.json", RUN_FILES)
 
 
 @check_arguments

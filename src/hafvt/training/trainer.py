@@ -192,10 +192,10 @@ class Trainer:
                 if log is not None:
                     log.write(state.log[-1])
                 state.batch, state.loss_sum = 0, 0.0
-                # With the long timeout, as process 0 may have written the best weights.
                 called_at = time.monotonic()
                 stops = [bool(callback.on_epoch_end(state.epoch, state.log[-1])) for callback in callbacks]
                 self.started_at += time.monotonic() - called_at
+                # With the long timeout, as process 0 may have written the best weights.
                 is_due, is_stopped = map(
                     bool, all_reduce_sum([self.is_checkpoint_due(0.0), any(stops)], long_timeout=True)
                 )

@@ -39,15 +39,23 @@ def cluster() -> Iterator[Any]:
             yield ray
 
 
+def wait_for_file(path: Path) -> None:
+    """Return once a file is there."""
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def write(value: int, path: Path) -> tuple[int, int]:
-    """Write a number; the first call for 3 ends its process."""
+    """Write a number. The first call for 3 ends its process; that for 5 waits for 6, by another process."""
     marker = path.with_name("killed")
     if value == 3 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if value == 4:
         warn("four: choose another number")
-    time.sleep(0.05)
+    if value == 5:
+        wait_for_file(path.with_name("6.txt"))
     path.write_text(str(value))
     return value, os.getpid()
 

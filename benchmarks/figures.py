@@ -204,8 +204,9 @@ def million() -> str:
         f"{markdown_table(header, rows)}\n"
         f"Building the index took {results['index']['seconds']:.0f} s; it has "
         f"{results['index']['mib']:.0f} MiB and a recall@10 of {recall} in the two domains. "
-        f"`hafvt serve` answered {served['per_second']:.0f} requests per second of {served['clients']} clients "
-        f"on the same machine, 99 % of them within {served['milliseconds']['p99']:.0f} ms, with "
+        f"`hafvt serve` answered {served['per_second']:.0f} requests per second of "
+        f"{served['clients']} clients on the same machine, 99 % of them within "
+        f"{served['milliseconds']['p99']:.0f} ms, with "
         f"{served['server_cores']:.1f} of {results['machine']['cores']} cores and "
         f"{served['cpu_ms']:.1f} ms of processor time for a request."
     )
